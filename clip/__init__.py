@@ -1,0 +1,44 @@
+"""Image–text pairs for Keras 3: towers, contrastive losses, tokenizer and zero-shot head.
+
+Names are imported when first used, so that the table of pairs can be read without Keras.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clip.losses import clip_loss, siglip_loss
+    from clip.model import CLIP, create_clip
+    from clip.prompts import CLASS_NAMES, TEMPLATES
+    from clip.tokenizer import Tokenizer, tokenize
+    from clip.towers.convnext import create_convnext_tower
+    from clip.towers.text import create_text_tower
+    from clip.towers.vit import create_vit_tower
+    from clip.variants import VARIANTS, ConvNeXt, Pair, Text, ViT, canonical_name, flops, parameters
+    from clip.zero_shot import class_matrix, zero_shot_classifier
+
+_MODULES = {
+    "clip.layers": ("SelfAttention",),
+    "clip.losses": ("clip_loss", "siglip_loss"),
+    "clip.model": ("CLIP", "create_clip"),
+    "clip.prompts": ("CLASS_NAMES", "TEMPLATES"),
+    "clip.tokenizer": ("Tokenizer", "tokenize"),
+    "clip.towers.convnext": ("create_convnext_tower",),
+    "clip.towers.text": ("create_text_tower",),
+    "clip.towers.vit": ("create_vit_tower",),
+    "clip.variants": ("VARIANTS", "ConvNeXt", "Pair", "Text", "ViT", "canonical_name", "flops", "parameters"),
+    "clip.zero_shot": ("class_matrix", "zero_shot_classifier"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

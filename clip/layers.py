@@ -1,0 +1,234 @@
+"""What CLIP's towers and the pair are made of: attention block, QuickGELU, embeddings, L2 normalise, logit scale."""
+
+import math
+
+import keras
+from keras import layers, ops
+
+from convnext import Dense, Normal
+
+PACKAGE = "convnext_clip_zoo"
+LAYER_NORM_EPSILON = 1e-5
+EOT_ID = 49407
+MAX_LOGIT_SCALE = math.log(100.0)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+def quick_gelu(x):
+    """x · sigmoid(1.702 x), the approximation OpenAI's own weights were trained with."""
+    return x * ops.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": quick_gelu}  # keras' "gelu" by name is the exact one
+
+
+def resolve_activation(name):
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}.")
+    return ACTIVATIONS[name]
+
+
+def l2_normalize(x):
+    """x / ‖x‖₂ over the last axis, in float32 at least: (…, D) → (…, D)."""
+    x = ops.cast(x, "float32") if keras.backend.standardize_dtype(x.dtype) != "float64" else x
+    squares = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    return x / ops.sqrt(ops.maximum(squares, 1e-24))
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SelfAttention(layers.Layer):
+    """Multi-head self-attention with one fused projection to queries, keys and values, as in the checkpoints.
+
+    Args:
+        num_heads: must divide the width W.
+        causal: a token sees itself and the tokens before it.
+        in_stddev, out_stddev: of the kernels' normal initialisers.
+
+    Input and output (B, L, W). Sublayers: in_proj (W → 3W, q | k | v) and out_proj (W → W).
+    """
+
+    def __init__(self, num_heads, causal=False, in_stddev=0.02, out_stddev=0.02, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.causal = causal
+        self.in_stddev = in_stddev
+        self.out_stddev = out_stddev
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        if width % self.num_heads:
+            raise ValueError(
+                f"The width must be a multiple of num_heads, got width {width}, {self.num_heads} heads."
+            )
+        project = {"dtype": self.dtype_policy}
+        self.in_proj = Dense(3 * width, kernel_initializer=Normal(self.in_stddev), name="in_proj", **project)
+        self.out_proj = Dense(width, kernel_initializer=Normal(self.out_stddev), name="out_proj", **project)
+        self.in_proj.build(input_shape)
+        self.out_proj.build(input_shape)
+
+    def call(self, inputs):
+        length, width = ops.shape(inputs)[1], inputs.shape[-1]
+        heads = ops.reshape(self.in_proj(inputs), (-1, length, 3, self.num_heads, width // self.num_heads))
+        query, key, value = (heads[:, :, i] for i in range(3))  # each (B, L, heads, W / heads)
+        x = ops.dot_product_attention(query, key, value, is_causal=self.causal)
+        return self.out_proj(ops.reshape(x, (-1, length, width)))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        own = {key: getattr(self, key) for key in ("num_heads", "causal", "in_stddev", "out_stddev")}
+        return {**super().get_config(), **own}
+
+
+def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name):
+    """(B, L, W) → same: pre-norm attention, then the MLP (arXiv:2103.00020, section 2.4).
+
+    `depth` is the number of blocks: it sets the scale at which the residual branches start.
+    """
+    width = x.shape[-1]
+    in_stddev, out_stddev = width**-0.5, width**-0.5 * (2 * depth) ** -0.5
+    y = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name=f"{name}_ln_1")(x)
+    y = SelfAttention(num_heads, causal, in_stddev, out_stddev, name=f"{name}_attn")(y)
+    x = layers.Add(name=f"{name}_add_1")([x, y])
+    y = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name=f"{name}_ln_2")(x)
+    y = Dense(hidden, kernel_initializer=Normal((2 * width) ** -0.5), name=f"{name}_mlp_c_fc")(y)
+    y = layers.Activation(resolve_activation(activation), name=f"{name}_mlp_gelu")(y)
+    y = Dense(width, kernel_initializer=Normal(out_stddev), name=f"{name}_mlp_c_proj")(y)
+    return layers.Add(name=f"{name}_add_2")([x, y])
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class PositionalEmbedding(layers.Layer):
+    """Adds a learned vector for each position: (B, L, W) → same, for any L up to `length`.
+
+    Args:
+        length: positions there are weights for.
+        stddev: of their normal initialiser.
+    """
+
+    def __init__(self, length, stddev=0.01, **kwargs):
+        super().__init__(**kwargs)
+        self.length = length
+        self.stddev = stddev
+
+    def build(self, input_shape):
+        self.positional_embedding = self.add_weight(
+            shape=(self.length, input_shape[-1]), initializer=Normal(self.stddev), name="positional_embedding"
+        )
+
+    def call(self, inputs):
+        length = ops.shape(inputs)[1]
+        if isinstance(length, int) and length > self.length:
+            raise ValueError(
+                f"A sequence of {length} is longer than the {self.length} positions there are weights for."
+            )
+        return inputs + self.positional_embedding[:length]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "length": self.length, "stddev": self.stddev}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class ClassEmbedding(layers.Layer):
+    """Flattens a map to a sequence and puts a learned vector before it: (B, H, W, C) → (B, H·W + 1, C)."""
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        self.class_embedding = self.add_weight(
+            shape=(width,), initializer=Normal(width**-0.5), name="class_embedding"
+        )
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        patches = ops.reshape(inputs, (-1, height * width, channels))
+        first = ops.broadcast_to(self.class_embedding, (ops.shape(inputs)[0], 1, channels))
+        return ops.concatenate([ops.cast(first, patches.dtype), patches], axis=1)
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        return (batch, height * width + 1, channels)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class TakeToken(layers.Layer):
+    """The vector at one position: the first one, or the first whose id is `token_id`.
+
+    Input (B, L, W), with a `token_id` also the ids (B, L) int32; output (B, W). A row without the id gives its first
+    position.
+    """
+
+    def __init__(self, token_id=None, **kwargs):
+        super().__init__(**kwargs)
+        self.token_id = token_id
+
+    def call(self, inputs, tokens=None):
+        if self.token_id is None:
+            return inputs[:, 0]
+        position = ops.argmax(ops.cast(ops.equal(tokens, self.token_id), "int32"), axis=-1)
+        return ops.squeeze(ops.take_along_axis(inputs, position[:, None, None], axis=1), axis=1)
+
+    def compute_output_shape(self, inputs_shape, tokens_shape=None):  # noqa: ARG002 (Keras passes one a call argument)
+        return (inputs_shape[0], inputs_shape[-1])
+
+    def get_config(self):
+        return {**super().get_config(), "token_id": self.token_id}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class LogitScaleConstraint(keras.constraints.Constraint):
+    """Keeps the logit scale in [0, ln 100] after each update, as OpenAI and open_clip do."""
+
+    def __call__(self, value):
+        return ops.clip(value, 0.0, MAX_LOGIT_SCALE)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class LogitScale(layers.Layer):
+    """The end of the pair: both embeddings L2-normalised, and the temperature that turns cosines into logits.
+
+    Args:
+        init_value: of logit_scale, the logarithm of the factor, in [0, ln 100].
+        init_bias: of logit_bias, added to the logits (SigLIP: −10); None for no such weight.
+
+    Inputs: image and text features, (B, D) each; outputs the same, normalised, float32. The weights are float32 under
+    every policy.
+
+    Reference: arXiv:2103.00020, section 2.5; arXiv:2303.15343, algorithm 1.
+    """
+
+    def __init__(self, init_value, init_bias=None, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.init_value = init_value
+        self.init_bias = init_bias
+
+    def build(self, *_):
+        scalar = {"shape": (), "dtype": "float32", "autocast": False}
+        self.logit_scale = self.add_weight(
+            initializer=keras.initializers.Constant(self.init_value),
+            constraint=LogitScaleConstraint(),
+            name="logit_scale",
+            **scalar,
+        )
+        self.logit_bias = None
+        if self.init_bias is not None:
+            constant = keras.initializers.Constant(self.init_bias)
+            self.logit_bias = self.add_weight(initializer=constant, name="logit_bias", **scalar)
+
+    def call(self, image_features, text_features):
+        return l2_normalize(image_features), l2_normalize(text_features)
+
+    def compute_output_shape(self, image_features_shape, text_features_shape):
+        return image_features_shape, text_features_shape
+
+    def logits(self, image_embeddings, text_embeddings):
+        """exp(logit_scale) · cosine (+ bias): (N, D), (M, D) normalised → (N, M) float32."""
+        cosine = ops.matmul(image_embeddings, ops.transpose(text_embeddings))
+        logits = ops.exp(self.logit_scale) * cosine
+        return logits if self.logit_bias is None else logits + self.logit_bias
+
+    def get_config(self):
+        return {**super().get_config(), "init_value": self.init_value, "init_bias": self.init_bias}

@@ -1,0 +1,44 @@
+"""Contrastive losses: short functions of the logits (N, N) between N images (rows) and their N captions (columns)."""
+
+from keras import ops
+
+
+def clip_loss(logits, labels=None):
+    """Mean of the cross-entropies image → text and text → image, a scalar.
+
+    Args:
+        logits: float32 (N, N), exp(logit_scale) · cosine.
+        labels: int (N,), or None when each pair is a class of its own. Pairs whose labels agree are positives of each
+            other; a row of targets sums to 1.
+
+    Reference: arXiv:2103.00020, figure 3; soft targets: arXiv:2204.03610, equation 3.
+    """
+    positives = ops.cast(agreement(logits, labels), logits.dtype)
+    targets = positives / ops.sum(positives, axis=-1, keepdims=True)  # symmetric: rows and columns agree
+    rows, columns = ops.log_softmax(logits, axis=-1), ops.log_softmax(logits, axis=0)
+    image_to_text = -ops.mean(ops.sum(targets * rows, axis=1))
+    text_to_image = -ops.mean(ops.sum(ops.transpose(targets) * columns, axis=0))
+    return (image_to_text + text_to_image) / 2
+
+
+def siglip_loss(logits, labels=None):
+    """Sigmoid loss of every image–text combination, summed over captions and averaged over images, a scalar.
+
+    Args:
+        logits: float32 (N, N), exp(logit_scale) · cosine + logit_bias.
+        labels: int (N,), or None; combinations whose labels agree count as +1, all others as −1.
+
+    Reference: arXiv:2303.15343, equation 1.
+    """
+    signs = 2.0 * ops.cast(agreement(logits, labels), logits.dtype) - 1.0
+    return -ops.mean(ops.sum(ops.log_sigmoid(signs * logits), axis=-1))
+
+
+def agreement(logits, labels=None):
+    """Which image belongs to which caption: bool (N, N)."""
+    if labels is None:
+        labels = ops.arange(ops.shape(logits)[0])
+    return ops.equal(ops.expand_dims(labels, 1), ops.expand_dims(labels, 0))
+
+
+LOSSES = {"clip": clip_loss, "siglip": siglip_loss}

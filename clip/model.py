@@ -1,0 +1,258 @@
+"""CLIP: two towers into one space, L2 normalisation and a temperature. The pair owns no more than that.
+
+Papers: "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020; sigmoid loss:
+arXiv:2303.15343. The code is Apache-2.0; published weights carry their own licences.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from clip.layers import MAX_LOGIT_SCALE, PACKAGE, LogitScale, l2_normalize, resolve_activation
+from clip.losses import LOSSES, agreement
+from clip.towers.convnext import create_convnext_tower
+from clip.towers.text import create_text_tower
+from clip.towers.vit import create_vit_tower
+from clip.variants import VARIANTS, ConvNeXt, Pair, canonical_name
+from convnext import closest
+
+INIT_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class CLIP(keras.Model):
+    """An image tower and a text tower trained to agree.
+
+    Args:
+        image_tower: `keras.Model` from images to (B, D), unnormalised.
+        text_tower: `keras.Model` from int32 token ids to (B, D), unnormalised.
+        init_logit_scale: logarithm of the first temperature factor, in [0, ln 100].
+        init_logit_bias: added to the logits, for the sigmoid loss (−10 in the paper); None for no bias.
+        architecture: what `create_clip` was asked for, so that the pair can be rebuilt from a few words; None for
+            towers of the user's own.
+
+    Calling the model on {"images", "tokens"} gives {"image_embeddings", "text_embeddings"}, both (B, D) float32,
+    normalised; `predict` gives the same.
+
+    Raises:
+        ValueError: the towers' outputs do not fit each other.
+    """
+
+    def __init__(
+        self,
+        image_tower,
+        text_tower,
+        *,
+        init_logit_scale=INIT_LOGIT_SCALE,
+        init_logit_bias=None,
+        architecture=None,
+        name="clip",
+    ):
+        check_towers(image_tower, text_tower)
+        if not 0.0 <= init_logit_scale <= MAX_LOGIT_SCALE:
+            raise ValueError(
+                f"init_logit_scale is a logarithm in [0, ln 100 = {MAX_LOGIT_SCALE:.4f}], got {init_logit_scale}."
+            )
+        images = keras.Input(image_tower.input_shape[1:], name="images")
+        tokens = keras.Input(text_tower.input_shape[1:], dtype="int32", name="tokens")
+        logit_scale = LogitScale(init_logit_scale, init_logit_bias, name="logit_scale")
+        image_embeddings, text_embeddings = logit_scale(image_tower(images), text_tower(tokens))
+        super().__init__(
+            inputs={"images": images, "tokens": tokens},
+            outputs={"image_embeddings": image_embeddings, "text_embeddings": text_embeddings},
+            name=name,
+        )
+        self.image_encoder = image_tower
+        self.text_encoder = text_tower
+        self.logit_scale = logit_scale
+        self.init_logit_scale = init_logit_scale
+        self.init_logit_bias = init_logit_bias
+        self.architecture = architecture
+        self.accuracy_tracker = keras.metrics.Mean(name="accuracy")
+        self.logit_scale_tracker = keras.metrics.Mean(name="logit_scale")
+
+    def call(self, inputs, training=None, mask=None):
+        pair = {"images": inputs["images"], "tokens": inputs["tokens"]}  # a batch may carry labels as well
+        return super().call(pair, training=training, mask=mask)
+
+    def encode_image(self, images, normalize=True):
+        """(B, H, W, 3) float32, normalised pixels → (B, D) embeddings, float32 when L2-normalised."""
+        features = self.image_encoder(images)
+        return l2_normalize(features) if normalize else features
+
+    def encode_text(self, tokens, normalize=True):
+        """(B, L) int32 → (B, D) embeddings, float32 when L2-normalised."""
+        features = self.text_encoder(tokens)
+        return l2_normalize(features) if normalize else features
+
+    def logits(self, image_embeddings, text_embeddings):
+        """exp(logit_scale) · cosine (+ bias) of normalised embeddings: (N, D), (M, D) → (N, M) float32."""
+        return self.logit_scale.logits(image_embeddings, text_embeddings)
+
+    def compile(self, optimizer="adamw", loss="clip", **kwargs):
+        """As `keras.Model.compile`, with a contrastive loss by name.
+
+        Args:
+            loss: "clip" (softmax both ways) or "siglip" (sigmoid; the pair needs a logit bias).
+
+        `fit` takes batches {"images", "tokens"} and an optional "label" (B,) int32: pairs whose labels agree are
+        positives of each other. Metrics: accuracy, the share of images and captions whose best match in the batch is
+        a positive; logit_scale, the temperature factor exp(logit_scale).
+        """
+        if loss not in LOSSES:
+            raise ValueError(f"Unknown loss {loss!r}.{closest(str(loss), LOSSES)}")
+        if loss == "siglip" and self.init_logit_bias is None:
+            raise ValueError("loss='siglip' needs a logit bias: create the pair with init_logit_bias=-10.0.")
+        self.contrastive_loss = loss
+        super().compile(optimizer=optimizer, loss=None, **kwargs)
+
+    def compile_from_config(self, config):
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**{**config, "loss": config.get("loss") or "clip"})
+        if getattr(self, "optimizer", None) is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return {**config, "loss": self.contrastive_loss} if config else config
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
+        if y is not None or sample_weight is not None:
+            raise ValueError(
+                "CLIP learns from pairs alone: pass x={'images', 'tokens'[, 'label']}, without y or sample_weight."
+            )
+        logits = self.logits(y_pred["image_embeddings"], y_pred["text_embeddings"])
+        labels = x.get("label")
+        self.accuracy_tracker.update_state(in_batch_accuracy(logits, labels))
+        self.logit_scale_tracker.update_state(ops.exp(self.logit_scale.logit_scale))
+        return LOSSES[self.contrastive_loss](logits, labels)
+
+    def get_config(self):
+        return {
+            "image_tower": keras.saving.serialize_keras_object(self.image_encoder),
+            "text_tower": keras.saving.serialize_keras_object(self.text_encoder),
+            "init_logit_scale": self.init_logit_scale,
+            "init_logit_bias": self.init_logit_bias,
+            "architecture": self.architecture,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        towers = {
+            key: keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
+            for key in ("image_tower", "text_tower")
+        }
+        return cls(**{**config, **towers})
+
+
+def in_batch_accuracy(logits, labels=None):
+    """Share of the N images and N captions whose highest logit is a positive's, a scalar in [0, 1]."""
+    positives = ops.cast(agreement(logits, labels), logits.dtype)
+    hits = []
+    for axis in (0, 1):
+        best = ops.expand_dims(ops.argmax(logits, axis=axis), axis)
+        hits.append(ops.mean(ops.take_along_axis(positives, best, axis=axis)))
+    return (hits[0] + hits[1]) / 2
+
+
+def check_towers(image_tower, text_tower):
+    """ValueError unless both towers give (B, D) with the same D; it names the Dense layer that would mend it."""
+    shapes = {"image_tower": image_tower.output_shape, "text_tower": text_tower.output_shape}
+    for name, shape in shapes.items():
+        if not isinstance(shape, tuple) or len(shape) != 2:
+            raise ValueError(f"{name} must map its input to (B, D), got output shape {shape}.")
+    image_dim, text_dim = image_tower.output_shape[-1], text_tower.output_shape[-1]
+    if image_dim != text_dim:
+        raise ValueError(
+            f"The towers' embeddings differ in size: image {image_dim}, text {text_dim}. Project one of them: "
+            f"keras.Model(image_tower.input, keras.layers.Dense({text_dim}, use_bias=False)(image_tower.output))."
+        )
+
+
+def create_clip(
+    variant=None,
+    *,
+    image_tower=None,
+    text_tower=None,
+    image_size=None,
+    stem_stride=None,
+    activation=None,
+    init_logit_scale=INIT_LOGIT_SCALE,
+    init_logit_bias=None,
+    name=None,
+):
+    """A published pair with random weights, or a pair of your own towers.
+
+    Args:
+        variant: a name of `clip.VARIANTS` ("ViT-B-32", "convnext_base_w", "convnext_v2_tiny", …), also as "ViT-B/32",
+            "ViT-L/14@336px" or with "-quickgelu", or a `Pair`. None with both towers given.
+        image_tower: `keras.Model` from images to (B, D), unnormalised; not with a variant.
+        text_tower: `keras.Model` from int32 token ids to (B, D), unnormalised; not with a variant.
+        image_size: side of the square images in pixels; the row's unless given.
+        stem_stride: of a ConvNeXt image tower, as in `create_convnext_v1`; None chooses as "auto" does.
+        activation: of the transformers, "gelu" (exact) or "quick_gelu"; the row's unless given: QuickGELU for OpenAI's
+            own pairs, exact for all others.
+        init_logit_scale: logarithm of the first temperature factor.
+        init_logit_bias: for `loss="siglip"`; None for no bias.
+        name: of the model; the variant's unless given.
+
+    Raises:
+        ValueError: an unknown variant, or options that do not go together.
+    """
+    options = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
+    if variant is None:
+        check_own_towers(
+            image_tower, text_tower, image_size=image_size, stem_stride=stem_stride, activation=activation
+        )
+        return CLIP(image_tower, text_tower, name=name or "clip", **options)
+    if image_tower is not None or text_tower is not None:
+        raise ValueError("Give a variant or both towers of your own, not a variant and a tower.")
+    label, pair, named_activation = resolve_pair(variant)
+    activation = activation or named_activation or pair.activation
+    resolve_activation(activation)
+    architecture = {
+        "variant": label,
+        "image_size": image_size or pair.image_size,
+        "stem_stride": stem_stride,
+        "activation": activation,
+    }
+    image_tower = create_image_tower(pair, architecture["image_size"], stem_stride, activation)
+    text_tower = create_text_tower(pair.text, pair.embed_dim, activation=activation)
+    kept = architecture if label else None
+    return CLIP(image_tower, text_tower, architecture=kept, name=name or label or "clip", **options)
+
+
+def resolve_pair(variant):
+    """(name or None, row, activation its spelling asks for or None) of a name or of a `Pair` of the user's own."""
+    if isinstance(variant, Pair):
+        return None, variant, None
+    label, activation = canonical_name(variant)
+    return label, VARIANTS[label], activation
+
+
+def create_image_tower(pair, image_size, stem_stride, activation):
+    """The image tower of a row: (B, H, H, 3) → (B, D)."""
+    if isinstance(pair.image, ConvNeXt):
+        return create_convnext_tower(
+            pair.image, pair.embed_dim, image_size=image_size, stem_stride=stem_stride or "auto"
+        )
+    if stem_stride is not None:
+        raise ValueError(
+            f"stem_stride belongs to ConvNeXt image towers, this one is a ViT; got {stem_stride!r}."
+        )
+    return create_vit_tower(pair.image, pair.embed_dim, image_size=image_size, activation=activation)
+
+
+def check_own_towers(image_tower, text_tower, **options):
+    """ValueError unless both towers are there and nothing is asked that only a variant can answer."""
+    if image_tower is None or text_tower is None:
+        raise ValueError(
+            f"create_clip needs a variant, or image_tower and text_tower.{closest('', VARIANTS)}"
+        )
+    given = [key for key, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} shape a variant's towers; with towers of your own, set them there."
+        )

@@ -1,0 +1,207 @@
+"""Class names and prompt templates for zero-shot classification: data, and two functions that join them.
+
+Sources:
+    CIFAR-10, CIFAR-100 and MNIST names and templates: openai/CLIP `data/prompts.md`
+        (MIT, Copyright (c) 2021 OpenAI).
+    ImageNet's 80 templates and the subset of 7: openai/CLIP `notebooks/Prompt_Engineering_for_ImageNet.ipynb`
+        (MIT), in the order of open_clip's `zero_shot_metadata.py` (MIT).
+    Fashion-MNIST names: zalandoresearch/fashion-mnist (MIT, Copyright (c) 2017 Zalando SE).
+    The digits templates are this project's own.
+Names stand in the order of the data sets' labels.
+"""
+
+import string
+from collections.abc import Sequence
+
+SIMPLE_TEMPLATES = ("a photo of a {}.",)
+
+DIGITS_TEMPLATES = (
+    "a photo of the digit {}.",
+    "a photo of the number {}.",
+    "a handwritten digit {}.",
+    "a small black and white picture of the number {}.",
+)
+
+CIFAR_TEMPLATES = (
+    "a photo of a {}.",
+    "a blurry photo of a {}.",
+    "a black and white photo of a {}.",
+    "a low contrast photo of a {}.",
+    "a high contrast photo of a {}.",
+    "a bad photo of a {}.",
+    "a good photo of a {}.",
+    "a photo of a small {}.",
+    "a photo of a big {}.",
+    "a photo of the {}.",
+    "a blurry photo of the {}.",
+    "a black and white photo of the {}.",
+    "a low contrast photo of the {}.",
+    "a high contrast photo of the {}.",
+    "a bad photo of the {}.",
+    "a good photo of the {}.",
+    "a photo of the small {}.",
+    "a photo of the big {}.",
+)
+
+MNIST_TEMPLATES = ('a photo of the number: "{}".',)
+
+IMAGENET_TEMPLATES = (
+    "a bad photo of a {}.",
+    "a photo of many {}.",
+    "a sculpture of a {}.",
+    "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.",
+    "a rendering of a {}.",
+    "graffiti of a {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.",
+    "the embroidered {}.",
+    "a photo of a hard to see {}.",
+    "a bright photo of a {}.",
+    "a photo of a clean {}.",
+    "a photo of a dirty {}.",
+    "a dark photo of the {}.",
+    "a drawing of a {}.",
+    "a photo of my {}.",
+    "the plastic {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a painting of the {}.",
+    "a painting of a {}.",
+    "a pixelated photo of the {}.",
+    "a sculpture of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a plastic {}.",
+    "a photo of the dirty {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a rendering of the {}.",
+    "a {} in a video game.",
+    "a photo of one {}.",
+    "a doodle of a {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "the origami {}.",
+    "the {} in a video game.",
+    "a sketch of a {}.",
+    "a doodle of the {}.",
+    "a origami {}.",
+    "a low resolution photo of a {}.",
+    "the toy {}.",
+    "a rendition of the {}.",
+    "a photo of the clean {}.",
+    "a photo of a large {}.",
+    "a rendition of a {}.",
+    "a photo of a nice {}.",
+    "a photo of a weird {}.",
+    "a blurry photo of a {}.",
+    "a cartoon {}.",
+    "art of a {}.",
+    "a sketch of the {}.",
+    "a embroidered {}.",
+    "a pixelated photo of a {}.",
+    "itap of the {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a plushie {}.",
+    "a photo of the nice {}.",
+    "a photo of the small {}.",
+    "a photo of the weird {}.",
+    "the cartoon {}.",
+    "art of the {}.",
+    "a drawing of the {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "the plushie {}.",
+    "a dark photo of a {}.",
+    "itap of a {}.",
+    "graffiti of the {}.",
+    "a toy {}.",
+    "itap of my {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "a tattoo of the {}.",
+)
+
+IMAGENET7_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+TEMPLATES = {
+    "simple": SIMPLE_TEMPLATES,
+    "digits": DIGITS_TEMPLATES,
+    "cifar": CIFAR_TEMPLATES,
+    "mnist": MNIST_TEMPLATES,
+    "imagenet": IMAGENET_TEMPLATES,
+    "imagenet7": IMAGENET7_TEMPLATES,
+}
+
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+MNIST_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_NAMES = (
+    "apple", "aquarium fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl",
+    "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair",
+    "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin",
+    "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp",
+    "lawn mower", "leopard", "lion", "lizard", "lobster", "man", "maple tree", "motorcycle", "mountain",
+    "mouse", "mushroom", "oak tree", "orange", "orchid", "otter", "palm tree", "pear", "pickup truck",
+    "pine tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+    "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider",
+    "squirrel", "streetcar", "sunflower", "sweet pepper", "table", "tank", "telephone", "television",
+    "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow tree", "wolf",
+    "woman", "worm",
+)  # fmt: skip
+FASHION_MNIST_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
+)  # fmt: skip
+
+CLASS_NAMES = {
+    "digits": DIGIT_WORDS,
+    "mnist": MNIST_NAMES,
+    "cifar10": CIFAR10_NAMES,
+    "cifar100": CIFAR100_NAMES,
+    "fashion_mnist": FASHION_MNIST_NAMES,
+}
+
+
+def fill(template: str, name: str) -> str:
+    """The prompt for one class: `template` with `name` in place of its one `{}`."""
+    if _placeholders(template) != [("", "", None)]:
+        raise ValueError(
+            f"template {template!r} must hold exactly one {{}}, where the class name goes, and no other field"
+        )
+    return template.format(name)
+
+
+def prompts_for(class_names: Sequence[str], templates: Sequence[str] = SIMPLE_TEMPLATES) -> list[list[str]]:
+    """K lists of T prompts, in the order of `class_names` (K) and `templates` (T)."""
+    for argument, value in (("class_names", class_names), ("templates", templates)):
+        if isinstance(value, str):
+            raise ValueError(
+                f"{argument} is the string {value!r}; allowed is a sequence of strings, such as ({value!r},)"
+            )
+        if not len(value):
+            raise ValueError(f"{argument} is empty; at least one is needed")
+    return [[fill(template, name) for template in templates] for name in class_names]
+
+
+def _placeholders(template: str) -> list[tuple[str, str, str | None]] | None:
+    """(field, format spec, conversion) of each placeholder; None for a template `str.format` cannot read."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:  # a brace without its partner
+        return None
+    return [(field, spec, conversion) for _, field, spec, conversion in parts if field is not None]

@@ -1,0 +1,51 @@
+"""ConvNeXt V1, ConvNeXt V2 and ResNet for Keras 3, on TensorFlow, JAX and PyTorch.
+
+Names are imported when first used, so that `convnext.variants` can be read without Keras.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convnext.layers import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
+    from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
+    from convnext.resnet import create_resnet
+    from convnext.variants import TABLES, ResNetVariant, Variant, closest, flops, parameters
+
+_MODULES = {
+    "convnext.layers": ("GRN", "Dense", "DepthwiseConv2D", "LayerScale", "Normal", "drop_path"),
+    "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
+    "convnext.resnet": ("create_resnet",),
+    "convnext.variants": ("TABLES", "ResNetVariant", "Variant", "closest", "flops", "parameters"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [  # noqa: F822 (resolved in __getattr__)
+    "GRN",
+    "TABLES",
+    "Dense",
+    "DepthwiseConv2D",
+    "LayerScale",
+    "Normal",
+    "ResNetVariant",
+    "Variant",
+    "closest",
+    "create_convnext_v1",
+    "create_convnext_v2",
+    "create_resnet",
+    "drop_path",
+    "feature_maps",
+    "flops",
+    "parameters",
+    "resolve_stem_stride",
+]
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

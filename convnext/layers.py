@@ -1,0 +1,247 @@
+"""The layers ConvNeXt needs beyond Keras: GRN, LayerScale, a depthwise convolution that is fast everywhere, drop path.
+
+Serialised layers register under the package string `convnext_clip_zoo`, which never changes.
+"""
+
+import functools
+import random
+
+import keras
+import numpy as np
+from keras import ops
+
+PACKAGE = "convnext_clip_zoo"
+CHANNELS_LAST = "channels_last"
+
+
+def at_least_float32(dtype):
+    """The dtype in which statistics and logits are computed: `dtype` itself unless it is a half precision."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Normal(keras.initializers.Initializer):
+    """Normal distribution of mean 0, drawn by NumPy: the same numbers on every backend, no compilation for each shape.
+
+    Args:
+        stddev: standard deviation. The papers' `trunc_normal_(std=0.02)` clips at ±2, a hundred deviations away, and so
+            is this distribution; Keras' TruncatedNormal clips at two deviations.
+        seed: int, or None for one drawn from Python's generator, which `keras.utils.set_random_seed` sets.
+    """
+
+    def __init__(self, stddev, seed=None):
+        self.stddev = stddev
+        self.seed = seed
+
+    def __call__(self, shape, dtype=None):
+        seed = random.getrandbits(64) if self.seed is None else self.seed
+        values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        return ops.convert_to_tensor(values * np.float32(self.stddev), dtype=dtype)
+
+    def get_config(self):
+        return {"stddev": self.stddev, "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class GRN(keras.layers.Layer):
+    """Global Response Normalization: each channel scaled by its share of the response of the whole map.
+
+    Computed in float32 under every policy: the sum of squares over a map overflows float16. The root's gradient at an
+    all-zero channel is defined as 0, where the plain formula gives NaN; the forward value is the paper's.
+
+    Args:
+        epsilon: added to the mean response over channels.
+
+    Input and output: (B, H, W, C) in the compute dtype. Weights: gamma, beta (C,), zeros at first.
+
+    Reference: arXiv:2301.00808, section 3.2, algorithm 1.
+    """
+
+    def __init__(self, epsilon=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        channels = (input_shape[-1],)
+        self.gamma = self.add_weight(shape=channels, initializer="zeros", name="gamma")
+        self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta")
+
+    def call(self, inputs):
+        dtype = at_least_float32(self.compute_dtype)
+        x, gamma, beta = (ops.cast(value, dtype) for value in (inputs, self.gamma, self.beta))
+        response = safe_sqrt(ops.sum(ops.square(x), axis=(1, 2), keepdims=True))  # (B, 1, 1, C)
+        share = response / (ops.mean(response, axis=-1, keepdims=True) + self.epsilon)
+        return ops.cast(x * (1.0 + gamma * share) + beta, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def safe_sqrt(x):
+    """√x for x ≥ 0 with gradient 0 at 0, where √'s own is infinite and 0·∞ makes NaN."""
+    positive = x > 0
+    return ops.where(positive, ops.sqrt(ops.where(positive, x, 1.0)), 0.0)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class LayerScale(keras.layers.Layer):
+    """One learned factor a channel, small at first so that deep residual nets start near the identity.
+
+    Args:
+        init_value: of every element of gamma.
+
+    Input and output: (…, C). Weight: gamma (C,).
+
+    Reference: arXiv:2103.17239, section 2.1.
+    """
+
+    def __init__(self, init_value=1e-6, **kwargs):
+        super().__init__(**kwargs)
+        self.init_value = init_value
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(
+            shape=(input_shape[-1],), initializer=keras.initializers.Constant(self.init_value), name="gamma"
+        )
+
+    def call(self, inputs):
+        return inputs * self.gamma
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "init_value": self.init_value}
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Dense(keras.layers.Dense):
+    """Keras' Dense as one product of two matrices, whatever the rank of the input: (…, C) → (…, units).
+
+    The result is the same. On JAX's CPU the kernel's gradient of a (B, H, W, C) input is 6 times slower than that of
+    the (B·H·W, C) view, and on TensorFlow a batched product is slower than a plain one.
+    """
+
+    def call(self, inputs, training=None):
+        flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        outputs = super().call(flat, training=training)
+        return ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Keras' depthwise convolution, in the formulation that is fast on the backend and device at hand.
+
+    TensorFlow, and JAX on an accelerator, run the backend's own operator. JAX on a CPU runs shifted multiply–adds, which
+    XLA fuses into one loop; its own operator takes 10 to 40 times as long. Torch sees the same memory as a
+    channels_first view, which saves two copies of the activations. Weights, result and configuration are Keras' own.
+    The choice is made when the layer is called and is not saved.
+
+    Input (B, H, W, C); weights: kernel (k, k, C, 1), bias (C,).
+    """
+
+    def call(self, inputs):
+        if self._is_plain() and _shifts_are_faster() and all(isinstance(n, int) for n in inputs.shape[1:3]):
+            kernel = ops.cast(self.kernel, self.compute_dtype)[..., 0]
+            outputs = _jax_shifted_depthwise()(inputs, kernel)
+            return outputs + ops.cast(self.bias, self.compute_dtype) if self.use_bias else outputs
+        if self._is_plain() and keras.backend.backend() == "torch":
+            return self._call_channels_first(inputs)
+        return super().call(inputs)
+
+    def _is_plain(self):
+        same = self.padding == "same" and all(k % 2 for k in self.kernel_size)
+        ones = (*self.strides, *self.dilation_rate, self.depth_multiplier)
+        return same and set(ones) == {1} and self.data_format == CHANNELS_LAST and self.activation in LINEAR
+
+    def _call_channels_first(self, inputs):
+        import torch
+
+        kernel = ops.cast(self.kernel, self.compute_dtype).permute(2, 3, 0, 1)  # (C, 1, k, k)
+        bias = ops.cast(self.bias, self.compute_dtype) if self.use_bias else None
+        padding = tuple(k // 2 for k in self.kernel_size)
+        view = inputs.permute(0, 3, 1, 2)  # its memory stays channels_last
+        outputs = torch.nn.functional.conv2d(view, kernel, bias, padding=padding, groups=view.shape[1])
+        return outputs.permute(0, 2, 3, 1)
+
+
+LINEAR = (None, keras.activations.linear)
+
+
+def _shifts_are_faster():
+    return keras.backend.backend() == "jax" and keras.distribution.list_devices()[0].startswith("cpu")
+
+
+@functools.cache
+def _jax_shifted_depthwise():
+    """(x (B, H, W, C), kernel (k, k, C)) → (B, H, W, C), stride 1, same padding, compiled once for each shape.
+
+    The gradient is written out because XLA's own, through 49 overlapping slices, is 2 to 7 times slower.
+    """
+    import jax
+    from jax import lax
+    from jax import numpy as jnp
+
+    def taps(x, kernel):
+        (kh, kw), (height, width) = kernel.shape[:2], x.shape[1:3]
+        padded = pad(x, kernel)
+        total = jnp.zeros(
+            (), jnp.promote_types(x.dtype, jnp.float32)
+        )  # half precisions accumulate in float32
+        for i in range(kh):
+            for j in range(kw):
+                if (
+                    abs(i - kh // 2) < height and abs(j - kw // 2) < width
+                ):  # otherwise the tap sees only padding
+                    shifted = padded[:, i : i + height, j : j + width]
+                    total = total + shifted.astype(total.dtype) * kernel[i, j].astype(total.dtype)
+        return total.astype(x.dtype)
+
+    def unfused(x, kernel):
+        # Fused into the reductions of the norm that follows, the taps would run unvectorised, 9 times slower. XLA does
+        # not fuse through a branch; what this one asks is only known when it runs, and both answers are the same.
+        return lax.cond(kernel[0, 0, 0] == 0, taps, taps, x, kernel)
+
+    def pad(x, kernel):
+        kh, kw = kernel.shape[:2]
+        return jnp.pad(x, ((0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)))
+
+    def kernel_gradient(x, kernel, gradient):
+        (kh, kw), (height, width) = kernel.shape[:2], x.shape[1:3]
+        padded = pad(x, kernel)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+
+        def row(i):
+            rows = lax.dynamic_slice_in_dim(padded, i, height, axis=1)
+            products = [rows[:, :, j : j + width].astype(wide) * gradient for j in range(kw)]
+            return jnp.stack([jnp.sum(product, (0, 1, 2), dtype=wide) for product in products])
+
+        return lax.map(row, jnp.arange(kh)).astype(kernel.dtype)
+
+    @jax.custom_vjp
+    def depthwise(x, kernel):
+        return unfused(x, kernel)
+
+    def forward(x, kernel):
+        return unfused(x, kernel), (x, kernel)
+
+    def backward(saved, gradient):
+        x, kernel = saved
+        return unfused(gradient, kernel[::-1, ::-1]), kernel_gradient(x, kernel, gradient)
+
+    depthwise.defvjp(forward, backward)
+    return jax.jit(depthwise)
+
+
+def drop_path(rate, name):
+    """Stochastic depth as a layer: whole samples of a residual branch dropped, the others scaled by 1/(1 − rate).
+
+    Args:
+        rate: probability in [0, 1) that a sample's branch is dropped while training.
+
+    Reference: arXiv:1603.09382, equation 2.
+    """
+    return keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)

@@ -1,0 +1,307 @@
+"""ConvNeXt V1 and V2 as functional Keras models: one builder, in which V2 is GRN in place of LayerScale.
+
+Papers: "A ConvNet for the 2020s", arXiv:2201.03545; "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked
+Autoencoders", arXiv:2301.00808. The code is Apache-2.0. Published weights carry their own licences: V1's are MIT or
+Apache-2.0, V2's are CC-BY-NC-4.0.
+
+A block, as in figure 4 of the first paper:  x + drop_path(gamma · pwconv2(GELU(pwconv1(norm(dwconv(x))))))
+with GRN after the GELU and no gamma in V2. Layers are named after the checkpoints' module paths joined with "_":
+`stem_conv`, `stages_0_blocks_0_dwconv`, `stages_1_downsample_norm`, `head_norm`, `head_fc`.
+"""
+
+import re
+
+import keras
+from keras import layers
+
+from convnext.layers import (
+    CHANNELS_LAST,
+    GRN,
+    Dense,
+    DepthwiseConv2D,
+    LayerScale,
+    Normal,
+    at_least_float32,
+    drop_path,
+)
+from convnext.variants import TABLES, closest
+
+KERNEL_SIZE = 7
+INIT_STDDEV = 0.02
+SMALLEST_LAST_MAP = 4  # side of the last map below which "auto" takes a finer stem
+
+
+def create_convnext_v1(
+    variant="tiny",
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    *,
+    include_top=True,
+    pooling=None,
+    classifier_activation="softmax",
+    stem_stride="auto",
+    drop_path_rate=0.0,
+    dropout_rate=0.0,
+    layer_scale_init_value=1e-6,
+    name=None,
+):
+    """ConvNeXt V1 as a functional `keras.Model`.
+
+    Args:
+        variant: "atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge", "xxlarge", or a `Variant`.
+        num_classes: K, outputs of the classifier.
+        input_shape: (H, W, C) of the images, which are float32, channels_last and already normalised. H and W may be
+            None.
+        include_top: end in the classifier; otherwise in the last feature map, or in what `pooling` makes of it.
+        pooling: None, "avg" or "max", without the top: pooled over the map and normalised, (B, C).
+        classifier_activation: of the classifier; None gives logits.
+        stem_stride: the row's patch size (4), 2 or 1, or "auto": the largest whose last map is at least 4 on its
+            shorter side. Weights fit at any stride.
+        drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks rise to it linearly from 0.
+        dropout_rate: before the classifier, in [0, 1).
+        layer_scale_init_value: of gamma, the factor on each block's residual branch; None for no LayerScale.
+        name: of the model; "convnext_tiny" for the row "tiny".
+
+    Returns:
+        A `keras.Model` from (B, H, W, C) to (B, K), (B, C) or (B, H/32, W/32, C) float32 (H/32: at stem stride 4).
+
+    Raises:
+        ValueError: an unknown variant or option, or an input so small that a feature map would be empty.
+
+    Reference: arXiv:2201.03545.
+    """
+    return _create_convnext("convnext", **locals())
+
+
+def create_convnext_v2(
+    variant="tiny",
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    *,
+    include_top=True,
+    pooling=None,
+    classifier_activation="softmax",
+    stem_stride="auto",
+    drop_path_rate=0.0,
+    dropout_rate=0.0,
+    layer_scale_init_value=None,
+    name=None,
+):
+    """ConvNeXt V2 as a functional `keras.Model`: V1 with Global Response Normalization in place of LayerScale.
+
+    Args:
+        variant: "atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "huge", or a `Variant`.
+        layer_scale_init_value: None, as published; a number adds V1's LayerScale to each block.
+
+    The other arguments, the returned model and the errors are those of `create_convnext_v1`.
+
+    Reference: arXiv:2301.00808.
+    """
+    return _create_convnext("convnextv2", **locals())
+
+
+def _create_convnext(family, variant, num_classes, input_shape, *, stem_stride, name, **options):
+    row, label = resolve_variant(family, variant)
+    check_options(num_classes, options)
+    stem_stride = resolve_stem_stride(row, input_shape, stem_stride)
+    images = keras.Input(input_shape, name="images")
+    x = stem(images, row, stem_stride)
+    rates = drop_path_schedule(options["drop_path_rate"], sum(row.depths))
+    for index, dim in enumerate(row.dims):
+        if index:
+            x = downsample(x, dim, row.epsilon, f"stages_{index}_downsample")
+        for number in range(row.depths[index]):
+            x = block(
+                x,
+                row,
+                use_grn=family == "convnextv2",
+                layer_scale_init_value=options["layer_scale_init_value"],
+                drop_path_rate=next(rates),
+                name=f"stages_{index}_blocks_{number}",
+            )
+    outputs = head(x, row.epsilon, num_classes, **{key: options[key] for key in HEAD_OPTIONS})
+    return keras.Model(images, outputs, name=name or f"{family}_{label}")
+
+
+def stem(images, row, stride):
+    """(B, H, W, 3) → (B, H/stride, W/stride, dims[0]): a patch convolution and its norm."""
+    x = layers.Conv2D(
+        row.dims[0],
+        row.patch_size,
+        strides=stride,
+        padding="valid" if stride == row.patch_size else "same",
+        kernel_initializer=Normal(INIT_STDDEV),
+        data_format=CHANNELS_LAST,
+        name="stem_conv",
+    )(images)
+    return layers.LayerNormalization(epsilon=row.epsilon, name="stem_norm")(x)
+
+
+def downsample(x, dim, epsilon, name):
+    """(B, H, W, C) → (B, H/2, W/2, dim); an odd last row or column is dropped, as in the reference."""
+    x = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_norm")(x)
+    return layers.Conv2D(
+        dim,
+        2,
+        strides=2,
+        kernel_initializer=Normal(INIT_STDDEV),
+        data_format=CHANNELS_LAST,
+        name=f"{name}_conv",
+    )(x)
+
+
+def block(x, row, *, use_grn, layer_scale_init_value, drop_path_rate, name):
+    """(B, H, W, C) → same: figure 4 of V1, figure 5 of V2."""
+    shortcut, dim = x, x.shape[-1]
+    x = DepthwiseConv2D(
+        KERNEL_SIZE,
+        padding="same",
+        depthwise_initializer=Normal(INIT_STDDEV),
+        data_format=CHANNELS_LAST,
+        name=f"{name}_dwconv",
+    )(x)
+    x = layers.LayerNormalization(epsilon=row.epsilon, name=f"{name}_norm")(x)
+    x = Dense(4 * dim, kernel_initializer=Normal(INIT_STDDEV), name=f"{name}_pwconv1")(x)
+    x = layers.Activation(row.activation, name=f"{name}_act")(x)
+    if use_grn:
+        x = GRN(name=f"{name}_grn")(x)
+    x = Dense(dim, kernel_initializer=Normal(INIT_STDDEV), name=f"{name}_pwconv2")(x)
+    if layer_scale_init_value is not None:
+        x = LayerScale(layer_scale_init_value, name=f"{name}_gamma")(x)
+    if drop_path_rate:
+        x = drop_path(drop_path_rate, f"{name}_drop_path")(x)
+    return layers.Add(name=f"{name}_out")([shortcut, x])
+
+
+HEAD_OPTIONS = ("include_top", "pooling", "classifier_activation", "dropout_rate")
+
+
+def head(x, epsilon, num_classes, *, include_top, pooling, classifier_activation, dropout_rate):
+    """(B, H, W, C) → (B, K) class scores; without the top (B, C), or the map itself when nothing pools it."""
+    if not include_top and pooling is None:
+        return x
+    x = pool(x, pooling)
+    x = layers.LayerNormalization(epsilon=epsilon, name="head_norm")(x)
+    if include_top and dropout_rate:
+        x = layers.Dropout(dropout_rate, name="head_drop")(x)
+    return classifier(x, num_classes, classifier_activation) if include_top else x
+
+
+def pool(x, pooling):
+    """(B, H, W, C) → (B, C), by "max", otherwise by the mean."""
+    layer = layers.GlobalMaxPooling2D if pooling == "max" else layers.GlobalAveragePooling2D
+    return layer(data_format=CHANNELS_LAST, name="head_pool")(x)
+
+
+def classifier(x, num_classes, activation):
+    """(B, C) → (B, K) in float32 also under half-precision policies, so that softmax and loss are."""
+    return layers.Dense(
+        num_classes,
+        activation=activation,
+        kernel_initializer=Normal(INIT_STDDEV),
+        dtype=at_least_float32(keras.config.dtype_policy().compute_dtype),
+        name="head_fc",
+    )(x)
+
+
+def drop_path_schedule(rate, blocks):
+    """The rate of each block in turn, from 0 linearly to `rate` at the last (arXiv:1603.09382, equation 4)."""
+    return iter([rate * index / max(blocks - 1, 1) for index in range(blocks)])
+
+
+def resolve_variant(family, variant):
+    """(row, label) of a variant's name or of a row of the user's own; ValueError names the nearest name."""
+    table = TABLES[family]
+    if isinstance(variant, type(next(iter(table.values())))):
+        return variant, next((label for label, row in table.items() if row == variant), "custom")
+    if variant not in table:
+        raise ValueError(f"Unknown {family} variant {variant!r}.{closest(str(variant), table)}")
+    return table[variant], variant
+
+
+def check_options(num_classes, options):
+    """Refuses what the builders cannot mean, before any layer is made."""
+    if options["include_top"] and (not isinstance(num_classes, int) or num_classes < 1):
+        raise ValueError(
+            f"num_classes must be a positive integer, got {num_classes!r}; use include_top=False for no head."
+        )
+    if options["pooling"] not in (None, "avg", "max"):
+        raise ValueError(f"pooling must be None, 'avg' or 'max', got {options['pooling']!r}.")
+    if options["include_top"] and options["pooling"] == "max":
+        raise ValueError("pooling='max' needs include_top=False: the classifier reads the mean over the map.")
+    for rate in ("drop_path_rate", "dropout_rate"):
+        if not 0.0 <= options.get(rate, 0.0) < 1.0:
+            raise ValueError(f"{rate} must be in [0, 1), got {options[rate]!r}.")
+
+
+def resolve_stem_stride(row, input_shape, stem_stride="auto"):
+    """The stem's stride for images of `input_shape`; ValueError where a map would be empty.
+
+    Returns:
+        `stem_stride` itself, or for "auto" the largest of (patch_size, 2, 1) that leaves a last map of at least 4 on
+        its shorter side, else 1; patch_size where a side is None.
+    """
+    check_input_shape(input_shape)
+    allowed = [row.patch_size, *(stride for stride in (2, 1) if stride < row.patch_size)]
+    sides = [side for side in input_shape[:2] if side is not None]
+    last_map = {
+        stride: min((_last_side(row, side, stride) for side in sides), default=1) for stride in allowed
+    }
+    if stem_stride == "auto":
+        if len(sides) < 2:
+            stem_stride = row.patch_size
+        else:
+            stem_stride = next((s for s in allowed if last_map[s] >= SMALLEST_LAST_MAP), allowed[-1])
+    if stem_stride not in allowed:
+        raise ValueError(f"stem_stride must be 'auto' or one of {allowed}, got {stem_stride!r}.")
+    if last_map[stem_stride] < 1:
+        fits = [stride for stride in allowed if last_map[stride] >= 1]
+        smallest = stem_stride * 2 ** (len(row.dims) - 1)
+        remedy = f"Use stem_stride={fits[0]} or i" if fits else "I"
+        raise ValueError(
+            f"input_shape={tuple(input_shape)} leaves an empty feature map at stem_stride={stem_stride}. "
+            f"{remedy}mages of at least {smallest}×{smallest}."
+        )
+    return stem_stride
+
+
+def _last_side(row, side, stride):
+    side = side // stride if stride == row.patch_size else -(-side // stride)
+    return side >> (len(row.dims) - 1)
+
+
+def check_input_shape(input_shape):
+    """ValueError unless `input_shape` is (H, W, C) with C known."""
+    valid = isinstance(input_shape, list | tuple) and len(input_shape) == 3 and input_shape[-1] is not None
+    if not valid or any(side is not None and side < 1 for side in input_shape):
+        raise ValueError(
+            f"input_shape must be (height, width, channels), channels last, got {input_shape!r}; "
+            "height and width may be None."
+        )
+
+
+BLOCK_OUTPUT = re.compile(r"(?:stages_|layer)(\d+)_(?:blocks_)?(\d+)_out")
+
+
+def feature_maps(model):
+    """The stage outputs of a ConvNeXt or a ResNet of this package, before the head norm.
+
+    Args:
+        model: a `keras.Model` made by `create_convnext_v1`, `create_convnext_v2` or `create_resnet`.
+
+    Returns:
+        A `keras.Model` on the same weights, from images (B, H, W, C) to a list of maps (B, H/s, W/s, C) with s = 4, 8,
+        16, 32 (times stem_stride / 4).
+
+    Raises:
+        ValueError: no layer of the model is the output of a block.
+    """
+    last = {}
+    for layer in model.layers:
+        if match := BLOCK_OUTPUT.fullmatch(layer.name):
+            last[int(match[1])] = layer.output  # layers come in order: the last block of a stage stays
+    if not last:
+        raise ValueError(f"Model {model.name!r} has no ConvNeXt or ResNet blocks to take feature maps from.")
+    return keras.Model(
+        model.input, [last[stage] for stage in sorted(last)], name=f"{model.name}_feature_maps"
+    )

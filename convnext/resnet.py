@@ -1,0 +1,114 @@
+"""ResNet v1.5, the baseline ConvNeXt grew from, as torchvision and timm have it.
+
+Differs from `keras.applications.ResNet50` in what makes published PyTorch weights fit: no convolution has a bias, the
+stride sits in the 3×3 convolution, epsilon is 1e-5, and strided kernels pad both sides alike. Layers are named after
+torchvision's modules joined with "_": `layer1_0_conv1`, `layer2_0_downsample_0`.
+
+Paper: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
+"""
+
+import keras
+from keras import layers
+
+from convnext.layers import CHANNELS_LAST, Normal
+from convnext.model import check_input_shape, check_options, classifier, pool, resolve_variant
+from convnext.variants import EXPANSION
+
+MOMENTUM = 0.9
+
+
+def create_resnet(
+    variant="50",
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    *,
+    include_top=True,
+    pooling=None,
+    classifier_activation="softmax",
+    name=None,
+):
+    """ResNet v1.5 as a functional `keras.Model`.
+
+    Args:
+        variant: "18", "34", "50", "101", "152" (also as an int), or a `ResNetVariant`.
+        num_classes: K, outputs of the classifier.
+        input_shape: (H, W, C) of the images, float32, channels_last, already normalised. H and W may be None.
+        include_top: end in the classifier; otherwise in the last feature map, or in what `pooling` makes of it.
+        pooling: None, "avg" or "max", without the top: pooled over the map, (B, C).
+        classifier_activation: of the classifier; None gives logits.
+        name: of the model; "resnet50" for the row "50".
+
+    Returns:
+        A `keras.Model` from (B, H, W, C) to (B, K), (B, C) or (B, H/32, W/32, C) float32.
+
+    Raises:
+        ValueError: an unknown variant or option.
+
+    Reference: arXiv:1512.03385, table 1.
+    """
+    row, label = resolve_variant("resnet", str(variant) if isinstance(variant, int) else variant)
+    check_options(num_classes, {"include_top": include_top, "pooling": pooling})
+    check_input_shape(input_shape)
+    images = keras.Input(input_shape, name="images")
+    x = stem(images, row)
+    build_block = {"basic": basic_block, "bottleneck": bottleneck_block}[row.block]
+    for stage, (depth, dim) in enumerate(zip(row.depths, row.dims, strict=True)):
+        for number in range(depth):
+            stride = 2 if stage and not number else 1
+            x = residual(
+                x, build_block, dim, EXPANSION[row.block] * dim, stride, row, f"layer{stage + 1}_{number}"
+            )
+    if include_top or pooling:
+        x = pool(x, pooling)
+    outputs = classifier(x, num_classes, classifier_activation) if include_top else x
+    return keras.Model(images, outputs, name=name or f"resnet{label}")
+
+
+def stem(images, row):
+    """(B, H, W, 3) → (B, H/4, W/4, stem_dim): 7×7 convolution of stride 2, max pooling of stride 2."""
+    x = conv_norm(images, row.stem_dim, row.patch_size, 2, row, "conv1", "bn1")
+    x = layers.Activation(row.activation, name="act1")(x)
+    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name="maxpool_pad")(
+        x
+    )  # after ReLU 0 pads as −∞ would
+    return layers.MaxPooling2D(3, strides=2, data_format=CHANNELS_LAST, name="maxpool")(x)
+
+
+def residual(x, build_block, dim, out_dim, stride, row, name):
+    """(B, H, W, C) → (B, H/stride, W/stride, out_dim): a block and its shortcut, projected where shapes differ."""
+    shortcut = x
+    if stride > 1 or x.shape[-1] != out_dim:
+        shortcut = conv_norm(x, out_dim, 1, stride, row, f"{name}_downsample_0", f"{name}_downsample_1")
+    x = layers.Add(name=f"{name}_add")([build_block(x, dim, stride, row, name), shortcut])
+    return layers.Activation(row.activation, name=f"{name}_out")(x)
+
+
+def basic_block(x, dim, stride, row, name):
+    x = conv_norm(x, dim, 3, stride, row, f"{name}_conv1", f"{name}_bn1")
+    x = layers.Activation(row.activation, name=f"{name}_act1")(x)
+    return conv_norm(x, dim, 3, 1, row, f"{name}_conv2", f"{name}_bn2")
+
+
+def bottleneck_block(x, dim, stride, row, name):
+    x = conv_norm(x, dim, 1, 1, row, f"{name}_conv1", f"{name}_bn1")
+    x = layers.Activation(row.activation, name=f"{name}_act1")(x)
+    x = conv_norm(x, dim, 3, stride, row, f"{name}_conv2", f"{name}_bn2")
+    x = layers.Activation(row.activation, name=f"{name}_act2")(x)
+    return conv_norm(x, EXPANSION["bottleneck"] * dim, 1, 1, row, f"{name}_conv3", f"{name}_bn3")
+
+
+def conv_norm(x, dim, size, stride, row, conv_name, norm_name):
+    """A convolution without bias and its BatchNorm, padded by size // 2 on every side, which "same" is not."""
+    if stride > 1 and size > 1:
+        x = layers.ZeroPadding2D(size // 2, data_format=CHANNELS_LAST, name=f"{conv_name}_pad")(x)
+    x = layers.Conv2D(
+        dim,
+        size,
+        strides=stride,
+        padding="valid" if stride > 1 else "same",
+        use_bias=False,
+        kernel_initializer=Normal((2 / (size * size * dim)) ** 0.5),  # He et al., by fan-out
+        data_format=CHANNELS_LAST,
+        name=conv_name,
+    )(x)
+    return layers.BatchNormalization(momentum=MOMENTUM, epsilon=row.epsilon, name=norm_name)(x)

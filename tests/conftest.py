@@ -1,0 +1,103 @@
+"""Fixtures, and the wall between tests that need a Keras backend and tests that must not load one.
+
+A module whose tests need a backend says `pytestmark = pytest.mark.backend` and may import keras at its top.
+It runs with KERAS_BACKEND set. All others run without, and may leave no keras behind in the process.
+"""
+
+import ast
+import gc
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SEED = 20240229
+BACKEND = os.environ.get("KERAS_BACKEND")
+
+refused: list[str] = []
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def oracle_dir() -> Path:
+    """The folder of reference outputs that tests/oracles.py wrote."""
+    default = Path(__file__).resolve().parent.parent / "build" / "oracles"
+    path = Path(os.environ.get("ZOO_ORACLES", default))
+    if not path.is_dir():
+        pytest.fail(f"no oracle outputs in {path}; write them with: python tests/oracles.py {path}")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras(request):
+    """Gives each backend test Keras as it is after import: float32, seeded, names counted from zero."""
+    if request.node.get_closest_marker("backend") is None:
+        yield
+        return
+    import keras
+
+    keras.utils.set_random_seed(SEED)
+    yield
+    keras.utils.clear_session(free_memory=False)
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_memory():
+    """Collects garbage once a module: with a backend loaded that takes 0.1 to 0.2 s, too much per test."""
+    yield
+    gc.collect()
+
+
+class Unimported(pytest.File):
+    """A backend module that is not imported: it counts no tests, or ends the run if they were wanted."""
+
+    def collect(self):
+        if not unwanted(self.config):
+            refused.append(self.name)
+        return []
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Keeps backend modules from being imported when they are unwanted, or have no backend."""
+    if needs_backend(module_path) and (unwanted(parent.config) or not BACKEND):
+        return Unimported.from_parent(parent, path=module_path)
+    return None
+
+
+def pytest_collection_finish(session):
+    """Ends a run that lacks the backend its tests need, before the first of them."""
+    needing = [item.nodeid for item in session.items if item.get_closest_marker("backend")]
+    keras = sys.modules.get("keras")
+    if not BACKEND and (refused or needing):
+        raise pytest.UsageError(
+            f"{(refused + needing)[0]} needs a Keras backend. Set KERAS_BACKEND to jax, tensorflow or torch, "
+            'or leave such tests out with -m "not backend".'
+        )
+    if not BACKEND and keras:
+        raise pytest.UsageError("a test module imports keras without pytestmark = pytest.mark.backend")
+    if keras and keras.backend.backend() != BACKEND:
+        raise pytest.UsageError(f"KERAS_BACKEND is {BACKEND}, but keras runs on {keras.backend.backend()}")
+
+
+def pytest_runtest_teardown(item):
+    if not BACKEND and "keras" in sys.modules:
+        pytest.fail(f"{item.nodeid} left keras imported; mark it backend, or import keras in a subprocess")
+
+
+def needs_backend(path: Path) -> bool:
+    """Tells whether a module's `pytestmark` holds pytest.mark.backend, without importing the module."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+            return "pytest.mark.backend" in ast.unparse(node.value)
+    return False
+
+
+def unwanted(config) -> bool:
+    return "not backend" in config.option.markexpr

@@ -1,0 +1,461 @@
+"""Preprocessing equals open_clip's and timm's to the last bit, and refuses bad files and settings."""
+
+import contextlib
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo import preprocess as module
+from zoo.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INTERPOLATIONS,
+    MAX_PIXELS,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    PreprocessSpec,
+    batch,
+    open_image,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+MODES = [
+    "RGB",
+    "L",
+    "LA",
+    "P",
+    "P+alpha",
+    "PA",
+    "RGBA",
+    "1",
+    "CMYK",
+    "YCbCr",
+    "I;16",
+    "I",
+    "F",
+    "RGBa",
+    "HSV",
+]
+WIDTHS_HEIGHTS = [
+    *((1, 1), (1, 7), (7, 1), (31, 33), (33, 31), (32, 32), (63, 64), (64, 63), (65, 64), (64, 64)),
+    *((97, 64), (98, 64), (99, 64), (100, 64), (101, 64), (64, 101), (129, 130), (200, 37), (37, 200)),
+    *((5, 400), (400, 5), (1, 300), (300, 2), (211, 149), (149, 211), (250, 333)),
+]
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    """torchvision, which under CPU-only torch imports once two operator schemas exist."""
+    torch = pytest.importorskip("torch")
+    if "torchvision" not in sys.modules:
+        with contextlib.suppress(RuntimeError):  # declared already
+            library = torch.library.Library("torchvision", "DEF")
+            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torch.zoo_torchvision_schemas = library  # they vanish with the object
+    return pytest.importorskip("torchvision")
+
+
+@pytest.fixture(scope="module")
+def open_clip(torchvision):
+    return pytest.importorskip("open_clip")
+
+
+@pytest.fixture(scope="module")
+def timm(torchvision):
+    return pytest.importorskip("timm")
+
+
+def picture(rng, width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Noise on a gradient, so that both fine detail and slow change are resampled."""
+
+    def plane(top: int = 256) -> np.ndarray:
+        ramp = np.linspace(0, top / 2, width)[None] + np.linspace(0, top / 4, height)[:, None]
+        return (ramp + rng.uniform(0, top / 4, (height, width))).clip(0, top - 1)
+
+    if mode == "1":
+        return Image.fromarray((plane() > 100).astype(np.uint8) * 255).convert("1")
+    if mode == "I;16":
+        return Image.fromarray(plane(400).astype(np.uint16))
+    if mode in ("I", "F"):
+        return Image.fromarray(plane().astype(np.int32 if mode == "I" else np.float32))
+    if mode.startswith("P"):
+        image = Image.fromarray(plane(64).astype(np.uint8)).copy()
+        image.putpalette(rng.integers(0, 256, 192, dtype=np.uint8).tobytes())
+        if mode == "P+alpha":
+            image.info["transparency"] = bytes(range(64))
+        return image.convert("PA") if mode == "PA" else image
+    planes = [Image.fromarray(plane().astype(np.uint8)) for _ in Image.new(mode, (1, 1)).getbands()]
+    return Image.merge(mode, planes)
+
+
+def hwc(tensor) -> np.ndarray:
+    return tensor.numpy().transpose(1, 2, 0)
+
+
+def attempt(transform, image: Image.Image):
+    """What a transform gives, or the exception it ends in."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow on palettes with transparency
+        try:
+            return transform(image)
+        except Exception as error:
+            return error
+
+
+def assert_equal(ours: np.ndarray, theirs, what) -> None:
+    assert ours.dtype == np.float32 and ours.ndim == 3 and ours.shape[2] == 3, what
+    assert np.array_equal(ours, hwc(theirs)), what
+
+
+# --- with open_clip ---
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_equals_open_clip_for_every_size(open_clip, rng, resize_mode, interpolation):
+    for image_size in (64, 65, 224):
+        options = {"resize_mode": resize_mode, "interpolation": interpolation}
+        config = open_clip.transform.PreprocessCfg(size=image_size, **options)
+        theirs = open_clip.transform.image_transform_v2(config, is_train=False)
+        ours = PreprocessSpec(image_size, **options).eval_transform()
+        for width, height in WIDTHS_HEIGHTS:
+            image = picture(rng, width, height)
+            expected = attempt(theirs, image)
+            if isinstance(expected, Exception):  # they let a side shrink to nothing
+                assert resize_mode == "longest" and max(width, height) > 99 * min(width, height)
+                assert np.isfinite(ours(image)).all()
+            else:
+                assert_equal(ours(image), expected, (image_size, width, height))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_equals_open_clip_for_every_mode(open_clip, rng, mode):
+    compared = 0
+    for resize_mode in ("shortest", "longest", "squash"):
+        for fill in (0, 7):
+            for interpolation in ("bicubic", "bilinear"):
+                spec = PreprocessSpec(64, resize_mode=resize_mode, interpolation=interpolation, fill=fill)
+                theirs = open_clip.transform.image_transform(
+                    64, is_train=False, resize_mode=resize_mode, interpolation=interpolation, fill_color=fill
+                )
+                for width, height in ((64, 64), (64, 41), (64, 90), (91, 33), (40, 41), (150, 211)):
+                    image = picture(rng, width, height, mode)
+                    expected = attempt(theirs, image)
+                    actual = attempt(spec.eval_transform(), image)
+                    if isinstance(expected, Exception):
+                        assert isinstance(actual, Exception)
+                    else:
+                        assert_equal(actual, expected, (resize_mode, fill, interpolation, width, height))
+                        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("image_size", [(64, 96), (97, 64), (33, 200)])
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+def test_equals_open_clip_for_targets_that_are_not_square(open_clip, rng, image_size, resize_mode):
+    theirs = open_clip.transform.image_transform(image_size, is_train=False, resize_mode=resize_mode)
+    ours = PreprocessSpec(image_size, resize_mode=resize_mode).eval_transform()
+    for width, height in WIDTHS_HEIGHTS[3:19]:
+        image = picture(rng, width, height)
+        assert_equal(ours(image), theirs(image), (width, height))
+
+
+@pytest.mark.parametrize(
+    "mean, std", [(OPENAI_MEAN, OPENAI_STD), ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3)]
+)
+def test_normalising_equals_open_clips_for_every_value(open_clip, mean, std):
+    image = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
+    theirs = open_clip.transform.image_transform(16, is_train=False, mean=mean, std=std)
+    assert_equal(PreprocessSpec(16, mean=mean, std=std).eval_transform()(image), theirs(image), mean)
+
+
+def test_statistics_are_open_clips(open_clip):
+    theirs = open_clip.constants
+    assert (OPENAI_MEAN, OPENAI_STD) == (theirs.OPENAI_DATASET_MEAN, theirs.OPENAI_DATASET_STD)
+    assert (IMAGENET_MEAN, IMAGENET_STD) == (theirs.IMAGENET_MEAN, theirs.IMAGENET_STD)
+
+
+# --- with timm ---
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    "crop_mode, resize_mode", [("center", "shortest"), ("squash", "squash"), ("border", "longest")]
+)
+def test_equals_timm(timm, rng, crop_pct, interpolation, crop_mode, resize_mode):
+    for image_size in (224, (64, 96)):
+        theirs = timm.data.create_transform(
+            image_size,
+            is_training=False,
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+            interpolation=interpolation,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+        fill = tuple(round(255 * value) for value in IMAGENET_MEAN)  # timm's border
+        spec = PreprocessSpec(
+            image_size, IMAGENET_MEAN, IMAGENET_STD, interpolation, resize_mode, crop_pct, fill
+        )
+        for width, height in [*WIDTHS_HEIGHTS[3:21], (500, 375), (333, 500)]:
+            image = picture(rng, width, height)
+            assert_equal(spec.eval_transform()(image), theirs(image), (image_size, width, height))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_every_interpolation_equals_timms(timm, rng, interpolation):
+    image = picture(rng, 150, 211)
+    theirs = timm.data.create_transform(64, crop_pct=0.9, interpolation=interpolation)
+    spec = PreprocessSpec(64, IMAGENET_MEAN, IMAGENET_STD, interpolation, crop_pct=0.9)
+    assert_equal(spec.eval_transform()(image), theirs(image), interpolation)
+
+
+def test_rgb_first_equals_timm_on_a_converted_palette(timm, rng):
+    image = picture(rng, 150, 211, "P")
+    theirs = timm.data.create_transform(64, crop_pct=0.9, interpolation="bicubic")(image.convert("RGB"))
+    spec = PreprocessSpec(64, IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.9, rgb_first=True)
+    assert_equal(spec.eval_transform()(image), theirs, "P")
+
+
+# --- alone ---
+
+
+def test_every_field_changes_the_result(rng):
+    image = picture(rng, 90, 61, "P")
+    base = {"image_size": 32, "resize_mode": "longest"}
+    changes = {
+        "image_size": (32, 33),
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+        "crop_pct": 0.9,
+        "fill": 9,
+        "rgb_first": True,
+    }
+    assert set(changes) == set(PreprocessSpec().to_dict())
+    for name, value in changes.items():
+        common = {"rgb_first": True} if name == "interpolation" else {}  # a palette is never interpolated
+        first = PreprocessSpec(**{**base, **common}).eval_transform()(image)
+        second = PreprocessSpec(**{**base, **common, name: value}).eval_transform()(image)
+        assert first.shape != second.shape or not np.array_equal(first, second), name
+
+
+def test_crop_takes_the_middle_and_rounds_halves_to_even():
+    ramp = np.arange(11, dtype=np.uint8)[None, :, None].repeat(6, axis=0).repeat(3, axis=2)
+    spec = PreprocessSpec(6, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    for width, first in ((6, 0), (7, 0), (8, 1), (9, 2), (10, 2), (11, 2)):  # margins 0, 0.5, 1, 1.5, 2, 2.5
+        assert round(float(spec.eval_transform()(ramp[:, :width])[0, 0, 0])) == first
+
+
+def test_arrays_and_pictures_give_the_same(rng):
+    transform = PreprocessSpec(32).eval_transform()
+    for mode in ("RGB", "RGBA", "L"):
+        image = picture(rng, 50, 40, mode)
+        assert np.array_equal(transform(image), transform(np.asarray(image)))
+    assert np.array_equal(transform(np.asarray(image)), transform(np.asarray(image)[..., None]))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)],
+)
+def test_other_arrays_are_refused(array):
+    with pytest.raises(ValueError, match=r"image is (float32|uint8) \(.*allowed is uint8 \(H, W\)"):
+        PreprocessSpec().eval_transform()(array)
+
+
+def test_paths_and_empty_images_are_refused():
+    transform = PreprocessSpec().eval_transform()
+    with pytest.raises(TypeError, match="image is str.*open_image"):
+        transform("dog.jpg")
+    with pytest.raises(ValueError, match="0x4 has no pixels"):
+        transform(np.zeros((4, 0, 3), np.uint8))
+
+
+def test_a_sliver_does_not_grow_beyond_the_limit():
+    with pytest.raises(ValueError, match=f"1x9000 would grow to 224x2016000; .*{MAX_PIXELS} pixels"):
+        PreprocessSpec().eval_transform()(Image.new("RGB", (1, 9000)))
+
+
+def test_batch_stacks(rng):
+    spec = PreprocessSpec((20, 30))
+    images = [picture(rng, 50, 40), picture(rng, 33, 44, "L"), np.zeros((9, 9, 3), np.uint8)]
+    result = batch(images, spec)
+    assert result.shape == (3, 20, 30, 3) and result.dtype == np.float32
+    assert all(
+        np.array_equal(row, spec.eval_transform()(image)) for row, image in zip(result, images, strict=True)
+    )
+    assert batch([], spec).shape == (0, 20, 30, 3)
+
+
+def test_transform_is_pickled(rng):
+    transform = PreprocessSpec(16).eval_transform()
+    image = picture(rng, 20, 20)
+    assert np.array_equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PreprocessSpec(),
+        PreprocessSpec((96, 64), IMAGENET_MEAN, IMAGENET_STD, "box", "longest", 0.95, (1, 2, 3), True),
+    ],
+)
+def test_spec_survives_json(spec):
+    again = PreprocessSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec and hash(again) == hash(spec)
+
+
+def test_from_dict_names_the_nearest_field():
+    with pytest.raises(ValueError, match="no 'interpolate'; nearest is 'interpolation', allowed are"):
+        PreprocessSpec.from_dict({"interpolate": "bicubic"})
+    assert PreprocessSpec.from_dict({"crop_pct": 0.9}) == PreprocessSpec(crop_pct=0.9)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("image_size", wrong) for wrong in (0, -1, 2.5, True, None, (224,), (224, 0), (1, 2, 3), "224")),
+        *(("mean", wrong) for wrong in (0.5, (0.5,), (0.5, 0.5, float("nan")), "abc")),
+        *(("std", wrong) for wrong in ((1, 1, 0), (1, 1, -1), (1, 1, float("inf")))),
+        *(("interpolation", wrong) for wrong in ("cubic", "BICUBIC", None, [])),
+        *(("resize_mode", wrong) for wrong in ("center", None)),
+        *(("crop_pct", wrong) for wrong in (0, 1.01, -1, None, float("nan"), "1")),
+        *(("fill", wrong) for wrong in (256, -1, 0.5, (1, 2), (1, 2, 256), None)),
+        ("rgb_first", 1),
+    ],
+)
+def test_wrong_fields_are_refused_by_name_value_and_allowed(name, value):
+    with pytest.raises(ValueError, match=f"^{name}=.*; it must be ") as error:
+        PreprocessSpec(**{name: value})
+    assert repr(value).strip("[]()") in str(error.value)
+
+
+# --- files ---
+
+
+@pytest.fixture
+def photo(rng):
+    return picture(rng, 60, 40)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp"])
+def test_files_are_opened_and_decoded(tmp_path, photo, name):
+    photo.save(tmp_path / name)
+    image = open_image(str(tmp_path / name))
+    assert image.size == (60, 40)
+    assert PreprocessSpec(16).eval_transform()(image).shape == (16, 16, 3)  # the file is closed by now
+
+
+def test_an_animation_gives_its_first_frame(tmp_path, rng):
+    frames = [picture(rng, 20, 20, "P") for _ in range(3)]
+    for name in ("a.gif", "a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        image = open_image(tmp_path / name)
+        assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(frames[0].convert("RGB"))), name
+        assert PreprocessSpec(16).eval_transform()(image).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "PDF", "EPS", "JPEG2000"])
+def test_other_formats_are_refused_whatever_their_name(tmp_path, photo, kind):
+    path = tmp_path / "photo.jpg"
+    photo.save(path, format=kind)
+    with pytest.raises(ValueError, match="photo.jpg is not an image of a known format; allowed are .*'JPEG'"):
+        open_image(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>not found</html>", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff"]
+)
+def test_what_is_no_image_is_refused_by_name(tmp_path, content):
+    (tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(ValueError, match="photo.png"):
+        open_image(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp"])
+def test_a_file_cut_off_anywhere_is_refused_by_name(tmp_path, photo, rng, name):
+    path = tmp_path / name
+    photo.save(path)
+    whole = path.read_bytes()
+    for length in rng.integers(1, len(whole) - 64, 30):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=name):
+            open_image(path)
+
+
+def test_damaged_bytes_give_an_image_or_a_value_error(tmp_path, photo, rng):
+    for name in ("a.jpg", "a.png", "a.webp", "a.gif", "a.bmp"):
+        path = tmp_path / name
+        photo.save(path)
+        whole = bytearray(path.read_bytes())
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for place in rng.integers(len(whole), size=4):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            with contextlib.suppress(ValueError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                open_image(path)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A small PNG whose header claims any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [9_500, 60_000])
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path, side, monkeypatch):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_claiming(side, side))
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="bomb.png .*(pixels|exceeds limit)"):
+        open_image(path)
+
+
+def test_the_limit_can_be_chosen_and_is_named(tmp_path, photo):
+    photo.save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png", max_pixels=2400).size == (60, 40)
+    with pytest.raises(ValueError, match="a.png has 60x40 pixels; at most 2399 are allowed"):
+        open_image(tmp_path / "a.png", max_pixels=2399)
+
+
+def test_missing_files_folders_and_pipes(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        open_image(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="not a regular file"):
+        open_image(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(
+            ValueError, match="pipe.png is not a regular file"
+        ):  # and does not wait for a writer
+            open_image(tmp_path / "pipe.png")
+
+
+def test_import_needs_no_framework():
+    code = "import sys, zoo.preprocess; assert not {'keras', 'torch', 'jax', 'tensorflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_module_names_the_pixels_it_allows():
+    assert module.MAX_PIXELS == Image.MAX_IMAGE_PIXELS  # Pillow warns above this itself

@@ -1,0 +1,36 @@
+"""Names, loads, converts, trains, evaluates, searches, measures and exports what `convnext` and `clip` define.
+
+Importing it loads no Keras and no backend; names are imported when first used.
+"""
+
+from zoo.env import check_names
+
+check_names()  # another package may own the names `clip` or `zoo`; say so before anything fails strangely
+
+import importlib  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
+if TYPE_CHECKING:
+    from zoo.convert import load_weights
+    from zoo.registry import create_model, list_models, load, model_info, save
+
+_MODULE_OF = {
+    "create_model": "zoo.registry",
+    "list_models": "zoo.registry",
+    "load": "zoo.registry",
+    "load_weights": "zoo.convert",
+    "model_info": "zoo.registry",
+    "save": "zoo.registry",
+}
+
+__all__ = ["create_model", "list_models", "load", "load_weights", "model_info", "save"]  # noqa: F822
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

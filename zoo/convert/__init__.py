@@ -1,0 +1,85 @@
+"""Weight files in and out: foreign checkpoints by two-column rule tables, our own format by its metadata.
+
+read.py      a file → {key: array}            write.py   {key: array} → safetensors
+layouts.py   a layer's class → its tensors    engine.py  tables applied to a model, both ways
+timm.py  transformers.py  open_clip.py  facebook.py      one table file a source        native.py  our own format
+"""
+
+import dataclasses
+
+from zoo.convert import facebook, native, open_clip, timm, transformers
+from zoo.convert.engine import LoadReport, classes, detect, export_tensors, load_tensors
+from zoo.convert.read import Checkpoint, read_checkpoint
+from zoo.convert.write import write_safetensors
+
+__all__ = [
+    "FORMATS",
+    "Checkpoint",
+    "LoadReport",
+    "classes",
+    "detect_format",
+    "export_tensors",
+    "load_checkpoint",
+    "load_weights",
+    "read_checkpoint",
+    "write_safetensors",
+]
+
+# The order matters where one signature holds another: a whole pair comes before a tower alone.
+FORMATS = (*open_clip.FORMATS, *transformers.FORMATS, *timm.FORMATS, *facebook.FORMATS)
+
+
+def load_weights(model, path, *, strict=True):
+    """Sets a model's variables from a weight file of a known format, which is detected from its keys.
+
+    Nothing about the architecture is asked for: it is read off the model's layers. Towers and heads that the file has
+    and the model does not are left aside and named in the report.
+
+    Args:
+        model: a classifier, a trunk, a pair, or one tower of a pair, made by this package and built.
+        path: `.safetensors`, a shard index, `.npz`, or a torch checkpoint; in the naming of timm, torchvision,
+            transformers, open_clip, OpenAI, facebookresearch or `zoo.save`.
+        strict: refuse a file that lacks a variable or has a key left over; otherwise both are only reported.
+
+    Returns:
+        A `LoadReport`; print it.
+
+    Raises:
+        ValueError: with the keys that are missing, left over, or of the wrong shape. The model is untouched.
+    """
+    return load_checkpoint(model, read_checkpoint(path), strict=strict)
+
+
+def load_checkpoint(model, checkpoint, *, strict=True, fresh=()):
+    """`load_weights` from a `Checkpoint` already read; the layers named in `fresh` keep the values they have."""
+    notes = _check_activation(model, checkpoint)
+    source = detect_format(checkpoint)
+    report = load_tensors(model, checkpoint.tensors, source, strict=strict, fresh=fresh)
+    if source.name == native.FORMAT:
+        native.remember(model, native.parse(checkpoint.metadata, checkpoint.path.name))
+    return dataclasses.replace(report, notes=notes)
+
+
+def detect_format(checkpoint):
+    """The `Format` of a checkpoint: our own by its metadata, a foreign one by its keys."""
+    if native.is_own(checkpoint):
+        return native.parse(checkpoint.metadata, checkpoint.path.name).format
+    return detect(checkpoint.tensors, FORMATS)
+
+
+def _check_activation(model, checkpoint):
+    """Notes for the report: a pair's activation is in no weight. ValueError when the file says another."""
+    activation = (getattr(model, "architecture", None) or {}).get("activation")
+    if activation is None:
+        return ()
+    if not native.is_own(checkpoint):
+        return (
+            f"The file does not say which activation its transformers have; the model's, {activation}, was assumed.",
+        )
+    said = checkpoint.metadata.get("activation")
+    if said != activation:
+        raise ValueError(
+            f"{checkpoint.path.name} holds weights for {said!r}, and the model's transformers have {activation!r}. "
+            f"Create the model with activation={said!r}."
+        )
+    return ()

@@ -1,0 +1,104 @@
+"""How each class of layer lies in a torch checkpoint: the names of its tensors and the order of their axes.
+
+A layer's class decides, never the shape of what is found. Both directions of a layout are views where numpy allows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The two directions between one variable of ours and the checkpoint's array or arrays for it.
+
+    Args:
+        to_ours: list of the checkpoint's arrays → our array.
+        to_theirs: our array → list of the checkpoint's arrays.
+    """
+
+    to_ours: Callable[[list], np.ndarray]
+    to_theirs: Callable[[np.ndarray], list]
+
+
+def _one(to_ours, to_theirs):
+    return Layout(lambda arrays: to_ours(arrays[0]), lambda array: [to_theirs(array)])
+
+
+SAME = _one(lambda a: a, lambda a: a)
+LINEAR = _one(np.transpose, np.transpose)  # (O, I) ↔ (I, O)
+POINTWISE = _one(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])  # (O, I, 1, 1) ↔ (I, O)
+CONV = _one(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW ↔ HWIO
+DEPTHWISE = _one(lambda a: a.transpose(2, 3, 0, 1), lambda a: a.transpose(2, 3, 0, 1))  # (C, 1, k, k) ↔ (k, k, C, 1)
+SPREAD = _one(lambda a: a[0, 0, 0], lambda a: a[None, None, None])  # (1, 1, 1, C) ↔ (C,)
+THREE_LINEAR = Layout(lambda arrays: np.concatenate(arrays).T, lambda a: np.split(a.T, 3))  # 3 × (W, W) ↔ (W, 3W)
+THREE = Layout(np.concatenate, lambda a: np.split(a, 3))  # 3 × (W,) ↔ (3W,)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One variable of a layer.
+
+    Args:
+        names: of the checkpoint's tensors below the module's path; "" for the path itself. One, unless `layout` joins
+            several.
+        variable: where the layer holds it, e.g. "kernel", "in_proj.kernel".
+        layout: between the two.
+    """
+
+    names: tuple[str, ...]
+    variable: str
+    layout: Layout = SAME
+
+
+def _linear(weight, bias, prefix="", layout=LINEAR):
+    return (Tensor((weight,), f"{prefix}kernel", layout), Tensor((bias,), f"{prefix}bias"))
+
+
+_BIAS = Tensor(("bias",), "bias")
+_AFFINE = (Tensor(("weight",), "gamma"), Tensor(("bias",), "beta"))
+_OUT_PROJ = _linear("out_proj.weight", "out_proj.bias", "out_proj.")
+
+# class of the layer → its tensors, as torch modules name them
+TENSORS = {
+    "Conv2D": (Tensor(("weight",), "kernel", CONV), _BIAS),
+    "DepthwiseConv2D": (Tensor(("weight",), "kernel", DEPTHWISE), _BIAS),
+    "Dense": _linear("weight", "bias"),
+    "LayerNormalization": _AFFINE,
+    "BatchNormalization": (
+        *_AFFINE,
+        Tensor(("running_mean",), "moving_mean"),
+        Tensor(("running_var",), "moving_variance"),
+    ),
+    "GRN": _AFFINE,
+    "LayerScale": (Tensor(("",), "gamma"),),
+    "Embedding": (Tensor(("weight",), "embeddings"),),
+    "PositionalEmbedding": (Tensor(("",), "positional_embedding"),),
+    "ClassEmbedding": (Tensor(("",), "class_embedding"),),
+    "SelfAttention": (*_linear("in_proj_weight", "in_proj_bias", "in_proj."), *_OUT_PROJ),
+    "LogitScale": (Tensor(("logit_scale",), "logit_scale"), Tensor(("logit_bias",), "logit_bias")),
+}
+
+# The third column of a rule, where a source departs from the above.
+MATRIX = (Tensor(("",), "kernel"),)  # a bare (I, O) parameter
+CONV_1X1 = _linear("weight", "bias", layout=POINTWISE)  # a 1×1 convolution for a Dense layer
+LOGIT_SCALE = (Tensor(("",), "logit_scale"),)
+LOGIT_BIAS = (Tensor(("",), "logit_bias"),)
+SPREAD_GRN = (Tensor(("weight",), "gamma", SPREAD), Tensor(("bias",), "beta", SPREAD))
+SPREAD_GRN_GREEK = (Tensor(("gamma",), "gamma", SPREAD), Tensor(("beta",), "beta", SPREAD))
+SEPARATE_QKV = (
+    Tensor(("q_proj.weight", "k_proj.weight", "v_proj.weight"), "in_proj.kernel", THREE_LINEAR),
+    Tensor(("q_proj.bias", "k_proj.bias", "v_proj.bias"), "in_proj.bias", THREE),
+    *_OUT_PROJ,
+)
+
+
+def torch_tensors(layer):
+    """The `Tensor` entries of a layer by its class or a base class of it; () for a class without weights."""
+    return next((TENSORS[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in TENSORS), ())
+
+
+def own_tensors(layer):
+    """The same variables under our own names and in our own layout."""
+    return tuple(Tensor((entry.variable,), entry.variable) for entry in torch_tensors(layer))

@@ -1,0 +1,68 @@
+"""open_clip's and OpenAI's CLIP: the text tower at the top level, the image tower under `visual.`: ViT, or timm's
+ConvNeXt under `visual.trunk.` with a linear or an MLP projection.
+"""
+
+from zoo.convert.engine import Format, under
+from zoo.convert.layouts import LOGIT_BIAS, LOGIT_SCALE, MATRIX
+from zoo.convert.timm import convnext_trunk
+
+BLOCKS = (
+    ("transformer.resblocks.{i}.ln_1", "transformer_resblocks_{i}_ln_1"),
+    ("transformer.resblocks.{i}.attn", "transformer_resblocks_{i}_attn"),
+    ("transformer.resblocks.{i}.ln_2", "transformer_resblocks_{i}_ln_2"),
+    ("transformer.resblocks.{i}.mlp.c_fc", "transformer_resblocks_{i}_mlp_c_fc"),
+    ("transformer.resblocks.{i}.mlp.c_proj", "transformer_resblocks_{i}_mlp_c_proj"),
+)
+TEXT = (
+    ("token_embedding", "token_embedding"),
+    ("positional_embedding", "positional_embedding"),
+    *BLOCKS,
+    ("ln_final", "ln_final"),
+    ("text_projection", "text_projection", MATRIX),
+)
+VIT = (
+    ("conv1", "conv1"),
+    ("class_embedding", "class_embedding"),
+    ("positional_embedding", "positional_embedding"),
+    ("ln_pre", "ln_pre"),
+    *BLOCKS,
+    ("ln_post", "ln_post"),
+    ("proj", "proj", MATRIX),
+)
+PROJECTION = (
+    ("head.proj", "head_proj"),
+    ("head.mlp.fc1", "head_mlp_fc1"),
+    ("head.mlp.fc2", "head_mlp_fc2"),
+)
+PAIR = (
+    ("logit_scale", "logit_scale", LOGIT_SCALE),
+    ("logit_bias", "logit_scale", LOGIT_BIAS),
+)
+ARCHIVE = "a number OpenAI's archives carry beside the weights"
+IGNORED = tuple((key, ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size"))
+
+
+def _convnext(fc1_rank):
+    """(signature, rules) of a ConvNeXt image tower."""
+    rules = (*under("trunk.", convnext_trunk(conv_mlp=fc1_rank == 4)), *PROJECTION)
+    return {"trunk.stem.0.weight": 4, "trunk.stages.0.blocks.0.mlp.fc1.weight": fc1_rank}, rules
+
+
+def _formats(tower, signature, rules):
+    """A whole pair, and the image tower alone: the state dict of `model.visual`."""
+    in_pair = {f"visual.{key}": rank for key, rank in signature.items()}
+    parts = {"image": under("visual.", rules), "text": TEXT, "pair": PAIR}
+    yield Format(f"open_clip with {tower}", in_pair, parts, IGNORED)
+    yield Format(f"open_clip's image tower, {tower}", signature, {"image": rules})
+
+
+FORMATS = (
+    *_formats("a ViT", {"conv1.weight": 4, "class_embedding": 1}, VIT),
+    *_formats("a ConvNeXt", *_convnext(fc1_rank=2)),
+    *_formats("a ConvNeXt with conv_mlp", *_convnext(fc1_rank=4)),
+    Format(
+        "open_clip's text tower",
+        {"token_embedding.weight": 2, "ln_final.weight": 1},
+        {"text": TEXT, "pair": PAIR},
+    ),
+)

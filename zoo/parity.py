@@ -1,0 +1,234 @@
+"""Our models against the reference implementations, piece by piece.
+
+`tests/oracles.py` runs the references once on random weights and writes one folder a case: their weights, inputs and
+outputs. Here each case is loaded as a user would load it and compared; no reference library is imported. An error is
+max |ours − theirs| / max |theirs|.
+"""
+
+import dataclasses
+import fnmatch
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zoo.convert import load_weights, native
+from zoo.registry import create_model
+
+BATCH_SIZE = 3  # of a pair's images and captions
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the parity table.
+
+    Args:
+        case: name of the case's folder.
+        library: the reference and its version.
+        backend: Keras' backend and its version.
+        output: what was compared, with the image size where a case has several.
+        error: max |ours − theirs| / max |theirs|; NaN where the shapes differ or a value is not finite.
+        tolerance: that the error must not exceed.
+    """
+
+    case: str
+    library: str
+    backend: str
+    output: str
+    error: float
+    tolerance: float
+
+    @property
+    def is_within(self):
+        return self.error <= self.tolerance
+
+
+def parity(directory, pattern="*"):
+    """Compares every case of a folder that `tests/oracles.py` wrote.
+
+    Args:
+        directory: the folder of cases.
+        pattern: of case names, e.g. "timm-*".
+
+    Returns:
+        A list of `Row`.
+
+    Raises:
+        ValueError: the folder has no such case.
+    """
+    found = [case for case in find_cases(directory) if fnmatch.fnmatchcase(case.name, pattern)]
+    if not found:
+        raise ValueError(f"No case {pattern!r} in {directory}. Write some: python tests/oracles.py {directory}")
+    return [row for case in found for row in compare(case)]
+
+
+def find_cases(directory):
+    """Folders of complete cases, sorted by name."""
+    return sorted(path.parent for path in Path(directory).glob("*/case.json"))
+
+
+def compare(case_dir):
+    """The `Row`s of one case."""
+    case_dir = Path(case_dir)
+    case = json.loads((case_dir / "case.json").read_text(encoding="utf-8"))
+    reference = dict(np.load(case_dir / "reference.npz", allow_pickle=False))
+    model = load_case(case_dir, case)
+    outputs = run_pair(model, reference) if hasattr(model, "image_encoder") else run_classifier(model, reference)
+    return [
+        Row(case_dir.name, case["library"], backend_version(), name, error(ours, reference[name]), case["tolerance"])
+        for name, ours in outputs.items()
+    ]
+
+
+def load_case(case_dir, case):
+    """Our model of a case with the reference's weights in it."""
+    if case["row"] is None:
+        return create_model(case["model"], weights=case_dir / "model.safetensors", **case["arguments"])
+    model = create_row(case["model"], case["row"], case["arguments"])
+    load_weights(model, case_dir / "model.safetensors")
+    return model
+
+
+def create_row(family, row, arguments):
+    """A model of a row that has no name."""
+    import clip
+    import convnext
+
+    if family == native.CLIP_FAMILY:
+        image = (clip.ConvNeXt if "family" in row["image"] else clip.ViT)(**row["image"])
+        return clip.create_clip(clip.Pair(**{**row, "image": image, "text": clip.Text(**row["text"])}), **arguments)
+    create = convnext.create_convnext_v2 if family == "convnextv2" else convnext.create_convnext_v1
+    return create(native.row_of(family, row), **arguments)
+
+
+def run_classifier(model, reference):
+    """{"224x224/stage_0": array, …, "224x224/logits": array} for each size the reference was run at."""
+    import keras
+    from keras import ops
+
+    from convnext import feature_maps
+
+    stages = feature_maps(model).outputs
+    names = [f"stage_{index}" for index in range(len(stages))] + ["logits"]
+    probe = keras.Model(model.input, [*stages, *model.outputs])
+    outputs = {}
+    for key in reference:
+        size, _, what = key.partition("/")
+        if what == "images":
+            results = probe(reference[key], training=False)
+            outputs |= {f"{size}/{name}": ops.convert_to_numpy(r) for name, r in zip(names, results, strict=True)}
+    return outputs
+
+
+def run_pair(model, reference):
+    """The towers' outputs, plain and normalised, logits, loss, and d loss / d logit_scale of one batch."""
+    from keras import ops
+
+    pair = model.predict({key: reference[key] for key in ("images", "tokens")}, batch_size=BATCH_SIZE, verbose=0)
+    image, text = pair["image_embeddings"], pair["text_embeddings"]
+    loss, gradient = loss_and_gradient(model, image, text)
+    return {
+        "image_embedding": ops.convert_to_numpy(model.encode_image(reference["images"], normalize=False)),
+        "text_embedding": ops.convert_to_numpy(model.encode_text(reference["tokens"], normalize=False)),
+        "image_normalized": image,
+        "text_normalized": text,
+        "logits": ops.convert_to_numpy(model.logits(image, text)),
+        "loss": loss,
+        "logit_scale_gradient": gradient,
+    }
+
+
+def loss_and_gradient(model, image, text):
+    """(clip_loss, its derivative by the logit_scale variable) as numpy scalars, by the backend's own differentiation."""
+    import keras
+
+    from clip import clip_loss
+
+    variable = model.logit_scale.logit_scale
+
+    def loss_of(scale):
+        with keras.StatelessScope(state_mapping=[(variable, scale)]):
+            return clip_loss(model.logits(image, text))
+
+    differentiate = {"jax": _differentiate_jax, "tensorflow": _differentiate_tensorflow, "torch": _differentiate_torch}
+    value, gradient = differentiate[keras.backend.backend()](loss_of, keras.ops.convert_to_numpy(variable))
+    return keras.ops.convert_to_numpy(value), keras.ops.convert_to_numpy(gradient)
+
+
+def _differentiate_jax(function, x):
+    import jax
+
+    return jax.value_and_grad(function)(x)
+
+
+def _differentiate_tensorflow(function, x):
+    import tensorflow as tf
+
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return value, tape.gradient(value, x)
+
+
+def _differentiate_torch(function, x):
+    import torch
+
+    x = torch.tensor(x, requires_grad=True)
+    value = function(x)
+    return value, torch.autograd.grad(value, x)[0]
+
+
+def error(ours, theirs):
+    """max |ours − theirs| / max |theirs|, worked out in float64; NaN where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("nan")
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+def backend_version():
+    """ "jax 0.10.2"."""
+    import importlib.metadata
+
+    import keras
+
+    backend = keras.backend.backend()
+    for distribution in (backend, f"{backend}-cpu"):
+        try:
+            return f"{backend} {importlib.metadata.version(distribution)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return backend
+
+
+def to_markdown(rows):
+    """Markdown: one line a case, one column an output, the largest error over image sizes."""
+    outputs = list(dict.fromkeys(_piece(row) for row in rows))
+    lines = [f"| case | reference | {' | '.join(outputs)} |", "|---|---|" + "--:|" * len(outputs)]
+    for case in dict.fromkeys(row.case for row in rows):
+        own = [row for row in rows if row.case == case]
+        cells = [_cell([row for row in own if _piece(row) == output]) for output in outputs]
+        lines.append(f"| {case} | {own[0].library} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _piece(row):
+    return row.output.rpartition("/")[2]
+
+
+def _cell(rows):
+    if not rows:
+        return ""
+    worst = max(rows, key=lambda row: (not row.is_within, row.error))
+    return f"{worst.error:.1e}" if worst.is_within else f"**{worst.error:.1e}**"
+
+
+def to_json(rows):
+    """JSON: a list of the rows, each with `within`."""
+    return json.dumps([{**dataclasses.asdict(row), "within": row.is_within} for row in rows], indent=1)
+
+
+def all_within(rows):
+    return all(row.is_within for row in rows)
