@@ -57,9 +57,7 @@ class SelfAttention(layers.Layer):
     def build(self, input_shape):
         width = input_shape[-1]
         if width % self.num_heads:
-            raise ValueError(
-                f"The width must be a multiple of num_heads, got width {width}, {self.num_heads} heads."
-            )
+            raise ValueError(f"The width must be a multiple of num_heads, got width {width}, {self.num_heads} heads.")
         project = {"dtype": self.dtype_policy}
         self.in_proj = Dense(3 * width, kernel_initializer=Normal(self.in_stddev), name="in_proj", **project)
         self.out_proj = Dense(width, kernel_initializer=Normal(self.out_stddev), name="out_proj", **project)
@@ -138,9 +136,7 @@ class ClassEmbedding(layers.Layer):
 
     def build(self, input_shape):
         width = input_shape[-1]
-        self.class_embedding = self.add_weight(
-            shape=(width,), initializer=Normal(width**-0.5), name="class_embedding"
-        )
+        self.class_embedding = self.add_weight(shape=(width,), initializer=Normal(width**-0.5), name="class_embedding")
 
     def call(self, inputs):
         _, height, width, channels = inputs.shape

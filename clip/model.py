@@ -203,9 +203,7 @@ def create_clip(
     """
     options = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
     if variant is None:
-        check_own_towers(
-            image_tower, text_tower, image_size=image_size, stem_stride=stem_stride, activation=activation
-        )
+        check_own_towers(image_tower, text_tower, image_size=image_size, stem_stride=stem_stride, activation=activation)
         return CLIP(image_tower, text_tower, name=name or "clip", **options)
     if image_tower is not None or text_tower is not None:
         raise ValueError("Give a variant or both towers of your own, not a variant and a tower.")
@@ -239,20 +237,14 @@ def create_image_tower(pair, image_size, stem_stride, activation):
             pair.image, pair.embed_dim, image_size=image_size, stem_stride=stem_stride or "auto"
         )
     if stem_stride is not None:
-        raise ValueError(
-            f"stem_stride belongs to ConvNeXt image towers, this one is a ViT; got {stem_stride!r}."
-        )
+        raise ValueError(f"stem_stride belongs to ConvNeXt image towers, this one is a ViT; got {stem_stride!r}.")
     return create_vit_tower(pair.image, pair.embed_dim, image_size=image_size, activation=activation)
 
 
 def check_own_towers(image_tower, text_tower, **options):
     """ValueError unless both towers are there and nothing is asked that only a variant can answer."""
     if image_tower is None or text_tower is None:
-        raise ValueError(
-            f"create_clip needs a variant, or image_tower and text_tower.{closest('', VARIANTS)}"
-        )
+        raise ValueError(f"create_clip needs a variant, or image_tower and text_tower.{closest('', VARIANTS)}")
     given = [key for key, value in options.items() if value is not None]
     if given:
-        raise ValueError(
-            f"{', '.join(given)} shape a variant's towers; with towers of your own, set them there."
-        )
+        raise ValueError(f"{', '.join(given)} shape a variant's towers; with towers of your own, set them there.")

@@ -192,7 +192,5 @@ def _checked_length(context_length: int) -> int:
     except TypeError:
         raise TypeError(f"context_length is {type(context_length).__name__}; allowed is an int") from None
     if length < 2:
-        raise ValueError(
-            f"context_length={length} has no room for the start and end ids; it must be at least 2"
-        )
+        raise ValueError(f"context_length={length} has no room for the start and end ids; it must be at least 2")
     return length

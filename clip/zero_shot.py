@@ -32,15 +32,11 @@ class ZeroShotHead(keras.layers.Layer):
 
     def build(self, input_shape):
         shape = (input_shape[-1], len(self.class_names))
-        self.class_matrix = self.add_weight(
-            shape=shape, initializer="zeros", trainable=False, name="class_matrix"
-        )
+        self.class_matrix = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="class_matrix")
         self.logit_scale = self.add_weight(shape=(), initializer="zeros", trainable=False, name="logit_scale")
 
     def call(self, features):
-        return self.activation(
-            ops.exp(self.logit_scale) * ops.matmul(l2_normalize(features), self.class_matrix)
-        )
+        return self.activation(ops.exp(self.logit_scale) * ops.matmul(l2_normalize(features), self.class_matrix))
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], len(self.class_names))
@@ -108,5 +104,6 @@ def zero_shot_classifier(
     head = ZeroShotHead(class_names, activation, name="zero_shot_head")
     classifier = keras.Model(images, head(model.image_encoder(images)), name=name)
     head.class_matrix.assign(matrix)
-    head.logit_scale.assign(model.logit_scale.logit_scale)
+    # A copy: JAX hands a shared buffer away when either model runs.
+    head.logit_scale.assign(ops.convert_to_numpy(model.logit_scale.logit_scale))
     return classifier

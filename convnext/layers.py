@@ -188,14 +188,10 @@ def _jax_shifted_depthwise():
     def taps(x, kernel):
         (kh, kw), (height, width) = kernel.shape[:2], x.shape[1:3]
         padded = pad(x, kernel)
-        total = jnp.zeros(
-            (), jnp.promote_types(x.dtype, jnp.float32)
-        )  # half precisions accumulate in float32
+        total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))  # half precisions accumulate in float32
         for i in range(kh):
             for j in range(kw):
-                if (
-                    abs(i - kh // 2) < height and abs(j - kw // 2) < width
-                ):  # otherwise the tap sees only padding
+                if abs(i - kh // 2) < height and abs(j - kw // 2) < width:  # otherwise the tap sees only padding
                     shifted = padded[:, i : i + height, j : j + width]
                     total = total + shifted.astype(total.dtype) * kernel[i, j].astype(total.dtype)
         return total.astype(x.dtype)

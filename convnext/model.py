@@ -244,9 +244,7 @@ def resolve_stem_stride(row, input_shape, stem_stride="auto"):
     check_input_shape(input_shape)
     allowed = [row.patch_size, *(stride for stride in (2, 1) if stride < row.patch_size)]
     sides = [side for side in input_shape[:2] if side is not None]
-    last_map = {
-        stride: min((_last_side(row, side, stride) for side in sides), default=1) for stride in allowed
-    }
+    last_map = {stride: min((_last_side(row, side, stride) for side in sides), default=1) for stride in allowed}
     if stem_stride == "auto":
         if len(sides) < 2:
             stem_stride = row.patch_size
@@ -302,6 +300,4 @@ def feature_maps(model):
             last[int(match[1])] = layer.output  # layers come in order: the last block of a stage stays
     if not last:
         raise ValueError(f"Model {model.name!r} has no ConvNeXt or ResNet blocks to take feature maps from.")
-    return keras.Model(
-        model.input, [last[stage] for stage in sorted(last)], name=f"{model.name}_feature_maps"
-    )
+    return keras.Model(model.input, [last[stage] for stage in sorted(last)], name=f"{model.name}_feature_maps")

@@ -55,9 +55,7 @@ def create_resnet(
     for stage, (depth, dim) in enumerate(zip(row.depths, row.dims, strict=True)):
         for number in range(depth):
             stride = 2 if stage and not number else 1
-            x = residual(
-                x, build_block, dim, EXPANSION[row.block] * dim, stride, row, f"layer{stage + 1}_{number}"
-            )
+            x = residual(x, build_block, dim, EXPANSION[row.block] * dim, stride, row, f"layer{stage + 1}_{number}")
     if include_top or pooling:
         x = pool(x, pooling)
     outputs = classifier(x, num_classes, classifier_activation) if include_top else x
@@ -68,9 +66,7 @@ def stem(images, row):
     """(B, H, W, 3) → (B, H/4, W/4, stem_dim): 7×7 convolution of stride 2, max pooling of stride 2."""
     x = conv_norm(images, row.stem_dim, row.patch_size, 2, row, "conv1", "bn1")
     x = layers.Activation(row.activation, name="act1")(x)
-    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name="maxpool_pad")(
-        x
-    )  # after ReLU 0 pads as −∞ would
+    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name="maxpool_pad")(x)  # after ReLU 0 pads as −∞ would
     return layers.MaxPooling2D(3, strides=2, data_format=CHANNELS_LAST, name="maxpool")(x)
 
 

@@ -4,9 +4,9 @@
     python tests/oracles.py build/oracles --only 'timm-*'    # --list shows the names
 
 A case is a folder: `model.safetensors`, the reference's own state dict; `reference.npz`, inputs and outputs, images and
-maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. Weights are drawn so that
-every block matters: LayerScale and GRN far from their initial values, norms with an affine part, moving statistics.
-`zoo.parity` compares.
+maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. Weights are drawn so
+that every block matters: LayerScale and GRN far from their initial values, norms with an affine part, moving
+statistics. `zoo.parity` compares.
 """
 
 import argparse
@@ -178,7 +178,9 @@ def draw_parameter(name, parameter, normal):
     elif ".grn." in name or last in ("gamma", "layer_scale_parameter"):
         normal(parameter, 0.5)
     elif "embedding" in name and "patch" not in name and "norm" not in name:
-        normal(parameter, 0.3)
+        normal(parameter, 0.05)
+    elif "conv_dw" in name or "dwconv" in name:  # faint, so that the epsilon of the norm that follows shows
+        normal(parameter, 0.02)
     elif last in ("proj", "text_projection"):  # (in, out)
         normal(parameter, parameter.shape[0] ** -0.5)
     elif parameter.ndim > 1:  # (out, in, …)
@@ -283,7 +285,13 @@ CONVNEXT = {**LOGITS, "stem_stride": 4}
 TINY = {"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768)}
 RESNET18 = {"depths": (2, 2, 2, 2), "dims": (64, 128, 256, 512), "layer_type": "basic"}
 RESNET50 = {"depths": (3, 4, 6, 3), "dims": (256, 512, 1024, 2048), "layer_type": "bottleneck"}
-WIDER_EPSILON = {"depths": (1, 2, 3, 1), "dims": (32, 48, 64, 96), "epsilon": 1e-5, "activation": "gelu", "patch_size": 4}
+WIDER_EPSILON = {
+    "depths": (1, 2, 3, 1),
+    "dims": (32, 48, 64, 96),
+    "epsilon": 1e-5,
+    "activation": "gelu",
+    "patch_size": 4,
+}
 MLP_PAIR = {
     "embed_dim": 192,
     "image_size": 160,
@@ -305,7 +313,9 @@ def cases():
     for name in ("convnext_atto", "convnextv2_atto", "convnext_tiny", "convnextv2_tiny"):
         yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, CONVNEXT)
     create = lambda: timm_convnext(WIDER_EPSILON)  # noqa: E731
-    yield Case("timm", "convnext", create, run_classifier, CONVNEXT, WIDER_EPSILON, ((96, 64),), "convnext_epsilon_1e-5")
+    yield Case(
+        "timm", "convnext", create, run_classifier, CONVNEXT, WIDER_EPSILON, ((96, 64),), "convnext_epsilon_1e-5"
+    )
     for name in ("resnet18", "resnet50"):
         yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, LOGITS)
     for version, name in ((1, "convnext_tiny"), (2, "convnextv2_tiny")):
@@ -361,7 +371,9 @@ def write_case(case, folder):
         "key": key_of(case.source),
     }
     replace(folder / "case.json", lambda path: path.write_text(json.dumps(description, indent=1), encoding="utf-8"))
-    extremes = {name: f"{np.abs(a).max():.2g}" for name, a in arrays.items() if "image" not in name and "token" not in name}
+    extremes = {
+        name: f"{np.abs(a).max():.2g}" for name, a in arrays.items() if "image" not in name and "token" not in name
+    }
     return time.monotonic() - started, extremes
 
 

@@ -171,9 +171,7 @@ def test_equals_open_clip_for_targets_that_are_not_square(open_clip, rng, image_
         assert_equal(ours(image), theirs(image), (width, height))
 
 
-@pytest.mark.parametrize(
-    "mean, std", [(OPENAI_MEAN, OPENAI_STD), ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3)]
-)
+@pytest.mark.parametrize("mean, std", [(OPENAI_MEAN, OPENAI_STD), ((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3)])
 def test_normalising_equals_open_clips_for_every_value(open_clip, mean, std):
     image = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
     theirs = open_clip.transform.image_transform(16, is_train=False, mean=mean, std=std)
@@ -206,9 +204,7 @@ def test_equals_timm(timm, rng, crop_pct, interpolation, crop_mode, resize_mode)
             std=IMAGENET_STD,
         )
         fill = tuple(round(255 * value) for value in IMAGENET_MEAN)  # timm's border
-        spec = PreprocessSpec(
-            image_size, IMAGENET_MEAN, IMAGENET_STD, interpolation, resize_mode, crop_pct, fill
-        )
+        spec = PreprocessSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, interpolation, resize_mode, crop_pct, fill)
         for width, height in [*WIDTHS_HEIGHTS[3:21], (500, 375), (333, 500)]:
             image = picture(rng, width, height)
             assert_equal(spec.eval_transform()(image), theirs(image), (image_size, width, height))
@@ -295,9 +291,7 @@ def test_batch_stacks(rng):
     images = [picture(rng, 50, 40), picture(rng, 33, 44, "L"), np.zeros((9, 9, 3), np.uint8)]
     result = batch(images, spec)
     assert result.shape == (3, 20, 30, 3) and result.dtype == np.float32
-    assert all(
-        np.array_equal(row, spec.eval_transform()(image)) for row, image in zip(result, images, strict=True)
-    )
+    assert all(np.array_equal(row, spec.eval_transform()(image)) for row, image in zip(result, images, strict=True))
     assert batch([], spec).shape == (0, 20, 30, 3)
 
 
@@ -377,9 +371,7 @@ def test_other_formats_are_refused_whatever_their_name(tmp_path, photo, kind):
         open_image(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>not found</html>", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff"]
-)
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff"])
 def test_what_is_no_image_is_refused_by_name(tmp_path, content):
     (tmp_path / "photo.png").write_bytes(content)
     with pytest.raises(ValueError, match="photo.png"):
@@ -446,9 +438,7 @@ def test_missing_files_folders_and_pipes(tmp_path):
         open_image(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
-        with pytest.raises(
-            ValueError, match="pipe.png is not a regular file"
-        ):  # and does not wait for a writer
+        with pytest.raises(ValueError, match="pipe.png is not a regular file"):  # and does not wait for a writer
             open_image(tmp_path / "pipe.png")
 
 

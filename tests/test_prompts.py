@@ -20,9 +20,7 @@ def open_clip_templates(name: str) -> list[str]:
         pytest.skip("open_clip is not installed")
     source = Path(spec.origin).with_name("zero_shot_metadata.py").read_text(encoding="utf-8")
     value = next(
-        node.value
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign) and node.targets[0].id == name
+        node.value for node in ast.parse(source).body if isinstance(node, ast.Assign) and node.targets[0].id == name
     )
     return [
         "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in item.body.values)
@@ -83,9 +81,7 @@ def test_a_template_without_exactly_one_place_is_refused(template):
     assert repr(template) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "names, templates", [("cat", ["a {}"]), (["cat"], "a {}"), ([], ["a {}"]), (["cat"], [])]
-)
+@pytest.mark.parametrize("names, templates", [("cat", ["a {}"]), (["cat"], "a {}"), ([], ["a {}"]), (["cat"], [])])
 def test_strings_and_empty_lists_are_refused(names, templates):
     wrong = "class_names" if names != ["cat"] else "templates"
     with pytest.raises(ValueError, match=f"{wrong} is"):

@@ -157,9 +157,7 @@ def random_texts(rng, count: int) -> list[str]:
 
     def text() -> str:
         words = [word() for _ in range(rng.integers(1, 9))]
-        joined = "".join(
-            w + s for w, s in zip(words, rng.choice(["", " ", " ", "  "], len(words)), strict=True)
-        )
+        joined = "".join(w + s for w, s in zip(words, rng.choice(["", " ", " ", "  "], len(words)), strict=True))
         if rng.integers(6) == 0:
             wrong = str(rng.choice(["latin-1", "cp1252", "cp1251", "macroman", "cp437"]))
             joined = joined.encode("utf-8", errors="replace").decode(wrong, errors="replace")
@@ -211,9 +209,7 @@ def test_no_texts_give_no_rows(empty):
 
 def test_too_long_a_text_is_refused_or_cut():
     text = "dog " * 100
-    with pytest.raises(
-        ValueError, match=r"text 1, starting 'dog dog .* has 102 tokens .*=77 .*truncate=True"
-    ):
+    with pytest.raises(ValueError, match=r"text 1, starting 'dog dog .* has 102 tokens .*=77 .*truncate=True"):
         tokenize(["cat", text])
     ids = tokenize(["cat", text], truncate=True)
     assert ids[0, :4].tolist() == [49406, 2368, 49407, 0]

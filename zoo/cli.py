@@ -52,7 +52,9 @@ COMMANDS = {
         "zoo.demo:run_demo",
         "zoo.cli:show_nothing",
         (
-            argument("--output", default="demo-output", metavar="DIR", help="folder of the report (default demo-output)"),
+            argument(
+                "--output", default="demo-output", metavar="DIR", help="folder of the report (default demo-output)"
+            ),
             SEED,
             argument("--epochs", type=int, default=None, help="of training (default: the demo's own)"),
         ),
@@ -120,7 +122,9 @@ def build_parser():
         for flags, options in command.arguments:
             sub.add_argument(*flags, **options)
         if command.uses_backend:
-            sub.add_argument("--backend", choices=BACKENDS, help="default: $KERAS_BACKEND, else the first one installed")
+            sub.add_argument(
+                "--backend", choices=BACKENDS, help="default: $KERAS_BACKEND, else the first one installed"
+            )
         sub.add_argument("--json", action="store_true", help="print the result for a program to read")
         sub.add_argument("--traceback", action="store_true", help="on an error, show where it arose")
     return parser

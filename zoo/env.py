@@ -33,7 +33,9 @@ def choose_backend(name=None):
     installed = installed_backends()
     name = name or os.environ.get("KERAS_BACKEND") or next(iter(installed), None)
     if name is None:
-        raise ValueError("No backend is installed. Add one: pip install 'convnext-clip-zoo[jax]' (or tensorflow, torch).")
+        raise ValueError(
+            "No backend is installed. Add one: pip install 'convnext-clip-zoo[jax]' (or tensorflow, torch)."
+        )
     if name not in BACKENDS:
         raise ValueError(f"Unknown backend {name!r}. Allowed: {', '.join(BACKENDS)}.")
     if name not in installed:
@@ -46,7 +48,9 @@ def choose_backend(name=None):
     with quiet_stderr():
         import keras
     if keras.backend.backend() != name:
-        raise ValueError(f"Keras already runs on {keras.backend.backend()!r} in this process; {name!r} needs a new one.")
+        raise ValueError(
+            f"Keras already runs on {keras.backend.backend()!r} in this process; {name!r} needs a new one."
+        )
     return name
 
 

@@ -5,7 +5,6 @@ outputs. Here each case is loaded as a user would load it and compared; no refer
 max |ours − theirs| / max |theirs|.
 """
 
-import dataclasses
 import fnmatch
 import json
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ import numpy as np
 
 from zoo.convert import load_weights, native
 from zoo.registry import create_model
-
-BATCH_SIZE = 3  # of a pair's images and captions
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def create_row(family, row, arguments):
     import clip
     import convnext
 
-    if family == native.CLIP_FAMILY:
+    if family == native.CLIP:
         image = (clip.ConvNeXt if "family" in row["image"] else clip.ViT)(**row["image"])
         return clip.create_clip(clip.Pair(**{**row, "image": image, "text": clip.Text(**row["text"])}), **arguments)
     create = convnext.create_convnext_v2 if family == "convnextv2" else convnext.create_convnext_v1
@@ -125,8 +122,8 @@ def run_pair(model, reference):
     """The towers' outputs, plain and normalised, logits, loss, and d loss / d logit_scale of one batch."""
     from keras import ops
 
-    pair = model.predict({key: reference[key] for key in ("images", "tokens")}, batch_size=BATCH_SIZE, verbose=0)
-    image, text = pair["image_embeddings"], pair["text_embeddings"]
+    pair = model({key: reference[key] for key in ("images", "tokens")}, training=False)
+    image, text = (ops.convert_to_numpy(pair[f"{side}_embeddings"]) for side in ("image", "text"))
     loss, gradient = loss_and_gradient(model, image, text)
     return {
         "image_embedding": ops.convert_to_numpy(model.encode_image(reference["images"], normalize=False)),
@@ -140,7 +137,7 @@ def run_pair(model, reference):
 
 
 def loss_and_gradient(model, image, text):
-    """(clip_loss, its derivative by the logit_scale variable) as numpy scalars, by the backend's own differentiation."""
+    """(clip_loss, its derivative by logit_scale) as numpy scalars, by the backend's own differentiation."""
     import keras
 
     from clip import clip_loss
@@ -152,7 +149,7 @@ def loss_and_gradient(model, image, text):
             return clip_loss(model.logits(image, text))
 
     differentiate = {"jax": _differentiate_jax, "tensorflow": _differentiate_tensorflow, "torch": _differentiate_torch}
-    value, gradient = differentiate[keras.backend.backend()](loss_of, keras.ops.convert_to_numpy(variable))
+    value, gradient = differentiate[keras.backend.backend()](loss_of, keras.ops.convert_to_numpy(variable.value))
     return keras.ops.convert_to_numpy(value), keras.ops.convert_to_numpy(gradient)
 
 
@@ -225,10 +222,6 @@ def _cell(rows):
     return f"{worst.error:.1e}" if worst.is_within else f"**{worst.error:.1e}**"
 
 
-def to_json(rows):
-    """JSON: a list of the rows, each with `within`."""
-    return json.dumps([{**dataclasses.asdict(row), "within": row.is_within} for row in rows], indent=1)
-
-
 def all_within(rows):
+    """Whether no error exceeds its tolerance."""
     return all(row.is_within for row in rows)

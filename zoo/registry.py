@@ -10,7 +10,6 @@ import difflib
 import fnmatch
 import functools
 import inspect
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,12 +25,13 @@ from zoo.convert import (
     read_checkpoint,
     write_safetensors,
 )
+from zoo.convert.describe import describe, trainable_weights
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 
 if TYPE_CHECKING:
     import keras
 
-CLIP = native.CLIP_FAMILY
+CLIP = native.CLIP
 SOURCES = {
     "convnext": "arXiv:2201.03545",
     "convnextv2": "arXiv:2301.00808",
@@ -128,7 +128,7 @@ def _catalogue():
     import convnext
 
     classifiers = {
-        f"{family}{label}" if family == native.RESNET_FAMILY else f"{family}_{label}": (family, label)
+        f"{family}{label}" if family == native.RESNET else f"{family}_{label}": (family, label)
         for family, table in convnext.TABLES.items()
         for label in table
     }
@@ -194,7 +194,7 @@ def model_info(name: str) -> ModelInfo:
         parameters, flops, size = clip.parameters(pair), clip.flops(pair), pair.image_size
         spec = PreprocessSpec(image_size=size)
     else:
-        row, size = convnext.TABLES[entry.family][entry.label], IMAGE_SIZE
+        row, size = native.row_of(entry.family, entry.label), IMAGE_SIZE
         parameters = convnext.parameters(row, v2=entry.family == "convnextv2")
         flops = convnext.flops(row, image_size=size)
         spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=CROP_PCT)
@@ -328,7 +328,7 @@ def save(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"A saved model is a .safetensors file, got {path.name!r}; .keras files: model.save(path).")
-    description = native.describe(model)
+    description = describe(model)
     known_preprocess, known_licence = native.recall(model)
     preprocess = preprocess or known_preprocess
     if preprocess is None and description.family == CLIP:
@@ -341,7 +341,7 @@ def load(name_or_path: str | Path) -> Loaded:
     """A saved model, ready to use.
 
     Args:
-        name_or_path: a file of `save`; or a `.keras` file, which is read in safe mode and says nothing of preprocessing.
+        name_or_path: a file of `save`; or a `.keras` file, read in safe mode, which says nothing of preprocessing.
 
     Returns:
         `Loaded(model, transform, tokenizer, info)`.
@@ -372,23 +372,27 @@ def _load_own(path):
         )
     description = native.parse(checkpoint.metadata, path.name)
     native.check_size(description, checkpoint.tensors, path.name)
-    model = native.build(description)
+    try:
+        model = native.build(description)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name}: architecture.arguments describe no model: {error}") from error
     load_checkpoint(model, checkpoint)
     spec = description.preprocess
     return Loaded(model, spec and spec.eval_transform(), _tokenizer(model), _saved_info(model, description))
 
 
 def _load_keras(path):
+    import keras
+
     import clip
     import convnext
-    import keras
 
     _ = clip.CLIP, convnext.GRN  # their modules register what a .keras file names
     model = keras.saving.load_model(path, safe_mode=True)
     family = CLIP if isinstance(model, clip.CLIP) else "keras"
     image_input = model.image_encoder.input_shape if family == CLIP else model.input_shape
     shape = tuple(image_input[1:]) if isinstance(image_input, tuple) else (None, None, 3)
-    info = ModelInfo(model.name, family, _trainable(model), None, shape, None, None, None, None)
+    info = ModelInfo(model.name, family, trainable_weights(model), None, shape, None, None, None, None)
     return Loaded(model, None, _tokenizer(model), info)
 
 
@@ -400,14 +404,11 @@ def _tokenizer(model):
 
 def _saved_info(model, description):
     family, arguments = description.family, description.arguments
-    if family == CLIP:
-        shape = (arguments["image_size"], arguments["image_size"], 3)
-    else:
-        shape = tuple(arguments["input_shape"])
+    shape = (*[arguments["image_size"]] * 2, 3) if family == CLIP else tuple(arguments["input_shape"])
     return ModelInfo(
         model.name,
         family,
-        _trainable(model),
+        trainable_weights(model),
         _saved_flops(description, shape),
         shape,
         description.preprocess,
@@ -434,8 +435,3 @@ def _saved_flops(description, shape):
         num_classes=arguments["num_classes"] if arguments["include_top"] else None,
         in_channels=channels,
     )
-
-
-def _trainable(model):
-    """Numbers in the variables that training changes, frozen or not: without moving statistics."""
-    return sum(math.prod(v.shape) for v in model.weights if not v.path.rpartition("/")[2].startswith("moving_"))

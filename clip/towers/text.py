@@ -20,9 +20,9 @@ def create_text_tower(text, embed_dim, *, activation="gelu", name="text_encoder"
         first end-of-text id does not change the result.
     """
     tokens = keras.Input((None,), dtype="int32", name="tokens")
-    x = layers.Embedding(
-        text.vocabulary_size, text.width, embeddings_initializer=Normal(0.02), name="token_embedding"
-    )(tokens)  # (B, L, W)
+    x = layers.Embedding(text.vocabulary_size, text.width, embeddings_initializer=Normal(0.02), name="token_embedding")(
+        tokens
+    )  # (B, L, W)
     x = PositionalEmbedding(text.context_length, name="positional_embedding")(x)
     for index in range(text.layers):
         x = transformer_block(
@@ -34,9 +34,7 @@ def create_text_tower(text, embed_dim, *, activation="gelu", name="text_encoder"
             depth=text.layers,
             name=f"transformer_resblocks_{index}",
         )
-    x = TakeToken(EOT_ID, name="pool")(
-        x, tokens
-    )  # (B, W); the norm acts on each token alone, so it can come after
+    x = TakeToken(EOT_ID, name="pool")(x, tokens)  # (B, W); the norm acts on each token alone, so it can come after
     x = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="ln_final")(x)
     initializer = Normal(text.width**-0.5)
     x = layers.Dense(embed_dim, use_bias=False, kernel_initializer=initializer, name="text_projection")(x)

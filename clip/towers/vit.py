@@ -26,9 +26,7 @@ def create_vit_tower(vit, embed_dim, *, image_size=224, activation="gelu", name=
         A model from float32 (B, H, H, 3), normalised, to (B, D).
     """
     if image_size < vit.patch_size:
-        raise ValueError(
-            f"image_size must be at least one patch of {vit.patch_size} pixels, got {image_size}."
-        )
+        raise ValueError(f"image_size must be at least one patch of {vit.patch_size} pixels, got {image_size}.")
     images = keras.Input((image_size, image_size, 3), name="images")
     x = layers.Conv2D(
         vit.width,

@@ -1,8 +1,8 @@
 """Weight files in and out: foreign checkpoints by two-column rule tables, our own format by its metadata.
 
-read.py      a file → {key: array}            write.py   {key: array} → safetensors
-layouts.py   a layer's class → its tensors    engine.py  tables applied to a model, both ways
-timm.py  transformers.py  open_clip.py  facebook.py      one table file a source        native.py  our own format
+`read` and `write` know files, `layouts` which tensors a class of layer has, `engine` how a table is applied to a
+model. `timm`, `transformers`, `open_clip` and `facebook` are the tables. `native` is our own format, `schema` what its
+metadata may say, `describe` how that is read off a model.
 """
 
 import dataclasses
@@ -54,9 +54,10 @@ def load_checkpoint(model, checkpoint, *, strict=True, fresh=()):
     """`load_weights` from a `Checkpoint` already read; the layers named in `fresh` keep the values they have."""
     notes = _check_activation(model, checkpoint)
     source = detect_format(checkpoint)
-    report = load_tensors(model, checkpoint.tensors, source, strict=strict, fresh=fresh)
+    name = checkpoint.path.name
+    report = load_tensors(model, checkpoint.tensors, source, strict=strict, fresh=fresh, filename=name)
     if source.name == native.FORMAT:
-        native.remember(model, native.parse(checkpoint.metadata, checkpoint.path.name))
+        native.remember(model, native.parse(checkpoint.metadata, name))
     return dataclasses.replace(report, notes=notes)
 
 

@@ -69,7 +69,7 @@ class LoadReport:
         lines = [f"{self.loaded} variables set from a checkpoint in the format of {self.format}."]
         for reason in sorted(set(self.ignored.values())):
             keys = [key for key, why in self.ignored.items() if why == reason]
-            lines.append(f"Ignored, {reason}: {_listing(keys)}")
+            lines.append(f"Ignored ({reason}): {_listing(keys)}")
         lines += [f"Missing from the file: {_listing(self.missing)}"] if self.missing else []
         lines += [f"Left over in the file: {_listing(self.unexpected)}"] if self.unexpected else []
         return "\n".join([*lines, *self.notes])
@@ -104,7 +104,7 @@ def detect(tensors, formats):
     raise ValueError(f"The keys fit no known format. Found: {_listing(sorted(tensors))}. Known formats: {known}.")
 
 
-def load_tensors(model, tensors, source, *, strict=True, fresh=()):
+def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The file"):
     """Sets the model's variables from a checkpoint's arrays; see `zoo.convert.load_weights`.
 
     Args:
@@ -113,19 +113,23 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=()):
         source: the `Format` the keys are in.
         strict: refuse a file that lacks a variable or has a key left over.
         fresh: names of layers that keep the values they have; what the file holds for them is ignored.
+        filename: for the error.
 
     Raises:
         ValueError: everything that does not fit, in one message; the model is untouched.
     """
     slots, missing = match_slots(model, source)
-    slots = [slot for slot in slots if slot.layer not in fresh]
-    found = [slot for slot in slots if all(key in tensors for key in slot.keys)]
-    missing += [f"{', '.join(slot.keys)} (for {slot.name})" for slot in slots if slot not in found]
+    found = []
+    for slot in slots:
+        if all(key in tensors for key in slot.keys) and slot.layer not in fresh:
+            found.append(slot)
+        elif slot.layer not in fresh:
+            missing.append(f"{', '.join(slot.keys)} (for {slot.name})")
     used = {key for slot in found for key in slot.keys}
     ignored, unexpected = _explain([key for key in tensors if key not in used], model, source, fresh)
     wrong = [problem for slot in found for problem in _misfits(slot, tensors)]
     if wrong or not found or (strict and (missing or unexpected)):
-        raise ValueError(_complaint(source, found, missing, unexpected, wrong))
+        raise ValueError(_complaint(filename, source, found, missing, unexpected, wrong))
     values = [np.asarray(slot.layout.to_ours([tensors[key] for key in slot.keys]), order="C") for slot in found]
     for slot, value in zip(found, values, strict=True):
         slot.variable.assign(value)
@@ -145,7 +149,7 @@ def export_tensors(model, target):
         raise ValueError(f"{target.name} has no place for {_listing(homeless)}.")
     tensors = {}
     for slot in slots:
-        value = np.asarray(ops.convert_to_numpy(slot.variable), np.float32)
+        value = np.asarray(ops.convert_to_numpy(slot.variable.value), np.float32)
         tensors |= zip(slot.keys, slot.layout.to_theirs(value), strict=True)
     return tensors
 
@@ -175,7 +179,10 @@ def match_slots(model, source):
 
 def _refuse_doubles(slots, source):
     """ValueError for a table in which two rules meet."""
-    for claims in ([(key, key) for slot in slots for key in slot.keys], [(id(slot.variable), slot.name) for slot in slots]):
+    for claims in (
+        [(key, key) for slot in slots for key in slot.keys],
+        [(id(slot.variable), slot.name) for slot in slots],
+    ):
         counts = Counter(claim for claim, _ in claims)
         doubles = [name for claim, name in claims if counts[claim] > 1]
         if doubles:
@@ -254,11 +261,11 @@ def _explain(keys, model, source, fresh):
         reason = next((why for pattern, why in source.ignored if _match(pattern, key) is not None), None)
         part, name = _owner(key, source)
         if reason is None and name in fresh:
-            reason = "of a layer that is new in this model"
+            reason = "layer that stays new"
         elif reason is None and part is not None and part not in names:
-            reason = f"of the {PART_NAMES[part]}, which this model is not or does not have"
+            reason = f"{PART_NAMES[part]}, which this model does not have"
         elif reason is None and part is not None and name.startswith("head_") and not names[part].intersection(HEADS):
-            reason = "of the head, which this model does not have"
+            reason = "head, which this model does not have"
         if reason:
             ignored[key] = reason
         else:
@@ -267,7 +274,7 @@ def _explain(keys, model, source, fresh):
 
 
 HEADS = ("head_fc", "head_proj", "head_mlp_fc1")
-PART_NAMES = {"image": "image tower", "text": "text tower", "pair": "pair"}
+PART_NAMES = {"image": "image tower", "text": "text tower", "pair": "logit scale"}
 
 
 def _owner(key, source):
@@ -294,10 +301,10 @@ def _misfits(slot, tensors):
             yield f"{key}: {np.count_nonzero(~np.isfinite(value))} of {value.size} values are NaN or infinite"
 
 
-def _complaint(source, found, missing, unexpected, wrong):
+def _complaint(filename, source, found, missing, unexpected, wrong):
     lines = [
-        f"The file is in the format of {source.name} and does not fit this model; nothing was loaded. "
-        f"{len(found)} variables were found."
+        f"{filename} is in the format of {source.name} and does not fit this model; nothing was loaded. "
+        f"It has {len(found)} of the model's variables."
     ]
     for title, names in (("Wrong", wrong), ("Missing", missing), ("Left over", unexpected)):
         lines += [f"{title} ({len(names)}): {_listing(names, '; ')}"] if names else []

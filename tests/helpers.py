@@ -1,0 +1,65 @@
+"""What several test files need: derivatives on any backend, models small enough to run in a moment."""
+
+import numpy as np
+
+
+def gradients(loss_of, variables):
+    """[d loss / d variable, …] as NumPy, by the differentiation of the backend that runs.
+
+    Args:
+        loss_of: function without arguments that reads the variables and returns a scalar.
+        variables: Keras variables.
+    """
+    import keras
+
+    grads = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[keras.backend.backend()](loss_of, variables)
+    return [keras.ops.convert_to_numpy(grad) for grad in grads]
+
+
+def _jax(loss_of, variables):
+    import jax
+    import keras
+
+    def stateless(values):
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return loss_of()
+
+    return jax.jit(jax.grad(stateless))([variable.value for variable in variables])
+
+
+def _tensorflow(loss_of, variables):
+    import tensorflow as tf
+
+    values = [variable.value for variable in variables]
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        loss = loss_of()
+    return [tf.convert_to_tensor(grad) for grad in tape.gradient(loss, values)]
+
+
+def _torch(loss_of, variables):
+    import torch
+
+    return torch.autograd.grad(loss_of(), [variable.value for variable in variables])
+
+
+def predict(model, x):
+    """A model's output in inference as NumPy: compiled whole on JAX, which otherwise compiles each operation apart."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        return model.predict(x, verbose=0)
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, model(x, training=False))
+
+
+def randomize(model, rng, scale=0.3):
+    """Adds noise to every weight, so that gains and offsets that start at 0, 1 or 1e-6 matter."""
+    import keras
+
+    for weight in model.weights:
+        if "seed" in weight.name:
+            continue
+        noise = scale * rng.standard_normal(weight.shape).astype("float32")
+        value = keras.ops.convert_to_numpy(keras.ops.cast(weight, "float32"))
+        weight.assign(np.abs(value + noise) + 0.1 if "variance" in weight.name else value + noise)
+    return model

@@ -1,0 +1,185 @@
+"""Weight files to arrays: each kind of file, and files that are damaged or hostile."""
+
+import io
+import json
+import pickle
+import struct
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from zoo.convert import read_checkpoint, write_safetensors
+
+TENSORS = {"a.weight": np.float32([[1, 2], [3, 4]]), "b": np.float32([0.5])}
+
+
+def assert_same(tensors, expected=TENSORS):
+    assert tensors.keys() == expected.keys()
+    for key, value in expected.items():
+        assert tensors[key].dtype == value.dtype
+        np.testing.assert_array_equal(tensors[key], value)
+
+
+def test_safetensors_with_metadata(tmp_path):
+    save_file(TENSORS, tmp_path / "m.safetensors", metadata={"format": "pt"})
+    checkpoint = read_checkpoint(tmp_path / "m.safetensors")
+    assert_same(checkpoint.tensors)
+    assert checkpoint.metadata == {"format": "pt"}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_precisions_become_float32_exactly(tmp_path, rng, dtype):
+    values = rng.standard_normal(1000).astype(np.float32).astype(dtype)
+    name = {"float16": "F16", "bfloat16": "BF16", "float64": "F64"}[np.dtype(dtype).name]
+    header = json.dumps({"x": {"dtype": name, "shape": [1000], "data_offsets": [0, values.nbytes]}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + values.tobytes())
+    assert_same(read_checkpoint(tmp_path / "m.safetensors").tensors, {"x": values.astype(np.float32)})
+
+
+def test_integers_stay_as_they_are(tmp_path):
+    save_file({"n": np.int64([7])}, tmp_path / "m.safetensors")
+    assert read_checkpoint(tmp_path / "m.safetensors").tensors["n"].dtype == np.int64
+
+
+def test_npz(tmp_path):
+    np.savez(tmp_path / "m.npz", **TENSORS)
+    assert_same(read_checkpoint(tmp_path / "m.npz").tensors)
+
+
+def write_shards(folder, weight_map):
+    save_file({"a.weight": TENSORS["a.weight"]}, folder / "one.safetensors")
+    save_file({"b": TENSORS["b"]}, folder / "two.safetensors")
+    path = folder / "m.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": weight_map}))
+    return path
+
+
+def test_shards(tmp_path):
+    path = write_shards(tmp_path, {"a.weight": "one.safetensors", "b": "two.safetensors"})
+    assert_same(read_checkpoint(path).tensors)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a.weight": "../one.safetensors"}, "'../one.safetensors'"),
+        ({"a.weight": "three.safetensors"}, "'three.safetensors'"),
+        ({"a.weight": "one.safetensors", "c": "one.safetensors"}, "'c'"),
+        ({"a.weight": ["one.safetensors"]}, "weight_map"),
+        ([], "weight_map"),
+    ],
+)
+def test_shards_that_do_not_fit_their_index(tmp_path, weight_map, message):
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(write_shards(tmp_path, weight_map))
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_torch_checkpoints_and_their_wrappers(tmp_path, wrapper, prefix):
+    torch = pytest.importorskip("torch")
+    state = {prefix + key: torch.from_numpy(value.copy()) for key, value in TENSORS.items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "m.pth")
+    assert_same(read_checkpoint(tmp_path / "m.pth").tensors)
+
+
+def test_torch_bfloat16_and_parameters(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {"x": torch.nn.Parameter(torch.tensor([1.5, -2.0], dtype=torch.bfloat16))}
+    torch.save(state, tmp_path / "m.bin")
+    assert_same(read_checkpoint(tmp_path / "m.bin").tensors, {"x": np.float32([1.5, -2.0])})
+
+
+def test_old_torch_is_refused(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "m.pth")
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    with pytest.raises(ImportError, match=r"2\.9\.1.*torch>=2\.10"):
+        read_checkpoint(tmp_path / "m.pth")
+
+
+class Bomb:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_inside_a_torch_file_runs_nothing(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"state_dict": Bomb(tmp_path / "ran")}, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"m\.pth is not a plain torch checkpoint"):
+        read_checkpoint(tmp_path / "m.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bare_pickle_is_refused_unread(tmp_path):
+    (tmp_path / "m.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(ValueError, match="not a weight file"):
+        read_checkpoint(tmp_path / "m.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_objects_in_an_npz_run_nothing(tmp_path):
+    objects = np.array([Bomb(tmp_path / "ran")], dtype=object)
+    np.savez(tmp_path / "m.npz", x=objects, allow_pickle=True)
+    with pytest.raises(ValueError, match="declares"):
+        read_checkpoint(tmp_path / "m.npz")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_npz_that_declares_more_than_it_has_is_refused_before_it_is_allocated(tmp_path):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("x.npy", buffer.getvalue())
+    with pytest.raises(ValueError, match="does not fit"):
+        read_checkpoint(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"PK\x03\x04 no zip", b"<html>not found</html>", b"version https://git-lfs"]
+)
+def test_what_is_no_weight_file(tmp_path, content):
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.safetensors"):
+        read_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_a_missing_file_says_where(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
+        read_checkpoint(tmp_path / "nowhere.safetensors")
+
+
+def test_every_truncation_and_every_flipped_header_byte_is_refused_or_harmless(tmp_path):
+    path = tmp_path / "m.safetensors"
+    write_safetensors(path, TENSORS, {"format": "x"})
+    good = path.read_bytes()
+    start = 8 + struct.unpack("<Q", good[:8])[0]
+    damaged = [good[:length] for length in range(len(good))]
+    damaged += [good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :] for at in range(start)]
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            checkpoint = read_checkpoint(path)
+        except ValueError:
+            continue
+        assert sum(tensor.size for tensor in checkpoint.tensors.values()) <= 5  # another name or type, never more data
+
+
+def test_written_files_are_plain_safetensors_with_sorted_bytes(tmp_path):
+    first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    write_safetensors(first, TENSORS, {"b": "2", "a": "ä"})
+    backwards = {key: np.asfortranarray(TENSORS[key]) for key in reversed(TENSORS)}
+    write_safetensors(second, backwards, {"a": "ä", "b": "2"})
+    assert first.read_bytes() == second.read_bytes()
+    assert read_checkpoint(first).metadata == {"a": "ä", "b": "2"}
+    assert_same(read_checkpoint(first).tensors)
+    header = struct.unpack("<Q", first.read_bytes()[:8])[0]
+    assert header % 8 == 0

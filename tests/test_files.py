@@ -1,0 +1,108 @@
+"""zoo.files: what is written is whole, what was there survives a failure."""
+
+import hashlib
+import os
+import stat
+
+import pytest
+
+from zoo.files import atomic_write, sha256
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "content"), [("wb", b"\x00\xff"), ("w", "ä\n")])
+def test_a_block_that_ends_replaces_the_file(tmp_path, mode, content):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    with atomic_write(target, mode) as file:
+        file.write(content)
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == (content if mode == "wb" else content.encode())
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_block_that_raises_leaves_what_was_there(tmp_path):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(target) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+
+    def refuse(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"), atomic_write(target) as file:
+        file.write(b"new")
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_content_is_synced_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
+    calls = []
+    sync, replace = os.fsync, os.replace
+
+    def spy_sync(descriptor):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def spy_replace(*paths):
+        calls.append("rename")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", spy_sync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    assert calls == ["file", "rename", "folder"] if os.name != "nt" else ["file", "rename"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_permissions_are_the_old_files_or_those_open_gives(tmp_path):
+    kept, fresh, plain = tmp_path / "kept", tmp_path / "fresh", tmp_path / "plain"
+    kept.write_bytes(b"")
+    kept.chmod(0o640)
+    plain.write_bytes(b"")
+    for path in (kept, fresh):
+        with atomic_write(path) as file:
+            file.write(b"x")
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o640
+    assert fresh.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_a_symbolic_link_stays_one(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    with atomic_write(link) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_only_whole_files_are_written(tmp_path):
+    with pytest.raises(ValueError, match="'ab'"), atomic_write(tmp_path / "file", "ab"):
+        pass
+
+
+def test_text_has_the_same_bytes_everywhere(tmp_path):
+    with atomic_write(tmp_path / "file", "w") as file:
+        file.write("a\nü\n")
+    assert (tmp_path / "file").read_bytes() == "a\nü\n".encode()
+
+
+def test_sha256_is_that_of_the_whole_file(tmp_path):
+    content = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

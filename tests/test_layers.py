@@ -1,0 +1,186 @@
+"""GRN, LayerScale, the depthwise convolution, Dense, the initialiser and drop path, each against its formula."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import gradients
+from keras import ops
+
+from convnext import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
+from convnext.layers import safe_sqrt
+
+pytestmark = pytest.mark.backend
+
+HALF = ("float16", "bfloat16")
+
+
+def grn_formula(x, gamma, beta, epsilon=1e-6):
+    response = np.sqrt((x.astype(np.float64) ** 2).sum(axis=(1, 2), keepdims=True))
+    return gamma * (x * response / (response.mean(axis=-1, keepdims=True) + epsilon)) + beta + x
+
+
+def built(layer, x, rng):
+    layer.build(x.shape)
+    for weight in layer.weights:
+        weight.assign(rng.standard_normal(weight.shape).astype("float32"))
+    return layer
+
+
+def test_grn_is_the_papers_formula(rng):
+    x = rng.standard_normal((2, 5, 3, 8)).astype("float32")
+    layer = built(GRN(), x, rng)
+    expected = grn_formula(x, *(ops.convert_to_numpy(weight) for weight in (layer.gamma, layer.beta)))
+    np.testing.assert_allclose(ops.convert_to_numpy(layer(x)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_grn_starts_as_the_identity(rng):
+    x = rng.standard_normal((2, 4, 4, 8)).astype("float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(GRN()(x)), x)
+
+
+def test_grn_epsilon_matters(rng):
+    x = rng.standard_normal((1, 4, 4, 8)).astype("float32")
+    small, large = built(GRN(), x, rng), GRN(epsilon=10.0)
+    large.build(x.shape)
+    large.set_weights(small.get_weights())
+    assert np.abs(ops.convert_to_numpy(small(x) - large(x))).max() > 0.1
+
+
+def test_grn_gradient_is_finite_at_a_zero_channel_and_right_elsewhere(rng):
+    x = rng.standard_normal((1, 4, 4, 3)).astype("float32")
+    x[..., 1] = 0.0
+    layer = built(GRN(), x, rng)
+    variable = keras.Variable(x)
+    (gradient,) = gradients(lambda: ops.sum(layer(variable.value) ** 2), [variable])
+    assert np.isfinite(gradient).all()
+    weights = [ops.convert_to_numpy(weight).astype(np.float64) for weight in (layer.gamma, layer.beta)]
+    step = np.zeros(x.shape)
+    step[0, 1, 2, 0] = 1e-4
+    above, below = ((grn_formula(x + sign * step, *weights) ** 2).sum() for sign in (1, -1))
+    assert gradient[0, 1, 2, 0] == pytest.approx((above - below) / 2e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("policy", ["mixed_{}", "{}"])
+def test_grn_computes_in_float32_under_half_policies(rng, policy, dtype):
+    policy = policy.format(dtype)
+    x = (100 * rng.standard_normal((1, 56, 56, 4))).astype(
+        "float32"
+    )  # Σ x² over the map is 300 times float16's largest
+    layer = GRN(dtype=policy)
+    layer.build(x.shape)
+    layer.gamma.assign(np.ones(4))
+    result = layer(ops.cast(x, dtype))
+    assert keras.backend.standardize_dtype(result.dtype) == dtype
+    expected = grn_formula(ops.convert_to_numpy(ops.cast(ops.cast(x, dtype), "float32")), 1.0, 0.0)
+    resolution = {"float16": 2**-10, "bfloat16": 2**-7}[dtype]
+    np.testing.assert_allclose(ops.convert_to_numpy(ops.cast(result, "float32")), expected, rtol=resolution)
+
+
+def test_safe_sqrt_forward_is_sqrt(rng):
+    x = np.abs(rng.standard_normal(1000)).astype("float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(safe_sqrt(x)), ops.convert_to_numpy(ops.sqrt(x)))
+    assert ops.convert_to_numpy(safe_sqrt(np.zeros(1, "float32"))) == 0
+
+
+def test_layer_scale(rng):
+    x = rng.standard_normal((2, 3, 3, 4)).astype("float32")
+    np.testing.assert_allclose(ops.convert_to_numpy(LayerScale(0.25)(x)), x / 4)
+    assert LayerScale.from_config(LayerScale(0.25).get_config()).init_value == 0.25
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 6, 5), (1, 1, 1, 3), (3, 2, 2, 4), (1, 56, 56, 8)])
+def test_depthwise_is_keras_own_with_its_gradients(rng, shape):
+    x = keras.Variable(rng.standard_normal(shape).astype("float32"))
+    layers = [
+        cls(7, padding="same", data_format="channels_last") for cls in (DepthwiseConv2D, keras.layers.DepthwiseConv2D)
+    ]
+    built(layers[0], x, rng)
+    layers[1].build(shape)
+    layers[1].set_weights(layers[0].get_weights())
+    ours, theirs = (ops.convert_to_numpy(layer(x.value)) for layer in layers)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+    target = ops.convert_to_tensor(rng.standard_normal(shape).astype("float32"))
+    for own, reference in zip(
+        *(
+            gradients(lambda call=layer: ops.sum(target * call(x.value)), [x, *layer.trainable_variables])
+            for layer in layers
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-4 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strides": 2},
+        {"depth_multiplier": 2},
+        {"dilation_rate": 2},
+        {"padding": "valid"},
+        {"activation": "relu"},
+        {"use_bias": False},
+    ],
+    ids=str,
+)
+def test_depthwise_options_are_keras_own(rng, options):
+    x = rng.standard_normal((2, 12, 12, 4)).astype("float32")
+    options = {"padding": "same", "data_format": "channels_last", **options}
+    ours, theirs = DepthwiseConv2D(3, **options), keras.layers.DepthwiseConv2D(3, **options)
+    built(ours, x, rng)
+    theirs.build(x.shape)
+    theirs.set_weights(ours.get_weights())
+    expected = ops.convert_to_numpy(theirs(x))
+    np.testing.assert_allclose(ops.convert_to_numpy(ours(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_depthwise_half_precision(rng, policy):
+    x = rng.standard_normal((2, 8, 8, 4)).astype("float32")
+    full = built(DepthwiseConv2D(7, padding="same"), x, rng)
+    half = DepthwiseConv2D(7, padding="same", dtype=policy)
+    half.build(x.shape)
+    half.set_weights([ops.cast(weight, half.variable_dtype) for weight in full.weights])
+    result, expected = ops.cast(half(x), "float32"), ops.convert_to_numpy(full(x))
+    np.testing.assert_allclose(ops.convert_to_numpy(result), expected, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 5, 4), (2, 3, 5, 4)])
+def test_dense_is_keras_own(rng, shape):
+    x = rng.standard_normal(shape).astype("float32")
+    ours, theirs = Dense(6, activation="tanh"), keras.layers.Dense(6, activation="tanh")
+    built(ours, x, rng)
+    theirs.build(shape)
+    theirs.set_weights(ours.get_weights())
+    np.testing.assert_allclose(ops.convert_to_numpy(ours(x)), ops.convert_to_numpy(theirs(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_dense_keeps_unknown_sizes():
+    inputs = keras.Input((None, None, 4))
+    assert Dense(6)(inputs).shape == (None, None, None, 6)
+
+
+def test_normal_is_seeded_and_scaled():
+    keras.utils.set_random_seed(1)
+    first = ops.convert_to_numpy(Normal(0.02)((1000, 100)))
+    again = ops.convert_to_numpy(Normal(0.02)((1000, 100)))
+    keras.utils.set_random_seed(1)
+    same = ops.convert_to_numpy(Normal(0.02)((1000, 100)))
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - again).max() > 0.01
+    assert first.std() == pytest.approx(0.02, rel=0.01)
+    np.testing.assert_array_equal(*(ops.convert_to_numpy(Normal(1.0, seed=7)((4,))) for _ in range(2)))
+
+
+def test_normal_is_the_same_on_every_backend():
+    expected = np.random.default_rng(7).standard_normal((5,), np.float32) * np.float32(0.02)
+    np.testing.assert_array_equal(ops.convert_to_numpy(Normal(0.02, seed=7)((5,))), expected)
+
+
+def test_drop_path_drops_whole_samples_and_scales_the_rest():
+    layer = drop_path(0.25, "path")
+    result = ops.convert_to_numpy(layer(np.ones((400, 2, 2, 3), "float32"), training=True)).reshape(400, -1)
+    assert (result.min(axis=1) == result.max(axis=1)).all()
+    np.testing.assert_allclose(np.unique(result), [0.0, 1 / 0.75], rtol=1e-6)
+    assert (result[:, 0] == 0).mean() == pytest.approx(0.25, abs=0.08)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(np.ones((4, 2, 2, 3), "float32"), training=False)), 1)

@@ -1,0 +1,46 @@
+"""Every name builds, and what it builds has exactly the parameters its row implies. The giants stay unallocated."""
+
+import math
+
+import keras
+import pytest
+
+import clip
+from convnext import TABLES, create_convnext_v1, create_convnext_v2, create_resnet, parameters
+
+pytestmark = pytest.mark.backend
+
+CREATE = {"convnext": create_convnext_v1, "convnextv2": create_convnext_v2, "resnet": create_resnet}
+NAMES = [(family, name) for family, table in TABLES.items() for name in table]
+
+
+def trainable(model):
+    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
+
+
+@pytest.mark.parametrize("family, name", NAMES)
+def test_built_classifier_has_the_rows_count(family, name):
+    with keras.StatelessScope():
+        model = CREATE[family](name)
+    assert trainable(model) == parameters(TABLES[family][name], v2=family == "convnextv2")
+
+
+@pytest.mark.parametrize("name", clip.VARIANTS)
+def test_built_pair_has_the_rows_count(name):
+    with keras.StatelessScope():
+        model = clip.create_clip(name)
+    assert trainable(model) == clip.parameters(clip.VARIANTS[name])
+
+
+@pytest.mark.parametrize("input_shape", [(32, 32, 3), (96, 96, 3), (256, 192, 3)])
+def test_count_does_not_depend_on_the_input_size(input_shape):
+    with keras.StatelessScope():
+        model = create_convnext_v2("atto", 10, input_shape)
+    assert trainable(model) == 3_390_610
+
+
+def test_count_with_other_channels():
+    row = TABLES["convnext"]["atto"]
+    with keras.StatelessScope():
+        model = create_convnext_v1("atto", 7, (64, 64, 5))
+    assert trainable(model) == parameters(row, num_classes=7, in_channels=5)

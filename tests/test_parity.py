@@ -1,0 +1,85 @@
+"""Agreement with timm, transformers and open_clip, piece by piece, and that disagreement would be noticed."""
+
+import functools
+import json
+import math
+
+import numpy as np
+import oracles
+import pytest
+
+from zoo import parity
+
+pytestmark = pytest.mark.backend
+
+CASES = {case.name: case for case in oracles.cases()}
+PAIR_PIECES = (
+    *("image_embedding", "text_embedding", "image_normalized", "text_normalized"),
+    *("logits", "loss", "logit_scale_gradient"),
+)
+CLASSIFIER_PIECES = ("stage_0", "stage_1", "stage_2", "stage_3", "logits")
+SMALL = "timm-convnext_epsilon_1e-5"
+
+
+def pieces(case):
+    if case.run is oracles.run_pair:
+        return PAIR_PIECES
+    return [f"{height}x{width}/{piece}" for height, width in case.sizes for piece in CLASSIFIER_PIECES]
+
+
+@functools.cache
+def errors(folder):
+    """{piece: Row} of a case, worked out once."""
+    return {row.output: row for row in parity.compare(folder)}
+
+
+@pytest.mark.parametrize(("name", "piece"), [(case.name, piece) for case in CASES.values() for piece in pieces(case)])
+def test_agrees_with_the_reference(oracle_dir, name, piece):
+    row = errors(oracle_dir / name)[piece]
+    assert row.error <= row.tolerance == oracles.TOLERANCE, str(row)
+
+
+def test_nothing_is_compared_beyond_the_pieces_above(oracle_dir):
+    for name in (SMALL, "transformers-ViT-small-32"):
+        assert set(errors(oracle_dir / name)) == set(pieces(CASES[name]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epsilon": 1e-6}, {"activation": "silu"}, {"patch_size": 4, "epsilon": 2e-5}],
+    ids=lambda change: " ".join(change),
+)
+def test_a_model_that_differs_a_little_is_noticed(oracle_dir, change):
+    import keras
+
+    reference = dict(np.load(oracle_dir / SMALL / "reference.npz"))
+    case = json.loads((oracle_dir / SMALL / "case.json").read_text(encoding="utf-8"))
+    for row, agrees in ((case["row"], True), ({**case["row"], **change}, False)):
+        model = parity.load_case(oracle_dir / SMALL, {**case, "row": row})
+        ours = parity.run_classifier(model, reference)
+        worst = max(parity.error(value, reference[name]) for name, value in ours.items())
+        assert (worst <= oracles.TOLERANCE) == agrees, f"{row} on {keras.backend.backend()}: {worst}"
+
+
+def test_the_table_shows_the_worst_size_and_marks_what_is_too_far():
+    def row(output, error):
+        return parity.Row("case", "timm 1", "jax 1", output, error, 2e-5)
+
+    rows = [row("1x1/logits", 1e-6), row("2x2/logits", 3e-6), row("1x1/stage_0", 1e-4), row("2x2/stage_0", math.nan)]
+    assert parity.to_markdown(rows).splitlines()[-1] == "| case | timm 1 | 3.0e-06 | **1.0e-04** |"
+    assert parity.all_within(rows[:2])
+    assert not parity.all_within(rows[1:3])
+    assert not parity.all_within(rows[3:])
+
+
+def test_an_error_is_relative_to_the_largest_value_and_shapes_count():
+    theirs = np.float32([1, -4])
+    assert parity.error(np.float32([1, -3]), theirs) == 0.25
+    assert math.isnan(parity.error(np.float32([[1, -4]]), theirs))
+    assert math.isnan(parity.error(np.float32([np.nan, -4]), theirs))
+
+
+def test_a_pattern_chooses_cases_and_an_empty_choice_says_what_to_run(oracle_dir):
+    assert {row.case for row in parity.parity(oracle_dir, SMALL)} == {SMALL}
+    with pytest.raises(ValueError, match=r"No case 'nothing-\*'.*python tests/oracles\.py"):
+        parity.parity(oracle_dir, "nothing-*")

@@ -1,0 +1,91 @@
+"""The zero-shot head: its matrix, its scores, and that it lives without the text tower."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import randomize
+
+import clip
+from clip import class_matrix, create_clip, tokenize, zero_shot_classifier
+from clip.variants import Pair, Text, ViT
+
+pytestmark = pytest.mark.backend
+
+NAMES = ["cat", "dog", "three"]
+TEMPLATES = ("a photo of a {}.", "{}", "a drawing of the {}")
+
+
+@pytest.fixture
+def model(rng):
+    pair = Pair(16, 32, ViT(32, 1, 8, head_width=16), Text(width=32, heads=2, layers=1))
+    return randomize(create_clip(pair), rng, scale=0.05)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_matrix_is_normalise_mean_normalise(model):
+    columns = []
+    for name in NAMES:
+        prompts = [template.format(name) for template in TEMPLATES]
+        embeddings = unit(model.text_encoder.predict(tokenize(prompts), verbose=0))
+        columns.append(unit(embeddings.mean(axis=0)))
+    np.testing.assert_allclose(class_matrix(model, NAMES, TEMPLATES), np.stack(columns, axis=1), atol=1e-5)
+
+
+def test_scores_are_a_softmax_over_scaled_cosines(model, rng):
+    images = rng.standard_normal((5, 32, 32, 3)).astype("float32")
+    classifier = zero_shot_classifier(model, NAMES, TEMPLATES)
+    assert type(classifier).__mro__[-2].__module__.startswith("keras") and classifier.output_shape == (None, 3)
+    embeddings = unit(model.image_encoder.predict(images, verbose=0))
+    scale = np.exp(keras.ops.convert_to_numpy(model.logit_scale.logit_scale))
+    logits = scale * embeddings @ class_matrix(model, NAMES, TEMPLATES)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(classifier.predict(images, verbose=0), expected, atol=1e-4)
+    plain = zero_shot_classifier(model, NAMES, TEMPLATES, activation=None)
+    np.testing.assert_allclose(plain.predict(images, verbose=0), logits, atol=1e-3)
+
+
+def test_order_of_templates_does_not_matter_and_templates_do(model):
+    forward = class_matrix(model, NAMES, TEMPLATES)
+    np.testing.assert_allclose(class_matrix(model, NAMES, TEMPLATES[::-1]), forward, atol=1e-6)
+    assert np.abs(class_matrix(model, NAMES) - forward).max() > 1e-4
+
+
+def test_each_distinct_prompt_is_encoded_once_in_batches(model, monkeypatch):
+    sizes, predict = [], model.text_encoder.predict
+    monkeypatch.setattr(
+        model.text_encoder, "predict", lambda x, **k: sizes.append((len(x), k["batch_size"])) or predict(x, **k)
+    )
+    class_matrix(model, ["cat", "dog", "cat"], ("a {}", "the {}"), batch_size=3)
+    assert sizes == [(4, 3)]
+
+
+def test_saves_and_loads_without_the_text_tower(model, rng, tmp_path):
+    images = rng.standard_normal((2, 32, 32, 3)).astype("float32")
+    classifier = zero_shot_classifier(model, NAMES)
+    expected = classifier.predict(images, verbose=0)
+    classifier.save(tmp_path / "zero_shot.keras")
+    del model
+    again = keras.saving.load_model(tmp_path / "zero_shot.keras", safe_mode=True)
+    np.testing.assert_array_equal(again.predict(images, verbose=0), expected)
+    assert again.get_layer("zero_shot_head").class_names == NAMES
+    assert not any(isinstance(layer, keras.layers.Embedding) for layer in again._flatten_layers())
+    assert again.trainable_variables == again.get_layer("image_encoder").trainable_variables
+
+
+def test_head_keeps_its_scale_when_the_pair_trains_on(model, rng):
+    images = rng.standard_normal((2, 32, 32, 3)).astype("float32")
+    classifier = zero_shot_classifier(model, NAMES)
+    expected = classifier.predict(images, verbose=0)
+    model.logit_scale.logit_scale.assign(0.5)
+    np.testing.assert_array_equal(classifier.predict(images, verbose=0), expected)
+
+
+@pytest.mark.parametrize(
+    "names, templates", [([], ("{}",)), (["cat"], ()), (["cat"], ("no place for a name",)), (["cat"], ("{} and {}",))]
+)
+def test_empty_or_malformed_prompts_are_refused(model, names, templates):
+    with pytest.raises(ValueError):
+        clip.zero_shot_classifier(model, names, templates)

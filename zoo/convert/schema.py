@@ -1,0 +1,115 @@
+"""What a saved model's metadata may say: every field of the architecture with what is allowed.
+
+Nothing is built from a file before its architecture has passed here.
+"""
+
+import math
+
+CLIP, RESNET = "clip", "resnet"
+
+
+def bad(filename, field, value, allowed):
+    """The error for one field: file, field, value, what is allowed."""
+    shown = repr(value)
+    shown = shown if len(shown) < 200 else f"{shown[:200]}…"
+    return ValueError(f"{filename}: {field} is {shown}. Allowed: {allowed}.")
+
+
+def _is_int(value, low, high):
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value, low=-math.inf, high=math.inf):
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value) and low <= value < high
+
+
+def _is_name(value):
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and "/" not in value
+
+
+def _is_shape(value):
+    if not isinstance(value, list) or len(value) != 3 or not _is_int(value[2], 1, 4096):
+        return False
+    return all(side is None or _is_int(side, 1, 65536) for side in value[:2])
+
+
+ACTIVATIONS = ("gelu", "relu", "silu", "sigmoid", "softmax", "tanh", "elu", "selu", "leaky_relu", "mish", "relu6")
+RATE = (lambda value: _is_number(value, 0, 1), "a number in [0, 1)")
+ACTIVATION = (lambda value: value is None or value in ACTIVATIONS, f"null or one of {', '.join(ACTIVATIONS)}")
+FLAG = (lambda value: isinstance(value, bool), "true or false")
+NAME = (_is_name, "1 to 200 printable characters without '/'")
+STRIDE = (lambda value: _is_int(value, 1, 64), "an integer from 1 to 64")
+NUMBER_OR_NULL = (lambda value: value is None or _is_number(value), "null or a number")
+
+FACE = {
+    "num_classes": (lambda value: _is_int(value, 1, 10**7), "an integer from 1 to 10,000,000"),
+    "input_shape": (_is_shape, "[height or null, width or null, channels]"),
+    "include_top": FLAG,
+    "pooling": (lambda value: value in (None, "avg", "max"), "null, 'avg' or 'max'"),
+    "classifier_activation": ACTIVATION,
+    "name": NAME,
+}
+CONVNEXT = {
+    **FACE,
+    "stem_stride": STRIDE,
+    "layer_scale_init_value": NUMBER_OR_NULL,
+    "drop_path_rate": RATE,
+    "dropout_rate": RATE,
+}
+PAIR = {
+    "image_size": (lambda value: _is_int(value, 1, 65536), "an integer from 1 to 65536"),
+    "stem_stride": (lambda value: value is None or STRIDE[0](value), "null or an integer from 1 to 64"),
+    "activation": (lambda value: value in ("gelu", "quick_gelu"), "'gelu' or 'quick_gelu'"),
+    "init_logit_scale": (lambda value: _is_number(value, 0, 5), "a number from 0 to ln 100"),
+    "init_logit_bias": NUMBER_OR_NULL,
+    "name": NAME,
+}
+SCHEMA = {"convnext": CONVNEXT, "convnextv2": CONVNEXT, RESNET: FACE, CLIP: PAIR}
+
+POSITIVES = (
+    lambda value: isinstance(value, list) and 1 <= len(value) <= 16 and all(_is_int(n, 1, 1 << 20) for n in value),
+    "1 to 16 positive integers",
+)
+ROW = {
+    "depths": POSITIVES,
+    "dims": POSITIVES,
+    "epsilon": (lambda value: _is_number(value, 0, 1), "a number in [0, 1)"),
+    "activation": (lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
+    "patch_size": STRIDE,
+}
+RESNET_ROW = {
+    **ROW,
+    "block": (lambda value: value in ("basic", "bottleneck"), "'basic' or 'bottleneck'"),
+    "stem_dim": (lambda value: _is_int(value, 1, 1 << 20), "a positive integer"),
+}
+
+
+def check_arguments(family, arguments, filename):
+    """ValueError for a family or a builder argument that is unknown, missing or out of bounds."""
+    if not isinstance(family, str) or family not in SCHEMA:
+        raise bad(filename, "architecture.family", family, ", ".join(SCHEMA))
+    _check_fields(arguments, {"variant": (lambda _: True, ""), **SCHEMA[family]}, "architecture.arguments", filename)
+    variant, field = arguments["variant"], "architecture.arguments.variant"
+    names = _variant_names(family)
+    if isinstance(variant, dict) and family != CLIP:
+        _check_fields(variant, RESNET_ROW if family == RESNET else ROW, field, filename)
+        if len(variant["depths"]) != len(variant["dims"]):
+            raise bad(filename, field, variant, "as many dims as depths")
+    elif not isinstance(variant, str) or variant not in names:
+        raise bad(filename, field, variant, ", ".join(names))
+
+
+def _variant_names(family):
+    import clip
+    from convnext import TABLES
+
+    return list(clip.VARIANTS if family == CLIP else TABLES[family])
+
+
+def _check_fields(value, schema, field, filename):
+    if not isinstance(value, dict) or set(value) != set(schema):
+        raise bad(filename, field, value, f"an object with exactly {', '.join(schema)}")
+    for key, (is_allowed, allowed) in schema.items():
+        if not is_allowed(value[key]):
+            raise bad(filename, f"{field}.{key}", value[key], allowed)
