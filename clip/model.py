@@ -41,13 +41,13 @@ class CLIP(keras.Model):
 
     def __init__(
         self,
-        image_tower,
-        text_tower,
+        image_tower: keras.Model,
+        text_tower: keras.Model,
         *,
-        init_logit_scale=INIT_LOGIT_SCALE,
-        init_logit_bias=None,
-        architecture=None,
-        name="clip",
+        init_logit_scale: float = INIT_LOGIT_SCALE,
+        init_logit_bias: float | None = None,
+        architecture: dict | None = None,
+        name: str = "clip",
     ):
         check_towers(image_tower, text_tower)
         if not 0.0 <= init_logit_scale <= MAX_LOGIT_SCALE:
@@ -76,12 +76,12 @@ class CLIP(keras.Model):
         pair = {"images": inputs["images"], "tokens": inputs["tokens"]}  # a batch may carry labels as well
         return super().call(pair, training=training, mask=mask)
 
-    def encode_image(self, images, normalize=True):
+    def encode_image(self, images, normalize: bool = True):
         """(B, H, W, 3) float32, normalised pixels → (B, D) embeddings, float32 when L2-normalised."""
         features = self.image_encoder(images)
         return l2_normalize(features) if normalize else features
 
-    def encode_text(self, tokens, normalize=True):
+    def encode_text(self, tokens, normalize: bool = True):
         """(B, L) int32 → (B, D) embeddings, float32 when L2-normalised."""
         features = self.text_encoder(tokens)
         return l2_normalize(features) if normalize else features
@@ -172,17 +172,17 @@ def check_towers(image_tower, text_tower):
 
 
 def create_clip(
-    variant=None,
+    variant: str | Pair | None = None,
     *,
-    image_tower=None,
-    text_tower=None,
-    image_size=None,
-    stem_stride=None,
-    activation=None,
-    init_logit_scale=INIT_LOGIT_SCALE,
-    init_logit_bias=None,
-    name=None,
-):
+    image_tower: keras.Model | None = None,
+    text_tower: keras.Model | None = None,
+    image_size: int | None = None,
+    stem_stride: int | None = None,
+    activation: str | None = None,
+    init_logit_scale: float = INIT_LOGIT_SCALE,
+    init_logit_bias: float | None = None,
+    name: str | None = None,
+) -> CLIP:
     """A published pair with random weights, or a pair of your own towers.
 
     Args:

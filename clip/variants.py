@@ -94,7 +94,7 @@ VARIANTS = {
 QUICK_GELU_SUFFIX = "-quickgelu"
 
 
-def canonical_name(name):
+def canonical_name(name: str) -> tuple[str, str | None]:
     """The table's spelling of a pair's name and the activation the spelling asks for, or None.
 
     "ViT-L/14@336px" → ("ViT-L-14-336", None); "ViT-B-32-quickgelu" → ("ViT-B-32", "quick_gelu").
@@ -110,7 +110,7 @@ def canonical_name(name):
     return spelled, activation
 
 
-def parameters(pair):
+def parameters(pair: Pair) -> int:
     """Trainable parameters of a row's pair, the logit scale included."""
     return image_parameters(pair) + text_parameters(pair.text, pair.embed_dim) + 1
 
@@ -147,7 +147,7 @@ def _block_parameters(width, hidden):
     return 4 * width**2 + 4 * width + 2 * width * hidden + hidden + width + 4 * width
 
 
-def flops(pair, image_size=None):
+def flops(pair: Pair, image_size: int | None = None) -> int:
     """Floating-point operations to encode one image and one caption of full length, two for each multiply–add."""
     return image_flops(pair, image_size) + text_flops(pair.text, pair.embed_dim)
 

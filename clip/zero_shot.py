@@ -3,14 +3,18 @@
 Paper: arXiv:2103.00020, section 3.1; prompt ensembles: section 3.1.4.
 """
 
+from collections.abc import Callable, Sequence
+
 import keras
 import numpy as np
 from keras import ops
 
 from clip.layers import PACKAGE, l2_normalize
+from clip.model import CLIP
 from clip.prompts import prompts_for
 from clip.tokenizer import tokenize
 
+Tokenize = Callable[[list[str]], np.ndarray]
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
@@ -46,7 +50,14 @@ class ZeroShotHead(keras.layers.Layer):
         return {**super().get_config(), "class_names": self.class_names, "activation": activation}
 
 
-def class_matrix(model, class_names, templates=DEFAULT_TEMPLATES, *, tokenizer=tokenize, batch_size=256):
+def class_matrix(
+    model: CLIP,
+    class_names: Sequence[str],
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    *,
+    tokenizer: Tokenize = tokenize,
+    batch_size: int = 256,
+) -> np.ndarray:
     """One normalised column a class, (D, K) float32: each prompt normalised, averaged over templates, normalised.
 
     Args:
@@ -71,15 +82,15 @@ def normalize(x):
 
 
 def zero_shot_classifier(
-    model,
-    class_names,
-    templates=DEFAULT_TEMPLATES,
+    model: CLIP,
+    class_names: Sequence[str],
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
     *,
-    activation="softmax",
-    tokenizer=tokenize,
-    batch_size=256,
-    name="zero_shot_classifier",
-):
+    activation: str | None = "softmax",
+    tokenizer: Tokenize = tokenize,
+    batch_size: int = 256,
+    name: str = "zero_shot_classifier",
+) -> keras.Model:
     """A `keras.Model` from images to class scores, made of prompts alone.
 
     It shares the image tower's weights, keeps its class matrix and temperature, and saves and loads without the text

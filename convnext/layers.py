@@ -232,7 +232,7 @@ def _jax_shifted_depthwise():
     return jax.jit(depthwise)
 
 
-def drop_path(rate, name):
+def drop_path(rate: float, name: str) -> keras.layers.Layer:
     """Stochastic depth as a layer: whole samples of a residual branch dropped, the others scaled by 1/(1 − rate).
 
     Args:

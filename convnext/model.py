@@ -10,6 +10,7 @@ with GRN after the GELU and no gamma in V2. Layers are named after the checkpoin
 """
 
 import re
+from collections.abc import Callable
 
 import keras
 from keras import layers
@@ -24,7 +25,9 @@ from convnext.layers import (
     at_least_float32,
     drop_path,
 )
-from convnext.variants import TABLES, closest
+from convnext.variants import TABLES, Variant, closest
+
+Shape = tuple[int | None, int | None, int]
 
 KERNEL_SIZE = 7
 INIT_STDDEV = 0.02
@@ -32,19 +35,19 @@ SMALLEST_LAST_MAP = 4  # side of the last map below which "auto" takes a finer s
 
 
 def create_convnext_v1(
-    variant="tiny",
-    num_classes=1000,
-    input_shape=(224, 224, 3),
+    variant: str | Variant = "tiny",
+    num_classes: int = 1000,
+    input_shape: Shape = (224, 224, 3),
     *,
-    include_top=True,
-    pooling=None,
-    classifier_activation="softmax",
-    stem_stride="auto",
-    drop_path_rate=0.0,
-    dropout_rate=0.0,
-    layer_scale_init_value=1e-6,
-    name=None,
-):
+    include_top: bool = True,
+    pooling: str | None = None,
+    classifier_activation: str | Callable | None = "softmax",
+    stem_stride: int | str = "auto",
+    drop_path_rate: float = 0.0,
+    dropout_rate: float = 0.0,
+    layer_scale_init_value: float | None = 1e-6,
+    name: str | None = None,
+) -> keras.Model:
     """ConvNeXt V1 as a functional `keras.Model`.
 
     Args:
@@ -74,19 +77,19 @@ def create_convnext_v1(
 
 
 def create_convnext_v2(
-    variant="tiny",
-    num_classes=1000,
-    input_shape=(224, 224, 3),
+    variant: str | Variant = "tiny",
+    num_classes: int = 1000,
+    input_shape: Shape = (224, 224, 3),
     *,
-    include_top=True,
-    pooling=None,
-    classifier_activation="softmax",
-    stem_stride="auto",
-    drop_path_rate=0.0,
-    dropout_rate=0.0,
-    layer_scale_init_value=None,
-    name=None,
-):
+    include_top: bool = True,
+    pooling: str | None = None,
+    classifier_activation: str | Callable | None = "softmax",
+    stem_stride: int | str = "auto",
+    drop_path_rate: float = 0.0,
+    dropout_rate: float = 0.0,
+    layer_scale_init_value: float | None = None,
+    name: str | None = None,
+) -> keras.Model:
     """ConvNeXt V2 as a functional `keras.Model`: V1 with Global Response Normalization in place of LayerScale.
 
     Args:
@@ -234,7 +237,7 @@ def check_options(num_classes, options):
             raise ValueError(f"{rate} must be in [0, 1), got {options[rate]!r}.")
 
 
-def resolve_stem_stride(row, input_shape, stem_stride="auto"):
+def resolve_stem_stride(row: Variant, input_shape: Shape, stem_stride: int | str = "auto") -> int:
     """The stem's stride for images of `input_shape`; ValueError where a map would be empty.
 
     Returns:
@@ -281,7 +284,7 @@ def check_input_shape(input_shape):
 BLOCK_OUTPUT = re.compile(r"(?:stages_|layer)(\d+)_(?:blocks_)?(\d+)_out")
 
 
-def feature_maps(model):
+def feature_maps(model: keras.Model) -> keras.Model:
     """The stage outputs of a ConvNeXt or a ResNet of this package, before the head norm.
 
     Args:

@@ -7,26 +7,28 @@ torchvision's modules joined with "_": `layer1_0_conv1`, `layer2_0_downsample_0`
 Paper: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 """
 
+from collections.abc import Callable
+
 import keras
 from keras import layers
 
 from convnext.layers import CHANNELS_LAST, Normal
-from convnext.model import check_input_shape, check_options, classifier, pool, resolve_variant
-from convnext.variants import EXPANSION
+from convnext.model import Shape, check_input_shape, check_options, classifier, pool, resolve_variant
+from convnext.variants import EXPANSION, ResNetVariant
 
 MOMENTUM = 0.9
 
 
 def create_resnet(
-    variant="50",
-    num_classes=1000,
-    input_shape=(224, 224, 3),
+    variant: str | int | ResNetVariant = "50",
+    num_classes: int = 1000,
+    input_shape: Shape = (224, 224, 3),
     *,
-    include_top=True,
-    pooling=None,
-    classifier_activation="softmax",
-    name=None,
-):
+    include_top: bool = True,
+    pooling: str | None = None,
+    classifier_activation: str | Callable | None = "softmax",
+    name: str | None = None,
+) -> keras.Model:
     """ResNet v1.5 as a functional `keras.Model`.
 
     Args:

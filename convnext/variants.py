@@ -4,6 +4,7 @@ Tables are read without Keras: this module imports nothing but the standard libr
 """
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -92,7 +93,7 @@ RESNET = {
 TABLES = {"convnext": V1, "convnextv2": V2, "resnet": RESNET}
 
 
-def parameters(row, *, v2=False, num_classes=1000, in_channels=3):
+def parameters(row: Variant, *, v2: bool = False, num_classes: int | None = 1000, in_channels: int = 3) -> int:
     """Trainable parameters of the classifier that `row` describes; BatchNorm statistics are not counted.
 
     Args:
@@ -142,7 +143,14 @@ def _resnet_blocks(row):
     return blocks
 
 
-def flops(row, *, image_size=224, stem_stride=4, num_classes=1000, in_channels=3):
+def flops(
+    row: Variant,
+    *,
+    image_size: int = 224,
+    stem_stride: int = 4,
+    num_classes: int | None = 1000,
+    in_channels: int = 3,
+) -> int:
     """Floating-point operations of one forward pass: two for each multiply–add of a convolution or matrix product.
 
     The papers quote multiply–adds ("4.5 G" for tiny), half of this. Norms, activations and GRN are not counted.
@@ -181,7 +189,7 @@ def _resnet_multiply_adds(row, image_size, in_channels):
     return total, before
 
 
-def closest(name, allowed):
+def closest(name: str, allowed: Iterable[str]) -> str:
     """" Did you mean 'tiny'? Allowed: …." for an error message, led by a space."""
     guess = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.4)
     did_you_mean = f" Did you mean {guess[0]!r}?" if guess else ""

@@ -1,8 +1,8 @@
 """A pair that `zoo demo` trained reads held-out digits, told what to look for in sentences alone.
 
-    zoo demo                                   # once; it leaves demo-output/model.safetensors
-    python examples/03_zero_shot.py
-    python examples/03_zero_shot.py --smoke    # with a pair of random weights, which can only guess
+zoo demo                                   # once; it leaves demo-output/model.safetensors
+python examples/03_zero_shot.py
+python examples/03_zero_shot.py --smoke    # with a pair of random weights, which can only guess
 """
 
 import argparse

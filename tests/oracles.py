@@ -311,13 +311,14 @@ HF_PAIR = {
 def cases():
     """Every `Case`, small ones first within a source."""
     for name in ("convnext_atto", "convnextv2_atto", "convnext_tiny", "convnextv2_tiny"):
-        yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, CONVNEXT)
+        sizes = SIZES if name.endswith("atto") else SIZES[:2]
+        yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, CONVNEXT, sizes=sizes)
     create = lambda: timm_convnext(WIDER_EPSILON)  # noqa: E731
     yield Case(
         "timm", "convnext", create, run_classifier, CONVNEXT, WIDER_EPSILON, ((96, 64),), "convnext_epsilon_1e-5"
     )
-    for name in ("resnet18", "resnet50"):
-        yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, LOGITS)
+    for name, sizes in (("resnet18", SIZES), ("resnet50", SIZES[:2])):
+        yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, LOGITS, sizes=sizes)
     for version, name in ((1, "convnext_tiny"), (2, "convnextv2_tiny")):
         create = lambda version=version: transformers_convnext(version, **TINY)  # noqa: E731
         yield Case("transformers", name, create, run_classifier, CONVNEXT, sizes=SIZES[:2])

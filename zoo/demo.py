@@ -20,7 +20,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clip import CLASS_NAMES, TEMPLATES, class_matrix, create_clip, tokenize, zero_shot_classifier
 from zoo import registry, report
@@ -30,7 +30,6 @@ from zoo.report import percent
 
 VARIANT, IMAGE_SIZE, STEM_STRIDE = "convnext_v2_atto", 32, 2
 PREPROCESS = PreprocessSpec(image_size=IMAGE_SIZE)
-INK_SIZE, MARGIN = 24, 4
 
 HELD_OUT_IMAGES, SPLIT_SEED = 360, 0
 NUMERALS, WORDS = CLASS_NAMES["mnist"], CLASS_NAMES["digits"]
@@ -201,11 +200,9 @@ def load_split(train_images: int | None = None) -> tuple[Digits, Digits]:
 
 
 def draw(gray: np.ndarray) -> np.ndarray:
-    """One digit, ink 0 to 16 as (8, 8), in black on white paper with a margin: uint8 (32, 32, 3)."""
-    ink = Image.fromarray(np.rint(gray * (255 / 16)).astype(np.uint8))
-    paper = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 255)
-    paper.paste(ImageOps.invert(ink.resize((INK_SIZE, INK_SIZE), Image.Resampling.BICUBIC)), (MARGIN, MARGIN))
-    return np.asarray(paper.convert("RGB"))
+    """One digit, ink 0 to 16 as (8, 8), in black on white paper: uint8 (32, 32, 3)."""
+    paper = Image.fromarray(255 - np.rint(gray * (255 / 16)).astype(np.uint8))
+    return np.asarray(paper.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC).convert("RGB"))
 
 
 def captions(templates: Sequence[str]) -> list[list[str]]:
@@ -632,7 +629,7 @@ def temperature_panels(metrics: dict) -> list[report.Panel]:
 
 LOAD_AGAIN = """import zoo
 from clip import zero_shot_classifier
-from PIL import Image, ImageOps
+from PIL import Image
 
 pair, transform, tokenizer, info = zoo.load("model.safetensors")
 names = {words}
@@ -686,9 +683,9 @@ def how_it_learned(_, folder):
         "How it learned",
         report.figure(
             folder / "training.png",
-            "The held-out curves are of pictures and caption templates that training never uses, and nothing was chosen "
-            "by them. Several captions of a batch are right for each picture; the dashed line is the loss that this "
-            "leaves even to a perfect pair.",
+            "The held-out curves are of pictures and templates that training never uses; nothing was chosen by them. "
+            "In a batch several captions are right for each picture: the dashed line is the loss that this leaves to a "
+            "perfect pair.",
         ),
     )
 
@@ -699,9 +696,9 @@ def reading(metrics, folder):
     return report.section(
         "Reading digits from sentences it never saw",
         report.paragraph(
-            f"A class is the mean of {len(rows)} sentences about a digit, none of which was a caption, and a picture is "
-            f"read as the class nearest to it: {round(accuracy * pictures)} of {pictures} held-out pictures are read "
-            "right. Each sentence alone does this well:"
+            f"A class is the mean of {len(rows)} sentences about a digit, none of which was a caption. A picture is "
+            f"read as the class nearest to it, and {round(accuracy * pictures)} of {pictures} held-out pictures are "
+            "read right. Each sentence alone does this well:"
         ),
         report.table(["sentence", "with numerals", "with words"], rows),
         report.figure(folder / "confusion.png", "Held-out pictures: what each is, and what it was read as."),
@@ -744,8 +741,8 @@ def certainty(metrics, folder):
         report.paragraph(
             f"The learned factor {1 / metrics['temperature']:.1f} (temperature {metrics['temperature']:.3f}) makes "
             f"probabilities of cosines. With it the mean confidence is {percent(learned['confidence'])} and the "
-            f"calibration error {percent(learned['error'])}; a factor of {best:.0f} would have given these pictures the "
-            "lowest loss. Which digit is read does not depend on it."
+            f"calibration error {percent(learned['error'])}. A factor of {best:.0f} would have given these pictures "
+            "the lowest loss. Which digit is read does not depend on it."
         ),
         report.figure(folder / "temperature.png", "Confidence, calibration and loss against the factor."),
     )
@@ -778,9 +775,11 @@ def facts(metrics: dict) -> dict[str, str]:
 def summary(folder: Path, metrics: dict) -> str:
     """The last lines on the terminal: the main figures, and where to look."""
     retrieval, learned = metrics["retrieval"], metrics["calibration"]["learned"]
+    right = f"{percent(metrics['zero_shot_accuracy'])} of {metrics['held_out_images']} held-out digits"
+    found = f"{percent(retrieval['text_to_image_recall_at_1'])} of {retrieval['texts']} new sentences find a right one"
     rows = {
-        "zero-shot accuracy": f"{percent(metrics['zero_shot_accuracy'])} of {metrics['held_out_images']} held-out digits",
-        "text → image": f"{percent(retrieval['text_to_image_recall_at_1'])} of {retrieval['texts']} sentences find a right one first",
+        "zero-shot accuracy": right,
+        "text to image": found,
         "temperature": f"{metrics['temperature']:.3f}, calibration error {percent(learned['error'])}",
         "training": f"{metrics['train_seconds']:.0f} s on {metrics['cores']} cores, {metrics['backend']}",
         "report": folder / "report.html",

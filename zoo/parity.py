@@ -201,9 +201,10 @@ def backend_version():
 
 
 def to_markdown(rows):
-    """Markdown: one line a case, one column an output, the largest error over image sizes."""
+    """Markdown: a line a case, a column an output, the largest error over image sizes; bold where it is too large."""
     outputs = list(dict.fromkeys(_piece(row) for row in rows))
-    lines = [f"| case | reference | {' | '.join(outputs)} |", "|---|---|" + "--:|" * len(outputs)]
+    lines = [f"max |ours − theirs| / max |theirs|, float32, Keras on {rows[0].backend}:", ""]
+    lines += [f"| case | reference | {' | '.join(outputs)} |", "|---|---|" + "--:|" * len(outputs)]
     for case in dict.fromkeys(row.case for row in rows):
         own = [row for row in rows if row.case == case]
         cells = [_cell([row for row in own if _piece(row) == output]) for output in outputs]

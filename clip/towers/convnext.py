@@ -3,12 +3,20 @@
 import keras
 from keras import layers
 
+from clip.variants import ConvNeXt
 from convnext import Normal, create_convnext_v1, create_convnext_v2
 
 CREATE = {"convnext": create_convnext_v1, "convnextv2": create_convnext_v2}
 
 
-def create_convnext_tower(convnext, embed_dim, *, image_size=224, stem_stride="auto", name="image_encoder"):
+def create_convnext_tower(
+    convnext: ConvNeXt,
+    embed_dim: int,
+    *,
+    image_size: int = 224,
+    stem_stride: int | str = "auto",
+    name: str = "image_encoder",
+) -> keras.Model:
     """A `keras.Model` from images to unnormalised embeddings.
 
     Args:

@@ -4,10 +4,13 @@ import keras
 from keras import layers
 
 from clip.layers import EOT_ID, LAYER_NORM_EPSILON, PositionalEmbedding, TakeToken, transformer_block
+from clip.variants import Text
 from convnext import Normal
 
 
-def create_text_tower(text, embed_dim, *, activation="gelu", name="text_encoder"):
+def create_text_tower(
+    text: Text, embed_dim: int, *, activation: str = "gelu", name: str = "text_encoder"
+) -> keras.Model:
     """A `keras.Model` from token ids to the unnormalised embedding at the end-of-text token.
 
     Args:

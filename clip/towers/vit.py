@@ -10,10 +10,13 @@ from clip.layers import (
     TakeToken,
     transformer_block,
 )
+from clip.variants import ViT
 from convnext import Normal
 
 
-def create_vit_tower(vit, embed_dim, *, image_size=224, activation="gelu", name="image_encoder"):
+def create_vit_tower(
+    vit: ViT, embed_dim: int, *, image_size: int = 224, activation: str = "gelu", name: str = "image_encoder"
+) -> keras.Model:
     """A `keras.Model` from images to unnormalised embeddings.
 
     Args:

@@ -1,0 +1,191 @@
+"""What the documents say of the code: tables, file tree, commands, links.
+
+`python tests/test_docs.py` writes the tables of docs/architectures.md anew from the rows in the code.
+"""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import clip
+from convnext import TABLES
+from zoo import model_info
+from zoo.cli import COMMANDS, build_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = ROOT / "docs" / "architectures.md"
+DOCUMENTS = [ROOT / "README.md", ARCHITECTURES]
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+NOT_IN_THE_TREE = {"__init__.py"}
+
+
+def markdown(header, rows):
+    """A table whose cells align right where the header's do (written with a trailing ":")."""
+    rule = ["--:" if cell.endswith(":") else "---" for cell in header]
+    lines = [[cell.removesuffix(":") for cell in header], rule, *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines).replace("| --: ", "|--:").replace(
+        "| --- ", "|---"
+    ).replace("--: |\n", "--:|\n").replace("--- |\n", "---|\n")
+
+
+def numbers(values):
+    return ", ".join(map(str, values))
+
+
+def work(info):
+    """[GFLOPs, of them multiply–adds in G] as the tables print them."""
+    return [f"{info.flops / 1e9:.2f}", f"{info.flops / 2e9:.2f}"]
+
+
+def convnext_table():
+    """Both versions side by side, from small to large; a size that one of them lacks has a dash."""
+    rows = {**TABLES["convnextv2"], **TABLES["convnext"]}
+    infos = {
+        size: [model_info(f"{family}_{size}") for family in ("convnext", "convnextv2") if size in TABLES[family]]
+        for size in rows
+    }
+    lines = []
+    for size in sorted(rows, key=lambda size: infos[size][0].parameters):
+        counts = {info.family: f"{info.parameters:,}" for info in infos[size]}
+        both = [counts.get(family, "–") for family in ("convnext", "convnextv2")]
+        lines.append([size, numbers(rows[size].depths), numbers(rows[size].dims), *both, *work(infos[size][0])])
+    header = ["size", "depths", "dims", "V1 parameters:", "V2 parameters:", "GFLOPs:", "G multiply–adds:"]
+    return markdown(header, lines)
+
+
+def resnet_table():
+    lines = []
+    for depth, row in TABLES["resnet"].items():
+        info = model_info(f"resnet{depth}")
+        lines.append([depth, row.block, numbers(row.depths), numbers(row.dims), f"{info.parameters:,}", *work(info)])
+    header = ["size", "block", "depths", "widths inside the blocks", "parameters:", "GFLOPs:", "G multiply–adds:"]
+    return markdown(header, lines)
+
+
+def pairs_table():
+    lines = []
+    for name, pair in clip.VARIANTS.items():
+        info, text = model_info(f"clip/{name}"), pair.text
+        sizes = [pair.image_size, pair.embed_dim, f"{text.width}, {text.heads}, {text.layers}"]
+        lines.append([name, image_tower(pair.image), *sizes, f"{info.parameters:,}", work(info)[0]])
+    header = ["pair", "image tower", "image:", "D:", "text: width, heads, layers", "parameters:", "GFLOPs:"]
+    return markdown(header, lines)
+
+
+def image_tower(image):
+    if isinstance(image, clip.ViT):
+        return f"ViT, width {image.width}, {image.layers} layers, patch {image.patch_size}"
+    version = {"convnext": "V1", "convnextv2": "V2"}[image.family]
+    return f"ConvNeXt {version} {image.variant}" + (", MLP" if image.projection == "mlp" else "")
+
+
+WRITTEN = {"convnext": convnext_table, "resnet": resnet_table, "pairs": pairs_table}
+
+
+def tables_of(path):
+    """{name: text} of the tables between anchors."""
+    return {match[2]: match[3] for match in TABLE.finditer(path.read_text(encoding="utf-8"))}
+
+
+def write_tables(path):
+    text = path.read_text(encoding="utf-8")
+    fresh = TABLE.sub(lambda match: match[1] + WRITTEN.get(match[2], lambda: match[3])() + match[4], text)
+    path.write_text(fresh, encoding="utf-8", newline="\n")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_tables_are_those_of_the_code(name):
+    assert tables_of(ARCHITECTURES)[name] == WRITTEN[name](), "write them anew: python tests/test_docs.py"
+
+
+def test_writing_the_tables_changes_nothing_else(tmp_path):
+    copy = tmp_path / "architectures.md"
+    text = ARCHITECTURES.read_text(encoding="utf-8")
+    copy.write_text(TABLE.sub(r"\1out of date\n\4", text), encoding="utf-8")
+    write_tables(copy)
+    stem = tables_of(ARCHITECTURES)["stem"]
+    assert copy.read_text(encoding="utf-8") == text.replace(stem, "out of date\n")
+
+
+def test_sums_in_the_text():
+    """Arithmetic that the prose works out by hand."""
+    text = ARCHITECTURES.read_text(encoding="utf-8")
+    tiny = TABLES["convnext"]["tiny"]
+    more = 7 * sum(depth * dim for depth, dim in zip(tiny.depths, tiny.dims, strict=True))
+    counts = [model_info(name).parameters for name in ("convnextv2_tiny", "convnext_tiny")]
+    assert counts[0] - counts[1] == more
+    assert f"= {more:,}`" in text
+    assert f"{65504 / 56**2:.1f}" in text
+    for dim in (tiny.dims[0], tiny.dims[-1]):
+        assert f"{49 / (49 + 8 * dim):.1g}".removeprefix("0.0") + " %" in text or f"{49 / (49 + 8 * dim):.1%}"[:-1] in text
+
+
+def fenced(path, language):
+    """The code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def command_lines(program):
+    """Every line of the documents' shell blocks, and every `…` in their text, that starts with `program`."""
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        blocks = "\n".join(fenced(path, "sh") + fenced(path, "powershell"))
+        lines = [line.partition("#")[0].strip() for line in blocks.splitlines()]
+        spans = re.findall(r"`([^`\n]+)`", text)
+        for line in dict.fromkeys(lines + spans):
+            words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")] if line else []
+            if words and re.split(r"[/\\]", words[0])[-1] == program and len(words) > 1:
+                yield words[1:]
+
+
+def test_commands_are_those_that_zoo_knows():
+    shown = list(command_lines("zoo"))
+    assert shown
+    for words in shown:
+        if words[0].isupper() or words == ["--help"]:
+            continue
+        build_parser().parse_args([word for word in words if word not in ("…", "[PATTERN]")])
+    assert {words[0] for words in shown} >= set(COMMANDS), "the README names every command"
+
+
+def test_targets_are_those_that_make_knows():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = {words[0] for words in command_lines("make")}
+    assert {"demo", "test"} <= shown <= targets
+
+
+def tree():
+    """{path: what the README's file tree says of it}."""
+    (block,) = [block for block in fenced(ROOT / "README.md", "text") if "convnext/" in block]
+    paths, folders = {}, []
+    for line in block.splitlines():
+        indent, entry = len(line) - len(line.lstrip()), line.split()
+        if not entry:
+            continue
+        folders = folders[: indent // 2]
+        for name in re.split(r" · ", re.split(r"\s{2,}", line.strip())[0]):
+            paths["/".join([*folders, name.strip()])] = " ".join(entry[1:])
+        folders.append(entry[0].rstrip("/"))
+    return paths
+
+
+def test_file_tree_is_the_tree():
+    shown = {path.rstrip("/") for path in tree()}
+    assert [path for path in shown if not (ROOT / path).exists()] == []
+    modules = [path for package in ("convnext", "clip", "zoo", "examples") for path in (ROOT / package).glob("*.py")]
+    there = {path.relative_to(ROOT).as_posix() for path in modules if path.name not in NOT_IN_THE_TREE}
+    assert sorted(there - shown) == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+if __name__ == "__main__":
+    write_tables(ARCHITECTURES)
+    sys.exit()

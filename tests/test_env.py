@@ -1,0 +1,150 @@
+"""The environment: which backend is taken, who owns our import names, what is held back while libraries load."""
+
+import importlib.machinery
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from zoo import env
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """A function that says which backends there are, as if by pip; no KERAS_BACKEND is set."""
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # choose_backend sets both for good; so they are put back
+
+    def install(*names):
+        monkeypatch.setattr(env.importlib.util, "find_spec", lambda name: object() if name in names else None)
+
+    return install
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    """choose_backend with a stand-in for Keras, which is gone again when the call ends."""
+
+    def run(name=None, runs_on=None):
+        fake = SimpleNamespace(
+            backend=SimpleNamespace(backend=lambda: runs_on or os.environ["KERAS_BACKEND"]),
+        )
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "keras", fake)
+            return env.choose_backend(name)
+
+    return run
+
+
+def test_backends_are_listed_in_the_order_of_preference(installed):
+    installed("torch", "tensorflow", "jax", "numpy")
+    assert env.installed_backends() == ["jax", "tensorflow", "torch"]
+    installed("torch", "tensorflow")
+    assert env.installed_backends() == ["tensorflow", "torch"]
+
+
+def test_the_argument_comes_first_then_the_environment_then_what_is_there(installed, choose, monkeypatch):
+    installed("tensorflow", "torch")
+    assert choose() == "tensorflow"
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert choose() == "torch"
+    assert choose("tensorflow") == "tensorflow"
+    assert os.environ["KERAS_BACKEND"] == "tensorflow"
+
+
+def test_no_backend(installed, choose):
+    installed()
+    with pytest.raises(ValueError, match=r"No backend is installed.*convnext-clip-zoo\[jax\]"):
+        choose()
+
+
+def test_unknown_backend(installed, choose, monkeypatch):
+    installed("jax")
+    with pytest.raises(ValueError, match="Unknown backend 'theano'. Allowed: jax, tensorflow, torch"):
+        choose("theano")
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    with pytest.raises(ValueError, match="Unknown backend 'numpy'"):
+        choose()
+
+
+def test_backend_that_is_not_installed(installed, choose):
+    installed("jax")
+    with pytest.raises(ValueError, match=r"'torch' is not installed \(there: jax\).*convnext-clip-zoo\[torch\]"):
+        choose("torch")
+
+
+def test_keras_already_runs_on_another(installed, choose):
+    installed("jax", "torch")
+    with pytest.raises(ValueError, match="already runs on 'torch'.*'jax' needs a new one"):
+        choose("jax", runs_on="torch")
+
+
+@pytest.fixture
+def layout(tmp_path, monkeypatch):
+    """Our three packages as empty folders in tmp_path, and `env` as if it stood in the zoo there."""
+    for name in env.OWN_NAMES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "elsewhere").mkdir()
+    places = [str(tmp_path / "elsewhere"), str(tmp_path)]
+    find = importlib.machinery.PathFinder.find_spec
+    monkeypatch.setattr(env.importlib.util, "find_spec", lambda name: find(name, places))
+    monkeypatch.setattr(env, "__file__", str(tmp_path / "zoo" / "env.py"))
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+def test_own_names_are_ours(layout):
+    assert env.foreign_owners() == []
+    env.check_names()
+
+
+def test_a_package_found_before_ours(layout):
+    foreign = layout / "elsewhere" / "clip"
+    foreign.mkdir()
+    (foreign / "__init__.py").touch()
+    assert env.foreign_owners() == [("clip", str(foreign / "__init__.py"))]
+    with pytest.raises(ImportError, match="'clip' belongs to another package.*pip uninstall"):
+        env.check_names()
+
+
+def test_a_package_installed_over_ours(layout):
+    for file in env.FOREIGN_FILES:
+        (layout / "clip" / file).touch()
+    assert env.foreign_owners() == [("clip", str(layout / "clip" / file)) for file in env.FOREIGN_FILES]
+
+
+def test_a_name_nobody_has(layout):
+    (layout / "convnext" / "__init__.py").unlink()
+    (layout / "convnext").rmdir()
+    assert env.foreign_owners() == [("convnext", "None")]
+
+
+def test_import_zoo_says_who_owns_the_name(tmp_path):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "__init__.py").touch()
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import zoo"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert "ImportError: The import name 'clip' belongs to another package" in run.stderr
+    assert env.REPAIR in run.stderr
+
+
+def test_what_a_library_prints_is_held_back(capfd):
+    with env.quiet_stderr():
+        os.write(2, b"a native library clears its throat\n")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+
+
+def test_what_a_library_prints_is_shown_when_it_fails(capfd):
+    with pytest.raises(RuntimeError, match="broken"), env.quiet_stderr():
+        os.write(2, b"cannot open shared object\n")
+        raise RuntimeError("broken")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "cannot open shared object\nafter\n"
