@@ -36,7 +36,10 @@ def main():
     parser.add_argument("pair", nargs="?", default="demo-output/model.safetensors", help="default: %(default)s")
     parser.add_argument("--smoke", action="store_true", help="a pair with random weights instead")
     options = parser.parse_args()
-    pair = random_pair() if options.smoke else zoo.load(options.pair)
+    try:
+        pair = random_pair() if options.smoke else zoo.load(options.pair)
+    except FileNotFoundError as error:
+        parser.exit(2, f"{error} `zoo demo` makes one.\n")
 
     names, templates = CLASS_NAMES["digits"], TEMPLATES["digits"]
     classifier = zero_shot_classifier(pair.model, names, templates, tokenizer=pair.tokenizer)

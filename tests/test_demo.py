@@ -1,4 +1,4 @@
-"""The demo: its data are functions of seed and index, its figures are right, and a trained run keeps what it promises."""
+"""The demo: data are functions of seed and index, figures are right, and a trained run keeps what it promises."""
 
 import csv
 import importlib.util
@@ -72,6 +72,12 @@ def test_digits_are_black_on_white(split):
         assert digits.pictures.dtype == np.uint8 and digits.pictures.shape[1:] == (32, 32, 3)
     blank, full = demo.draw(np.zeros((8, 8))), demo.draw(np.full((8, 8), 16.0))
     assert (blank == 255).all() and (full == 0).all()
+
+
+def test_pictures_are_normalised_by_the_training_pictures_own_statistics(split):
+    shares = split[0].pictures / 255
+    assert shares.mean() == pytest.approx(demo.DIGITS_MEAN, abs=0.005)
+    assert shares.std() == pytest.approx(demo.DIGITS_STD, abs=0.005)
 
 
 def test_no_held_out_sentence_is_a_caption():

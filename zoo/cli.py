@@ -1,6 +1,7 @@
 """The command `zoo`: a table from commands to functions. Each function is imported when its command runs."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -109,8 +110,8 @@ def main(argv=None):
         print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     text = to_json(result) if as_json else resolve(command.show)(result)
-    if text:
-        print(text)
+    with contextlib.suppress(BrokenPipeError):  # the reader, such as `head`, may have seen enough
+        print(text, end="\n" if text else "", flush=True)
     return 0 if command.succeeded is None or resolve(command.succeeded)(result) else 1
 
 

@@ -59,7 +59,7 @@ def _sync_folder(folder):
             os.close(descriptor)
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """The file's SHA-256 digest, 64 hexadecimal digits, read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -41,7 +41,7 @@ class Row:
         return self.error <= self.tolerance
 
 
-def parity(directory, pattern="*"):
+def parity(directory: str | Path, pattern: str = "*") -> list[Row]:
     """Compares every case of a folder that `tests/oracles.py` wrote.
 
     Args:
@@ -65,7 +65,7 @@ def find_cases(directory):
     return sorted(path.parent for path in Path(directory).glob("*/case.json"))
 
 
-def compare(case_dir):
+def compare(case_dir: str | Path) -> list[Row]:
     """The `Row`s of one case."""
     case_dir = Path(case_dir)
     case = json.loads((case_dir / "case.json").read_text(encoding="utf-8"))

@@ -38,6 +38,12 @@ SOURCES = {
     "resnet": "arXiv:1512.03385",
     CLIP: "arXiv:2103.00020",
 }
+PUBLISHED = {  # licences of the weights that others publish; none of them comes with this package
+    "convnext": "MIT (facebookresearch), Apache-2.0 (timm)",
+    "convnextv2": "CC-BY-NC-4.0, not for commercial use",
+    "resnet": "BSD-3-Clause (torchvision), Apache-2.0 (timm), by tag",
+    CLIP: "MIT (OpenAI, LAION) and others, by tag",
+}
 IMAGE_SIZE = 224  # of the classifiers' published counts
 CROP_PCT = 0.875  # timm's for classifiers at 224
 PATH_SUFFIXES = (".safetensors", ".keras", ".json", ".npz", ".pt", ".pth", ".bin", ".h5")
@@ -55,7 +61,7 @@ class ModelInfo:
             has no fixed size.
         input: (H, W, C) of an image.
         preprocess: how a picture becomes that input; None when nobody said.
-        licence: of the weights; None where there are none.
+        licence: of the weights; of a name without weights, the code's and that of the weights others publish.
         score: published, of the weights; None where there are none.
         source: the paper.
     """
@@ -197,9 +203,10 @@ def model_info(name: str) -> ModelInfo:
         row, size = native.row_of(entry.family, entry.label), IMAGE_SIZE
         parameters = convnext.parameters(row, v2=entry.family == "convnextv2")
         flops = convnext.flops(row, image_size=size)
-        spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=CROP_PCT)
+        spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=CROP_PCT, rgb_first=True)
+    licence = f"code Apache-2.0; published weights {PUBLISHED[entry.family]}"
     return ModelInfo(
-        entry.name, entry.family, parameters, flops, (size, size, 3), spec, None, None, SOURCES[entry.family]
+        entry.name, entry.family, parameters, flops, (size, size, 3), spec, licence, None, SOURCES[entry.family]
     )
 
 

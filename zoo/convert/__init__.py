@@ -6,11 +6,16 @@ metadata may say, `describe` how that is read off a model.
 """
 
 import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.convert import facebook, native, open_clip, timm, transformers
 from zoo.convert.engine import LoadReport, classes, detect, export_tensors, load_tensors
 from zoo.convert.read import Checkpoint, read_checkpoint
 from zoo.convert.write import write_safetensors
+
+if TYPE_CHECKING:
+    import keras
 
 __all__ = [
     "FORMATS",
@@ -29,7 +34,7 @@ __all__ = [
 FORMATS = (*open_clip.FORMATS, *transformers.FORMATS, *timm.FORMATS, *facebook.FORMATS)
 
 
-def load_weights(model, path, *, strict=True):
+def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True) -> LoadReport:
     """Sets a model's variables from a weight file of a known format, which is detected from its keys.
 
     Nothing about the architecture is asked for: it is read off the model's layers. Towers and heads that the file has
