@@ -135,10 +135,10 @@ class Dense(keras.layers.Dense):
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """Keras' depthwise convolution, in the formulation that is fast on the backend and device at hand.
 
-    TensorFlow, and JAX on an accelerator, run the backend's own operator. JAX on a CPU runs shifted multiply–adds, which
-    XLA fuses into one loop; its own operator takes 10 to 40 times as long. Torch sees the same memory as a
-    channels_first view, which saves two copies of the activations. Weights, result and configuration are Keras' own.
-    The choice is made when the layer is called and is not saved.
+    TensorFlow, and JAX on an accelerator, run the backend's own operator. JAX on a CPU runs shifted multiply–adds,
+    which XLA fuses into one loop; its own operator takes 10 to 40 times as long. Torch sees the same memory as a
+    channels_first view, which saves two copies of the activations. Weights, result and configuration are Keras'
+    own. The choice is made when the layer is called and is not saved.
 
     Input (B, H, W, C); weights: kernel (k, k, C, 1), bias (C,).
     """

@@ -29,7 +29,8 @@ class Variant:
     def __post_init__(self):
         if not self.depths or len(self.depths) != len(self.dims):
             raise ValueError(
-                f"A variant needs as many dims as depths, at least one of each. Got depths={self.depths}, dims={self.dims}."
+                "A variant needs as many dims as depths, at least one of each. "
+                f"Got depths={self.depths}, dims={self.dims}."
             )
         if min(self.depths) < 1 or min(self.dims) < 1 or self.patch_size < 1:
             raise ValueError(f"depths, dims and patch_size must be positive. Got {self}.")

@@ -1,4 +1,6 @@
-"""What several test files need: derivatives on any backend, models small enough to run in a moment."""
+"""What several test files need: derivatives and outputs on any backend, weights that matter, importable oracles."""
+
+import functools
 
 import numpy as np
 
@@ -63,3 +65,14 @@ def randomize(model, rng, scale=0.3):
         value = keras.ops.convert_to_numpy(keras.ops.cast(weight, "float32"))
         weight.assign(np.abs(value + noise) + 0.1 if "variance" in weight.name else value + noise)
     return model
+
+
+@functools.cache
+def declare_torchvision_operators():
+    """Lets torchvision, which timm and open_clip import, be imported beside a CPU-only torch that lacks its operators."""
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library  # the declarations live as long as this object, which the cache keeps

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from helpers import declare_torchvision_operators
 
 SEED = 20240229
 TOLERANCE = 2e-5
@@ -404,16 +405,6 @@ def is_current(case, folder):
         return False
 
 
-def declare_torchvision_operators():
-    """Lets torchvision, which timm and open_clip import, be imported where its compiled operators are missing."""
-    import torch
-
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library  # the declarations live as long as this object
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -428,11 +419,10 @@ def main():
     print(f"{len(wanted) - len(todo)} of {len(wanted)} oracles are up to date")
     if not todo:
         return
-    library = declare_torchvision_operators()
+    declare_torchvision_operators()
     for case in todo:
         seconds, extremes = write_case(case, options.folder)
         print(f"{case.name}: {seconds:.1f} s; largest values {extremes}", flush=True)
-    del library
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import declare_torchvision_operators
 from PIL import Image
 
 from zoo import preprocess as module
@@ -56,13 +57,8 @@ WIDTHS_HEIGHTS = [
 @pytest.fixture(scope="module")
 def torchvision():
     """torchvision, which under CPU-only torch imports once two operator schemas exist."""
-    torch = pytest.importorskip("torch")
-    if "torchvision" not in sys.modules:
-        with contextlib.suppress(RuntimeError):  # declared already
-            library = torch.library.Library("torchvision", "DEF")
-            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            torch.zoo_torchvision_schemas = library  # they vanish with the object
+    pytest.importorskip("torch")
+    declare_torchvision_operators()
     return pytest.importorskip("torchvision")
 
 

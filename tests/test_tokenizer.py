@@ -1,7 +1,6 @@
 """The tokenizer gives open_clip's ids, refuses what it cannot encode, and leaves the process as it was."""
 
 import concurrent.futures
-import contextlib
 import copy
 import hashlib
 import html
@@ -15,6 +14,7 @@ from pathlib import Path
 import ftfy
 import numpy as np
 import pytest
+from helpers import declare_torchvision_operators
 
 from clip import tokenizer as module
 from clip.tokenizer import MERGES_FILE, NUM_MERGES, Tokenizer, default_tokenizer, tokenize
@@ -121,13 +121,8 @@ PIECES = (
 @pytest.fixture(scope="module")
 def open_clip():
     """open_clip, an oracle. Under CPU-only torch its torchvision imports once two operator schemas exist."""
-    torch = pytest.importorskip("torch")
-    if "torchvision" not in sys.modules:
-        with contextlib.suppress(RuntimeError):  # declared already
-            library = torch.library.Library("torchvision", "DEF")
-            library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            torch.zoo_torchvision_schemas = library  # they vanish with the object
+    pytest.importorskip("torch")
+    declare_torchvision_operators()
     return pytest.importorskip("open_clip")
 
 

@@ -156,6 +156,7 @@ def show_list(names):
 
 def show_nothing(_):
     """For commands that say what they do while they do it."""
+    return ""
 
 
 def show_info(info):
