@@ -69,7 +69,7 @@ def randomize(model, rng, scale=0.3):
 
 @functools.cache
 def declare_torchvision_operators():
-    """Lets torchvision, which timm and open_clip import, be imported beside a CPU-only torch that lacks its operators."""
+    """Lets torchvision, which timm and open_clip import, be imported where its compiled operators are missing."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
