@@ -429,3 +429,12 @@ def test_a_pairs_file_brings_its_size_activation_and_bias(tmp_path):
     for first, second in zip(values(model), values(source), strict=True):
         np.testing.assert_array_equal(first, second)
     assert model.image_encoder.input_shape == (None, 32, 32, 3)
+
+
+def test_a_file_of_ours_brings_its_image_size(tmp_path):
+    path = tmp_path / "small.safetensors"
+    zoo.save(zoo.create_model("convnext_atto", input_shape=(32, 32, 3), num_classes=5), path)
+    again = zoo.create_model("convnext_atto", weights=path)
+    assert again.input_shape == (None, 32, 32, 3)
+    assert again.get_layer("stem_conv").strides == (1, 1)
+    assert zoo.create_model("convnext_atto", weights=path, input_shape=(64, 64, 3)).input_shape == (None, 64, 64, 3)

@@ -33,7 +33,15 @@ def argument(*flags, **options):
     return flags, options
 
 
-SEED = argument("--seed", type=int, default=0, help="of the split, the captions and the weights (default 0)")
+def positive(text):
+    """An integer of at least 1, for argparse."""
+    number = int(text) if text.lstrip("+-").isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return number
+
+
+SEED = argument("--seed", type=int, default=0, help="of the weights, captions and augmentation (default 0)")
 
 COMMANDS = {
     "list": Command(
@@ -67,9 +75,9 @@ COMMANDS = {
         "zoo.bench:to_text",
         (
             argument("name", help="e.g. convnext_tiny"),
-            argument("--batch-size", type=int, default=8),
-            argument("--image-size", type=int, default=224),
-            argument("--rounds", type=int, default=5, help="timed calls of each (default 5)"),
+            argument("--batch-size", type=positive, default=8),
+            argument("--image-size", type=positive, default=224),
+            argument("--rounds", type=positive, default=5, help="timed calls of each (default 5)"),
             argument("--train", action="store_true", help="time a training step too"),
         ),
         uses_backend=True,
@@ -100,23 +108,38 @@ def main(argv=None):
     options = vars(build_parser().parse_args(argv))
     command = COMMANDS[options.pop("command")]
     as_json, show_traceback = options.pop("json"), options.pop("traceback")
+    sys.stdout.reconfigure(errors="replace")  # a Windows pipe may not know "→" or "×"
+    progress = sys.stderr if as_json else sys.stdout  # with --json, stdout holds nothing else
     try:
         if command.uses_backend:
             choose_backend(options.pop("backend"))
-        result = resolve(command.function)(**options)
-    except (ValueError, OSError, ImportError) as error:
+        with contextlib.redirect_stdout(progress):
+            result = resolve(command.function)(**options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if show_traceback:
             traceback.print_exc()
-        print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return refuse(error)
     text = to_json(result) if as_json else resolve(command.show)(result)
     with contextlib.suppress(BrokenPipeError):  # the reader, such as `head`, may have seen enough
         print(text, end="\n" if text else "", flush=True)
     return 0 if command.succeeded is None or resolve(command.succeeded)(result) else 1
 
 
+def refuse(error):
+    """One line on stderr, whatever the message's own lines; the exit code of bad input."""
+    print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without the usage lines above an error."""
+
+    def error(self, message):
+        sys.exit(refuse(message))
+
+
 def build_parser():
-    parser = argparse.ArgumentParser(prog="zoo", description="ConvNeXt, ResNet and CLIP models in Keras 3.")
+    parser = Parser(prog="zoo", description="ConvNeXt, ResNet and CLIP models in Keras 3.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.summary, description=command.summary)

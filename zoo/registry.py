@@ -291,8 +291,9 @@ def _create_with_weights(entry, builder, builder_args, path):
     defaults = {"stem_stride": own.get("stem_stride") or 4} if _has_stem_stride(entry) else {}
     if entry.family == CLIP:
         defaults |= {key: own[key] for key in ("image_size", "activation", "init_logit_bias") if key in own}
-    elif in_file:
-        defaults["num_classes"] = in_file
+    else:
+        defaults |= {"num_classes": in_file} if in_file else {}
+        defaults |= {"input_shape": tuple(own["input_shape"])} if "input_shape" in own else {}
     model = builder(entry.builder_name, **{**defaults, **builder_args})
     fresh = ("head_fc",) if in_file not in (None, builder_args.get("num_classes", in_file)) else ()
     if fresh:

@@ -173,7 +173,8 @@ PLOT_STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#e6e9ed",
-    "legend.frameon": False,
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "white",
     "text.parse_math": False,  # a "$" in a class name is a dollar
 }
 
@@ -292,7 +293,7 @@ def plot_similarity(
         ax = canvas.subplots()
         ax.imshow(cosines, cmap="Blues", vmin=low, vmax=high + 0.2 * (high - low))
         if max(rows, columns) <= MOST_NUMBERED:
-            _write_cells(ax, cosines, lambda c: f"{c:.2f}", dark=cosines > low + 0.6 * (high - low))
+            _write_cells(ax, cosines, lambda c: f"{c:.2f}", dark=cosines > low + 0.75 * (high - low))
         _name_ticks(ax, [""] * rows, captions)
         for row, picture in enumerate(pictures):
             _draw_tick_picture(ax, row, picture)

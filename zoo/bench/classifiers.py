@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from zoo.bench.timing import ratio, take_turns
-from zoo.registry import create_model
+from zoo.registry import create_model, find
 
 PEERS = {  # ours: keras.applications' builder of the same size
     **{f"convnext_{size}": f"ConvNeXt{name}" for size, name in (
@@ -41,7 +41,13 @@ def bench_classifier(name, *, batch_size=8, image_size=224, rounds=5, train=Fals
 
     Returns:
         A list of `Result`, ours first for each job.
+
+    Raises:
+        ValueError: an unknown name, or a pair's.
     """
+    entry = find(name)
+    if entry.family == "clip":
+        raise ValueError(f"This benchmark times classifiers, and {entry.name} is a pair.")
     return [
         result
         for job in ("predict", "train")[: 1 + train]
