@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 SEED = 20240229
+TOO_MUCH = 4e9  # bytes: the suite under JAX would come to 22 GB
 BACKEND = os.environ.get("KERAS_BACKEND")
 
 refused: list[str] = []
@@ -46,18 +47,31 @@ def fresh_keras(request):
     yield
     keras.utils.clear_session(free_memory=False)
     keras.config.set_dtype_policy("float32")
+    if resident_bytes() > TOO_MUCH:
+        collect()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def free_memory():
-    """Collects garbage once a module: with a backend loaded that takes 0.1 to 0.2 s, too much per test.
-
-    JAX keeps every program it compiled; over the whole suite that came to 10 GB.
-    """
+    """Collects garbage once a module: with a backend loaded that takes 0.1 to 0.2 s, too much per test."""
     yield
+    collect()
+
+
+def collect():
+    """Frees what models in reference cycles hold, and the programs JAX compiled and would keep for ever."""
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
     gc.collect()
+
+
+def resident_bytes():
+    """Memory this process holds, where the system tells it as Linux does, else 0."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class Unimported(pytest.File):
