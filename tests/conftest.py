@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 SEED = 20240229
-TOO_MUCH = 4e9  # bytes: the suite under JAX would come to 22 GB
+GROWTH = 3e9  # bytes after which garbage is collected early: the suite under JAX would come to 22 GB
 BACKEND = os.environ.get("KERAS_BACKEND")
 
 refused: list[str] = []
@@ -47,7 +47,7 @@ def fresh_keras(request):
     yield
     keras.utils.clear_session(free_memory=False)
     keras.config.set_dtype_policy("float32")
-    if resident_bytes() > TOO_MUCH:
+    if resident_bytes() > collect.resident + GROWTH:
         collect()
 
 
@@ -63,6 +63,10 @@ def collect():
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
     gc.collect()
+    collect.resident = resident_bytes()
+
+
+collect.resident = 0  # bytes, after the last collection
 
 
 def resident_bytes():
