@@ -150,7 +150,7 @@ def test_quick_gelu_and_exact_gelu(rng):
     ],
 )
 def test_activation_comes_from_argument_name_or_row(name, asked, activation):
-    with keras.StatelessScope():
+    with keras.StatelessScope(initialize_variables=False):
         model = create_clip(name, activation=asked)
     assert model.architecture["activation"] == activation
     layer = model.text_encoder.get_layer("transformer_resblocks_0_mlp_gelu")
@@ -167,7 +167,7 @@ def test_activation_changes_the_output(batch):
 
 
 def test_image_size_and_stem_stride():
-    with keras.StatelessScope():
+    with keras.StatelessScope(initialize_variables=False):
         model = create_clip("convnext_v2_atto", image_size=32, stem_stride=2)
         assert model.image_encoder.get_layer("stem_conv").strides == (2, 2)
         assert create_clip("convnext_v2_atto").image_encoder.get_layer("stem_conv").strides == (4, 4)

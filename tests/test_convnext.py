@@ -112,7 +112,7 @@ def test_unknown_argument_is_a_type_error():
 
 
 def test_names():
-    with keras.StatelessScope():
+    with keras.StatelessScope(initialize_variables=False):
         assert create_convnext_v1().name == "convnext_tiny"
         assert create_convnext_v2("atto").name == "convnextv2_atto"
         assert create_convnext_v2("atto", name="mine").name == "mine"
@@ -318,14 +318,14 @@ class TestResNet:
     @pytest.mark.parametrize("variant, dim", [("18", 512), (34, 512), ("50", 2048)])
     @pytest.mark.parametrize("options", [{}, {"include_top": False}, {"include_top": False, "pooling": "avg"}], ids=str)
     def test_output_shapes(self, variant, dim, options):
-        with keras.StatelessScope():
+        with keras.StatelessScope(initialize_variables=False):
             model = create_resnet(variant, 10, (64, 96, 3), **options)
         expected = (None, 10) if not options else (None, dim) if "pooling" in options else (None, 2, 3, dim)
         assert model.output_shape == expected
         assert model.name == f"resnet{variant}"
 
     def test_stride_sits_in_the_3x3(self):
-        with keras.StatelessScope():
+        with keras.StatelessScope(initialize_variables=False):
             model = create_resnet("50")
         assert model.get_layer("layer2_0_conv1").strides == (1, 1)
         assert model.get_layer("layer2_0_conv2").strides == (2, 2)
