@@ -2,100 +2,34 @@
 
     python tests/oracles.py build/oracles                    # skips what is up to date
     python tests/oracles.py build/oracles --only 'timm-*'    # --list shows the names
+    python tests/oracles.py build/oracles --full             # and those too big for the suite
 
 A case is a folder: `model.safetensors`, the reference's own state dict; `reference.npz`, inputs and outputs, images and
-maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. Weights are drawn so
-that every block matters: LayerScale and GRN far from their initial values, norms with an affine part, moving
-statistics. `zoo.parity` compares.
+maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. `zoo.parity` compares.
+The pairs are here, the classifiers in oracles_classifiers.py.
 """
 
 import argparse
 import fnmatch
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import oracle_case
+import oracles_classifiers
 from helpers import declare_torchvision_operators
+from oracle_case import EOT, LOGIT_BIAS, SEED, SIZES, Case, channels_first, draw_images, draw_tokens, randomise
 
-SEED = 20240229
-TOLERANCE = 2e-5
 LIBRARIES = {"timm": "timm", "transformers": "transformers", "open_clip": "open_clip_torch"}
-SIZES = ((224, 224), (192, 256), (205, 237))  # the last is no multiple of any stride
-CLASSES = 1000
-EOT, CONTEXT, VOCABULARY = 49407, 77, 49408
-LOGIT_SCALE, LOGIT_BIAS = 4.5, -5.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """One reference model and ours.
-
-    Args:
-        source: key of LIBRARIES.
-        model: our name, or the family when `row` is given.
-        create: makes the reference model.
-        arguments: of our builder.
-        row: the fields of a row of its own, for models without a name.
-        sizes: (H, W) of the images.
-        run: (reference model, case) → {name: array}.
-    """
-
-    source: str
-    model: str
-    create: Callable
-    run: Callable
-    arguments: dict = field(default_factory=dict)
-    row: dict | None = None
-    sizes: tuple = SIZES
-    label: str | None = None
-
-    @property
-    def name(self):
-        return f"{self.source}-{(self.label or self.model).removeprefix('clip/')}"
 
 
 # The reference models
-
-
-def timm_classifier(name, **options):
-    import timm
-
-    return timm.create_model(name, **options)
-
-
-def timm_convnext(row):
-    """A ConvNeXt of a size of its own, from timm's class."""
-    from timm.models.convnext import ConvNeXt
-
-    return ConvNeXt(depths=row["depths"], dims=row["dims"], norm_eps=row["epsilon"], num_classes=CLASSES)
-
-
-def transformers_convnext(version, depths, dims):
-    import transformers
-
-    config = {"depths": list(depths), "hidden_sizes": list(dims), "num_labels": CLASSES}
-    if version == 1:
-        model = transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**config))
-    else:
-        model = transformers.ConvNextV2ForImageClassification(transformers.ConvNextV2Config(**config))
-    model.base_model.layernorm.eps = 1e-6  # 1e-12 there, against the papers and every other norm of the model
-    return model
-
-
-def transformers_resnet(depths, dims, layer_type):
-    import transformers
-
-    config = transformers.ResNetConfig(
-        depths=list(depths), hidden_sizes=list(dims), layer_type=layer_type, num_labels=CLASSES
-    )
-    return transformers.ResNetForImageClassification(config)
 
 
 def transformers_clip(row):
@@ -147,108 +81,7 @@ def open_clip_convnext(trunk, embed_dim, image_size, text, projection="linear", 
     return CLIP(embed_dim, image, CLIPTextCfg(**text), **options)
 
 
-# Weights
-
-
-def randomise(model, seed):
-    """Draws every parameter and moving statistic of a torch model so that activations stay near 1 through its depth."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor, scale, mean=0.0):
-        tensor.copy_(mean + scale * torch.randn(tensor.shape, generator=generator))
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            draw_parameter(name, parameter, normal)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                normal(buffer, 0.2)
-            elif name.endswith("running_var"):
-                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
-
-
-def draw_parameter(name, parameter, normal):
-    """The rule for one parameter, by its name and its number of axes."""
-    last = name.rpartition(".")[2]
-    if "logit_scale" in name:
-        parameter.fill_(LOGIT_SCALE)
-    elif "logit_bias" in name:
-        parameter.fill_(LOGIT_BIAS)
-    elif ".grn." in name or last in ("gamma", "layer_scale_parameter"):
-        normal(parameter, 0.5)
-    elif "embedding" in name and "patch" not in name and "norm" not in name:
-        normal(parameter, 0.05)
-    elif "conv_dw" in name or "dwconv" in name:  # faint, so that the epsilon of the norm that follows shows
-        normal(parameter, 0.02)
-    elif last in ("proj", "text_projection"):  # (in, out)
-        normal(parameter, parameter.shape[0] ** -0.5)
-    elif parameter.ndim > 1:  # (out, in, …)
-        normal(parameter, (parameter[0].numel()) ** -0.5)
-    elif last == "weight":  # a norm's
-        normal(parameter, 0.2, mean=0.5 if is_batch_norm(name) else 1.0)
-    else:
-        normal(parameter, 0.2)
-
-
-def is_batch_norm(name):
-    return any(part in name for part in ("bn", "downsample.1", "normalization"))
-
-
-# Inputs and outputs
-
-
-def draw_images(count, size, seed):
-    """float32 (B, H, W, 3) with structure at several scales, of mean 0 and deviation about 1, as pictures have."""
-    rng = np.random.default_rng([seed, *size])
-    images = np.zeros((count, *size, 3), np.float32)
-    for cell in (1, 4, 16, 64):
-        coarse = rng.standard_normal((count, -(-size[0] // cell), -(-size[1] // cell), 3), np.float32)
-        images += 0.5 * coarse.repeat(cell, 1).repeat(cell, 2)[:, : size[0], : size[1]]
-    return images
-
-
-def draw_tokens(count, seed):
-    """int32 (B, 77): a caption of one word, one that fills the context, others between; 0 after the end."""
-    rng = np.random.default_rng(seed)
-    tokens = np.zeros((count, CONTEXT), np.int32)
-    for row, length in enumerate(np.linspace(3, CONTEXT, count).astype(int)):
-        tokens[row, :length] = [EOT - 1, *rng.integers(1, EOT - 1, length - 2), EOT]
-    return tokens
-
-
-def run_classifier(model, case):
-    """Logits and the output of every stage, for each size."""
-    arrays = {}
-    for size in case.sizes:
-        label, images = "x".join(map(str, size)), draw_images(2, size, SEED)
-        stages, outputs = [], None
-        hooks = [
-            stage.register_forward_hook(lambda _, __, output, stages=stages: stages.append(output))
-            for stage in find_stages(model)
-        ]
-        outputs = model(channels_first(images))
-        for hook in hooks:
-            hook.remove()
-        arrays[f"{label}/images"] = images
-        for index, stage in enumerate(stages):
-            arrays[f"{label}/stage_{index}"] = stage.permute(0, 2, 3, 1).numpy()
-        arrays[f"{label}/logits"] = getattr(outputs, "logits", outputs).numpy()
-    return arrays
-
-
-def channels_first(images):
-    import torch
-
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
-def find_stages(model):
-    """The four modules whose outputs are the stage outputs."""
-    if hasattr(model, "layer1"):
-        return [model.layer1, model.layer2, model.layer3, model.layer4]
-    return list(getattr(model, "stages", None) or model.base_model.encoder.stages)
+# Outputs
 
 
 def run_pair(model, case):
@@ -281,18 +114,6 @@ def run_pair(model, case):
 
 # The cases
 
-LOGITS = {"input_shape": (None, None, 3), "classifier_activation": None}
-CONVNEXT = {**LOGITS, "stem_stride": 4}
-TINY = {"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768)}
-RESNET18 = {"depths": (2, 2, 2, 2), "dims": (64, 128, 256, 512), "layer_type": "basic"}
-RESNET50 = {"depths": (3, 4, 6, 3), "dims": (256, 512, 1024, 2048), "layer_type": "bottleneck"}
-WIDER_EPSILON = {
-    "depths": (1, 2, 3, 1),
-    "dims": (32, 48, 64, 96),
-    "epsilon": 1e-5,
-    "activation": "gelu",
-    "patch_size": 4,
-}
 MLP_PAIR = {
     "embed_dim": 192,
     "image_size": 160,
@@ -311,21 +132,7 @@ HF_PAIR = {
 
 def cases():
     """Every `Case`, small ones first within a source."""
-    for name in ("convnext_atto", "convnextv2_atto", "convnext_tiny", "convnextv2_tiny"):
-        sizes = SIZES if name.endswith("atto") else SIZES[:2]
-        yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, CONVNEXT, sizes=sizes)
-    create = lambda: timm_convnext(WIDER_EPSILON)  # noqa: E731
-    yield Case(
-        "timm", "convnext", create, run_classifier, CONVNEXT, WIDER_EPSILON, ((96, 64),), "convnext_epsilon_1e-5"
-    )
-    for name, sizes in (("resnet18", SIZES), ("resnet50", SIZES[:2])):
-        yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, LOGITS, sizes=sizes)
-    for version, name in ((1, "convnext_tiny"), (2, "convnextv2_tiny")):
-        create = lambda version=version: transformers_convnext(version, **TINY)  # noqa: E731
-        yield Case("transformers", name, create, run_classifier, CONVNEXT, sizes=SIZES[:2])
-    for name, row in (("resnet18", RESNET18), ("resnet50", RESNET50)):
-        create = lambda row=row: transformers_resnet(**row)  # noqa: E731
-        yield Case("transformers", name, create, run_classifier, LOGITS, sizes=SIZES[:2])
+    yield from oracles_classifiers.classifier_cases()
     yield from pair_cases()
 
 
@@ -369,8 +176,8 @@ def write_case(case, folder):
         "row": case.row,
         "arguments": case.arguments,
         "library": f"{case.source} {version_of(case.source)}",
-        "tolerance": TOLERANCE,
-        "key": key_of(case.source),
+        "tolerance": case.tolerance,
+        "key": key_of(case),
     }
     replace(folder / "case.json", lambda path: path.write_text(json.dumps(description, indent=1), encoding="utf-8"))
     extremes = {
@@ -390,17 +197,19 @@ def version_of(source):
     return importlib.metadata.version(LIBRARIES[source])
 
 
-def key_of(source):
-    """Changes when this script or a library that takes part does."""
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for name in (LIBRARIES[source], "torch", "timm", "numpy"):
+def key_of(case):
+    """Changes when the files that define the case or a library that takes part do."""
+    digest = hashlib.sha256()
+    for module in (oracle_case, case.run):
+        digest.update(Path(inspect.getfile(module)).read_bytes())
+    for name in (LIBRARIES[case.source], "torch", "timm", "numpy"):
         digest.update(f"{name} {importlib.metadata.version(name)}".encode())
     return digest.hexdigest()
 
 
 def is_current(case, folder):
     try:
-        return json.loads((folder / case.name / "case.json").read_text(encoding="utf-8"))["key"] == key_of(case.source)
+        return json.loads((folder / case.name / "case.json").read_text(encoding="utf-8"))["key"] == key_of(case)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -409,9 +218,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names to compute, e.g. 'timm-*'")
+    parser.add_argument("--full", action="store_true", help="also the cases too big for the suite")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
-    wanted = [case for case in cases() if fnmatch.fnmatchcase(case.name, options.only)]
+    wanted = [case for case in cases() if options.full or not case.full]
+    wanted = [case for case in wanted if fnmatch.fnmatchcase(case.name, options.only)]
     if options.list:
         print("\n".join(case.name for case in wanted))
         return
