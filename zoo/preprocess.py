@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -133,25 +134,30 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     if path.exists() and not path.is_file():  # a pipe or a device may never end
         raise ValueError(f"{path} is not a regular file")
     with open(path, "rb") as file:
-        image = _open_header(file, path)
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{path} has {_wxh(image.size)} pixels; at most {max_pixels} are allowed")
-        try:
-            image.load()
-        except Exception as error:  # decoders raise whatever the bytes lead them to
-            raise ValueError(f"{path} is cut off or damaged: {error}") from error
+        return decode_image(file, path, max_pixels=max_pixels)
+
+
+def decode_image(file: BinaryIO, name: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """What `open_image` gives, of an open binary file or `io.BytesIO`; `name` is for its errors."""
+    image = _open_header(file, name)
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"{name} has {_wxh(image.size)} pixels; at most {max_pixels} are allowed")
+    try:
+        image.load()
+    except Exception as error:  # decoders raise whatever the bytes lead them to
+        raise ValueError(f"{name} is cut off or damaged: {error}") from error
     return image
 
 
-def _open_header(file, path: Path) -> Image.Image:
+def _open_header(file: BinaryIO, name: str | Path) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image of a known format; allowed are {FORMATS}") from None
+        raise ValueError(f"{name} is not an image of a known format; allowed are {FORMATS}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path} is too large: {error}") from error
+        raise ValueError(f"{name} is too large: {error}") from error
     except Exception as error:
-        raise ValueError(f"{path} has a damaged header: {error}") from error
+        raise ValueError(f"{name} has a damaged header: {error}") from error
 
 
 def _as_pil(image: Image.Image | np.ndarray) -> Image.Image:
