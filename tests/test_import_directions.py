@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # unless a longer one stands here too.
 ORDER = {
     "convnext": ["variants", "layers", "model", "resnet", "fcmae"],
-    "clip": ["variants", "layers", "towers", "losses", "tokenizer", "prompts", "model", "zero_shot"],
+    "clip": ["mci", "variants", "layers", "towers", "losses", "tokenizer", "prompts", "model", "zero_shot"],
     "zoo": [
         *("env", "files", "report"),
         *("preprocess", "pretrained", "data"),
-        *("download", "convert", "fold"),
+        *("download", "convert", "folding"),
         "registry",
         *("evaluation.metrics", "search"),
         *("evaluation", "export", "training", "bench"),
@@ -43,6 +43,7 @@ AT_IMPORT = {
     "convnext": {"keras", "numpy"},
     "convnext.variants": set(),
     "clip": {"keras", "numpy"},
+    "clip.mci": set(),
     "clip.variants": set(),
     "clip.prompts": set(),
     "clip.tokenizer": {"numpy", "tokenizers", "regex", "ftfy"},

@@ -1,0 +1,344 @@
+"""Exact folding: a built model becomes a faster one of the same face, by algebra in float64 NumPy.
+
+What vanishes: LayerScale and BatchNorm into the product before them; the affine part of a LayerNorm and GRN's offset
+into the products after them; branches that training needed into the one convolution they add up to; dropout. The
+result differs by rounding alone, and equal weights give equal results on every backend.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+from keras import ops
+
+# Class of a layer → what leads to the kernel and bias of the product that it ends in, or begins with.
+BRANCHES = ("MobileOneConv2D", "RepLargeKernelConv2D", "RepMixer", "RepConditionalPosEnc")  # their sum: one convolution
+LINEAR = {"Dense": "", "Conv2D": "", "DepthwiseConv2D": ""}
+LINEAR_OUT = {**LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
+LINEAR_IN = {**LINEAR, "SelfAttention": "in_proj."}
+OUTPUT = "output"  # stands among a layer's users where the model hands its result out
+
+
+def fold(model: keras.Model) -> keras.Model:
+    """A faster model with the same inputs, outputs and names, for inference.
+
+    It has weights of its own, runs on every backend and is saved with `model.save("….keras")`. It is not meant to be
+    trained: what regularised and conditioned the training is gone. Models inside the model are folded each by itself;
+    a CLIP becomes a CLIP of folded towers.
+
+    Args:
+        model: a built functional `keras.Model`.
+
+    Raises:
+        ValueError: the model is not functional, so that there is no graph to read.
+    """
+    return fold_with_affine(model, None)[0]
+
+
+def fold_with_affine(model, affine):
+    """(`fold(model)`, whether it also took in `affine`).
+
+    Args:
+        affine: None, or (factor, shift), (C,) each: the folded model takes images x in place of factor · x + shift.
+            Only a first convolution without padding can do that: a padded one would see zeros that are no longer grey.
+    """
+    if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
+        return _fold_pair(model, affine)
+    check_functional(model)
+    net = Net(model)
+    absorbed = affine is not None and _absorb_input(net, affine)
+    for layer in list(net.users):
+        rule = FOLDS.get(type(layer).__name__)
+        if rule and net.is_called_once(layer):
+            rule(net, layer)
+    return net.build(), absorbed or any(net.absorbed)
+
+
+def check_functional(model):
+    """ValueError unless `model` is a functional model."""
+    if not isinstance(model, keras.Model) or not hasattr(model, "_nodes_by_depth"):
+        raise ValueError(f"{type(model).__name__} {getattr(model, 'name', model)!r} is not a functional keras.Model.")
+
+
+def calls(model):
+    """The calls that make up a functional model, in order: Keras' nodes, with operation, arguments and outputs."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        yield from (node for node in model._nodes_by_depth[depth] if node.operation and not node.is_input)
+
+
+def _fold_pair(model, affine):
+    """A CLIP of folded towers, with the temperature of the one given."""
+    from clip import CLIP
+
+    image_tower, absorbed = fold_with_affine(model.image_encoder, affine)
+    text_tower, _ = fold_with_affine(model.text_encoder, None)
+    options = {"init_logit_scale": model.init_logit_scale, "init_logit_bias": model.init_logit_bias}
+    pair = CLIP(image_tower, text_tower, name=model.name, **options)
+    pair.logit_scale.set_weights(model.logit_scale.get_weights())
+    return pair, absorbed
+
+
+@dataclass
+class Draft:
+    """A layer of the folded model before it is made: configuration, and those weights that differ.
+
+    Weights are named by the attributes that lead to them, "kernel" or "in_proj.kernel", and are float64.
+    """
+
+    layer: keras.Layer
+    config: dict
+    weights: dict = field(default_factory=dict)
+
+    def __getitem__(self, name):
+        if name not in self.weights:
+            self.weights[name] = to_numpy(operator.attrgetter(name)(self.layer))
+        return self.weights[name]
+
+    @property
+    def kind(self):
+        return type(self.layer).__name__
+
+    @property
+    def is_depthwise(self):
+        return "filters" not in self.config if self.kind not in BRANCHES else self.config["filters"] is None
+
+    def bias(self, prefix, size):
+        """The bias of a product, zeros where it has none; from here on it has one."""
+        if not prefix:
+            if not self.config["use_bias"]:
+                self.weights["bias"] = np.zeros(size)
+            self.config["use_bias"] = True
+        return self[f"{prefix}bias"]
+
+    def scale_output(self, factor, shift=0.0):
+        """The product becomes factor · product + shift, (C,) each."""
+        prefix = LINEAR_OUT[self.kind]
+        kernel, bias = self[f"{prefix}kernel"], self.bias(prefix, factor.size)
+        depthwise = kernel.ndim == 4 and self.is_depthwise
+        per_output = factor.reshape(kernel.shape[2:]) if depthwise else factor
+        self.weights |= {f"{prefix}kernel": kernel * per_output, f"{prefix}bias": bias * factor + shift}
+
+    def scale_input(self, factor, shift):
+        """The product takes x in place of factor · x + shift, (C,) each."""
+        prefix = LINEAR_IN[self.kind]
+        kernel = self[f"{prefix}kernel"]
+        depthwise = kernel.ndim == 4 and self.is_depthwise
+        summed = (0, 1) if depthwise else tuple(range(kernel.ndim - 1))
+        constant = (kernel * shift[:, None]).sum(axis=summed).reshape(-1)
+        bias = self.bias(prefix, constant.size)
+        self.weights |= {f"{prefix}kernel": kernel * factor[:, None], f"{prefix}bias": bias + constant}
+
+    def make(self):
+        """The layer, without its weights: it is built when it is called."""
+        zeros = {key: "zeros" for key in self.config if key.endswith("_initializer")}
+        return type(self.layer).from_config({**self.config, **zeros})
+
+    def fill(self, made):
+        """Gives a built layer its weights: those that differ, and the others as they were."""
+        if not self.weights and len(made.weights) == len(self.layer.weights):
+            made.set_weights(self.layer.get_weights())
+            return
+        kept = {_attribute(self.layer, variable): variable for variable in self.layer.weights}
+        for variable in made.weights:
+            name = _attribute(made, variable)
+            variable.assign(self.weights[name].astype("float32") if name in self.weights else kept[name].value)
+
+
+def _attribute(layer, variable):
+    """What leads from a layer to its variable: "gamma", "in_proj.kernel"."""
+    return variable.path.split(f"{layer.name}/", 1)[-1].replace("/", ".")
+
+
+class Net:
+    """A model's layers, who reads whom, and what shall become of each.
+
+    Attributes:
+        users: layer → the layers that read it, and OUTPUT, in order.
+        sources: layer → the layers that it reads.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.nodes = list(calls(model))
+        self.sources: dict = {}
+        self.users: dict = {layer: [] for layer in model.layers}
+        self.times_called: dict = {}
+        self.drafts: dict = {}
+        self.skipped: set = set()
+        self.nested: dict = {}  # model inside the model → the affine it shall take in, or None
+        self.absorbed: list = []
+        for node in self.nodes:
+            self._connect(node)
+        for tensor in model.outputs:
+            self.users[tensor._keras_history.operation].append(OUTPUT)
+
+    def _connect(self, node):
+        operation = node.operation
+        self.users.setdefault(operation, [])
+        self.times_called[operation] = self.times_called.get(operation, 0) + 1
+        for tensor in node.input_tensors:
+            source = tensor._keras_history.operation
+            self.sources.setdefault(operation, []).append(source)
+            self.users.setdefault(source, []).append(operation)
+
+    def is_called_once(self, layer):
+        return self.times_called.get(layer) == 1
+
+    def draft(self, layer):
+        if layer not in self.drafts:
+            self.drafts[layer] = Draft(layer, layer.get_config())
+        return self.drafts[layer]
+
+    def skip(self, layer):
+        """The layer's users read what it read."""
+        (source,) = self.sources[layer]
+        self.skipped.add(layer)
+        at = self.users[source].index(layer)
+        self.users[source][at : at + 1] = self.users[layer]
+        for user in self.users[layer]:
+            if user is not OUTPUT:
+                self.sources[user] = [source if other is layer else other for other in self.sources[user]]
+
+    def product_before(self, layer):
+        """The layer whose product this one alone reads, as it comes; None when there is none."""
+        (source,) = self.sources[layer]
+        fits = type(source).__name__ in LINEAR_OUT and self.is_called_once(source) and self.users[source] == [layer]
+        return source if fits and self._is_linear(source) else None
+
+    def _is_linear(self, layer):
+        return self.draft(layer).config.get("activation") in (None, "linear")
+
+    def products_after(self, layer):
+        """The layers that read this one, when each begins with a product that sees no padding; else ()."""
+        users = self.users[layer]
+        return users if users and all(self._takes_affine(user) for user in users) else ()
+
+    def _takes_affine(self, user):
+        if user is OUTPUT or type(user).__name__ not in LINEAR_IN or not self.is_called_once(user):
+            return False
+        config = self.draft(user).config
+        return config.get("padding", "valid") == "valid" and config.get("groups", 1) == 1
+
+    def build(self):
+        """The folded model."""
+        made = {}
+
+        def clone(layer):
+            if layer not in made:
+                made[layer] = self._make(layer)
+            return made[layer]
+
+        def call(layer, *args, **kwargs):
+            return args[0] if layer is None else layer(*args, **kwargs)
+
+        model = keras.models.clone_model(self.model, clone_function=clone, call_function=call)
+        for layer, new in made.items():
+            if isinstance(layer, keras.Layer) and new is not None and layer not in self.nested:
+                self.draft(layer).fill(new)
+        return model
+
+    def _make(self, layer):
+        if layer in self.skipped:
+            return None
+        if isinstance(layer, keras.Model):
+            new, absorbed = fold_with_affine(layer, self.nested.setdefault(layer, None))
+            self.absorbed.append(absorbed)
+            return new
+        return self.draft(layer).make() if isinstance(layer, keras.Layer) else layer
+
+
+def _absorb_input(net, affine):
+    """Whether the readers of the images took the affine in. A model inside the model says so when it is made."""
+    (images,) = (tensor._keras_history.operation for tensor in net.model.inputs if len(tensor.shape) == 4)
+    readers = net.users[images]
+    if len(readers) == 1 and isinstance(readers[0], keras.Model):
+        net.nested[readers[0]] = affine
+        return False
+    for reader in net.products_after(images):
+        net.draft(reader).scale_input(*affine)
+    return bool(net.products_after(images))
+
+
+def fold_scale(net, layer):
+    """LayerScale: product · gamma."""
+    if before := net.product_before(layer):
+        net.draft(before).scale_output(to_numpy(layer.gamma))
+        net.skip(layer)
+
+
+def fold_batch_norm(net, layer):
+    """BatchNorm of inference: gamma (product − mean) / √(variance + epsilon) + beta."""
+    before = net.product_before(layer)
+    if before is None or not _is_last_axis(layer):
+        return
+    factor, shift = batch_norm_affine(layer)
+    net.draft(before).scale_output(factor, shift)
+    net.skip(layer)
+
+
+def batch_norm_affine(layer):
+    """(factor, shift), (C,) each: what a BatchNormalization does in inference, float64."""
+    deviation = np.sqrt(to_numpy(layer.moving_variance) + layer.epsilon)
+    factor = (to_numpy(layer.gamma) if layer.scale else 1.0) / deviation
+    shift = (to_numpy(layer.beta) if layer.center else 0.0) - to_numpy(layer.moving_mean) * factor
+    return factor, shift
+
+
+def fold_norm(net, layer):
+    """LayerNorm: its gain and offset into the products after it."""
+    users = net.products_after(layer)
+    if not users or not _is_last_axis(layer) or getattr(layer, "rms_scaling", False):
+        return
+    size = layer.input.shape[-1]
+    gamma = to_numpy(layer.gamma) if layer.scale else np.ones(size)
+    beta = to_numpy(layer.beta) if layer.center else np.zeros(size)
+    for user in users:
+        net.draft(user).scale_input(gamma, beta)
+    net.draft(layer).config.update(scale=False, center=False)
+
+
+def _is_last_axis(layer):
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    rank = len(layer.input.shape)
+    return [axis % rank for axis in axes] == [rank - 1]
+
+
+def fold_grn(net, layer):
+    """GRN: its offset into the products after it."""
+    beta = to_numpy(layer.beta)
+    for user in net.products_after(layer):
+        net.draft(user).scale_input(np.ones_like(beta), beta)
+        net.draft(layer).weights["beta"] = np.zeros_like(beta)
+
+
+def fold_branches(net, layer):
+    """Branches: the one convolution they add up to."""
+    kernel, bias = layer.folded()
+    draft = net.draft(layer)
+    draft.config["reparameterized"] = True
+    draft.weights |= {"reparam_conv.kernel": kernel, "reparam_conv.bias": bias}
+
+
+def drop(net, layer):
+    """What does nothing in inference."""
+    net.skip(layer)
+
+
+# Class of a layer → what is done about it. A rule gets the net and the layer, which is called once.
+FOLDS: dict[str, Callable] = {
+    "Dropout": drop,
+    "SpatialDropout2D": drop,
+    "GaussianNoise": drop,
+    "LayerScale": fold_scale,
+    "BatchNormalization": fold_batch_norm,
+    "LayerNormalization": fold_norm,
+    "GRN": fold_grn,
+    **dict.fromkeys(BRANCHES, fold_branches),
+}
+
+
+def to_numpy(variable):
+    """A weight as float64, whatever precision it is kept in."""
+    return np.asarray(ops.convert_to_numpy(ops.cast(variable, "float32")), np.float64)
