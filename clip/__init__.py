@@ -8,25 +8,31 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clip.losses import clip_loss, siglip_loss
+    from clip.mci import MCi
     from clip.model import CLIP, create_clip
     from clip.prompts import CLASS_NAMES, TEMPLATES
     from clip.tokenizer import Tokenizer, tokenize
     from clip.towers.convnext import create_convnext_tower
+    from clip.towers.mobileclip import create_mobileclip_tower
+    from clip.towers.resnet import create_resnet_tower
     from clip.towers.text import create_text_tower
     from clip.towers.vit import create_vit_tower
-    from clip.variants import VARIANTS, ConvNeXt, Pair, Text, ViT, canonical_name, flops, parameters
+    from clip.variants import VARIANTS, ConvNeXt, Pair, ResNet, Text, ViT, canonical_name, flops, parameters
     from clip.zero_shot import class_matrix, zero_shot_classifier
 
 _MODULES = {
     "clip.layers": ("SelfAttention",),
     "clip.losses": ("clip_loss", "siglip_loss"),
+    "clip.mci": ("MCi",),
     "clip.model": ("CLIP", "create_clip"),
     "clip.prompts": ("CLASS_NAMES", "TEMPLATES"),
     "clip.tokenizer": ("Tokenizer", "tokenize"),
     "clip.towers.convnext": ("create_convnext_tower",),
+    "clip.towers.mobileclip": ("create_mobileclip_tower",),
+    "clip.towers.resnet": ("create_resnet_tower",),
     "clip.towers.text": ("create_text_tower",),
     "clip.towers.vit": ("create_vit_tower",),
-    "clip.variants": ("VARIANTS", "ConvNeXt", "Pair", "Text", "ViT", "canonical_name", "flops", "parameters"),
+    "clip.variants": ("VARIANTS", "ConvNeXt", "Pair", "ResNet", "Text", "ViT", "canonical_name", "flops", "parameters"),
     "clip.zero_shot": ("class_matrix", "zero_shot_classifier"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

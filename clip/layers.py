@@ -43,23 +43,25 @@ class SelfAttention(layers.Layer):
         num_heads: must divide the width W.
         causal: a token sees itself and the tokens before it.
         in_stddev, out_stddev: of the kernels' normal initialisers.
+        in_bias: whether queries, keys and values have a bias.
 
     Input and output (B, L, W). Sublayers: in_proj (W → 3W, q | k | v) and out_proj (W → W).
     """
 
-    def __init__(self, num_heads, causal=False, in_stddev=0.02, out_stddev=0.02, **kwargs):
+    def __init__(self, num_heads, causal=False, in_stddev=0.02, out_stddev=0.02, in_bias=True, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.causal = causal
         self.in_stddev = in_stddev
         self.out_stddev = out_stddev
+        self.in_bias = in_bias
 
     def build(self, input_shape):
         width = input_shape[-1]
         if width % self.num_heads:
             raise ValueError(f"The width must be a multiple of num_heads, got width {width}, {self.num_heads} heads.")
-        project = {"dtype": self.dtype_policy}
-        self.in_proj = Dense(3 * width, kernel_initializer=Normal(self.in_stddev), name="in_proj", **project)
+        project, drawn = {"dtype": self.dtype_policy}, Normal(self.in_stddev)
+        self.in_proj = Dense(3 * width, use_bias=self.in_bias, kernel_initializer=drawn, name="in_proj", **project)
         self.out_proj = Dense(width, kernel_initializer=Normal(self.out_stddev), name="out_proj", **project)
         self.in_proj.build(input_shape)
         self.out_proj.build(input_shape)
@@ -75,21 +77,21 @@ class SelfAttention(layers.Layer):
         return input_shape
 
     def get_config(self):
-        own = {key: getattr(self, key) for key in ("num_heads", "causal", "in_stddev", "out_stddev")}
+        own = {key: getattr(self, key) for key in ("num_heads", "causal", "in_stddev", "out_stddev", "in_bias")}
         return {**super().get_config(), **own}
 
 
-def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name):
+def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name, epsilon=LAYER_NORM_EPSILON):
     """(B, L, W) → same: pre-norm attention, then the MLP (arXiv:2103.00020, section 2.4).
 
     `depth` is the number of blocks: it sets the scale at which the residual branches start.
     """
     width = x.shape[-1]
     in_stddev, out_stddev = width**-0.5, width**-0.5 * (2 * depth) ** -0.5
-    y = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name=f"{name}_ln_1")(x)
+    y = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_ln_1")(x)
     y = SelfAttention(num_heads, causal, in_stddev, out_stddev, name=f"{name}_attn")(y)
     x = layers.Add(name=f"{name}_add_1")([x, y])
-    y = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name=f"{name}_ln_2")(x)
+    y = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_ln_2")(x)
     y = Dense(hidden, kernel_initializer=Normal((2 * width) ** -0.5), name=f"{name}_mlp_c_fc")(y)
     y = layers.Activation(resolve_activation(activation), name=f"{name}_mlp_gelu")(y)
     y = Dense(width, kernel_initializer=Normal(out_stddev), name=f"{name}_mlp_c_proj")(y)
@@ -132,21 +134,71 @@ class PositionalEmbedding(layers.Layer):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class ClassEmbedding(layers.Layer):
-    """Flattens a map to a sequence and puts a learned vector before it: (B, H, W, C) → (B, H·W + 1, C)."""
+    """Puts a learned vector before a sequence, or before a map made one: (B, H, W, C) → (B, H·W + 1, C)."""
 
     def build(self, input_shape):
         width = input_shape[-1]
         self.class_embedding = self.add_weight(shape=(width,), initializer=Normal(width**-0.5), name="class_embedding")
 
     def call(self, inputs):
-        _, height, width, channels = inputs.shape
-        patches = ops.reshape(inputs, (-1, height * width, channels))
+        length, channels = math.prod(inputs.shape[1:-1]), inputs.shape[-1]
+        patches = ops.reshape(inputs, (-1, length, channels))
         first = ops.broadcast_to(self.class_embedding, (ops.shape(inputs)[0], 1, channels))
         return ops.concatenate([ops.cast(first, patches.dtype), patches], axis=1)
 
     def compute_output_shape(self, input_shape):
-        batch, height, width, channels = input_shape
-        return (batch, height * width + 1, channels)
+        return (input_shape[0], math.prod(input_shape[1:-1]) + 1, input_shape[-1])
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class AttentionPool(layers.Layer):
+    """A map pooled by multi-head attention whose one query is the map's mean: (B, H, W, C) → (B, D).
+
+    Args:
+        num_heads: must divide C.
+        output_dim: D.
+
+    Weights: positional_embedding (H·W + 1, C), the mean's vector first. Sublayers: q_proj, k_proj, v_proj (C → C) and
+    c_proj (C → D), each with a bias.
+
+    Reference: arXiv:2103.00020, section 2.4.
+    """
+
+    def __init__(self, num_heads, output_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.output_dim = output_dim
+
+    def build(self, input_shape):
+        _, height, width, channels = input_shape
+        if channels % self.num_heads:
+            raise ValueError(f"The channels must be a multiple of num_heads, got {channels}, {self.num_heads} heads.")
+        self.positional_embedding = self.add_weight(
+            shape=(height * width + 1, channels), initializer=Normal(channels**-0.5), name="positional_embedding"
+        )
+        for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
+            units = self.output_dim if name == "c_proj" else channels
+            layer = Dense(units, kernel_initializer=Normal(channels**-0.5), name=name, dtype=self.dtype_policy)
+            layer.build((None, channels))
+            setattr(self, name, layer)
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        x = ops.reshape(inputs, (-1, height * width, channels))
+        x = ops.concatenate([ops.mean(x, axis=1, keepdims=True), x], axis=1) + self.positional_embedding
+        query, key, value = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)  # (B, 1, C), (B, L, C) twice
+        query, key, value = (self._split_heads(y) for y in (query, key, value))
+        x = ops.dot_product_attention(query, key, value)  # (B, 1, heads, C / heads)
+        return self.c_proj(ops.reshape(x, (-1, channels)))
+
+    def _split_heads(self, x):
+        return ops.reshape(x, (-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.output_dim)
+
+    def get_config(self):
+        return {**super().get_config(), "num_heads": self.num_heads, "output_dim": self.output_dim}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

@@ -11,10 +11,13 @@ from keras import ops
 
 from clip.layers import MAX_LOGIT_SCALE, PACKAGE, LogitScale, l2_normalize, resolve_activation
 from clip.losses import LOSSES, agreement
+from clip.mci import MCi
 from clip.towers.convnext import create_convnext_tower
+from clip.towers.mobileclip import create_mobileclip_tower
+from clip.towers.resnet import create_resnet_tower
 from clip.towers.text import create_text_tower
 from clip.towers.vit import create_vit_tower
-from clip.variants import VARIANTS, ConvNeXt, Pair, canonical_name
+from clip.variants import VARIANTS, ConvNeXt, Pair, ResNet, canonical_name
 from convnext import closest
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
@@ -237,7 +240,12 @@ def create_image_tower(pair, image_size, stem_stride, activation):
             pair.image, pair.embed_dim, image_size=image_size, stem_stride=stem_stride or "auto"
         )
     if stem_stride is not None:
-        raise ValueError(f"stem_stride belongs to ConvNeXt image towers, this one is a ViT; got {stem_stride!r}.")
+        kind = type(pair.image).__name__
+        raise ValueError(f"stem_stride belongs to ConvNeXt image towers, this one is a {kind}; got {stem_stride!r}.")
+    if isinstance(pair.image, ResNet):
+        return create_resnet_tower(pair.image, pair.embed_dim, image_size=image_size)
+    if isinstance(pair.image, MCi):
+        return create_mobileclip_tower(pair.image, pair.embed_dim, image_size=image_size)
     return create_vit_tower(pair.image, pair.embed_dim, image_size=image_size, activation=activation)
 
 

@@ -6,6 +6,8 @@ configurations; `convnext_v2_*` are this project's own pairs.
 
 from dataclasses import dataclass
 
+from clip import mci
+from clip.mci import MCi
 from convnext import TABLES, closest
 from convnext import flops as convnext_flops
 from convnext import parameters as convnext_parameters
@@ -16,24 +18,63 @@ CONTEXT_LENGTH = 77
 
 @dataclass(frozen=True)
 class Text:
-    """A causal text transformer: W channels, attention heads, blocks."""
+    """A text transformer: W channels, attention heads, blocks.
+
+    Args:
+        causal: a token sees itself and those before it; otherwise all, padding too.
+        mixer_kernel: width of a convolutional block's kernel before and after the others; None for no such blocks.
+    """
 
     width: int
     heads: int
     layers: int
     context_length: int = CONTEXT_LENGTH
     vocabulary_size: int = VOCABULARY_SIZE
+    causal: bool = True
+    mixer_kernel: int | None = None
 
 
 @dataclass(frozen=True)
 class ViT:
-    """A vision transformer: W channels, blocks, side of a patch in pixels."""
+    """A vision transformer: W channels, blocks, side of a patch in pixels.
+
+    Args:
+        epsilon: added to the variance in every LayerNorm.
+        stem_dim: channels of a stem of three convolutions in place of one; then patches are of 16 pixels, the class
+            token has no position, and no norm stands before the blocks.
+        projection_bias: whether the projection to the embedding has a bias.
+    """
 
     width: int
     layers: int
     patch_size: int
     head_width: int = 64
     mlp_ratio: float = 4.0
+    epsilon: float = 1e-5
+    stem_dim: int | None = None
+    projection_bias: bool = False
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """OpenAI's ResNet: blocks of each of the four stages, W channels after the stem, 32 W after the last stage."""
+
+    layers: tuple[int, ...]
+    width: int
+
+    def __post_init__(self):
+        if len(self.layers) != 4 or min(self.layers) < 1 or self.width < 2 or self.width % 2:
+            raise ValueError(f"A ResNet row needs four positive layers and an even width. Got {self}.")
+
+    @property
+    def features(self):
+        """Channels that the attention pool reads."""
+        return 32 * self.width
+
+    @property
+    def heads(self):
+        """Of the attention pool, each 64 wide."""
+        return self.features // 64
 
 
 @dataclass(frozen=True)
@@ -51,7 +92,7 @@ class Pair:
 
     embed_dim: int
     image_size: int
-    image: ViT | ConvNeXt
+    image: ViT | ResNet | ConvNeXt | MCi
     text: Text
     activation: str = "gelu"
 
@@ -64,12 +105,47 @@ def _v2(variant):
     return ConvNeXt("convnextv2", variant)
 
 
+MCI0 = MCi((2, 6, 10, 2), (64, 128, 256, 512))
+MCI1 = MCi((4, 12, 20, 4), (64, 128, 256, 512))
+MCI2 = MCi((4, 12, 24, 4), (80, 160, 320, 640))
+WIDE_MCI = {"mlp_ratio": 4, "attention_stages": 2, "squeeze_excite": 0, "norm": "layer", "stem_scale": False}
+MCI3 = MCi((2, 12, 24, 4, 2), (96, 192, 384, 768, 1536), **WIDE_MCI)
+MCI4 = MCi((2, 12, 24, 4, 4), (128, 256, 512, 1024, 2048), **WIDE_MCI)
+STEM_VIT = ViT(768, 12, 16, epsilon=1e-6, stem_dim=192, projection_bias=True)  # 1e-6: timm's, Apple's own is 1e-5
+CAUSAL, ALL_SEE_ALL = Text(512, 8, 12), Text(512, 8, 12, causal=False)
+WIDE_TEXT = Text(768, 12, 12, causal=False)
+
 # name                      embed size  image tower              text W, heads, layers
 VARIANTS = {
+    "RN50":                 Pair(1024, 224, ResNet((3, 4, 6, 3), 64),     Text(512, 8, 12), "quick_gelu"),
+    "RN101":                Pair(512,  224, ResNet((3, 4, 23, 3), 64),    Text(512, 8, 12), "quick_gelu"),
+    "RN50x4":               Pair(640,  288, ResNet((4, 6, 10, 6), 80),    Text(640, 10, 12), "quick_gelu"),
+    "RN50x16":              Pair(768,  384, ResNet((6, 8, 18, 8), 96),    Text(768, 12, 12), "quick_gelu"),
+    "RN50x64":              Pair(1024, 448, ResNet((3, 15, 36, 10), 128), Text(1024, 16, 12), "quick_gelu"),
+    "ViT-S-32-alt":         Pair(256,  224, ViT(384, 12, 32),      Text(256, 4, 10)),
+    "ViT-S-32":             Pair(384,  224, ViT(384, 12, 32),      Text(384, 6, 12)),
+    "ViT-S-16-alt":         Pair(256,  224, ViT(384, 12, 16),      Text(256, 4, 10)),
+    "ViT-S-16":             Pair(384,  224, ViT(384, 12, 16),      Text(384, 6, 12)),
+    "ViT-M-32-alt":         Pair(384,  224, ViT(512, 12, 32),      Text(384, 6, 12)),
+    "ViT-M-32":             Pair(512,  224, ViT(512, 12, 32),      Text(512, 8, 12)),
+    "ViT-M-16":             Pair(512,  224, ViT(512, 12, 16),      Text(512, 8, 12)),
     "ViT-B-32":             Pair(512,  224, ViT(768, 12, 32),      Text(512, 8, 12), "quick_gelu"),
+    "ViT-B-32-256":         Pair(512,  256, ViT(768, 12, 32),      Text(512, 8, 12)),
+    "ViT-B-32-plus-256":    Pair(640,  256, ViT(896, 12, 32),      Text(640, 10, 12)),
     "ViT-B-16":             Pair(512,  224, ViT(768, 12, 16),      Text(512, 8, 12), "quick_gelu"),
+    "ViT-B-16-plus":        Pair(640,  224, ViT(896, 12, 16),      Text(640, 10, 12)),
+    "ViT-B-16-plus-240":    Pair(640,  240, ViT(896, 12, 16),      Text(640, 10, 12)),
+    "ViT-L-16":             Pair(768,  224, ViT(1024, 24, 16),     Text(768, 12, 12)),
+    "ViT-L-16-320":         Pair(768,  320, ViT(1024, 24, 16),     Text(768, 12, 12)),
     "ViT-L-14":             Pair(768,  224, ViT(1024, 24, 14),     Text(768, 12, 12), "quick_gelu"),
+    "ViT-L-14-280":         Pair(768,  280, ViT(1024, 24, 14),     Text(768, 12, 12)),
     "ViT-L-14-336":         Pair(768,  336, ViT(1024, 24, 14),     Text(768, 12, 12), "quick_gelu"),
+    "ViT-H-16":             Pair(1024, 224, ViT(1280, 32, 16, 80), Text(1024, 16, 24)),
+    "ViT-H-14":             Pair(1024, 224, ViT(1280, 32, 14, 80), Text(1024, 16, 24)),
+    "ViT-H-14-378":         Pair(1024, 378, ViT(1280, 32, 14, 80), Text(1024, 16, 24)),
+    "ViT-g-14":             Pair(1024, 224, ViT(1408, 40, 14, 88, 4.3637),  Text(1024, 16, 24)),
+    "ViT-bigG-14":          Pair(1280, 224, ViT(1664, 48, 14, 104, 4.9231), Text(1280, 20, 32)),
+    "ViT-e-14":             Pair(1280, 224, ViT(1792, 56, 14, 112, 8.5715), Text(1280, 20, 36)),
     "convnext_tiny":        Pair(1024, 224, _v1("tiny"),           Text(512, 8, 12)),
     "convnext_small":       Pair(512,  224, _v1("small"),          Text(512, 8, 12)),
     "convnext_base":        Pair(512,  224, _v1("base"),           Text(512, 8, 12)),
@@ -89,6 +165,16 @@ VARIANTS = {
     "convnext_v2_base":     Pair(512,  224, _v2("base"),           Text(512, 8, 12)),
     "convnext_v2_large":    Pair(768,  224, _v2("large"),          Text(768, 12, 12)),
     "convnext_v2_huge":     Pair(1024, 256, _v2("huge"),           Text(1024, 16, 24)),
+    "MobileCLIP-S0":        Pair(512,  256, MCI0,                  Text(512, 8, 4, causal=False, mixer_kernel=11)),
+    "MobileCLIP-S1":        Pair(512,  256, MCI1,                  ALL_SEE_ALL),
+    "MobileCLIP-S2":        Pair(512,  256, MCI2,                  ALL_SEE_ALL),
+    "MobileCLIP-B":         Pair(512,  224, STEM_VIT,              CAUSAL),
+    "MobileCLIP2-S0":       Pair(512,  256, MCI0,                  ALL_SEE_ALL),
+    "MobileCLIP2-S2":       Pair(512,  256, MCI2,                  ALL_SEE_ALL),
+    "MobileCLIP2-B":        Pair(512,  224, STEM_VIT,              CAUSAL),
+    "MobileCLIP2-S3":       Pair(768,  256, MCI3,                  WIDE_TEXT),
+    "MobileCLIP2-S4":       Pair(768,  256, MCI4,                  WIDE_TEXT),
+    "MobileCLIP2-L-14":     Pair(768,  224, ViT(1024, 24, 14, projection_bias=True), WIDE_TEXT),
 }  # fmt: skip
 
 QUICK_GELU_SUFFIX = "-quickgelu"
@@ -119,7 +205,8 @@ def text_parameters(text, embed_dim):
     """Trainable parameters of a text tower: embeddings, blocks, final norm, projection."""
     width = text.width
     embeddings = (text.vocabulary_size + text.context_length) * width
-    return embeddings + text.layers * _block_parameters(width, 4 * width) + 2 * width + width * embed_dim
+    mixers = 2 * (2 * text.mixer_kernel * width + 8 * width**2 + 15 * width) if text.mixer_kernel else 0
+    return embeddings + text.layers * _block_parameters(width, 4 * width) + mixers + 2 * width + width * embed_dim
 
 
 def image_parameters(pair, image_size=None):
@@ -129,10 +216,23 @@ def image_parameters(pair, image_size=None):
         row = TABLES[image.family][image.variant]
         trunk = convnext_parameters(row, v2=image.family == "convnextv2", num_classes=None)
         return trunk + sum(i * o + bias * o for i, o, bias in _projection(image, row, embed_dim))
+    if isinstance(image, ResNet):
+        return _resnet_parameters(image, embed_dim, image_size or pair.image_size)
+    if isinstance(image, MCi):
+        return mci.parameters(image, embed_dim)
     width, hidden = image.width, int(image.width * image.mlp_ratio)
-    tokens = ((image_size or pair.image_size) // image.patch_size) ** 2 + 1
-    embeddings = 3 * image.patch_size**2 * width + width + tokens * width
-    return embeddings + image.layers * _block_parameters(width, hidden) + 4 * width + width * embed_dim
+    patches = ((image_size or pair.image_size) // image.patch_size) ** 2
+    if image.stem_dim:  # two norms, the last convolution's bias, the class token; one norm after the blocks
+        embeddings = sum(_stem_kernels(image)) + 4 * image.stem_dim + width + (patches + 1) * width + 2 * width
+    else:
+        embeddings = 3 * image.patch_size**2 * width + width + (patches + 1) * width + 4 * width
+    projection = width * embed_dim + image.projection_bias * embed_dim
+    return embeddings + image.layers * _block_parameters(width, hidden) + projection
+
+
+def _stem_kernels(vit):
+    """Weights of the three kernels of a ViT's convolutional stem, 4×4, 2×2 and 2×2."""
+    return 48 * vit.stem_dim, 4 * vit.stem_dim**2, 4 * vit.stem_dim * vit.width
 
 
 def _projection(image, row, embed_dim):
@@ -153,8 +253,9 @@ def flops(pair: Pair, image_size: int | None = None) -> int:
 
 
 def text_flops(text, embed_dim):
-    length = text.context_length
-    return 2 * (_transformer_multiply_adds(text.width, 4 * text.width, text.layers, length) + text.width * embed_dim)
+    length, width = text.context_length, text.width
+    mixers = 2 * length * (2 * text.mixer_kernel * width + 8 * width**2) if text.mixer_kernel else 0
+    return 2 * (_transformer_multiply_adds(width, 4 * width, text.layers, length) + mixers + width * embed_dim)
 
 
 def image_flops(pair, image_size=None):
@@ -163,11 +264,54 @@ def image_flops(pair, image_size=None):
         row = TABLES[image.family][image.variant]
         head = sum(i * o for i, o, _ in _projection(image, row, pair.embed_dim))
         return convnext_flops(row, image_size=side, num_classes=None) + 2 * head
+    if isinstance(image, ResNet):
+        return 2 * _resnet_multiply_adds(image, pair.embed_dim, side)
+    if isinstance(image, MCi):
+        return mci.flops(image, pair.embed_dim, side)
     patches = (side // image.patch_size) ** 2
     hidden = int(image.width * image.mlp_ratio)
     trunk = _transformer_multiply_adds(image.width, hidden, image.layers, patches + 1)
-    return 2 * (patches * 3 * image.patch_size**2 * image.width + trunk + image.width * pair.embed_dim)
+    stem = patches * 3 * image.patch_size**2 * image.width
+    if image.stem_dim:
+        maps = (side // 4) ** 2, (side // 8) ** 2, patches
+        stem = sum(positions * kernel for positions, kernel in zip(maps, _stem_kernels(image), strict=True))
+    return 2 * (stem + trunk + image.width * pair.embed_dim)
 
 
 def _transformer_multiply_adds(width, hidden, layers, length):
     return layers * length * (4 * width**2 + 2 * width * hidden + 2 * length * width)
+
+
+def _resnet_parameters(resnet, embed_dim, image_size):
+    """Two for each channel of a BatchNorm; the pool has five tensors: positions, and four projections with biases."""
+    convolutions = sum(size**2 * i * o + 2 * o for size, i, o, _ in _resnet_convolutions(resnet, image_size))
+    features, positions = resnet.features, resnet_map(image_size) ** 2 + 1
+    return convolutions + positions * features + 3 * (features + 1) * features + (features + 1) * embed_dim
+
+
+def _resnet_multiply_adds(resnet, embed_dim, image_size):
+    """The pool has one query: keys and values of all positions, one product each with them, two projections."""
+    convolutions = sum(side**2 * size**2 * i * o for size, i, o, side in _resnet_convolutions(resnet, image_size))
+    features, positions = resnet.features, resnet_map(image_size) ** 2 + 1
+    pool = (2 * positions + 1) * features**2 + 2 * positions * features + features * embed_dim
+    return convolutions + pool
+
+
+def resnet_map(image_size):
+    """Side of the last map: one strided convolution, padded, and four pools of 2 follow each other."""
+    return -(-image_size // 2) // 16
+
+
+def _resnet_convolutions(resnet, image_size):
+    """(kernel size, in, out, side of the map it makes) of every convolution in order; a pool halves the map."""
+    width, side = resnet.width, -(-image_size // 2)
+    yield from ((3, 3, width // 2, side), (3, width // 2, width // 2, side), (3, width // 2, width, side))
+    side, before = side // 2, width
+    for stage, depth in enumerate(resnet.layers):
+        dim = width * 2**stage
+        for block in range(depth):
+            full, side = side, side // 2 if stage and not block else side
+            yield from ((1, before, dim, full), (3, dim, dim, full), (1, dim, 4 * dim, side))
+            if not block:
+                yield 1, before, 4 * dim, side
+            before = 4 * dim
