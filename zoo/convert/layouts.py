@@ -30,10 +30,18 @@ SAME = _one(lambda a: a, lambda a: a)
 LINEAR = _one(np.transpose, np.transpose)  # (O, I) ↔ (I, O)
 POINTWISE = _one(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])  # (O, I, 1, 1) ↔ (I, O)
 CONV = _one(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW ↔ HWIO
-DEPTHWISE = _one(lambda a: a.transpose(2, 3, 0, 1), lambda a: a.transpose(2, 3, 0, 1))  # (C, 1, k, k) ↔ (k, k, C, 1)
+SPREAD_AFTER = _one(lambda a: a[:, 0, 0], lambda a: a[:, None, None])  # (C, 1, 1) ↔ (C,)
 SPREAD = _one(lambda a: a[0, 0, 0], lambda a: a[None, None, None])  # (1, 1, 1, C) ↔ (C,)
 THREE_LINEAR = Layout(lambda arrays: np.concatenate(arrays).T, lambda a: np.split(a.T, 3))  # 3 × (W, W) ↔ (W, 3W)
 THREE = Layout(np.concatenate, lambda a: np.split(a, 3))  # 3 × (W,) ↔ (3W,)
+
+
+def depthwise(multiplier):
+    """(C·M, 1, k, k) ↔ (k, k, C, M): of torch's outputs, c·M + m is the m-th of channel c."""
+    return _one(
+        lambda a: a.reshape(-1, multiplier, *a.shape[2:]).transpose(2, 3, 0, 1),
+        lambda a: a.transpose(2, 3, 0, 1).reshape(-1, 1, *a.shape[:2]),
+    )
 
 
 @dataclass(frozen=True)
@@ -56,27 +64,61 @@ def _linear(weight, bias, prefix="", layout=LINEAR):
     return (Tensor((weight,), f"{prefix}kernel", layout), Tensor((bias,), f"{prefix}bias"))
 
 
+def _projection(name):
+    """A Dense sublayer that both sides call `name`."""
+    return _linear(f"{name}.weight", f"{name}.bias", f"{name}.")
+
+
 _BIAS = Tensor(("bias",), "bias")
 _AFFINE = (Tensor(("weight",), "gamma"), Tensor(("bias",), "beta"))
-_OUT_PROJ = _linear("out_proj.weight", "out_proj.bias", "out_proj.")
+_OUT_PROJ = _projection("out_proj")
 
-# class of the layer → its tensors, as torch modules name them
+_BATCH_NORM = (*_AFFINE, Tensor(("running_mean",), "moving_mean"), Tensor(("running_var",), "moving_variance"))
+
+
+def inside(path, entries, variable=None):
+    """The entries of a sublayer: `path` before the checkpoint's names, `variable` (or the same) before ours."""
+    ours = path if variable is None else variable
+    return tuple(
+        Tensor(tuple(f"{path}.{name}" for name in entry.names), f"{ours}.{entry.variable}", entry.layout)
+        for entry in entries
+    )
+
+
+def _depthwise(layer):
+    return (Tensor(("weight",), "kernel", depthwise(layer.depth_multiplier)), _BIAS)
+
+
+def _branches(layer):
+    """A multi-branch convolution of `clip.towers.branches`, as timm names it, and the one it is equal to."""
+    kernel = (Tensor(("weight",), "kernel", CONV), _BIAS) if layer.filters else _depthwise(layer)
+    conv_norm = (*inside("conv", kernel), *inside("bn", _BATCH_NORM))
+    one_of_many = (*inside("conv_kxk.0", conv_norm, "conv_kxk"), *inside("conv_scale", conv_norm))
+    mobile_one = (*one_of_many, *inside("identity", _BATCH_NORM))
+    large_kernel = (*inside("large_conv", conv_norm), *inside("small_conv", conv_norm))
+    mixer = (*inside("norm.identity", _BATCH_NORM, "norm"), *inside("mixer", mobile_one))
+    scale = (Tensor(("layer_scale.gamma",), "layer_scale.gamma", SPREAD_AFTER),)
+    return (*mobile_one, *large_kernel, *mixer, *scale, *inside("pos_enc", kernel), *inside("reparam_conv", kernel))
+
+
+# class of the layer → its tensors, as torch modules name them, or a function of the layer
 TENSORS = {
+    "Branches": _branches,
     "Conv2D": (Tensor(("weight",), "kernel", CONV), _BIAS),
-    "DepthwiseConv2D": (Tensor(("weight",), "kernel", DEPTHWISE), _BIAS),
+    "DepthwiseConv2D": _depthwise,
     "Dense": _linear("weight", "bias"),
     "LayerNormalization": _AFFINE,
-    "BatchNormalization": (
-        *_AFFINE,
-        Tensor(("running_mean",), "moving_mean"),
-        Tensor(("running_var",), "moving_variance"),
-    ),
+    "BatchNormalization": _BATCH_NORM,
     "GRN": _AFFINE,
     "LayerScale": (Tensor(("",), "gamma"),),
     "Embedding": (Tensor(("weight",), "embeddings"),),
     "PositionalEmbedding": (Tensor(("",), "positional_embedding"),),
     "ClassEmbedding": (Tensor(("",), "class_embedding"),),
     "SelfAttention": (*_linear("in_proj_weight", "in_proj_bias", "in_proj."), *_OUT_PROJ),
+    "AttentionPool": (
+        Tensor(("positional_embedding",), "positional_embedding"),
+        *(tensor for letter in "qkvc" for tensor in _projection(f"{letter}_proj")),
+    ),
     "LogitScale": (Tensor(("logit_scale",), "logit_scale"), Tensor(("logit_bias",), "logit_bias")),
 }
 
@@ -85,8 +127,10 @@ MATRIX = (Tensor(("",), "kernel"),)  # a bare (I, O) parameter
 CONV_1X1 = _linear("weight", "bias", layout=POINTWISE)  # a 1×1 convolution for a Dense layer
 LOGIT_SCALE = (Tensor(("",), "logit_scale"),)
 LOGIT_BIAS = (Tensor(("",), "logit_bias"),)
+SCALE_2D = (Tensor(("gamma",), "gamma", SPREAD_AFTER),)
 SPREAD_GRN = (Tensor(("weight",), "gamma", SPREAD), Tensor(("bias",), "beta", SPREAD))
 SPREAD_GRN_GREEK = (Tensor(("gamma",), "gamma", SPREAD), Tensor(("beta",), "beta", SPREAD))
+QKV = (*_linear("qkv.weight", "qkv.bias", "in_proj."), *_linear("proj.weight", "proj.bias", "out_proj."))
 SEPARATE_QKV = (
     Tensor(("q_proj.weight", "k_proj.weight", "v_proj.weight"), "in_proj.kernel", THREE_LINEAR),
     Tensor(("q_proj.bias", "k_proj.bias", "v_proj.bias"), "in_proj.bias", THREE),
@@ -95,8 +139,12 @@ SEPARATE_QKV = (
 
 
 def torch_tensors(layer):
-    """The `Tensor` entries of a layer by its class or a base class of it; () for a class without weights."""
-    return next((TENSORS[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in TENSORS), ())
+    """The `Tensor` entries of a layer by its class or a base class of it; () for a class without weights.
+
+    An entry whose variable the layer does not have is passed over.
+    """
+    entries = next((TENSORS[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in TENSORS), ())
+    return entries(layer) if callable(entries) else entries
 
 
 def own_tensors(layer):

@@ -1,10 +1,10 @@
-"""open_clip's and OpenAI's CLIP: the text tower at the top level, the image tower under `visual.`: ViT, or timm's
-ConvNeXt under `visual.trunk.` with a linear or an MLP projection.
+"""open_clip's and OpenAI's CLIP: the text tower at the top level, the image tower under `visual.`: ViT,
+OpenAI's ResNet, or timm's ConvNeXt under `visual.trunk.` with a linear or an MLP projection.
 """
 
 from zoo.convert.engine import Format, under
 from zoo.convert.layouts import LOGIT_BIAS, LOGIT_SCALE, MATRIX
-from zoo.convert.timm import convnext_trunk
+from zoo.convert.timm import NUM_BATCHES, convnext_trunk
 
 BLOCKS = (
     ("transformer.resblocks.{i}.ln_1", "transformer_resblocks_{i}_ln_1"),
@@ -29,6 +29,14 @@ VIT = (
     ("ln_post", "ln_post"),
     ("proj", "proj", MATRIX),
 )
+RESNET = (
+    ("conv{k}", "conv{k}"),
+    ("bn{k}", "bn{k}"),
+    ("layer{s}.{b}.conv{k}", "layer{s}_{b}_conv{k}"),
+    ("layer{s}.{b}.bn{k}", "layer{s}_{b}_bn{k}"),
+    ("layer{s}.{b}.downsample.{k}", "layer{s}_{b}_downsample_{k}"),
+    ("attnpool", "attnpool"),
+)
 PROJECTION = (
     ("head.proj", "head_proj"),
     ("head.mlp.fc1", "head_mlp_fc1"),
@@ -39,7 +47,7 @@ PAIR = (
     ("logit_bias", "logit_scale", LOGIT_BIAS),
 )
 ARCHIVE = "a number OpenAI's archives carry beside the weights"
-IGNORED = tuple((key, ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size"))
+IGNORED = (NUM_BATCHES, *((key, ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size")))
 
 
 def _convnext(fc1_rank):
@@ -53,11 +61,12 @@ def _formats(tower, signature, rules):
     in_pair = {f"visual.{key}": rank for key, rank in signature.items()}
     parts = {"image": under("visual.", rules), "text": TEXT, "pair": PAIR}
     yield Format(f"open_clip with {tower}", in_pair, parts, IGNORED)
-    yield Format(f"open_clip's image tower, {tower}", signature, {"image": rules})
+    yield Format(f"open_clip's image tower, {tower}", signature, {"image": rules}, (NUM_BATCHES,))
 
 
 FORMATS = (
     *_formats("a ViT", {"conv1.weight": 4, "class_embedding": 1}, VIT),
+    *_formats("a ResNet", {"conv1.weight": 4, "attnpool.q_proj.weight": 2}, RESNET),
     *_formats("a ConvNeXt", *_convnext(fc1_rank=2)),
     *_formats("a ConvNeXt with conv_mlp", *_convnext(fc1_rank=4)),
     Format(
