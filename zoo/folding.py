@@ -143,7 +143,8 @@ class Draft:
         kept = {_attribute(self.layer, variable): variable for variable in self.layer.weights}
         for variable in made.weights:
             name = _attribute(made, variable)
-            variable.assign(self.weights[name].astype("float32") if name in self.weights else kept[name].value)
+            value = self.weights[name] if name in self.weights else to_numpy(kept[name])
+            variable.assign(value.astype("float32"))
 
 
 def _attribute(layer, variable):
