@@ -32,8 +32,8 @@ class CLIP(keras.Model):
         text_tower: `keras.Model` from int32 token ids to (B, D), unnormalised.
         init_logit_scale: logarithm of the first temperature factor, in [0, ln 100].
         init_logit_bias: added to the logits, for the sigmoid loss (−10 in the paper); None for no bias.
-        architecture: what `create_clip` was asked for, so that the pair can be rebuilt from a few words; None for
-            towers of the user's own.
+        architecture: what `create_clip` was asked for, so that the pair can be rebuilt from a few words; a row of the
+            user's own is spelled out. None for towers of the user's own.
 
     Calling the model on {"images", "tokens"} gives {"image_embeddings", "text_embeddings"}, both (B, D) float32,
     normalised; `predict` gives the same.
@@ -214,21 +214,20 @@ def create_clip(
     activation = activation or named_activation or pair.activation
     resolve_activation(activation)
     architecture = {
-        "variant": label,
+        "variant": label or pair.to_dict(),
         "image_size": image_size or pair.image_size,
         "stem_stride": stem_stride,
         "activation": activation,
     }
     image_tower = create_image_tower(pair, architecture["image_size"], stem_stride, activation)
     text_tower = create_text_tower(pair.text, pair.embed_dim, activation=activation)
-    kept = architecture if label else None
-    return CLIP(image_tower, text_tower, architecture=kept, name=name or label or "clip", **options)
+    return CLIP(image_tower, text_tower, architecture=architecture, name=name or label or "clip", **options)
 
 
 def resolve_pair(variant):
-    """(name or None, row, activation its spelling asks for or None) of a name or of a `Pair` of the user's own."""
+    """(name or None, row, activation its spelling asks for or None) of a name or of a `Pair`."""
     if isinstance(variant, Pair):
-        return None, variant, None
+        return next((label for label, row in VARIANTS.items() if row == variant), None), variant, None
     label, activation = canonical_name(variant)
     return label, VARIANTS[label], activation
 

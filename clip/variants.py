@@ -4,7 +4,7 @@ Rows are read without Keras. Sources: OpenAI's CLIP (arXiv:2103.00020, tables 19
 configurations; `convnext_v2_*` are this project's own pairs.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from clip import mci
 from clip.mci import MCi
@@ -54,6 +54,10 @@ class ViT:
     stem_dim: int | None = None
     projection_bias: bool = False
 
+    def __post_init__(self):
+        if self.width % self.head_width:
+            raise ValueError(f"A ViT's width must be a multiple of its head_width. Got {self}.")
+
 
 @dataclass(frozen=True)
 class ResNet:
@@ -95,6 +99,26 @@ class Pair:
     image: ViT | ResNet | ConvNeXt | MCi
     text: Text
     activation: str = "gelu"
+
+    def to_dict(self) -> dict:
+        """The row in what JSON can hold; `image` says its kind. `from_dict` reads it."""
+        kind = next(kind for kind, row in IMAGE_TOWERS.items() if isinstance(self.image, row))
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.image).items()}
+        return {**asdict(self), "image": {"kind": kind, **fields}}
+
+    @classmethod
+    def from_dict(cls, spelled: dict) -> "Pair":
+        """The row that `to_dict` spelled.
+
+        Raises:
+            ValueError, TypeError: there is no such row.
+        """
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in spelled["image"].items()}
+        image = IMAGE_TOWERS[fields.pop("kind")](**fields)
+        return cls(**{**spelled, "image": image, "text": Text(**spelled["text"])})
+
+
+IMAGE_TOWERS = {"vit": ViT, "resnet": ResNet, "convnext": ConvNeXt, "mci": MCi}
 
 
 def _v1(variant, projection="linear"):

@@ -18,7 +18,9 @@ def describe(model):
         ValueError: it is no such model, and what to use instead.
     """
     if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
-        return Description(CLIP, _pair_arguments(model))
+        arguments = _pair_arguments(model)
+        check_arguments(CLIP, arguments, f"model {model.name!r}")
+        return Description(CLIP, arguments)
     layers = {layer.name: layer for layer in model.layers}
     try:
         if "stem_conv" in layers:

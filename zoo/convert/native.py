@@ -1,14 +1,16 @@
 """Our own format: one safetensors file that says what it is.
 
 Keys are our layer and variable names joined with ".", under `image.` and `text.` in a pair. The metadata holds
-`format`, `format_version`, `architecture` (family and the builder's arguments), `preprocess`, `activation` and
-`licence`; what is read back is checked field by field (schema.py) before anything is built from it.
+`format`, `format_version`, `architecture` (family and the builder's arguments), `preprocess`, `activation`,
+`licence` and, of weights that came from elsewhere, `source`; what is read back is checked field by field (schema.py)
+before anything is built from it.
 """
 
 import dataclasses
 import json
 import weakref
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from zoo.convert.engine import Format
 from zoo.convert.layouts import own_tensors
@@ -40,12 +42,14 @@ class Description:
         arguments: of the family's builder, all of them.
         preprocess: how images are made ready for it; None when that is not known.
         licence: of the weights; None when nobody said.
+        source: of weights that came from elsewhere, {"name", "sha256", "format"} of the file; None for others.
     """
 
     family: str
     arguments: dict
     preprocess: PreprocessSpec | None = None
     licence: str | None = None
+    source: dict[str, str] | None = None
 
     @property
     def format(self):
@@ -68,6 +72,7 @@ class Description:
             "preprocess": _dumps(preprocess),
             "activation": self.activation,
             "licence": self.licence or "",
+            **({"source": _dumps(self.source)} if self.source else {}),
         }
 
 
@@ -77,10 +82,13 @@ def _dumps(value):
 
 def row_of(family, variant):
     """The table's row of a name, or the row that a dict spells out."""
+    import clip
     from convnext import TABLES, ResNetVariant, Variant
 
     if isinstance(variant, str):
-        return TABLES[family][variant]
+        return clip.VARIANTS[variant] if family == CLIP else TABLES[family][variant]
+    if family == CLIP:
+        return clip.Pair.from_dict(variant)
     row = {key: tuple(value) if isinstance(value, list) else value for key, value in variant.items()}
     return (ResNetVariant if family == RESNET else Variant)(**row)
 
@@ -91,12 +99,11 @@ def build(description):
     import convnext
 
     arguments = dict(description.arguments)
-    if description.family == CLIP:
-        return clip.create_clip(arguments.pop("variant"), **arguments)
     create = {
         "convnext": convnext.create_convnext_v1,
         "convnextv2": convnext.create_convnext_v2,
         "resnet": convnext.create_resnet,
+        CLIP: clip.create_clip,
     }[description.family]
     variant = arguments.pop("variant")
     return create(variant if isinstance(variant, str) else row_of(description.family, variant), **arguments)
@@ -107,17 +114,25 @@ def is_own(checkpoint):
     return checkpoint.metadata.get("format") == FORMAT
 
 
+class Provenance(NamedTuple):
+    """What stays with a model's weights when they are saved again: fields of a `Description`."""
+
+    preprocess: PreprocessSpec | None = None
+    licence: str | None = None
+    source: dict[str, str] | None = None
+
+
 _PROVENANCE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def remember(model, description):
-    """Keeps what a file said of a model's weights: licence and preprocessing stay with them when saved again."""
-    _PROVENANCE[model] = (description.preprocess, description.licence)
+    """Keeps what was said of a model's weights, so that it stays with them when they are saved again."""
+    _PROVENANCE[model] = Provenance(description.preprocess, description.licence, description.source)
 
 
 def recall(model):
-    """(preprocess, licence) of the file that a model's weights came from; (None, None) for others."""
-    return _PROVENANCE.get(model, (None, None))
+    """The `Provenance` of a model's weights; an empty one where nothing was said."""
+    return _PROVENANCE.get(model, Provenance())
 
 
 def parse(metadata, filename):
@@ -136,7 +151,11 @@ def parse(metadata, filename):
         raise bad(filename, "architecture", architecture, "an object with 'family' and 'arguments'")
     preprocess = _parse_preprocess(_loads(metadata, "preprocess", filename), filename)
     description = Description(
-        architecture["family"], architecture["arguments"], preprocess, metadata.get("licence") or None
+        architecture["family"],
+        architecture["arguments"],
+        preprocess,
+        metadata.get("licence") or None,
+        _parse_source(metadata, filename),
     )
     check_arguments(description.family, description.arguments, filename)
     if metadata.get("activation") != description.activation:
@@ -166,6 +185,17 @@ def _parse_preprocess(value, filename):
         raise bad(filename, "preprocess", value, f"a PreprocessSpec ({error})") from error
 
 
+def _parse_source(metadata, filename):
+    if "source" not in metadata:
+        return None
+    value = _loads(metadata, "source", filename)
+    fields = value if isinstance(value, dict) else {}
+    if set(fields) != SOURCE_FIELDS or not all(isinstance(text, str) and text.isprintable() for text in fields.values()):
+        raise bad(filename, "source", value, f"an object of texts: {', '.join(sorted(SOURCE_FIELDS))}")
+    return value
+
+
+SOURCE_FIELDS = {"name", "sha256", "format"}
 PREPROCESS_FIELDS = {"image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct"}  # of version 1
 
 
@@ -178,8 +208,14 @@ def check_size(description, tensors, filename):
 
 
 def _blocks(description):
-    is_pair = description.family == CLIP  # whose rows are the table's
-    return 0 if is_pair else sum(row_of(description.family, description.arguments["variant"]).depths)
+    """How many blocks the architecture repeats, each of which has tensors."""
+    row = row_of(description.family, description.arguments["variant"])
+    return _depth(row.image) + _depth(row.text) if description.family == CLIP else _depth(row)
+
+
+def _depth(row):
+    blocks = getattr(row, "layers", None) or getattr(row, "depths", 0)
+    return sum(blocks) if isinstance(blocks, tuple) else blocks
 
 
 def count_weights(description):
@@ -189,7 +225,7 @@ def count_weights(description):
 
     family, arguments = description.family, description.arguments
     if family == CLIP:
-        pair = dataclasses.replace(clip.VARIANTS[arguments["variant"]], image_size=arguments["image_size"])
+        pair = dataclasses.replace(row_of(CLIP, arguments["variant"]), image_size=arguments["image_size"])
         return clip.parameters(pair) + (arguments["init_logit_bias"] is not None)
     row, is_v2 = row_of(family, arguments["variant"]), family == "convnextv2"
     classes = arguments["num_classes"] if arguments["include_top"] else None

@@ -35,7 +35,7 @@ def _is_shape(value):
 
 
 ACTIVATIONS = ("gelu", "relu", "silu", "sigmoid", "softmax", "tanh", "elu", "selu", "leaky_relu", "mish", "relu6")
-RATE = (lambda value: _is_number(value, 0, 1), "a number in [0, 1)")
+RATE = EPSILON = (lambda value: _is_number(value, 0, 1), "a number in [0, 1)")
 ACTIVATION = (lambda value: value is None or value in ACTIVATIONS, f"null or one of {', '.join(ACTIVATIONS)}")
 FLAG = (lambda value: isinstance(value, bool), "true or false")
 NAME = (_is_name, "1 to 200 printable characters without '/'")
@@ -74,7 +74,7 @@ POSITIVES = (
 ROW = {
     "depths": POSITIVES,
     "dims": POSITIVES,
-    "epsilon": (lambda value: _is_number(value, 0, 1), "a number in [0, 1)"),
+    "epsilon": EPSILON,
     "activation": (lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
     "patch_size": STRIDE,
 }
@@ -82,6 +82,68 @@ RESNET_ROW = {
     **ROW,
     "block": (lambda value: value in ("basic", "bottleneck"), "'basic' or 'bottleneck'"),
     "stem_dim": (lambda value: _is_int(value, 1, 1 << 20), "a positive integer"),
+}
+
+# Pairs: a row's fields, the image tower's by its kind.
+SIZE = (lambda value: _is_int(value, 1, 1 << 20), "a positive integer")
+SIZE_OR_NULL = (lambda value: value is None or SIZE[0](value), "null or a positive integer")
+DEPTH = (lambda value: _is_int(value, 1, 1024), "an integer from 1 to 1024")
+DEPTHS = (
+    lambda value: isinstance(value, list) and 1 <= len(value) <= 16 and all(DEPTH[0](n) for n in value),
+    "1 to 16 integers from 1 to 1024",
+)
+COUNT = (lambda value: _is_int(value, 0, 16), "an integer from 0 to 16")
+RATIO = (lambda value: _is_number(value, 0, 1024), "a number in [0, 1024)")
+
+
+def _one_of(*allowed):
+    return lambda value: value in allowed, f"one of {', '.join(map(repr, allowed))}"
+
+
+OBJECT = (lambda value: isinstance(value, dict), "an object")
+PAIR_ROW = {
+    "embed_dim": SIZE,
+    "image_size": PAIR["image_size"],
+    "image": OBJECT,
+    "text": OBJECT,
+    "activation": PAIR["activation"],
+}
+TEXT_ROW = {
+    "width": SIZE,
+    "heads": SIZE,
+    "layers": DEPTH,
+    "context_length": SIZE,
+    "vocabulary_size": SIZE,
+    "causal": FLAG,
+    "mixer_kernel": SIZE_OR_NULL,
+}
+IMAGE_ROWS = {
+    "vit": {
+        "width": SIZE,
+        "layers": DEPTH,
+        "patch_size": SIZE,
+        "head_width": SIZE,
+        "mlp_ratio": RATIO,
+        "epsilon": EPSILON,
+        "stem_dim": SIZE_OR_NULL,
+        "projection_bias": FLAG,
+    },
+    "resnet": {"layers": DEPTHS, "width": SIZE},
+    "convnext": {
+        "family": _one_of("convnext", "convnextv2"),
+        "variant": NAME,
+        "projection": _one_of("linear", "mlp"),
+    },
+    "mci": {
+        "depths": DEPTHS,
+        "dims": POSITIVES,
+        "mlp_ratio": RATIO,
+        "attention_stages": COUNT,
+        "squeeze_excite": COUNT,
+        "norm": _one_of("batch", "layer"),
+        "stem_scale": FLAG,
+        "reparameterized": FLAG,
+    },
 }
 
 
@@ -92,12 +154,33 @@ def check_arguments(family, arguments, filename):
     _check_fields(arguments, {"variant": (lambda _: True, ""), **SCHEMA[family]}, "architecture.arguments", filename)
     variant, field = arguments["variant"], "architecture.arguments.variant"
     names = _variant_names(family)
-    if isinstance(variant, dict) and family != CLIP:
+    if isinstance(variant, dict) and family == CLIP:
+        _check_pair(variant, field, filename)
+    elif isinstance(variant, dict):
         _check_fields(variant, RESNET_ROW if family == RESNET else ROW, field, filename)
         if len(variant["depths"]) != len(variant["dims"]):
             raise bad(filename, field, variant, "as many dims as depths")
     elif not isinstance(variant, str) or variant not in names:
         raise bad(filename, field, variant, ", ".join(names))
+
+
+def _check_pair(row, field, filename):
+    import clip
+
+    _check_fields(row, PAIR_ROW, field, filename)
+    _check_fields(row["text"], TEXT_ROW, f"{field}.text", filename)
+    kind = row["image"].get("kind")
+    if not isinstance(kind, str) or kind not in IMAGE_ROWS:
+        raise bad(filename, f"{field}.image.kind", kind, ", ".join(IMAGE_ROWS))
+    _check_fields(row["image"], {"kind": NAME, **IMAGE_ROWS[kind]}, f"{field}.image", filename)
+    if kind == "convnext":
+        names = _variant_names(row["image"]["family"])
+        if row["image"]["variant"] not in names:
+            raise bad(filename, f"{field}.image.variant", row["image"]["variant"], ", ".join(names))
+    try:
+        clip.Pair.from_dict(row)
+    except ValueError as error:
+        raise bad(filename, field, row, f"a row that makes a pair ({error})") from error
 
 
 def _variant_names(family):
