@@ -1,16 +1,16 @@
 """Weight files in and out: foreign checkpoints by two-column rule tables, our own format by its metadata.
 
 `read` and `write` know files, `layouts` which tensors a class of layer has, `engine` how a table is applied to a
-model. `timm`, `transformers`, `open_clip` and `facebook` are the tables. `native` is our own format, `schema` what its
-metadata may say, `describe` how that is read off a model.
+model. `timm`, `transformers`, `open_clip`, `mobileclip` and `facebook` are the tables. `native` is our own format,
+`schema` what its metadata may say, `describe` how that is read off a model.
 """
 
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.convert import facebook, native, open_clip, timm, transformers
-from zoo.convert.engine import LoadReport, classes, detect, export_tensors, load_tensors
+from zoo.convert import facebook, mobileclip, native, open_clip, timm, transformers
+from zoo.convert.engine import LoadReport, classes, detect, export_tensors, holds, load_tensors
 from zoo.convert.read import Checkpoint, read_checkpoint
 from zoo.convert.write import write_safetensors
 
@@ -24,6 +24,7 @@ __all__ = [
     "classes",
     "detect_format",
     "export_tensors",
+    "holds",
     "load_checkpoint",
     "load_weights",
     "read_checkpoint",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 # The order matters where one signature holds another: a whole pair comes before a tower alone.
-FORMATS = (*open_clip.FORMATS, *transformers.FORMATS, *timm.FORMATS, *facebook.FORMATS)
+FORMATS = (*open_clip.FORMATS, *mobileclip.FORMATS, *transformers.FORMATS, *timm.FORMATS, *facebook.FORMATS)
 
 
 def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True) -> LoadReport:
@@ -55,15 +56,20 @@ def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True)
     return load_checkpoint(model, read_checkpoint(path), strict=strict)
 
 
-def load_checkpoint(model, checkpoint, *, strict=True, fresh=()):
-    """`load_weights` from a `Checkpoint` already read; the layers named in `fresh` keep the values they have."""
-    notes = _check_activation(model, checkpoint)
+def load_checkpoint(model, checkpoint, *, strict=True, fresh=(), activation=None):
+    """`load_weights` from a `Checkpoint` already read.
+
+    Args:
+        fresh: names of layers that keep the values they have.
+        activation: that a pair's weights were trained with, where it is said elsewhere than in the file.
+    """
+    notes = _check_activation(model, checkpoint, activation)
     source = detect_format(checkpoint)
     name = checkpoint.path.name
     report = load_tensors(model, checkpoint.tensors, source, strict=strict, fresh=fresh, filename=name)
     if source.name == native.FORMAT:
         native.remember(model, native.parse(checkpoint.metadata, name))
-    return dataclasses.replace(report, notes=notes)
+    return dataclasses.replace(report, notes=(*notes, *report.notes))
 
 
 def detect_format(checkpoint):
@@ -73,16 +79,16 @@ def detect_format(checkpoint):
     return detect(checkpoint.tensors, FORMATS)
 
 
-def _check_activation(model, checkpoint):
-    """Notes for the report: a pair's activation is in no weight. ValueError when the file says another."""
+def _check_activation(model, checkpoint, said=None):
+    """Notes for the report: a pair's activation is in no weight. ValueError when another is said than the model's."""
     activation = (getattr(model, "architecture", None) or {}).get("activation")
     if activation is None:
         return ()
-    if not native.is_own(checkpoint):
+    said = checkpoint.metadata.get("activation") if native.is_own(checkpoint) else said
+    if said is None:
         return (
             f"The file does not say which activation its transformers have; the model's, {activation}, was assumed.",
         )
-    said = checkpoint.metadata.get("activation")
     if said != activation:
         raise ValueError(
             f"{checkpoint.path.name} holds weights for {said!r}, and the model's transformers have {activation!r}. "

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zoo.convert.layouts import Layout, torch_tensors
+from zoo.convert.positions import fit_positions
 
 LISTED = 20  # names shown of a long list in an error
 
@@ -27,9 +28,10 @@ class Format:
         name: as reports and errors print it.
         signature: key → number of axes; a file with all of them is of this format.
         parts: "image", "text", "pair" → rules. A rule is (source module path, our layer name[, tensors]); `{s}` stands
-            for a number in both columns, `{s+1}` for the next one, `{*}` for any name. The third column names the
+            for a number in both columns, `{2s+1}` for what it says, `{*}` for any name. The third column names the
             layer's tensors where the source departs from `layouts.TENSORS`.
         ignored: (key pattern, reason) of keys that no variable of ours needs.
+        refused: (key pattern, what it belongs to) of parts that no model of ours has.
         tensors: layer → its `Tensor` entries.
     """
 
@@ -37,6 +39,7 @@ class Format:
     signature: dict[str, int]
     parts: dict[str, tuple]
     ignored: tuple[tuple[str, str], ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
     tensors: Callable = torch_tensors
 
 
@@ -55,7 +58,7 @@ class LoadReport:
         ignored: key → reason.
         missing: variables that the file has nothing for; always empty under strict loading.
         unexpected: keys that the model has no variable for; likewise.
-        notes: what the file does not say and had to be assumed.
+        notes: a line each for what was made to fit, and for what the file does not say and had to be assumed.
     """
 
     format: str
@@ -79,6 +82,7 @@ class LoadReport:
 class Slot:
     """One variable of the model and the keys of the source that hold it."""
 
+    part: str
     layer: str
     name: str
     variable: object
@@ -118,6 +122,7 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
     Raises:
         ValueError: everything that does not fit, in one message; the model is untouched.
     """
+    _refuse_foreign_parts(tensors, source, filename)
     slots, missing = match_slots(model, source)
     found = []
     for slot in slots:
@@ -127,13 +132,33 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
             missing.append(f"{', '.join(slot.keys)} (for {slot.name})")
     used = {key for slot in found for key in slot.keys}
     ignored, unexpected = _explain([key for key in tensors if key not in used], model, source, fresh)
+    fitted, notes = fit_positions([slot for slot in found if slot.part == "image"], tensors)
+    tensors = {**tensors, **fitted}
     wrong = [problem for slot in found for problem in _misfits(slot, tensors)]
     if wrong or not found or (strict and (missing or unexpected)):
         raise ValueError(_complaint(filename, source, found, missing, unexpected, wrong))
-    values = [np.asarray(slot.layout.to_ours([tensors[key] for key in slot.keys]), order="C") for slot in found]
+    values = [_converted(slot, tensors) for slot in found]
     for slot, value in zip(found, values, strict=True):
         slot.variable.assign(value)
-    return LoadReport(source.name, len(found), ignored, tuple(missing), tuple(unexpected))
+    notes += [f"{name} is new: what the file may hold for it was not taken." for name in fresh]
+    return LoadReport(source.name, len(found), ignored, tuple(missing), tuple(unexpected), tuple(notes))
+
+
+def _converted(slot, tensors):
+    """A slot's value in our layout; one that no key holds is a number to spread."""
+    value = slot.layout.to_ours([tensors[key] for key in slot.keys])
+    return np.asarray(np.broadcast_to(value, tuple(slot.variable.shape)), order="C")
+
+
+def _refuse_foreign_parts(tensors, source, filename):
+    """ValueError for a checkpoint of an architecture that this package has no row for."""
+    for pattern, what in source.refused:
+        key = next((key for key in tensors if _match(pattern, key) is not None), None)
+        if key is not None:
+            raise ValueError(
+                f"{filename} is in the format of {source.name} and has {what} ({key}), which no model of this package "
+                "has. Nothing was loaded."
+            )
 
 
 def export_tensors(model, target):
@@ -163,13 +188,18 @@ def classes(tensors, source):
     return None
 
 
+def holds(tensors, source, layer):
+    """Whether a checkpoint has anything for our layer of that name, e.g. "head_norm"."""
+    return any(_owner(key, source)[1] == layer for key in tensors)
+
+
 def match_slots(model, source):
     """([Slot, …], [name of a variable that no rule reaches, …]), each variable of the model in exactly one."""
     slots, homeless = [], []
     for part, layers in model_parts(model).items():
         rules = source.parts.get(part, ())
         for layer in layers:
-            matched = _layer_slots(layer, rules, source)
+            matched = _layer_slots(part, layer, rules, source)
             taken = {id(slot.variable) for slot in matched}
             slots += matched
             homeless += [f"{v.path} (no rule)" for v in layer.weights if id(v) not in taken]
@@ -203,7 +233,7 @@ def model_parts(model):
     return {part: [layer for layer in layers if layer.weights] for part, layers in towers.items()}
 
 
-def _layer_slots(layer, rules, source):
+def _layer_slots(part, layer, rules, source):
     slots = []
     for path, name, *tensors in rules:
         numbers = _match(name, layer.name)
@@ -214,7 +244,8 @@ def _layer_slots(layer, rules, source):
             variable = _attribute(layer, entry.variable)
             if variable is not None:
                 keys = tuple(".".join(filter(None, (module, below))) for below in entry.names)
-                slots.append(Slot(layer.name, f"{layer.name}/{entry.variable}", variable, keys, entry.layout))
+                name = f"{layer.name}/{entry.variable}"
+                slots.append(Slot(part, layer.name, name, variable, keys, entry.layout))
     return slots
 
 
@@ -224,32 +255,38 @@ def _attribute(layer, path):
     return layer
 
 
-PLACEHOLDER = re.compile(r"\{(\w|\*)(?:\+(\d+))?\}")
+PLACEHOLDER = re.compile(r"\{(\d*)([a-z]|\*)(?:\+(\d+))?\}")  # {2s+1}: factor, letter, offset
 ANY = "any"
 
 
 def _match(template, name):
     """{letter: number or text} when `name` has the template's form, else None."""
-    pattern, offsets = _compile(template)
+    pattern, holes = _compile(template)
     match = pattern.fullmatch(name)
     if match is None:
         return None
-    return {hole: int(match[hole]) - offset if hole != ANY else match[hole] for hole, offset in offsets.items()}
+    values = {}
+    for letter, (factor, offset) in holes.items():
+        values[letter], rest = (match[letter], 0) if letter == ANY else divmod(int(match[letter]) - offset, factor)
+        if rest:
+            return None
+    return values
 
 
 @functools.cache
 def _compile(template):
-    pattern, offsets, end = "", {}, 0
+    pattern, holes, end = "", {}, 0
     for hole in PLACEHOLDER.finditer(template):
-        letter = ANY if hole[1] == "*" else hole[1]
+        letter = ANY if hole[2] == "*" else hole[2]
         pattern += re.escape(template[end : hole.start()]) + f"(?P<{letter}>{'.+' if letter == ANY else '[0-9]+'})"
-        offsets[letter], end = int(hole[2] or 0), hole.end()
-    return re.compile(pattern + re.escape(template[end:])), offsets
+        holes[letter], end = (int(hole[1] or 1), int(hole[3] or 0)), hole.end()
+    return re.compile(pattern + re.escape(template[end:])), holes
 
 
 def _fill(template, values):
     return PLACEHOLDER.sub(
-        lambda hole: values[ANY] if hole[1] == "*" else str(values[hole[1]] + int(hole[2] or 0)), template
+        lambda hole: values[ANY] if hole[2] == "*" else str(values[hole[2]] * int(hole[1] or 1) + int(hole[3] or 0)),
+        template,
     )
 
 

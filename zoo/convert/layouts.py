@@ -36,6 +36,20 @@ THREE_LINEAR = Layout(lambda arrays: np.concatenate(arrays).T, lambda a: np.spli
 THREE = Layout(np.concatenate, lambda a: np.split(a, 3))  # 3 × (W,) ↔ (3W,)
 
 
+def under_ones(axes):
+    """(1, …, 1, *shape) ↔ shape, with `axes` ones in front."""
+    return _one(lambda a: a.reshape(a.shape[axes:]), lambda a: a[(None,) * axes])
+
+
+def _all_zero(array):
+    if np.any(array):
+        raise ValueError("The format has no bias here, and the model's is not zero.")
+    return []
+
+
+ZERO = Layout(lambda _: np.float32(0), _all_zero)  # nothing ↔ zeros
+
+
 def depthwise(multiplier):
     """(C·M, 1, k, k) ↔ (k, k, C, M): of torch's outputs, c·M + m is the m-th of channel c."""
     return _one(
@@ -127,15 +141,24 @@ MATRIX = (Tensor(("",), "kernel"),)  # a bare (I, O) parameter
 CONV_1X1 = _linear("weight", "bias", layout=POINTWISE)  # a 1×1 convolution for a Dense layer
 LOGIT_SCALE = (Tensor(("",), "logit_scale"),)
 LOGIT_BIAS = (Tensor(("",), "logit_bias"),)
+NO_BIAS = Tensor((), "bias", ZERO)
 SCALE_2D = (Tensor(("gamma",), "gamma", SPREAD_AFTER),)
 SPREAD_GRN = (Tensor(("weight",), "gamma", SPREAD), Tensor(("bias",), "beta", SPREAD))
 SPREAD_GRN_GREEK = (Tensor(("gamma",), "gamma", SPREAD), Tensor(("beta",), "beta", SPREAD))
-QKV = (*_linear("qkv.weight", "qkv.bias", "in_proj."), *_linear("proj.weight", "proj.bias", "out_proj."))
 SEPARATE_QKV = (
     Tensor(("q_proj.weight", "k_proj.weight", "v_proj.weight"), "in_proj.kernel", THREE_LINEAR),
     Tensor(("q_proj.bias", "k_proj.bias", "v_proj.bias"), "in_proj.bias", THREE),
     *_OUT_PROJ,
 )
+
+
+def qkv(fused, out):
+    """The tensors of a `SelfAttention` whose two products are the modules `fused` and `out`."""
+    projections = ((fused, "in_proj."), (out, "out_proj."))
+    return tuple(entry for name, ours in projections for entry in _linear(f"{name}.weight", f"{name}.bias", ours))
+
+
+QKV = qkv("qkv", "proj")
 
 
 def torch_tensors(layer):
