@@ -31,6 +31,7 @@ class Case:
         sizes: (H, W) of the images.
         label: of the case's name, where `model` is not the one to print.
         full: too big for the suite; computed with `--full`.
+        state: reference model → its state dict in another naming; its own unless given.
         tolerance: of max |ours − theirs| / max |theirs|.
     """
 
@@ -43,6 +44,7 @@ class Case:
     sizes: tuple = SIZES
     label: str | None = None
     full: bool = False
+    state: Callable | None = None
     tolerance: float = TOLERANCE
 
     @property

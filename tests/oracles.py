@@ -26,7 +26,13 @@ import oracles_classifiers
 from helpers import declare_torchvision_operators
 from oracle_case import EOT, LOGIT_BIAS, SEED, SIZES, Case, channels_first, draw_images, draw_tokens, randomise
 
-LIBRARIES = {"timm": "timm", "transformers": "transformers", "open_clip": "open_clip_torch"}
+LIBRARIES = {  # source of a case → the distribution that computes it
+    "timm": "timm",
+    "transformers": "transformers",
+    "open_clip": "open_clip_torch",
+    "torchvision": "torchvision",
+    "facebook": "timm",  # whose models stand for the authors' code
+}
 
 
 # The reference models
@@ -168,14 +174,14 @@ def write_case(case, folder):
     randomise(model, SEED)
     with torch.no_grad():
         arrays = case.run(model, case)
-    state = {key: value.detach().clone().contiguous() for key, value in model.state_dict().items()}
+    state = {key: value.detach().clone().contiguous() for key, value in (case.state or own_state)(model).items()}
     replace(folder / "model.safetensors", lambda path: save_file(state, path))
     replace(folder / "reference.npz", lambda path: np.savez(path, **arrays))
     description = {
         "model": case.model,
         "row": case.row,
         "arguments": case.arguments,
-        "library": f"{case.source} {version_of(case.source)}",
+        "library": f"{LIBRARIES[case.source]} {version_of(case.source)}",
         "tolerance": case.tolerance,
         "key": key_of(case),
     }
@@ -184,6 +190,10 @@ def write_case(case, folder):
         name: f"{np.abs(a).max():.2g}" for name, a in arrays.items() if "image" not in name and "token" not in name
     }
     return time.monotonic() - started, extremes
+
+
+def own_state(model):
+    return model.state_dict()
 
 
 def replace(path, write):

@@ -18,14 +18,16 @@ PAIR_PIECES = (
     *("image_embedding", "text_embedding", "image_normalized", "text_normalized"),
     *("logits", "loss", "logit_scale_gradient"),
 )
-CLASSIFIER_PIECES = ("stage_0", "stage_1", "stage_2", "stage_3", "logits")
+TRUNK_PIECES = ("stem", "stage_0", "stage_1", "stage_2", "stage_3")
+CLASSIFIER_PIECES = (*TRUNK_PIECES, "pooled", "logits")
 SMALL = "timm-convnext_epsilon_1e-5"
 
 
 def pieces(case):
     if case.run is oracles.run_pair:
         return PAIR_PIECES
-    return [f"{height}x{width}/{piece}" for height, width in case.sizes for piece in CLASSIFIER_PIECES]
+    names = CLASSIFIER_PIECES if case.arguments.get("include_top", True) else TRUNK_PIECES
+    return [f"{height}x{width}/{piece}" for height, width in case.sizes for piece in names]
 
 
 @functools.cache

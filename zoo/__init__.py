@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
     from zoo.convert import load_weights
+    from zoo.exchange import export_weights
     from zoo.folding import fold
     from zoo.registry import create_model, list_models, load, model_info, save
 
 _MODULE_OF = {
     "create_model": "zoo.registry",
+    "export_weights": "zoo.exchange",
     "fold": "zoo.folding",
     "list_models": "zoo.registry",
     "load": "zoo.registry",
@@ -25,7 +27,10 @@ _MODULE_OF = {
     "save": "zoo.registry",
 }
 
-__all__ = ["create_model", "fold", "list_models", "load", "load_weights", "model_info", "save"]  # noqa: F822
+__all__ = [
+    *("create_model", "export_weights", "fold", "list_models"),
+    *("load", "load_weights", "model_info", "save"),
+]  # noqa: F822
 
 
 def __getattr__(name):

@@ -93,6 +93,17 @@ COMMANDS = {
         uses_backend=True,
         succeeded="zoo.parity:all_within",
     ),
+    "export-weights": Command(
+        "write a checkpoint that timm, transformers, torchvision, open_clip or facebookresearch's code loads",
+        "zoo.exchange:export_weights",
+        "builtins:str",
+        (
+            argument("model", help="a saved file, or a name with weights"),
+            argument("path", metavar="OUT", help=".safetensors file, or a folder for weights and configuration"),
+            argument("--format", required=True, metavar="LIBRARY", help="timm, transformers, torchvision, …"),
+        ),
+        uses_backend=True,
+    ),
     "doctor": Command(
         "examine the installation",
         "zoo.doctor:examine",

@@ -95,27 +95,50 @@ def create_row(family, row, arguments):
     if family == native.CLIP:
         image = (clip.ConvNeXt if "family" in row["image"] else clip.ViT)(**row["image"])
         return clip.create_clip(clip.Pair(**{**row, "image": image, "text": clip.Text(**row["text"])}), **arguments)
-    create = convnext.create_convnext_v2 if family == "convnextv2" else convnext.create_convnext_v1
+    create = {
+        "convnext": convnext.create_convnext_v1,
+        "convnextv2": convnext.create_convnext_v2,
+        "resnet": convnext.create_resnet,
+    }[family]
     return create(native.row_of(family, row), **arguments)
 
 
 def run_classifier(model, reference):
-    """{"224x224/stage_0": array, …, "224x224/logits": array} for each size the reference was run at."""
+    """{"224x224/stem": array, "224x224/stage_0": array, …} for each size the reference was run at."""
     import keras
-    from keras import ops
 
-    from convnext import feature_maps
-
-    stages = feature_maps(model).outputs
-    names = [f"stage_{index}" for index in range(len(stages))] + ["logits"]
-    probe = keras.Model(model.input, [*stages, *model.outputs])
+    pieces = classifier_pieces(model)
+    probe = keras.Model(model.input, list(pieces.values()))
     outputs = {}
     for key in reference:
         size, _, what = key.partition("/")
         if what == "images":
-            results = probe(reference[key], training=False)
-            outputs |= {f"{size}/{name}": ops.convert_to_numpy(r) for name, r in zip(names, results, strict=True)}
+            results = predict(probe, reference[key])
+            outputs |= {f"{size}/{name}": result for name, result in zip(pieces, results, strict=True)}
     return outputs
+
+
+def classifier_pieces(model):
+    """{"stem", "stage_0", …, and of a classifier "pooled", "logits": symbolic tensor}."""
+    from convnext import feature_maps
+
+    layers = {layer.name: layer for layer in model.layers}
+    stem = layers.get("stem_norm") or layers["maxpool"]
+    pieces = {"stem": stem.output}
+    pieces |= {f"stage_{index}": stage for index, stage in enumerate(feature_maps(model).outputs)}
+    if "head_fc" in layers:
+        pieces |= {"pooled": layers["head_fc"].input, "logits": model.output}
+    return pieces
+
+
+def predict(model, x):
+    """A model's outputs in inference as NumPy arrays; JAX compiles the whole, which is faster than each operation."""
+    import keras
+    from keras import ops
+
+    if keras.backend.backend() == "jax":
+        return model.predict_on_batch(x)
+    return [ops.convert_to_numpy(output) for output in model(x, training=False)]
 
 
 def run_pair(model, reference):

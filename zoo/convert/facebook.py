@@ -1,7 +1,14 @@
-"""facebookresearch's own ConvNeXt and ConvNeXt-V2 classifiers."""
+"""facebookresearch's own ConvNeXt and ConvNeXt-V2: classifiers, and what masked pretraining (FCMAE) leaves.
 
-from zoo.convert.engine import Format
-from zoo.convert.layouts import SPREAD_GRN_GREEK
+The published FCMAE files (`pt_only`) have the classifiers' names, without final norm and head. A checkpoint of the
+pretraining itself holds MinkowskiEngine's sparse layers under `encoder.`: kernels flattened over their window, column
+by column, biases and GRN as rows of a matrix.
+"""
+
+import math
+
+from zoo.convert.engine import Format, under
+from zoo.convert.layouts import SPREAD_GRN_GREEK, Layout, Tensor
 
 CONVNEXT = (
     ("downsample_layers.0.0", "stem_conv"),
@@ -18,4 +25,50 @@ CONVNEXT = (
     ("head", "head_fc"),
 )
 
-FORMATS = (Format("facebookresearch ConvNeXt", {"downsample_layers.0.0.weight": 4}, {"image": CONVNEXT}),)
+
+def _sides(kernel):
+    side = math.isqrt(kernel.shape[0])
+    return kernel.reshape(side, side, *kernel.shape[1:])
+
+
+def _row(array):
+    return [array[None]]
+
+
+ROW = Layout(lambda arrays: arrays[0][0], _row)  # (1, C) ↔ (C,)
+SPARSE = Layout(  # (W·H, I, O) ↔ (H, W, I, O)
+    lambda arrays: _sides(arrays[0]).swapaxes(0, 1),
+    lambda a: [a.swapaxes(0, 1).reshape(-1, *a.shape[2:])],
+)
+SPARSE_DEPTHWISE = Layout(  # (W·H, C) ↔ (H, W, C, 1)
+    lambda arrays: _sides(arrays[0]).swapaxes(0, 1)[..., None],
+    lambda a: [a[..., 0].swapaxes(0, 1).reshape(-1, a.shape[2])],
+)
+SPARSE_CONV = (Tensor(("kernel",), "kernel", SPARSE), Tensor(("bias",), "bias", ROW))
+SPARSE_DWCONV = (Tensor(("kernel",), "kernel", SPARSE_DEPTHWISE), Tensor(("bias",), "bias", ROW))
+SPARSE_GRN = (Tensor(("gamma",), "gamma", ROW), Tensor(("beta",), "beta", ROW))
+
+SPARSE_ENCODER = (
+    ("downsample_layers.0.0", "stem_conv"),
+    ("downsample_layers.0.1", "stem_norm"),
+    ("downsample_layers.{s}.0.ln", "stages_{s}_downsample_norm"),
+    ("downsample_layers.{s}.1", "stages_{s}_downsample_conv", SPARSE_CONV),
+    ("stages.{s}.{b}.dwconv", "stages_{s}_blocks_{b}_dwconv", SPARSE_DWCONV),
+    ("stages.{s}.{b}.norm.ln", "stages_{s}_blocks_{b}_norm"),
+    ("stages.{s}.{b}.pwconv1.linear", "stages_{s}_blocks_{b}_pwconv1"),
+    ("stages.{s}.{b}.grn", "stages_{s}_blocks_{b}_grn", SPARSE_GRN),
+    ("stages.{s}.{b}.pwconv2.linear", "stages_{s}_blocks_{b}_pwconv2"),
+)
+DECODER = "the decoder, which only masked pretraining has"
+ONLY_PRETRAINING = tuple((key, DECODER) for key in ("mask_token", "proj.{*}", "decoder.{*}", "pred.{*}"))
+
+FACEBOOK = Format("facebookresearch ConvNeXt", {"downsample_layers.0.0.weight": 4}, {"image": CONVNEXT})
+FORMATS = (
+    FACEBOOK,
+    Format(
+        "facebookresearch FCMAE with sparse layers",
+        {"encoder.downsample_layers.0.0.weight": 4, "encoder.stages.0.0.dwconv.kernel": 2},
+        {"image": under("encoder.", SPARSE_ENCODER)},
+        ONLY_PRETRAINING,
+    ),
+)

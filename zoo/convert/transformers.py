@@ -68,12 +68,20 @@ def _classifier(name, prefix, rules, first, classifier):
     return Format(f"transformers {name}", {f"{prefix}{first}": 4}, parts, (NUM_BATCHES,))
 
 
+PATCHES, STEM = "embeddings.patch_embeddings.weight", "embedder.embedder.convolution.weight"
+CONVNEXT_V1 = _classifier("ConvNeXt", "convnext.", CONVNEXT, PATCHES, "classifier")
+CONVNEXT_V2 = _classifier("ConvNeXt-V2", "convnextv2.", CONVNEXT, PATCHES, "classifier")
+CONVNEXT_TRUNK = _classifier("ConvNeXt or ConvNeXt-V2", "", CONVNEXT, PATCHES, "classifier")
+RESNET_CLASSIFIER = _classifier("ResNet", "resnet.", RESNET, STEM, "classifier.1")
+RESNET_TRUNK = _classifier("ResNet", "", RESNET, STEM, "classifier.1")
+PAIR = Format("transformers CLIP", {"vision_model.embeddings.patch_embedding.weight": 4}, CLIP, (POSITION_IDS,))
+
 FORMATS = (
-    Format("transformers CLIP", {"vision_model.embeddings.patch_embedding.weight": 4}, CLIP, (POSITION_IDS,)),
+    PAIR,
     Format("transformers CLIP", {"text_model.embeddings.token_embedding.weight": 2}, CLIP, (POSITION_IDS,)),
-    _classifier("ConvNeXt", "convnext.", CONVNEXT, "embeddings.patch_embeddings.weight", "classifier"),
-    _classifier("ConvNeXt-V2", "convnextv2.", CONVNEXT, "embeddings.patch_embeddings.weight", "classifier"),
-    _classifier("ConvNeXt or ConvNeXt-V2", "", CONVNEXT, "embeddings.patch_embeddings.weight", "classifier"),
-    _classifier("ResNet", "resnet.", RESNET, "embedder.embedder.convolution.weight", "classifier.1"),
-    _classifier("ResNet", "", RESNET, "embedder.embedder.convolution.weight", "classifier.1"),
+    CONVNEXT_V1,
+    CONVNEXT_V2,
+    CONVNEXT_TRUNK,
+    RESNET_CLASSIFIER,
+    RESNET_TRUNK,
 )

@@ -9,21 +9,22 @@ from zoo.files import atomic_write
 
 
 def write_safetensors(path, tensors, metadata):
-    """Writes float32 arrays and str → str metadata, sorted by key, whole or not at all.
+    """Writes arrays and str → str metadata, sorted by key, whole or not at all.
 
     The safetensors package leaves the order of metadata to chance; here equal content gives equal bytes.
 
     Args:
         path: its folder must exist.
-        tensors: key → array, stored as little-endian float32.
+        tensors: key → array, stored as little-endian float32; integers as int64.
         metadata: str → str.
     """
     header, offset = {"__metadata__": metadata}, 0
     for key in sorted(tensors):
-        size = 4 * tensors[key].size
+        dtype = _dtype(tensors[key])
+        size = dtype.itemsize * tensors[key].size
         header[key] = {
             "data_offsets": [offset, offset + size],
-            "dtype": "F32",
+            "dtype": f"{dtype.kind}{8 * dtype.itemsize}".upper(),
             "shape": list(tensors[key].shape),
         }
         offset += size
@@ -32,4 +33,8 @@ def write_safetensors(path, tensors, metadata):
     with atomic_write(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for key in sorted(tensors):
-            file.write(np.ascontiguousarray(tensors[key], dtype="<f4").data)
+            file.write(np.ascontiguousarray(tensors[key], dtype=_dtype(tensors[key])).data)
+
+
+def _dtype(array):
+    return np.dtype("<i8" if array.dtype.kind in "iu" else "<f4")

@@ -1,0 +1,44 @@
+"""Models of this package handed to other libraries."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.convert.export import LIBRARIES, WeightExport, write_for
+from zoo.preprocess import PreprocessSpec
+from zoo.registry import load
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["LIBRARIES", "export_weights"]
+
+
+def export_weights(
+    model: "keras.Model | str | Path",
+    path: str | Path,
+    *,
+    format: str = "timm",
+    preprocess: PreprocessSpec | None = None,
+) -> WeightExport:
+    """Writes a checkpoint that another library loads strictly and that gives the same outputs there.
+
+    The other libraries' classifiers give logits, whatever `classifier_activation` ours has.
+
+    Args:
+        model: from this package's builders, or what `load` takes: a saved file, or a name with weights.
+        path: ends in `.safetensors`, or a folder, which is made if need be and gets the library's own file name.
+            transformers' `config.json` and open_clip's `open_clip_config.json` are written beside the weights:
+            `from_pretrained(folder)` and `open_clip.create_model("local-dir:folder")` read such a folder.
+        format: "timm", "transformers", "torchvision" or "facebook" for a classifier or a trunk; "open_clip" or
+            "transformers" for a pair.
+        preprocess: of a pair's pictures, for open_clip; unless given, what the file of the weights said, then OpenAI's.
+
+    Returns:
+        A `WeightExport`; print it.
+
+    Raises:
+        ValueError: the library has no such model, or no place for one of its variables; nothing is written.
+    """
+    if isinstance(model, str | Path):
+        model = load(model).model
+    return write_for(model, path, format, preprocess)
