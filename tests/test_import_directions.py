@@ -20,9 +20,11 @@ ORDER = {
     "clip": ["mci", "variants", "layers", "towers", "losses", "tokenizer", "prompts", "model", "zero_shot"],
     "zoo": [
         *("env", "files", "report"),
-        *("preprocess", "pretrained", "data"),
+        *("preprocess", "pretrained"),
+        *("data.paths", "data.tar", "data.records", "data.tables", "data.folders", "data.shards"),
+        *("data.rand_augment", "data.augment", "data.mix", "data.bad_samples", "data.batches", "data"),
         *("download", "convert", "folding"),
-        "registry",
+        *("registry", "exchange"),
         *("evaluation.metrics", "search"),
         *("evaluation", "export", "training", "bench"),
         *("pipeline", "parity", "demo", "doctor", "cli", "__main__"),
@@ -48,6 +50,7 @@ AT_IMPORT = {
     "clip.prompts": set(),
     "clip.tokenizer": {"numpy", "tokenizers", "regex", "ftfy"},
     "zoo": {"keras", "numpy", "PIL", "safetensors", "tokenizers", "regex", "ftfy"},
+    "zoo.data": {"numpy", "PIL"},
 }
 NEVER = {"timm", "open_clip", "transformers", "keras_hub"}  # in the packages, not even inside a function
 FRAMEWORKS = {"keras", "jax", "tensorflow", "torch"}
@@ -195,6 +198,7 @@ def test_packages_never_import_what_they_are_compared_with():
     "arguments",
     [
         ["-c", "import zoo"],
+        ["-c", "import zoo.data"],
         ["-c", "import convnext, clip; dir(convnext), dir(clip), clip.VARIANTS, convnext.variants"],
         ["-m", "zoo", "list"],
         ["-m", "zoo", "info", "convnextv2_tiny"],

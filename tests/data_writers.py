@@ -1,0 +1,92 @@
+"""Real pictures with captions and labels, written in every layout that zoo.data reads."""
+
+import csv
+import functools
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@functools.cache
+def digits(count: int, size: int = 16) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """(uint8 (N, size, size, 3), captions, int32 (N,)) of scikit-learn's handwritten digits, the first N."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    gray = 255 - np.rint(data.images[:count] * (255 / 16)).astype(np.uint8)
+    pictures = [Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC).convert("RGB") for g in gray]
+    labels = data.target[:count].astype(np.int32)
+    captions = tuple(f'a handwritten {WORDS[label]}, the "{i}"th' for i, label in enumerate(labels))
+    return np.stack([np.asarray(picture) for picture in pictures]), captions, labels
+
+
+def encode(picture: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_csv(folder: Path, count: int, *, separator: str = ",", size: int = 16) -> Path:
+    """train.csv with the columns filepath, caption and class, and the images beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "images").mkdir()
+    path = folder / "train.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, delimiter=separator)
+        rows.writerow(["filepath", "caption", "class"])
+        for i, (picture, caption, label) in enumerate(zip(*digits(count, size), strict=True)):
+            name = f"images/{i:05d}.png"
+            (folder / name).write_bytes(encode(picture))
+            rows.writerow([name, caption, WORDS[label]])
+    return path
+
+
+def write_captioned_folder(folder: Path, count: int, *, size: int = 16) -> Path:
+    """Images with .txt beside them, in one folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (picture, caption, _) in enumerate(zip(*digits(count, size), strict=True)):
+        (folder / f"{i:05d}.png").write_bytes(encode(picture))
+        (folder / f"{i:05d}.txt").write_text(caption, encoding="utf-8")
+    return folder
+
+
+def write_class_folders(folder: Path, count: int, *, size: int = 16) -> Path:
+    """Images in one folder a class: 0_zero, 1_one, …"""
+    for i, (picture, _, label) in enumerate(zip(*digits(count, size), strict=True)):
+        inner = folder / f"{label}_{WORDS[label]}"
+        inner.mkdir(parents=True, exist_ok=True)
+        (inner / f"{i:05d}.png").write_bytes(encode(picture))
+    return folder
+
+
+def write_shards(folder: Path, count: int, shards: int = 3, *, notes: bool = False, size: int = 16, **options) -> str:
+    """Tar shards of .png, .txt and .cls, or with `notes` of .png and .json; returns the pattern that names them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = list(enumerate(zip(*digits(count, size), strict=True)))
+    for shard, part in enumerate(np.array_split(np.arange(count), shards)):
+        members = {}
+        for i, (picture, caption, label) in (rows[place] for place in part):
+            members[f"{i:05d}.png"] = encode(picture)
+            if notes:
+                members[f"{i:05d}.json"] = json.dumps({"caption": caption, "label": int(label)}).encode()
+            else:
+                members |= {f"{i:05d}.txt": caption.encode(), f"{i:05d}.cls": str(label).encode()}
+        write_tar(folder / f"digits-{shard:04d}.tar", members, **options)
+    return str(folder / f"digits-{{0000..{shards - 1:04d}}}.tar")
+
+
+def write_tar(path: Path, members: dict[str, bytes], **options) -> Path:
+    """An uncompressed tar file of these members, in this order."""
+    with tarfile.open(path, "w", **options) as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path

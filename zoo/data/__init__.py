@@ -1,0 +1,37 @@
+"""Data for training and evaluation: records, from wherever they lie, and stateless batches of them. NumPy and PIL only.
+
+`read_csv`, `read_folder`, `read_shards`, `read_parquet` and `from_arrays` give a `Dataset` of N records; `Batches`
+gives its batches, each a function of (seed, epoch, step). What is read may be dirty or hostile: a record that cannot be
+used is skipped, counted, named and replaced, and no file outside the data root is opened.
+"""
+
+from zoo.data.augment import CLASSIFICATION, CONTRASTIVE, Augment
+from zoo.data.bad_samples import BadSamples, TooManyBadSamples
+from zoo.data.batches import Batches
+from zoo.data.folders import read_folder
+from zoo.data.mix import Mix, one_hot
+from zoo.data.rand_augment import RandAugment
+from zoo.data.records import BadSample, Dataset, Record, from_arrays, open_record
+from zoo.data.shards import read_shards
+from zoo.data.tables import read_csv, read_parquet
+
+__all__ = [
+    "CLASSIFICATION",
+    "CONTRASTIVE",
+    "Augment",
+    "BadSample",
+    "BadSamples",
+    "Batches",
+    "Dataset",
+    "Mix",
+    "RandAugment",
+    "Record",
+    "TooManyBadSamples",
+    "from_arrays",
+    "one_hot",
+    "open_record",
+    "read_csv",
+    "read_folder",
+    "read_parquet",
+    "read_shards",
+]

@@ -1,0 +1,129 @@
+"""Augmentation of one picture, as functions of (image, rng): what they return depends on nothing else.
+
+Distributions are those the field trains with: timm's (`timm/data/transforms.py`, `random_erasing.py`), torchvision's.
+References: Szegedy et al., arXiv 1409.4842, section 6 (crops); Zhong et al., arXiv 1708.04896 (erasing).
+"""
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from zoo.data.rand_augment import RandAugment
+from zoo.preprocess import PreprocessSpec, preprocess
+
+ATTEMPTS = 10
+RATIO = (3 / 4, 4 / 3)
+ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """A picture for training: cropped, mirrored, changed by RandAugment, normalised, in part erased, in this order.
+
+    Args:
+        scale: least and greatest share of the picture's area that a crop takes, in (0, 1].
+        ratio: least and greatest width / height of a crop.
+        flip: probability of mirroring left and right.
+        rand_augment: operations on colours and shape, or None.
+        erase: probability that a rectangle becomes noise.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = RATIO
+    flip: float = 0.5
+    rand_augment: RandAugment | None = None
+    erase: float = 0.0
+
+    def __post_init__(self):
+        for name, highest in (("scale", 1.0), ("ratio", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= highest:
+                raise ValueError(f"{name}={getattr(self, name)!r}; it must be (least, greatest) in (0, {highest}]")
+        for name in ("flip", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}; it must be in [0, 1]")
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator, spec: PreprocessSpec) -> np.ndarray:
+        """PIL image of any mode → float32 (H, W, 3) of spec.size, normalised."""
+        resample = Image.Resampling[spec.interpolation.upper()]
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        image = random_resized_crop(image, rng, spec.size, scale=self.scale, ratio=self.ratio, resample=resample)
+        image = random_flip(image, rng, self.flip)
+        if self.rand_augment is not None:
+            fill = tuple(min(255, round(255 * mean)) for mean in spec.mean)
+            image = self.rand_augment(image, rng, fill=fill, resample=resample)
+        return random_erase(preprocess(image, _only_normalize(spec)), rng, self.erase)
+
+
+CONTRASTIVE = Augment(scale=(0.9, 1.0), flip=0.0)  # as open_clip trains: captions tell left from right
+CLASSIFICATION = Augment(rand_augment=RandAugment(), erase=0.25)  # as ConvNeXt was trained: arXiv 2201.03545, table 5
+
+
+@functools.lru_cache(maxsize=16)
+def _only_normalize(spec: PreprocessSpec) -> PreprocessSpec:
+    """A spec that leaves pictures of spec.size as large as they are."""
+    return dataclasses.replace(spec, crop_pct=1.0, resize_mode="squash")
+
+
+def random_resized_crop(
+    image: Image.Image,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = RATIO,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """A part of the picture, of random area and shape, at `size` (H, W)."""
+    left, top, width, height = draw_crop(rng, *image.size, scale=scale, ratio=ratio)
+    crop = image.crop((left, top, left + width, top + height))
+    return crop.resize(size[::-1], resample)
+
+
+def draw_crop(rng: np.random.Generator, width: int, height: int, *, scale, ratio) -> tuple[int, int, int, int]:
+    """(left, top, width, height): area uniform, log of the ratio uniform, place uniform.
+
+    When none of ATTEMPTS fits into the picture, it is the largest central part whose shape is allowed.
+    """
+    low, high = ratio
+    for _ in range(ATTEMPTS):
+        area = rng.uniform(*scale) * width * height
+        aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    w = min(width, max(1, round(height * high)))
+    h = min(height, max(1, round(width / low)))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def random_flip(image: Image.Image, rng: np.random.Generator, probability: float = 0.5) -> Image.Image:
+    """The picture, or with this probability its mirror image."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < probability else image
+
+
+def random_erase(pixels: np.ndarray, rng: np.random.Generator, probability: float = 0.25) -> np.ndarray:
+    """With this probability, a rectangle of normal noise in the normalised picture.
+
+    Args:
+        pixels: float32 (H, W, C), changed in place.
+
+    Returns:
+        `pixels`.
+    """
+    height, width, channels = pixels.shape
+    if rng.random() >= probability:
+        return pixels
+    for _ in range(ATTEMPTS):
+        area = rng.uniform(*ERASED_AREA) * height * width
+        aspect = math.exp(rng.uniform(*map(math.log, ERASED_ASPECT)))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            pixels[top : top + h, left : left + w] = rng.standard_normal((h, w, channels), np.float32)
+            break
+    return pixels

@@ -1,0 +1,88 @@
+"""Bad records: counted, named in a file once each, and too many of them end the run."""
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+SHOWN = 3
+
+
+class TooManyBadSamples(ValueError):
+    """More records are bad than was allowed."""
+
+
+class BadSamples:
+    """The records of a data set found to be bad, by this process or, as its file says, by one before it.
+
+    Threads may share one. Several processes may not share a file: each would name what the others have named.
+
+    Args:
+        names: of the N records.
+        path: a file of one JSON object a line, {"index", "name", "reason"}, appended to; or None to keep no file.
+        max_fraction: of N; more than this end the run.
+    """
+
+    def __init__(self, names: Sequence[str], path: str | Path | None = None, max_fraction: float = 0.01):
+        if not 0 <= max_fraction <= 1:
+            raise ValueError(f"max_bad_fraction={max_fraction!r}; it must be in [0, 1]")
+        self.path = None if path is None else Path(path)
+        self._names, self._max_fraction = names, max_fraction
+        self._reasons: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._torn = False  # the file ends in half a line, of a process that was killed
+        if self.path is not None and self.path.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """{index: reason}, a copy."""
+        with self._lock:
+            return dict(self._reasons)
+
+    def add(self, index: int, reason: str) -> None:
+        """Counts and names a record, unless it already is; TooManyBadSamples when that is one too many."""
+        with self._lock:
+            if index not in self._reasons:
+                self._reasons[index] = reason
+                self._append(index, reason)
+            if len(self._reasons) > self._max_fraction * len(self._names):
+                raise TooManyBadSamples(self._complaint())
+
+    def _append(self, index: int, reason: str) -> None:
+        """One write of a whole line, which a kill does not tear."""
+        if self.path is None:
+            return
+        line = json.dumps({"index": index, "name": self._names[index], "reason": reason}) + "\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, ("\n" * self._torn + line).encode())
+        finally:
+            os.close(descriptor)
+        self._torn = False
+
+    def _read(self) -> None:
+        """Takes over the lines that speak of these records; others, and torn ones, are passed over."""
+        content = self.path.read_bytes()
+        self._torn = bool(content) and not content.endswith(b"\n")
+        for line in content.splitlines():
+            try:
+                entry = json.loads(line)
+                index, name, reason = entry["index"], entry["name"], str(entry["reason"])
+            except (ValueError, TypeError, KeyError):
+                continue
+            if isinstance(index, int) and 0 <= index < len(self._names) and self._names[index] == name:
+                self._reasons[index] = reason
+
+    def _complaint(self) -> str:
+        first = [f"{self._names[i]!r}: {reason}" for i, reason in list(self._reasons.items())[:SHOWN]]
+        count, total = len(self._reasons), len(self._names)
+        where = "" if self.path is None else f" All are in {self.path}."
+        return (
+            f"{count} of {total} samples are bad, more than the {self._max_fraction:.2%} that max_bad_fraction allows. "
+            f"The first: {'; '.join(first)}.{where}"
+        )

@@ -1,0 +1,294 @@
+"""Batches that are functions of (seed, epoch, step): nothing to save, so that a run resumes anywhere, bit for bit.
+
+The order of an epoch is a permutation drawn from (seed, epoch); a sample's augmentation is drawn from (seed, epoch,
+index). Threads, read-ahead and the number of processes change when a batch is made, never what is in it.
+"""
+
+import functools
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zoo.data.bad_samples import BadSamples, TooManyBadSamples
+from zoo.data.mix import Mix
+from zoo.data.records import BadSample, Dataset, Record, digest, open_record
+from zoo.preprocess import MAX_PIXELS, PreprocessSpec, preprocess
+
+ORDER, AUGMENT, CAPTION, MIX = range(4)  # what a stream of random numbers is for
+CHUNK = 8  # samples a thread makes at a time
+MAX_THREADS = 8
+
+Sample = dict[str, np.ndarray]
+
+
+@dataclass
+class _Job:
+    """A batch that is being made: its images, and what else its samples have, CHUNK by CHUNK."""
+
+    images: np.ndarray
+    futures: list[Future]
+
+
+class Batches:
+    """Batches of a data set, for every epoch: `batch(epoch, step)`, or `batches[i]` counted through all epochs.
+
+    A batch is {"images": float32 (B, H, W, 3), normalised; "tokens": int32 (B, L), with `tokenize`; "label": int32
+    (B,), if the data set has labels; "target": float32 (B, K), with `mix`}.
+
+    A bad record is named in `bad_samples` and replaced by the next good one in the epoch's order, looked for from one
+    batch further on: a function of the order and the files alone, and the same for every rank.
+
+    Threads may share one; `close()`, or leaving its `with` block, ends its own threads.
+
+    Args:
+        dataset: N records.
+        spec: image size, statistics and interpolation; how pictures are prepared where `augment` is None.
+        batch_size: B of all ranks together.
+        seed: of order, augmentation, captions and mixing: 0 or more.
+        shuffle: a new order each epoch, or that of the data set.
+        augment: (PIL image, rng, spec) → float32 (H, W, 3), normalised: an `Augment`, or one's own.
+        mix: a `Mix`, which draws from (seed, epoch, step). It needs labels, and an even number of rows a rank.
+        tokenize: list of N texts → int (N, L), L the same each time.
+        caption: (Record, rng) → text, in place of the record's own; it may draw one of several.
+        rank, world_size: this process and how many there are. Rank r has the r-th part of each batch.
+        drop_last: leave out the rows that do not fill a batch: other ones each epoch, where shuffled.
+        replace_bad: False leaves bad records out, and batches become smaller: for evaluation.
+        bad_samples: file for their names, one a process; see `BadSamples`.
+        max_bad_fraction: of N; more bad records end the run.
+        threads: that read and decode; the cores there are, at most 8, unless given.
+        prefetch: batches made ahead. At most prefetch + 1 are in memory.
+        max_pixels: a picture with more is bad, and is not decoded.
+
+    Raises:
+        ValueError: an argument out of range, or data without what the arguments need.
+        TooManyBadSamples: by `batch`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        spec: PreprocessSpec,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        augment: Callable[[Image.Image, np.random.Generator, PreprocessSpec], np.ndarray] | None = None,
+        mix: Mix | None = None,
+        tokenize: Callable[[list[str]], np.ndarray] | None = None,
+        caption: Callable[[Record, np.random.Generator], str] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+        replace_bad: bool = True,
+        bad_samples: str | Path | None = None,
+        max_bad_fraction: float = 0.01,
+        threads: int | None = None,
+        prefetch: int = 2,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.dataset, self.spec, self.batch_size, self.seed, self.shuffle = dataset, spec, batch_size, seed, shuffle
+        self.augment, self.mix, self.tokenize, self.caption = augment, mix, tokenize, caption
+        self.rank, self.world_size, self.drop_last, self.replace_bad = rank, world_size, drop_last, replace_bad
+        self.threads, self.prefetch, self.max_pixels = threads or _default_threads(), prefetch, max_pixels
+        self._check()
+        self.bad = BadSamples(dataset.names, bad_samples, max_bad_fraction)
+        self._seen_bad: set[int] = set()
+        self._lock = threading.Lock()
+        self._jobs: dict[tuple[int, int], _Job] = {}
+        self._order = functools.lru_cache(maxsize=2)(functools.partial(_draw_order, len(dataset), seed, shuffle))
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="zoo-data")
+        self._end = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+
+    def _check(self) -> None:
+        least = {"batch_size": 1, "seed": 0, "rank": 0, "world_size": 1, "threads": 1, "prefetch": 0, "max_pixels": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name}={value!r}; it must be an integer of at least {low}")
+        if self.batch_size % self.world_size or self.rank >= self.world_size:
+            raise ValueError(
+                f"batch_size={self.batch_size}, rank={self.rank}, world_size={self.world_size}; "
+                "ranks must run below world_size, which must divide batch_size"
+            )
+        if not self.steps:
+            raise ValueError(f"{len(self.dataset)} records do not fill a batch of {self.batch_size}")
+        if self.tokenize and not (self.dataset.captions or self.caption):
+            raise ValueError("tokenize is given, but the data has no captions; name their column, or give `caption`")
+        if self.mix and (self.dataset.labels is None or self.batch_size // self.world_size % 2):
+            raise ValueError(f"mix needs labels and an even batch a rank; batch_size={self.batch_size}")
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole if self.drop_last else whole + bool(rest)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> Sample:
+        """Batch `index`, counted through all epochs: step index % steps of epoch index // steps."""
+        return self.batch(*divmod(index, self.steps))
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The batches of epoch 0."""
+        return self.epoch(0)
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Sample]:
+        """The batches of an epoch, from step `start` on."""
+        return (self.batch(epoch, step) for step in range(start, self.steps))
+
+    def batch(self, epoch: int, step: int) -> Sample:
+        """This rank's part of a batch; the batches that follow it are begun.
+
+        Raises:
+            IndexError: no such batch. TooManyBadSamples: see `max_bad_fraction`.
+        """
+        self._check_place(epoch, step)
+        with self._lock:
+            job = self._jobs.pop((epoch, step), None) or self._start(epoch, step)
+            self._read_ahead(epoch, step)
+        samples = [sample for future in job.futures for sample in future.result()]
+        return self._collate(job.images, samples, epoch, step)
+
+    def indices(self, epoch: int, step: int) -> np.ndarray:
+        """int64 (B,): the records of this rank's part of a batch, before bad ones are replaced."""
+        self._check_place(epoch, step)
+        return self._order(epoch)[self._places(step)]
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """One row of a batch: record `index` as epoch `epoch` shows it; BadSample when it cannot be used."""
+        record = self.dataset.record(index)
+        image = open_record(record, max_pixels=self.max_pixels)
+        try:
+            if self.augment is None:
+                row = {"images": preprocess(image, self.spec)}
+            else:
+                row = {"images": self.augment(image, _stream(self.seed, AUGMENT, epoch, index), self.spec)}
+            if self.tokenize is not None:
+                row["tokens"] = np.asarray(self.tokenize([self._caption(record, epoch, index)]), np.int32)[0]
+        except (ValueError, OSError) as error:
+            raise BadSample(str(error)) from error
+        if self.dataset.labels is not None:
+            row["label"] = np.int32(record.label)
+        return row
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what the batches depend on, the same for all ranks: of the data and of the arguments.
+
+        A function of one's own counts by its name only.
+        """
+        arguments = (self.batch_size, self.seed, self.shuffle, self.drop_last, self.replace_bad, self.spec)
+        functions = (self.augment, self.mix, self.tokenize, self.caption)
+        return digest([self.dataset.fingerprint, repr(arguments), *map(_name, functions)])
+
+    def close(self) -> None:
+        """Ends the threads; what they were making ahead is dropped."""
+        self._end()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _check_place(self, epoch: int, step: int) -> None:
+        if epoch < 0 or not 0 <= step < self.steps:
+            raise IndexError(f"epoch {epoch}, step {step}; an epoch has {self.steps} steps")
+
+    def _places(self, step: int) -> slice:
+        """Where in the order this rank's part of a batch stands."""
+        part = self.batch_size // self.world_size
+        first = step * self.batch_size + self.rank * part
+        return slice(min(first, len(self.dataset)), min(first + part, len(self.dataset)))
+
+    def _start(self, epoch: int, step: int) -> _Job:
+        self._order(epoch)  # drawn here, once, and not by several threads at a time
+        places = self._places(step)
+        images = np.empty((places.stop - places.start, *self.spec.size, 3), np.float32)
+        chunks = [range(i, min(i + CHUNK, places.stop)) for i in range(places.start, places.stop, CHUNK)]
+        return _Job(images, [self._pool.submit(self._make, images, chunk, places.start, epoch) for chunk in chunks])
+
+    def _read_ahead(self, epoch: int, step: int) -> None:
+        """Begins the batches that follow and lets go of all others."""
+        first = epoch * self.steps + step + 1
+        wanted = [divmod(i, self.steps) for i in range(first, first + self.prefetch)]
+        for place in [place for place in self._jobs if place not in wanted]:
+            for future in self._jobs.pop(place).futures:
+                future.cancel()
+        for place in wanted:
+            if place not in self._jobs:
+                self._jobs[place] = self._start(*place)
+
+    def _make(self, images: np.ndarray, places: range, first: int, epoch: int) -> list[Sample | None]:
+        """Writes the images at these places of the order; returns the rest of their rows, None for a row left out."""
+        rows = []
+        for place in places:
+            row = self._sample_at(epoch, place)
+            if row is not None:
+                pixels = row.pop("images")
+                if pixels.shape != images.shape[1:]:
+                    raise TypeError(f"augment gave an image of shape {pixels.shape}, not {images.shape[1:]}")
+                images[place - first] = pixels
+            rows.append(row)
+        return rows
+
+    def _sample_at(self, epoch: int, place: int) -> Sample | None:
+        """The row at a place of the order, or of the record that replaces it there."""
+        order = self._order(epoch)
+        # From one batch further on: the neighbours are in the same batch, where a picture should not be twice.
+        further = itertools.count(place + self.batch_size)
+        for candidate in itertools.chain([place], itertools.islice(further, len(order) * self.replace_bad)):
+            index = int(order[candidate % len(order)])
+            if index in self._seen_bad:
+                continue
+            try:
+                return self.sample(epoch, index)
+            except BadSample as error:
+                self.bad.add(index, str(error))
+                self._seen_bad.add(index)
+        if self.replace_bad:
+            raise TooManyBadSamples(f"all {len(order)} samples are bad")
+        return None
+
+    def _caption(self, record: Record, epoch: int, index: int) -> str:
+        if self.caption is None:
+            return record.caption
+        return self.caption(record, _stream(self.seed, CAPTION, epoch, index))
+
+    def _collate(self, images: np.ndarray, samples: list[Sample | None], epoch: int, step: int) -> Sample:
+        kept = [row for row, sample in enumerate(samples) if sample is not None]
+        batch = {"images": images if len(kept) == len(samples) else images[kept]}
+        if self.tokenize is not None and kept:
+            batch["tokens"] = np.stack([samples[row]["tokens"] for row in kept])
+        if self.dataset.labels is not None:
+            batch["label"] = np.array([samples[row]["label"] for row in kept], np.int32)
+        return batch if self.mix is None else self.mix(batch, _stream(self.seed, MIX, epoch, step))
+
+
+def _draw_order(count: int, seed: int, shuffle: bool, epoch: int) -> np.ndarray:
+    """int64 (N,): the records in the order of an epoch."""
+    return _stream(seed, ORDER, epoch).permutation(count) if shuffle else np.arange(count)
+
+
+def _stream(seed: int, purpose: int, *place: int) -> np.random.Generator:
+    """Random numbers of their own for each purpose and place."""
+    return np.random.default_rng((seed, purpose, *place))
+
+
+def _name(function: Callable | None) -> str:
+    return f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else repr(function)
+
+
+def _default_threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_THREADS, cores)

@@ -1,0 +1,91 @@
+"""Records from a folder of image files: with captions beside them, or in one folder a class."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data.paths import inside, read_file
+from zoo.data.records import BadSample, Dataset, Record, digest
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MAX_TEXT_BYTES = 1 << 20
+
+
+def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -> Dataset:
+    """A data set of the image files in a folder and the folders below it, in sorted order.
+
+    When any image has a .txt of its name beside it, the texts are captions, and there are no labels. Otherwise the
+    folders right below `path` are the classes. Hidden files are left out, and links to folders are not followed.
+
+    Args:
+        class_names: the class folders in the order of their labels; sorted unless given. An image in another folder is
+            a record that `Dataset.record` calls bad. Give the validation data those of the training data.
+
+    Raises:
+        ValueError: no images, or images neither with captions nor in class folders.
+    """
+    root = os.path.realpath(path)
+    if not os.path.isdir(root):
+        raise ValueError(f"{str(path)!r} is not a folder")
+    files = list(_walk(root))
+    images = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
+    if not images:
+        raise ValueError(f"{str(path)!r} holds no images; allowed are {IMAGE_EXTENSIONS}")
+    texts = {name for name in files if name.endswith(".txt")}
+    if any(_text_of(name) in texts for name in images):
+        return _captioned(root, images)
+    return _classes(root, images, class_names)
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Paths of files below `root`, seen from it, with / between the parts, in sorted order."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+
+
+def _text_of(image: str) -> str:
+    return os.path.splitext(image)[0] + ".txt"
+
+
+def _captioned(root: str, images: list[str]) -> Dataset:
+    def read(i: int) -> Record:
+        try:
+            text = read_file(inside(root, _text_of(images[i])), max_bytes=MAX_TEXT_BYTES)
+        except FileNotFoundError:
+            raise BadSample("no caption beside it") from None
+        return Record(read_file(inside(root, images[i])), images[i], read_caption(text))
+
+    return Dataset(images, read, digest(images), captions=True)
+
+
+def read_caption(data: bytes) -> str:
+    """The text of a caption file; BadSample when it is empty or not UTF-8."""
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise BadSample("the caption is not UTF-8") from None
+    if not text:
+        raise BadSample("the caption is empty")
+    return text
+
+
+def _classes(root: str, images: list[str], class_names: Sequence[str] | None) -> Dataset:
+    loose = [name for name in images if "/" not in name]
+    if loose:
+        raise ValueError(f"{loose[0]!r} has neither a .txt beside it nor a class folder around it in {root!r}")
+    if class_names is None:
+        class_names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    number_of = {name: i for i, name in enumerate(class_names)}
+    labels = np.array([number_of.get(name.partition("/")[0], -1) for name in images], np.int32)
+
+    def read(i: int) -> Record:
+        if labels[i] < 0:
+            raise BadSample(f"its folder is not among the {len(number_of)} known classes")
+        return Record(read_file(inside(root, images[i])), images[i], label=int(labels[i]))
+
+    return Dataset(images, read, digest([*class_names, *images]), labels=labels, class_names=tuple(class_names))

@@ -1,0 +1,186 @@
+"""A record is a picture with its caption and label; a data set is N records, whatever they are read from."""
+
+import errno
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from zoo.preprocess import MAX_PIXELS, decode_image
+
+# Errors of the machine: the record may be sound, and would be read the next time.
+MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT}
+
+
+class BadSample(ValueError):
+    """A record that cannot be used, with the reason."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a data set.
+
+    Args:
+        image: the bytes of an image file, or uint8 (H, W) or (H, W, C).
+        name: what messages call it: a path, a member of a shard, a row.
+        caption: text, where the data set has captions.
+        label: class 0 to K - 1, where the data set has labels.
+    """
+
+    image: bytes | np.ndarray
+    name: str
+    caption: str | None = None
+    label: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """N records, read one by one.
+
+    Args:
+        names: of the records, N of them.
+        read: i → Record; ValueError or OSError says what is wrong with record i alone.
+        fingerprint: hexadecimal digest that changes when the rows, their order, names or texts do.
+        captions: whether the records have captions.
+        labels: int32 (N,), -1 for a row whose label is not known, or None for a data set without labels.
+        class_names: K names, or None where labels are numbers only or missing.
+    """
+
+    names: Sequence[str]
+    read: Callable[[int], Record]
+    fingerprint: str
+    captions: bool = False
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def record(self, index: int) -> Record:
+        """Record `index`, 0 to N - 1.
+
+        Raises:
+            BadSample: this record is unusable. What the machine fails at (too many open files) is raised as it is.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            return self.read(index)
+        except BadSample:
+            raise
+        except FileNotFoundError:
+            raise BadSample("the file is not there") from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+                raise
+            raise BadSample(str(error)) from error
+
+    def subset(self, indices: Iterable[int]) -> "Dataset":
+        """The records at these places, in this order."""
+        places = np.asarray(list(indices), dtype=np.int64)
+        if places.size and not (places.min() >= 0 and places.max() < len(self)):
+            raise IndexError(f"indices run from {places.min()} to {places.max()}; allowed are 0 to {len(self) - 1}")
+        return replace(
+            self,
+            names=[self.names[i] for i in places],
+            read=lambda i: self.read(int(places[i])),
+            fingerprint=digest([self.fingerprint, places.tobytes()]),
+            labels=None if self.labels is None else self.labels[places],
+        )
+
+
+def from_arrays(
+    images: np.ndarray | Sequence[np.ndarray],
+    captions: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """A data set of pictures in memory.
+
+    Args:
+        images: uint8 (N, H, W, C) or (N, H, W), or N arrays of different size without the first axis; C is 1, 3 or 4.
+        captions: N texts.
+        labels: int (N,).
+        class_names: of labels 0 to K - 1.
+    """
+    images = [np.asarray(image) for image in images]
+    for i, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise ValueError(f"image {i} is {image.dtype} {image.shape}; allowed is uint8 (H, W) or (H, W, C)")
+    captions = None if captions is None else [str(caption) for caption in captions]
+    labels = None if labels is None else check_labels(labels, class_names)
+    for what, column in (("captions", captions), ("labels", labels)):
+        if column is not None and len(column) != len(images):
+            raise ValueError(f"{len(column)} {what} for {len(images)} images; as many are needed")
+
+    def read(i: int) -> Record:
+        label = None if labels is None else int(labels[i])
+        return Record(images[i], f"image {i}", None if captions is None else captions[i], label)
+
+    shapes = [str(image.shape) for image in images]
+    parts = [*shapes, *images, *(captions or ()), b"" if labels is None else labels]
+    names = [f"image {i}" for i in range(len(images))]
+    return Dataset(names, read, digest(parts), captions is not None, labels, _tuple(class_names))
+
+
+def check_labels(labels: Sequence[int], class_names: Sequence[str] | None) -> np.ndarray:
+    """int32 (N,); ValueError for what is no class."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels are {labels.dtype} {labels.shape}; allowed is an integer (N,)")
+    highest = np.iinfo(np.int32).max if class_names is None else len(class_names) - 1
+    if labels.size and not (labels.min() >= 0 and labels.max() <= highest):
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}; allowed are 0 to {highest}")
+    return labels.astype(np.int32)
+
+
+def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
+    """SHA-256 over all parts, each with its length, so that no two lists share one by moving a border."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            part = part.encode("utf-8", "surrogateescape")
+        data = part.tobytes() if isinstance(part, np.ndarray) else part
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data)
+    return total.hexdigest()
+
+
+def open_record(record: Record, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A record's picture, decoded, in its own mode.
+
+    Raises:
+        BadSample: no image of a known format, more than `max_pixels`, cut off, or damaged.
+    """
+    if isinstance(record.image, np.ndarray):
+        pixels = record.image[..., 0] if record.image.shape[2:] == (1,) else record.image
+        if 0 in pixels.shape:
+            raise BadSample(f"the image of shape {record.image.shape} has no pixels")
+        return Image.fromarray(pixels)
+    if not record.image:
+        raise BadSample("the image is an empty file")
+    try:
+        image = decode_image(io.BytesIO(record.image), "the image", max_pixels=max_pixels)
+    except ValueError as error:
+        raise BadSample(str(error)) from error
+    _check_palette(image)
+    return image
+
+
+def _check_palette(image: Image.Image) -> None:
+    """Pillow paints black what a short or missing palette does not name; such a picture is damaged."""
+    if image.mode not in ("P", "PA"):
+        return
+    highest, bands = image.getextrema(), len(image.palette.mode)
+    highest = highest[0][1] if image.mode == "PA" else highest[1]
+    colors = len(image.palette.palette) // bands
+    if highest >= colors:
+        raise BadSample(f"the image names colour {highest} of a palette of {colors}")
+
+
+def _tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)

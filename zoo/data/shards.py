@@ -1,0 +1,211 @@
+"""Records from tar shards in webdataset's layout, by a reader that unpacks and unpickles nothing and starts no shell.
+
+Members with the same path up to the first dot of the file name are one sample: `00012.jpg`, `00012.txt`, `00012.cls`.
+The headers are read once; a record is then one seek and one read away, so that shards can be shuffled like files.
+"""
+
+import glob
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data.folders import IMAGE_EXTENSIONS, MAX_TEXT_BYTES, read_caption
+from zoo.data.paths import MAX_FILE_BYTES, check_regular, refuse_url
+from zoo.data.records import BadSample, Dataset, Record, check_labels, digest
+from zoo.data.tar import Member, read_members
+
+IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)
+EXTENSIONS = (*IMAGES, "txt", "json", "cls")  # all others are passed over
+MAX_SHARDS = 1_000_000
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class _Sample(dict):
+    """{extension: Member} of one sample; `wrong` says why it is none."""
+
+    def __init__(self, shard: int, key: str, wrong: str | None = None):
+        super().__init__()
+        self.shard, self.key, self.wrong = shard, key, wrong
+
+    def add(self, extension: str, member: Member) -> None:
+        cap = MAX_FILE_BYTES if extension in IMAGES else MAX_TEXT_BYTES
+        if extension in self:
+            self.wrong = f"two members .{extension}"
+        elif not member.regular:
+            self.wrong = f".{extension} is not a regular file"
+        elif member.size > cap:
+            self.wrong = f".{extension} has {member.size} bytes; at most {cap} are allowed"
+        self[extension] = member
+
+    @property
+    def image(self) -> Member | None:
+        return next((self[extension] for extension in IMAGES if extension in self), None)
+
+
+def read_shards(pattern: str | Path | Sequence[str | Path], *, class_names: Sequence[str] | None = None) -> Dataset:
+    """A data set of the samples in uncompressed tar files.
+
+    A sample has one image; its caption is its .txt, or "caption" in its .json; its label is its .cls, or "label" in its
+    .json. There are captions, or labels, when any sample has such a member, or the first .json says so. A sample that
+    lacks what others have, and the damaged rest of a shard, are records that `Dataset.record` calls bad.
+
+    Args:
+        pattern: a path or several, in which `{0000..0127}`, `{a,b}`, `*` and `?` stand for more.
+        class_names: of labels 0 to K - 1.
+
+    Raises:
+        ValueError: a URL or command, no such file, or no samples.
+    """
+    patterns = [pattern] if isinstance(pattern, (str, Path)) else list(pattern)
+    shards = [shard for part in patterns for shard in find_shards(str(part))]
+    samples = [sample for i, shard in enumerate(shards) for sample in _scan(i, shard)]
+    if all(sample.wrong is not None for sample in samples):
+        reason = f": {samples[0].wrong}" if samples else ""
+        raise ValueError(f"no samples in {shards[0]!r}" + (f" or {len(shards) - 1} more" * (len(shards) > 1)) + reason)
+    return _dataset(shards, samples, class_names)
+
+
+def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
+    there = {extension for sample in samples for extension in sample}.union(_first_notes(shards, samples))
+    captions = not there.isdisjoint({"txt", "caption"})
+    labels = None if there.isdisjoint({"cls", "label"}) else _labels(shards, samples, class_names)
+
+    def read(i: int) -> Record:
+        sample = samples[i]
+        if sample.wrong is not None:
+            raise BadSample(sample.wrong)
+        image, caption, label = sample.image, None, None
+        if captions:
+            caption = _caption(shards, sample)
+        if labels is not None:
+            label = int(labels[i])
+            if label < 0:
+                raise BadSample("no label, or one that is no class")
+        return Record(_read(shards[sample.shard], image), names[i], caption, label)
+
+    names = [f"{os.path.basename(shards[sample.shard])}/{sample.key}" for sample in samples]
+    layout = (
+        f"{name} {ext} {m.size}" for name, sample in zip(names, samples, strict=True) for ext, m in sample.items()
+    )
+    names_of_classes = None if class_names is None else tuple(class_names)
+    return Dataset(names, read, digest(layout), captions, labels, names_of_classes)
+
+
+def find_shards(pattern: str) -> list[str]:
+    """Real paths of the tar files that a pattern stands for, in order; ValueError for a URL or a file not there."""
+    refuse_url(pattern)
+    paths = []
+    for name in itertools.islice(expand_braces(pattern), MAX_SHARDS + 1):
+        found = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+        if not found or not os.path.exists(found[0]):
+            raise ValueError(f"no shard {name!r}")
+        paths += [os.path.realpath(path) for path in found]
+    if len(paths) > MAX_SHARDS:
+        raise ValueError(f"{pattern!r} stands for more than {MAX_SHARDS} shards")
+    for path in paths:
+        check_regular(path, os.stat(path))
+    return paths
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """All strings that `{07..12}` and `{a,b}` in a pattern stand for, the last brace turning fastest."""
+    brace = BRACES.search(pattern)
+    if brace is None:
+        yield pattern
+        return
+    numbers = RANGE.fullmatch(brace[1])
+    if numbers:
+        first, last = numbers.groups()
+        choices = (f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1))
+    else:
+        choices = brace[1].split(",")
+    for choice in choices:
+        for rest in expand_braces(pattern[brace.end() :]):
+            yield pattern[: brace.start()] + choice + rest
+
+
+def _scan(number: int, shard: str) -> list[_Sample]:
+    """The samples of one shard; its damage, if any, is one more, which is wrong."""
+    samples = []
+    with open(shard, "rb") as file:
+        try:
+            for member in read_members(file):
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                if not stem or extension.lower() not in EXTENSIONS:
+                    continue
+                key = f"{folder}/{stem}" if folder else stem
+                if not samples or samples[-1].key != key:
+                    leaves = member.name.startswith("/") or ".." in folder.split("/")
+                    samples.append(_Sample(number, key, "its name leaves the shard" if leaves else None))
+                samples[-1].add(extension.lower(), member)
+        except ValueError as error:
+            samples.append(_Sample(number, "", wrong=f"the shard is {error}"))
+    for sample in samples:
+        if sample.wrong is None and sample.image is None:
+            sample.wrong = f"no image among .{', .'.join(sample)}"
+    return samples
+
+
+def _read(shard: str, member: Member) -> bytes:
+    with open(shard, "rb", buffering=0) as file:
+        file.seek(member.offset)
+        data = file.read(member.size)
+    if len(data) < member.size:
+        raise BadSample("the shard became shorter")
+    return data
+
+
+def _notes(shards: list[str], sample: _Sample) -> dict:
+    """What a sample's .json says, or nothing."""
+    if "json" not in sample:
+        return {}
+    try:
+        notes = json.loads(_read(shards[sample.shard], sample["json"]))
+    except (ValueError, RecursionError):
+        raise BadSample("the .json is damaged") from None
+    return notes if isinstance(notes, dict) else {}
+
+
+def _first_notes(shards: list[str], samples: list[_Sample]) -> dict:
+    """What the first .json says that can be read."""
+    for sample in samples:
+        if sample.wrong is None and "json" in sample:
+            try:
+                return _notes(shards, sample)
+            except BadSample:
+                continue
+    return {}
+
+
+def _caption(shards: list[str], sample: _Sample) -> str:
+    if "txt" in sample:
+        return read_caption(_read(shards[sample.shard], sample["txt"]))
+    caption = _notes(shards, sample).get("caption")
+    if not isinstance(caption, str) or not caption.strip():
+        raise BadSample("no caption")
+    return caption
+
+
+def _labels(shards: list[str], samples: list[_Sample], class_names) -> np.ndarray:
+    """int32 (N,), -1 where there is none."""
+    labels = np.full(len(samples), -1, np.int32)
+    for i, sample in enumerate(samples):
+        try:
+            labels[i] = _label(shards, sample, class_names)
+        except ValueError:
+            continue
+    return labels
+
+
+def _label(shards: list[str], sample: _Sample, class_names) -> int:
+    if sample.wrong is not None:
+        return -1
+    number = int(_read(shards[sample.shard], sample["cls"])) if "cls" in sample else _notes(shards, sample).get("label")
+    return int(check_labels([number], class_names)[0])

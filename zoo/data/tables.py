@@ -1,0 +1,231 @@
+"""Records from tables: CSV and TSV files that name images, parquet files that name or hold them."""
+
+import csv
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data.paths import inside, read_file
+from zoo.data.records import BadSample, Dataset, Record, digest
+
+SEPARATORS = (",", "\t", ";", "|")
+MAX_PARQUET_BYTES = 4 << 30
+MAX_CLASSES = 1_000_000
+
+
+@dataclass
+class _Rows:
+    """The columns of a table as they are read: all of one length, and the rows that are wrong."""
+
+    names: list[str] = field(default_factory=list)
+    images: list[str | bytes | None] = field(default_factory=list)
+    captions: list[str | None] = field(default_factory=list)
+    labels: list[str | None] = field(default_factory=list)
+    wrong: dict[int, str] = field(default_factory=dict)
+
+    def add(self, name: str, image=None, caption=None, label=None, wrong: str | None = None) -> None:
+        if wrong is not None:
+            self.wrong[len(self.names)] = wrong
+        self.names.append(name)
+        self.images.append(image)
+        self.captions.append(caption)
+        self.labels.append(label)
+
+
+def read_csv(
+    path: str | Path,
+    image_key: str = "filepath",
+    caption_key: str | None = "caption",
+    *,
+    label_key: str | None = None,
+    separator: str | None = None,
+    data_root: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """A data set of the images that a CSV or TSV file with a header line names.
+
+    A row that lacks a field, or whose caption is empty or not UTF-8, is a record that `Dataset.record` calls bad.
+
+    Args:
+        image_key: column of paths, seen from `data_root`.
+        caption_key: column of captions; None if there is none to read.
+        label_key: column of classes: whole numbers as they are, or names, numbered in sorted order.
+        separator: one character; unless given, the one of SEPARATORS under which the header has the keys.
+        data_root: folder that no path may leave; the table's own unless given.
+        class_names: what the names in `label_key` are to be numbered by, as `class_names` of the training data.
+
+    Raises:
+        ValueError: no such column, or no rows.
+    """
+    path = Path(path)
+    wanted = [key for key in (image_key, caption_key, label_key) if key is not None]
+    rows = _Rows()
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        header_line = file.readline()
+        separator = separator or _detect_separator(header_line, wanted)
+        header = next(csv.reader([header_line], delimiter=separator), [])
+        columns = {key: _column(key, header, path) for key in wanted}
+        for where, fields in _lines(file, separator):
+            problem = fields if isinstance(fields, str) else _row_problem(fields, header, columns)
+            if problem:
+                rows.add(f"{path.name} line {where}", wrong=problem)
+                continue
+            image, caption, label = (
+                fields[columns[key]] if key else None for key in (image_key, caption_key, label_key)
+            )
+            rows.add(image, image, caption, label)
+    root = os.path.realpath(path.parent if data_root is None else data_root)
+    return _dataset(rows, root, caption_key, label_key, class_names, str(path))
+
+
+def _detect_separator(header: str, wanted: Sequence[str]) -> str:
+    """The separator under which most of the wanted columns are there, the first of SEPARATORS when none is."""
+    return max(SEPARATORS, key=lambda sep: len(set(wanted) & set(next(csv.reader([header], delimiter=sep), []))))
+
+
+def _column(key: str, header: list[str], path) -> int:
+    if key not in header:
+        nearest = (difflib.get_close_matches(key, header, n=1, cutoff=0.0) or [""])[0]
+        raise ValueError(f"{path} has no column {key!r}; nearest is {nearest!r}, there are {header}")
+    return header.index(key)
+
+
+def _lines(file, separator: str) -> Iterator[tuple[int, list[str] | str]]:
+    """(line number, fields), or what is wrong in place of the fields; empty lines are left out."""
+    reader = csv.reader(file, delimiter=separator)
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield reader.line_num + 1, f"not a row: {error}"
+            continue
+        if fields:
+            yield reader.line_num + 1, fields
+
+
+def _row_problem(fields: list[str], header: list[str], columns: dict[str, int]) -> str | None:
+    if len(fields) != len(header):
+        return f"{len(fields)} fields under a header of {len(header)}"
+    for key, i in columns.items():
+        if not fields[i].strip():
+            return f"no {key}"
+        try:
+            fields[i].encode()
+        except UnicodeEncodeError:  # bytes that are not UTF-8 were read as lone surrogates
+            return f"{key} is not UTF-8"
+    return None
+
+
+def read_parquet(
+    path: str | Path,
+    image_key: str = "image",
+    caption_key: str | None = "caption",
+    *,
+    label_key: str | None = None,
+    data_root: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    max_bytes: int = MAX_PARQUET_BYTES,
+) -> Dataset:
+    """A data set of the rows of a parquet file; needs pyarrow.
+
+    Args:
+        image_key: column of bytes of image files, of paths, or of {"bytes", "path"} as Hugging Face data sets have.
+        max_bytes: of the columns read, unpacked: they are held in memory.
+        caption_key, label_key, data_root, class_names: as in `read_csv`.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: no such column, no rows, or more than `max_bytes`.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ImportError("Reading parquet needs pyarrow. Install with: pip install pyarrow") from None
+    path = Path(path)
+    wanted = [key for key in (image_key, caption_key, label_key) if key is not None]
+    rows = _Rows()
+    with parquet.ParquetFile(path) as file:
+        for key in wanted:
+            _column(key, file.schema_arrow.names, path)
+        _check_size(file.metadata, wanted, path, max_bytes)
+        for piece in file.iter_batches(columns=wanted):
+            for row in piece.to_pylist():
+                _add_row(rows, path, row, image_key, caption_key, label_key)
+    root = os.path.realpath(path.parent if data_root is None else data_root)
+    return _dataset(rows, root, caption_key, label_key, class_names, str(path))
+
+
+def _check_size(metadata, wanted: Sequence[str], path, max_bytes: int) -> None:
+    """ValueError when the wanted columns would not fit, by what the file itself declares."""
+    total = 0
+    for group in range(metadata.num_row_groups):
+        chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
+        total += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in wanted)
+    if total > max_bytes:
+        raise ValueError(f"{path} unpacks to {total} bytes; at most {max_bytes} are held. Write it as tar shards")
+
+
+def _add_row(rows: _Rows, path: Path, row: dict, image_key, caption_key, label_key) -> None:
+    name = f"{path.name} row {len(rows.names)}"
+    for key in filter(None, (image_key, caption_key, label_key)):
+        if row[key] is None or row[key] == "":
+            return rows.add(name, wrong=f"no {key}")
+    image = row[image_key]
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if not isinstance(image, (str, bytes)):
+        return rows.add(name, wrong=f"{image_key} is {type(image).__name__}; allowed are bytes and a path")
+    caption, label = (None if key is None else str(row[key]) for key in (caption_key, label_key))
+    return rows.add(image if isinstance(image, str) else name, image, caption, label)
+
+
+def _dataset(rows: _Rows, root: str, caption_key, label_key, class_names, source: str) -> Dataset:
+    if not rows.names:
+        raise ValueError(f"{source} has no rows")
+    labels = None
+    if label_key is not None:
+        labels, class_names = number_labels(rows.labels, rows.wrong, class_names)
+
+    def read(i: int) -> Record:
+        if i in rows.wrong:
+            raise BadSample(rows.wrong[i])
+        image = rows.images[i]
+        data = image if isinstance(image, bytes) else read_file(inside(root, image))
+        return Record(data, rows.names[i], rows.captions[i], None if labels is None else int(labels[i]))
+
+    texts = (value or b"" for column in (rows.images, rows.captions, rows.labels) for value in column)
+    return Dataset(rows.names, read, digest(texts), caption_key is not None, labels, class_names)
+
+
+def number_labels(
+    values: Sequence[str | None], wrong: dict[int, str], class_names: Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """(int32 (N,), class names): whole numbers as they are, names in sorted order; unknown ones are added to `wrong`.
+
+    Args:
+        values: N of them, None for a row that is already wrong.
+        wrong: {row: reason}, added to.
+        class_names: the known names, or None to take them from the values.
+    """
+    known = {value for value in values if value is not None}
+    are_numbers = all(value.isascii() and value.isdigit() for value in known) and not known & set(class_names or ())
+    if class_names is None and not are_numbers:
+        class_names = sorted(known)
+    classes = MAX_CLASSES if class_names is None else len(class_names)
+    if are_numbers:
+        number_of = {value: int(value) for value in known if len(value) < 10 and int(value) < classes}
+    else:
+        number_of = {name: i for i, name in enumerate(class_names)}
+    labels = np.full(len(values), -1, np.int32)
+    for i, value in enumerate(values):
+        if value in number_of:
+            labels[i] = number_of[value]
+        elif value is not None:
+            wrong[i] = f"class {value!r} is not among the {classes} known"
+    return labels, None if class_names is None else tuple(class_names)

@@ -1,0 +1,130 @@
+"""What stands where in a tar file, read off its headers alone: nothing is unpacked, and nothing of it is trusted.
+
+Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax, of whose keys path and size count) and GNU's long names and numbers.
+Python's tarfile reads the same, and more; it can be led into reading for ever and into large allocations.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+BLOCK = 512
+MAX_HEADER_BYTES = 1 << 20  # of a long name, or of pax keys
+REGULAR, WITHOUT_DATA = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
+LONG_NAME, PAX, GLOBAL, GNU_SPARSE = b"L", b"x", b"g", b"S"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of a tar file: what it is called, and where in the file its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+    regular: bool
+
+
+def read_members(file: BinaryIO) -> Iterator[Member]:
+    """The members of an uncompressed tar file, in order, links, devices and folders (not `regular`) among them.
+
+    Raises:
+        ValueError: no tar file, one that is damaged, or a member that is cut off, after all members before it.
+    """
+    end = file.seek(0, os.SEEK_END)
+    position, long_name, keys = 0, None, {}
+    while True:
+        file.seek(position)
+        header = file.read(BLOCK)
+        if not header.strip(b"\0"):  # the end, marked or not
+            if len(header) not in (0, BLOCK):
+                raise ValueError(f"cut off at byte {position}")
+            return
+        _check_sum(header, position)
+        kind, size = header[156:157], _number(header[124:136])
+        data = position + BLOCK
+        if kind == GNU_SPARSE:
+            data = _skip_sparse_map(file, header, data)
+        elif kind in REGULAR:
+            size = int(keys.get("size", size))
+        elif kind in WITHOUT_DATA:
+            size = 0
+        if data + size > end:
+            raise ValueError(f"cut off: the member at byte {position} ends at {data + size}, the file at {end}")
+        if kind in (LONG_NAME, PAX):
+            content = _read_header(file, size, position)
+            if kind == LONG_NAME:
+                long_name = _text(content)
+            else:
+                keys |= _pax_keys(content, position)
+        elif kind != GLOBAL:  # it holds no names
+            sparse = any(key.startswith("GNU.sparse") for key in keys)
+            name = keys.get("path") or long_name or _short_name(header)
+            yield Member(name, data, size, kind in REGULAR and not sparse and not name.endswith("/"))
+            long_name, keys = None, {}
+        position = data + -(-size // BLOCK) * BLOCK
+
+
+def _check_sum(header: bytes, position: int) -> None:
+    if len(header) < BLOCK:
+        raise ValueError(f"cut off at byte {position}")
+    try:
+        stated = _number(header[148:156])
+    except ValueError:
+        stated = -1
+    if stated != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+        raise ValueError("not an uncompressed tar file" if position == 0 else f"damaged at byte {position}")
+
+
+def _number(field: bytes) -> int:
+    """A size: octal digits, or GNU's big-endian number behind a first byte of 128."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    return int(field.strip(b" \0") or b"0", 8) if field[0] < 0x80 else _refuse(field)
+
+
+def _refuse(field: bytes) -> int:
+    raise ValueError(f"damaged: the number {field!r}")
+
+
+def _skip_sparse_map(file: BinaryIO, header: bytes, position: int) -> int:
+    """Where the data begins behind the blocks that go on with an old GNU sparse map."""
+    more = header[482]
+    while more:
+        file.seek(position)
+        block = file.read(BLOCK)
+        if len(block) < BLOCK:
+            raise ValueError(f"cut off at byte {position}")
+        more, position = block[504], position + BLOCK
+    return position
+
+
+def _read_header(file: BinaryIO, size: int, position: int) -> bytes:
+    if size > MAX_HEADER_BYTES:
+        raise ValueError(f"damaged: the header at byte {position} has {size} bytes; allowed are {MAX_HEADER_BYTES}")
+    return file.read(size)
+
+
+def _pax_keys(content: bytes, position: int) -> dict[str, str]:
+    """{key: value} of lines "length key=value\\n"."""
+    keys, start = {}, 0
+    while start < len(content) and content[start : start + 1] != b"\0":
+        length, space, _ = content[start : start + 20].partition(b" ")
+        end = start + (int(length) if length.isdigit() else 0)
+        key, equals, value = content[start + len(length) + 1 : end - 1].partition(b"=")
+        if not (space and equals) or content[end - 1 : end] != b"\n":
+            raise ValueError(f"damaged: the pax header at byte {position}")
+        keys[_text(key)] = _text(value)
+        start = end
+    if not keys.get("size", "0").isdecimal():
+        raise ValueError(f"damaged: the pax header at byte {position}")
+    return keys
+
+
+def _short_name(header: bytes) -> str:
+    name, prefix = _text(header[:100]), _text(header[345:500])
+    return f"{prefix}/{name}" if header[257:263] == b"ustar\0" and prefix else name
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
