@@ -16,6 +16,7 @@ from PIL import Image
 import zoo
 from clip import clip_loss, tokenize
 from zoo import demo
+from zoo.demo import data, page, reading, training
 from zoo.report import png_size
 
 pytestmark = pytest.mark.backend
@@ -27,7 +28,7 @@ FILES = ["metrics.json", "model.safetensors", "predictions.csv", "report.html", 
 
 @pytest.fixture(scope="module")
 def split():
-    return demo.load_split()
+    return data.load_split()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def run(tmp_path_factory):
 
 
 def captioned(digits, **options):
-    return demo.CaptionedDigits(digits, demo.TRAIN_TEMPLATES, **{"seed": 0, "epochs": 3, **options})
+    return data.CaptionedDigits(digits, data.TRAIN_TEMPLATES, **{"seed": 0, "epochs": 3, **options})
 
 
 def same(one, other):
@@ -57,12 +58,12 @@ def test_the_split_keeps_each_digits_share(split):
     assert sorted([*train.places, *held_out.places]) == list(range(1797))
     counts = [np.bincount(digits.labels, minlength=10) / len(digits) for digits in split]
     assert np.abs(counts[0] - counts[1]).max() < 0.01
-    again = demo.load_split()
+    again = data.load_split()
     assert all(np.array_equal(one.places, other.places) for one, other in zip(split, again, strict=True))
 
 
 def test_a_limit_shortens_training_alone(split):
-    train, held_out = demo.load_split(train_images=100)
+    train, held_out = data.load_split(train_images=100)
     assert np.array_equal(train.places, split[0].places[:100])
     assert np.array_equal(held_out.places, split[1].places)
 
@@ -70,38 +71,38 @@ def test_a_limit_shortens_training_alone(split):
 def test_digits_are_black_on_white(split):
     for digits in split:
         assert digits.pictures.dtype == np.uint8 and digits.pictures.shape[1:] == (32, 32, 3)
-    blank, full = demo.draw(np.zeros((8, 8))), demo.draw(np.full((8, 8), 16.0))
+    blank, full = data.draw(np.zeros((8, 8))), data.draw(np.full((8, 8), 16.0))
     assert (blank == 255).all() and (full == 0).all()
 
 
 def test_pictures_are_normalised_by_the_training_pictures_own_statistics(split):
     shares = split[0].pictures / 255
-    assert shares.mean() == pytest.approx(demo.DIGITS_MEAN, abs=0.005)
-    assert shares.std() == pytest.approx(demo.DIGITS_STD, abs=0.005)
+    assert shares.mean() == pytest.approx(data.DIGITS_MEAN, abs=0.005)
+    assert shares.std() == pytest.approx(data.DIGITS_STD, abs=0.005)
 
 
 def test_no_held_out_sentence_is_a_caption():
-    trained = {text for texts in demo.captions(demo.TRAIN_TEMPLATES) for text in texts}
-    asked = {text for texts in demo.captions(demo.HELD_OUT_TEMPLATES) for text in texts}
+    trained = {text for texts in data.captions(data.TRAIN_TEMPLATES) for text in texts}
+    asked = {text for texts in data.captions(data.HELD_OUT_TEMPLATES) for text in texts}
     assert not trained & asked
     plain = [{re.sub(r"\W", "", text.lower()) for text in texts} for texts in (trained, asked)]
     assert not plain[0] & plain[1], "they differ in punctuation only"
 
 
 def test_captions_name_their_digit():
-    texts = demo.captions(["a {}", "{}!"])
+    texts = data.captions(["a {}", "{}!"])
     assert len(texts) == 10 and texts[3] == ["a 3", "a three", "3!", "three!"]
 
 
 def test_short_tokens_are_tokens_without_common_padding():
     texts = ["a photo of the digit 3.", "3"]
-    short, whole = demo.short_tokens(texts), tokenize(texts)
+    short, whole = data.short_tokens(texts), tokenize(texts)
     assert short.shape == (2, 9) and np.array_equal(short, whole[:, :9]) and not whole[:, 9:].any()
 
 
 def test_jiggling_is_small_and_moves(split, rng):
     picture = split[0].pictures[0]
-    moved = [demo.jiggle(picture, rng) for _ in range(20)]
+    moved = [data.jiggle(picture, rng) for _ in range(20)]
     assert all(one.shape == picture.shape and one.dtype == np.uint8 for one in moved)
     assert len({one.tobytes() for one in moved}) == 20
     near = np.abs(np.mean(moved, axis=0) - picture).mean()
@@ -113,35 +114,35 @@ def test_jiggling_is_small_and_moves(split, rng):
 def test_each_kind_of_jiggling_moves(option, split, monkeypatch):
     for name in ("MAX_SHIFT", "MAX_DEGREES", "MAX_SHEAR", "MAX_STRETCH"):
         if name != option:
-            monkeypatch.setattr(demo, name, 0.0)
+            monkeypatch.setattr(data, name, 0.0)
     picture = split[0].pictures[0]
-    assert not np.array_equal(demo.jiggle(picture, np.random.default_rng(0)), picture)
-    monkeypatch.setattr(demo, option, 0.0)
-    assert np.array_equal(demo.jiggle(picture, np.random.default_rng(0)), picture)
+    assert not np.array_equal(data.jiggle(picture, np.random.default_rng(0)), picture)
+    monkeypatch.setattr(data, option, 0.0)
+    assert np.array_equal(data.jiggle(picture, np.random.default_rng(0)), picture)
 
 
 def test_a_batch_depends_on_its_index_alone(split):
-    data, again = captioned(split[0]), captioned(split[0])
-    assert data.steps == 22 and len(data) == 66
+    batches, again = captioned(split[0]), captioned(split[0])
+    assert batches.steps == 22 and len(batches) == 66
     indices = [0, 65, 21, 22, 40, 0]
-    forward, backward = {i: data[i] for i in indices}, {i: again[i] for i in reversed(indices)}
+    forward, backward = {i: batches[i] for i in indices}, {i: again[i] for i in reversed(indices)}
     assert all(same(forward[i], backward[i]) for i in indices)
 
 
 def test_batches_have_one_shape(split):
-    data = captioned(split[0])
+    batches = captioned(split[0])
     for index in (0, 21, 22, 65):
-        batch = data[index]
+        batch = batches[index]
         assert batch["images"].shape == (64, 32, 32, 3) and batch["images"].dtype == np.float32
-        assert batch["tokens"].shape == data[0]["tokens"].shape and batch["tokens"].dtype == np.int32
+        assert batch["tokens"].shape == batches[0]["tokens"].shape and batch["tokens"].dtype == np.int32
         assert batch["label"].shape == (64,) and batch["label"].dtype == np.int32
 
 
 def test_captions_are_of_the_pictures_digit(split):
-    data = captioned(split[0])
-    texts = demo.captions(demo.TRAIN_TEMPLATES)
-    digit_of = {tuple(row): k for k in range(10) for row in demo.short_tokens(sum(texts, [])).reshape(10, 24, -1)[k]}
-    seen = [data[index] for index in range(44)]
+    batches = captioned(split[0])
+    texts = data.captions(data.TRAIN_TEMPLATES)
+    digit_of = {tuple(row): k for k in range(10) for row in data.short_tokens(sum(texts, [])).reshape(10, 24, -1)[k]}
+    seen = [batches[index] for index in range(44)]
     for batch in seen:
         assert [digit_of[tuple(row)] for row in batch["tokens"]] == batch["label"].tolist()
     assert len({tuple(row) for batch in seen for row in batch["tokens"]}) == len(digit_of) == 240
@@ -162,26 +163,26 @@ def test_epochs_differ_and_show_each_picture_once(split):
 
 
 def test_lowest_loss_is_the_loss_of_perfect_logits(split):
-    data = captioned(split[0], augment=False)
+    batches = captioned(split[0], augment=False)
     losses = []
-    for index in range(data.steps):
-        label = data[index]["label"]
+    for index in range(batches.steps):
+        label = batches[index]["label"]
         logits = 1e4 * (label[:, None] == label[None, :]).astype(np.float32)
         losses.append(float(ops.convert_to_numpy(clip_loss(ops.convert_to_tensor(logits), label))))
-    assert demo.lowest_loss(data) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert data.lowest_loss(batches) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_the_schedule_warms_up_and_ends_at_zero():
-    optimizer = demo.create_optimizer(steps=10, epochs=5)
+    optimizer = training.create_optimizer(steps=10, epochs=5)
     rates = [float(ops.convert_to_numpy(optimizer._learning_rate(step))) for step in range(51)]
-    assert rates[0] == 0 and rates[10] == pytest.approx(demo.PEAK_LEARNING_RATE) == max(rates)
+    assert rates[0] == 0 and rates[10] == pytest.approx(training.PEAK_LEARNING_RATE) == max(rates)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[50] == pytest.approx(0, abs=1e-9)
 
 
 def test_weight_decay_acts_on_kernels_alone():
-    model = demo.create_clip(demo.VARIANT, image_size=32, stem_stride=2)
-    optimizer = demo.create_optimizer(steps=10, epochs=5)
+    model = training.create_pair()
+    optimizer = training.create_optimizer(steps=10, epochs=5)
     optimizer.build(model.trainable_variables)
     decayed = {v.name for v in model.trainable_variables if optimizer._use_weight_decay(v)}
     assert decayed == {"kernel"}
@@ -191,17 +192,17 @@ def test_weight_decay_acts_on_kernels_alone():
 
 
 def test_confusion_counts_rows_of_truth():
-    assert demo.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
+    assert reading.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
 
 
 def test_calibration_of_a_hand_made_case():
     """Four pictures, all 0.75 sure, two of them right: the error is 0.25 whichever bin 0.75 falls into."""
     logits = np.log([[0.75, 0.25]] * 4)
-    result = demo.calibration(logits, np.array([0, 0, 1, 1]))
+    result = reading.calibration(logits, np.array([0, 0, 1, 1]))
     assert result["confidence"] == pytest.approx(0.75)
     assert result["error"] == pytest.approx(0.25)
     assert result["loss"] == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
-    sure = demo.calibration(np.array([[100.0, 0.0]]), np.array([0]))  # confidence 1.0 belongs to the last bin
+    sure = reading.calibration(np.array([[100.0, 0.0]]), np.array([0]))  # confidence 1.0 belongs to the last bin
     assert sure["confidence"] == 1 and sure["error"] == 0
 
 
@@ -209,15 +210,15 @@ def test_calibration_bins_do_not_cancel():
     """One bin too sure by 0.4, one too unsure by 0.4: over a single bin the two would cancel."""
     logits = np.log([[0.9, 0.1], [0.6, 0.4]])
     labels = np.array([1, 0])  # wrong at 0.9, right at 0.6
-    assert demo.calibration(logits, labels)["error"] == pytest.approx((0.9 + 0.4) / 2)
-    assert demo.calibration(logits, labels, bins=1)["error"] == pytest.approx(0.25)
+    assert reading.calibration(logits, labels)["error"] == pytest.approx((0.9 + 0.4) / 2)
+    assert reading.calibration(logits, labels, bins=1)["error"] == pytest.approx(0.25)
 
 
 def test_a_larger_factor_is_surer():
     cosines, labels = np.array([[0.9, 0.1], [0.2, 0.3]]), np.array([0, 1])
-    sweep = demo.temperature_sweep(cosines, labels, [1, 10, 100])
+    sweep = reading.temperature_sweep(cosines, labels, [1, 10, 100])
     assert sweep["confidence"] == sorted(sweep["confidence"])
-    assert sweep["loss"][1] == demo.calibration(10 * cosines, labels)["loss"]
+    assert sweep["loss"][1] == reading.calibration(10 * cosines, labels)["loss"]
 
 
 @pytest.fixture
@@ -225,12 +226,12 @@ def perfect():
     """Readings of 20 pictures, two of each digit, that lie where their sentences lie."""
     axes = np.eye(10, dtype=np.float32)
     labels = np.tile(np.arange(10, dtype=np.int32), 2)
-    texts = np.broadcast_to(axes, (2, len(demo.HELD_OUT_TEMPLATES), 10, 10)).copy()
-    return demo.Readings(axes[labels], texts, axes[labels], labels, factor=10.0)
+    texts = np.broadcast_to(axes, (2, len(data.HELD_OUT_TEMPLATES), 10, 10)).copy()
+    return reading.Readings(axes[labels], texts, axes[labels], labels, factor=10.0)
 
 
 def test_perfect_readings_measure_one(perfect):
-    metrics = demo.measure(perfect)
+    metrics = reading.measure(perfect)
     assert metrics["zero_shot_accuracy"] == 1
     assert metrics["retrieval"] == {
         "text_to_image_recall_at_1": 1,
@@ -244,9 +245,9 @@ def test_perfect_readings_measure_one(perfect):
 
 def test_each_figure_looks_at_its_own_sentences(perfect):
     perfect.texts[1, 2] = perfect.texts[1, 2, ::-1].copy()  # the words in the third template stand for 9 − digit
-    metrics = demo.measure(perfect)
+    metrics = reading.measure(perfect)
     accuracies = {(t, s): a for t, row in metrics["accuracy_per_template"].items() for s, a in row.items()}
-    assert [key for key, accuracy in accuracies.items() if accuracy < 1] == [(demo.HELD_OUT_TEMPLATES[2], "words")]
+    assert [key for key, accuracy in accuracies.items() if accuracy < 1] == [(data.HELD_OUT_TEMPLATES[2], "words")]
     assert metrics["retrieval"]["text_to_image_recall_at_1"] == 70 / 80
 
 
@@ -321,7 +322,7 @@ def test_predictions_are_those_counted(run, split):
     assert [int(row["digit"]) for row in rows] == split[1].labels.tolist()
     assert np.mean([int(row["correct"]) for row in rows]) == metrics["zero_shot_accuracy"]
     for row in rows:
-        shares = [float(row[f"p_{name}"]) for name in demo.WORDS]
+        shares = [float(row[f"p_{name}"]) for name in data.WORDS]
         assert sum(shares) == pytest.approx(1, abs=1e-5)
         assert int(np.argmax(shares)) == int(row["read_as"])
 
@@ -331,7 +332,7 @@ def test_the_report_holds_every_plot_and_figure(run):
     source = (folder / "report.html").read_text(encoding="utf-8")
     assert source.count('src="data:image/png;base64,') == len(PNGS)
     assert not re.search(r'(?:src|href)="(?!data:)', source)
-    for template in demo.HELD_OUT_TEMPLATES:
+    for template in data.HELD_OUT_TEMPLATES:
         assert template in source
     assert f"{100 * metrics['zero_shot_accuracy']:.1f} %" in source
 
@@ -339,7 +340,7 @@ def test_the_report_holds_every_plot_and_figure(run):
 def test_load_brings_the_pair_back(run, split):
     folder, metrics = run
     loaded = zoo.load(folder / "model.safetensors")
-    readings = demo.read_digits(loaded.model, split[1], loaded.transform)
+    readings = reading.read_digits(loaded.model, split[1], loaded.transform)
     assert metrics["reloaded_predictions_equal"] == 1
     assert (readings.predictions == split[1].labels).mean() == metrics["zero_shot_accuracy"]
     assert np.array_equal(
@@ -351,12 +352,12 @@ def test_load_brings_the_pair_back(run, split):
 def test_the_classifier_reads_alone(run, split):
     folder, metrics = run
     classifier = keras.saving.load_model(folder / "zero_shot_classifier.keras", safe_mode=True)
-    transform = demo.PREPROCESS.eval_transform()
+    transform = data.PREPROCESS.eval_transform()
     images = np.stack([transform(picture) for picture in split[1].pictures])
     scores = classifier.predict(images, batch_size=120, verbose=0)
     assert (scores.argmax(axis=1) == split[1].labels).mean() == metrics["zero_shot_accuracy"]
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
-        written = [[float(row[f"p_{name}"]) for name in demo.WORDS] for row in csv.DictReader(file)]
+        written = [[float(row[f"p_{name}"]) for name in data.WORDS] for row in csv.DictReader(file)]
     np.testing.assert_allclose(scores, written, atol=2e-5)
 
 
@@ -364,13 +365,13 @@ def test_the_code_in_the_report_runs(run, monkeypatch, capsys):
     """With a picture that is there."""
     folder, _ = run
     drawn = BytesIO()
-    Image.fromarray(demo.load_split()[1].pictures[0]).save(drawn, "PNG")
+    Image.fromarray(data.load_split()[1].pictures[0]).save(drawn, "PNG")
     (folder.parent / "digit.png").write_bytes(drawn.getvalue())
-    code = demo.LOAD_AGAIN.format(words=list(demo.WORDS))
+    code = page.LOAD_AGAIN.format(words=list(data.WORDS))
     code = code.replace('"a digit, black on white.png"', repr(str(folder.parent / "digit.png")))
     monkeypatch.chdir(folder)
     exec(compile(code, "report", "exec"), {})
-    assert capsys.readouterr().out.splitlines()[-1] in demo.WORDS  # after the progress bar
+    assert capsys.readouterr().out.splitlines()[-1] in data.WORDS  # after the progress bar
 
 
 @pytest.mark.slow
@@ -379,8 +380,8 @@ def test_the_median_of_three_seeds(split):
     accuracies = []
     for seed in range(3):
         keras.utils.set_random_seed(seed)
-        model = demo.create_clip(demo.VARIANT, image_size=demo.IMAGE_SIZE, stem_stride=demo.STEM_STRIDE)
-        _, seconds = demo.train_pair(model, *split, seed=seed, epochs=demo.EPOCHS)
-        accuracies.append(demo.measure(demo.read_digits(model, split[1]))["zero_shot_accuracy"])
+        model = training.create_pair()
+        _, seconds = training.train_pair(model, *split, seed=seed, epochs=training.EPOCHS)
+        accuracies.append(reading.measure(reading.read_digits(model, split[1]))["zero_shot_accuracy"])
         print(f"{keras.backend.backend()} seed {seed}: {accuracies[-1]:.4f} after {seconds:.0f} s")
     assert np.median(accuracies) >= 0.98
