@@ -42,6 +42,7 @@ class ViT:
         epsilon: added to the variance in every LayerNorm.
         stem_dim: channels of a stem of three convolutions in place of one; then patches are of 16 pixels, the class
             token has no position, and no norm stands before the blocks.
+        stem_padding: zeros around the image, read by that stem's first convolution.
         projection_bias: whether the projection to the embedding has a bias.
     """
 
@@ -52,6 +53,7 @@ class ViT:
     mlp_ratio: float = 4.0
     epsilon: float = 1e-5
     stem_dim: int | None = None
+    stem_padding: int = 0
     projection_bias: bool = False
 
     def __post_init__(self):
@@ -135,7 +137,8 @@ MCI2 = MCi((4, 12, 24, 4), (80, 160, 320, 640))
 WIDE_MCI = {"mlp_ratio": 4, "attention_stages": 2, "squeeze_excite": 0, "norm": "layer", "stem_scale": False}
 MCI3 = MCi((2, 12, 24, 4, 2), (96, 192, 384, 768, 1536), **WIDE_MCI)
 MCI4 = MCi((2, 12, 24, 4, 4), (128, 256, 512, 1024, 2048), **WIDE_MCI)
-STEM_VIT = ViT(768, 12, 16, epsilon=1e-6, stem_dim=192, projection_bias=True)  # 1e-6: timm's, Apple's own is 1e-5
+STEM_VIT = ViT(768, 12, 16, epsilon=1e-6, stem_dim=192, projection_bias=True)  # as open_clip has it; Apple's own code
+# for MobileCLIP-B has epsilon=1e-5 and stem_padding=1, which a `Pair` of one's own can say
 CAUSAL, ALL_SEE_ALL = Text(512, 8, 12), Text(512, 8, 12, causal=False)
 WIDE_TEXT = Text(768, 12, 12, causal=False)
 
@@ -245,13 +248,17 @@ def image_parameters(pair, image_size=None):
     if isinstance(image, MCi):
         return mci.parameters(image, embed_dim)
     width, hidden = image.width, int(image.width * image.mlp_ratio)
-    patches = ((image_size or pair.image_size) // image.patch_size) ** 2
+    patches = _patches(image, image_size or pair.image_size)
     if image.stem_dim:  # two norms, the last convolution's bias, the class token; one norm after the blocks
         embeddings = sum(_stem_kernels(image)) + 4 * image.stem_dim + width + (patches + 1) * width + 2 * width
     else:
         embeddings = 3 * image.patch_size**2 * width + width + (patches + 1) * width + 4 * width
     projection = width * embed_dim + image.projection_bias * embed_dim
     return embeddings + image.layers * _block_parameters(width, hidden) + projection
+
+
+def _patches(vit, side):
+    return ((side + 2 * vit.stem_padding) // vit.patch_size) ** 2
 
 
 def _stem_kernels(vit):
@@ -292,12 +299,13 @@ def image_flops(pair, image_size=None):
         return 2 * _resnet_multiply_adds(image, pair.embed_dim, side)
     if isinstance(image, MCi):
         return mci.flops(image, pair.embed_dim, side)
-    patches = (side // image.patch_size) ** 2
+    patches = _patches(image, side)
     hidden = int(image.width * image.mlp_ratio)
     trunk = _transformer_multiply_adds(image.width, hidden, image.layers, patches + 1)
     stem = patches * 3 * image.patch_size**2 * image.width
     if image.stem_dim:
-        maps = (side // 4) ** 2, (side // 8) ** 2, patches
+        first = (side + 2 * image.stem_padding) // 4
+        maps = first**2, (first // 2) ** 2, (first // 4) ** 2
         stem = sum(positions * kernel for positions, kernel in zip(maps, _stem_kernels(image), strict=True))
     return 2 * (stem + trunk + image.width * pair.embed_dim)
 

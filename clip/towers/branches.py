@@ -93,7 +93,7 @@ class Branches(layers.Layer):
         else:
             options |= {"depth_multiplier": self.depth_multiplier, "depthwise_initializer": initializer}
             layer = DepthwiseConv2D(**options)
-        layer.build(input_shape)
+        layer.build((None, None, None, input_shape[-1]))  # sides are checked without the padding, which may be all
         return layer
 
     def conv_norm(self, input_shape, kernel_size, name):

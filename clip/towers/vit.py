@@ -72,6 +72,8 @@ STEM_STRIDES = (4, 2, 2)
 def conv_embed(images, vit):
     """(B, H, H, 3) → (B, L, W): three convolutions without overlap, positions, and only then the class token."""
     x = images
+    if vit.stem_padding:
+        x = layers.ZeroPadding2D(vit.stem_padding, data_format="channels_last", name="stem_pad")(x)
     for index, stride in enumerate(STEM_STRIDES):
         is_last = index == len(STEM_STRIDES) - 1
         x = convolution(x, vit.width if is_last else vit.stem_dim, stride, f"stem_{index}_conv", use_bias=is_last)

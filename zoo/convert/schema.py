@@ -126,6 +126,7 @@ IMAGE_ROWS = {
         "mlp_ratio": RATIO,
         "epsilon": EPSILON,
         "stem_dim": SIZE_OR_NULL,
+        "stem_padding": COUNT,
         "projection_bias": FLAG,
     },
     "resnet": {"layers": DEPTHS, "width": SIZE},
