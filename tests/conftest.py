@@ -16,6 +16,7 @@ import pytest
 SEED = 20240229
 GROWTH = 3e9  # bytes after which garbage is collected early: the suite under JAX would come to 22 GB
 BACKEND = os.environ.get("KERAS_BACKEND")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network
 
 refused: list[str] = []
 

@@ -331,7 +331,7 @@ def test_load_names_what_to_do_with_a_foreign_file(tmp_path):
     ("name", "error", "message"),
     [
         ("convnextv2_tiny", ValueError, "architecture without weights"),
-        ("convnextv2_tiny.fcmae", ValueError, "no weights 'fcmae' for convnextv2_tiny"),
+        ("convnextv2_tiny.fcmea", ValueError, "no weights 'fcmea' for convnextv2_tiny. There are 'fcmae'"),
         ("nowhere.safetensors", FileNotFoundError, "nowhere"),
         ("nowhere.keras", FileNotFoundError, "nowhere"),
         ("convnext_v2_small", ValueError, "'convnextv2_small'"),
@@ -370,7 +370,7 @@ def test_arguments_a_builder_does_not_have(name, arguments, nearest):
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
-        ("fcmae_ft_in1k", ValueError, "no weights 'fcmae_ft_in1k' for convnextv2_atto"),
+        ("fcmae_ft_in2k", ValueError, "no weights 'fcmae_ft_in2k' for convnextv2_atto"),
         ("nowhere.safetensors", FileNotFoundError, "nowhere"),
         ("folder/nowhere", FileNotFoundError, "nowhere"),
     ],

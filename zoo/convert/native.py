@@ -190,7 +190,8 @@ def _parse_source(metadata, filename):
         return None
     value = _loads(metadata, "source", filename)
     fields = value if isinstance(value, dict) else {}
-    if set(fields) != SOURCE_FIELDS or not all(isinstance(text, str) and text.isprintable() for text in fields.values()):
+    are_texts = all(isinstance(text, str) and text.isprintable() for text in fields.values())
+    if set(fields) != SOURCE_FIELDS or not are_texts:
         raise bad(filename, "source", value, f"an object of texts: {', '.join(sorted(SOURCE_FIELDS))}")
     return value
 

@@ -6,7 +6,7 @@
 import functools
 
 from zoo.pretrained import classifiers, pairs
-from zoo.pretrained.rows import OPEN_CLIP_FILES, RESTRICTED, TIMM_FILES, Weights, restriction
+from zoo.pretrained.rows import OPEN_CLIP_FILES, RESTRICTED, TIMM_FILES, Weights, restriction, spelled_licence
 
 __all__ = [
     "OPEN_CLIP_FILES",
@@ -16,6 +16,7 @@ __all__ = [
     "all_weights",
     "find_weights",
     "restriction",
+    "spelled_licence",
     "tags",
 ]
 

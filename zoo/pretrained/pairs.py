@@ -26,6 +26,7 @@ class Group(NamedTuple):
         repositories: `architecture.tag` → repository.
         activation: of the transformers.
         preprocess: at the architecture's image size.
+        files: looked for in the repository.
     """
 
     licence: str
@@ -33,6 +34,7 @@ class Group(NamedTuple):
     repositories: dict[str, str]
     activation: str = "gelu"
     preprocess: PreprocessSpec = OPENAI
+    files: tuple[str, ...] = OPEN_CLIP_FILES
 
 
 GROUPS = (
@@ -133,6 +135,9 @@ GROUPS = (
         "convnext_xxlarge.laion2b_s34b_b82k_augreg_rewind":      "convnext_xxlarge-laion2B-s34B-b82K-augreg-rewind",
         "convnext_xxlarge.laion2b_s34b_b82k_augreg_soup":        "convnext_xxlarge-laion2B-s34B-b82K-augreg-soup",
     }),
+    Group("Apple-AMLR", "apple/", preprocess=PIXELS, files=("mobileclip_s0.pt",), repositories={
+        "MobileCLIP-S0.datacompdr":       "MobileCLIP-S0",  # in Apple's own naming; open_clip has no such tower
+    }),
     Group("Apple-AMLR", "apple/", preprocess=PIXELS, repositories={
         "MobileCLIP-S1.datacompdr":       "MobileCLIP-S1-OpenCLIP",
         "MobileCLIP-S2.datacompdr":       "MobileCLIP-S2-OpenCLIP",
@@ -178,6 +183,7 @@ SCORES = {
     "convnext_xxlarge.laion2b_s34b_b82k_augreg": 79.07,
     "convnext_xxlarge.laion2b_s34b_b82k_augreg_rewind": 79.31,
     "convnext_xxlarge.laion2b_s34b_b82k_augreg_soup": 79.47,
+    "MobileCLIP-S0.datacompdr": 67.79,
     "MobileCLIP-S1.datacompdr": 72.62,
     "MobileCLIP-S2.datacompdr": 74.44,
     "MobileCLIP-B.datacompdr": 76.82,
@@ -203,7 +209,7 @@ def rows():
                 f"clip/{label}",
                 tag,
                 repository=group.owner + repository,
-                files=OPEN_CLIP_FILES,
+                files=group.files,
                 licence=group.licence,
                 preprocess=dataclasses.replace(group.preprocess, image_size=size),
                 activation=group.activation,

@@ -7,6 +7,7 @@ from zoo.preprocess import PreprocessSpec
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
+FREE = ("MIT", "Apache-2.0", "BSD-3-Clause")
 # Licences of weights that are not free for every use, with what to know of them.
 RESTRICTED = {
     "CC-BY-NC-4.0": "not for commercial use",
@@ -64,3 +65,10 @@ class Weights:
 def restriction(licence: str | None) -> str | None:
     """What to know of a licence that does not allow every use, or None."""
     return RESTRICTED.get(licence)
+
+
+def spelled_licence(said: str | None) -> str | None:
+    """A licence as this table spells it ("apache-2.0" → "Apache-2.0"); one it does not know stays as it is."""
+    if not isinstance(said, str) or not said:
+        return None
+    return next((known for known in (*FREE, *RESTRICTED) if said.lower().startswith(known.lower())), said)

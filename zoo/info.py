@@ -1,0 +1,125 @@
+"""What is known of a name, of published weights or of a saved model, before any weight is touched."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from zoo.convert import native
+from zoo.convert.native import Description
+from zoo.convert.schema import CLIP, RESNET
+from zoo.names import find, find_tagged
+from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from zoo.pretrained import Weights, tags
+from zoo.recipes import Recipe, named, published
+
+SOURCES = {
+    "convnext": "arXiv:2201.03545",
+    "convnextv2": "arXiv:2301.00808",
+    RESNET: "arXiv:1512.03385",
+    CLIP: "arXiv:2103.00020",
+}
+PUBLISHED = {  # licences of the weights that others publish; none of them comes with this package
+    "convnext": "MIT (facebookresearch), Apache-2.0 (timm)",
+    "convnextv2": "CC-BY-NC-4.0, not for commercial use",
+    RESNET: "BSD-3-Clause (torchvision), Apache-2.0 (timm), by tag",
+    CLIP: "MIT (OpenAI, LAION) and others, by tag",
+}
+CROP_PCT = 0.875  # timm's for classifiers at 224
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a name, or of a saved model, before any weight is touched.
+
+    Args:
+        name: as `list_models` prints it, with the weights' tag where one was given; of a saved model, the model's own.
+        family: "convnext", "convnextv2", "resnet" or "clip".
+        parameters: trainable; of a name without weights, at 1000 classes.
+        flops: of one image, in a pair of one image and one caption; two for each multiply–add. None where the input
+            has no fixed size.
+        input: (H, W, C) of an image.
+        preprocess: how a picture becomes that input; None when nobody said.
+        licence: of the weights; of a name without weights, the code's and that of the weights others publish.
+        score: published top-1 accuracy on ImageNet-1k in percent, zero-shot for a pair; None where there is none.
+        source: the paper.
+        weights: the row of the table of published weights, or None.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    flops: int | None
+    input: tuple[int | None, int | None, int]
+    preprocess: PreprocessSpec | None
+    licence: str | None
+    score: float | None
+    source: str | None
+    weights: Weights | None = None
+
+
+def model_info(name: str) -> ModelInfo:
+    """The `ModelInfo` of a name, with or without a weights tag, from the tables.
+
+    Raises:
+        ValueError: an unknown name, or weights that there are not; the nearest are named.
+    """
+    entry = find(name)
+    if entry.tag:
+        return info_of(published(entry, find_tagged(entry)))
+    recipe = named(entry)
+    spec = PreprocessSpec(input_shape(recipe.description)[0])
+    if entry.family != CLIP:
+        spec = dataclasses.replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=CROP_PCT, rgb_first=True)
+    elif tags(entry.name):
+        spec = next(iter(tags(entry.name).values())).preprocess
+    licence = f"code Apache-2.0; published weights {PUBLISHED[entry.family]}"
+    description = dataclasses.replace(recipe.description, preprocess=spec, licence=licence)
+    return info_of(dataclasses.replace(recipe, description=description))
+
+
+def info_of(recipe: Recipe) -> ModelInfo:
+    """Of a recipe, by the tables' arithmetic."""
+    row, parameters = recipe.row, native.count_weights(recipe.description)
+    return described(recipe.description, row.full_name if row else recipe.origin, parameters, row)
+
+
+def described(description: Description, name: str, parameters: int, row: Weights | None = None) -> ModelInfo:
+    """The `ModelInfo` of a described model with that many parameters."""
+    shape = input_shape(description)
+    return ModelInfo(
+        name,
+        description.family,
+        parameters,
+        _flops(description, shape),
+        shape,
+        description.preprocess,
+        description.licence,
+        row and row.score,
+        SOURCES[description.family],
+        row,
+    )
+
+
+def input_shape(description: Description) -> tuple[int | None, int | None, int]:
+    """(H, W, C)."""
+    arguments = description.arguments
+    return (*[arguments["image_size"]] * 2, 3) if description.family == CLIP else tuple(arguments["input_shape"])
+
+
+def _flops(description, shape):
+    import clip
+    import convnext
+
+    height, width, channels = shape
+    if height is None or height != width:
+        return None
+    arguments = description.arguments
+    row = native.row_of(description.family, arguments["variant"])
+    if description.family == CLIP:
+        return clip.flops(row, height)
+    return convnext.flops(
+        row,
+        image_size=height,
+        stem_stride=arguments.get("stem_stride", 4),
+        num_classes=arguments["num_classes"] if arguments["include_top"] else None,
+        in_channels=channels,
+    )
