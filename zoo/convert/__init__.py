@@ -60,7 +60,7 @@ def load_checkpoint(model, checkpoint, *, strict=True, fresh=(), activation=None
     """`load_weights` from a `Checkpoint` already read.
 
     Args:
-        fresh: names of layers that keep the values they have.
+        fresh: {name of a layer that keeps the values it has: why}.
         activation: that a pair's weights were trained with, where it is said elsewhere than in the file.
     """
     notes = _check_activation(model, checkpoint, activation)

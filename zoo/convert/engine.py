@@ -116,7 +116,7 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
         tensors: key → array.
         source: the `Format` the keys are in.
         strict: refuse a file that lacks a variable or has a key left over.
-        fresh: names of layers that keep the values they have; what the file holds for them is ignored.
+        fresh: {name of a layer that keeps the values it has: why}; what the file holds for it is ignored.
         filename: for the error.
 
     Raises:
@@ -140,7 +140,7 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
     values = [_converted(slot, tensors) for slot in found]
     for slot, value in zip(found, values, strict=True):
         slot.variable.assign(value)
-    notes += [f"{name} is new: what the file may hold for it was not taken." for name in fresh]
+    notes += [f"{why}: {name} is new." for name, why in dict(fresh).items()]
     return LoadReport(source.name, len(found), ignored, tuple(missing), tuple(unexpected), tuple(notes))
 
 
