@@ -17,6 +17,7 @@ import zoo
 from clip import clip_loss, tokenize
 from zoo import demo
 from zoo.demo import data, page, reading, training
+from zoo.evaluation.metrics import calibration
 from zoo.report import png_size
 
 pytestmark = pytest.mark.backend
@@ -191,34 +192,11 @@ def test_weight_decay_acts_on_kernels_alone():
 # The figures.
 
 
-def test_confusion_counts_rows_of_truth():
-    assert reading.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
-
-
-def test_calibration_of_a_hand_made_case():
-    """Four pictures, all 0.75 sure, two of them right: the error is 0.25 whichever bin 0.75 falls into."""
-    logits = np.log([[0.75, 0.25]] * 4)
-    result = reading.calibration(logits, np.array([0, 0, 1, 1]))
-    assert result["confidence"] == pytest.approx(0.75)
-    assert result["error"] == pytest.approx(0.25)
-    assert result["loss"] == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
-    sure = reading.calibration(np.array([[100.0, 0.0]]), np.array([0]))  # confidence 1.0 belongs to the last bin
-    assert sure["confidence"] == 1 and sure["error"] == 0
-
-
-def test_calibration_bins_do_not_cancel():
-    """One bin too sure by 0.4, one too unsure by 0.4: over a single bin the two would cancel."""
-    logits = np.log([[0.9, 0.1], [0.6, 0.4]])
-    labels = np.array([1, 0])  # wrong at 0.9, right at 0.6
-    assert reading.calibration(logits, labels)["error"] == pytest.approx((0.9 + 0.4) / 2)
-    assert reading.calibration(logits, labels, bins=1)["error"] == pytest.approx(0.25)
-
-
 def test_a_larger_factor_is_surer():
     cosines, labels = np.array([[0.9, 0.1], [0.2, 0.3]]), np.array([0, 1])
     sweep = reading.temperature_sweep(cosines, labels, [1, 10, 100])
     assert sweep["confidence"] == sorted(sweep["confidence"])
-    assert sweep["loss"][1] == reading.calibration(10 * cosines, labels)["loss"]
+    assert sweep["loss"][1] == calibration(10 * cosines, labels)["loss"]
 
 
 @pytest.fixture

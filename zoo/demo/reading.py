@@ -9,6 +9,7 @@ import numpy as np
 
 from clip import class_matrix
 from zoo.demo.data import HELD_OUT_IMAGES, HELD_OUT_TEMPLATES, NUMERALS, PREPROCESS, WORDS, Digits, short_tokens
+from zoo.evaluation.metrics import calibration, confusion, softmax
 
 READING_BATCH_SIZE = HELD_OUT_IMAGES // 3  # so that all batches have one shape, which JAX compiles once
 FACTORS = np.geomspace(1, 1000, 61)  # of the temperature plots
@@ -94,13 +95,6 @@ def measure(readings: Readings) -> dict:
     }
 
 
-def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) -> np.ndarray:
-    """Counts (K, K): rows are true classes, columns predicted ones. confusion([0, 1], [1, 1], 2) → [[0, 1], [0, 1]]"""
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, predictions), 1)
-    return counts
-
-
 def text_to_image_ranks(readings: Readings) -> np.ndarray:
     """For each of P held-out prompts, whether each picture shows its digit, best match first: bool (P, N)."""
     texts = readings.texts.reshape(-1, readings.texts.shape[-1])
@@ -109,43 +103,10 @@ def text_to_image_ranks(readings: Readings) -> np.ndarray:
     return readings.labels[order] == asked[:, None]
 
 
-def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
-    """How far probabilities can be taken at their word.
-
-    Args:
-        logits: float (N, K).
-        labels: int (N,).
-        bins: of equal width, over the confidence.
-
-    Returns:
-        {"confidence": mean of the highest probability, "error": expected calibration error, the mean distance between
-        confidence and accuracy over the bins weighted by their pictures, "loss": mean of −ln p(true class)}.
-
-    Reference: arXiv:1706.04599, equation 3.
-    """
-    probabilities = softmax(logits)
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    distance = np.abs(np.bincount(place, weights=confidence - right, minlength=bins)).sum() / len(labels)
-    true = probabilities[np.arange(len(labels)), labels]
-    return {
-        "confidence": float(confidence.mean()),
-        "error": float(distance),
-        "loss": float(-np.log(np.maximum(true, 1e-12)).mean()),
-    }
-
-
 def temperature_sweep(cosines: np.ndarray, labels: np.ndarray, factors: np.ndarray) -> dict:
     """`calibration` at each factor: {name: one value a factor}."""
     results = [calibration(factor * cosines, labels) for factor in factors]
     return {name: [result[name] for result in results] for name in results[0]}
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
-    exponentials = np.exp(np.float64(logits) - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def unit(x: np.ndarray) -> np.ndarray:

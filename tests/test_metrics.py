@@ -1,0 +1,179 @@
+"""The formulas of evaluation, on matrices made by hand, and beside scikit-learn and CLIP_benchmark's definitions."""
+
+import doctest
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+
+from zoo.evaluation import metrics
+
+
+def test_the_worked_examples_in_the_docstrings():
+    done = doctest.testmod(metrics)
+    assert (done.failed, done.attempted > 8) == (0, True)
+
+
+# Classification.
+
+
+SCORES = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.5, 0.4], [0.4, 0.35, 0.25]])
+LABELS = np.array([0, 1, 2, 2])
+
+
+def test_ranks_and_accuracies_of_a_hand_made_matrix():
+    assert metrics.class_ranks(SCORES, LABELS).tolist() == [1, 1, 2, 3]
+    assert [metrics.top_k_accuracy(SCORES, LABELS, k) for k in (1, 2, 3, 9)] == [0.5, 0.75, 1.0, 1.0]
+
+
+def test_a_tie_goes_to_the_lower_class_so_that_top_1_is_argmax(rng):
+    flat = np.zeros((6, 3))
+    assert metrics.class_ranks(flat, np.array([0, 1, 2, 0, 1, 2])).tolist() == [1, 2, 3, 1, 2, 3]
+    coarse = rng.integers(0, 3, (500, 5)).astype(float)
+    labels = rng.integers(0, 5, 500)
+    assert metrics.top_k_accuracy(coarse, labels) == (coarse.argmax(axis=1) == labels).mean()
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_accuracy_is_scikit_learns(k, rng):
+    scores, labels = rng.standard_normal((300, 7)), rng.integers(0, 7, 300)
+    expected = top_k_accuracy_score(labels, scores, k=k, labels=range(7))
+    assert metrics.top_k_accuracy(scores, labels, k) == pytest.approx(expected)
+
+
+def test_confusion_counts_rows_of_truth(rng):
+    assert metrics.confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist() == [[1, 1], [0, 1]]
+    labels, predictions = rng.integers(0, 6, (2, 200))
+    np.testing.assert_array_equal(
+        metrics.confusion(labels, predictions, 6), confusion_matrix(labels, predictions, labels=range(6))
+    )
+
+
+def test_mean_per_class_recall_is_balanced_accuracy(rng):
+    labels = rng.choice(5, 400, p=[0.6, 0.2, 0.1, 0.1, 0.0])  # unequal classes, one of them empty
+    predictions = np.where(rng.random(400) < 0.7, labels, rng.integers(0, 4, 400))
+    recall = metrics.mean_per_class_recall(metrics.confusion(labels, predictions, 5))
+    assert recall == pytest.approx(balanced_accuracy_score(labels, predictions))
+    assert recall != pytest.approx((labels == predictions).mean(), abs=1e-4)
+
+
+def test_calibration_of_a_hand_made_case():
+    logits = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.4, 0.6]]))
+    result = metrics.calibration(logits, np.array([0, 0, 1, 1]))
+    assert result["confidence"] == pytest.approx((0.9 * 3 + 0.6) / 4)
+    assert result["error"] == pytest.approx((3 * abs(0.9 - 2 / 3) + abs(0.6 - 1)) / 4)
+    assert result["loss"] == pytest.approx(-np.log([0.9, 0.9, 0.1, 0.6]).mean())
+    sure = metrics.calibration(np.array([[100.0, 0.0]]), np.array([0]))  # confidence 1.0 belongs to the last bin
+    assert sure == {"confidence": 1.0, "error": 0.0, "loss": pytest.approx(0.0)}
+
+
+def test_calibration_bins_do_not_cancel():
+    logits = np.log(np.array([[0.9, 0.1], [0.6, 0.4]]))
+    labels = np.array([1, 0])  # too sure once, too modest once
+    assert metrics.calibration(logits, labels)["error"] == pytest.approx((0.9 + 0.4) / 2)
+    assert metrics.calibration(logits, labels, bins=1)["error"] == pytest.approx(0.25)
+
+
+def test_softmax_of_large_logits_is_finite():
+    np.testing.assert_array_equal(metrics.softmax(np.float32([[1000.0, 0.0], [-1000.0, -1000.0]])), [[1, 0], [0.5] * 2])
+
+
+def test_wilson_interval_holds_the_share_and_narrows():
+    few, many = metrics.wilson_interval(8, 10), metrics.wilson_interval(800, 1000)
+    assert few[0] < many[0] < 0.8 < many[1] < few[1]
+    assert (metrics.wilson_interval(0, 5)[0], metrics.wilson_interval(5, 5)[1]) == pytest.approx((0.0, 1.0))
+    assert many == pytest.approx((0.7741, 0.8236), abs=5e-5)
+
+
+# Retrieval.
+
+
+def test_the_best_of_several_right_candidates_counts():
+    scores = np.array([[0.1, 0.9, 0.8, 0.7], [0.5, 0.4, 0.3, 0.2]])
+    positives = np.array([[1, 0, 1, 0], [0, 0, 0, 1]], bool)
+    assert metrics.best_ranks(scores, positives).tolist() == [2, 4]
+
+
+def test_a_collapsed_pair_finds_nothing():
+    same = np.ones((20, 4), np.float32) / 2
+    ranks = metrics.retrieval_ranks(same, same, range(20), range(20))
+    assert ranks.tolist() == [20] * 20
+    assert metrics.summarize_ranks(ranks)["recall_at_10"] == 0.0
+    assert metrics.precision_at_k(np.zeros((1, 4)), np.array([[True, True, False, False]]), 2) == 0.0
+
+
+def clip_benchmark_recall(scores, positives, k):
+    """LAION-AI/CLIP_benchmark's retrieval recall: the share of queries with any right candidate in the top k."""
+    top = np.argsort(-scores, axis=1)[:, :k]
+    found = np.take_along_axis(positives, top, axis=1).sum(axis=1) / positives.sum(axis=1)
+    return (found > 0).mean()
+
+
+def captioned(rng, images=60, captions=5, dim=8):
+    """Unit embeddings of images and of their captions, noisy enough that recall is neither 0 nor 1."""
+    owners = np.repeat(np.arange(images), captions)
+    image = rng.standard_normal((images, dim)).astype(np.float32)
+    text = image[owners] + 0.9 * rng.standard_normal((len(owners), dim)).astype(np.float32)
+    return *(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text)), owners
+
+
+def test_recalls_with_five_captions_an_image_are_clip_benchmarks(rng):
+    images, texts, owners = captioned(rng)
+    places = np.arange(len(images))
+    to_image = metrics.retrieval_ranks(texts, images, owners, places)
+    to_text = metrics.retrieval_ranks(images, texts, places, owners)
+    for k in (1, 5, 10):
+        expected = clip_benchmark_recall(texts @ images.T, owners[:, None] == places, k)
+        assert 0 < expected < 1 and metrics.recall_at_k(to_image, k) == pytest.approx(expected)
+        expected = clip_benchmark_recall(images @ texts.T, places[:, None] == owners, k)
+        assert metrics.recall_at_k(to_text, k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("block", [1, 7, 60, 1000])
+def test_blocks_do_not_matter(block, rng):
+    images, texts, owners = captioned(rng)
+    whole = metrics.best_ranks(texts @ images.T, owners[:, None] == np.arange(len(images)))
+    np.testing.assert_array_equal(
+        metrics.retrieval_ranks(texts, images, owners, range(len(images)), block=block), whole
+    )
+
+
+def test_a_perfect_pair_is_at_the_top(rng):
+    images, _, _ = captioned(rng)
+    ranks = metrics.retrieval_ranks(images, images, range(len(images)), range(len(images)))
+    summary = metrics.summarize_ranks(ranks)
+    assert summary == {
+        **dict.fromkeys(["recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank"], 1.0),
+        "queries": 60,
+    }
+
+
+def test_precision_counts_the_right_ones_among_the_best():
+    scores = np.array([[0.9, 0.8, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    positives = np.array([[1, 0, 1, 1], [1, 0, 0, 1]], bool)
+    assert metrics.precision_at_k(scores, positives, 1) == 1.0
+    assert metrics.precision_at_k(scores, positives, 3) == pytest.approx((2 / 3 + 1 / 3) / 2)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: metrics.class_ranks(np.array([[0.1, np.nan]]), np.array([0])), r"scores\[0, 1\] is nan"),
+        (lambda: metrics.best_ranks(np.array([[np.inf]]), np.array([[True]])), r"scores\[0, 0\] is inf"),
+        (lambda: metrics.class_ranks(SCORES, np.array([0, 1, 2, 3])), "labels run from 0 to 3; allowed are 0 to 2"),
+        (lambda: metrics.class_ranks(SCORES, LABELS[:2]), r"scores \(4, 3\) and labels \(2,\)"),
+        (lambda: metrics.top_k_accuracy(SCORES, LABELS, 0), "k=0"),
+        (lambda: metrics.recall_at_k(np.array([1]), 0), "k=0"),
+        (lambda: metrics.precision_at_k(SCORES, SCORES > 0.3, 4), "k=4; it must be between 1 and the 3"),
+        (lambda: metrics.best_ranks(SCORES, SCORES > 0.4), "query 3 has no right candidate"),
+        (lambda: metrics.best_ranks(SCORES, np.ones((4, 2), bool)), "both must be"),
+        (lambda: metrics.mean_per_class_recall(np.zeros((2, 2))), "all zero"),
+        (lambda: metrics.wilson_interval(3, 2), "right=3, total=2"),
+    ],
+)
+def test_what_means_nothing_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
