@@ -80,11 +80,10 @@ def _number(field: bytes) -> int:
     """A size: octal digits, or GNU's big-endian number behind a first byte of 128."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8) if field[0] < 0x80 else _refuse(field)
-
-
-def _refuse(field: bytes) -> int:
-    raise ValueError(f"damaged: the number {field!r}")
+    digits = field.strip(b" \0")
+    if digits.strip(b"01234567"):  # among them a sign, and GNU's negative numbers
+        raise ValueError(f"damaged: {field!r} is no size")
+    return int(digits or b"0", 8)
 
 
 def _skip_sparse_map(file: BinaryIO, header: bytes, position: int) -> int:
