@@ -32,6 +32,7 @@ class Case:
         label: of the case's name, where `model` is not the one to print.
         full: too big for the suite; computed with `--full`.
         state: reference model → its state dict in another naming; its own unless given.
+        pieces: what is compared, for a pair.
         tolerance: of max |ours − theirs| / max |theirs|.
     """
 
@@ -45,6 +46,7 @@ class Case:
     label: str | None = None
     full: bool = False
     state: Callable | None = None
+    pieces: list = field(default_factory=list)
     tolerance: float = TOLERANCE
 
     @property

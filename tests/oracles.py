@@ -6,7 +6,7 @@
 
 A case is a folder: `model.safetensors`, the reference's own state dict; `reference.npz`, inputs and outputs, images and
 maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. `zoo.parity` compares.
-The pairs are here, the classifiers in oracles_classifiers.py.
+The cases are in oracles_classifiers.py and oracles_pairs.py.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 import oracle_case
 import oracles_classifiers
+import oracles_pairs
 from helpers import declare_torchvision_operators
-from oracle_case import EOT, LOGIT_BIAS, SEED, SIZES, Case, channels_first, draw_images, draw_tokens, randomise
+from oracle_case import SEED, randomise
 
 LIBRARIES = {  # source of a case → the distribution that computes it
     "timm": "timm",
@@ -35,128 +36,10 @@ LIBRARIES = {  # source of a case → the distribution that computes it
 }
 
 
-# The reference models
-
-
-def transformers_clip(row):
-    import transformers
-
-    image, text = row["image"], row["text"]
-    config = transformers.CLIPConfig(
-        projection_dim=row["embed_dim"],
-        vision_config={
-            "hidden_size": image["width"],
-            "intermediate_size": 4 * image["width"],
-            "num_hidden_layers": image["layers"],
-            "num_attention_heads": image["width"] // 64,
-            "patch_size": image["patch_size"],
-            "image_size": row["image_size"],
-            "hidden_act": row["activation"],
-        },
-        text_config={
-            "hidden_size": text["width"],
-            "intermediate_size": 4 * text["width"],
-            "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"],
-            "hidden_act": row["activation"],
-            "eos_token_id": EOT,
-        },
-    )
-    return transformers.CLIPModel(config)
-
-
-def open_clip_named(name):
-    import open_clip
-
-    return open_clip.create_model(name)
-
-
-def open_clip_convnext(trunk, embed_dim, image_size, text, projection="linear", **options):
-    """A pair with a timm trunk, configured as open_clip's own ConvNeXt pairs are."""
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-
-    image = CLIPVisionCfg(
-        timm_model_name=trunk,
-        timm_model_pretrained=False,
-        timm_pool="",
-        timm_proj=projection,
-        timm_drop=0.0,
-        timm_drop_path=0.1,
-        image_size=image_size,
-    )
-    return CLIP(embed_dim, image, CLIPTextCfg(**text), **options)
-
-
-# Outputs
-
-
-def run_pair(model, case):
-    """Both towers' outputs, plain and normalised, logits, loss, and the loss's derivative by logit_scale."""
-    import torch
-
-    count = 3
-    (size,) = case.sizes
-    images, tokens = draw_images(count, size, SEED), draw_tokens(count, SEED)
-    encode_image, encode_text = getattr(model, "encode_image", None), getattr(model, "encode_text", None)
-    if encode_image is None:  # transformers
-        encode_image = lambda x: model.get_image_features(pixel_values=x).pooler_output  # noqa: E731
-        encode_text = lambda x: model.get_text_features(input_ids=x).pooler_output  # noqa: E731
-    image = encode_image(channels_first(images))
-    text = encode_text(torch.from_numpy(tokens).long())
-    arrays = {"images": images, "tokens": tokens, "image_embedding": image, "text_embedding": text}
-    image, text = (torch.nn.functional.normalize(features, dim=-1) for features in (image, text))
-    with torch.enable_grad():
-        logits = model.logit_scale.exp() * image @ text.T
-        if getattr(model, "logit_bias", None) is not None:
-            logits = logits + model.logit_bias
-        target = torch.arange(count)
-        cross_entropy = torch.nn.functional.cross_entropy
-        loss = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
-        (gradient,) = torch.autograd.grad(loss, model.logit_scale)
-    arrays |= {"image_normalized": image, "text_normalized": text, "logits": logits.detach()}
-    arrays |= {"loss": loss.detach(), "logit_scale_gradient": gradient}
-    return {name: np.asarray(value) for name, value in arrays.items()}
-
-
-# The cases
-
-MLP_PAIR = {
-    "embed_dim": 192,
-    "image_size": 160,
-    "image": {"family": "convnext", "variant": "tiny", "projection": "mlp"},
-    "text": {"width": 128, "heads": 2, "layers": 3},
-    "activation": "gelu",
-}
-HF_PAIR = {
-    "embed_dim": 96,
-    "image_size": 160,
-    "image": {"width": 192, "layers": 4, "patch_size": 32},
-    "text": {"width": 128, "heads": 2, "layers": 3},
-    "activation": "quick_gelu",
-}
-
-
 def cases():
     """Every `Case`, small ones first within a source."""
     yield from oracles_classifiers.classifier_cases()
-    yield from pair_cases()
-
-
-def pair_cases():
-    small, usual = {"width": 256, "heads": 4, "layers": 4}, {"width": 512, "heads": 8, "layers": 12}
-    tower = {"sizes": SIZES[:1], "run": run_pair}
-    create = lambda: open_clip_convnext("convnextv2_atto", 256, 224, small, init_logit_bias=LOGIT_BIAS)  # noqa: E731
-    yield Case("open_clip", "clip/convnext_v2_atto", create, arguments={"init_logit_bias": LOGIT_BIAS}, **tower)
-    create = lambda: open_clip_convnext("convnextv2_tiny", 512, 224, usual)  # noqa: E731
-    yield Case("open_clip", "clip/convnext_v2_tiny", create, **tower)
-    yield Case("open_clip", "clip/convnext_base", lambda: open_clip_named("convnext_base"), **tower)
-    quick = "ViT-B-32-quickgelu"
-    yield Case("open_clip", f"clip/{quick}", lambda: open_clip_named(quick), **tower)
-    row, sizes = MLP_PAIR, ((160, 160),)
-    create = lambda: open_clip_convnext("convnext_tiny", 192, 160, MLP_PAIR["text"], "mlp")  # noqa: E731
-    yield Case("open_clip", "clip", create, run_pair, row=row, sizes=sizes, label="convnext_tiny_mlp")
-    create = lambda: transformers_clip(HF_PAIR)  # noqa: E731
-    yield Case("transformers", "clip", create, run_pair, row=HF_PAIR, sizes=sizes, label="ViT-small-32")
+    yield from oracles_pairs.pair_cases()
 
 
 # Writing
@@ -187,9 +70,12 @@ def write_case(case, folder):
     }
     replace(folder / "case.json", lambda path: path.write_text(json.dumps(description, indent=1), encoding="utf-8"))
     extremes = {
-        name: f"{np.abs(a).max():.2g}" for name, a in arrays.items() if "image" not in name and "token" not in name
+        name: f"{np.abs(a).max():.2g}" for name, a in arrays.items() if not any(part in name for part in UNTOLD)
     }
     return time.monotonic() - started, extremes
+
+
+UNTOLD = ("image", "token", "_block_")  # pieces whose largest values are not printed
 
 
 def own_state(model):

@@ -7,6 +7,7 @@ max |ours − theirs| / max |theirs|.
 
 import fnmatch
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,13 +93,11 @@ def create_row(family, row, arguments):
     import clip
     import convnext
 
-    if family == native.CLIP:
-        image = (clip.ConvNeXt if "family" in row["image"] else clip.ViT)(**row["image"])
-        return clip.create_clip(clip.Pair(**{**row, "image": image, "text": clip.Text(**row["text"])}), **arguments)
     create = {
         "convnext": convnext.create_convnext_v1,
         "convnextv2": convnext.create_convnext_v2,
         "resnet": convnext.create_resnet,
+        native.CLIP: clip.create_clip,
     }[family]
     return create(native.row_of(family, row), **arguments)
 
@@ -107,7 +106,9 @@ def run_classifier(model, reference):
     """{"224x224/stem": array, "224x224/stage_0": array, …} for each size the reference was run at."""
     import keras
 
-    pieces = classifier_pieces(model)
+    pieces = tower_pieces(model)
+    if "head_fc" in pieces:
+        pieces["logits"] = pieces.pop("head_fc")
     probe = keras.Model(model.input, list(pieces.values()))
     outputs = {}
     for key in reference:
@@ -118,17 +119,56 @@ def run_classifier(model, reference):
     return outputs
 
 
-def classifier_pieces(model):
-    """{"stem", "stage_0", …, and of a classifier "pooled", "logits": symbolic tensor}."""
+def run_pair(model, reference):
+    """The towers' outputs and inner pieces, logits, loss, and d loss / d logit_scale of one batch."""
+    from keras import ops
+
+    outputs = {}
+    for side, tower, key in (("image", model.image_encoder, "images"), ("text", model.text_encoder, "tokens")):
+        outputs |= run_tower(side, tower, reference[key], reference)
+    pair = predict(model, {key: reference[key] for key in ("images", "tokens")})
+    image, text = pair["image_embeddings"], pair["text_embeddings"]
+    loss, gradient = loss_and_gradient(model, image, text)
+    return {
+        **outputs,
+        "image_normalized": image,
+        "text_normalized": text,
+        "logits": ops.convert_to_numpy(model.logits(image, text)),
+        "loss": loss,
+        "logit_scale_gradient": gradient,
+    }
+
+
+def run_tower(side, tower, inputs, reference):
+    """{"image_stem": array, …, "image_embedding": array}: of the inner pieces those that the reference has."""
+    import keras
+
+    named = {f"{side}_{name}": tensor for name, tensor in tower_pieces(tower).items()}
+    pieces = {name: tensor for name, tensor in named.items() if name in reference}
+    pieces[f"{side}_embedding"] = tower.output
+    results = predict(keras.Model(tower.input, list(pieces.values())), inputs)
+    return dict(zip(pieces, results, strict=True))
+
+
+PIECES = {  # our layer → the piece that it makes; where a model has several, the last counts
+    **dict.fromkeys(("stem_norm", "maxpool", "avgpool", "ln_pre", "stem_2_act"), "stem"),
+    **dict.fromkeys(("head_pool", "head_norm", "ln_post", "ln_final"), "pooled"),
+    **{name: name for name in ("token_embedding", "head_fc")},
+}
+STAGES = ("stages_0_blocks_0_out", "layer1_0_out")  # one of which every model with stages has
+BLOCK = re.compile(r"transformer_resblocks_(\d+)_(?:add_2|sequence)")  # the last layer of a transformer's block
+
+
+def tower_pieces(tower):
+    """{"stem", "stage_0", …, "token_embedding", "block_0", …, "pooled", "head_fc": symbolic tensor} of what it has."""
     from convnext import feature_maps
 
-    layers = {layer.name: layer for layer in model.layers}
-    stem = layers.get("stem_norm") or layers["maxpool"]
-    pieces = {"stem": stem.output}
-    pieces |= {f"stage_{index}": stage for index, stage in enumerate(feature_maps(model).outputs)}
-    if "head_fc" in layers:
-        pieces |= {"pooled": layers["head_fc"].input, "logits": model.output}
-    return pieces
+    layers = {layer.name: layer for layer in tower.layers}
+    pieces = {piece: layers[name].output for name, piece in PIECES.items() if name in layers}
+    if any(name in layers for name in STAGES):
+        pieces |= {f"stage_{index}": stage for index, stage in enumerate(feature_maps(tower).outputs)}
+    found = {name: BLOCK.fullmatch(name) for name in layers}
+    return pieces | {f"block_{match[1]}": layers[name].output for name, match in found.items() if match}
 
 
 def predict(model, x):
@@ -138,25 +178,7 @@ def predict(model, x):
 
     if keras.backend.backend() == "jax":
         return model.predict_on_batch(x)
-    return [ops.convert_to_numpy(output) for output in model(x, training=False)]
-
-
-def run_pair(model, reference):
-    """The towers' outputs, plain and normalised, logits, loss, and d loss / d logit_scale of one batch."""
-    from keras import ops
-
-    pair = model({key: reference[key] for key in ("images", "tokens")}, training=False)
-    image, text = (ops.convert_to_numpy(pair[f"{side}_embeddings"]) for side in ("image", "text"))
-    loss, gradient = loss_and_gradient(model, image, text)
-    return {
-        "image_embedding": ops.convert_to_numpy(model.encode_image(reference["images"], normalize=False)),
-        "text_embedding": ops.convert_to_numpy(model.encode_text(reference["tokens"], normalize=False)),
-        "image_normalized": image,
-        "text_normalized": text,
-        "logits": ops.convert_to_numpy(model.logits(image, text)),
-        "loss": loss,
-        "logit_scale_gradient": gradient,
-    }
+    return keras.tree.map_structure(ops.convert_to_numpy, model(x, training=False))
 
 
 def loss_and_gradient(model, image, text):
@@ -223,14 +245,25 @@ def backend_version():
     return backend
 
 
+OUTPUTS = (
+    *("image_embedding", "text_embedding", "image_normalized", "text_normalized"),
+    *("logits", "loss", "logit_scale_gradient"),
+)
+
+
 def to_markdown(rows):
-    """Markdown: a line a case, a column an output, the largest error over image sizes; bold where it is too large."""
-    outputs = list(dict.fromkeys(_piece(row) for row in rows))
+    """Markdown: a line a case, a column an output, and one for the worst of the inner pieces, which it names.
+
+    Of several image sizes the largest error is shown; what is too large is bold.
+    """
+    outputs = [output for output in OUTPUTS if any(_piece(row) == output for row in rows)]
     lines = [f"max |ours − theirs| / max |theirs|, float32, Keras on {rows[0].backend}:", ""]
-    lines += [f"| case | reference | {' | '.join(outputs)} |", "|---|---|" + "--:|" * len(outputs)]
+    lines += [f"| case | reference | worst inner piece | {' | '.join(outputs)} |"]
+    lines += ["|---|---|---|" + "--:|" * len(outputs)]
     for case in dict.fromkeys(row.case for row in rows):
         own = [row for row in rows if row.case == case]
-        cells = [_cell([row for row in own if _piece(row) == output]) for output in outputs]
+        cells = [_cell([row for row in own if _piece(row) not in OUTPUTS], named=True)]
+        cells += [_cell([row for row in own if _piece(row) == output]) for output in outputs]
         lines.append(f"| {case} | {own[0].library} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -239,11 +272,12 @@ def _piece(row):
     return row.output.rpartition("/")[2]
 
 
-def _cell(rows):
+def _cell(rows, named=False):
     if not rows:
         return ""
     worst = max(rows, key=lambda row: (not row.is_within, row.error))
-    return f"{worst.error:.1e}" if worst.is_within else f"**{worst.error:.1e}**"
+    shown = f"{worst.error:.1e}" if worst.is_within else f"**{worst.error:.1e}**"
+    return f"{shown} {_piece(worst)}" if named else shown
 
 
 def all_within(rows):
