@@ -3,10 +3,12 @@
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from zoo.files import atomic_write, sha256
+from zoo.files import Locked, atomic_write, folder_write, lock, remove_folder, remove_leftovers, sha256
 
 
 def names(folder):
@@ -106,3 +108,65 @@ def test_sha256_is_that_of_the_whole_file(tmp_path):
     content = os.urandom(3_000_000)
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_is_there_when_its_block_ends(tmp_path, monkeypatch):
+    calls = []
+    sync, rename = os.fsync, os.rename
+
+    def spy_sync(descriptor):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def spy_rename(*paths):
+        calls.append("rename")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "fsync", spy_sync)
+    monkeypatch.setattr(os, "rename", spy_rename)
+    with folder_write(tmp_path / "made") as inside:
+        (inside / "a").write_bytes(b"1")
+        (inside / "b").write_bytes(b"2")
+        assert not (tmp_path / "made").exists()
+    assert names(tmp_path / "made") == ["a", "b"]
+    assert calls == ["file", "file", "folder", "rename", "folder"]
+
+
+def test_a_folder_whose_block_raises_was_never_there(tmp_path):
+    with pytest.raises(KeyboardInterrupt), folder_write(tmp_path / "made") as inside:
+        (inside / "a").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_a_folder_is_written_once(tmp_path):
+    (tmp_path / "made").mkdir()
+    with pytest.raises(FileExistsError, match="made"), folder_write(tmp_path / "made"):
+        pytest.fail("the block ran")
+
+
+def test_folders_are_removed_and_leftovers_too(tmp_path):
+    for name in ("made", ".tmp-made-0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_bytes(b"1")
+    (tmp_path / ".tmp-file-0").write_bytes(b"1")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["made"]
+    remove_folder(tmp_path / "made")
+    assert names(tmp_path) == []
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    code = "import sys, time; from zoo.files import lock\nwith lock(sys.argv[1]): print('held', flush=True); input()"
+    path = tmp_path / "lock"
+    command = [sys.executable, "-c", code, str(path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(Locked, match=f"process {other.pid}"), lock(path):
+        pytest.fail("the block ran")
+    other.kill()
+    other.communicate()
+    with lock(path), pytest.raises(Locked, match=f"process {os.getpid()}"), lock(path):
+        pytest.fail("the block ran")
+    with lock(path):
+        pass

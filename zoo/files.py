@@ -1,17 +1,19 @@
-"""Files that are whole or absent: atomic writes, digests.
+"""Files and folders that are whole or absent: atomic writes, locks, digests.
 
 Every file the package writes goes through `atomic_write`, so that a crash, a full disk or an exception leaves what was
-there before.
+there before; a folder whose files belong together goes through `folder_write`.
 """
 
 import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 CHUNK = 1 << 20
 TEMPORARY_PREFIX = ".tmp-"
+LOCKED_BYTE = 1 << 30  # Windows lets nobody read locked bytes, and the first ones name the holder
 
 
 @contextlib.contextmanager
@@ -66,3 +68,97 @@ def sha256(path: str | Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def folder_write(path: str | Path):
+    """A new folder to fill, which becomes `path` when the block ends, and only then.
+
+    Files written in it reach the disk before the rename does. When the block raises, nothing is left of it.
+
+    Args:
+        path: must not be there yet; the folder around it must.
+    """
+    target = Path(path)
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; a folder is written once")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{secrets.token_hex(4)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            _sync_file(file)
+        _sync_folder(temporary)
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def remove_folder(path: str | Path) -> None:
+    """Removes a folder so that none is seen half removed: it first takes a temporary name."""
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
+    os.rename(path, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Removes what killed processes left unfinished in `folder`. Only its owner may: a writer may be at work there."""
+    for path in Path(folder).glob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _sync_file(path):
+    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what may be written
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Locked(ValueError):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def lock(path: str | Path):
+    """Holds a file's lock during the block; the system lets go of it when the process ends, however it ends.
+
+    The file stays: to remove it would let two processes hold locks of the same name.
+
+    Raises:
+        Locked: another process, or another block, holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not _try_lock(descriptor):
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            raise Locked(f"{path} is held by process {holder or '(unknown)'}")
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

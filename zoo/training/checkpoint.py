@@ -1,0 +1,149 @@
+"""Checkpoints that are whole or absent: one folder each, and a manifest of digests is what makes it one.
+
+A folder holds state.safetensors (every variable), progress.json (where the run stands), history.jsonl (what was logged
+until then) and manifest.json (their SHA-256). It is built beside the others and renamed; those before it go only after
+that. So a kill, a full disk or a flipped bit costs at most the steps since the one before.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zoo.files import folder_write, remove_folder, sha256
+
+FORMAT = 1
+STATE, PROGRESS, HISTORY, MANIFEST = "state.safetensors", "progress.json", "history.jsonl", "manifest.json"
+NAME = re.compile(r"checkpoint-(\d{6,})")
+DTYPES = {
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read from a folder whose digests are right.
+
+    Args:
+        path: of the folder.
+        state: {name: array} of every variable.
+        progress: the JSON object that says where the run stands.
+        history: the text of history.jsonl.
+    """
+
+    path: Path
+    state: dict[str, np.ndarray]
+    progress: dict
+    history: str
+
+
+def save_checkpoint(
+    folder: str | Path, state: Mapping[str, np.ndarray], progress: dict, *, history: str = "", keep: int = 2
+) -> Path:
+    """Writes the next checkpoint in `folder`, then removes all but the newest `keep`; returns its path.
+
+    Args:
+        folder: made if it is not there. One process at a time may write to it.
+        state: arrays of the dtypes in DTYPES.
+        progress: what JSON can hold.
+        history: lines logged so far.
+
+    Raises:
+        OSError: it could not be written whole; then the checkpoints there are as they were.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep!r}; at least one checkpoint has to stay")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = _numbers(folder)
+    path = folder / f"checkpoint-{max(numbers, default=0) + 1:06d}"
+    with folder_write(path) as inside:
+        texts = {PROGRESS: json.dumps(progress, indent=1), HISTORY: history}
+        digests = {STATE: _write_state(inside / STATE, state)}
+        for name, text in texts.items():
+            (inside / name).write_bytes(text.encode())
+            digests[name] = hashlib.sha256(text.encode()).hexdigest()
+        manifest = {"format": FORMAT, "sha256": digests}
+        (inside / MANIFEST).write_bytes(json.dumps(manifest, indent=1).encode())
+    for number in sorted(numbers)[: max(0, len(numbers) + 1 - keep)]:
+        with contextlib.suppress(OSError):  # the new one is safe; an old one that stays only takes room
+            remove_folder(numbers[number])
+    return path
+
+
+def newest_checkpoint(folder: str | Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None; a warning names each newer one that does not."""
+    numbers = _numbers(Path(folder))
+    for number in sorted(numbers, reverse=True):
+        try:
+            return read_checkpoint(numbers[number])
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{numbers[number]} is passed over: {error}", stacklevel=2)
+    return None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint, verified.
+
+    Raises:
+        ValueError, OSError: a file is missing, or is not what the manifest says.
+    """
+    from safetensors.numpy import load_file
+
+    path = Path(path)
+    manifest = _parse(path / MANIFEST)
+    if manifest.get("format") != FORMAT or not isinstance(manifest.get("sha256"), dict):
+        raise ValueError(f"{MANIFEST} is of format {manifest.get('format')!r}; this version reads {FORMAT}")
+    for name in (STATE, PROGRESS, HISTORY):
+        if sha256(path / name) != manifest["sha256"].get(name):
+            raise ValueError(f"{name} is not what {MANIFEST} says")
+    history = (path / HISTORY).read_bytes().decode()
+    return Checkpoint(path, load_file(path / STATE), _parse(path / PROGRESS), history)
+
+
+def _numbers(folder: Path) -> dict[int, Path]:
+    """{number: path} of the checkpoints by name, whether they verify or not."""
+    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
+    return {int(match[1]): path for match, path in found if match}
+
+
+def _parse(path: Path) -> dict:
+    parsed = json.loads(path.read_bytes())
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return parsed
+
+
+def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> str:
+    """Writes arrays as safetensors, one by one, so that no second copy of them is in memory; returns the digest."""
+    header, offset = {}, 0
+    for name, array in state.items():
+        if array.dtype.name not in DTYPES:
+            raise ValueError(f"{name} is {array.dtype.name}; a checkpoint holds {', '.join(DTYPES)}")
+        header[name] = {
+            "dtype": DTYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays start at a multiple of eight bytes
+    digest = hashlib.sha256()
+    with open(path, "xb") as file:
+        for piece in (struct.pack("<Q", len(text)), text):
+            file.write(piece)
+            digest.update(piece)
+        for array in state.values():
+            piece = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+            file.write(piece)
+            digest.update(piece)
+    return digest.hexdigest()
