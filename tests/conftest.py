@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hub_cache import HubCache
 
 SEED = 20240229
 GROWTH = 3e9  # bytes after which garbage is collected early: the suite under JAX would come to 22 GB
@@ -34,6 +35,13 @@ def oracle_dir() -> Path:
     if not path.is_dir():
         pytest.fail(f"no oracle outputs in {path}; write them with: python tests/oracles.py {path}")
     return path
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """huggingface_hub's cache in an empty folder; `put` is the only way to it."""
+    pytest.importorskip("huggingface_hub")
+    return HubCache(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ ORDER = {
         *("data.paths", "data.tar", "data.records", "data.tables", "data.folders", "data.shards"),
         *("data.rand_augment", "data.augment", "data.mix", "data.bad_samples", "data.batches", "data"),
         *("download", "convert", "folding"),
-        *("names", "recipes", "info", "hub", "assembly", "registry", "exchange"),
+        *("names", "recipes", "info", "hub", "assembly", "registry", "conversion", "exchange"),
         *("evaluation.metrics", "search"),
         *("evaluation", "export", "training", "bench"),
         *("pipeline", "parity", "demo", "doctor", "cli", "__main__"),

@@ -65,13 +65,13 @@ def fetch_file(repository: str, name: str, *, revision: str | None = None, offli
         raise FileNotFoundError(f"{_url(repository, revision)} is not there, or not for you: {_line(error)}") from error
     except hub.errors.HFValidationError as error:
         raise ValueError(f"{repository!r} is no repository's name: {_line(error)}") from error
-    except OSError as error:  # a full disk, a broken connection, an answer that is no file
+    except Exception as error:  # a full disk, or whatever the library beneath raises when a connection breaks
         raise ConnectionError(f"{name} of {repository} could not be downloaded: {_line(error)}") from error
 
 
 def _hub():
     try:
-        import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as error:
         raise ImportError(

@@ -8,7 +8,7 @@ from zoo.convert.native import Description
 from zoo.convert.schema import CLIP, RESNET
 from zoo.names import find, find_tagged
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
-from zoo.pretrained import Weights, tags
+from zoo.pretrained import Weights, restriction, tags
 from zoo.recipes import Recipe, named, published
 
 SOURCES = {
@@ -123,3 +123,46 @@ def _flops(description, shape):
         num_classes=arguments["num_classes"] if arguments["include_top"] else None,
         in_channels=channels,
     )
+
+
+def to_text(info: ModelInfo) -> str:
+    """A line a fact."""
+    facts = {
+        "name": info.name,
+        "parameters": f"{info.parameters:,}",
+        "FLOPs": info.flops and f"{info.flops / 1e9:.2f} G, of {info.flops / 2e9:.2f} G multiply–adds",
+        "input": " × ".join(map(str, info.input)),
+        "preprocessing": info.preprocess and _preprocess_text(info.preprocess),
+        "licence": info.licence,
+        "score": info.score and f"{info.score} % top-1 on ImageNet-1k{'' if info.family != 'clip' else ', zero-shot'}",
+        "paper": info.source,
+        **(_weights_facts(info.weights) if info.weights else {}),
+    }
+    return "\n".join(f"{name:<14}{value}" for name, value in facts.items() if value is not None)
+
+
+def _preprocess_text(spec):
+    """How a picture becomes the input, in one line."""
+    crop = f", crop {spec.crop_pct:g}" if spec.crop_pct != 1 else ""
+    return f"{spec.interpolation}, {spec.resize_mode}{crop}, mean {spec.mean}, std {spec.std}"
+
+
+def _weights_facts(row):
+    """{fact: text} of a row of the table of published weights."""
+    remark = restriction(row.licence)
+    return {
+        "licence": f"{row.licence} ({remark})" if remark else row.licence,
+        "repository": f"https://huggingface.co/{row.repository}{f' at {row.revision}' if row.revision else ''}",
+        "file": " or ".join(row.files),
+        "SHA-256": row.sha256 or "unpinned: written down at the first download, and verified from then on",
+        "activation": row.activation,
+        "classes": _classes_text(row),
+        "tested at": row.test and f"{row.test.size[0]} pixels, crop {row.test.crop_pct:g}",
+    }
+
+
+def _classes_text(row):
+    if row.classes is None:
+        return None
+    what = "none: an image embedding" if row.embedding else "none: a trunk"
+    return what if row.embedding or not row.classes else f"{row.classes:,}"

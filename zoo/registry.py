@@ -182,6 +182,7 @@ def save(
     *,
     preprocess: PreprocessSpec | None = None,
     licence: str | None = None,
+    source: dict[str, str] | None = None,
 ) -> None:
     """Writes a model as one `.safetensors` file from which `load` rebuilds it.
 
@@ -194,6 +195,7 @@ def save(
         preprocess: how pictures were made ready when the weights were trained. Unless given: what the file said that
             they came from, then, for a pair, OpenAI's CLIP preprocessing at its image size.
         licence: of the weights; unless given, what the file said that they came from.
+        source: {"name", "sha256", "format"} of the file that the weights came from; unless given, what is known of it.
 
     Raises:
         ValueError: another suffix, or a model that is not rebuilt from a few words: towers or layers of your own.
@@ -207,7 +209,7 @@ def save(
     if preprocess is None and description.family == CLIP:
         preprocess = PreprocessSpec(image_size=description.arguments["image_size"])
     description = dataclasses.replace(
-        description, preprocess=preprocess, licence=licence or known.licence, source=known.source
+        description, preprocess=preprocess, licence=licence or known.licence, source=source or known.source
     )
     write_safetensors(path, export_tensors(model, description.format), description.to_metadata())
 
