@@ -1,6 +1,7 @@
 """Rule tables against files: every key once, every variable once, both directions, and failures that change nothing."""
 
 import fnmatch
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import clip
 import convnext
 from zoo import convert, parity
-from zoo.convert import engine, load_weights
+from zoo.convert import engine, load_weights, mobileclip
 
 pytestmark = pytest.mark.backend
 
@@ -42,6 +43,10 @@ def convnext_pair(projection="linear"):
     if projection == "mlp":
         x = keras.layers.Dense(8, use_bias=False, name="head_mlp_fc2")(x)
     return clip.CLIP(keras.Model(trunk.input, x), clip.create_text_tower(TEXT, 8))
+
+
+def resnet_pair():
+    return clip.create_clip(clip.Pair(8, 32, clip.ResNet((1, 1, 2, 1), 4), TEXT))
 
 
 def format_named(name):
@@ -82,6 +87,8 @@ MADE_FOR = [
     ("timm or torchvision ResNet", CLASSIFIERS["basic"]),
     ("facebookresearch ConvNeXt", CLASSIFIERS["v1"]),
     ("facebookresearch ConvNeXt", CLASSIFIERS["v2"]),
+    ("facebookresearch FCMAE with sparse layers", lambda: CLASSIFIERS["v2"](include_top=False)),
+    ("torchvision ConvNeXt", CLASSIFIERS["v1"]),
     ("transformers ConvNeXt", CLASSIFIERS["v1"]),
     ("transformers ConvNeXt-V2", CLASSIFIERS["v2"]),
     ("transformers ConvNeXt or ConvNeXt-V2", CLASSIFIERS["v1"]),
@@ -91,6 +98,8 @@ MADE_FOR = [
     ("open_clip with a ViT", lambda: vit_pair(bias=-10.0)),
     ("open_clip with a ConvNeXt", lambda: convnext_pair("mlp")),
     ("open_clip with a ConvNeXt with conv_mlp", convnext_pair),
+    ("open_clip with a ResNet", resnet_pair),
+    ("open_clip's image tower, a ResNet", lambda: resnet_pair().image_encoder),
     ("open_clip's image tower, a ViT", lambda: vit_pair().image_encoder),
     ("open_clip's image tower, a ConvNeXt", lambda: convnext_pair().image_encoder),
     ("open_clip's image tower, a ConvNeXt with conv_mlp", lambda: convnext_pair().image_encoder),
@@ -99,7 +108,8 @@ MADE_FOR = [
 
 
 def test_every_format_is_tried_below():
-    assert {source.name for source in convert.FORMATS} == {name for name, _ in MADE_FOR}
+    elsewhere = {source.name for source in mobileclip.FORMATS}  # test_convert_mobileclip.py
+    assert {source.name for source in convert.FORMATS} - elsewhere == {name for name, _ in MADE_FOR}
 
 
 @pytest.mark.parametrize(("name", "create"), MADE_FOR)
@@ -205,6 +215,34 @@ def test_a_resnets_counters_are_ignored_by_name(tmp_path):
     report = load_weights(CLASSIFIERS["basic"](), write(tmp_path / "m.safetensors", tensors))
     assert list(report.ignored) == ["bn1.num_batches_tracked"]
     assert "counter" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("head.pre_logits.fc.weight", "a hidden layer before the classifier"),
+        ("norm_pre.weight", "its last norm before the pooling"),
+        ("stem.2.weight", "a stem of several convolutions"),
+    ],
+)
+def test_variants_of_timms_that_are_no_rows_are_refused_by_name(tmp_path, key, what):
+    tensors = convert.export_tensors(CLASSIFIERS["v1"](), format_named("timm ConvNeXt"))
+    model = fill(CLASSIFIERS["v1"](), seed=2)
+    before = values(model)
+    path = write(tmp_path / "m.safetensors", tensors | {key: np.zeros(3, np.float32)})
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=rf"timm ConvNeXt and has {what} \({re.escape(key)}\)"):
+            load_weights(model, path, strict=strict)
+    assert_equal(values(model), before)
+
+
+def test_a_classifier_of_all_of_imagenet_22k(tmp_path):
+    row = convnext.Variant((1, 1), (4, 8))
+    create = lambda: convnext.create_convnext_v1(row, 21841, (32, 32, 3))  # noqa: E731
+    tensors = convert.export_tensors(fill(create()), format_named("timm ConvNeXt"))
+    source = engine.detect(tensors, convert.FORMATS)
+    assert convert.classes(tensors, source) == 21841
+    assert load_weights(create(), write(tmp_path / "m.safetensors", tensors)).loaded == len(tensors)
 
 
 # Parts of models and parts of files

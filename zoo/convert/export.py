@@ -54,7 +54,7 @@ def write_for(model, path, library, preprocess=None):
     path = Path(path)
     if path.suffix not in ("", ".safetensors"):
         raise ValueError(f"Weights are exported to a folder or a .safetensors file, got {path.name!r}.")
-    target = target_of(model, describe(model), library, preprocess or native.recall(model)[0])
+    target = target_of(model, describe(model), library, preprocess or native.recall(model).preprocess)
     tensors = with_counters(export_tensors(model, target.format))
     if path.suffix == "":
         path.mkdir(parents=True, exist_ok=True)

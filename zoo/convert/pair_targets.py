@@ -1,7 +1,11 @@
 """Pairs for open_clip and transformers: their configurations, spelt out from our rows."""
 
-from zoo.convert import open_clip, timm, transformers
+import dataclasses
+
+from zoo.convert import mobileclip, open_clip, timm, transformers
 from zoo.convert.engine import match_slots
+from zoo.convert.native import row_of
+from zoo.convert.schema import CLIP
 from zoo.preprocess import PreprocessSpec
 
 
@@ -11,9 +15,8 @@ def pair_target(model, description, library, preprocess):
     Raises:
         ValueError: the library has no such tower.
     """
-    import clip
-
-    pair, arguments = clip.VARIANTS[description.arguments["variant"]], description.arguments
+    arguments = description.arguments
+    pair = row_of(CLIP, arguments["variant"])
     if library == "transformers":
         return transformers.PAIR, "model.safetensors", {"config.json": _transformers_config(pair, arguments)}
     config = {
@@ -26,9 +29,31 @@ def pair_target(model, description, library, preprocess):
 def _open_clip_format(model, pair):
     """The first of open_clip's layouts of whole pairs that has a place for every variable."""
     has_conv_mlp = getattr(pair.image, "variant", None) in timm.CONV_MLP
-    wholes = [known for known in open_clip.FORMATS if {"image", "text"} <= known.parts.keys()]
+    formats = (*open_clip.FORMATS, *mobileclip.FORMATS)
+    wholes = [known for known in formats if known.name.startswith("open_clip with")]
     fitting = [known for known in wholes if known.name.endswith("conv_mlp") == has_conv_mlp]
     return next((known for known in fitting if not match_slots(model, known)[1]), fitting[0])
+
+
+END_OF_TEXT = 49407  # where the text is read: the largest id
+
+# Rows whose image towers open_clip takes from timm, and what they are called there. Their text towers are modules too.
+TIMM_TOWERS = {
+    "MobileCLIP2-S0": "fastvit_mci0",
+    "MobileCLIP-S1": "fastvit_mci1",
+    "MobileCLIP-S2": "fastvit_mci2",
+    "MobileCLIP2-S3": "fastvit_mci3",
+    "MobileCLIP2-S4": "fastvit_mci4",
+    "MobileCLIP-B": "vit_base_mci_224",
+    "MobileCLIP2-L-14": "vit_large_patch14_clip_224",
+}
+
+
+def _timm_tower(image):
+    """timm's name of a tower of MobileCLIP's, else None."""
+    import clip
+
+    return next((name for label, name in TIMM_TOWERS.items() if clip.VARIANTS[label].image == image), None)
 
 
 def _model_cfg(model, pair, arguments):
@@ -36,6 +61,7 @@ def _model_cfg(model, pair, arguments):
     return {
         "embed_dim": pair.embed_dim,
         "quick_gelu": arguments["activation"] == "quick_gelu",
+        "custom_text": _timm_tower(pair.image) is not None,
         "vision_cfg": {"image_size": arguments["image_size"], **_vision_cfg(model, pair.image)},
         "text_cfg": _text_cfg(pair.text),
         **({} if bias is None else {"init_logit_bias": bias}),
@@ -52,46 +78,50 @@ def _vision_cfg(model, image):
                 f"open_clip's ConvNeXt has a stem of stride {stem.kernel_size[0]}, and this model's has "
                 f"{stem.strides[0]}: its outputs would not be the same there."
             )
-        return {
-            "timm_model_name": f"{image.family}_{image.variant}",
-            "timm_model_pretrained": False,
-            "timm_pool": "",
-            "timm_proj": image.projection,
-            "timm_drop": 0.0,
-            "timm_drop_path": 0.0,
-        }
+        return _timm_cfg(f"{image.family}_{image.variant}", "", image.projection)
     if isinstance(image, clip.ResNet):
         return {"layers": list(image.layers), "width": image.width, "patch_size": None}
+    if name := _timm_tower(image):
+        return _timm_cfg(name, "avg" if name.startswith("fastvit") else "token", None)
     if not isinstance(image, clip.ViT):
-        raise ValueError(f"There is no way yet to tell open_clip of a {type(image).__name__} image tower.")
-    _check_plain(image, clip.ViT(image.width, image.layers, image.patch_size), "open_clip", FREE_IN_VIT)
-    return {field: getattr(image, field) for field in ("width", "layers", *FREE_IN_VIT)}
+        raise ValueError(f"open_clip has no {type(image).__name__} of this size for images: {image}.")
+    _check_plain(image, "open_clip", FREE_IN_VIT)
+    return {field: getattr(image, field) for field in ("width", "layers", "patch_size", *FREE_IN_VIT)}
 
 
-FREE_IN_VIT = ("patch_size", "head_width", "mlp_ratio")
+def _timm_cfg(name, pool, projection):
+    return {
+        "timm_model_name": name,
+        "timm_model_pretrained": False,
+        "timm_pool": pool,
+        "timm_proj": projection,
+        "timm_drop": 0.0,
+        "timm_drop_path": 0.0,
+    }
+
+
+FREE_IN_VIT = ("head_width", "mlp_ratio")
 FREE_IN_TEXT = ("context_length", "vocabulary_size")
 
 
 def _text_cfg(text):
-    import clip
-
-    _check_plain(text, clip.Text(text.width, text.heads, text.layers), "open_clip", (*FREE_IN_TEXT, "causal"))
+    _check_plain(text, "open_clip", (*FREE_IN_TEXT, "causal"))
     return {
         "context_length": text.context_length,
         "vocab_size": text.vocabulary_size,
         "width": text.width,
         "heads": text.heads,
         "layers": text.layers,
-        **({} if getattr(text, "causal", True) else {"no_causal_mask": True}),
+        **({} if text.causal else {"no_causal_mask": True}),
     }
 
 
-def _check_plain(tower, plain, library, free):
-    """ValueError unless a row's tower is the plain one, but for the fields that the library's configuration has."""
-    for field, usual in vars(plain).items():
-        value = getattr(tower, field)
-        if value != usual and field not in free:
-            raise ValueError(f"{library} has no {type(tower).__name__} with {field} {value}; it has {usual}.")
+def _check_plain(tower, library, free):
+    """ValueError unless a row's options are the usual ones, but for those that the library's configuration has."""
+    for field in dataclasses.fields(tower):
+        value, usual = getattr(tower, field.name), field.default
+        if usual is not dataclasses.MISSING and value != usual and field.name not in free:
+            raise ValueError(f"{library} has no {type(tower).__name__} with {field.name} {value}; it has {usual}.")
 
 
 def _preprocess_cfg(spec):
@@ -109,8 +139,8 @@ def _transformers_config(pair, arguments):
     image, text, activation = pair.image, pair.text, arguments["activation"]
     if not isinstance(image, clip.ViT):
         raise ValueError(f"transformers has no pair with a {type(image).__name__} for images; write it for open_clip.")
-    _check_plain(image, clip.ViT(image.width, image.layers, image.patch_size), "transformers", FREE_IN_VIT)
-    _check_plain(text, clip.Text(text.width, text.heads, text.layers), "transformers", FREE_IN_TEXT)
+    _check_plain(image, "transformers", FREE_IN_VIT)
+    _check_plain(text, "transformers", FREE_IN_TEXT)
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -133,8 +163,8 @@ def _transformers_config(pair, arguments):
             "max_position_embeddings": text.context_length,
             "vocab_size": text.vocabulary_size,
             "hidden_act": activation,
-            "bos_token_id": text.vocabulary_size - 2,
-            "eos_token_id": text.vocabulary_size - 1,  # the largest id, where the text is read
+            "bos_token_id": END_OF_TEXT - 1,
+            "eos_token_id": END_OF_TEXT,
             "projection_dim": pair.embed_dim,
         },
     }
