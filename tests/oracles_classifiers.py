@@ -207,14 +207,14 @@ WIDER_EPSILON = {
 
 
 def narrow(row):
-    """A row with an eighth of the channels and a quarter of each stage's blocks, rounded up."""
+    """A row with an eighth of the channels and of each stage's blocks, rounded up."""
     return dataclasses.replace(
-        row, depths=tuple(math.ceil(d / 4) for d in row.depths), dims=tuple(d // 8 for d in row.dims)
+        row, depths=tuple(math.ceil(d / 8) for d in row.depths), dims=tuple(d // 8 for d in row.dims)
     )
 
 
 def shallow(row):
-    """A row with a quarter of each stage's blocks, rounded up."""
+    """A row with an eighth of each stage's blocks, rounded up."""
     return dataclasses.replace(row, depths=narrow(row).depths)
 
 

@@ -16,9 +16,9 @@ from zoo.parity import error
 pytestmark = pytest.mark.backend
 
 TOLERANCE = 2e-5
-SIZE = (64, 96)
-ROW = convnext.Variant((1, 1, 2, 1), (8, 16, 24, 32))
-RESNET = convnext.ResNetVariant((1, 1, 2, 1), (8, 16, 24, 32), stem_dim=64)
+SIZE = (32, 64)
+ROW = convnext.Variant((1, 1, 1, 1), (8, 16, 24, 32))
+RESNET = convnext.ResNetVariant((1, 2, 1, 1), (8, 16, 24, 32), stem_dim=64)
 TINY_RESNET = convnext.ResNetVariant((1, 2), (8, 16), stem_dim=8)
 OWN = {"depths": ROW.depths, "dims": ROW.dims}
 BASIC = convnext.ResNetVariant((1, 1, 1, 1), block="basic")

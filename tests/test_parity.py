@@ -14,6 +14,7 @@ from zoo import parity
 pytestmark = pytest.mark.backend
 
 CASES = {case.name: case for case in oracles.cases() if not case.full}
+WHOLE = {case.name: case for case in oracles.cases() if case.full}
 TRUNK_PIECES = ("stem", "stage_0", "stage_1", "stage_2", "stage_3")
 CLASSIFIER_PIECES = (*TRUNK_PIECES, "pooled", "logits")
 SMALL = "timm-convnext_epsilon_1e-5"
@@ -36,6 +37,15 @@ def errors(folder):
 def test_agrees_with_the_reference(oracle_dir, name, piece):
     row = errors(oracle_dir / name)[piece]
     assert row.error <= row.tolerance == CASES[name].tolerance, str(row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_model_agrees_with_the_reference(oracle_dir, name):
+    rows = parity.compare(oracle_dir / name)
+    assert {row.output for row in rows} == set(pieces(WHOLE[name]))
+    assert {row.tolerance for row in rows} == {WHOLE[name].tolerance}
+    assert parity.all_within(rows), parity.to_markdown(rows)
 
 
 def test_nothing_is_compared_beyond_the_pieces_above(oracle_dir):
@@ -65,7 +75,9 @@ def test_the_table_shows_the_worst_size_and_marks_what_is_too_far():
         return parity.Row("case", "timm 1", "jax 1", output, error, 2e-5)
 
     rows = [row("1x1/logits", 1e-6), row("2x2/logits", 3e-6), row("1x1/stage_0", 1e-4), row("2x2/stage_0", math.nan)]
-    assert parity.to_markdown(rows).splitlines()[-1] == "| case | timm 1 | **1.0e-04** stage_0 | 3.0e-06 |"
+    assert parity.to_markdown(rows[:3]).splitlines()[-1] == "| case | timm 1 | **1.0e-04** stage_0 | 3.0e-06 |"
+    assert parity.to_markdown(rows).splitlines()[-1] == "| case | timm 1 | **nan** stage_0 | 3.0e-06 |"
+    assert [parity.to_markdown(chosen).splitlines()[1][:6] for chosen in (rows, rows[:2])] == ["0 of 1", "1 of 1"]
     assert parity.all_within(rows[:2])
     assert not parity.all_within(rows[1:3])
     assert not parity.all_within(rows[3:])
