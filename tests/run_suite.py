@@ -78,7 +78,7 @@ def run_steps(options: argparse.Namespace, pytest_arguments: list[str]) -> list[
 
     with ThreadPoolExecutor(options.jobs) as pool:
         free = pool.submit(run_pytest, "backend-free", f"not backend{speed}", environment, pytest_arguments)
-        oracles = pool.submit(compute_oracles, environment)
+        oracles = pool.submit(compute_oracles, environment, options.all)
 
         def after_oracles(backend: str) -> Result:
             oracles.result()
@@ -99,13 +99,14 @@ def make_environment(jobs: int) -> dict[str, str]:
     return environment
 
 
-def compute_oracles(environment: dict[str, str]) -> Result:
+def compute_oracles(environment: dict[str, str], full: bool) -> Result:
     """Runs tests/oracles.py, which writes the reference implementations' answers that are not up to date."""
     script = ROOT / "tests" / "oracles.py"
     if not script.exists():
         return Result("oracles", 0, 0.0)
     ORACLES.mkdir(parents=True, exist_ok=True)
-    result = run_step("oracles", [sys.executable, str(script), str(ORACLES)], environment)
+    command = [sys.executable, str(script), str(ORACLES)] + (["--full"] if full else [])
+    result = run_step("oracles", command, environment)
     if result.returncode:
         result.complaint = f"exit code {result.returncode}"
     return result

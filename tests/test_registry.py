@@ -32,7 +32,8 @@ def test_every_row_of_every_table_has_a_name():
     ("pattern", "expected"),
     [
         ("resnet*", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]),
-        ("clip/vit-l*", ["clip/ViT-L-14", "clip/ViT-L-14-336"]),
+        ("clip/vit-l-14*", ["clip/ViT-L-14", "clip/ViT-L-14-280", "clip/ViT-L-14-336"]),
+        ("rn50x?", ["clip/RN50x4"]),
         ("ViT-B-32", ["clip/ViT-B-32"]),
         ("*v2_tiny", ["convnextv2_tiny", "clip/convnext_v2_tiny"]),
         ("convnext_base", ["convnext_base", "clip/convnext_base"]),

@@ -4,7 +4,7 @@ import pytest
 
 import clip
 import convnext
-from clip.variants import image_flops, image_parameters, text_flops, text_parameters
+from clip.variants import image_flops, image_parameters, resnet_map, text_flops, text_parameters
 from convnext import TABLES, ResNetVariant, Variant, flops, parameters
 
 PUBLISHED = {  # 1000 classes: as timm counts them; with ten classes where given
@@ -29,6 +29,9 @@ MULTIPLY_ADDS = {  # billions, papers' tables (ResNet: torchvision's)
     "resnet": {"18": 1.81, "34": 3.66, "50": 4.09, "101": 7.80, "152": 11.51},
 }
 PAIRS = {  # total parameters and GFLOPs of image and caption, open_clip's model profile
+    "RN50": (102_007_137, 18.18), "RN101": (119_688_033, 25.50), "RN50x4": (178_300_601, 51.82),
+    "RN50x16": (290_979_217, 162.69), "RN50x64": (623_258_305, 552.65), "ViT-H-14": (986_109_441, 381.68),
+    "ViT-g-14": (1_366_678_273, 581.15), "ViT-bigG-14": (2_539_567_105, 1065.36),
     "ViT-B-32": (151_277_313, 14.78), "ViT-B-16": (149_620_737, 41.09), "ViT-L-14": (427_616_513, 175.33),
     "ViT-L-14-336": (427_944_193, 395.22), "convnext_tiny": (92_296_801, 14.87), "convnext_small": (113_276_001, 23.33),
     "convnext_base": (151_518_849, 36.67), "convnext_base_w": (179_385_345, 49.38),
@@ -36,6 +39,14 @@ PAIRS = {  # total parameters and GFLOPs of image and caption, open_clip's model
     "convnext_large_d": (351_772_609, 107.50), "convnext_large_d_320": (351_772_609, 157.98),
     "convnext_xlarge": (653_892_865, 198.38), "convnext_xxlarge": (1_200_576_385, 443.03),
     "convnext_xxlarge_320": (1_200_576_385, 665.74), "convnext_v2_tiny": (91_687_809, None),
+}  # fmt: skip
+PROFILE = {  # the same in millions, where only those are published; test_open_clip_rows.py counts each model exactly
+    "ViT-S-32-alt": (43.22, 3.56), "ViT-S-32": (63.09, 5.66), "ViT-S-16-alt": (42.40, 10.47),
+    "ViT-S-16": (62.26, 12.58), "ViT-M-32-alt": (80.07, 7.37), "ViT-M-32": (103.12, 9.95),
+    "ViT-M-16": (102.02, 21.94), "ViT-B-32-256": (151.29, 17.46), "ViT-B-32-plus-256": (210.30, 24.83),
+    "ViT-B-16-plus": (208.35, 56.75), "ViT-B-16-plus-240": (208.38, 64.03), "ViT-L-16": (427.74, 136.41),
+    "ViT-L-16-320": (427.95, 271.93), "ViT-L-14-280": (427.76, 271.79), "ViT-H-16": (986.26, 301.72),
+    "ViT-e-14": (4581.09, 2091.45),
 }  # fmt: skip
 
 
@@ -66,13 +77,36 @@ def test_flops_are_twice_the_papers_multiply_adds(family):
 def test_pairs_are_the_published_ones(name):
     count, gflops = PAIRS[name]
     assert clip.parameters(clip.VARIANTS[name]) == count
-    assert gflops is None or clip.flops(clip.VARIANTS[name]) / 1e9 == pytest.approx(gflops, abs=0.006)
+    assert gflops is None or profiled_flops(clip.VARIANTS[name]) / 1e9 == pytest.approx(gflops, abs=0.006)
+
+
+@pytest.mark.parametrize("name", PROFILE)
+def test_pairs_are_the_profiled_ones(name):
+    millions, gflops = PROFILE[name]
+    assert clip.parameters(clip.VARIANTS[name]) / 1e6 == pytest.approx(millions, abs=0.006)
+    assert clip.flops(clip.VARIANTS[name]) / 1e9 == pytest.approx(gflops, abs=0.006)
+
+
+def profiled_flops(pair):
+    """A row's flops as the profile counts: PyTorch's attention pool asks for every position and reads one answer."""
+    if not isinstance(pair.image, clip.ResNet):
+        return clip.flops(pair)
+    unread, features = resnet_map(pair.image_size) ** 2, pair.image.features
+    projections = unread * features * (features + pair.embed_dim)
+    return clip.flops(pair) + 2 * (projections + 2 * unread * (unread + 1) * features)
 
 
 def test_every_pair_has_a_published_count_or_is_our_own():
-    assert {name for name in clip.VARIANTS if name not in PAIRS} == {
-        f"convnext_v2_{size}" for size in ("atto", "femto", "pico", "nano", "base", "large", "huge")
-    }
+    others = {name for name in clip.VARIANTS if name not in PAIRS | PROFILE and not name.startswith("MobileCLIP")}
+    ours = {f"convnext_v2_{size}" for size in ("atto", "femto", "pico", "nano", "base", "large", "huge")}
+    assert others == ours | {"ViT-H-14-378"}
+
+
+def test_an_image_tower_of_another_size_has_more_positions():
+    larger, usual = clip.VARIANTS["ViT-H-14-378"], clip.VARIANTS["ViT-H-14"]
+    assert clip.parameters(larger) - clip.parameters(usual) == (27**2 - 16**2) * 1280
+    assert image_parameters(usual, 378) == image_parameters(larger)
+    assert image_parameters(clip.VARIANTS["RN50"], 256) == image_parameters(clip.VARIANTS["RN50"]) + (64 - 49) * 2048
 
 
 def test_the_seed_reports_pair():
@@ -99,6 +133,9 @@ def test_v2_text_towers_follow_v1():
         ("ViT-B/32", ("ViT-B-32", None)),
         ("ViT-L/14@336px", ("ViT-L-14-336", None)),
         ("ViT-B-32-quickgelu", ("ViT-B-32", "quick_gelu")),
+        ("RN50x4-quickgelu", ("RN50x4", "quick_gelu")),
+        ("ViT-H-14-378-quickgelu", ("ViT-H-14-378", "quick_gelu")),
+        ("ViT-bigG-14", ("ViT-bigG-14", None)),
         ("convnext_base_w", ("convnext_base_w", None)),
     ],
 )
