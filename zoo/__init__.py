@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING  # noqa: E402
 if TYPE_CHECKING:
     from zoo.convert import load_weights
     from zoo.exchange import export_weights
+    from zoo.export import export_onnx
     from zoo.folding import fold
     from zoo.registry import create_model, list_models, load, model_info, save
 
 _MODULE_OF = {
     "create_model": "zoo.registry",
     "export_weights": "zoo.exchange",
+    "export_onnx": "zoo.export",
     "fold": "zoo.folding",
     "list_models": "zoo.registry",
     "load": "zoo.registry",
@@ -28,7 +30,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
-    *("create_model", "export_weights", "fold", "list_models"),
+    *("create_model", "export_onnx", "export_weights", "fold", "list_models"),
     *("load", "load_weights", "model_info", "save"),
 ]  # noqa: F822
 

@@ -18,6 +18,7 @@ BRANCHES = ("MobileOneConv2D", "RepLargeKernelConv2D", "RepMixer", "RepCondition
 LINEAR = {"Dense": "", "Conv2D": "", "DepthwiseConv2D": ""}
 LINEAR_OUT = {**LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
 LINEAR_IN = {**LINEAR, "SelfAttention": "in_proj."}
+BIAS_OPTIONS = {"": "use_bias", "in_proj.": "in_bias"}  # which of these products may come without one
 OUTPUT = "output"  # stands among a layer's users where the model hands its result out
 
 
@@ -106,10 +107,10 @@ class Draft:
 
     def bias(self, prefix, size):
         """The bias of a product, zeros where it has none; from here on it has one."""
-        if not prefix:
-            if not self.config["use_bias"]:
-                self.weights["bias"] = np.zeros(size)
-            self.config["use_bias"] = True
+        option = BIAS_OPTIONS.get(prefix)
+        if option and not self.config[option]:
+            self.weights[f"{prefix}bias"] = np.zeros(size)
+            self.config[option] = True
         return self[f"{prefix}bias"]
 
     def scale_output(self, factor, shift=0.0):
@@ -213,8 +214,16 @@ class Net:
 
     def products_after(self, layer):
         """The layers that read this one, when each begins with a product that sees no padding; else ()."""
-        users = self.users[layer]
+        users = list(self._readers(layer))
         return users if users and all(self._takes_affine(user) for user in users) else ()
+
+    def _readers(self, layer):
+        """The layers that read this one, seen through reshapes that leave the channels together."""
+        for user in self.users[layer]:
+            if type(user).__name__ == "Reshape" and user.input.shape[-1] == user.output.shape[-1]:
+                yield from self._readers(user)
+            else:
+                yield user
 
     def _takes_affine(self, user):
         if user is OUTPUT or type(user).__name__ not in LINEAR_IN or not self.is_called_once(user):
@@ -270,12 +279,16 @@ def fold_scale(net, layer):
 
 
 def fold_batch_norm(net, layer):
-    """BatchNorm of inference: gamma (product − mean) / √(variance + epsilon) + beta."""
-    before = net.product_before(layer)
-    if before is None or not _is_last_axis(layer):
+    """BatchNorm of inference, gamma (x − mean) / √(variance + epsilon) + beta: into the product before or after it."""
+    before, after = net.product_before(layer), net.products_after(layer)
+    if not _is_last_axis(layer) or not (before or after):
         return
     factor, shift = batch_norm_affine(layer)
-    net.draft(before).scale_output(factor, shift)
+    if before:
+        net.draft(before).scale_output(factor, shift)
+    else:
+        for user in after:
+            net.draft(user).scale_input(factor, shift)
     net.skip(layer)
 
 

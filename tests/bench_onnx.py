@@ -1,0 +1,146 @@
+"""Our ONNX files beside timm's own export and timm in torch, same weights, same ONNX Runtime, turn and turn about.
+
+    python tests/bench_onnx.py                          # convnext_tiny and convnextv2_tiny, batch 1 and 8, 2 threads
+    python tests/bench_onnx.py resnet50 --batch 8
+    python tests/bench_onnx.py --exports 'convnext*'    # every architecture of the zoo, exported and verified
+
+timm is exported by its own `timm.utils.onnx`, opset 17. A ratio is the median over rounds of theirs / ours.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+MODELS = ("convnext_tiny", "convnextv2_tiny")
+SIZE = 224
+
+
+def write_files(name, folder):
+    """timm's model with random weights, its ONNX file and ours of the same weights."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+    from timm.utils.onnx import onnx_export
+
+    import zoo
+
+    torch.manual_seed(0)
+    peer = timm.create_model(name).eval()
+    with torch.no_grad():  # gains and offsets that matter
+        for parameter in peer.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save_file(peer.state_dict(), folder / "weights.safetensors")
+    onnx_export(peer, str(folder / "timm.onnx"), input_size=(3, SIZE, SIZE), batch_size=2, opset=17)
+    stem = {} if name.startswith("resnet") else {"stem_stride": 4}
+    model = zoo.create_model(name, weights=folder / "weights.safetensors", classifier_activation=None, **stem)
+    reports = {
+        precision: zoo.export_onnx(model, folder / f"{precision}.onnx", precision=precision)
+        for precision in ("float32", "int8")
+    }
+    return peer, reports
+
+
+def candidates(peer, folder, batch, threads):
+    """{name: function that builds the function to time}."""
+    import numpy as np
+    import torch
+
+    from zoo.export.runtime import start_session
+
+    torch.set_num_threads(threads)
+    images = np.random.default_rng(0).standard_normal((batch, SIZE, SIZE, 3), np.float32)
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    tensor = torch.from_numpy(channels_first)
+
+    def onnx(file, x):
+        session = start_session(folder / file, threads=threads)
+        feed = {session.get_inputs()[0].name: x}
+        return lambda: session.run(None, feed)
+
+    def eager():
+        with torch.inference_mode():
+            return peer(tensor)
+
+    return {
+        "ours, float32": lambda: onnx("float32.onnx", images),
+        "ours, int8": lambda: onnx("int8.onnx", images),
+        "timm's export": lambda: onnx("timm.onnx", channels_first),
+        "timm, torch eager": lambda: eager,
+    }
+
+
+def bench(name, batches, threads, rounds):
+    """Lines of the table for one model."""
+    from zoo.bench.timing import ratio, take_turns
+
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        peer, reports = write_files(name, folder)
+        costs = {f"ours, {key}": report for key, report in reports.items()}
+        for batch in batches:
+            timings = take_turns(candidates(peer, folder, batch, threads), rounds)
+            ours, int8, export, _ = timings
+            for timing in timings:
+                report = costs.get(timing.name)
+                cost = f"{report.error:.1e} | {report.cosine:.5f}" if report else "– | –"
+                lines.append(
+                    f"| {name} | {batch} | {timing.name} | {1000 * timing.median:.0f} | {ratio(timing, ours):.2f}× "
+                    f"| {ratio(timing, int8):.2f}× | {ratio(export, timing):.2f}× | {cost} |"
+                )
+    return lines
+
+
+HEADER = """| model | batch | | median ms | time / ours float32 | time / ours int8 | times timm's export | error | cosine |
+|---|--:|---|--:|--:|--:|--:|--:|--:|"""
+
+
+def export_all(pattern):
+    """Exports and verifies every architecture of a pattern, each in a process of its own; the lines of a table."""
+    from zoo import list_models
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name in list_models(pattern):
+            command = [sys.executable, "-m", "zoo", "export", name, f"{folder}/model.onnx", "--json"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+            if done.returncode:
+                yield f"| {name} | {done.stderr.strip().splitlines()[-1]} | | | |"
+                continue
+            report = json.loads(done.stdout)
+            error, cosine = (pick(check[key] for check in report["checks"]) for key, pick in FIELDS)
+            yield f"| {name} | {report['bytes'] / 1e6:,.1f} | {report['nodes']} | {error:.1e} | {cosine:.7f} |"
+
+
+FIELDS = (("error", max), ("cosine", min))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--exports", metavar="PATTERN", help="export and verify every architecture of a pattern")
+    options = parser.parse_args()
+    if options.exports:
+        print("| architecture | MB | nodes | error | cosine |\n|---|--:|--:|--:|--:|")
+        for line in export_all(options.exports):
+            print(line, flush=True)
+        return
+    from helpers import declare_torchvision_operators
+
+    _ = declare_torchvision_operators()
+    print(HEADER)
+    for name in options.models:
+        print("\n".join(bench(name, options.batch, options.threads, options.rounds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

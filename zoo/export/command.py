@@ -1,0 +1,137 @@
+"""What `zoo export` does: finds the model, writes the file, shows what it cost."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from zoo.export.exporter import ExportReport, export_onnx, place, take_part
+from zoo.export.graph import FLOAT32
+from zoo.export.verify import TOLERANCES
+
+KERAS = "keras"
+
+
+def export(
+    name: str,
+    output: str | Path,
+    *,
+    weights: str | None = None,
+    part: str | None = None,
+    classes: str | None = None,
+    precision: str = FLOAT32,
+    opset: int = 20,
+    include_preprocessing: bool = False,
+    layout: str = "NHWC",
+    normalize: bool = False,
+    logits: bool = False,
+    fold: bool = True,
+    verify: bool = True,
+    tolerance: float | None = None,
+    via: str = "zoo",
+) -> ExportReport:
+    """Exports a model by name or file, as `export_onnx` does.
+
+    Args:
+        name: as `zoo.load` takes it; or the name of an architecture, which has random weights unless `weights` are
+            given.
+        weights: tag or file, as `zoo.create_model` takes it.
+        classes: for part="zero-shot": a set of `clip.CLASS_NAMES`, or names with commas between them.
+        include_preprocessing: the file takes uint8 pixels and scales them as the model's preprocessing says.
+        via: "zoo", or "keras": Keras' own exporter, for models whose layers have no rule here.
+
+    Raises:
+        ValueError: what `export_onnx` refuses; a model that does not say how its pictures are made ready.
+    """
+    output = Path(output)
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(output.parent)!r} to write {output.name} into.")
+    model, spec = find_model(name, weights)
+    if include_preprocessing and spec is None:
+        raise ValueError(f"{name!r} does not say how its pictures are made ready, so that cannot be part of the file.")
+    names, templates = class_list(classes)
+    print(f"Writing {output}, {precision}, opset {opset}" + (", and checking it" if verify else ""), flush=True)
+    if via == KERAS:
+        return export_via_keras(take_part(model, part, names, templates), output, opset=opset, tolerance=tolerance)
+    return export_onnx(
+        model,
+        output,
+        part=part,
+        class_names=names,
+        templates=templates,
+        precision=precision,
+        opset=opset,
+        preprocess=spec if include_preprocessing else None,
+        layout=layout,
+        normalize=normalize,
+        logits=logits,
+        fold=fold,
+        verify=verify,
+        tolerance=tolerance,
+    )
+
+
+def find_model(name, weights):
+    """(model, `PreprocessSpec` or None) of a name or a file."""
+    from zoo.registry import PATH_SUFFIXES, create_model, load, model_info
+
+    path = Path(name)
+    is_file = path.exists() or path.suffix in PATH_SUFFIXES or str(name).startswith("hf-hub:")
+    if weights is None and (is_file or "." in str(name)):
+        loaded = load(name)
+        return loaded.model, loaded.info.preprocess
+    info = model_info(name)
+    if weights is None:
+        print(f"{info.name} is an architecture: its weights are random. Published or own ones: --weights.", flush=True)
+    return create_model(name, weights=weights), info.preprocess
+
+
+def class_list(classes):
+    """(names, templates or None) of what --classes says; (None, None) without it."""
+    if classes is None:
+        return None, None
+    from clip import CLASS_NAMES, TEMPLATES
+
+    if classes in CLASS_NAMES:
+        return CLASS_NAMES[classes], TEMPLATES.get(classes)
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    if len(names) < 2:
+        raise ValueError(f"--classes needs names with commas between them, or one of {', '.join(CLASS_NAMES)}.")
+    return names, None
+
+
+def export_via_keras(model, path, *, opset, tolerance=None):
+    """Keras' own exporter, its file checked as ours are. It bakes in what the backend's tracing sees."""
+    import onnx
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.onnx")
+        try:
+            model.export(file, format="onnx", verbose=False, opset_version=opset)
+        except Exception as error:  # each backend's exporter raises its own
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ValueError(f"Keras' own exporter fails on {model.name!r}: {reason}") from error
+        data, nodes = file.read_bytes(), len(onnx.load(file).graph.node)
+    facts = {"precision": FLOAT32, "opset": opset, "nodes": nodes, "tolerance": tolerance or TOLERANCES[FLOAT32]}
+    return place(model, data, path, {}, started, **facts)
+
+
+def to_text(report: ExportReport) -> str:
+    """What was written, and a table of the checks."""
+    facts = {
+        "file": f"{report.path}, {report.bytes / 1e6:,.1f} MB, {report.nodes} nodes",
+        "model": f"{report.model}, {report.precision}, opset {report.opset}",
+        "sha256": report.sha256,
+        "seconds": "{:.1f} to write, {:.1f} to check".format(*report.seconds),
+    }
+    lines = [f"{key:<9}{value}" for key, value in facts.items()]
+    if not report.checks:
+        return "\n".join([*lines, "The file was not compared with the model."])
+    lines += ["", "| inputs | batch | output | error | cosine | largest entry agrees |", "|---|--:|---|--:|--:|--:|"]
+    lines += [
+        f"| {check.inputs} | {check.batch} | {check.output} | {check.error:.1e} | {check.cosine:.6f} "
+        f"| {'–' if check.top1 is None else f'{check.top1:.1%}'} |"
+        for check in report.checks
+    ]
+    of = "error" if report.precision == FLOAT32 else "1 − cosine"
+    return "\n".join([*lines, "", f"All within the tolerance: {of} at most {report.tolerance:g}."])

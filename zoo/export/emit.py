@@ -1,0 +1,238 @@
+"""From a functional Keras model to an ONNX model: its calls in order, each by its layer's rule.
+
+The bytes depend on weights and configuration alone: the same from TensorFlow, JAX and PyTorch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from zoo.export.graph import FIRST, FLOAT32, LAST, OPSETS, PRECISIONS, UINT8, Graph, Value
+from zoo.export.rules import rule_of
+from zoo.export.rules_clip import l2_normalize, pair_logits
+from zoo.folding import calls, check_functional, fold_with_affine
+
+PRODUCER = "convnext-clip-zoo"
+IR_VERSION = {17: 8, 20: 9}
+SMALL = 1024  # bytes up to which a weight stays in the model in any case
+SIDE_NAMES = {4: ("batch", "height", "width"), 2: ("batch", "length")}
+PAIR_SIDES = {"tokens": ("texts", "length"), "text_embeddings": ("texts",), "logits": ("batch", "texts")}
+
+
+def emit(
+    model: keras.Model,
+    *,
+    precision: str = FLOAT32,
+    opset: int = 20,
+    fold: bool = True,
+    preprocess=None,
+    layout: str = "NHWC",
+    normalize: bool = False,
+    logits: bool = False,
+):
+    """A model as ONNX.
+
+    Args:
+        model: functional, of layers that have a rule.
+        precision: of products: "float32", "float16", or "int8" with dynamic scales for those over maps and sequences.
+        opset: 20, or 17 for older runtimes.
+        fold: write `zoo.fold(model)`.
+        preprocess: `PreprocessSpec`: the file takes uint8 pixels and scales them with its mean and std. They go into
+            the stem's weights where that is exact, which it is unless the stem pads.
+        layout: "NHWC", as Keras, or "NCHW": of the images that the file takes.
+        normalize: L2-normalise the embeddings of a tower.
+        logits: a third result of a pair, exp(logit_scale) · cosine (+ bias), (B, B).
+
+    Returns:
+        `Graph`, from which `to_proto` makes the `onnx.ModelProto`.
+
+    Raises:
+        ValueError: an unknown option, a layer without a rule, an output that an option does not fit.
+    """
+    check_options(model, precision, opset, layout, normalize, logits)
+    affine = pixel_affine(preprocess) if preprocess else None
+    absorbed = False
+    if fold:
+        model, absorbed = fold_with_affine(model, affine)
+    graph = Graph(opset, precision)
+    graph.name = model.name
+    inputs = [_input(graph, tensor, layout, preprocess) for tensor in model.inputs]
+    values = [_prepare(graph, value, layout, None if absorbed else affine) for value in inputs]
+    results = run(graph, model, values)
+    graph.inputs = {value.name: _face(value, layout) for value in inputs}
+    graph.outputs = _finish(graph, model, results, normalize=normalize, logits=logits)
+    return graph
+
+
+def check_options(model, precision, opset, layout, normalize, logits):
+    """Refuses what the emitter cannot mean, before any work."""
+    check_functional(model)
+    is_pair = hasattr(model, "image_encoder")
+    for name, value, allowed in (
+        ("precision", precision, PRECISIONS),
+        ("opset", opset, OPSETS),
+        ("layout", layout, ("NHWC", "NCHW")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    if normalize and (is_pair or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2):
+        raise ValueError("normalize=True needs a tower, one output (B, D); a pair's embeddings are normalised already.")
+    if logits and not is_pair:
+        raise ValueError(f"logits=True needs a pair, and {model.name!r} is none.")
+
+
+def pixel_affine(spec):
+    """(factor, shift), (3,) each, float64: a normalised pixel is factor · (0…255) + shift."""
+    mean, std = (np.asarray(np.float32(values), np.float64) for values in (spec.mean, spec.std))
+    return 1 / (255 * std), -mean / std
+
+
+def _input(graph, tensor, layout, preprocess):
+    """The `Value` of one of the model's inputs, in form LAST."""
+    is_image = len(tensor.shape) == 4
+    dtype = UINT8 if is_image and preprocess else keras.backend.standardize_dtype(tensor.dtype)
+    dtype = FLOAT32 if dtype in ("float16", "bfloat16", "float64") else dtype
+    name = tensor._keras_history.operation.name
+    form = FIRST if is_image and layout == "NCHW" else LAST
+    return Value(graph._unique(name), tuple(tensor.shape), form, dtype)
+
+
+def _prepare(graph, value, layout, affine):  # noqa: ARG001
+    """What the first layer gets of an input: floats, of pixels scaled if no weight has taken that in."""
+    if value.dtype != UINT8:
+        return value
+    graph.scope = value.name
+    value = graph.cast(graph.to(value, FIRST), FLOAT32)  # bytes are moved before they are four times as many
+    if affine is None:
+        return value
+    factor, shift = (graph.weight(numbers.reshape(3, 1, 1), name, FLOAT32) for numbers, name in zip(
+        affine, ("pixel_factor", "pixel_shift"), strict=True
+    ))  # fmt: skip
+    return graph.op("Add", [graph.op("Mul", [value, factor]), shift], name="pixels")
+
+
+def run(graph, model, values, path=""):
+    """The values that a functional model makes of its inputs' values, in the structure of its outputs."""
+    known = {id(tensor): value for tensor, value in zip(model.inputs, values, strict=True)}
+    for node in calls(model):
+        layer = node.operation
+        args, kwargs = node.arguments.fill_in(known)
+        scope = f"{path}{layer.name}"
+        if isinstance(layer, keras.Model):
+            check_functional(layer)
+            results = run(graph, layer, _in_order(layer, args), f"{scope}/")
+        else:
+            graph.scope = scope
+            kwargs = {key: value for key, value in kwargs.items() if _holds_value(value)}
+            results = rule_of(layer)(graph, layer, *args, **kwargs)
+        known |= {id(t): v for t, v in zip(node.outputs, keras.tree.flatten(results), strict=True)}
+    return keras.tree.pack_sequence_as(model._outputs_struct, [known[id(tensor)] for tensor in model.outputs])
+
+
+def _holds_value(argument):
+    return any(isinstance(part, Value) for part in keras.tree.flatten(argument))
+
+
+def _in_order(model, args):
+    """Values of a nested model's arguments, in the order of its inputs."""
+    (inputs,) = args
+    if isinstance(inputs, Mapping):
+        return [inputs[tensor._keras_history.operation.name] for tensor in model.inputs]
+    return keras.tree.flatten(inputs)
+
+
+def _finish(graph, model, results, *, normalize, logits):
+    """{name: `Value`} of the file's outputs, float32, as in Keras, with the tails asked for."""
+    graph.scope = "outputs"
+    if normalize:
+        results = l2_normalize(graph, results)
+    if logits:
+        graph.scope = model.logit_scale.name
+        embeddings = (results["image_embeddings"], results["text_embeddings"])
+        results = {**results, "logits": pair_logits(graph, model.logit_scale, *embeddings)}
+    named = {}
+    for name, value in named_outputs(results).items():
+        graph.scope = name
+        value = graph.cast(graph.to(graph.settled(value), LAST), FLOAT32)
+        final = graph.op("Identity", [value], name="out")
+        named[name] = _rename(graph, final, name)
+    return named
+
+
+def named_outputs(results):
+    """{name: result} as the file names them: "output", "output_0", or the keys of a dict."""
+    prefix = [] if isinstance(results, Mapping) else ["output"]
+    flat = keras.tree.flatten_with_path(results)
+    return {"_".join([*prefix, *map(str, path)]): result for path, result in flat}
+
+
+def _rename(graph, value, name):
+    """The last node's result under the name that the file promises."""
+    kind, inputs, _, label, attributes = graph.nodes[-1]
+    graph.nodes[-1] = (kind, inputs, [name], label, attributes)
+    return dataclasses.replace(value, name=name)
+
+
+def _face(value, layout):
+    """An input as the file declares it."""
+    if len(value.shape) == 4 and layout == "NCHW":
+        batch, height, width, channels = value.shape
+        return dataclasses.replace(value, shape=(batch, channels, height, width))
+    return value
+
+
+def to_proto(graph, store=None):
+    """The `onnx.ModelProto` of a graph. It takes the weights out of the graph, so that memory holds them once.
+
+    Args:
+        store: None to keep the weights in the model; or a function from an array to its place in a file beside it,
+            {"location", "offset", "length"}.
+    """
+    from onnx import helper
+
+    nodes = [
+        helper.make_node(kind, names, results, name=label, **attributes)
+        for kind, names, results, label, attributes in graph.nodes
+    ]
+    named_sides = PAIR_SIDES if "text_embeddings" in graph.outputs else {}  # a pair takes as many texts as it likes
+    faces = [
+        [_value_info(value, name, named_sides.get(name)) for name, value in face.items()]
+        for face in (graph.inputs, graph.outputs)
+    ]
+    opset = [helper.make_operatorsetid("", graph.opset)]
+    options = {"opset_imports": opset, "ir_version": IR_VERSION[graph.opset], "producer_name": PRODUCER}
+    model = helper.make_model(helper.make_graph(nodes, graph.name, *faces), **options)
+    used = {name for node in nodes for name in node.input}
+    for name in list(graph.weights):
+        array = graph.weights.pop(name)
+        if name in used:
+            _fill(model.graph.initializer.add(), name, array, store)
+    return model
+
+
+def _value_info(value, name, sides):
+    """A named input or output; sides that are not fixed have names too, equal where they are equal."""
+    from onnx import helper
+
+    names = sides or SIDE_NAMES.get(len(value.shape), ("batch",))
+    if value.form == FIRST:
+        names = ("batch", None, "height", "width")
+    shape = [names[axis] if side is None and axis < len(names) else side for axis, side in enumerate(value.shape)]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)), shape)
+
+
+def _fill(tensor, name, array, store):
+    """Writes an array into a TensorProto, little-endian."""
+    from onnx import TensorProto, helper
+
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor.dims.extend(array.shape)
+    if store is None or array.nbytes < SMALL:
+        tensor.raw_data = array.tobytes()
+        return
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in store(array).items():
+        tensor.external_data.add(key=key, value=str(value))

@@ -1,0 +1,219 @@
+"""An ONNX graph while it is being written: values that know their layout, nodes and weights with names of their own.
+
+A `Value` of rank 3 or 4 lies in memory in one of three forms, and is brought into another only where a layer asks:
+LAST, as in Keras, (B, H, W, C) or (B, L, C); FIRST, (B, C, H, W), as convolutions want it; FLAT, (B·H·W, C), as
+products of matrices do. Between LAST and FLAT nothing moves; to and from FIRST is a transpose.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+LAST, FIRST, FLAT = "last", "first", "flat"
+FLOAT32, FLOAT16, INT32, INT64, INT8, UINT8 = "float32", "float16", "int32", "int64", "int8", "uint8"
+PRECISIONS = (FLOAT32, FLOAT16, INT8)
+OPSETS = (17, 20)
+TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the graph.
+
+    Args:
+        name: in the file.
+        shape: as Keras has it, channels last, None where it is not fixed.
+        form: LAST, FIRST or FLAT.
+        dtype: NumPy's name of it.
+        like: name of a tensor in form LAST with the same sides but the channels; None for the value itself.
+        pads: zeros still to be put around it, (above, left, below, right).
+    """
+
+    name: str
+    shape: tuple
+    form: str = LAST
+    dtype: str = FLOAT32
+    like: str | None = None
+    pads: tuple | None = None
+
+    @property
+    def channels(self):
+        return self.shape[-1]
+
+
+class Graph:
+    """Collects nodes and weights. Names follow from the layers' names and the order of the calls alone.
+
+    Args:
+        opset: 17 or 20.
+        precision: "float32", "float16" or "int8": how products are computed.
+
+    Attributes:
+        scope: prefix of the names made next, the layer's path.
+        nodes: list of (type, inputs, outputs, name, attributes).
+        weights: name → array.
+        inputs, outputs: name → `Value`, as the file declares them.
+        name: of the model.
+    """
+
+    def __init__(self, opset=20, precision=FLOAT32):
+        self.opset = opset
+        self.precision = precision
+        self.compute = FLOAT16 if precision == FLOAT16 else FLOAT32
+        self.scope = ""
+        self.nodes: list = []
+        self.weights: dict = {}
+        self.inputs: dict = {}
+        self.outputs: dict = {}
+        self.name = ""
+        self._made_by: dict = {}  # tensor → index of its node
+        self._converted: dict = {}
+        self._taken: set = set()
+
+    def op(self, kind, inputs, *, like=None, outputs=1, name=None, **attributes):
+        """Adds a node.
+
+        Args:
+            kind: ONNX' type of it.
+            inputs: `Value`s, and names or None for inputs left out.
+            like: `Value` whose shape, form and dtype the results have; the first input's unless given.
+            outputs: how many results.
+            name: last part of the node's name; the type unless given.
+            attributes: of the node, those that are None left out.
+
+        Returns:
+            A `Value`, or a list of several.
+        """
+        template = like or next(value for value in inputs if isinstance(value, Value))
+        names = [(value.name if isinstance(value, Value) else value) or "" for value in inputs]
+        label = self._unique(f"{self.scope}/{name or kind}")
+        results = [label if outputs == 1 else f"{label}:{index}" for index in range(outputs)]
+        attributes = {key: value for key, value in attributes.items() if value is not None}
+        for result in results:
+            self._made_by[result] = len(self.nodes)
+        self.nodes.append((kind, names, results, label, attributes))
+        values = [dataclasses.replace(template, name=result, pads=None) for result in results]
+        return values[0] if outputs == 1 else values
+
+    def _unique(self, label):
+        """`label`, or with the first number that makes it new."""
+        candidate, number = label, 1
+        while candidate in self._taken:
+            number += 1
+            candidate = f"{label}_{number}"
+        self._taken.add(candidate)
+        return candidate
+
+    def weight(self, array, name, dtype=None):
+        """Name of a weight of the layer at hand; floating-point ones have the precision of products unless told."""
+        array = np.asarray(array)
+        array = array.astype(dtype or (self.compute if array.dtype.kind == "f" else array.dtype))
+        label = self._unique(f"{self.scope}/{name}")
+        self.weights[label] = np.ascontiguousarray(array)
+        return label
+
+    def constant(self, array, dtype):
+        """Name of an array that nodes may share, told by its content: at most eight numbers, or one repeated."""
+        array = np.asarray(array, dtype)
+        numbers = array.ravel().tolist()
+        if len(numbers) > 8 and len(set(numbers)) > 1:
+            raise ValueError(f"A constant has at most eight different numbers, got {array.shape}; that is a weight.")
+        content = "_".join(map(str, numbers if len(numbers) <= 8 else numbers[:1]))
+        label = f"const/{array.dtype}[{','.join(map(str, array.shape))}]{content}"
+        self.weights.setdefault(label, array)
+        return label
+
+    def ones(self, size, dtype=FLOAT32):
+        return self.constant(np.ones(size), dtype)
+
+    @property
+    def nbytes(self):
+        """Of all weights."""
+        return sum(array.nbytes for array in self.weights.values())
+
+    def maker(self, value):
+        """Type of the node that made a value; None for an input."""
+        index = self._made_by.get(value.name)
+        return None if index is None else self.nodes[index][0]
+
+    def cast(self, value, dtype):
+        """`value` in another dtype, itself where that is its own."""
+        if value.dtype == dtype:
+            return value
+        key = (value.name, dtype)
+        if key not in self._converted:
+            import onnx
+
+            code = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            result = self.op("Cast", [self.settled(value)], to=int(code))
+            self._converted[key] = dataclasses.replace(result, dtype=dtype)
+        return self._converted[key]
+
+    def to(self, value, form):
+        """`value` in another form; each conversion is made once."""
+        value = self.settled(value)
+        if value.form == form or len(value.shape) < 3:
+            return value
+        key = (value.name, form)
+        if key not in self._converted:
+            if FIRST in (value.form, form) and FLAT in (value.form, form):
+                self._converted[key] = self.to(self.to(value, LAST), form)
+            else:
+                self._converted[key] = self._convert(value, form)
+        return self._converted[key]
+
+    def _convert(self, value, form):
+        if form == FLAT:
+            flat = self.op("Reshape", [value, self.constant([-1, value.channels], INT64)], name="flatten")
+            return dataclasses.replace(flat, form=FLAT, like=value.like or value.name)
+        if value.form == FLAT:
+            whole = self.op("Reshape", [value, self.full_shape(value)], name="unflatten")
+            return dataclasses.replace(whole, form=LAST)
+        order = TO_FIRST if form == FIRST else TO_LAST
+        return dataclasses.replace(self.op("Transpose", [value], perm=order), form=form)
+
+    def settled(self, value):
+        """`value` with the zeros around it that were still to come."""
+        if not value.pads:
+            return value
+        above, left, below, right = value.pads
+        ends = self.constant([0, 0, above, left, 0, 0, below, right], INT64)
+        return self.op("Pad", [value, ends], name="pad")
+
+    def reshape(self, value, shape, name="Reshape"):
+        """`value` as a fixed shape, with −1 once at most and 0 where a side stays; its form is LAST."""
+        result = self.op("Reshape", [value, self.constant(shape, INT64)], name=name)
+        sides = tuple(side if side > 0 else None for side in shape)
+        return dataclasses.replace(result, shape=sides, form=LAST, like=None)
+
+    def full_shape(self, value, *inner):
+        """Name of the tensor [−1, …, C] with all sides of a FLAT value but the first; `inner` in place of C."""
+        inner = inner or (value.channels,)
+        middle = value.shape[1:-1]
+        if None not in middle:
+            return self.constant([-1, *middle, *inner], INT64)
+        return self._dynamic_shape(value, inner)
+
+    def _dynamic_shape(self, value, inner):
+        key = ("shape", value.like, inner)
+        if key not in self._converted:
+            sides = self.sides(value)
+            parts = [self.constant([-1], INT64), sides, self.constant(inner, INT64)]
+            self._converted[key] = self.op("Concat", parts, like=value, axis=0, name="shape").name
+        return self._converted[key]
+
+    def sides(self, value):
+        """Name of the tensor of a value's sides between the batch and the channels."""
+        source = value.like or value.name
+        key = ("sides", source)
+        if key not in self._converted:
+            sides = self.op("Shape", [source], like=value, start=1, end=len(value.shape) - 1, name="sides")
+            self._converted[key] = sides.name
+        return self._converted[key]
+
+    def once(self, key, make):
+        """`make()`, called once for a key."""
+        if key not in self._converted:
+            self._converted[key] = make()
+        return self._converted[key]

@@ -1,0 +1,228 @@
+"""An ONNX file against the Keras model that it was made from: random and real inputs, batches of one and three."""
+
+import contextlib
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from zoo.export.emit import named_outputs
+from zoo.export.graph import FLOAT16, FLOAT32, INT8
+from zoo.export.runtime import OnnxModel
+from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+
+BATCH = 3
+SEED = 0
+TOLERANCES = {FLOAT32: 1e-4, FLOAT16: 1e-3, INT8: 1e-2}  # of the error in float32, of 1 − cosine in the others
+OPEN_SIDE = 64  # pixels, where a model leaves the size open
+OPEN_LENGTH = 16  # tokens
+SENTENCES = ("a photo of a temple.", "a photo of a flower", "a drawing of a small boat on a lake, seen from above")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Args:
+        inputs: "random", "photographs", "sentences" or "given".
+        batch: rows given to ONNX Runtime at a time.
+        output: its name in the file.
+        error: max |ONNX − Keras| / max |Keras|.
+        cosine: the smallest over rows.
+        top1: share of rows whose largest entry is the same one; None for outputs that are maps.
+    """
+
+    inputs: str
+    batch: int
+    output: str
+    error: float
+    cosine: float
+    top1: float | None
+
+    def is_within(self, precision, tolerance):
+        return self.distance(precision) <= tolerance
+
+    def distance(self, precision):
+        """What the tolerance is of: the error in float32, 1 − cosine in lower precisions."""
+        return self.error if precision == FLOAT32 else 1 - self.cosine
+
+
+def verify(
+    model: keras.Model, path, *, preprocess=None, layout="NHWC", normalize=False, logits=False, calibration=None
+) -> list[Check]:
+    """Compares a file with its Keras model, at batch 1 on the first row, at batch 3 on all.
+
+    Args:
+        model: the Keras model.
+        path: of the file.
+        preprocess, layout, normalize, logits: what `export_onnx` was told.
+        calibration: images as the file takes them, N at least 1, or {input: array}, in place of photographs and
+            sentences.
+
+    Returns:
+        A list of `Check`, for each kind of inputs, batch and output.
+    """
+    onnx_model = OnnxModel(path)
+    kinds = {"random": random_inputs(model, preprocess, layout)}
+    kinds |= real_inputs(model, preprocess, layout) if calibration is None else {"given": named(model, calibration)}
+    checks = []
+    for kind, feed in kinds.items():
+        feed = {name: array[:BATCH] for name, array in feed.items()} if logits else feed  # they are of one batch
+        expected = keras_outputs(model, feed, preprocess, layout)
+        expected |= {name: l2_normalized(value) for name, value in expected.items()} if normalize else {}
+        for batch in (1, BATCH):
+            rows = 1 if batch == 1 else len(next(iter(feed.values())))
+            theirs = {name: value[:rows] for name, value in expected.items()}
+            theirs |= {"logits": pair_logits(model, theirs)} if logits else {}
+            ours = predict(onnx_model, {name: array[:rows] for name, array in feed.items()}, batch)
+            ours = ours if set(ours) == set(theirs) else dict(zip(theirs, ours.values(), strict=True))
+            checks += [compare(kind, batch, name, ours[name], theirs[name]) for name in theirs]
+    return checks
+
+
+def predict(onnx_model, feed, batch):
+    """{output: array}, the model's inputs told by name, or by order where an exporter renamed them."""
+    if set(feed) != set(onnx_model.inputs):
+        feed = dict(zip(onnx_model.inputs, feed.values(), strict=True))
+    outputs = onnx_model.predict(feed, batch_size=batch)
+    return outputs if isinstance(outputs, dict) else {onnx_model.outputs[0]: outputs}
+
+
+def keras_outputs(model, feed, preprocess, layout):
+    """{output: array} of the Keras model, float32."""
+    x = {name: to_model_input(array, preprocess, layout) for name, array in feed.items()}
+    if not isinstance(model.input, dict):
+        x = list(x.values()) if isinstance(model.input, list) else next(iter(x.values()))
+    outputs = named_outputs(model.predict(x, batch_size=BATCH, verbose=0))
+    return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
+
+
+def l2_normalized(x):
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def pair_logits(model, embeddings):
+    """(N, M) of a pair's embeddings, by the Keras layer that the file's logits are from."""
+    return keras.ops.convert_to_numpy(model.logits(embeddings["image_embeddings"], embeddings["text_embeddings"]))
+
+
+def to_model_input(array, preprocess, layout):
+    """What the file takes → what the Keras model takes."""
+    if array.ndim != 4:
+        return array
+    array = array.transpose(0, 2, 3, 1) if layout == "NCHW" else array
+    if preprocess:
+        array = (array / np.float32(255) - np.float32(preprocess.mean)) / np.float32(preprocess.std)
+    return array
+
+
+def compare(kind, batch, name, ours, theirs):
+    """The `Check` of two arrays; NaN where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return Check(kind, batch, name, float("nan"), float("nan"), None)
+    a, b = (array.astype(np.float64).reshape(len(array), -1) for array in (ours, theirs))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = float(np.min(np.sum(a * b, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+    error = float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), np.finfo(np.float64).tiny))
+    top1 = float(np.mean(a.argmax(1) == b.argmax(1))) if ours.ndim == 2 else None
+    return Check(kind, batch, name, error, cosine, top1)
+
+
+def named(model, calibration):
+    """{input: array} of what the user gave."""
+    if isinstance(calibration, dict):
+        return calibration
+    names = [tensor._keras_history.operation.name for tensor in model.inputs]
+    if len(names) > 1:
+        raise ValueError(f"The model has the inputs {', '.join(names)}: give calibration as {{name: array}}.")
+    return {names[0]: np.asarray(calibration)}
+
+
+def random_inputs(model, preprocess, layout):
+    """{input: array} of three rows: noise, or ids with the end-of-text id at different places."""
+    rng = np.random.default_rng(SEED)
+    feed = {}
+    for tensor in model.inputs:
+        name, shape = tensor._keras_history.operation.name, tensor.shape[1:]
+        if len(shape) == 1 and keras.backend.is_int_dtype(tensor.dtype):
+            feed[name] = random_tokens(model, shape[0] or OPEN_LENGTH, rng)
+        elif preprocess and len(shape) == 3:
+            feed[name] = to_layout(rng.integers(0, 256, (BATCH, *open_shape(shape)), np.uint8), layout)
+        else:
+            feed[name] = to_layout(rng.standard_normal((BATCH, *open_shape(shape)), np.float32), layout)
+    return feed
+
+
+def open_shape(shape):
+    """A model's shape with numbers where it leaves the size open."""
+    return tuple(side or OPEN_SIDE for side in shape)
+
+
+def to_layout(images, layout):
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if images.ndim == 4 and layout == "NCHW" else images
+
+
+def random_tokens(model, length, rng):
+    """int32 (3, L): below the vocabulary's size, its last id once in each row."""
+    size = vocabulary_size(model)
+    length = min(length, context_length(model) or length)
+    tokens = rng.integers(1, size - 1, (BATCH, length)).astype(np.int32)
+    tokens[np.arange(BATCH), rng.integers(1, length, BATCH)] = size - 1
+    return tokens
+
+
+def vocabulary_size(model):
+    return next((layer.input_dim for layer in flat_layers(model) if hasattr(layer, "input_dim")), 100)
+
+
+def context_length(model):
+    """Positions there are weights for; None where none of the layers counts them."""
+    counts = [layer.length for layer in flat_layers(model) if type(layer).__name__ == "PositionalEmbedding"]
+    return counts[-1] if counts else None
+
+
+def flat_layers(model):
+    """Layers, those of models inside the model too."""
+    for layer in model.layers:
+        yield from flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
+
+
+def real_inputs(model, preprocess, layout):
+    """{"photographs": …} or {"sentences": …}, or both at once for a pair; {} where the model takes something else."""
+    feed, kinds = {}, []
+    for tensor in model.inputs:
+        name, shape = tensor._keras_history.operation.name, tensor.shape[1:]
+        if len(shape) == 3 and shape[-1] == 3:
+            images = photographs(open_shape(shape), preprocess)
+            feed[name] = None if images is None else to_layout(images, layout)
+            kinds.append("photographs")
+        elif len(shape) == 1 and keras.backend.is_int_dtype(tensor.dtype):
+            feed[name] = sentences(model, shape[0])
+            kinds.append("sentences")
+    whole = len(feed) == len(model.inputs) and all(array is not None for array in feed.values())
+    return {" and ".join(kinds): feed} if whole else {}
+
+
+def photographs(shape, preprocess):
+    """Three pictures of scikit-learn's photographs, normalised or uint8; None where there is no scikit-learn."""
+    with contextlib.suppress(ImportError):
+        from sklearn.datasets import load_sample_images
+
+        temple, flower = load_sample_images().images
+        size, options = shape[:2], {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        if preprocess:
+            size, options = shape[:2], {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+        transform = PreprocessSpec(image_size=tuple(size), **options).eval_transform()
+        pictures = np.stack([transform(picture) for picture in (temple, flower, flower[:, ::-1].copy())])
+        return np.rint(pictures).astype(np.uint8) if preprocess else pictures
+    return None
+
+
+def sentences(model, length):
+    """Captions as CLIP's tokenizer has them; None where the model has another vocabulary."""
+    from clip import tokenize
+    from clip.variants import VOCABULARY_SIZE
+
+    if vocabulary_size(model) != VOCABULARY_SIZE:
+        return None
+    return tokenize(list(SENTENCES), context_length=length or context_length(model) or OPEN_LENGTH, truncate=True)
