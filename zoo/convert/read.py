@@ -6,7 +6,9 @@ safetensors (one file, or shards with an index) and `.npz` are read without torc
 
 import json
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,9 @@ WRAPPERS = (
     "model",
 )  # around the weights in the checkpoints of training scripts
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, in front of every key
-LARGEST_INDEX = 64 << 20
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
+LARGEST_INDEX = 64 << 20  # bytes
+LARGEST_GROWTH, FREE_GROWTH = 100, 64 << 20  # a compressed .npz may grow a hundredfold, and to 64 MiB in any case
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def _read_safetensors(path):
     try:
         with safe_open(path, framework="numpy") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last for a type that numpy does not have
         raise ValueError(f"{path.name} is not a sound safetensors file: {error}") from error
 
 
@@ -106,13 +110,26 @@ def _read_zip(path):
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise ValueError(
+                    f"{path.name} is a TorchScript archive, which holds a program beside the weights and is not read. "
+                    "Look for a .safetensors copy of it."
+                )
             if any(name.rpartition("/")[2] == "data.pkl" for name in names):
                 return _read_torch(path), {}
             if names and all(name.endswith(".npy") for name in names):
+                _check_growth(path, archive)
                 return {name.removesuffix(".npy"): _read_npy(archive, name) for name in names}, {}
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise ValueError(f"{path.name} is a damaged zip file: {error}") from error
     raise ValueError(f"{path.name} is a zip file, but neither .npz nor a torch checkpoint. It holds {names[:5]}.")
+
+
+def _check_growth(path, archive):
+    """ValueError for a small file that would unpack into a very large one."""
+    before, after = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if after > LARGEST_GROWTH * before + FREE_GROWTH:
+        raise ValueError(f"{path.name} has {before:,} bytes and would unpack into {after:,}; weights do not.")
 
 
 def _read_npy(archive, name):
@@ -129,10 +146,13 @@ def _read_npy(archive, name):
             declared = math.prod(shape) * dtype.itemsize
         except (ValueError, KeyError) as error:
             raise ValueError(f"{name} in the .npz file is not a sound array: {error}") from error
-    if dtype.hasobject or not 0 <= declared <= size:
+    if dtype.hasobject or min(shape, default=0) < 0 or declared > size:
         raise ValueError(f"{name} in the .npz file declares {shape} of {dtype}, which does not fit its {size} bytes.")
     with archive.open(name) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{name} in the .npz file is not a sound array: {error}") from error
 
 
 def _read_torch(path):
@@ -145,7 +165,7 @@ def _read_torch(path):
     state = _unwrap(content)
     if not state:
         raise ValueError(f"{path.name} holds no weights, neither at its top nor under {', '.join(WRAPPERS)}.")
-    return {key: _torch_to_numpy(torch, value) for key, value in state.items()}
+    return {key: _torch_to_numpy(torch, key, value, path) for key, value in state.items()}
 
 
 def _recent_torch():
@@ -175,9 +195,15 @@ def _unwrap(content):
     return {}
 
 
-def _torch_to_numpy(torch, value):
-    value = value.detach()
-    return (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
+def _torch_to_numpy(torch, key, value, path):
+    """A plain tensor as an array; one that repeats its numbers, as `expand` makes it, could be of any size."""
+    if value.numel() * value.element_size() > path.stat().st_size:
+        raise ValueError(f"{key} in {path.name} declares {tuple(value.shape)}, more than the whole file holds.")
+    try:
+        value = value.detach()
+        return (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data
+        raise ValueError(f"{key} in {path.name} is not a plain tensor: {error}") from error
 
 
 def _to_float32(value):
