@@ -68,15 +68,15 @@ def resize_grid(embedding, side, extra=1):
 
 def cubic_weights(old, new):
     """(new, old): what each old place contributes to each new one; every row sums to 1."""
-    scale = old / new
-    stretch = max(scale, 1.0)  # a shrinking grid is averaged over wider kernels
-    centres = scale * (np.arange(new) + 0.5)
+    scale = np.float32(old) / np.float32(new)  # in single precision, as torch places the kernels
+    stretch = max(scale, np.float32(1))  # a shrinking grid is averaged over wider kernels
+    centres = scale * (np.arange(new, dtype=np.float32) + np.float32(0.5))
     weights = np.zeros((new, old))
     for row, centre in enumerate(centres):
-        first = max(int(centre - 2 * stretch + 0.5), 0)
-        last = min(int(centre + 2 * stretch + 0.5), old)
-        places = np.arange(first, last)
-        weights[row, first:last] = cubic((places + 0.5 - centre) / stretch)
+        first = max(int(centre - 2 * stretch + np.float32(0.5)), 0)
+        last = min(int(centre + 2 * stretch + np.float32(0.5)), old)
+        places = np.arange(first, last, dtype=np.float32)
+        weights[row, first:last] = cubic((places - centre + np.float32(0.5)) / stretch)
     return weights / weights.sum(axis=1, keepdims=True)
 
 

@@ -13,6 +13,7 @@ from zoo.recipes import Recipe, default_arguments, own_pair
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 SQUASHED_FROM = 384  # pixels: from there on the processor of ConvNeXt resizes both sides and crops nothing
 ACTIVATIONS = ("gelu", "quick_gelu")
+EXPANSION = {"basic": 1, "bottleneck": 4}  # of a ResNet block's channels
 
 
 def read(values, filename, preprocessor=None):
@@ -61,12 +62,12 @@ def _resnet(values, filename):
     fixed = {"downsample_in_first_stage": False, "downsample_in_bottleneck": False}
     check_fixed({key: values[key] for key in fixed if key in values}, fixed, (), filename)
     block = values.get("layer_type", "bottleneck")
-    if block not in convnext.EXPANSION:
-        raise refusal(filename, "layer_type", block, " or ".join(convnext.EXPANSION))
+    if block not in EXPANSION:
+        raise refusal(filename, "layer_type", block, " or ".join(EXPANSION))
     sizes = integers(values, "hidden_sizes", (256, 512, 1024, 2048), filename)
     row = convnext.ResNetVariant(
         integers(values, "depths", (3, 4, 6, 3), filename),
-        tuple(size // convnext.EXPANSION[block] for size in sizes),
+        tuple(size // EXPANSION[block] for size in sizes),
         activation=values.get("hidden_act", "relu"),
         block=block,
         stem_dim=integer(values, "embedding_size", 64, filename),
@@ -99,7 +100,7 @@ def _pair(values, filename):
         integer(vision, "num_hidden_layers", 12, filename),
         integer(vision, "patch_size", 32, filename),
         width // integer(vision, "num_attention_heads", 12, filename),
-        integer(vision, "intermediate_size", 3072, filename) / width,
+        _mlp_ratio(width, integer(vision, "intermediate_size", 3072, filename)),
     )
     return clip.Pair(
         integer(values, "projection_dim", 512, filename),
@@ -108,6 +109,15 @@ def _pair(values, filename):
         _text(text, filename),
         _activation(vision, text, filename),
     )
+
+
+def _mlp_ratio(width, hidden):
+    """That of a row with this width where it gives as many hidden units: the rows' ratios are rounded decimals."""
+    import clip
+
+    rows = [row.image for row in clip.VARIANTS.values() if isinstance(row.image, clip.ViT) and row.image.width == width]
+    ratios = [*(row.mlp_ratio for row in rows), hidden / width, (hidden + 0.5) / width]
+    return next(ratio for ratio in ratios if int(width * ratio) == hidden)
 
 
 def _text(text, filename):
