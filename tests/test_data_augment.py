@@ -4,12 +4,24 @@ import itertools
 
 import numpy as np
 import pytest
-from data_writers import digits
+from data_writers import digits, encode
 from helpers import declare_torchvision_operators
 from PIL import Image
 from scipy.stats import binomtest, chisquare, ks_2samp, kstest
 
-from zoo.data import CLASSIFICATION, CONTRASTIVE, Augment, Mix, RandAugment, one_hot, rand_augment
+from zoo.data import (
+    CLASSIFICATION,
+    CONTRASTIVE,
+    Augment,
+    Batches,
+    Mix,
+    RandAugment,
+    Record,
+    one_hot,
+    open_record,
+    rand_augment,
+    read_folder,
+)
 from zoo.data.augment import draw_crop, random_erase, random_flip, random_resized_crop
 from zoo.data.mix import cut_mix, mix_up, neighbours
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec, preprocess
@@ -84,6 +96,46 @@ def test_flips_come_as_often_as_asked(rng, noise):
     flipped = [np.array_equal(np.asarray(random_flip(noise, rng, 0.3)), pixels[:, ::-1]) for _ in range(1000)]
     assert binomtest(sum(flipped), 1000, 0.3).pvalue > UNLIKELY
     assert all(random_flip(noise, rng, 0.0) is noise for _ in range(20))
+
+
+def photograph(side=1024):
+    """A JPEG file of slow waves with some noise."""
+    y, x = np.mgrid[:side, :side] / 60
+    waves = 128 + 60 * np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1)
+    return encode((waves + np.random.default_rng(0).normal(0, 4, waves.shape)).astype(np.uint8), "JPEG", quality=90)
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_its_crops_need():
+    record, spec = Record(photograph(), "a.jpg"), PreprocessSpec(image_size=100)
+    assert CONTRASTIVE.least_size(spec) == (122, 122) and CLASSIFICATION.least_size(spec) == (409, 409)
+    assert open_record(record, least_size=(122, 122)).size == (128, 128)
+    assert open_record(record, least_size=(409, 409)).size == (512, 512)
+    assert open_record(record).size == (1024, 1024)
+
+
+def test_crops_of_a_drafted_picture_lack_no_pixels(rng):
+    for scale, ratio, size in (((0.08, 1), (3 / 4, 4 / 3), (100, 100)), ((0.5, 1), (1, 3), (40, 90))):
+        augment = Augment(scale=scale, ratio=ratio)
+        width, height = augment.least_size(PreprocessSpec(image_size=size))
+        crops = np.array([draw_crop(rng, width, height, scale=scale, ratio=ratio)[2:] for _ in range(DRAWS)])
+        assert (crops.min(axis=0) >= np.array(size[::-1]) - 1).all()
+        assert (crops.min(axis=0) < 1.3 * np.array(size[::-1])).any()  # and not many more than are needed
+
+
+def test_a_drafted_picture_looks_the_same_and_evaluation_drafts_none(tmp_path):
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / "a.jpg").write_bytes(photograph())
+    spec, dataset = PreprocessSpec(image_size=100), read_folder(tmp_path)
+    whole = Image.open(tmp_path / "class" / "a.jpg")
+    still = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    with (
+        Batches(dataset, spec, batch_size=1, augment=still) as drafted,
+        Batches(dataset, spec, batch_size=1) as evaluated,
+    ):
+        expected = preprocess(whole, spec)
+        assert np.array_equal(evaluated[0]["images"][0], expected)
+        difference = np.abs(drafted[0]["images"][0] - expected)
+    assert 0 < difference.mean() < 0.02
 
 
 # --- RandAugment ---

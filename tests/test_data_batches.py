@@ -24,6 +24,7 @@ from zoo.data import (
     read_csv,
     read_folder,
     read_shards,
+    throughput,
 )
 from zoo.preprocess import PreprocessSpec, batch
 
@@ -389,3 +390,17 @@ def test_places_that_are_not_there_are_refused():
         with pytest.raises(IndexError):
             batches[-1]
         assert len(list(batches)) == 2 and len(list(batches.epoch(3, start=1))) == 1
+
+
+# --- the script that measures ---
+
+
+def test_throughput_is_measured_beside_a_plain_loop_over_the_same_pictures(tmp_path):
+    folder = write_class_folders(tmp_path, COUNT)
+    rates = throughput.measure(folder, image_size=16, threads=2, seconds=0.02)
+    names = [f"{name}, {n} threads" for name in ("evaluation", "contrastive", "classification") for n in (1, 2)]
+    assert list(rates) == ["plain PIL loop", *names] and all(rate > 0 for rate in rates.values())
+    dataset, spec = read_folder(folder), PreprocessSpec(image_size=12)
+    plain = next(iter(throughput.plain_loop(dataset, folder, spec)))["images"]
+    with Batches(dataset, spec, batch_size=throughput.BATCH_SIZE, shuffle=False) as batches:
+        assert np.allclose(plain, batches[0]["images"], rtol=0, atol=1e-5)

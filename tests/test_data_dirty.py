@@ -1,5 +1,6 @@
 """Dirty and hostile data: what is bad is refused, counted exactly, named once and replaced, and the epoch finishes."""
 
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 from data_writers import digits, encode, write_captioned_folder, write_class_folders, write_csv, write_shards, write_tar
 from PIL import Image
 
-from zoo.data import BadSample, Batches, TooManyBadSamples, from_arrays, read_csv, read_folder, read_shards
+from zoo.data import BadSample, BadSamples, Batches, TooManyBadSamples, from_arrays, read_csv, read_folder, read_shards
 from zoo.data.paths import inside, read_file
 from zoo.preprocess import PreprocessSpec
 
@@ -234,6 +235,34 @@ def test_too_many_bad_records_end_the_run_with_one_clear_error(class_folders, tm
         pytest.raises(TooManyBadSamples, match="4 of 96"),
     ):
         list(batches)
+
+
+def test_a_full_disk_loses_no_name_and_does_not_end_the_run(tmp_path, monkeypatch):
+    log, write = tmp_path / "bad.jsonl", os.write
+    bad = BadSamples(["a", "b", "c"], log, 1.0)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.warns(UserWarning, match="bad.jsonl cannot be written: .*No space left"):
+        bad.add(0, "torn")
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
+    bad.add(1, "empty")
+    monkeypatch.setattr(os, "write", write)
+    bad.add(2, "text")
+    assert [(entry["name"], entry["reason"]) for entry in lines(log)] == [("a", "torn"), ("b", "empty"), ("c", "text")]
+    with pytest.raises(ValueError, match="no such folder"):
+        BadSamples(["a"], tmp_path / "none" / "bad.jsonl")
+
+
+def test_one_file_may_name_the_bad_records_of_two_data_sets(tmp_path):
+    log = tmp_path / "bad.jsonl"
+    BadSamples(["a", "b"], log, 1.0).add(0, "empty")
+    other = BadSamples(["c", "b"], log, 1.0)
+    assert len(other) == 0
+    other.add(0, "text")
+    assert BadSamples(["a", "b"], log).reasons == {0: "empty"} and BadSamples(["c", "b"], log).reasons == {0: "text"}
 
 
 def test_nothing_good_ends_the_run_whatever_is_allowed():

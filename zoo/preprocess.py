@@ -137,12 +137,22 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         return decode_image(file, path, max_pixels=max_pixels)
 
 
-def decode_image(file: BinaryIO, name: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """What `open_image` gives, of an open binary file or `io.BytesIO`; `name` is for its errors."""
+def decode_image(
+    file: BinaryIO, name: str | Path, *, max_pixels: int = MAX_PIXELS, least_size: tuple[int, int] | None = None
+) -> Image.Image:
+    """What `open_image` gives, of an open binary file or `io.BytesIO`.
+
+    Args:
+        name: for the errors.
+        least_size: (width, height) that is enough: a JPEG twice as large or more is decoded at 1/2, 1/4 or 1/8, in a
+            fraction of the time and with slightly other pixels.
+    """
     image = _open_header(file, name)
     if image.width * image.height > max_pixels:
         raise ValueError(f"{name} has {_wxh(image.size)} pixels; at most {max_pixels} are allowed")
     try:
+        if least_size is not None:
+            image.draft(None, least_size)
         image.load()
     except Exception as error:  # decoders raise whatever the bytes lead them to
         raise ValueError(f"{name} is cut off or damaged: {error}") from error

@@ -24,6 +24,8 @@ ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 class Augment:
     """A picture for training: cropped, mirrored, changed by RandAugment, normalised, in part erased, in this order.
 
+    JPEG files far larger than the crops need are decoded at 1/2, 1/4 or 1/8 (`least_size`).
+
     Args:
         scale: least and greatest share of the picture's area that a crop takes, in (0, 1].
         ratio: least and greatest width / height of a crop.
@@ -46,6 +48,13 @@ class Augment:
         for name in ("flip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}; it must be in [0, 1]")
+
+    def least_size(self, spec: PreprocessSpec) -> tuple[int, int]:
+        """(width, height) of a picture whose smallest crop is as large as spec.size."""
+        height, width = spec.size
+        low, high = self.ratio
+        side = math.ceil(max(width / math.sqrt(low), height * math.sqrt(high)) / math.sqrt(self.scale[0]))
+        return side, side
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, spec: PreprocessSpec) -> np.ndarray:
         """PIL image of any mode → float32 (H, W, 3) of spec.size, normalised."""

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +32,8 @@ class BadSamples:
         self._names, self._max_fraction = names, max_fraction
         self._reasons: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._torn = False  # the file ends in half a line, of a process that was killed
-        if self.path is not None and self.path.exists():
+        self._unwritten = b""
+        if self.path is not None:
             self._read()
 
     def __len__(self) -> int:
@@ -54,21 +55,27 @@ class BadSamples:
                 raise TooManyBadSamples(self._complaint())
 
     def _append(self, index: int, reason: str) -> None:
-        """One write of a whole line, which a kill does not tear."""
+        """One write of a whole line, which a kill does not tear. What a full disk refuses is tried again later."""
         if self.path is None:
             return
         line = json.dumps({"index": index, "name": self._names[index], "reason": reason}) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._unwritten += line.encode()
         try:
-            os.write(descriptor, ("\n" * self._torn + line).encode())
-        finally:
-            os.close(descriptor)
-        self._torn = False
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            warnings.warn(f"Bad samples are counted, but {self.path} cannot be written: {error}", stacklevel=2)
 
     def _read(self) -> None:
         """Takes over the lines that speak of these records; others, and torn ones, are passed over."""
-        content = self.path.read_bytes()
-        self._torn = bool(content) and not content.endswith(b"\n")
+        if not self.path.parent.is_dir():
+            raise ValueError(f"bad_samples={str(self.path)!r}, but there is no such folder")
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if content and not content.endswith(b"\n"):
+            self._unwritten = b"\n"  # a process was killed inside its last line
         for line in content.splitlines():
             try:
                 entry = json.loads(line)

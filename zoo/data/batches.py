@@ -97,7 +97,7 @@ class Batches:
         self.dataset, self.spec, self.batch_size, self.seed, self.shuffle = dataset, spec, batch_size, seed, shuffle
         self.augment, self.mix, self.tokenize, self.caption = augment, mix, tokenize, caption
         self.rank, self.world_size, self.drop_last, self.replace_bad = rank, world_size, drop_last, replace_bad
-        self.threads, self.prefetch, self.max_pixels = threads or _default_threads(), prefetch, max_pixels
+        self.threads, self.prefetch, self.max_pixels = threads or default_threads(), prefetch, max_pixels
         self._check()
         self.bad = BadSamples(dataset.names, bad_samples, max_bad_fraction)
         self._seen_bad: set[int] = set()
@@ -167,7 +167,8 @@ class Batches:
     def sample(self, epoch: int, index: int) -> Sample:
         """One row of a batch: record `index` as epoch `epoch` shows it; BadSample when it cannot be used."""
         record = self.dataset.record(index)
-        image = open_record(record, max_pixels=self.max_pixels)
+        least_size = getattr(self.augment, "least_size", lambda _: None)(self.spec)
+        image = open_record(record, max_pixels=self.max_pixels, least_size=least_size)
         try:
             if self.augment is None:
                 row = {"images": preprocess(image, self.spec)}
@@ -289,6 +290,6 @@ def _name(function: Callable | None) -> str:
     return f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else repr(function)
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_THREADS, cores)

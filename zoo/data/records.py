@@ -150,8 +150,10 @@ def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def open_record(record: Record, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A record's picture, decoded, in its own mode.
+def open_record(
+    record: Record, *, max_pixels: int = MAX_PIXELS, least_size: tuple[int, int] | None = None
+) -> Image.Image:
+    """A record's picture, decoded, in its own mode; `least_size` as in `decode_image`.
 
     Raises:
         BadSample: no image of a known format, more than `max_pixels`, cut off, or damaged.
@@ -164,7 +166,7 @@ def open_record(record: Record, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not record.image:
         raise BadSample("the image is an empty file")
     try:
-        image = decode_image(io.BytesIO(record.image), "the image", max_pixels=max_pixels)
+        image = decode_image(io.BytesIO(record.image), "the image", max_pixels=max_pixels, least_size=least_size)
     except ValueError as error:
         raise BadSample(str(error)) from error
     _check_palette(image)

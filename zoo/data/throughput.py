@@ -1,0 +1,100 @@
+"""How many images a second the batches deliver, beside a plain loop over the same files.
+
+    python -m zoo.data.throughput [--folder IMAGES] [--count 256] [--image-size 224] [--threads N]
+
+Without a folder the images are copies of the two photographs (640 x 427) that come with scikit-learn.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zoo.data.augment import CLASSIFICATION, CONTRASTIVE
+from zoo.data.batches import Batches, default_threads
+from zoo.data.folders import read_folder
+from zoo.data.records import Dataset
+from zoo.preprocess import PreprocessSpec
+
+BATCH_SIZE = 32
+
+
+def measure(folder: str | Path, *, image_size: int = 224, threads: int | None = None, seconds: float = 5.0) -> dict:
+    """{what: images a second}, each measured for so many seconds after a first batch.
+
+    Args:
+        folder: of images, as `read_folder` takes it; at least BATCH_SIZE of them.
+    """
+    dataset, spec = read_folder(folder), PreprocessSpec(image_size)
+    threads = threads or default_threads()
+    rates = {"plain PIL loop": _rate(plain_loop(dataset, Path(folder), spec), seconds)}
+    for name, augment in (("evaluation", None), ("contrastive", CONTRASTIVE), ("classification", CLASSIFICATION)):
+        for count in sorted({1, threads}):
+            with Batches(dataset, spec, batch_size=BATCH_SIZE, augment=augment, threads=count) as batches:
+                endless = (batches[i] for i in itertools.count())
+                rates[f"{name}, {count} threads"] = _rate(endless, seconds)
+    return rates
+
+
+def plain_loop(dataset: Dataset, folder: Path, spec: PreprocessSpec) -> Iterable[dict]:
+    """The batches one would write by hand: open, resize, crop, scale, normalise, stack; in order, without end."""
+    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    names = itertools.cycle(dataset.names)
+    while True:
+        rows = []
+        for name in itertools.islice(names, BATCH_SIZE):
+            image = Image.open(folder / name).convert("RGB")
+            scale = max(spec.size[1] / image.width, spec.size[0] / image.height)
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+            left, top = (image.width - spec.size[1]) // 2, (image.height - spec.size[0]) // 2
+            image = image.crop((left, top, left + spec.size[1], top + spec.size[0]))
+            rows.append((np.asarray(image, np.float32) / 255 - mean) / std)
+        yield {"images": np.stack(rows)}
+
+
+def _rate(batches: Iterable[dict], seconds: float) -> float:
+    """Images a second, the first batch left out."""
+    batches = iter(batches)
+    next(batches)
+    start, images = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds:
+        images += len(next(batches)["images"])
+    return images / passed
+
+
+def write_photographs(folder: Path, count: int) -> None:
+    """JPEG files of scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = load_sample_images().images
+    for i in range(count):
+        path = folder / str(i % 2) / f"{i:05d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(photographs[i % 2]).save(path, quality=90)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints one JSON object."""
+    parser = argparse.ArgumentParser(prog="python -m zoo.data.throughput", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", help="images to read; scikit-learn's photographs unless given")
+    parser.add_argument("--count", type=int, default=256, help="how many photographs to write (%(default)s)")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels (%(default)s)")
+    parser.add_argument("--threads", type=int, help="that read and decode; the cores there are, unless given")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each figure (%(default)s)")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = chosen.folder or scratch
+        if not chosen.folder:
+            write_photographs(Path(scratch), chosen.count)
+        rates = measure(folder, image_size=chosen.image_size, threads=chosen.threads, seconds=chosen.seconds)
+    print(json.dumps({name: round(rate, 1) for name, rate in rates.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
