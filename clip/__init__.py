@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from clip.losses import clip_loss, siglip_loss
     from clip.mci import MCi
     from clip.model import CLIP, create_clip
-    from clip.prompts import CLASS_NAMES, TEMPLATES
+    from clip.prompts import CLASS_NAMES, TEMPLATES, prompts_for
     from clip.tokenizer import Tokenizer, tokenize
     from clip.towers.convnext import create_convnext_tower
     from clip.towers.mobileclip import create_mobileclip_tower
@@ -25,7 +25,7 @@ _MODULES = {
     "clip.losses": ("clip_loss", "siglip_loss"),
     "clip.mci": ("MCi",),
     "clip.model": ("CLIP", "create_clip"),
-    "clip.prompts": ("CLASS_NAMES", "TEMPLATES"),
+    "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "prompts_for"),
     "clip.tokenizer": ("Tokenizer", "tokenize"),
     "clip.towers.convnext": ("create_convnext_tower",),
     "clip.towers.mobileclip": ("create_mobileclip_tower",),

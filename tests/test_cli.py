@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zoo import list_models
-from zoo.cli import BAD_INPUT, COMMANDS, main
+from zoo.cli import BAD_INPUT, COMMANDS, GROUPS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,7 +93,7 @@ def test_traceback_on_request(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     printed = capsys.readouterr().out
     assert ended.value.code == 0
     assert " ".join(COMMANDS[command].summary.split()) in " ".join(printed.split())
@@ -105,7 +105,16 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     words = capsys.readouterr().out.split()
-    assert [command for command in COMMANDS if command not in words] == []
+    assert [command for command in COMMANDS if command.split()[0] not in words] == []
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_help_of_a_group_names_its_commands(group, capsys):
+    with pytest.raises(SystemExit):
+        main([group, "--help"])
+    words = capsys.readouterr().out.split()
+    jobs = [command.split()[1] for command in COMMANDS if command.split()[0] == group and " " in command]
+    assert jobs and [job for job in jobs if job not in words] == []
 
 
 @pytest.mark.parametrize(

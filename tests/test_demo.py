@@ -17,6 +17,7 @@ import zoo
 from clip import clip_loss, tokenize
 from zoo import demo
 from zoo.demo import data, page, reading, training
+from zoo.evaluation.digits import draw, load_split
 from zoo.evaluation.metrics import calibration
 from zoo.report import png_size
 
@@ -29,7 +30,7 @@ FILES = ["metrics.json", "model.safetensors", "predictions.csv", "report.html", 
 
 @pytest.fixture(scope="module")
 def split():
-    return data.load_split()
+    return load_split()
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,12 @@ def test_the_split_keeps_each_digits_share(split):
     assert sorted([*train.places, *held_out.places]) == list(range(1797))
     counts = [np.bincount(digits.labels, minlength=10) / len(digits) for digits in split]
     assert np.abs(counts[0] - counts[1]).max() < 0.01
-    again = data.load_split()
+    again = load_split()
     assert all(np.array_equal(one.places, other.places) for one, other in zip(split, again, strict=True))
 
 
 def test_a_limit_shortens_training_alone(split):
-    train, held_out = data.load_split(train_images=100)
+    train, held_out = load_split(train_images=100)
     assert np.array_equal(train.places, split[0].places[:100])
     assert np.array_equal(held_out.places, split[1].places)
 
@@ -72,7 +73,7 @@ def test_a_limit_shortens_training_alone(split):
 def test_digits_are_black_on_white(split):
     for digits in split:
         assert digits.pictures.dtype == np.uint8 and digits.pictures.shape[1:] == (32, 32, 3)
-    blank, full = data.draw(np.zeros((8, 8))), data.draw(np.full((8, 8), 16.0))
+    blank, full = draw(np.zeros((8, 8))), draw(np.full((8, 8), 16.0))
     assert (blank == 255).all() and (full == 0).all()
 
 
@@ -343,7 +344,7 @@ def test_the_code_in_the_report_runs(run, monkeypatch, capsys):
     """With a picture that is there."""
     folder, _ = run
     drawn = BytesIO()
-    Image.fromarray(data.load_split()[1].pictures[0]).save(drawn, "PNG")
+    Image.fromarray(load_split()[1].pictures[0]).save(drawn, "PNG")
     (folder.parent / "digit.png").write_bytes(drawn.getvalue())
     code = page.LOAD_AGAIN.format(words=list(data.WORDS))
     code = code.replace('"a digit, black on white.png"', repr(str(folder.parent / "digit.png")))

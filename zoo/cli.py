@@ -43,18 +43,42 @@ def positive(text):
 
 SEED = argument("--seed", type=int, default=0, help="of the weights, captions and augmentation (default 0)")
 
+PAIR = argument("--model", required=True, metavar="NAME|PATH", help="a saved file, or a pair's name with weights")
+DATASET = argument(
+    "--dataset", default="digits", metavar="NAME", help="digits, cifar10, cifar100, mnist, …, folder:DIR, shards:GLOB"
+)
+DATA = argument("--data", metavar="PATH", help="the data set's original files (default: Keras' cache, or its download)")
+IMAGES_AT_A_TIME = argument("--batch-size", type=positive, default=64, help="images at a time (default 64)")
+RESULTS = argument("--output", metavar="DIR", help="folder for JSON and pictures")
+
+GROUPS = {"eval": "measure a pair"}  # first words of commands of two
+
 COMMANDS = {
     "list": Command(
-        "names of the models",
-        "zoo.registry:list_models",
+        "names of the models, or of published weights for them",
+        "zoo.names:listed",
         "zoo.cli:show_list",
-        (argument("pattern", nargs="?", default="*", help="as in a shell, e.g. 'convnextv2_*'"),),
+        (
+            argument("pattern", nargs="?", default="*", help="as in a shell, e.g. 'convnextv2_*'"),
+            argument("--weights", nargs="?", const="*", metavar="TAG", help="published weights, e.g. 'laion2b*'"),
+        ),
     ),
     "info": Command(
         "parameters, FLOPs, input, preprocessing, licence of a model",
         "zoo.registry:model_info",
-        "zoo.cli:show_info",
-        (argument("name", help="e.g. convnextv2_tiny, clip/ViT-B-32"),),
+        "zoo.info:to_text",
+        (argument("name", help="e.g. convnextv2_tiny, clip/ViT-B-32, ViT-B-32.openai"),),
+    ),
+    "convert": Command(
+        "write weights from elsewhere as a file of this package's format",
+        "zoo.conversion:convert",
+        "builtins:str",
+        (
+            argument("source", help="weight file, folder with its configuration, or hf-hub:owner/name"),
+            argument("path", metavar="OUT", help=".safetensors file"),
+            argument("--arch", metavar="NAME[.TAG]", help="what the source is; not needed where it says so itself"),
+        ),
+        uses_backend=True,
     ),
     "demo": Command(
         "train a pair on handwritten digits, classify them from sentences, write a report",
@@ -82,6 +106,48 @@ COMMANDS = {
         ),
         uses_backend=True,
     ),
+    "eval zero-shot": Command(
+        "classify a data set from prompts alone: accuracy, recall, confusion, calibration",
+        "zoo.evaluation.zero_shot:run",
+        "zoo.evaluation.zero_shot:to_text",
+        (
+            PAIR,
+            DATASET,
+            DATA,
+            argument("--templates", metavar="SET|FILE", help="of clip.TEMPLATES, or one a line (default: the data's)"),
+            argument("--class-names", metavar="FILE", help="one a line, in the order of the labels"),
+            IMAGES_AT_A_TIME,
+            RESULTS,
+        ),
+        uses_backend=True,
+    ),
+    "eval retrieval": Command(
+        "rank images for captions and captions for images",
+        "zoo.evaluation.retrieval:run",
+        "zoo.evaluation.retrieval:to_text",
+        (
+            PAIR,
+            argument("--data", required=True, metavar="PATH", help="CSV or TSV, captioned folder, or tar shards"),
+            argument("--image-key", default="filepath", metavar="COLUMN", help="of a table (default filepath)"),
+            argument("--caption-key", default="caption", metavar="COLUMN", help="of a table (default caption)"),
+            IMAGES_AT_A_TIME,
+            RESULTS,
+        ),
+        uses_backend=True,
+    ),
+    "eval linear-probe": Command(
+        "fit logistic regression to frozen image embeddings",
+        "zoo.evaluation.linear_probe:run",
+        "zoo.evaluation.linear_probe:to_text",
+        (
+            PAIR,
+            DATASET,
+            DATA,
+            argument("--train", metavar="NAME", help="folder:DIR or shards:GLOB to learn from (default: the data's)"),
+            IMAGES_AT_A_TIME,
+        ),
+        uses_backend=True,
+    ),
     "parity": Command(
         "compare our models with reference outputs written by tests/oracles.py",
         "zoo.parity:parity",
@@ -92,6 +158,29 @@ COMMANDS = {
         ),
         uses_backend=True,
         succeeded="zoo.parity:all_within",
+    ),
+    "export": Command(
+        "write a model as one verified ONNX file",
+        "zoo.export.command:export",
+        "zoo.export.command:to_text",
+        (
+            argument("name", metavar="NAME|PATH", help="e.g. clip/ViT-B-32, model.safetensors, model.keras"),
+            argument("output", metavar="OUT", help=".onnx file"),
+            argument("--weights", metavar="TAG|FILE", help="for the name of an architecture (default: random ones)"),
+            argument("--part", choices=("image", "text", "pair", "zero-shot"), help="of a pair (default: pair)"),
+            argument("--classes", metavar="NAMES", help="of --part zero-shot: digits, or 'cat,dog'"),
+            argument("--precision", choices=("float32", "float16", "int8"), default="float32"),
+            argument("--opset", type=int, choices=(17, 20), default=20, help="17 for older runtimes (default 20)"),
+            argument("--include-preprocessing", action="store_true", help="take uint8 pixels and scale them inside"),
+            argument("--layout", choices=("NHWC", "NCHW"), default="NHWC", help="of the images (default NHWC)"),
+            argument("--normalize", action="store_true", help="L2-normalise a tower's embeddings"),
+            argument("--logits", action="store_true", help="a pair's exp(logit_scale) · cosine as a third output"),
+            argument("--no-fold", dest="fold", action="store_false", help="keep norms and scales as they are"),
+            argument("--no-verify", dest="verify", action="store_false", help="do not compare the file with the model"),
+            argument("--tolerance", type=float, help="of the error in float32 (1e-4), of 1 − cosine below it"),
+            argument("--via", choices=("zoo", "keras"), default="zoo", help="keras: its own exporter, for others"),
+        ),
+        uses_backend=True,
     ),
     "export-weights": Command(
         "write a checkpoint that timm, transformers, torchvision, open_clip or facebookresearch's code loads",
@@ -152,8 +241,16 @@ class Parser(argparse.ArgumentParser):
 def build_parser():
     parser = Parser(prog="zoo", description="ConvNeXt, ResNet and CLIP models in Keras 3.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    groups = {
+        group: commands.add_parser(group, help=summary, description=summary).add_subparsers(
+            required=True, metavar="JOB"
+        )
+        for group, summary in GROUPS.items()
+    }
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.summary, description=command.summary)
+        group, _, job = name.rpartition(" ")
+        sub = groups.get(group, commands).add_parser(job, help=command.summary, description=command.summary)
+        sub.set_defaults(command=name)
         for flags, options in command.arguments:
             sub.add_argument(*flags, **options)
         if command.uses_backend:
@@ -191,20 +288,3 @@ def show_list(names):
 def show_nothing(_):
     """For commands that say what they do while they do it."""
     return ""
-
-
-def show_info(info):
-    """A line a fact."""
-    height, width, channels = info.input
-    spec = info.preprocess
-    facts = {
-        "name": info.name,
-        "parameters": f"{info.parameters:,}",
-        "FLOPs": f"{info.flops / 1e9:.2f} G, of {info.flops / 2e9:.2f} G multiply–adds",
-        "input": f"{height} × {width} × {channels}",
-        "preprocessing": spec and f"{spec.interpolation}, mean {spec.mean}, std {spec.std}",
-        "licence": info.licence,
-        "score": info.score,
-        "paper": info.source,
-    }
-    return "\n".join(f"{name:<14}{value}" for name, value in facts.items() if value is not None)

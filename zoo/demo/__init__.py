@@ -19,10 +19,11 @@ import keras
 
 from clip import zero_shot_classifier
 from zoo import registry
-from zoo.demo.data import BATCH_SIZE, HELD_OUT_TEMPLATES, PREPROCESS, WORDS, Digits, load_split, short_tokens
+from zoo.demo.data import BATCH_SIZE, HELD_OUT_TEMPLATES, PREPROCESS, WORDS, short_tokens
 from zoo.demo.page import draw_plots, write_report
 from zoo.demo.reading import Readings, measure, read_digits
 from zoo.demo.training import EPOCHS, VARIANT, create_pair, train_pair
+from zoo.evaluation.digits import Digits, load_split
 from zoo.files import atomic_write
 from zoo.report import percent
 

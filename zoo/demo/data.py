@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import keras
 import numpy as np
 from PIL import Image
 
 from clip import CLASS_NAMES, TEMPLATES, tokenize
+from zoo.evaluation.digits import IMAGE_SIZE
 from zoo.preprocess import PreprocessSpec, batch
 
-IMAGE_SIZE = 32
 DIGITS_MEAN, DIGITS_STD = 0.69, 0.35  # of the drawn training pictures, on the scale 0...1
 PREPROCESS = PreprocessSpec(image_size=IMAGE_SIZE, mean=(DIGITS_MEAN,) * 3, std=(DIGITS_STD,) * 3)
 
-HELD_OUT_IMAGES, SPLIT_SEED = 360, 0
 NUMERALS, WORDS = CLASS_NAMES["mnist"], CLASS_NAMES["digits"]
 TRAIN_TEMPLATES = (
     "{}",
@@ -35,48 +33,6 @@ HELD_OUT_TEMPLATES = TEMPLATES["digits"]
 
 BATCH_SIZE = 64
 MAX_SHIFT, MAX_DEGREES, MAX_SHEAR, MAX_STRETCH = 2.0, 10.0, 0.1, 0.1
-
-
-@dataclass(frozen=True)
-class Digits:
-    """N pictures of digits.
-
-    Args:
-        pictures: uint8 (N, 32, 32, 3).
-        labels: int32 (N,), 0 to 9.
-        places: int (N,), where scikit-learn's data has each picture.
-    """
-
-    pictures: np.ndarray
-    labels: np.ndarray
-    places: np.ndarray
-
-    def __len__(self):
-        return len(self.labels)
-
-
-def load_split(train_images: int | None = None) -> tuple[Digits, Digits]:
-    """(training pictures, held-out pictures), as many of each digit in both as there are in all; always the same.
-
-    Args:
-        train_images: of the 1,437, drawn in shuffled order; all unless given.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    data = load_digits()
-    labels = data.target.astype(np.int32)
-    pictures = np.stack([draw(gray) for gray in data.images])
-    train, held_out = train_test_split(
-        np.arange(len(labels)), test_size=HELD_OUT_IMAGES, stratify=labels, random_state=SPLIT_SEED
-    )
-    return tuple(Digits(pictures[i], labels[i], i) for i in (train[:train_images], np.sort(held_out)))
-
-
-def draw(gray: np.ndarray) -> np.ndarray:
-    """One digit, ink 0 to 16 as (8, 8), in black on white paper: uint8 (32, 32, 3)."""
-    paper = Image.fromarray(255 - np.rint(gray * (255 / 16)).astype(np.uint8))
-    return np.asarray(paper.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC).convert("RGB"))
 
 
 def captions(templates: Sequence[str]) -> list[list[str]]:

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from clip import class_matrix
-from zoo.demo.data import HELD_OUT_IMAGES, HELD_OUT_TEMPLATES, NUMERALS, PREPROCESS, WORDS, Digits, short_tokens
+from zoo.demo.data import HELD_OUT_TEMPLATES, NUMERALS, PREPROCESS, WORDS, short_tokens
+from zoo.evaluation.digits import HELD_OUT_IMAGES, Digits
 from zoo.evaluation.metrics import calibration, confusion, softmax
 
 READING_BATCH_SIZE = HELD_OUT_IMAGES // 3  # so that all batches have one shape, which JAX compiles once

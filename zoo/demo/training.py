@@ -6,7 +6,8 @@ import time
 import keras
 
 from clip import create_clip
-from zoo.demo.data import HELD_OUT_TEMPLATES, IMAGE_SIZE, TRAIN_TEMPLATES, CaptionedDigits, Digits, lowest_loss
+from zoo.demo.data import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, CaptionedDigits, lowest_loss
+from zoo.evaluation.digits import IMAGE_SIZE, Digits
 
 VARIANT, STEM_STRIDE = "convnext_v2_atto", 2
 

@@ -1,0 +1,251 @@
+"""Zero-shot classification, retrieval and probes of pairs that are NumPy functions, so that every figure is known."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zoo.data import from_arrays
+from zoo.encoding import Encoder
+from zoo.evaluation import linear_probe, retrieval, zero_shot
+from zoo.evaluation.classifier import Classifier, average, create_classifier
+from zoo.evaluation.datasets import Labelled, load_labelled
+from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval, read_pairs
+from zoo.evaluation.zero_shot import evaluate_zero_shot
+from zoo.preprocess import PreprocessSpec
+
+COLOURS = ("black", "dark", "grey", "light", "white")  # class k has pixels of 60 k
+SPEC = PreprocessSpec(image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def tokenizer(texts):
+    """int32 (N, 1): which colour a text names, by its last word."""
+    return np.array([[COLOURS.index(text.rstrip(".").split()[-1])] for text in texts], np.int32)
+
+
+def see(images):
+    """One-hot of the colour of each picture: float32 (B, 4, 4, 3) → (B, 5)."""
+    return 3.0 * np.eye(5, dtype=np.float32)[np.rint(images.mean(axis=(1, 2, 3)) * 255 / 60).astype(int)]
+
+
+@pytest.fixture
+def encoder():
+    """A pair that knows the five colours."""
+    return Encoder(see, lambda tokens: np.eye(5, dtype=np.float32)[tokens[:, 0]], SPEC, scale=10.0, tokenizer=tokenizer)
+
+
+def paint(label, side=6):
+    return np.full((side, side, 3), 60 * label, np.uint8)
+
+
+def labelled(labels, seen=None):
+    """A data set of pictures painted as `seen` and labelled as `labels`."""
+    pictures = [paint(label) for label in (labels if seen is None else seen)]
+    return Labelled("painted", from_arrays(pictures, labels=labels), COLOURS, ("a photo of something {}.",))
+
+
+def test_a_pair_that_knows_all_is_right_everywhere(encoder):
+    result, logits, kept = evaluate_zero_shot(encoder, labelled([0, 1, 2, 3, 4, 4]))
+    assert (result.accuracy, result.accuracy_at_5, result.mean_per_class_recall) == (1.0, 1.0, 1.0)
+    assert (result.images, result.classes, result.templates, result.bad) == (6, 5, 1, {})
+    np.testing.assert_allclose(logits[0], [10, 0, 0, 0, 0], atol=1e-5)
+    assert kept.tolist() == list(range(6))
+
+
+def test_mistakes_are_counted_where_they_are_made(encoder):
+    result, *_ = evaluate_zero_shot(encoder, labelled([0, 0, 0, 1, 2], seen=[0, 0, 1, 1, 3]))
+    assert result.accuracy == pytest.approx(3 / 5)
+    assert result.mean_per_class_recall == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert result.confusion[0] == [2, 1, 0, 0, 0] and result.confusion[2] == [0, 0, 0, 1, 0]
+    low, high = result.interval
+    assert low < 0.6 < high
+
+
+def test_a_damaged_picture_is_left_out_and_named(encoder, tmp_path):
+    for label in (0, 1, 2):
+        folder = tmp_path / COLOURS[label]
+        folder.mkdir()
+        Image.fromarray(paint(label)).save(folder / "a.png")
+    (tmp_path / "dark" / "b.png").write_bytes(b"not a picture")
+    data = load_labelled(f"folder:{tmp_path}")
+    assert data.class_names == ("black", "dark", "grey")
+    result, _, kept = evaluate_zero_shot(encoder, data)
+    assert (result.images, result.accuracy, kept.tolist()) == (3, 1.0, [0, 1, 3])
+    assert list(result.bad) == ["dark/b.png"] and "not an image" in result.bad["dark/b.png"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+def test_batches_do_not_matter(batch_size, encoder):
+    data = labelled([0, 1, 2, 3, 4] * 3)
+    whole = evaluate_zero_shot(encoder, data)
+    parts = evaluate_zero_shot(dataclasses.replace(encoder, batch_size=batch_size), data)
+    assert parts[0] == whole[0]
+    np.testing.assert_array_equal(parts[1], whole[1])
+
+
+def test_batches_of_fixed_shapes_are_filled_up_and_cut_again(encoder):
+    shapes = []
+
+    def images(batch):
+        shapes.append(len(batch))
+        return see(batch)
+
+    data = labelled([0, 1, 2, 3, 4, 0, 1])
+    fixed = dataclasses.replace(encoder, images=images, fixed=True, batch_size=4)
+    np.testing.assert_array_equal(evaluate_zero_shot(fixed, data)[1], evaluate_zero_shot(encoder, data)[1])
+    assert shapes == [4, 4]
+
+
+def test_a_classifier_averages_prompts_and_then_normalises(encoder):
+    made = create_classifier(encoder, {"dim": ["it is dark.", "it is grey."], "bright": ["it is white."]})
+    expected = np.zeros((5, 2))
+    expected[[1, 2], 0], expected[4, 1] = 2**-0.5, 1
+    np.testing.assert_allclose(made.matrix, expected, atol=1e-6)
+    assert made.class_names == ("dim", "bright")
+    np.testing.assert_allclose(made.probabilities(expected.T.astype(np.float32)).sum(axis=1), 1)
+
+
+def test_classifiers_are_saved_loaded_and_averaged(encoder, tmp_path):
+    one = create_classifier(encoder, ["dark", "grey"], ["a {}"])
+    one.save(tmp_path / "c.safetensors")
+    again = Classifier.load(tmp_path / "c.safetensors")
+    assert (again.class_names, again.scale, again.bias) == (("dark", "grey"), 10.0, 0.0)
+    np.testing.assert_array_equal(again.matrix, one.matrix)
+    other = dataclasses.replace(one, matrix=np.ascontiguousarray(one.matrix[:, ::-1]))
+    mean = average([one, other])
+    np.testing.assert_allclose(np.linalg.norm(mean.matrix, axis=0), 1, atol=1e-6)
+    np.testing.assert_allclose(mean.matrix[:, 0], mean.matrix[:, 1], atol=1e-6)
+    np.testing.assert_allclose(average([one, other], [1, 0]).matrix, one.matrix, atol=1e-6)
+    with pytest.raises(ValueError, match="different classes"):
+        average([one, create_classifier(encoder, ["dark", "white"], ["a {}"])])
+
+
+def test_other_files_are_no_classifiers(tmp_path):
+    np.savez(tmp_path / "c.npz", matrix=np.eye(2))
+    with pytest.raises(ValueError, match="not a saved classifier"):
+        Classifier.load(tmp_path / "c.npz")
+
+
+# Data sets.
+
+
+def test_the_digits_are_the_held_out_ones():
+    data = load_labelled("digits")
+    assert (len(data.records), data.class_names[7], len(data.templates)) == (360, "seven", 4)
+    assert len(load_labelled("digits", split="train").records) == 1437
+
+
+def test_templates_and_names_from_files(tmp_path):
+    (tmp_path / "t.txt").write_text("a {}\n\n the {}\n", encoding="utf-8")
+    (tmp_path / "n.json").write_text(json.dumps(list("abcdefghij")))
+    data = load_labelled("digits", class_names=tmp_path / "n.json", templates=tmp_path / "t.txt")
+    assert (data.templates, data.class_names) == (("a {}", "the {}"), tuple("abcdefghij"))
+    assert len(load_labelled("digits", templates="imagenet").templates) == 80
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"name": "digts"}, "Unknown data set 'digts'. Allowed: digits"),
+        ({"name": "digits", "templates": "nope"}, "is no file and none of simple"),
+        ({"name": "digits", "class_names": ["a", "b"]}, "labels up to 9, and 2 class names"),
+        ({"name": "digits", "class_names": []}, "at least one"),
+        ({"name": "folder:/no/such/folder"}, "is not a folder"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_labelled(**options)
+
+
+# Retrieval.
+
+
+@pytest.fixture
+def pairs_csv(tmp_path):
+    """Three pictures; the first has two captions, the third a wrong one and a damaged row follows."""
+    rows = [("a.png", "this is black"), ("a.png", "so black"), ("b.png", "grey"), ("c.png", "dark"), ("d.png", "white")]
+    for name, label in (("a.png", 0), ("b.png", 2), ("c.png", 4)):
+        Image.fromarray(paint(label)).save(tmp_path / name)
+    (tmp_path / "d.png").write_bytes(b"")
+    with open(tmp_path / "pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("filepath", "caption"), *rows])
+    return tmp_path / "pairs.csv"
+
+
+def test_retrieval_counts_each_image_once_and_any_of_its_captions(encoder, pairs_csv):
+    result, pairs = evaluate_retrieval(encoder, read_pairs(pairs_csv))
+    assert (result.images, result.texts, list(result.bad)) == (3, 4, ["d.png"])
+    assert pairs.owners.tolist() == [0, 0, 1, 2]
+    # "dark" is no picture: all three tie at cosine 0, and the right one is last.
+    assert result.text_to_image["recall_at_1"] == pytest.approx(3 / 4)
+    assert result.text_to_image["mean_rank"] == pytest.approx((1 + 1 + 1 + 3) / 4)
+    assert result.image_to_text["recall_at_1"] == pytest.approx(2 / 3)
+    assert result.image_to_text["queries"] == 3
+
+
+def test_retrieval_from_a_captioned_folder(encoder, tmp_path):
+    for i, label in enumerate((1, 3)):
+        Image.fromarray(paint(label)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(COLOURS[label])
+    pairs, bad = encode_pairs(encoder, read_pairs(tmp_path))
+    assert pairs.captions == ["dark", "light"] and not bad
+    np.testing.assert_allclose(pairs.images, pairs.texts)
+
+
+def test_labelled_folders_are_no_pairs(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(paint(1)).save(tmp_path / "cat" / "a.png")
+    with pytest.raises(ValueError, match="has no captions"):
+        read_pairs(tmp_path)
+
+
+# Linear probe.
+
+
+def test_a_probe_reads_what_is_linearly_there_and_guesses_what_is_not(encoder, rng):
+    labels = np.tile(np.arange(5), 20)
+    result = linear_probe.evaluate_probe(encoder, labelled(labels), labelled(labels[:25]))
+    assert (result.accuracy, result.mean_per_class_recall, result.train_images) == (1.0, 1.0, 100)
+    blind = labelled(labels, seen=np.zeros(100, int))
+    assert linear_probe.evaluate_probe(encoder, blind, blind).accuracy == pytest.approx(0.2)
+
+
+def test_a_probe_needs_the_same_classes(encoder):
+    other = dataclasses.replace(labelled([0, 1]), class_names=tuple("abcde"))
+    with pytest.raises(ValueError, match="are not the test classes"):
+        linear_probe.evaluate_probe(encoder, labelled([0, 1]), other)
+
+
+# Commands.
+
+
+@pytest.fixture
+def loading(encoder, monkeypatch):
+    for module in (zero_shot, retrieval, linear_probe):
+        monkeypatch.setattr(module, "load_encoder", lambda *_, **__: encoder)
+
+
+def test_the_commands_leave_json_and_pictures(loading, pairs_csv, tmp_path):
+    result = retrieval.run("pair", data=str(pairs_csv), output=str(tmp_path / "r"))
+    assert json.loads((tmp_path / "r" / "retrieval.json").read_text())["texts"] == 4
+    assert (tmp_path / "r" / "retrieval.png").stat().st_size > 1000
+    assert "| text → image | 75.0 % |" in retrieval.to_text(result)
+    folder = tmp_path / "classes"
+    for i, (name, label) in enumerate([("black", 0), ("dark", 1), ("dark", 2)]):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(paint(label)).save(folder / name / f"{i}.png")
+    (tmp_path / "t.txt").write_text("{}")
+    result = zero_shot.run(
+        "pair", dataset=f"folder:{folder}", templates=str(tmp_path / "t.txt"), output=str(tmp_path / "z")
+    )
+    assert result.accuracy == pytest.approx(2 / 3)  # grey is as far from black as from dark, and black comes first
+    assert {path.name for path in (tmp_path / "z").iterdir()} == {"confusion.png", "mistakes.png", "zero_shot.json"}
+    assert "accuracy        66.7 %" in zero_shot.to_text(result)
+    probe = linear_probe.run("pair", dataset=f"folder:{folder}", train=f"folder:{folder}")
+    assert (probe.classes, probe.images) == (2, 3) and "3 images to learn from" in linear_probe.to_text(probe)
+    with pytest.raises(ValueError, match="has no training split"):
+        linear_probe.run("pair", dataset=f"folder:{folder}")

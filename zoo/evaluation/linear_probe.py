@@ -1,0 +1,121 @@
+"""A linear probe: logistic regression on frozen image embeddings.
+
+Reference: arXiv:2103.00020, section 3.2 and appendix A.3: L-BFGS, and the strength of the L2 penalty chosen on a part
+of the training pictures.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from zoo.encoding import Encoder
+from zoo.evaluation.datasets import Labelled, load_labelled
+from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
+from zoo.evaluation.models import load_encoder
+from zoo.report import percent
+
+STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty
+HELD_BACK = 0.2  # of the training pictures, to choose among them
+MAX_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a linear classifier reads off frozen embeddings.
+
+    Args:
+        model, dataset: names.
+        train_images, images, classes: counts.
+        accuracy, mean_per_class_recall: on the test pictures.
+        interval: in which the accuracy lies with 95 % confidence (Wilson).
+        strength: the C that was chosen.
+    """
+
+    model: str
+    dataset: str
+    train_images: int
+    images: int
+    classes: int
+    accuracy: float
+    interval: tuple[float, float]
+    mean_per_class_recall: float
+    strength: float
+
+
+def evaluate_probe(
+    encoder: Encoder, train: Labelled, test: Labelled, *, seed: int = 0, progress: bool = False
+) -> ProbeResult:
+    """Fits a probe to the one and measures it on the other.
+
+    Args:
+        seed: of the pictures held back to choose the penalty.
+    """
+    if train.class_names != test.class_names:
+        raise ValueError(f"the training classes {train.class_names} are not the test classes {test.class_names}")
+    (features, labels), (seen, truth) = (_embedded(encoder, data, progress) for data in (train, test))
+    strength = choose_strength(features, labels, seed)
+    guesses = fit(features, labels, strength).predict(seen)
+    right = int((guesses == truth).sum())
+    return ProbeResult(
+        model=encoder.name,
+        dataset=test.name,
+        train_images=len(labels),
+        images=len(truth),
+        classes=len(test.class_names),
+        accuracy=right / len(truth),
+        interval=wilson_interval(right, len(truth)),
+        mean_per_class_recall=mean_per_class_recall(confusion(truth, guesses, len(test.class_names))),
+        strength=strength,
+    )
+
+
+def _embedded(encoder, data, progress):
+    vectors, kept, _ = encoder.embed_records(data.records, progress=progress)
+    return vectors, data.records.labels[kept]
+
+
+def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
+    """The C of STRENGTHS that does best on a fifth of the pictures; of equals the smallest, the strongest penalty."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    back = max(1, round(HELD_BACK * len(labels)))
+    held, rest = order[:back], order[back:]
+    scores = [fit(features[rest], labels[rest], c).score(features[held], labels[held]) for c in STRENGTHS]
+    return STRENGTHS[int(np.argmax(scores))]
+
+
+def fit(features: np.ndarray, labels: np.ndarray, strength: float):
+    """scikit-learn's logistic regression, fitted: float32 (N, D), int (N,)."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise ImportError("A linear probe needs scikit-learn: pip install 'convnext-clip-zoo[report]'") from None
+    return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(features, labels)
+
+
+def run(
+    model: str, *, dataset: str = "digits", data: str | None = None, train: str | None = None, batch_size: int = 64
+) -> ProbeResult:
+    """The command `zoo eval linear-probe`.
+
+    Args:
+        train: a data set to learn from, "folder:DIR" or "shards:GLOB"; the training split of `dataset` unless given.
+    """
+    if train is None and ":" in dataset:
+        raise ValueError(f"{dataset!r} has no training split; name one: --train folder:DIR")
+    test = load_labelled(dataset, data)
+    names = test.class_names
+    learned = load_labelled(train, class_names=names) if train else load_labelled(dataset, data, split="train")
+    return evaluate_probe(load_encoder(model, batch_size=batch_size), learned, test, progress=True)
+
+
+def to_text(result: ProbeResult) -> str:
+    """A line a figure."""
+    low, high = result.interval
+    lines = {
+        "model": result.model,
+        "data": f"{result.dataset}: {result.train_images} images to learn from, {result.images} to test",
+        "accuracy": f"{percent(result.accuracy)} (95 %: {percent(low)} to {percent(high)})",
+        "recall a class": percent(result.mean_per_class_recall),
+        "penalty": f"C = {result.strength:g}",
+    }
+    return "\n".join(f"{name:<16}{value}" for name, value in lines.items())

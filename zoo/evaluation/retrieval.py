@@ -1,0 +1,164 @@
+"""Retrieval between pictures and captions, both ways, measured as LAION's CLIP_benchmark does.
+
+An image with several captions counts as one image: text → image each caption has one right image; image → text any of
+its captions is right. Ranks and ties: `zoo.evaluation.metrics`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data import BadSample, Dataset, open_record, read_csv, read_folder, read_shards
+from zoo.encoding import Encoder
+from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks
+from zoo.evaluation.models import load_encoder
+from zoo.files import atomic_write
+from zoo.report import SheetRow, percent, plot_sheet
+
+SHOWN_QUERIES, SHOWN_RESULTS = 6, 6
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Ranks of the right ones, summarised.
+
+    Args:
+        model, data: names.
+        images, texts: counts.
+        text_to_image, image_to_text: {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank",
+            "queries"}.
+        bad: {record: why it was left out}.
+    """
+
+    model: str
+    data: str
+    images: int
+    texts: int
+    text_to_image: dict
+    image_to_text: dict
+    bad: dict
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and captions, encoded.
+
+    Args:
+        images: float32 (M, D); `places` int (M,) are their records.
+        texts: float32 (N, D) of `captions`, N strings; `owners` int (N,) say which image each belongs to.
+    """
+
+    images: np.ndarray
+    places: np.ndarray
+    texts: np.ndarray
+    captions: list[str]
+    owners: np.ndarray
+
+
+def read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: str = "caption") -> Dataset:
+    """Captioned records of a CSV or TSV file, a folder of images with .txt beside them, or tar shards.
+
+    Raises:
+        ValueError: no captions in it.
+    """
+    if Path(path).suffix.lower() in (".csv", ".tsv"):
+        records = read_csv(path, image_key, caption_key)
+    else:
+        records = read_folder(path) if Path(path).is_dir() else read_shards(path)
+    if not records.captions:
+        raise ValueError(f"{str(path)!r} has no captions; a .txt beside each image, or a column of them, is needed")
+    return records
+
+
+def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) -> tuple[Pairs, dict]:
+    """(`Pairs`, {record: why it was left out}): each image once, however many captions name it."""
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(records.names):
+        rows_of.setdefault(name, []).append(row)
+    firsts = np.array([rows[0] for rows in rows_of.values()])
+    images, kept, reasons = encoder.embed_records(records.subset(firsts), progress=progress)
+    bad = {records.names[firsts[i]]: reason for i, reason in reasons.items()}
+    captions, owners = [], []
+    for image, place in enumerate(kept):
+        for row in rows_of[records.names[firsts[place]]]:
+            try:
+                captions.append(records.record(row).caption)
+                owners.append(image)
+            except BadSample as error:
+                bad[f"{records.names[row]} (row {row})"] = str(error)
+    texts = encoder.embed_texts(captions)
+    return Pairs(images, firsts[kept], texts, captions, np.array(owners)), bad
+
+
+def evaluate_retrieval(
+    encoder: Encoder, records: Dataset, *, name: str = "pairs", progress: bool = False
+) -> tuple[RetrievalResult, Pairs]:
+    """Ranks every caption's image and every image's captions."""
+    pairs, bad = encode_pairs(encoder, records, progress=progress)
+    places = np.arange(len(pairs.images))
+    captioned = np.isin(places, pairs.owners)  # an image all of whose captions are bad asks for nothing
+    to_image = retrieval_ranks(pairs.texts, pairs.images, pairs.owners, places)
+    to_text = retrieval_ranks(pairs.images[captioned], pairs.texts, places[captioned], pairs.owners)
+    result = RetrievalResult(
+        model=encoder.name,
+        data=name,
+        images=len(pairs.images),
+        texts=len(pairs.texts),
+        text_to_image=summarize_ranks(to_image),
+        image_to_text=summarize_ranks(to_text),
+        bad=bad,
+    )
+    return result, pairs
+
+
+def run(
+    model: str,
+    *,
+    data: str,
+    image_key: str = "filepath",
+    caption_key: str = "caption",
+    batch_size: int = 64,
+    output: str | None = None,
+) -> RetrievalResult:
+    """The command `zoo eval retrieval`; with `output` it leaves retrieval.json and retrieval.png in a folder."""
+    records = read_pairs(data, image_key=image_key, caption_key=caption_key)
+    encoder = load_encoder(model, batch_size=batch_size)
+    result, pairs = evaluate_retrieval(encoder, records, name=str(data), progress=True)
+    if output is not None:
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "retrieval.json", "w") as file:
+            json.dump(asdict(result), file, indent=1, ensure_ascii=False)
+        draw_searches(folder / "retrieval.png", records, pairs)
+    return result
+
+
+def draw_searches(path: Path, records: Dataset, pairs: Pairs) -> None:
+    """A few captions, evenly spread, each with the images that match it best; its own is framed in green."""
+    chosen = np.unique(np.linspace(0, len(pairs.captions) - 1, SHOWN_QUERIES).astype(int))
+    rows = []
+    for query in chosen:
+        cosines = pairs.images @ pairs.texts[query]
+        best = np.argsort(-cosines, kind="stable")[:SHOWN_RESULTS]
+        pictures = [np.asarray(open_record(records.record(int(pairs.places[i]))).convert("RGB")) for i in best]
+        notes = [f"{cosines[i]:.2f}" for i in best]
+        rows.append(SheetRow(f"“{pairs.captions[query]}”", pictures, notes, best == pairs.owners[query]))
+    plot_sheet(path, rows)
+
+
+def to_text(result: RetrievalResult) -> str:
+    """Markdown: one line a direction."""
+    lines = [
+        f"{result.model} on {result.data}: {result.images} images, {result.texts} captions",
+        "",
+        "| | R@1 | R@5 | R@10 | median rank | mean rank |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, found in (("text → image", result.text_to_image), ("image → text", result.image_to_text)):
+        shares = " | ".join(percent(found[f"recall_at_{k}"]) for k in (1, 5, 10))
+        lines.append(f"| {name} | {shares} | {found['median_rank']:g} | {found['mean_rank']:.1f} |")
+    if result.bad:
+        lines.append(f"\nleft out: {len(result.bad)}, e.g. {next(iter(result.bad.items()))}")
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""Zero-shot classification of a data set, measured.
+
+Reference: arXiv:2103.00020, section 3.1; the figures are those of LAION's CLIP_benchmark (acc1, acc5, mean per-class
+recall), with a confidence interval and the calibration beside them.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zoo.encoding import Encoder
+from zoo.evaluation.classifier import Classifier, create_classifier
+from zoo.evaluation.datasets import Labelled, load_labelled
+from zoo.evaluation.metrics import calibration, class_ranks, confusion, mean_per_class_recall, wilson_interval
+from zoo.evaluation.models import load_encoder
+from zoo.files import atomic_write
+from zoo.report import SheetRow, percent, plot_confusion, plot_sheet
+
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """What a pair makes of a labelled data set.
+
+    Args:
+        model, dataset: names.
+        images, classes, templates: counts.
+        accuracy, accuracy_at_5: shares of images.
+        interval: in which the accuracy lies with 95 % confidence (Wilson).
+        mean_per_class_recall: of the classes that have images.
+        calibration: {"confidence", "error", "loss"}, see `metrics.calibration`.
+        confusion: counts (K, K), rows are true classes.
+        class_names: K names.
+        bad: {record: why it was left out}.
+    """
+
+    model: str
+    dataset: str
+    images: int
+    classes: int
+    templates: int
+    accuracy: float
+    accuracy_at_5: float
+    interval: tuple[float, float]
+    mean_per_class_recall: float
+    calibration: dict
+    confusion: list
+    class_names: tuple[str, ...]
+    bad: dict
+
+
+def evaluate_zero_shot(
+    encoder: Encoder, data: Labelled, *, classifier: Classifier | None = None, progress: bool = False
+) -> tuple[ZeroShotResult, np.ndarray, np.ndarray]:
+    """Classifies a data set from prompts alone.
+
+    Args:
+        classifier: in place of the one made of the data set's class names and templates.
+
+    Returns:
+        (result, logits float32 (N, K), int (N,) which records they are).
+    """
+    classifier = classifier or create_classifier(encoder, data.class_names, data.templates)
+    vectors, kept, bad = encoder.embed_records(data.records, progress=progress)
+    logits, labels = classifier.logits(vectors), data.records.labels[kept]
+    ranks = class_ranks(logits, labels)
+    counts = confusion(labels, logits.argmax(axis=1), len(data.class_names))
+    result = ZeroShotResult(
+        model=encoder.name,
+        dataset=data.name,
+        images=len(labels),
+        classes=len(data.class_names),
+        templates=len(data.templates),
+        accuracy=float((ranks == 1).mean()),
+        accuracy_at_5=float((ranks <= 5).mean()),
+        interval=wilson_interval(int((ranks == 1).sum()), len(ranks)),
+        mean_per_class_recall=mean_per_class_recall(counts),
+        calibration=calibration(logits, labels),
+        confusion=counts.tolist(),
+        class_names=data.class_names,
+        bad={data.records.names[i]: reason for i, reason in bad.items()},
+    )
+    return result, logits, kept
+
+
+def run(
+    model: str,
+    *,
+    dataset: str = "digits",
+    data: str | None = None,
+    templates: str | None = None,
+    class_names: str | None = None,
+    batch_size: int = 64,
+    output: str | None = None,
+) -> ZeroShotResult:
+    """The command `zoo eval zero-shot`: loads the pair and the data, measures, and with `output` leaves a folder.
+
+    Writes zero_shot.json, confusion.png, and mistakes.png where there are any.
+    """
+    labelled = load_labelled(dataset, data, class_names=class_names, templates=templates)
+    encoder = load_encoder(model, batch_size=batch_size)
+    result, logits, kept = evaluate_zero_shot(encoder, labelled, progress=True)
+    if output is not None:
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "zero_shot.json", "w") as file:
+            json.dump(asdict(result), file, indent=1, ensure_ascii=False)
+        plot_confusion(folder / "confusion.png", np.array(result.confusion), result.class_names)
+        draw_mistakes(folder / "mistakes.png", labelled, logits, kept)
+    return result
+
+
+def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarray) -> None:
+    """The surest wrong answers, with what each picture is and was read as; no file when all is right."""
+    from zoo.data import open_record
+
+    labels, guesses = data.records.labels[kept], logits.argmax(axis=1)
+    margin = logits.max(axis=1) - logits[np.arange(len(labels)), labels]
+    worst = [int(i) for i in np.argsort(-margin, kind="stable")[:SHOWN] if guesses[i] != labels[i]]
+    if not worst:
+        return
+    pictures = [np.asarray(open_record(data.records.record(int(kept[i]))).convert("RGB")) for i in worst]
+    names = data.class_names
+    notes = [f"{names[labels[i]]}, read as {names[guesses[i]]}" for i in worst]
+    plot_sheet(path, [SheetRow("the surest mistakes", pictures, notes)])
+
+
+def to_text(result: ZeroShotResult) -> str:
+    """A line a figure."""
+    low, high = result.interval
+    lines = {
+        "data": f"{result.dataset}: {result.images} images, {result.classes} classes, {result.templates} templates",
+        "accuracy": f"{percent(result.accuracy)} (95 %: {percent(low)} to {percent(high)})",
+        "accuracy at 5": percent(result.accuracy_at_5),
+        "recall a class": percent(result.mean_per_class_recall),
+        "confidence": percent(result.calibration["confidence"]),
+        "calibration": f"off by {percent(result.calibration['error'])}",
+    }
+    if result.bad:
+        lines["left out"] = f"{len(result.bad)}, e.g. {next(iter(result.bad.items()))}"
+    return "\n".join(f"{name:<16}{value}" for name, value in {"model": result.model, **lines}.items())
