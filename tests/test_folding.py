@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from export_cases import build
 from helpers import predict, randomize
 
 import clip
@@ -101,6 +102,19 @@ def test_pair(image, rng):
     assert float(folded.logit_scale.logit_scale) == 1.5
     assert not folded.text_encoder.get_layer("ln_final").scale
     assert not folded.text_encoder.get_layer("transformer_resblocks_0_ln_1").scale
+
+
+@pytest.mark.parametrize("case", ["mobile pair", "wide mobile pair", "resnet pair"])
+def test_branches_and_norms_of_towers(case, rng):
+    model = build(case)
+    folded = fold(model)
+    side = model.image_encoder.input_shape[1]
+    x = {"images": images(rng, (side, side, 3)), "tokens": rng.integers(1, 49, (2, 10)).astype("int32")}
+    check_same(model, folded, x)
+    layers = folded.image_encoder.layers + folded.text_encoder.layers
+    assert all(layer.reparameterized for layer in layers if hasattr(layer, "folded"))
+    assert "BatchNormalization" not in {type(layer).__name__ for layer in layers}
+    assert "LayerScale" not in {type(layer).__name__ for layer in layers}
 
 
 def test_zero_shot_classifier(rng):

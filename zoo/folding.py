@@ -354,5 +354,5 @@ FOLDS: dict[str, Callable] = {
 
 
 def to_numpy(variable):
-    """A weight as float64, whatever precision it is kept in."""
-    return np.asarray(ops.convert_to_numpy(ops.cast(variable, "float32")), np.float64)
+    """A weight as float64, whatever precision it is kept in. NumPy casts, JAX would compile that for each shape."""
+    return ops.convert_to_numpy(variable).astype(np.float64)

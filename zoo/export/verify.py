@@ -220,9 +220,8 @@ def photographs(shape, preprocess):
 
 def sentences(model, length):
     """Captions as CLIP's tokenizer has them; None where the model has another vocabulary."""
-    from clip import tokenize
-    from clip.variants import VOCABULARY_SIZE
+    from clip import Text, tokenize
 
-    if vocabulary_size(model) != VOCABULARY_SIZE:
+    if vocabulary_size(model) != Text.vocabulary_size:
         return None
     return tokenize(list(SENTENCES), context_length=length or context_length(model) or OPEN_LENGTH, truncate=True)

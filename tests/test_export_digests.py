@@ -1,0 +1,36 @@
+"""One file from every backend: the same bytes for the same weights, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoo.env import installed_backends
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def digests(backend):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "export_cases.py")],
+        cwd=ROOT,
+        env=os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_same_bytes_from_every_backend():
+    backends = installed_backends()
+    if len(backends) < 2:
+        pytest.skip("needs two backends")
+    first, *others = [digests(backend) for backend in backends]
+    assert len(first) > 10
+    for backend, found in zip(backends[1:], others, strict=True):
+        assert found == first, f"{backend} differs from {backends[0]}"

@@ -1,0 +1,213 @@
+"""Files: written whole or not at all, checked against the model, reported, read back by `OnnxModel` and the command."""
+
+import json
+
+import keras
+import numpy as np
+import onnx
+import pytest
+from export_cases import SIZE, build
+
+import zoo
+from zoo import cli
+from zoo.export import OnnxModel, exporter
+from zoo.export.command import class_list, to_text
+from zoo.export.verify import compare, random_inputs
+from zoo.files import sha256
+from zoo.preprocess import PreprocessSpec
+
+pytestmark = pytest.mark.backend
+
+
+@pytest.fixture
+def images(rng):
+    return rng.standard_normal((4, *SIZE), np.float32)
+
+
+def test_report(tmp_path):
+    path = tmp_path / "model.onnx"
+    report = zoo.export_onnx(build("convnext v2"), path)
+    assert (report.path, report.precision, report.opset, report.tolerance) == (str(path), "float32", 20, 1e-4)
+    assert report.bytes == path.stat().st_size
+    assert report.sha256 == sha256(path)
+    assert report.nodes == len(onnx.load(path).graph.node)
+    assert {(check.inputs, check.batch) for check in report.checks} == {
+        (kind, batch) for kind in ("random", "photographs") for batch in (1, 3)
+    }
+    assert 0 < report.error < 1e-5
+    assert report.cosine > 0.999999
+    assert report.top1 == 1.0
+    text = to_text(report)
+    assert report.sha256 in text and "All within the tolerance" in text
+    assert sum(line.startswith("| random") for line in text.splitlines()) == 2
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_without_checks(tmp_path):
+    report = zoo.export_onnx(build("convnext v1"), tmp_path / "model.onnx", verify=False)
+    assert report.checks == () and report.error is report.cosine is report.top1 is None
+    assert "was not compared" in to_text(report)
+
+
+def test_what_a_precision_costs_is_told_on_given_images(tmp_path, images):
+    report = zoo.export_onnx(build("convnext v1"), tmp_path / "model.onnx", precision="int8", calibration=images)
+    assert {check.inputs for check in report.checks} == {"random", "given"}
+    assert 1e-6 < report.error < 0.1 and 0.99 < report.cosine < 1
+
+
+def test_file_is_kept_when_the_new_one_fails(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"what was there")
+    with pytest.raises(ValueError, match=r"int8 file differs from 'convnext_custom'.*tolerance is 1e-12"):
+        zoo.export_onnx(build("convnext v1"), path, precision="int8", tolerance=1e-12)
+    assert path.read_bytes() == b"what was there"
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_wrong_weights_are_noticed(tmp_path, monkeypatch):
+    """A file of another model's weights does not pass for this one's."""
+    model = build("convnext v1")
+    other = build("convnext v1")
+    other.get_layer("head_fc").bias.assign(np.ones(5, np.float32))
+    real = exporter.verification.verify
+    monkeypatch.setattr(exporter.verification, "verify", lambda _, path, **options: real(other, path, **options))
+    with pytest.raises(ValueError, match="differs from"):
+        zoo.export_onnx(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_does_not_pass():
+    nan = np.full((1, 2), np.nan, np.float32)
+    assert not compare("random", 1, "output", nan, np.ones((1, 2))).is_within("float32", 1e-4)
+    assert not compare("random", 1, "output", nan, np.ones((1, 2))).is_within("int8", 1e-2)
+    assert not compare("random", 1, "output", np.ones((1, 3)), np.ones((1, 2))).is_within("float32", 1e-4)
+
+
+def test_large_weights_lie_beside_the_file(tmp_path, monkeypatch):
+    path, model = tmp_path / "model.onnx", build("convnext pair")
+    whole = zoo.export_onnx(model, path)
+    inside = OnnxModel(path).predict(random_inputs(model, None, "NHWC"))
+    monkeypatch.setattr(exporter, "EXTERNAL_LIMIT", 1000)
+    report = zoo.export_onnx(model, path)
+    (weights,) = [file for file in tmp_path.iterdir() if file != path]
+    assert weights.name.startswith("model.onnx-") and weights.suffix == ".data"
+    assert report.bytes == path.stat().st_size + weights.stat().st_size
+    assert path.stat().st_size < whole.bytes
+    outside = OnnxModel(path).predict(random_inputs(model, None, "NHWC"))
+    for name, value in inside.items():
+        np.testing.assert_array_equal(outside[name], value)
+    assert zoo.export_onnx(model, path).sha256 == report.sha256
+
+
+def test_large_weights_of_a_file_that_fails_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, "EXTERNAL_LIMIT", 1000)
+    with pytest.raises(ValueError, match="differs from"):
+        zoo.export_onnx(build("convnext v1"), tmp_path / "model.onnx", tolerance=1e-30)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "outputs"),
+    [
+        ({"part": "image"}, ["output"]),
+        ({"part": "text", "normalize": True}, ["output"]),
+        ({"part": "pair", "logits": True}, ["image_embeddings", "logits", "text_embeddings"]),
+    ],
+)
+def test_parts_of_a_pair(options, outputs, tmp_path):
+    report = zoo.export_onnx(build("convnext pair"), tmp_path / "part.onnx", **options)
+    assert sorted(OnnxModel(tmp_path / "part.onnx").outputs) == outputs
+    assert {check.output for check in report.checks} == set(outputs)
+
+
+def test_zero_shot_part(tmp_path, images):
+    import clip
+
+    pair = build("zero-shot")  # any model will do for the refusal
+    with pytest.raises(ValueError, match="is of a pair"):
+        zoo.export_onnx(pair, tmp_path / "part.onnx", part="image")
+    pair = clip.create_clip("convnext_v2_atto", image_size=32)
+    zoo.export_onnx(pair, tmp_path / "part.onnx", part="zero-shot", class_names=["cat", "dog"])
+    scores = OnnxModel(tmp_path / "part.onnx").predict(images)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
+    for options in ({"part": "zero-shot"}, {"class_names": ["cat"]}):
+        with pytest.raises(ValueError, match="go together"):
+            zoo.export_onnx(pair, tmp_path / "part.onnx", **options)
+    with pytest.raises(ValueError, match="'image', 'text', 'pair', 'zero-shot', got 'both'"):
+        zoo.export_onnx(pair, tmp_path / "part.onnx", part="both")
+
+
+def test_model_predicts_in_batches(tmp_path, images):
+    model, path = build("convnext v1"), tmp_path / "model.onnx"
+    zoo.export_onnx(model, path, verify=False)
+    ours = OnnxModel(path, threads=1)
+    assert (ours.inputs, ours.outputs) == (["images"], ["output"])
+    whole = ours.predict(images)
+    assert whole.shape == (4, 5) and whole.dtype == np.float32
+    np.testing.assert_allclose(ours.predict(images, batch_size=3), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours.predict({"images": images.astype(np.float64)}), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole, model.predict(images, verbose=0), rtol=1e-4, atol=1e-5)
+
+
+def test_model_refuses_what_it_cannot_mean(tmp_path, images):
+    path = tmp_path / "model.onnx"
+    zoo.export_onnx(build("convnext v1"), path, preprocess=PreprocessSpec(image_size=32))
+    model = OnnxModel(path)
+    assert model.predict(np.zeros((1, *SIZE), np.uint8)).shape == (1, 5)
+    with pytest.raises(ValueError, match="images of model.onnx are uint8, got float32"):
+        model.predict(images)
+    with pytest.raises(ValueError, match="uint8 pixels of 0 to 255, got int64"):
+        model.predict(np.zeros((1, *SIZE), np.int64))
+    with pytest.raises(ValueError, match="takes images, got pictures"):
+        model.predict({"pictures": images})
+    with pytest.raises(ValueError, match="at least one"):
+        model.predict(np.zeros((0, *SIZE), np.uint8))
+    with pytest.raises(ValueError, match="has no NoSuchProvider"):
+        OnnxModel(path, providers=["NoSuchProvider"])
+    with pytest.raises(FileNotFoundError, match="No ONNX file"):
+        OnnxModel(tmp_path / "nothing.onnx")
+    path.write_bytes(b"no protobuf")
+    with pytest.raises(ValueError, match="cannot run model.onnx"):
+        OnnxModel(path)
+
+
+def test_command(tmp_path, capsys):
+    zoo.save(build("convnext v1"), tmp_path / "model.safetensors", preprocess=PreprocessSpec(image_size=32))
+    arguments = ["export", str(tmp_path / "model.safetensors"), str(tmp_path / "model.onnx")]
+    backend = ["--backend", keras.backend.backend()]
+    assert cli.main([*arguments, *backend]) == 0
+    assert "All within the tolerance" in capsys.readouterr().out
+    assert cli.main([*arguments, *backend, "--include-preprocessing", "--precision", "int8", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["precision"] == "int8" and len(report["checks"]) == 4
+    assert OnnxModel(tmp_path / "model.onnx").predict(np.zeros((1, *SIZE), np.uint8)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["convnext_atto", "{}/no/model.onnx"], "There is no folder"),
+        (["convnext_tinny", "{}/model.onnx"], "'convnext_tiny'"),
+        (["{}/nothing.safetensors", "{}/model.onnx"], "nothing.safetensors"),
+        (["{}/model.keras", "{}/model.onnx", "--include-preprocessing"], "does not say how its pictures"),
+        (["{}/model.keras", "{}/model.onnx", "--part", "image"], "is of a pair"),
+        (["{}/model.keras", "{}/model.onnx", "--tolerance", "1e-30"], "differs from"),
+    ],
+)
+def test_command_refuses(words, message, tmp_path, capsys):
+    build("convnext v1").save(tmp_path / "model.keras")
+    words = [word.format(tmp_path) for word in words]
+    assert cli.main(["export", *words, "--backend", keras.backend.backend()]) == cli.BAD_INPUT
+    err = capsys.readouterr().err
+    assert message in err and err.count("zoo: error:") == 1
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_class_names_of_the_command():
+    import clip
+
+    assert class_list(None) == (None, None)
+    assert class_list("digits") == (clip.CLASS_NAMES["digits"], clip.TEMPLATES["digits"])
+    assert class_list("cat, dog") == (["cat", "dog"], None)
+    with pytest.raises(ValueError, match="commas"):
+        class_list("cat")
