@@ -3,6 +3,7 @@
     python tests/bench_onnx.py                          # convnext_tiny and convnextv2_tiny, batch 1 and 8, 2 threads
     python tests/bench_onnx.py resnet50 --batch 8
     python tests/bench_onnx.py --exports 'convnext*'    # every architecture of the zoo, exported and verified
+    python tests/bench_onnx.py --digits demo-output/model.safetensors    # digits that a pair reads, by precision
 
 timm is exported by its own `timm.utils.onnx`, opset 17. A ratio is the median over rounds of theirs / ours.
 """
@@ -98,7 +99,7 @@ def bench(name, batches, threads, rounds):
     return lines
 
 
-HEADER = """| model | batch | | median ms | time / ours float32 | time / ours int8 | times timm's export | error | cosine |
+HEADER = """| model | batch | | median ms | / ours float32 | / ours int8 | timm's export / it | error | cosine |
 |---|--:|---|--:|--:|--:|--:|--:|--:|"""
 
 
@@ -118,6 +119,33 @@ def export_all(pattern):
             yield f"| {name} | {report['bytes'] / 1e6:,.1f} | {report['nodes']} | {error:.1e} | {cosine:.7f} |"
 
 
+def read_digits(path):
+    """How many held-out digits the demo's pair reads, in Keras and from a file of each precision; lines of a table."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    import clip
+    import zoo
+    from zoo.export import OnnxModel
+
+    data, pair = load_digits(), zoo.load(path)
+    indices = np.arange(len(data.target))
+    _, held_out = train_test_split(indices, test_size=360, stratify=data.target, random_state=0)
+    pictures = 255 - np.rint(data.images[held_out] * (255 / 16)).astype(np.uint8)
+    images, labels = np.stack([pair.transform(picture) for picture in pictures]), data.target[held_out]
+    head = (clip.CLASS_NAMES["digits"], clip.TEMPLATES["digits"])
+    scores = clip.zero_shot_classifier(pair.model, *head).predict(images, verbose=0)
+    yield f"| Keras | – | {(scores.argmax(1) == labels).mean():.2%} | – | – |"
+    part = {"part": "zero-shot", "class_names": head[0], "templates": head[1], "calibration": images}
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in ("float32", "float16", "int8"):
+            file = Path(folder, f"{precision}.onnx")
+            report = zoo.export_onnx(pair.model, file, precision=precision, **part)
+            right = (OnnxModel(file).predict(images).argmax(1) == labels).mean()
+            yield f"| {precision} | {report.bytes / 1e6:.1f} | {right:.2%} | {report.error:.1e} | {report.cosine:.6f} |"
+
+
 FIELDS = (("error", max), ("cosine", min))
 
 
@@ -128,7 +156,12 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--exports", metavar="PATTERN", help="export and verify every architecture of a pattern")
+    parser.add_argument("--digits", metavar="FILE", help="the demo's pair, read at each precision")
     options = parser.parse_args()
+    if options.digits:
+        print("| | MB | read right | error | cosine |\n|---|--:|--:|--:|--:|")
+        print("\n".join(read_digits(options.digits)))
+        return
     if options.exports:
         print("| architecture | MB | nodes | error | cosine |\n|---|--:|--:|--:|--:|")
         for line in export_all(options.exports):

@@ -1,18 +1,19 @@
 """Narrow models of every family, with weights that depend on nothing but a seed.
 
-`python tests/export_cases.py` prints {case: {precision: SHA-256 of the ONNX file}} of the backend at hand.
+`python tests/export_cases.py` prints {case: {precision: SHA-256 of the ONNX file}} of the backend at hand; with names
+of the zoo as arguments, those of these models, weights drawn in the same way.
 """
 
 import hashlib
 import json
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 
 import clip
 from convnext import ResNetVariant, Variant, create_convnext_v1, create_convnext_v2, create_resnet, feature_maps
+from zoo import create_model
 from zoo.export import emit, to_proto
 
 ROW = Variant(depths=(1, 2), dims=(8, 16))
@@ -63,7 +64,8 @@ CASES = {
 
 
 def build(case):
-    return seeded(CASES[case]())
+    """The model of a case, or of a name of the zoo."""
+    return seeded(CASES[case]() if case in CASES else create_model(case))
 
 
 def seeded(model, scale=0.2):
@@ -91,5 +93,4 @@ def digests(cases=CASES):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     print(json.dumps(digests(sys.argv[1:] or CASES)))

@@ -59,7 +59,7 @@ def emit(
     graph = Graph(opset, precision)
     graph.name = model.name
     inputs = [_input(graph, tensor, layout, preprocess) for tensor in model.inputs]
-    values = [_prepare(graph, value, layout, None if absorbed else affine) for value in inputs]
+    values = [_prepare(graph, value, None if absorbed else affine) for value in inputs]
     results = run(graph, model, values)
     graph.inputs = {value.name: _face(value, layout) for value in inputs}
     graph.outputs = _finish(graph, model, results, normalize=normalize, logits=logits)
@@ -99,7 +99,7 @@ def _input(graph, tensor, layout, preprocess):
     return Value(graph._unique(name), tuple(tensor.shape), form, dtype)
 
 
-def _prepare(graph, value, layout, affine):  # noqa: ARG001
+def _prepare(graph, value, affine):
     """What the first layer gets of an input: floats, of pixels scaled if no weight has taken that in."""
     if value.dtype != UINT8:
         return value
@@ -107,9 +107,8 @@ def _prepare(graph, value, layout, affine):  # noqa: ARG001
     value = graph.cast(graph.to(value, FIRST), FLOAT32)  # bytes are moved before they are four times as many
     if affine is None:
         return value
-    factor, shift = (graph.weight(numbers.reshape(3, 1, 1), name, FLOAT32) for numbers, name in zip(
-        affine, ("pixel_factor", "pixel_shift"), strict=True
-    ))  # fmt: skip
+    factor, shift = (numbers.reshape(3, 1, 1) for numbers in affine)
+    factor, shift = graph.weight(factor, "pixel_factor", FLOAT32), graph.weight(shift, "pixel_shift", FLOAT32)
     return graph.op("Add", [graph.op("Mul", [value, factor]), shift], name="pixels")
 
 
