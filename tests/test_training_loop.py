@@ -1,0 +1,238 @@
+"""The loop: a run that is stopped, killed or disturbed ends as one that was left alone."""
+
+import json
+import os
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+from data_writers import digits
+
+from clip import CLIP, tokenize
+from zoo.data import Batches, from_arrays
+from zoo.files import Locked, lock
+from zoo.preprocess import PreprocessSpec
+from zoo.training import loop
+from zoo.training.checkpoint import newest_checkpoint
+from zoo.training.loop import Diverged, Pace, train_durably
+from zoo.training.optimizer import Guarded
+
+pytestmark = pytest.mark.backend
+
+SPEC = PreprocessSpec(image_size=8)
+PACE = Pace(epochs=2, save_every=3, log_every=2)  # of 5 steps each
+
+
+def create_pair():
+    """A pair of a few layers, with dropout, so that its seeds matter."""
+    keras.utils.set_random_seed(5)
+    images = keras.Input((8, 8, 3))
+    x = keras.layers.Dropout(0.5, seed=1)(keras.layers.Flatten()(images))
+    image_tower = keras.Model(images, keras.layers.Dense(4, name="image_head")(x))
+    tokens = keras.Input((None,), dtype="int32")
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(49408, 4)(tokens))
+    text_tower = keras.Model(tokens, keras.layers.Dense(4, name="text_head")(x))
+    pair = CLIP(image_tower, text_tower)
+    pair.compile(Guarded(keras.optimizers.Adam(0.01), ema=0.9), auto_scale_loss=False)
+    pair.optimizer.build(pair.trainable_variables)
+    return pair
+
+
+def create_batches(**options):
+    pictures, captions, _ = digits(40)
+    short = lambda texts: tokenize(texts, context_length=12, truncate=True)  # noqa: E731
+    return Batches(
+        from_arrays(pictures, captions), SPEC, batch_size=8, tokenize=short, seed=3, threads=1, prefetch=0, **options
+    )
+
+
+def run(folder, pair=None, *, pace=PACE, arrange=lambda batch: batch, **options):
+    """(pair, outcome) of a run."""
+    pair = pair or create_pair()
+    with create_batches() as batches:
+        return pair, train_durably(pair, batches, folder, pace, arrange=arrange, **options)
+
+
+def state(pair):
+    kinds = (pair.variables, pair.optimizer.variables)
+    return [keras.ops.convert_to_numpy(variable).copy() for kind in kinds for variable in kind]
+
+
+def same(one, other):
+    return len(one) == len(other) and all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def rows(folder):
+    """The history without what a clock says."""
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """(folder, state, outcome) of a run that was left alone."""
+    folder = tmp_path_factory.mktemp("alone")
+    validate = lambda: {"constant": 1.0}  # noqa: E731
+    pair, outcome = run(folder, validate=validate)
+    return folder, state(pair), outcome
+
+
+def test_a_run_leaves_history_curves_and_checkpoints(alone):
+    folder, _, outcome = alone
+    assert (outcome.finished, outcome.step, outcome.steps, outcome.skipped) == (True, 10, 10, 0)
+    steps = [(row["epoch"], row["step"]) for row in rows(folder) if "loss" in row]
+    assert steps == [(1, 2), (1, 4), (1, 5), (2, 6), (2, 8), (2, 10)]
+    assert [row["step"] for row in rows(folder) if "val_constant" in row] == [5, 10]
+    assert {"loss", "accuracy", "logit_scale", "learning_rate", "skipped"} <= set(rows(folder)[0])
+    assert (folder / "history.csv").read_text().splitlines()[0].startswith("epoch,step,")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
+        "checkpoint-000004",
+        "checkpoint-000005",
+    ]
+    assert newest_checkpoint(folder / "checkpoints").progress["position"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_run_told_to_stop_goes_on_bit_for_bit(alone, tmp_path, number):
+    folder, expected, _ = alone
+    count = []
+
+    def arrange(batch):
+        count.append(1)
+        if len(count) == 7:  # in the second epoch; a backend that reads ahead is stopped earlier
+            os.kill(os.getpid(), number)
+        return batch
+
+    validate = lambda: {"constant": 1.0}  # noqa: E731
+    _, stopped = run(tmp_path, arrange=arrange, validate=validate)
+    assert not stopped.finished and 0 < stopped.step < 10
+    assert newest_checkpoint(tmp_path / "checkpoints").progress["position"] == stopped.step
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    pair, outcome = run(tmp_path, resume=True, validate=validate)
+    assert outcome.finished
+    assert same(state(pair), expected)
+    assert rows(tmp_path) == rows(folder)
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(alone, tmp_path):
+    folder, expected, _ = alone
+
+    def validate():
+        if len(calls) == 2:
+            raise KeyboardInterrupt  # what no handler of ours catches
+        calls.append(1)
+        return {"constant": 1.0}
+
+    calls = []
+    pace = Pace(epochs=2, save_every=3, log_every=2, validate_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        calls.append(1)
+        run(tmp_path, pace=pace, validate=validate)
+    assert newest_checkpoint(tmp_path / "checkpoints").progress["position"] == 6
+    pair, _ = run(tmp_path, resume=True)
+    assert same(state(pair), expected)
+    assert [row for row in rows(tmp_path) if "loss" in row] == [row for row in rows(folder) if "loss" in row]
+
+
+def test_a_finished_run_is_left_as_it_is(alone, capsys):
+    folder, expected, _ = alone
+    pair, outcome = run(folder, resume=True)
+    assert outcome.finished and same(state(pair), expected)
+    assert "at step 10 of 10" in capsys.readouterr().out
+
+
+def test_resuming_nothing_says_so(tmp_path, capsys):
+    _, outcome = run(tmp_path, pace=Pace(epochs=1), resume=True)
+    assert outcome.finished
+    assert "Nothing to resume" in capsys.readouterr().out
+
+
+def test_another_run_is_not_overwritten_nor_gone_on_with(alone):
+    with pytest.raises(ValueError, match="holds checkpoints of a run"):
+        run(alone[0])
+    with pytest.raises(ValueError, match="loss was None and is 'siglip'"):
+        run(alone[0], identity={"loss": "siglip"}, resume=True)
+
+
+def test_a_folder_has_one_trainer(tmp_path):
+    with lock(tmp_path / loop.LOCK), pytest.raises(Locked, match=f"process {os.getpid()}"):
+        run(tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(alone, tmp_path, monkeypatch, capsys):
+    save, count = loop.save_checkpoint, []
+
+    def full(*arguments, **options):
+        count.append(1)
+        if len(count) == 2:
+            raise OSError(28, "No space left on device")
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    pair, outcome = run(tmp_path)
+    assert outcome.finished and same(state(pair), alone[1])
+    assert "No checkpoint at step 3" in capsys.readouterr().err
+
+
+def poisoned(places, seen):
+    """An `arrange` that makes the pictures of batches NaN, known by their first caption."""
+
+    def arrange(batch):
+        with create_batches() as batches:
+            place = next(i for i in range(10) if np.array_equal(batches[i]["images"], batch["images"]))
+        seen.append(place)
+        return {**batch, "images": batch["images"] * np.nan} if place in places else batch
+
+    return arrange
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_the_run_goes_on(tmp_path):
+    pair, outcome = run(tmp_path, arrange=poisoned({4}, []))
+    assert outcome.finished and outcome.skipped == 1
+    assert all(np.isfinite(array).all() for array in state(pair))
+    losses = {row["step"]: row["loss"] for row in rows(tmp_path)}
+    assert losses[5] is None and all(losses[step] > 0 for step in (2, 4, 6, 8, 10))
+
+
+def test_many_in_a_row_lead_back_and_are_left_out(tmp_path, capsys):
+    pace = Pace(epochs=2, save_every=3, log_every=1, max_skipped=2)
+    seen = []
+    pair, outcome = run(tmp_path, pace=pace, arrange=poisoned({3, 4}, seen))
+    assert outcome.finished and outcome.skipped == 0  # the count went back as well
+    assert "Went back to step 3; left out: batches [3, 4]" in capsys.readouterr().out
+    event = next(row for row in rows(tmp_path) if "event" in row)
+    assert event["left_out"] == [3, 4]
+    assert sorted(set(seen)) == list(range(10))
+    assert all(np.isfinite(array).all() for array in state(pair))
+
+
+def test_a_run_that_stays_non_finite_ends_with_one_clear_line(tmp_path):
+    pace = Pace(epochs=2, save_every=1, log_every=1, max_skipped=2)
+    with pytest.raises(Diverged, match="not finite for 2 steps in a row, 3 times after going back to step 0"):
+        run(tmp_path, pace=pace, arrange=poisoned(set(range(10)), []))
+
+
+def test_what_the_data_raises_comes_through(tmp_path):
+    def arrange(batch):
+        raise ValueError("one clear line")
+
+    with pytest.raises(ValueError, match="^one clear line$"):
+        run(tmp_path, arrange=arrange)
+
+
+def test_a_pace_is_checked():
+    with pytest.raises(ValueError, match="log_every=0"):
+        Pace(epochs=1, log_every=0)
+    with pytest.raises(ValueError, match="epochs=None"):
+        Pace(epochs=None)
+
+
+def test_threads_other_than_the_main_one_train_too(tmp_path):
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(run(tmp_path, pace=Pace(epochs=1))[1]))
+    thread.start()
+    thread.join()
+    assert outcomes[0].finished

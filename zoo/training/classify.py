@@ -1,0 +1,226 @@
+"""Training of a classifier from a JSON configuration: `zoo train classify --config FILE`."""
+
+import dataclasses
+import functools
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from zoo import registry
+from zoo.convert import classes, detect_format, load_checkpoint, native, read_checkpoint
+from zoo.convert.native import Description
+from zoo.convert.schema import RESNET
+from zoo.data import Augment, Batches, Mix, RandAugment, one_hot
+from zoo.evaluation.metrics import top_k_accuracy
+from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from zoo.recipes import default_arguments
+from zoo.training.config import ClassifierConfig, describe_model, read_config
+from zoo.training.contrastive import BAD_SAMPLES, MODEL, POLICIES, policy, prepare
+from zoo.training.loop import Outcome, Pace, train_durably
+from zoo.training.optimizer import create_optimizer
+from zoo.training.sources import read_data
+
+IMAGE_SIZE = 224
+NOT_IDENTITY = {"output", "threads", "train_data", "validation_data", "data_root", "save_every", "validate_every"}
+
+
+def run(config: str | Path, *, resume: bool = False, **overrides) -> Outcome:
+    """What `zoo train classify` does: `train_classifier` of a file, some of its values given anew."""
+    return train_classifier(read_config(config, **overrides), resume=resume)
+
+
+def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outcome:
+    """Trains a classifier and leaves it as model.safetensors in the output folder.
+
+    Args:
+        config: of `read_config` or `parse_config`.
+        resume: go on from the newest checkpoint in the output folder; start afresh if there is none.
+
+    Raises:
+        ValueError: values that do not go together, data that cannot be used, a folder in use; all before training.
+    """
+    if config.precision not in POLICIES:
+        raise ValueError(f"precision={config.precision!r}; it must be one of {', '.join(POLICIES)}")
+    pace = Pace(config.epochs, config.save_every, config.log_every, config.validate_every, config.max_skipped)
+    data = {"image_key": config.image_key, "caption_key": None, "label_key": config.label_key}
+    data |= {"data_root": config.data_root}
+    dataset = read_data(config.train_data, **data)
+    if dataset.labels is None:
+        raise ValueError(f"{config.train_data!r} has no labels, which classification learns from")
+    known = len(dataset.class_names) if dataset.class_names else int(dataset.labels.max()) + 1
+    count = config.num_labels or known
+    if dataset.labels.max() >= count:
+        raise ValueError(f"num_labels is {count}, and the data has a label {dataset.labels.max()}")
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with policy(POLICIES[config.precision]):
+        keras.utils.set_random_seed(config.seed)
+        model, description = create_classifier(config, count)
+        spec = description.preprocess
+        with _batches(config, dataset, spec, count, output) as batches:
+            _compile(model, config, pace.epochs * batches.steps, count)
+            validate = _validation(model, config, dataset, spec, data)
+            identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
+            outcome = train_durably(
+                model,
+                batches,
+                output,
+                pace,
+                arrange=functools.partial(_arrange, count, config.class_weights),
+                validate=validate,
+                enough=enough(config.early_stopping) if validate else None,
+                identity=identity,
+                resume=resume,
+            )
+    save(model, description, output / MODEL)
+    return outcome
+
+
+# The model.
+
+
+def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model, Description]:
+    """(a classifier that gives logits, the description to save it by, which gives probabilities)."""
+    variant, size, extra = describe_model(config)
+    size = config.image_size or size or IMAGE_SIZE
+    family = config.model_type
+    arguments = {**default_arguments(family, variant, family), "num_classes": count}
+    arguments["input_shape"] = [size, size, extra.pop("channels")]
+    if family != RESNET:
+        rates = {"drop_path_rate": config.drop_path_rate, "dropout_rate": config.dropout_rate}
+        arguments |= {**rates, **extra, "stem_stride": config.stem_stride or "auto"}
+    elif config.stem_stride is not None or config.drop_path_rate or config.dropout_rate:
+        raise ValueError("stem_stride, drop_path_rate and dropout_rate belong to ConvNeXts; model_type is 'resnet'")
+    spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875)
+    description = Description(family, arguments, spec)
+    model = native.build(dataclasses.replace(description, arguments={**arguments, "classifier_activation": None}))
+    if config.weights is not None:
+        _load(model, config)
+    if config.freeze_backbone:
+        for layer in model.layers:
+            layer.trainable = layer.name == "head_fc"
+    return model, description
+
+
+def _load(model, config) -> None:
+    """Weights to begin from; those left out are named."""
+    checkpoint = read_checkpoint(config.weights)
+    in_file, wanted = classes(checkpoint.tensors, detect_format(checkpoint)), model.output_shape[-1]
+    fresh = {} if in_file == wanted else {"head_fc": f"it tells {in_file or 'no'} classes apart, not {wanted}"}
+    print(load_checkpoint(model, checkpoint, strict=False, fresh=fresh), file=sys.stderr)
+
+
+def save(model, description: Description, path: Path) -> None:
+    """The classifier with averaged weights, if there are any, and softmax at its end."""
+    with model.optimizer.averaged():
+        final = native.build(description)
+        final.set_weights(model.get_weights())
+    registry.save(final, path, preprocess=description.preprocess)
+
+
+def _compile(model, config, steps, count) -> None:
+    warmup = steps // 10 if config.warmup_steps is None else config.warmup_steps
+    rates = {"warmup_steps": warmup, "weight_decay": config.weight_decay, "clip_norm": config.clip_norm or None}
+    optimizer = create_optimizer(config.learning_rate, steps, **rates)
+    metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
+    loss = create_loss(config)
+    prepare(model, optimizer, precision=config.precision, ema=config.ema, loss=loss, metrics=metrics)
+    blank = np.zeros((1, count), np.float32)
+    model.compute_metrics(None, ops.convert_to_tensor(blank), ops.convert_to_tensor(blank))  # makes their variables
+    model.reset_metrics()
+
+
+def create_loss(config: ClassifierConfig) -> Callable:
+    """(targets (B, K), logits (B, K)) → losses."""
+    options = {"from_logits": True, "label_smoothing": config.label_smoothing}
+    if config.loss == "cross_entropy":
+        return keras.losses.CategoricalCrossentropy(**options)
+    if config.loss == "focal":
+        return keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=config.focal_gamma, **options)
+    module, _, function = config.loss.partition(":")
+    if not function:
+        raise ValueError(f"loss is {config.loss!r}; it must be 'cross_entropy', 'focal' or 'module:function'")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"loss {config.loss!r} cannot be imported: {error}") from None
+
+
+# The data.
+
+
+def _batches(config, dataset, spec, count, output) -> Batches:
+    mix = None
+    if config.mixup or config.cutmix:
+        mix = Mix(count, mixup=config.mixup, cutmix=config.cutmix)
+    augment = Augment(rand_augment=RandAugment() if config.rand_augment else None, erase=config.random_erasing)
+    return Batches(
+        dataset,
+        spec,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment=augment,
+        mix=mix,
+        bad_samples=output / BAD_SAMPLES,
+        max_bad_fraction=config.max_bad_fraction,
+        threads=config.threads,
+    )
+
+
+def _arrange(count, class_weights, batch):
+    """A batch as `fit` takes it: images, targets (B, K), and the weight of each row where classes have weights."""
+    targets = batch["target"] if "target" in batch else one_hot(batch["label"], count)
+    if class_weights is None:
+        return batch["images"], targets
+    return batch["images"], targets, targets @ np.asarray(class_weights, np.float32)
+
+
+def _validation(model, config, dataset, spec, data):
+    if config.validation_data is None:
+        if config.early_stopping is not None:
+            raise ValueError("early_stopping needs validation_data")
+        return None
+    held_out = read_data(config.validation_data, **data, class_names=dataset.class_names)
+    if held_out.labels is None:
+        raise ValueError(f"{config.validation_data!r} has no labels")
+    options = {"batch_size": config.batch_size, "shuffle": False, "drop_last": False, "replace_bad": False}
+    batches = Batches(held_out, spec, max_bad_fraction=1.0, threads=config.threads, **options)
+    return functools.partial(examine, model, batches)
+
+
+def examine(model: keras.Model, batches: Batches) -> dict[str, float]:
+    """{"accuracy", "top_5_accuracy", "loss"} of a classifier that gives logits."""
+    logits, labels = [], []
+    for batch in batches:
+        rows = batch["images"]
+        if len(rows):
+            filled = np.concatenate([rows, np.repeat(rows[:1], batches.batch_size - len(rows), axis=0)])
+            logits.append(model.predict(filled, batch_size=batches.batch_size, verbose=0)[: len(rows)])
+            labels.append(batch["label"])
+    scores, truth = np.concatenate(logits).astype(np.float64), np.concatenate(labels)
+    highest = scores.max(axis=1)
+    log_sum = highest + np.log(np.exp(scores - highest[:, None]).sum(axis=1))
+    return {
+        "accuracy": top_k_accuracy(scores, truth),
+        "top_5_accuracy": top_k_accuracy(scores, truth, k=5),
+        "loss": float((log_sum - scores[np.arange(len(truth)), truth]).mean()),
+    }
+
+
+def enough(patience: int | None) -> Callable[[list[dict]], bool] | None:
+    """Whether the last `patience` validations were none of them better than the best before."""
+    if patience is None:
+        return None
+
+    def no_better(rows: list[dict]) -> bool:
+        accuracies = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
+        best = max(accuracies[:-patience], default=math.inf)
+        return len(accuracies) > patience and max(accuracies[-patience:]) <= best
+
+    return no_better

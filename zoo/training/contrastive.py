@@ -1,0 +1,218 @@
+"""Contrastive training of a pair: `zoo.train(…)`, and `zoo train contrastive …` on the command line."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+import clip
+from zoo import registry
+from zoo.convert import native
+from zoo.convert.describe import describe
+from zoo.data import CONTRASTIVE, Batches
+from zoo.preprocess import PreprocessSpec
+from zoo.training.loop import Outcome, Pace, train_durably
+from zoo.training.optimizer import Guarded, create_optimizer
+from zoo.training.sources import read_data, without_labels
+from zoo.training.two_pass import accumulate as take_chunks
+from zoo.training.validation import PairValidation
+
+MODEL, BAD_SAMPLES = "model.safetensors", "bad_samples.jsonl"
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+FLOAT16_SCALE = 2.0**15
+SIGLIP_START = {"init_logit_scale": 2.302585092994046, "init_logit_bias": -10.0}  # ln 10: arXiv:2303.15343, section 3.2
+
+
+def train(
+    model: "str | clip.Pair | clip.CLIP",
+    train_data: str | Path,
+    *,
+    output: str | Path,
+    image_key: str = "filepath",
+    caption_key: str = "caption",
+    label_key: str | None = None,
+    data_root: str | Path | None = None,
+    batch_size: int = 32,
+    epochs: int = 10,
+    image_size: int | None = None,
+    stem_stride: int | None = None,
+    weights: str | Path | None = None,
+    loss: str = "clip",
+    learning_rate: float = 5e-4,
+    weight_decay: float = 0.05,
+    warmup_steps: int | None = None,
+    clip_norm: float | None = 1.0,
+    accumulate: int = 1,
+    precision: str = "float32",
+    ema: float | None = None,
+    lock_image: bool = False,
+    lock_text: bool = False,
+    context_length: int = 77,
+    validation_data: str | Path | None = None,
+    validate_every: int | None = None,
+    classes: str | None = None,
+    save_every: int | None = None,
+    log_every: int = 10,
+    max_skipped: int = 10,
+    max_bad_fraction: float = 0.01,
+    threads: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+) -> Outcome:
+    """Trains a pair on captioned images and leaves it as model.safetensors in the output folder.
+
+    A run that was killed goes on with `resume=True`, and ends with the weights, bit for bit, of one that was not.
+
+    Args:
+        model: a name of `zoo.list_models("clip/*")`, a row of one's own, or a pair, which is trained in place.
+        train_data: CSV, TSV or parquet file, folder of images with .txt beside them, or tar shards.
+        output: folder of the pair, checkpoints/, history.jsonl, history.csv, curves.png and bad_samples.jsonl.
+        image_key, caption_key: columns of a table.
+        label_key: column of classes: pairs of one class are then positives of each other. Shards and validation data
+            have their labels without it.
+        data_root: folder that paths in a table are seen from and may not leave; the table's own unless given.
+        batch_size: pairs that are compared with each other.
+        image_size, stem_stride: as in `create_clip`.
+        weights: to begin from: a tag or a file, as in `create_model`.
+        loss: "clip" or "siglip".
+        learning_rate: after `warmup_steps` (a tenth of the run unless given), then along a cosine to zero.
+        weight_decay: of all but gains, biases, embeddings and the temperature.
+        clip_norm: greatest norm of all gradients together; None or 0 for no limit.
+        accumulate: chunks that a batch is embedded in, to save memory; the loss and its gradient stay the batch's.
+        precision: "float32", "bfloat16" or "float16"; the weights are float32 in all of them.
+        ema: share of the moving average of the weights that stays each step; it is what is validated and saved.
+        lock_image, lock_text: leave a tower as it is.
+        context_length: tokens of a caption, at most 77; longer ones are cut.
+        validation_data: as `train_data`; examined once an epoch, or every `validate_every` steps.
+        classes: name of `clip.CLASS_NAMES` for zero-shot accuracy on the validation data's labels; unless given, the
+            names that the data has.
+        save_every: steps between checkpoints; once an epoch unless given.
+        log_every: steps that a row of the history is the mean of.
+        max_skipped: non-finite updates in a row after which the run goes back to its last checkpoint.
+        max_bad_fraction: of the records; more bad ones end the run.
+        threads: that decode images.
+        seed: of the weights, the order and the augmentation.
+        resume: go on from the newest checkpoint in `output`; start afresh if there is none.
+
+    Raises:
+        ValueError: arguments that do not go together, data that cannot be used, a folder in use; all before training.
+    """
+    _check(precision=precision, loss=loss, batch_size=batch_size, accumulate=accumulate)
+    pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
+    columns = {"image_key": image_key, "caption_key": caption_key, "label_key": label_key, "data_root": data_root}
+    dataset = read_data(train_data, **columns)
+    if not dataset.captions:
+        raise ValueError(f"{str(train_data)!r} has no captions, which contrastive training learns from")
+    if label_key is None:
+        dataset = without_labels(dataset)
+    tokenize = functools.partial(clip.tokenize, context_length=context_length, truncate=True)
+    with policy(POLICIES[precision]):
+        keras.utils.set_random_seed(seed)
+        pair = _pair(model, weights, loss, image_size=image_size, stem_stride=stem_stride)
+        pair.image_encoder.trainable, pair.text_encoder.trainable = not lock_image, not lock_text
+        spec = preprocessing(pair)
+        Path(output).mkdir(parents=True, exist_ok=True)
+        sources = {"bad_samples": Path(output) / BAD_SAMPLES, "max_bad_fraction": max_bad_fraction, "threads": threads}
+        augment = {"augment": CONTRASTIVE, "tokenize": tokenize, "seed": seed}
+        with Batches(dataset, spec, batch_size=batch_size, **augment, **sources) as batches:
+            steps = epochs * batches.steps
+            warmup_steps = steps // 10 if warmup_steps is None else warmup_steps
+            rates = {"warmup_steps": warmup_steps, "weight_decay": weight_decay, "clip_norm": clip_norm or None}
+            optimizer = create_optimizer(learning_rate, steps, **rates)
+            prepare(pair, optimizer, loss=loss, precision=precision, ema=ema)
+            if accumulate > 1:
+                take_chunks(pair, accumulate)
+            validate = None
+            if validation_data is not None:
+                validate = _validation(pair, validation_data, columns, spec, tokenize, batch_size, classes, threads)
+            identity = {"learning_rate": learning_rate, "epochs": epochs, **rates, "loss": loss, "ema": ema}
+            identity |= {"precision": precision, "accumulate": accumulate, "locked": [lock_image, lock_text]}
+            identity |= {"context_length": context_length}
+            outcome = train_durably(pair, batches, output, pace, validate=validate, identity=identity, resume=resume)
+        save(pair, Path(output), spec)
+    return outcome
+
+
+def _check(*, precision: str, loss: str, batch_size: int, accumulate: int) -> None:
+    for name, value, allowed in (("precision", precision, POLICIES), ("loss", loss, ("clip", "siglip"))):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}; it must be one of {', '.join(allowed)}")
+    if accumulate < 1 or batch_size % accumulate:
+        raise ValueError(f"accumulate={accumulate} must be positive and divide batch_size={batch_size}")
+
+
+@contextlib.contextmanager
+def policy(name: str):
+    """Layers made in the block compute in this dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _pair(model, weights, loss, **shape):
+    if isinstance(model, clip.CLIP):
+        given = [name for name, value in {**shape, "weights": weights}.items() if value is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)} shape a new pair; this one is there already")
+        return model
+    start = SIGLIP_START if loss == "siglip" else {}
+    shape = {name: value for name, value in shape.items() if value is not None}
+    if isinstance(model, clip.Pair):
+        return clip.create_clip(model, **shape, **start)
+    pair = registry.create_model(model, weights=weights, **shape, **start)
+    if not isinstance(pair, clip.CLIP):
+        raise ValueError(f"{model!r} is a classifier; contrastive training takes a pair, such as clip/convnext_v2_tiny")
+    return pair
+
+
+def preprocessing(model) -> PreprocessSpec:
+    """What the model's weights expect of pictures; OpenAI's statistics unless they say otherwise."""
+    height, width = model.image_encoder.input_shape[1:3]
+    known = native.recall(model).preprocess
+    size = height if height == width else (height, width)
+    return PreprocessSpec(image_size=size) if known is None else dataclasses.replace(known, image_size=size)
+
+
+def prepare(model, optimizer, *, precision: str, ema: float | None, **options) -> None:
+    """Compiles a model for `train_durably`."""
+    scale = FLOAT16_SCALE if precision == "float16" else None
+    model.compile(Guarded(optimizer, initial_scale=scale, ema=ema), auto_scale_loss=False, **options)
+    model.optimizer.build(model.trainable_variables)  # made inside the step, they would have TensorFlow trace it twice
+
+
+def _validation(pair, path, columns, spec, tokenize, batch_size, classes, threads):
+    """The function that examines the pair."""
+    names: Sequence[str] | None = None
+    templates = ("a photo of a {}.",)
+    if classes is not None:
+        if classes not in clip.CLASS_NAMES:
+            raise ValueError(f"classes={classes!r}; it must be one of {', '.join(clip.CLASS_NAMES)}")
+        names, templates = clip.CLASS_NAMES[classes], clip.TEMPLATES.get(classes, templates)
+    dataset = read_data(path, **columns, class_names=names)
+    validation = PairValidation(
+        dataset,
+        spec,
+        tokenize,
+        batch_size=batch_size,
+        class_names=names or dataset.class_names,
+        templates=templates,
+        threads=threads,
+    )
+    return functools.partial(validation, pair)
+
+
+def save(model, output: Path, spec: PreprocessSpec) -> None:
+    """The model, with averaged weights if there are any, as model.safetensors; what no words describe, as .keras."""
+    with model.optimizer.averaged():
+        try:
+            describe(model)
+        except ValueError:
+            model.save(output / "model.keras")
+        else:
+            registry.save(model, output / MODEL, preprocess=spec)

@@ -1,0 +1,179 @@
+"""AdamW as the papers train with it, and what stands around an update: skipped when not finite, scaled, averaged."""
+
+import contextlib
+
+import keras
+from keras import ops
+
+from clip.layers import PACKAGE
+
+NO_WEIGHT_DECAY = ["bias", "gamma", "beta", "embedding", "logit_scale"]
+GROWTH_STEPS = 2000
+
+
+def create_optimizer(
+    learning_rate: float,
+    steps: int,
+    *,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.05,
+    clip_norm: float | None = None,
+    excluded: list | None = None,
+) -> keras.optimizers.Optimizer:
+    """AdamW with a linear warm-up and a cosine to zero; no decay of gains, offsets, embeddings, temperature.
+
+    Args:
+        learning_rate: at the end of the warm-up.
+        steps: of the whole run.
+        warmup_steps: of them, from zero up.
+        weight_decay: of all other weights, times the learning rate.
+        clip_norm: greatest norm of all gradients together; None for no limit.
+        excluded: more variables without decay.
+    """
+    if not 0 <= warmup_steps < max(steps, 1):
+        raise ValueError(
+            f"warmup_steps={warmup_steps}; it must be 0 or more and less than the {steps} steps of the run"
+        )
+    if warmup_steps:
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - warmup_steps, warmup_target=learning_rate, warmup_steps=warmup_steps
+        )
+    else:
+        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(steps, 1))
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, global_clipnorm=clip_norm)
+    optimizer.exclude_from_weight_decay(var_list=excluded, var_names=NO_WEIGHT_DECAY)
+    return optimizer
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Guarded(keras.optimizers.Optimizer):
+    """An optimizer whose update is left out when a gradient is not finite. The same code on every backend.
+
+    Variables: `skipped`, the updates left out; `in_a_row`, those since the last one that was made.
+
+    Args:
+        inner: the optimizer that makes the updates; its count of steps does not count those left out.
+        initial_scale: of the loss, for float16: halved whenever an update is left out, doubled after GROWTH_STEPS that
+            were not. An update left out while the scale is above 1 is not counted in `in_a_row`: the scale was at
+            fault. None for no scaling.
+        ema: share of the moving average of the weights that stays at each update, below 1; in the first t updates at
+            most (1 + t) / (10 + t). None for no average.
+    """
+
+    def __init__(self, inner, *, initial_scale=None, ema=None, name="guarded"):
+        if ema is not None and not 0 <= ema < 1:
+            raise ValueError(f"ema={ema!r}; it must be at least 0 and less than 1")
+        super().__init__(learning_rate=0.0, name=name)
+        self.inner = keras.optimizers.get(inner)
+        self.initial_scale, self.ema = initial_scale, ema
+
+    def build(self, variables):
+        self.inner.build(variables)
+        self.skipped = self.add_variable((), dtype="int32", name="skipped")
+        self.in_a_row = self.add_variable((), dtype="int32", name="in_a_row")
+        if self.initial_scale is not None:
+            initial = keras.initializers.Constant(self.initial_scale)
+            self.scale = self.add_variable((), initializer=initial, dtype="float32", name="scale")
+            self.good_steps = self.add_variable((), dtype="int32", name="good_steps")
+        if self.ema is not None:
+            self.averages = self.add_optimizer_variables(variables, "average")
+            for average, variable in zip(self.averages, variables, strict=True):
+                average.assign(variable)
+        super().build(variables)
+
+    @property
+    def variables(self):
+        return [*super().variables, *self.inner.variables]
+
+    @property
+    def iterations(self):
+        return self.inner.iterations
+
+    @property
+    def learning_rate(self):
+        return self.inner.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.inner.learning_rate = value
+
+    def scale_loss(self, loss):
+        return loss if self.initial_scale is None else loss * ops.cast(self.scale, loss.dtype)
+
+    def apply(self, grads, trainable_variables=None):
+        if not self.built:
+            self.build(list(trainable_variables))
+        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
+        ops.cond(all_finite(grads), lambda: self._accept(grads, variables), self._refuse)
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        def run(update):
+            before = [*zip(self.variables, optimizer_variables, strict=True)]
+            before += zip(self._trainable_variables, trainable_variables, strict=True)
+            with keras.StatelessScope(state_mapping=before) as scope:
+                update()
+            return tuple(
+                [scope.get_current_value(v) for v in kind] for kind in (self._trainable_variables, self.variables)
+            )
+
+        accept = lambda: run(lambda: self._accept(grads, self._trainable_variables))  # noqa: E731
+        return ops.cond(all_finite(grads), accept, lambda: run(self._refuse))
+
+    def finalize_variable_values(self, var_list):
+        """Nothing: `averaged` shows the average when it is wanted, and training goes on from the weights."""
+
+    def _accept(self, grads, variables):
+        if self.initial_scale is not None:
+            grads = [None if grad is None else grad / ops.cast(self.scale, grad.dtype) for grad in grads]
+            self.good_steps.assign_add(1)
+            grow = ops.equal(self.good_steps % GROWTH_STEPS, 0)
+            self.scale.assign(ops.where(grow, 2.0 * self.scale, self.scale))
+        self.inner.apply(grads, variables)
+        self.in_a_row.assign(ops.zeros_like(self.in_a_row))
+        if self.ema is not None:
+            self._average()
+
+    def _average(self):
+        step = ops.cast(self.iterations, "float32")
+        kept = ops.minimum(self.ema, (1.0 + step) / (10.0 + step))
+        for average, variable in zip(self.averages, self._trainable_variables, strict=True):
+            share = ops.cast(1.0 - kept, average.dtype)
+            average.assign(average + share * (ops.convert_to_tensor(variable) - average))
+
+    def _refuse(self):
+        self.skipped.assign_add(1)
+        if self.initial_scale is None:
+            self.in_a_row.assign_add(1)
+        else:
+            self.in_a_row.assign(self.in_a_row + ops.cast(self.scale <= 1.0, "int32"))
+            self.scale.assign(ops.maximum(0.5 * self.scale, 1.0))
+            self.good_steps.assign(ops.zeros_like(self.good_steps))
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """During the block the weights are their moving averages; nothing changes without one."""
+        if self.ema is None:
+            yield
+            return
+        weights = [ops.convert_to_numpy(variable).copy() for variable in self._trainable_variables]
+        try:
+            for variable, average in zip(self._trainable_variables, self.averages, strict=True):
+                variable.assign(average)
+            yield
+        finally:
+            for variable, weight in zip(self._trainable_variables, weights, strict=True):
+                variable.assign(weight)
+
+    def get_config(self):
+        inner = keras.saving.serialize_keras_object(self.inner)
+        return {"inner": inner, "initial_scale": self.initial_scale, "ema": self.ema, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
+        return cls(**{**config, "inner": inner})
+
+
+def all_finite(grads):
+    """Whether every number in every gradient is finite: bool ()."""
+    return ops.all(ops.stack([ops.all(ops.isfinite(grad)) for grad in grads if grad is not None]))
