@@ -64,7 +64,7 @@ $(STAMPS)/$(BACKEND): $(STAMPS)/venv pyproject.toml constraints.txt
 $(STAMPS)/test: $(STAMPS)/venv pyproject.toml constraints.txt requirements-oracle.txt
 	@echo 'Installing the library with all three backends, and the implementations it is compared with'
 	@rm -f $@
-	@{ $(PIP) -e '.[jax,tensorflow,torch,onnx,report,dev,oracle]' && \
+	@{ $(PIP) -e '.[all,dev,oracle]' && \
 	$(PIP) --no-deps -r requirements-oracle.txt && touch $@; } | $(DOWNLOADS); test -f $@
 	@touch $(STAMPS)/jax $(STAMPS)/tensorflow $(STAMPS)/torch $(STAMPS)/lint
 
