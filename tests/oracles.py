@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import oracle_case
 import oracles_classifiers
+import oracles_mobileclip
 import oracles_pairs
 from helpers import declare_torchvision_operators
 from oracle_case import SEED, randomise
@@ -33,6 +34,7 @@ LIBRARIES = {  # source of a case → the distribution that computes it
     "open_clip": "open_clip_torch",
     "torchvision": "torchvision",
     "facebook": "timm",  # whose models stand for the authors' code
+    "apple": "timm",  # likewise, with MobileCLIP-S0's text tower stated anew
 }
 
 
@@ -40,6 +42,7 @@ def cases():
     """Every `Case`, small ones first within a source."""
     yield from oracles_classifiers.classifier_cases()
     yield from oracles_pairs.pair_cases()
+    yield from oracles_mobileclip.cases()
 
 
 # Writing

@@ -97,10 +97,17 @@ def inner_modules(model):
         stages = (image.layer1, image.layer2, image.layer3, image.layer4)
         return {**modules, "image_stem": image.avgpool, **stages_of(stages)}
     if hasattr(image, "trunk"):
-        head = image.trunk.head
-        return {**modules, "image_stem": image.trunk.stem, **stages_of(image.trunk.stages), "image_pooled": head.norm}
+        return {**modules, **trunk_modules(image.trunk)}
     blocks = blocks_of("image", image.transformer.resblocks)
     return {**modules, "image_stem": image.ln_pre, **blocks, "image_pooled": image.ln_post}
+
+
+def trunk_modules(trunk):
+    """{piece: module} of timm's ConvNeXt, FastViT or ViT."""
+    if hasattr(trunk, "blocks"):
+        return {"image_stem": trunk.norm_pre, **blocks_of("image", trunk.blocks), "image_pooled": trunk.norm}
+    pooled = trunk.head.global_pool if hasattr(trunk, "final_conv") else trunk.head.norm
+    return {"image_stem": trunk.stem, **stages_of(trunk.stages), "image_pooled": pooled}
 
 
 def blocks_of(side, blocks):

@@ -165,7 +165,7 @@ def run_tower(side, tower, inputs, reference):
 
 
 PIECES = {  # our layer → the piece that it makes; where a model has several, the last counts
-    **dict.fromkeys(("stem_norm", "maxpool", "avgpool", "ln_pre", "stem_2_act"), "stem"),
+    **dict.fromkeys(("class_embedding", "stem_norm", "maxpool", "avgpool", "ln_pre", "stem_2_act"), "stem"),
     **dict.fromkeys(("head_pool", "head_norm", "ln_post", "ln_final"), "pooled"),
     **{name: name for name in ("token_embedding", "head_fc")},
 }
@@ -186,11 +186,11 @@ def tower_pieces(tower):
 
 
 def predict(model, x):
-    """A model's outputs in inference as NumPy arrays; JAX compiles the whole, which is faster than each operation."""
+    """A model's outputs in inference as NumPy arrays: JAX compiles the whole, PyTorch keeps nothing for gradients."""
     import keras
     from keras import ops
 
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() != "tensorflow":
         return model.predict_on_batch(x)
     return keras.tree.map_structure(ops.convert_to_numpy, model(x, training=False))
 
