@@ -11,9 +11,11 @@ timm is exported by its own `timm.utils.onnx`, opset 17. A ratio is the median o
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MODELS = ("convnext_tiny", "convnextv2_tiny")
 SIZE = 224
+REST = 0.2  # seconds
 
 
 def write_files(name, folder):
@@ -79,24 +82,43 @@ def candidates(peer, folder, batch, threads):
 
 def bench(name, batches, threads, rounds):
     """Lines of the table for one model."""
-    from zoo.bench.timing import ratio, take_turns
-
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         peer, reports = write_files(name, folder)
         costs = {f"ours, {key}": report for key, report in reports.items()}
         for batch in batches:
-            timings = take_turns(candidates(peer, folder, batch, threads), rounds)
-            ours, int8, export, _ = timings
-            for timing in timings:
-                report = costs.get(timing.name)
+            runs = take_turns(candidates(peer, folder, batch, threads), rounds)
+            ours, int8, export, _ = runs.values()
+            for label, seconds in runs.items():
+                report = costs.get(label)
                 cost = f"{report.error:.1e} | {report.cosine:.5f}" if report else "– | –"
                 lines.append(
-                    f"| {name} | {batch} | {timing.name} | {1000 * timing.median:.0f} | {ratio(timing, ours):.2f}× "
-                    f"| {ratio(timing, int8):.2f}× | {ratio(export, timing):.2f}× | {cost} |"
+                    f"| {name} | {batch} | {label} | {1000 * statistics.median(seconds):.0f} "
+                    f"| {ratio(seconds, ours):.2f}× | {ratio(seconds, int8):.2f}× | {ratio(export, seconds):.2f}× "
+                    f"| {cost} |"
                 )
     return lines
+
+
+def take_turns(builders, rounds):
+    """{name: seconds of each round}, A B A B …, with a rest before each: threads spin on for a while after a run."""
+    functions = {name: build() for name, build in builders.items()}
+    for function in functions.values():
+        function()
+    runs = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            time.sleep(REST)
+            start = time.perf_counter()
+            function()
+            runs[name].append(time.perf_counter() - start)
+    return runs
+
+
+def ratio(theirs, ours):
+    """The median over rounds of theirs / ours."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 HEADER = """| model | batch | | median ms | / ours float32 | / ours int8 | timm's export / it | error | cosine |

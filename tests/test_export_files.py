@@ -10,8 +10,8 @@ from export_cases import SIZE, build
 
 import zoo
 from zoo import cli
-from zoo.export import OnnxModel, exporter
-from zoo.export.command import class_list, to_text
+from zoo.export import OnnxModel, emit, exporter, to_proto
+from zoo.export.command import class_list, export_via_keras, to_text
 from zoo.export.verify import compare, random_inputs
 from zoo.files import sha256
 from zoo.preprocess import PreprocessSpec
@@ -211,3 +211,26 @@ def test_class_names_of_the_command():
     assert class_list("cat, dog") == (["cat", "dog"], None)
     with pytest.raises(ValueError, match="commas"):
         class_list("cat")
+
+
+def test_via_keras_checks_the_file_too(tmp_path, monkeypatch):
+    """Keras' exporter needs libraries that do not come with this package; what it would write is played."""
+    model, path = build("convnext v1"), tmp_path / "model.onnx"
+
+    def export(file, **options):
+        assert options == {"format": "onnx", "verbose": False, "opset_version": 17}
+        file.write_bytes(to_proto(emit(model, opset=17)).SerializeToString())
+
+    monkeypatch.setattr(model, "export", export)
+    report = export_via_keras(model, path, opset=17)
+    assert report.bytes == path.stat().st_size and len(report.checks) == 4
+    with pytest.raises(ValueError, match="differs from"):
+        export_via_keras(model, path, opset=17, tolerance=1e-30)
+
+    def fail(file, **options):
+        raise RuntimeError("an operator is missing")
+
+    monkeypatch.setattr(model, "export", fail)
+    with pytest.raises(ValueError, match="own exporter fails on 'convnext_custom': RuntimeError: an operator"):
+        export_via_keras(model, path, opset=17)
+    assert path.stat().st_size == report.bytes

@@ -83,6 +83,7 @@ def start_session(model, *, threads=None, providers=None):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs the cores are for others
     options.log_severity_level = 3  # errors
     source = str(model) if isinstance(model, Path) else model
     try:
