@@ -29,7 +29,7 @@ def create_pair():
     """A pair of a few layers, with dropout, so that its seeds matter."""
     keras.utils.set_random_seed(5)
     images = keras.Input((8, 8, 3))
-    x = keras.layers.Dropout(0.5, seed=1)(keras.layers.Flatten()(images))
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(images))
     image_tower = keras.Model(images, keras.layers.Dense(4, name="image_head")(x))
     tokens = keras.Input((None,), dtype="int32")
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(49408, 4)(tokens))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.export import export_onnx
     from zoo.folding import fold
     from zoo.registry import create_model, list_models, load, model_info, save
+    from zoo.training.contrastive import train
 
 _MODULE_OF = {
     "create_model": "zoo.registry",
@@ -27,11 +28,12 @@ _MODULE_OF = {
     "load_weights": "zoo.convert",
     "model_info": "zoo.registry",
     "save": "zoo.registry",
+    "train": "zoo.training.contrastive",
 }
 
 __all__ = [
     *("create_model", "export_onnx", "export_weights", "fold", "list_models"),
-    *("load", "load_weights", "model_info", "save"),
+    *("load", "load_weights", "model_info", "save", "train"),
 ]  # noqa: F822
 
 

@@ -51,7 +51,46 @@ DATA = argument("--data", metavar="PATH", help="the data set's original files (d
 IMAGES_AT_A_TIME = argument("--batch-size", type=positive, default=64, help="images at a time (default 64)")
 RESULTS = argument("--output", metavar="DIR", help="folder for JSON and pictures")
 
-GROUPS = {"eval": "measure a pair"}  # first words of commands of two
+GROUPS = {"train": "train a pair or a classifier", "eval": "measure a pair"}  # first words of commands of two
+
+RESUME = argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+CONTRASTIVE = (
+    argument("--model", required=True, metavar="NAME", help="of a pair, e.g. convnext_v2_tiny"),
+    argument(
+        "--train-data", required=True, metavar="PATH", help="CSV, TSV, parquet, a folder, or shards-{0000..9}.tar"
+    ),
+    argument("--output", required=True, metavar="DIR", help="folder of model.safetensors, checkpoints and history"),
+    argument("--image-key", default="filepath", metavar="COLUMN", help="of a table (default filepath)"),
+    argument("--caption-key", default="caption", metavar="COLUMN", help="of a table (default caption)"),
+    argument("--label-key", metavar="COLUMN", help="of classes: pairs of one class are positives of each other"),
+    argument("--data-root", metavar="DIR", help="that a table's paths are seen from (default: the table's folder)"),
+    argument("--batch-size", type=positive, default=32, help="pairs compared with each other (default 32)"),
+    argument("--epochs", type=positive, default=10, help="default 10"),
+    argument("--image-size", type=positive, metavar="PIXELS", help="default: the model's own"),
+    argument("--stem-stride", type=int, choices=(4, 2, 1), help="of a ConvNeXt tower; finer for small images"),
+    argument("--weights", metavar="TAG|PATH", help="to begin from"),
+    argument("--loss", choices=("clip", "siglip"), default="clip", help="default clip"),
+    argument("--learning-rate", type=float, default=5e-4, help="after the warm-up (default 5e-4)"),
+    argument("--weight-decay", type=float, default=0.05, help="default 0.05"),
+    argument("--warmup-steps", type=int, help="default: a tenth of the run"),
+    argument("--clip-norm", type=float, default=1.0, help="of all gradients together; 0 for no limit (default 1)"),
+    argument("--accumulate", type=positive, default=1, metavar="CHUNKS", help="of a batch, to save memory (default 1)"),
+    argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32"),
+    argument("--ema", type=float, metavar="SHARE", help="of the weights' moving average that stays each step"),
+    argument("--lock-image", action="store_true", help="leave the image tower as it is"),
+    argument("--lock-text", action="store_true", help="leave the text tower as it is"),
+    argument("--context-length", type=positive, default=77, help="tokens of a caption (default 77)"),
+    argument("--validation-data", metavar="PATH", help="examined once an epoch"),
+    argument("--validate-every", type=positive, metavar="STEPS", help="in place of once an epoch"),
+    argument("--classes", metavar="NAME", help="digits, cifar10, …: zero-shot accuracy on the validation data"),
+    argument("--save-every", type=positive, metavar="STEPS", help="in place of once an epoch"),
+    argument("--log-every", type=positive, default=10, metavar="STEPS", help="default 10"),
+    argument("--max-skipped", type=positive, default=10, help="non-finite updates before going back (default 10)"),
+    argument("--max-bad-fraction", type=float, default=0.01, help="of bad records, to end the run (default 0.01)"),
+    argument("--threads", type=positive, help="that decode images (default: the cores, at most 8)"),
+    argument("--seed", type=int, default=0, help="of weights, order and augmentation (default 0)"),
+    RESUME,
+)
 
 COMMANDS = {
     "list": Command(
@@ -77,6 +116,28 @@ COMMANDS = {
             argument("source", help="weight file, folder with its configuration, or hf-hub:owner/name"),
             argument("path", metavar="OUT", help=".safetensors file"),
             argument("--arch", metavar="NAME[.TAG]", help="what the source is; not needed where it says so itself"),
+        ),
+        uses_backend=True,
+    ),
+    "train contrastive": Command(
+        "train a pair on captioned images",
+        "zoo.training.contrastive:train",
+        "zoo.training.loop:to_text",
+        CONTRASTIVE,
+        uses_backend=True,
+    ),
+    "train classify": Command(
+        "train a classifier as a JSON file says",
+        "zoo.training.classify:run",
+        "zoo.training.loop:to_text",
+        (
+            argument("--config", required=True, metavar="JSON", help="e.g. examples/config/convnext_example.json"),
+            argument("--train-data", metavar="PATH", help="in place of the file's"),
+            argument("--validation-data", metavar="PATH", help="in place of the file's"),
+            argument("--output", metavar="DIR", help="in place of the file's"),
+            argument("--epochs", type=positive, help="in place of the file's"),
+            argument("--seed", type=int, help="in place of the file's"),
+            RESUME,
         ),
         uses_backend=True,
     ),

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo import registry
 from zoo.convert import classes, detect_format, load_checkpoint, native, read_checkpoint
 from zoo.convert.native import Description
 from zoo.convert.schema import RESNET
@@ -21,9 +20,10 @@ from zoo.evaluation.metrics import top_k_accuracy
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.recipes import default_arguments
 from zoo.training.config import ClassifierConfig, describe_model, read_config
-from zoo.training.contrastive import BAD_SAMPLES, MODEL, POLICIES, policy, prepare
+from zoo.training.contrastive import BAD_SAMPLES, POLICIES, policy, prepare
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
+from zoo.training.result import write_model
 from zoo.training.sources import read_data
 
 IMAGE_SIZE = 224
@@ -78,7 +78,7 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
                 identity=identity,
                 resume=resume,
             )
-    save(model, description, output / MODEL)
+    write_model(with_softmax(model, description), output, spec)
     return outcome
 
 
@@ -116,12 +116,12 @@ def _load(model, config) -> None:
     print(load_checkpoint(model, checkpoint, strict=False, fresh=fresh), file=sys.stderr)
 
 
-def save(model, description: Description, path: Path) -> None:
+def with_softmax(model, description: Description) -> keras.Model:
     """The classifier with averaged weights, if there are any, and softmax at its end."""
     with model.optimizer.averaged():
         final = native.build(description)
         final.set_weights(model.get_weights())
-    registry.save(final, path, preprocess=description.preprocess)
+    return final
 
 
 def _compile(model, config, steps, count) -> None:
@@ -159,7 +159,12 @@ def _batches(config, dataset, spec, count, output) -> Batches:
     mix = None
     if config.mixup or config.cutmix:
         mix = Mix(count, mixup=config.mixup, cutmix=config.cutmix)
-    augment = Augment(rand_augment=RandAugment() if config.rand_augment else None, erase=config.random_erasing)
+    augment = Augment(
+        scale=tuple(config.crop_scale or (0.08, 1.0)),
+        flip=config.flip,
+        rand_augment=RandAugment() if config.rand_augment else None,
+        erase=config.random_erasing,
+    )
     return Batches(
         dataset,
         spec,

@@ -43,6 +43,8 @@ class ClassifierConfig:
         loss: "cross_entropy", "focal", or "module:function" of (targets (B, K), logits (B, K)) → (B,) or ().
         class_weights: K factors of the loss.
         mixup, cutmix: α of their Beta distributions; 0 for none.
+        crop_scale: least and greatest share of a picture that a crop takes; [0.08, 1] unless given.
+        flip: probability of mirroring.
         rand_augment: operations on colours and shape.
         random_erasing: probability.
         freeze_backbone: train the classifier alone; BatchNorm then runs as in inference.
@@ -78,6 +80,8 @@ class ClassifierConfig:
     class_weights: list | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    crop_scale: list | None = None
+    flip: float = 0.5
     rand_augment: bool = False
     random_erasing: float = 0.0
     freeze_backbone: bool = False

@@ -11,16 +11,16 @@ import keras
 import clip
 from zoo import registry
 from zoo.convert import native
-from zoo.convert.describe import describe
 from zoo.data import CONTRASTIVE, Batches
 from zoo.preprocess import PreprocessSpec
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import Guarded, create_optimizer
+from zoo.training.result import write_model
 from zoo.training.sources import read_data, without_labels
 from zoo.training.two_pass import accumulate as take_chunks
 from zoo.training.validation import PairValidation
 
-MODEL, BAD_SAMPLES = "model.safetensors", "bad_samples.jsonl"
+BAD_SAMPLES = "bad_samples.jsonl"
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 FLOAT16_SCALE = 2.0**15
 SIGLIP_START = {"init_logit_scale": 2.302585092994046, "init_logit_bias": -10.0}  # ln 10: arXiv:2303.15343, section 3.2
@@ -132,7 +132,8 @@ def train(
             identity |= {"precision": precision, "accumulate": accumulate, "locked": [lock_image, lock_text]}
             identity |= {"context_length": context_length}
             outcome = train_durably(pair, batches, output, pace, validate=validate, identity=identity, resume=resume)
-        save(pair, Path(output), spec)
+        with pair.optimizer.averaged():
+            write_model(pair, Path(output), spec)
     return outcome
 
 
@@ -205,14 +206,3 @@ def _validation(pair, path, columns, spec, tokenize, batch_size, classes, thread
         threads=threads,
     )
     return functools.partial(validation, pair)
-
-
-def save(model, output: Path, spec: PreprocessSpec) -> None:
-    """The model, with averaged weights if there are any, as model.safetensors; what no words describe, as .keras."""
-    with model.optimizer.averaged():
-        try:
-            describe(model)
-        except ValueError:
-            model.save(output / "model.keras")
-        else:
-            registry.save(model, output / MODEL, preprocess=spec)

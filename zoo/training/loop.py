@@ -20,8 +20,10 @@ from keras import ops
 from zoo.files import lock, remove_leftovers
 from zoo.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from zoo.training.history import History
+from zoo.training.randomness import random_state, set_random_state
 
 CHECKPOINTS, LOCK, HISTORY = "checkpoints", ".lock", "history.jsonl"
+RANDOM = "random"
 MAX_RETURNS = 3  # to the same checkpoint
 
 
@@ -73,6 +75,13 @@ class Outcome:
     steps: int
     skipped: int
     rows: list[dict] = field(default_factory=list)
+
+
+def to_text(outcome: Outcome) -> str:
+    """Where a run stands, in one line."""
+    how = "Finished" if outcome.finished else "Stopped; --resume goes on"
+    skipped = f", {outcome.skipped} updates left out" if outcome.skipped else ""
+    return f"{how}: step {outcome.step} of {outcome.steps}{skipped}."
 
 
 class Steps(keras.utils.PyDataset):
@@ -208,6 +217,7 @@ class _Run(keras.callbacks.Callback):
         """Writes a checkpoint; one that cannot be written is warned of, and the run goes on."""
         groups = self._variables().items()
         state = {f"{group}/{i:05d}": ops.convert_to_numpy(v) for group, vs in groups for i, v in enumerate(vs)}
+        state |= {f"{RANDOM}/{name}": array for name, array in random_state().items()}
         progress = {"identity": self.identity, "position": self.position, "left_out": self.left_out}
         try:
             save_checkpoint(self.folder, state, progress, history=self.history.text, keep=self.pace.keep)
@@ -219,7 +229,8 @@ class _Run(keras.callbacks.Callback):
     def _restore(self, found: Checkpoint) -> None:
         groups = self._variables()
         expected = {f"{group}/{i:05d}": v for group, vs in groups.items() for i, v in enumerate(vs)}
-        if expected.keys() != found.state.keys():
+        outside = {name for name in found.state if name.startswith(RANDOM)}
+        if expected.keys() != found.state.keys() - outside:
             raise ValueError(
                 f"{found.path} holds {len(found.state)} variables; the model and optimizer have {len(expected)}"
             )
@@ -230,6 +241,7 @@ class _Run(keras.callbacks.Callback):
                 )
         for name, variable in expected.items():
             variable.assign(found.state[name])
+        set_random_state({name.removeprefix(f"{RANDOM}/"): found.state[name] for name in outside})
         self.metrics = [ops.convert_to_numpy(v) for v in groups["metrics"]]  # `fit` resets them first
         self.position, self.left_out = found.progress["position"], found.progress["left_out"]
 

@@ -30,16 +30,14 @@ def create_optimizer(
         clip_norm: greatest norm of all gradients together; None for no limit.
         excluded: more variables without decay.
     """
-    if not 0 <= warmup_steps < max(steps, 1):
-        raise ValueError(
-            f"warmup_steps={warmup_steps}; it must be 0 or more and less than the {steps} steps of the run"
-        )
+    if not 0 <= warmup_steps <= steps:
+        raise ValueError(f"warmup_steps={warmup_steps}; it must be between 0 and the {steps} steps of the run")
     if warmup_steps:
         schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps - warmup_steps, warmup_target=learning_rate, warmup_steps=warmup_steps
+            0.0, max(1, steps - warmup_steps), warmup_target=learning_rate, warmup_steps=warmup_steps
         )
     else:
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(steps, 1))
+        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, global_clipnorm=clip_norm)
     optimizer.exclude_from_weight_decay(var_list=excluded, var_names=NO_WEIGHT_DECAY)
     return optimizer

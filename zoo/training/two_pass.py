@@ -14,6 +14,8 @@ import functools
 import keras
 from keras import ops
 
+from zoo.training.randomness import random_state, set_random_state
+
 EMBEDDINGS = ("image_embeddings", "text_embeddings")
 
 
@@ -26,6 +28,11 @@ def accumulate(model: keras.Model, chunks: int) -> None:
     """
     step = {"jax": _jax_step, "tensorflow": _tensorflow_step, "torch": _torch_step}[keras.backend.backend()]
     model.train_step = functools.partial(step, model, chunks)
+
+
+def _pairs(data):
+    """The batch in what `fit` hands to a train step."""
+    return keras.utils.unpack_x_y_sample_weight(data)[0]
 
 
 def _split(batch, chunks):
@@ -48,14 +55,15 @@ def _seeds(model):
     return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
 
 
-def _torch_step(model, chunks, batch):
+def _torch_step(model, chunks, data):
     import torch
 
+    batch = _pairs(data)
     parts, seeds, states = _split(batch, chunks), _seeds(model), []
     embedded = []
     with torch.no_grad():
         for part in parts:
-            states.append([seed.value.clone() for seed in seeds])
+            states.append(([seed.value.clone() for seed in seeds], random_state()))
             embedded.append(model(part, training=True))
     whole = {name: value.detach().requires_grad_() for name, value in _join(embedded).items()}
     model.zero_grad()
@@ -63,9 +71,10 @@ def _torch_step(model, chunks, batch):
     model._loss_tracker.update_state(loss, sample_weight=len(batch["images"]))
     model.optimizer.scale_loss(loss).backward()
     gradients = [{name: value.grad.chunk(chunks)[i] for name, value in whole.items()} for i in range(chunks)]
-    for part, gradient, state in zip(parts, gradients, states, strict=True):
-        for seed, value in zip(seeds, state, strict=True):
+    for part, gradient, (values, outside) in zip(parts, gradients, states, strict=True):
+        for seed, value in zip(seeds, values, strict=True):
             seed.assign(value)
+        set_random_state(outside)
         _inner(model(part, training=True), gradient).backward()
     variables = model.trainable_weights
     with torch.no_grad():
@@ -73,9 +82,10 @@ def _torch_step(model, chunks, batch):
     return model.compute_metrics(batch, None, whole)
 
 
-def _tensorflow_step(model, chunks, batch):
+def _tensorflow_step(model, chunks, data):
     import tensorflow as tf
 
+    batch = _pairs(data)
     parts, seeds, states = _split(batch, chunks), _seeds(model), []
     embedded = []
     for part in parts:
@@ -83,38 +93,34 @@ def _tensorflow_step(model, chunks, batch):
         embedded.append(model(part, training=True))
     whole = {name: tf.stop_gradient(value) for name, value in _join(embedded).items()}
     variables = model.trainable_weights
+    values = [variable.value for variable in variables]
     with tf.GradientTape() as tape:
         tape.watch(whole)
         loss = model.compute_loss(x=batch, y=None, y_pred=whole)
         model._loss_tracker.update_state(loss, sample_weight=tf.shape(batch["images"])[0])
         scaled = model.optimizer.scale_loss(loss)
-    total, wanted = tape.gradient(scaled, (variables_of(variables), whole))
+    total, wanted = tape.gradient(scaled, (values, whole))
     for i, (part, state) in enumerate(zip(parts, states, strict=True)):
         for seed, value in zip(seeds, state, strict=True):
             seed.assign(value)
         gradient = {name: tf.split(wanted[name], chunks)[i] for name in wanted}
         with tf.GradientTape() as tape:
             inner = _inner(model(part, training=True), gradient)
-        total = [_add(*pair) for pair in zip(total, tape.gradient(inner, variables_of(variables)), strict=True)]
+        total = [_add(*pair) for pair in zip(total, tape.gradient(inner, values), strict=True)]
     model.optimizer.apply(total, variables)
     return model.compute_metrics(batch, None, whole)
 
 
-def variables_of(variables):
-    """What TensorFlow's tape knows of Keras' variables."""
-    return [variable.value for variable in variables]
-
-
 def _add(one, other):
-    """A sum in which None is nothing."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
+    """A sum in which None is nothing, and the rows of an embedding that TensorFlow gives alone are filled up."""
+    given = [ops.convert_to_tensor(gradient) for gradient in (one, other) if gradient is not None]
+    return sum(given[1:], given[0]) if given else None
 
 
-def _jax_step(model, chunks, state, batch):
+def _jax_step(model, chunks, state, data):
     import jax
 
+    batch = _pairs(data)
     trainable, non_trainable, optimizer, metrics = state
     parts, states, embedded = _split(batch, chunks), [], []
     for part in parts:

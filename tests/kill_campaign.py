@@ -1,0 +1,174 @@
+"""A campaign of kills: a small pair is trained, killed with SIGKILL again and again, and must end as if left alone.
+
+    KERAS_BACKEND=torch python tests/kill_campaign.py --kills 30 [--control]
+
+Half of the kills fall inside the writing of a checkpoint, the others anywhere. A run is started anew with `resume`
+until it has finished; then its weights, moments and seeds are compared, byte by byte, with those of a run nobody
+disturbed.
+`--control` does the same with Keras' own `BackupAndRestore`.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS, SAVE_EVERY, BATCH_SIZE, RECORDS = 10, 3, 8, 80
+SAVING = "saving"  # the child says so before each checkpoint
+
+
+def main(arguments=None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--control", action="store_true", help="Keras' BackupAndRestore in place of ours")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        return train_control(Path(options.child)) if options.control else train(Path(options.child))
+    figures = campaign(options.kills, random.Random(options.seed), control=options.control)
+    print(json.dumps(figures, indent=1))
+    return figures
+
+
+def campaign(kills: int, rng: random.Random, *, control: bool = False) -> dict:
+    """Figures of runs that were killed so often in all, each of them restarted until it had finished."""
+    with tempfile.TemporaryDirectory() as scratch:
+        start = time.perf_counter()
+        alone = finish(Path(scratch, "alone"), control)
+        whole_run = time.perf_counter() - start
+        figures = {"kills": 0, "inside_saving": 0, "runs": 0, "equal": 0, "failed_restarts": 0, "wrong": []}
+        while figures["kills"] < kills:
+            folder = Path(scratch, f"run-{figures['runs']}")
+            while figures["kills"] < kills:
+                inside = rng.random() < 0.5
+                delay = rng.uniform(0, 0.01) if inside else rng.uniform(0, whole_run)
+                if not killed(folder, control, inside, delay, rng.randrange(8)):
+                    break
+                figures["kills"] += 1
+                figures["inside_saving"] += inside
+            figures["runs"] += 1
+            result = finish(folder, control)
+            figures["failed_restarts"] += result is None
+            figures["equal"] += result == alone
+            if result != alone:
+                figures["wrong"].append(str(result)[:12])
+        return figures
+
+
+def start_child(folder: Path, control: bool) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--child", str(folder), *(["--control"] if control else [])]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def killed(folder: Path, control: bool, inside: bool, delay: float, saves: int) -> bool:
+    """Starts a run and kills it: `delay` after it began its (`saves` + 1)-th checkpoint, or after its start.
+
+    False when it had ended before.
+    """
+    child = start_child(folder, control)
+    timer = threading.Timer(delay, child.send_signal, [signal.SIGKILL])
+    if not inside:
+        timer.start()
+    for line in child.stdout:
+        if inside and line.strip() == SAVING:
+            saves -= 1
+            if saves < 0 and not timer.is_alive():
+                timer.start()
+                inside = False
+    code = child.wait()
+    timer.cancel()
+    return code == -signal.SIGKILL
+
+
+def finish(folder: Path, control: bool) -> str | None:
+    """Lets a run end; the digest of all that it learned, or None when it could not go on."""
+    child = start_child(folder, control)
+    child.stdout.read()
+    path = folder / "digest"
+    return path.read_text() if child.wait() == 0 and path.exists() else None
+
+
+# The child.
+
+
+def create():
+    """(compiled pair, batches): a few layers, with dropout, on real digits."""
+    import keras
+    from data_writers import digits
+
+    from clip import CLIP, tokenize
+    from zoo.data import Batches, from_arrays
+    from zoo.preprocess import PreprocessSpec
+    from zoo.training.optimizer import Guarded
+
+    keras.utils.set_random_seed(5)
+    images = keras.Input((8, 8, 3))
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(images))
+    tokens = keras.Input((None,), dtype="int32")
+    y = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(49408, 4)(tokens))
+    pair = CLIP(keras.Model(images, keras.layers.Dense(4)(x)), keras.Model(tokens, keras.layers.Dense(4)(y)))
+    pair.compile(Guarded(keras.optimizers.Adam(0.01)), auto_scale_loss=False)
+    pair.optimizer.build(pair.trainable_variables)
+    pictures, captions, _ = digits(RECORDS)
+    short = lambda texts: tokenize(texts, context_length=12, truncate=True)  # noqa: E731
+    data = from_arrays(pictures, captions)
+    return pair, Batches(data, PreprocessSpec(image_size=8), batch_size=BATCH_SIZE, tokenize=short, threads=1)
+
+
+def train(folder: Path) -> None:
+    """A run of ours, gone on with if there is one."""
+    from zoo.training import loop
+
+    save = loop.save_checkpoint
+
+    def say_and_save(*arguments, **options):
+        print(SAVING, flush=True)
+        return save(*arguments, **options)
+
+    loop.save_checkpoint = say_and_save
+    pair, batches = create()
+    with batches:
+        loop.train_durably(pair, batches, folder, loop.Pace(EPOCHS, save_every=SAVE_EVERY), resume=True)
+    write_digest(pair, folder)
+
+
+def train_control(folder: Path) -> None:
+    """The same run with Keras' own callback."""
+    import keras
+
+    from zoo.training.loop import Steps
+
+    class Backup(keras.callbacks.BackupAndRestore):
+        def _save_model(self, *arguments, **options):
+            print(SAVING, flush=True)
+            super()._save_model(*arguments, **options)
+
+    folder.mkdir(exist_ok=True)
+    pair, batches = create()
+    backup = Backup(str(folder / "backup"), save_freq=SAVE_EVERY, delete_checkpoint=False)
+    with batches:
+        data = Steps(batches, range(EPOCHS * batches.steps), lambda batch: batch)
+        pair.fit(data, epochs=EPOCHS, steps_per_epoch=batches.steps, shuffle=False, verbose=0, callbacks=[backup])
+    write_digest(pair, folder)
+
+
+def write_digest(pair, folder: Path) -> None:
+    import numpy as np
+    from keras import ops
+
+    arrays = [ops.convert_to_numpy(v) for kind in (pair.variables, pair.optimizer.variables) for v in kind]
+    content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+    (folder / "digest").write_text(hashlib.sha256(content).hexdigest())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Training of classifiers: the configuration says what it says, every key changes something, a run resumes."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from data_writers import write_class_folders, write_csv, write_shards
+
+import zoo
+from zoo import cli
+from zoo.training import classify
+from zoo.training.checkpoint import newest_checkpoint
+from zoo.training.classify import create_classifier, create_loss, enough, train_classifier
+from zoo.training.config import describe_model, parse_config, read_config
+
+pytestmark = pytest.mark.backend
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "config"
+BASE = {
+    **{"model_type": "convnextv2", "hidden_sizes": [8, 8], "depths": [1, 1], "stem_stride": 2, "image_size": 8},
+    **{"batch_size": 8, "epochs": 1, "log_every": 1, "threads": 1, "label_key": "class"},
+}
+RESNET = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "stem_stride": None}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    """Half the time of so small a run would go into drawing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.training.history.History.draw", lambda *_: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return str(write_class_folders(tmp_path_factory.mktemp("data") / "digits", 24, size=8))
+
+
+@pytest.fixture(scope="module")
+def plain(folders, tmp_path_factory):
+    """(output folder, outcome) of a run of three steps."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, run(folder, train_data=folders)
+
+
+def run(folder, *, resume=False, **options):
+    return train_classifier(parse_config({**BASE, "output": str(folder), **options}), resume=resume)
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def rows(folder):
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def config(**values):
+    return parse_config({"train_data": "d", "output": "o", **values})
+
+
+# The configuration.
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"model_type": "convnext", "model": "facebook/convnext-tiny-224"}, ("tiny", 224)),
+        ({"model_type": "convnext", "model": "facebook/convnext-xlarge-384-22k-1k"}, ("xlarge", 384)),
+        ({"model_type": "convnextv2", "model": "facebook/convnextv2-tiny-22k-224"}, ("tiny", 224)),
+        ({"model_type": "convnextv2", "model": "convnextv2_nano"}, ("nano", None)),
+        ({"model": "microsoft/resnet-50"}, ("50", None)),
+        ({"model": "microsoft/resnet-18"}, ("18", None)),
+        ({"model": "resnet101"}, ("101", None)),
+        ({}, ("50", None)),
+        ({"model_type": "convnext"}, ("tiny", None)),
+        ({"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}, ("18", None)),
+        ({"model_type": "convnext", "model": "convnext_tiny", "depths": [3, 3, 27, 3]}, ("small", None)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_names_and_architectures_are_rows(values, expected):
+    assert describe_model(config(**values))[:2] == expected
+
+
+def test_an_architecture_of_ones_own_is_a_row():
+    variant, size, extra = describe_model(
+        config(model_type="convnext", num_stages=2, depths=[1, 2], hidden_sizes=[8, 16], patch_size=2, num_channels=3)
+    )
+    assert variant == {"depths": [1, 2], "dims": [8, 16], "epsilon": 1e-6, "activation": "gelu", "patch_size": 2}
+    assert (size, extra) == (None, {"channels": 3, "layer_scale_init_value": 1e-6})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_size": [1]}, "unknown key 'hidden_size'; nearest is 'hidden_sizes'"),
+        ({"epochs": "ten"}, "epochs is 'ten'; it must be int"),
+        ({"epochs": True}, "epochs is True"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; it must be float"),
+        ({"model_type": "vit"}, "model_type is 'vit'; it must be one of resnet, convnext, convnextv2"),
+        ({"train_data": ""}, "train_data is missing"),
+        ({"model": "facebook/convnext-tiny-224"}, "is a convnext; model_type says 'resnet'"),
+        ({"model": "resnet49"}, "resnet49"),
+        ({"num_stages": 3, "depths": [1, 1]}, "num_stages is 3"),
+        ({"downsample_in_first_stage": True}, "downsample_in_first_stage"),
+    ],
+    ids=str,
+)
+def test_what_is_unknown_or_mistyped_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        describe_model(config(**values))
+
+
+def test_a_file_that_is_no_configuration_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    for text, message in (("{", "is not JSON"), ("[]", "holds list")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_config(path)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_the_examples_describe_models(path):
+    described = read_config(path)
+    variant, _, _ = describe_model(described)
+    expected = {"convnext_example": "tiny", "resnet_example": "50"}
+    assert variant == expected.get(path.stem, variant)
+
+
+def test_values_given_beside_the_file_count_more():
+    path = EXAMPLES / "resnet_example.json"
+    assert read_config(path, epochs=7, output=None).epochs == 7
+    assert read_config(path, epochs=7, output=None).output == read_config(path).output
+
+
+# Training.
+
+
+def test_a_run_leaves_a_classifier_that_loads(plain, folders):
+    folder, outcome = plain
+    assert outcome.finished and outcome.steps == 3
+    loaded = zoo.load(folder / "model.safetensors")
+    images = np.zeros((2, 8, 8, 3), np.float32)
+    scores = loaded.model.predict(images, verbose=0)
+    assert scores.shape == (2, 10)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
+    assert loaded.transform is not None
+    assert {"loss", "accuracy", "learning_rate", "skipped"} <= set(rows(folder)[0])
+
+
+def test_it_learns(folders, tmp_path):
+    plainly = {"crop_scale": [1.0, 1.0], "flip": 0.0, "hidden_sizes": [16, 32], "weight_decay": 0.0}
+    run(tmp_path, train_data=folders, epochs=25, learning_rate=0.01, log_every=3, validation_data=folders, **plainly)
+    losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    last = [row for row in rows(tmp_path) if "val_accuracy" in row][-1]
+    assert last["val_accuracy"] >= 0.3 and last["val_top_5_accuracy"] >= last["val_accuracy"] and last["val_loss"] > 0
+
+
+def test_tables_and_shards_train_as_folders_do(tmp_path):
+    for write in (write_csv, write_shards):
+        path = write(tmp_path / write.__name__, 16)
+        assert run(tmp_path / f"out_{write.__name__}", train_data=str(path), num_labels=10).finished
+
+
+def half(targets, logits):
+    """A loss of one's own."""
+    return 0.5 * keras.losses.categorical_crossentropy(targets, logits, from_logits=True) ** 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 1},
+        {"depths": [2, 1]},
+        {"stem_stride": 1},
+        {"image_size": 16},
+        {"num_labels": 12},
+        {"drop_path_rate": 0.5},
+        {"dropout_rate": 0.5},
+        {"learning_rate": 0.01},
+        {"weight_decay": 0.9},
+        {"warmup_steps": 2},
+        {"clip_norm": 0.001},
+        {"precision": "bfloat16"},
+        {"ema": 0.5},
+        {"loss": "focal"},
+        {"loss": "focal", "focal_gamma": 5.0},
+        {"loss": "test_training_classify:half"},
+        {"label_smoothing": 0.3},
+        {"class_weights": [5.0, *[1.0] * 9]},
+        {"mixup": 0.8},
+        {"cutmix": 1.0},
+        {"crop_scale": [0.9, 1.0]},
+        {"flip": 0.0},
+        {"rand_augment": True},
+        {"random_erasing": 1.0},
+        {"freeze_backbone": True},
+        {"batch_size": 4},
+        {"epochs": 2},
+        {"model_type": "convnext", "layer_scale_init_value": 1.0},
+    ],
+    ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items())[:40],
+)
+def test_every_key_changes_the_weights(folders, plain, tmp_path, options):
+    run(tmp_path, train_data=folders, **options)
+    assert weights(tmp_path) != weights(plain[0])
+
+
+def test_a_run_goes_on_bit_for_bit(folders, tmp_path, monkeypatch):
+    options = {"train_data": folders, "epochs": 2, "drop_path_rate": 0.5, "mixup": 0.8, "save_every": 2}
+    options |= {**RESNET, "drop_path_rate": 0.0}
+    run(tmp_path / "whole", **options)
+
+    class Killed(BaseException):
+        pass
+
+    steps = classify.Batches.batch
+
+    def batch(self, epoch, step):
+        if (epoch, step) == (1, 2):
+            raise Killed
+        return steps(self, epoch, step)
+
+    monkeypatch.setattr(classify.Batches, "batch", batch)
+    with pytest.raises((Killed, Exception)):
+        run(tmp_path / "parts", **options)
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path / "parts" / "checkpoints").progress["position"] in (2, 4)
+    run(tmp_path / "parts", resume=True, **options)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(folders, tmp_path):
+    parsed = parse_config({**BASE, **RESNET, "output": str(tmp_path), "train_data": folders, "freeze_backbone": True})
+    keras.utils.set_random_seed(0)
+    start = create_classifier(parsed, 10)[0].get_weights()
+    train_classifier(parsed)
+    end = zoo.load(tmp_path / "model.safetensors").model.get_weights()
+    changed = [not np.array_equal(*pair) for pair in zip(start, end, strict=True)]
+    assert changed == [False] * (len(start) - 2) + [True, True]
+
+
+def test_training_begins_from_given_weights_with_a_new_head(plain, folders, tmp_path, capsys):
+    options = {"weights": str(plain[0] / "model.safetensors"), "learning_rate": 1e-12, "weight_decay": 0.0}
+    run(tmp_path, train_data=folders, num_labels=11, **options)
+    assert "head_fc" in capsys.readouterr().err
+    before = zoo.load(plain[0] / "model.safetensors").model.get_weights()
+    after = zoo.load(tmp_path / "model.safetensors").model.get_weights()
+    for one, other in zip(before[:-2], after[:-2], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-8)
+
+
+def test_a_run_that_gets_no_better_ends_early(folders, tmp_path):
+    options = {"train_data": folders, "validation_data": folders, "epochs": 9, "learning_rate": 1e-12}
+    outcome = run(tmp_path, early_stopping=2, **options)
+    assert outcome.finished and outcome.step == 9 and outcome.steps == 27
+    again = run(tmp_path, early_stopping=2, resume=True, **options)
+    assert again.finished and again.step == 9
+    with pytest.raises(ValueError, match="early_stopping needs validation_data"):
+        run(tmp_path / "none", early_stopping=2, train_data=folders)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "ends"), [([], False), ([1, 1], False), ([1, 1, 1], True), ([1, 2, 1], False), ([1, 1, 1, 2], False)]
+)
+def test_enough_counts_validations_without_a_better_one(accuracies, ends):
+    assert enough(2)([{"val_accuracy": a} for a in accuracies] + [{"loss": 1}]) is ends
+
+
+def test_losses_are_what_they_are_called():
+    logits = keras.ops.convert_to_tensor(np.array([[2.0, -1.0, 0.5]], np.float32))
+    targets = keras.ops.convert_to_tensor(np.array([[0.0, 1.0, 0.0]], np.float32))
+    value = lambda **options: float(keras.ops.convert_to_numpy(create_loss(config(**options))(targets, logits)).mean())  # noqa: E731
+    log_p = np.array([2.0, -1.0, 0.5]) - np.log(np.exp([2.0, -1.0, 0.5]).sum())
+    assert value() == pytest.approx(-log_p[1], rel=1e-5)
+    assert value(label_smoothing=0.3) == pytest.approx(-(0.8 * log_p[1] + 0.1 * log_p[0] + 0.1 * log_p[2]), rel=1e-5)
+    assert value(loss="focal") == pytest.approx(-((1 - np.exp(log_p[1])) ** 2) * log_p[1], rel=1e-5)
+    for wrong in ("mse", "no.such.module:loss", "test_training_classify:third"):
+        with pytest.raises(ValueError, match="loss"):
+            create_loss(config(loss=wrong))
+
+
+def test_the_command_trains_as_its_file_says(folders, tmp_path, plain, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**BASE, "train_data": "nowhere", "output": str(tmp_path / "out")}))
+    command = ["train", "classify", "--config", str(path), "--backend", keras.backend.backend()]
+    assert cli.main(command) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert cli.main([*command, "--train-data", folders]) == 0
+    assert "Finished: step 3 of 3" in capsys.readouterr().out
+    assert weights(tmp_path / "out") == weights(plain[0])

@@ -1,0 +1,270 @@
+"""Contrastive training: every flag changes something, two passes give the batch's gradient, a run resumes."""
+
+import json
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+from data_writers import write_captioned_folder, write_csv, write_shards
+
+import zoo
+from clip import CLIP, Pair, Text, ViT
+from zoo import cli
+from zoo.training import contrastive
+from zoo.training.checkpoint import newest_checkpoint
+from zoo.training.two_pass import accumulate
+
+pytestmark = pytest.mark.backend
+
+ROW = Pair(8, 16, ViT(16, 1, 8, head_width=8), Text(width=16, heads=2, layers=1))
+BASE = {"batch_size": 8, "epochs": 1, "context_length": 12, "log_every": 1, "threads": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    """Half the time of so small a run would go into drawing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.training.history.History.draw", lambda *_: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write_csv(tmp_path_factory.mktemp("data"), 24)
+
+
+@pytest.fixture(scope="module")
+def plain(table, tmp_path_factory):
+    """(output folder, outcome) of a run of three steps."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, zoo.train(ROW, table, output=folder, **BASE)
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def rows(folder):
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def test_a_run_leaves_a_pair_that_loads(plain):
+    folder, outcome = plain
+    assert outcome.finished and outcome.steps == 3
+    loaded = zoo.load(folder / "model.safetensors")
+    assert isinstance(loaded.model, CLIP) and loaded.transform is not None
+    assert {"model.safetensors", "checkpoints", "history.jsonl", "history.csv"} <= set(os.listdir(folder))
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3]
+
+
+def test_it_learns(table, tmp_path):
+    zoo.train(ROW, table, output=tmp_path, **{**BASE, "epochs": 12, "log_every": 3}, learning_rate=0.01)
+    losses = [row["loss"] for row in rows(tmp_path)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("write", [write_captioned_folder, write_shards], ids=["folder", "shards"])
+def test_folders_and_shards_train_as_tables_do(write, tmp_path):
+    path = write(tmp_path / "data", 16)
+    outcome = zoo.train(ROW, path, output=tmp_path / "out", **BASE)
+    assert outcome.finished and outcome.steps == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 1},
+        {"loss": "siglip"},
+        {"label_key": "class"},
+        {"learning_rate": 1e-2},
+        {"weight_decay": 0.5},
+        {"warmup_steps": 2},
+        {"clip_norm": 1e-3},
+        {"batch_size": 4},
+        {"epochs": 2},
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"ema": 0.9},
+        {"lock_image": True},
+        {"lock_text": True},
+        {"context_length": 6},
+        {"image_size": 24},
+    ],
+    ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()),
+)
+def test_every_option_changes_the_weights(table, plain, tmp_path, options):
+    zoo.train(ROW, table, output=tmp_path, **{**BASE, **options})
+    assert weights(tmp_path) != weights(plain[0])
+    if options.get("precision") != "float16":  # there the scale of the loss has to come down first
+        assert all(row["skipped"] == 0 for row in rows(tmp_path))
+
+
+def test_the_same_arguments_give_the_same_bytes(table, plain, tmp_path):
+    zoo.train(ROW, table, output=tmp_path, **{**BASE, "threads": 2}, save_every=1)
+    assert weights(tmp_path) == weights(plain[0])
+
+
+def test_a_locked_tower_stays_as_it_is(table, tmp_path):
+    keras.utils.set_random_seed(0)
+    pair = contrastive._pair(ROW, None, "clip")
+    before = [keras.ops.convert_to_numpy(v).copy() for v in pair.image_encoder.variables]
+    text = [keras.ops.convert_to_numpy(v).copy() for v in pair.text_encoder.variables]
+    zoo.train(pair, table, output=tmp_path, **BASE, lock_image=True)
+    after = [keras.ops.convert_to_numpy(v) for v in pair.image_encoder.variables]
+    assert all(np.array_equal(*two) for two in zip(before, after, strict=True))
+    moved = [keras.ops.convert_to_numpy(v) for v in pair.text_encoder.variables]
+    assert not all(np.array_equal(*two) for two in zip(text, moved, strict=True))
+
+
+def test_training_begins_from_given_weights(table, plain, tmp_path):
+    path = plain[0] / "model.safetensors"
+    pair = zoo.load(path).model
+    zoo.train(pair, table, output=tmp_path, **BASE, learning_rate=1e-12, weight_decay=0.0)
+    again = zoo.load(tmp_path / "model.safetensors").model
+    for one, other in zip(pair.get_weights(), zoo.load(path).model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-8)
+    for one, other in zip(pair.get_weights(), again.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_validation_measures_retrieval_and_zero_shot_accuracy(table, tmp_path):
+    options = {"validation_data": table, "validate_every": 2, "label_key": "class", "classes": "digits"}
+    zoo.train(ROW, table, output=tmp_path, **BASE, **options)
+    examined = [row for row in rows(tmp_path) if "val_zero_shot_accuracy" in row]
+    assert [row["step"] for row in examined] == [2]
+    for way in ("image_to_text", "text_to_image"):
+        recalls = [examined[0][f"val_{way}_recall_at_{k}"] for k in (1, 5, 10)]
+        assert recalls == sorted(recalls) and 0 <= recalls[0] <= recalls[2] <= 1
+        assert 1 <= examined[0][f"val_{way}_median_rank"] <= 24
+
+
+# Two passes.
+
+
+def dropout_pair():
+    keras.utils.set_random_seed(3)
+    images = keras.Input((16, 16, 3))
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(images))
+    tokens = keras.Input((None,), dtype="int32")
+    y = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(64, 6)(tokens))
+    dense = keras.layers.Dense
+    return CLIP(keras.Model(images, dense(4)(x)), keras.Model(tokens, dense(4)(y)))
+
+
+def one_step(chunks, rate=None):
+    """(weights after one step of plain descent, logs): the change is the gradient times the rate."""
+    pair = dropout_pair()
+    if rate is not None:
+        for layer in pair.image_encoder.layers:
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = rate
+    contrastive.prepare(pair, keras.optimizers.SGD(1.0), precision="float32", ema=None)
+    if chunks:
+        accumulate(pair, chunks)
+    rng = np.random.default_rng(0)
+    batch = {
+        "images": rng.standard_normal((8, 16, 16, 3)).astype(np.float32),
+        "tokens": rng.integers(1, 64, (8, 5)).astype(np.int32),
+        "label": np.array([0, 1, 2, 3, 0, 5, 6, 7], np.int32),
+    }
+    logs = pair.train_on_batch(batch, return_dict=True)
+    return [keras.ops.convert_to_numpy(v).copy() for v in pair.trainable_variables], logs
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 4, 8])
+def test_two_passes_give_the_gradient_of_the_whole_batch(chunks):
+    start = [keras.ops.convert_to_numpy(v).copy() for v in dropout_pair().trainable_variables]
+    (whole, logs), (parts, chunk_logs) = one_step(None, rate=0.0), one_step(chunks, rate=0.0)
+    for begin, one, other in zip(start, whole, parts, strict=True):
+        gradient = np.abs(begin - one).max()
+        assert np.abs(one - other).max() <= 2e-6 * max(gradient, 1.0)
+        assert gradient > 0
+    assert logs["loss"] == pytest.approx(chunk_logs["loss"], rel=1e-5)
+    assert logs["accuracy"] == pytest.approx(chunk_logs["accuracy"])
+
+
+def test_both_passes_drop_the_same():
+    """With one chunk the draw is the batch's own, so that a second draw in the second pass would show."""
+    (whole, _), (parts, _) = one_step(None), one_step(1)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+    (other_rate, _) = one_step(1, rate=0.0)
+    assert not np.allclose(other_rate[0], whole[0], atol=1e-4)
+
+
+def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
+    zoo.train(ROW, table, output=tmp_path, **BASE, accumulate=4)
+    for one, other in zip(
+        zoo.load(tmp_path / "model.safetensors").model.get_weights(),
+        zoo.load(plain[0] / "model.safetensors").model.get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-3)  # Adam divides small gradients by their own size
+    assert [row["loss"] for row in rows(tmp_path)] == pytest.approx([row["loss"] for row in rows(plain[0])], rel=1e-3)
+
+
+# Stopping and going on, from the command line.
+
+
+def command(table, output, *more):
+    options = ["--batch-size", "8", "--epochs", "2", "--context-length", "12", "--log-every", "1", "--threads", "1"]
+    return [
+        "train",
+        "contrastive",
+        "--model",
+        "tiny",
+        "--train-data",
+        str(table),
+        "--output",
+        str(output),
+        *options,
+        *more,
+    ]
+
+
+def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(contrastive.registry, "create_model", lambda *_, **__: contrastive.clip.create_clip(ROW))
+    backend = ["--backend", keras.backend.backend()]
+    assert cli.main(command(table, tmp_path / "whole", *backend)) == 0
+    fit, count = contrastive.Batches.batch, []
+
+    def batch(self, epoch, step):
+        count.append(1)
+        if len(count) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fit(self, epoch, step)
+
+    monkeypatch.setattr(contrastive.Batches, "batch", batch)
+    assert cli.main(command(table, tmp_path / "parts", *backend)) == 0
+    position = newest_checkpoint(tmp_path / "parts" / "checkpoints").progress["position"]
+    assert 0 < position < 6
+    monkeypatch.undo()
+    monkeypatch.setattr(contrastive.registry, "create_model", lambda *_, **__: contrastive.clip.create_clip(ROW))
+    assert cli.main(command(table, tmp_path / "parts", *backend)) == 2
+    assert "holds checkpoints of a run" in capsys.readouterr().err
+    assert cli.main(command(table, tmp_path / "parts", *backend, "--resume")) == 0
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float64"}, "precision='float64'; it must be one of float32"),
+        ({"loss": "triplet"}, "loss='triplet'"),
+        ({"accumulate": 3}, "accumulate=3 .* divide batch_size=8"),
+        ({"classes": "dogs", "validation_data": "table"}, "classes='dogs'"),
+        ({"caption_key": "text"}, "no column 'text'; nearest is"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"warmup_steps": 4}, "warmup_steps=4"),
+        ({"lock_image": True, "batch_size": 1000}, "do not fill a batch of 1000"),
+    ],
+)
+def test_bad_arguments_are_refused_before_training(table, tmp_path, options, message):
+    options = {key: table if value == "table" else value for key, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        zoo.train(ROW, table, output=tmp_path, **{**BASE, **options})
+    assert not (tmp_path / "checkpoints").exists()

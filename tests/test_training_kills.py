@@ -1,0 +1,19 @@
+"""The short campaign of kills; `tests/kill_campaign.py` runs the long one."""
+
+import random
+import signal
+
+import pytest
+from kill_campaign import campaign
+
+pytestmark = [
+    pytest.mark.backend,
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL"),
+]
+
+
+def test_a_killed_run_ends_as_one_that_was_left_alone():
+    figures = campaign(1, random.Random(1))
+    assert figures["kills"] == 1 and figures["runs"] >= 1
+    assert figures["equal"] == figures["runs"], figures
+    assert figures["failed_restarts"] == 0

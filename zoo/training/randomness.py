@@ -1,0 +1,28 @@
+"""Random numbers that are in no variable: on torch, Dropout without a seed of its own draws from torch's generators."""
+
+import keras
+import numpy as np
+
+
+def random_state() -> dict[str, np.ndarray]:
+    """The generators outside the model: {name: state}, empty on JAX and TensorFlow, whose seeds are all variables."""
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    states |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return {name: state.cpu().numpy().copy() for name, state in states.items()}
+
+
+def set_random_state(state: dict[str, np.ndarray]) -> None:
+    """Puts back what `random_state` gave; a device that is not there is passed over."""
+    if not state or keras.backend.backend() != "torch":
+        return
+    import torch
+
+    if "cpu" in state:
+        torch.set_rng_state(torch.from_numpy(state["cpu"].copy()))
+    for i in range(torch.cuda.device_count()):
+        if f"cuda{i}" in state:
+            torch.cuda.set_rng_state(torch.from_numpy(state[f"cuda{i}"].copy()), i)

@@ -1,0 +1,22 @@
+"""What a run leaves: the model in one file, with the weights to use."""
+
+from pathlib import Path
+
+import keras
+
+from zoo import registry
+from zoo.convert.describe import describe
+from zoo.preprocess import PreprocessSpec
+
+MODEL = "model.safetensors"
+
+
+def write_model(model: keras.Model, folder: Path, spec: PreprocessSpec) -> Path:
+    """The path of model.safetensors, or of model.keras for a model that a few words do not describe."""
+    try:
+        describe(model)
+    except ValueError:
+        model.save(folder / "model.keras")
+        return folder / "model.keras"
+    registry.save(model, folder / MODEL, preprocess=spec)
+    return folder / MODEL
