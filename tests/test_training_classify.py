@@ -172,6 +172,13 @@ def half(targets, logits):
     return 0.5 * keras.losses.categorical_crossentropy(targets, logits, from_logits=True) ** 2
 
 
+def test_options_that_compute_otherwise_do_so_on_every_backend(folders, plain, tmp_path):
+    options = {"drop_path_rate": 0.5, "ema": 0.5, "precision": "bfloat16", "mixup": 0.8, "class_weights": [2.0] * 10}
+    run(tmp_path, train_data=folders, loss="focal", label_smoothing=0.1, **options)
+    assert weights(tmp_path) != weights(plain[0])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the same on each backend; torch has nothing to compile")
 @pytest.mark.parametrize(
     "options",
     [

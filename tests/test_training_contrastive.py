@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -73,6 +75,19 @@ def test_folders_and_shards_train_as_tables_do(write, tmp_path):
     assert outcome.finished and outcome.steps == 2
 
 
+def differs(table, plain, folder, options):
+    """A run with these options ends with other weights than one without."""
+    zoo.train(ROW, table, output=folder, **{**BASE, **options})
+    assert weights(folder) != weights(plain[0])
+    if options.get("precision") != "float16":  # there the scale of the loss has to come down first
+        assert all(row["skipped"] == 0 for row in rows(folder))
+
+
+def test_options_that_compute_otherwise_do_so_on_every_backend(table, plain, tmp_path):
+    differs(table, plain, tmp_path, {"loss": "siglip", "ema": 0.9, "precision": "float16", "lock_text": True})
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the same on each backend; torch has nothing to compile")
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,10 +111,7 @@ def test_folders_and_shards_train_as_tables_do(write, tmp_path):
     ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()),
 )
 def test_every_option_changes_the_weights(table, plain, tmp_path, options):
-    zoo.train(ROW, table, output=tmp_path, **{**BASE, **options})
-    assert weights(tmp_path) != weights(plain[0])
-    if options.get("precision") != "float16":  # there the scale of the loss has to come down first
-        assert all(row["skipped"] == 0 for row in rows(tmp_path))
+    differs(table, plain, tmp_path, options)
 
 
 def test_the_same_arguments_give_the_same_bytes(table, plain, tmp_path):
@@ -207,6 +219,18 @@ def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
 
 
 # Stopping and going on, from the command line.
+
+
+def test_a_run_is_recognised_in_another_process(table):
+    """What the batches depend on is told by values, never by where an object lies in memory."""
+    code = (
+        "import sys; from zoo.training import contrastive as c; from zoo.data import *; from zoo.preprocess import *\n"
+        "print(Batches(read_csv(sys.argv[1]), PreprocessSpec(image_size=16), batch_size=8, augment=CONTRASTIVE, "
+        "tokenize=c.Tokenize(12)).fingerprint)"
+    )
+    command_line = [sys.executable, "-c", code, str(table)]
+    told = [subprocess.run(command_line, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert told[0] == told[1] and len(told[0].strip()) == 64
 
 
 def command(table, output, *more):

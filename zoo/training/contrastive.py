@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -24,6 +25,16 @@ BAD_SAMPLES = "bad_samples.jsonl"
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 FLOAT16_SCALE = 2.0**15
 SIGLIP_START = {"init_logit_scale": 2.302585092994046, "init_logit_bias": -10.0}  # ln 10: arXiv:2303.15343, section 3.2
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """`clip.tokenize` that cuts what is too long. Its repr, by which a run is known, is the same in any process."""
+
+    context_length: int = 77
+
+    def __call__(self, texts):
+        return clip.tokenize(texts, context_length=self.context_length, truncate=True)
 
 
 def train(
@@ -108,7 +119,7 @@ def train(
         raise ValueError(f"{str(train_data)!r} has no captions, which contrastive training learns from")
     if label_key is None:
         dataset = without_labels(dataset)
-    tokenize = functools.partial(clip.tokenize, context_length=context_length, truncate=True)
+    tokenize = Tokenize(context_length)
     with policy(POLICIES[precision]):
         keras.utils.set_random_seed(seed)
         pair = _pair(model, weights, loss, image_size=image_size, stem_stride=stem_stride)
@@ -130,7 +141,7 @@ def train(
                 validate = _validation(pair, validation_data, columns, spec, tokenize, batch_size, classes, threads)
             identity = {"learning_rate": learning_rate, "epochs": epochs, **rates, "loss": loss, "ema": ema}
             identity |= {"precision": precision, "accumulate": accumulate, "locked": [lock_image, lock_text]}
-            identity |= {"context_length": context_length}
+            identity |= {"model": pair.architecture, "weights": weights and str(weights)}
             outcome = train_durably(pair, batches, output, pace, validate=validate, identity=identity, resume=resume)
         with pair.optimizer.averaged():
             write_model(pair, Path(output), spec)

@@ -5,7 +5,7 @@ import contextlib
 import keras
 from keras import ops
 
-from clip.layers import PACKAGE
+PACKAGE = "convnext_clip_zoo"  # as in clip and convnext; it never changes
 
 NO_WEIGHT_DECAY = ["bias", "gamma", "beta", "embedding", "logit_scale"]
 GROWTH_STEPS = 2000
@@ -127,7 +127,7 @@ class Guarded(keras.optimizers.Optimizer):
             grow = ops.equal(self.good_steps % GROWTH_STEPS, 0)
             self.scale.assign(ops.where(grow, 2.0 * self.scale, self.scale))
         self.inner.apply(grads, variables)
-        self.in_a_row.assign(ops.zeros_like(self.in_a_row))
+        self.in_a_row.assign(0)
         if self.ema is not None:
             self._average()
 
@@ -145,7 +145,7 @@ class Guarded(keras.optimizers.Optimizer):
         else:
             self.in_a_row.assign(self.in_a_row + ops.cast(self.scale <= 1.0, "int32"))
             self.scale.assign(ops.maximum(0.5 * self.scale, 1.0))
-            self.good_steps.assign(ops.zeros_like(self.good_steps))
+            self.good_steps.assign(0)
 
     @contextlib.contextmanager
     def averaged(self):
