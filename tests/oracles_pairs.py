@@ -194,7 +194,7 @@ OWN = ("convnext_v2_tiny", "convnext_v2_atto")  # rows that open_clip has no con
 SUITE = ("convnext_base", "ViT-B-32-quickgelu")
 FULL = (
     *("RN50-quickgelu", "RN101-quickgelu", "RN50x4-quickgelu", "RN50x16-quickgelu"),
-    *("ViT-S-32-alt", "ViT-M-16", "ViT-B-32-256", "ViT-B-16", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu"),
+    *("ViT-S-32-alt", "ViT-M-16", "ViT-B-32-256", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu"),
     *("convnext_tiny", "convnext_base_w", "convnext_large_d"),
 )
 FULL_TRANSFORMERS = ("ViT-B-16",)

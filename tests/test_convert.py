@@ -100,6 +100,7 @@ MADE_FOR = [
     ("open_clip with a ConvNeXt with conv_mlp", convnext_pair),
     ("open_clip with a ResNet", resnet_pair),
     ("open_clip's image tower, a ResNet", lambda: resnet_pair().image_encoder),
+    ("timm's ResNet with an attention pool", lambda: resnet_pair().image_encoder),
     ("open_clip's image tower, a ViT", lambda: vit_pair().image_encoder),
     ("open_clip's image tower, a ConvNeXt", lambda: convnext_pair().image_encoder),
     ("open_clip's image tower, a ConvNeXt with conv_mlp", lambda: convnext_pair().image_encoder),

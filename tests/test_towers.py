@@ -5,13 +5,14 @@ import math
 import keras
 import numpy as np
 import pytest
-from helpers import gradients, predict, randomize
+from helpers import declare_torchvision_operators, gradients, predict, randomize
 from keras import ops
 
 import clip
 from clip import Pair, ResNet, Text, ViT, clip_loss, create_clip, create_resnet_tower, tokenize
 from clip.layers import AttentionPool
 from clip.variants import resnet_map
+from zoo import convert
 
 pytestmark = pytest.mark.backend
 
@@ -165,3 +166,26 @@ def test_summary_names_the_layers_as_the_checkpoints_do():
 
 def test_openais_own_nine_have_quick_gelu_and_no_other_row_has():
     assert {name for name, row in clip.VARIANTS.items() if row.activation == "quick_gelu"} == set(OPENAI)
+
+
+def test_timms_names_of_the_resnet_are_what_timm_makes_of_openais(rng):
+    torch = pytest.importorskip("torch")
+    declare_torchvision_operators()
+    import timm
+
+    with torch.device("meta"):
+        theirs = timm.create_model("resnet50_clip")
+    tower = randomize(create_resnet_tower(ResNet((1, 2, 1, 1), 4), 12, image_size=64), rng)
+    openai, renamed = (convert.export_tensors(tower, format_named(name)) for name in FORMATS_OF_RESNET)
+    state = {f"visual.{key}": torch.from_numpy(np.array(value)) for key, value in openai.items()}
+    expected = timm.models.byobnet._convert_openai_clip(state, theirs)
+    assert set(renamed) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(renamed[key], value.numpy(), err_msg=key)
+
+
+FORMATS_OF_RESNET = ("open_clip's image tower, a ResNet", "timm's ResNet with an attention pool")
+
+
+def format_named(name):
+    return next(known for known in convert.FORMATS if known.name == name)

@@ -143,6 +143,11 @@ LOGIT_SCALE = (Tensor(("",), "logit_scale"),)
 LOGIT_BIAS = (Tensor(("",), "logit_bias"),)
 NO_BIAS = Tensor((), "bias", ZERO)
 SCALE_2D = (Tensor(("gamma",), "gamma", SPREAD_AFTER),)
+TIMM_POOL = (
+    Tensor(("pos_embed",), "positional_embedding"),
+    *(t for name in "qkv" for t in _linear(f"{name}.weight", f"{name}.bias", f"{name}_proj.")),
+    *_linear("proj.weight", "proj.bias", "c_proj."),
+)
 SPREAD_GRN = (Tensor(("weight",), "gamma", SPREAD), Tensor(("bias",), "beta", SPREAD))
 SPREAD_GRN_GREEK = (Tensor(("gamma",), "gamma", SPREAD), Tensor(("beta",), "beta", SPREAD))
 SEPARATE_QKV = (

@@ -3,7 +3,7 @@ OpenAI's ResNet, or timm's ConvNeXt under `visual.trunk.` with a linear or an ML
 """
 
 from zoo.convert.engine import Format, under
-from zoo.convert.layouts import LOGIT_BIAS, LOGIT_SCALE, MATRIX
+from zoo.convert.layouts import LOGIT_BIAS, LOGIT_SCALE, MATRIX, TIMM_POOL
 from zoo.convert.timm import NUM_BATCHES, convnext_trunk
 
 BLOCKS = (
@@ -37,6 +37,16 @@ RESNET = (
     ("layer{s}.{b}.downsample.{k}", "layer{s}_{b}_downsample_{k}"),
     ("attnpool", "attnpool"),
 )
+SIZES = ((1, "1x1"), (2, "kxk"), (3, "1x1"))  # of a bottleneck's kernels, in timm's names
+TIMM_RESNET = (
+    ("stem.conv{k}.conv", "conv{k}"),
+    ("stem.conv{k}.bn", "bn{k}"),
+    *((f"stages.{{s}}.{{b}}.conv{k}_{size}.conv", f"layer{{s+1}}_{{b}}_conv{k}") for k, size in SIZES),
+    *((f"stages.{{s}}.{{b}}.conv{k}_{size}.bn", f"layer{{s+1}}_{{b}}_bn{k}") for k, size in SIZES),
+    ("stages.{s}.{b}.shortcut.conv.conv", "layer{s+1}_{b}_downsample_0"),
+    ("stages.{s}.{b}.shortcut.conv.bn", "layer{s+1}_{b}_downsample_1"),
+    ("head", "attnpool", TIMM_POOL),
+)
 PROJECTION = (
     ("head.proj", "head_proj"),
     ("head.mlp.fc1", "head_mlp_fc1"),
@@ -69,6 +79,12 @@ FORMATS = (
     *_formats("a ResNet", {"conv1.weight": 4, "attnpool.q_proj.weight": 2}, RESNET),
     *_formats("a ConvNeXt", *_convnext(fc1_rank=2)),
     *_formats("a ConvNeXt with conv_mlp", *_convnext(fc1_rank=4)),
+    Format(
+        "timm's ResNet with an attention pool",
+        {"stem.conv1.conv.weight": 4, "head.pos_embed": 2},
+        {"image": TIMM_RESNET},
+        (NUM_BATCHES,),
+    ),
     Format(
         "open_clip's text tower",
         {"token_embedding.weight": 2, "ln_final.weight": 1},
