@@ -158,7 +158,11 @@ def _rename(name, names):
 
 def _formats(tower, signature, rules):
     """A whole pair of open_clip's, its image tower alone, and timm's trunk alone."""
-    sources = (("open_clip with {}", "visual.trunk."), ("open_clip's image tower, {}", "trunk."), ("timm {}", ""))
+    sources = (
+        ("open_clip with {}", "visual.trunk."),
+        ("open_clip's image tower, {}", "trunk."),
+        ("timm's trunk, {}", ""),
+    )
     for name, prefix in sources:
         parts = {"image": under(prefix, rules)}
         if prefix == "visual.trunk.":
