@@ -6,6 +6,7 @@ seeds of dropout, moments, averages, metrics. So a run goes on from a checkpoint
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -242,7 +243,7 @@ class _Run(keras.callbacks.Callback):
         for name, variable in expected.items():
             variable.assign(found.state[name])
         set_random_state({name.removeprefix(f"{RANDOM}/"): found.state[name] for name in outside})
-        self.metrics = [ops.convert_to_numpy(v) for v in groups["metrics"]]  # `fit` resets them first
+        self.metrics = [found.state[name] for name in expected if name.startswith("metrics/")]  # `fit` resets them
         self.position, self.left_out = found.progress["position"], found.progress["left_out"]
 
     def _variables(self) -> dict[str, list]:
@@ -254,7 +255,8 @@ class _Run(keras.callbacks.Callback):
     def fit_epoch(self) -> None:
         epoch = self.position // self.batches.steps
         ends = (epoch + 1) * self.batches.steps
-        places = [place for place in range(self.position, ends) if place not in set(self.left_out)]
+        left_out = set(self.left_out)
+        places = [place for place in range(self.position, ends) if place not in left_out]
         if not places:
             self.position, self.metrics = ends, None
             return
@@ -366,7 +368,8 @@ def told_to_stop():
         event.set()
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping after this step.", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nStopping after this step.\n")  # `print` may be what the signal interrupted
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -76,7 +76,7 @@ class Guarded(keras.optimizers.Optimizer):
         if self.ema is not None:
             self.averages = self.add_optimizer_variables(variables, "average")
             for average, variable in zip(self.averages, variables, strict=True):
-                average.assign(variable)
+                average.assign(_copy(variable))
         super().build(variables)
 
     @property
@@ -125,7 +125,7 @@ class Guarded(keras.optimizers.Optimizer):
             grads = [None if grad is None else grad / ops.cast(self.scale, grad.dtype) for grad in grads]
             self.good_steps.assign_add(1)
             grow = ops.equal(self.good_steps % GROWTH_STEPS, 0)
-            self.scale.assign(ops.where(grow, 2.0 * self.scale, self.scale))
+            self.scale.assign(self.scale * ops.where(grow, 2.0, 1.0))
         self.inner.apply(grads, variables)
         self.in_a_row.assign(0)
         if self.ema is not None:
@@ -153,10 +153,10 @@ class Guarded(keras.optimizers.Optimizer):
         if self.ema is None:
             yield
             return
-        weights = [ops.convert_to_numpy(variable).copy() for variable in self._trainable_variables]
+        weights = [_copy(variable) for variable in self._trainable_variables]
         try:
             for variable, average in zip(self._trainable_variables, self.averages, strict=True):
-                variable.assign(average)
+                variable.assign(_copy(average))
             yield
         finally:
             for variable, weight in zip(self._trainable_variables, weights, strict=True):
@@ -170,6 +170,11 @@ class Guarded(keras.optimizers.Optimizer):
     def from_config(cls, config, custom_objects=None):
         inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
         return cls(**{**config, "inner": inner})
+
+
+def _copy(variable):
+    """Its value in memory of its own: JAX gives away the buffers of variables, so that no two may share one."""
+    return ops.convert_to_numpy(variable).copy()
 
 
 def all_finite(grads):

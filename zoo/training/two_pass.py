@@ -113,8 +113,10 @@ def _tensorflow_step(model, chunks, data):
 
 def _add(one, other):
     """A sum in which None is nothing, and the rows of an embedding that TensorFlow gives alone are filled up."""
-    given = [ops.convert_to_tensor(gradient) for gradient in (one, other) if gradient is not None]
-    return sum(given[1:], given[0]) if given else None
+    import tensorflow as tf
+
+    given = [tf.convert_to_tensor(gradient) for gradient in (one, other) if gradient is not None]
+    return tf.add_n(given) if given else None
 
 
 def _jax_step(model, chunks, state, data):

@@ -1,0 +1,67 @@
+"""Between two sets of weights of one model: WiSE-FT, and soups of two. NumPy alone.
+
+References: arXiv:2109.01903, section 3 (fine-tuned and zero-shot weights); arXiv:2203.05482 (soups).
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from zoo.convert import native, read_checkpoint
+from zoo.convert.write import write_safetensors
+
+
+class Averaged(NamedTuple):
+    """What was written: the file, its arrays and the share of the second model."""
+
+    path: str
+    tensors: int
+    alpha: float
+
+
+def average(a: str | Path, b: str | Path, *, output: str | Path, alpha: float = 0.5) -> Averaged:
+    """Writes (1 - alpha) · A + alpha · B, array by array, as a model that `zoo.load` reads.
+
+    Args:
+        a, b: files of `zoo.save`, of the same architecture.
+        output: `.safetensors` file to write.
+        alpha: 0 for A, 1 for B.
+
+    Raises:
+        ValueError: a file that `zoo.save` did not write, or models that differ.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha!r}; it must be in [0, 1]")
+    if Path(output).suffix != ".safetensors":
+        raise ValueError(f"output is {str(output)!r}; a saved model is a .safetensors file")
+    files = [read_checkpoint(path) for path in (a, b)]
+    one, other = (native.parse(file.metadata, file.path.name) for file in files)
+    _check_same(one, other, files)
+    arrays = [file.tensors for file in files]
+    mixed = {key: _between(arrays[0][key], arrays[1][key], alpha) for key in arrays[0]}
+    licences = sorted({licence for licence in (one.licence, other.licence) if licence})
+    description = dataclasses.replace(one, licence=" and ".join(licences) or None, source=None)
+    write_safetensors(output, mixed, description.to_metadata())
+    return Averaged(str(output), len(mixed), alpha)
+
+
+def to_text(result: Averaged) -> str:
+    return f"Wrote {result.tensors} arrays, {1 - result.alpha:g} of the first and {result.alpha:g} of the second."
+
+
+def _between(one: np.ndarray, other: np.ndarray, alpha: float) -> np.ndarray:
+    return (np.float32(1 - alpha) * one + np.float32(alpha) * other).astype(one.dtype)
+
+
+def _check_same(one, other, files) -> None:
+    """ValueError unless both files hold the same arrays of the same model; its name does not matter."""
+    words = [{**d.arguments, "name": None, "family": d.family, "preprocess": d.preprocess} for d in (one, other)]
+    different = sorted(key for key in {**words[0], **words[1]} if words[0].get(key) != words[1].get(key))
+    if different:
+        pairs = [f"{key} {words[0].get(key)!r} and {words[1].get(key)!r}" for key in different]
+        raise ValueError(f"{files[0].path.name} and {files[1].path.name} differ in {'; '.join(pairs)}")
+    shapes = [{key: value.shape for key, value in file.tensors.items()} for file in files]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{files[0].path.name} and {files[1].path.name} do not hold the same arrays")
