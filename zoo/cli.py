@@ -141,6 +141,17 @@ COMMANDS = {
         ),
         uses_backend=True,
     ),
+    "average": Command(
+        "mix the weights of two models of one architecture",
+        "zoo.training.average:average",
+        "zoo.training.average:to_text",
+        (
+            argument("a", metavar="A", help="a saved file"),
+            argument("b", metavar="B", help="a saved file"),
+            argument("--alpha", type=float, default=0.5, help="0 for A, 1 for B (default 0.5)"),
+            argument("--output", required=True, metavar="FILE", help="a .safetensors file to write"),
+        ),
+    ),
     "demo": Command(
         "train a pair on handwritten digits, classify them from sentences, write a report",
         "zoo.demo:run_demo",
