@@ -111,6 +111,8 @@ def test_large_weights_of_a_file_that_fails_are_removed(tmp_path, monkeypatch):
     [
         ({"part": "image"}, ["output"]),
         ({"part": "text", "normalize": True}, ["output"]),
+        ({"part": "text", "preprocess": PreprocessSpec(image_size=32)}, ["output"]),
+        ({"part": "pair", "preprocess": PreprocessSpec(image_size=32)}, ["image_embeddings", "text_embeddings"]),
         ({"part": "pair", "logits": True}, ["image_embeddings", "logits", "text_embeddings"]),
     ],
 )

@@ -52,7 +52,8 @@ def emit(
         ValueError: an unknown option, a layer without a rule, an output that an option does not fit.
     """
     check_options(model, precision, opset, layout, normalize, logits)
-    affine = pixel_affine(preprocess) if preprocess else None
+    has_images = any(len(tensor.shape) == 4 for tensor in model.inputs)  # a text tower has no pixels to scale
+    affine = pixel_affine(preprocess) if preprocess and has_images else None
     absorbed = False
     if fold:
         model, absorbed = fold_with_affine(model, affine)
