@@ -20,6 +20,9 @@ from zoo.training.checkpoint import newest_checkpoint
 from zoo.training.two_pass import accumulate
 
 pytestmark = pytest.mark.backend
+once = pytest.mark.skipif(  # what is the same on each backend is looked at where nothing has to be compiled
+    keras.backend.backend() != "torch", reason="examined with torch"
+)
 
 ROW = Pair(8, 16, ViT(16, 1, 8, head_width=8), Text(width=16, heads=2, layers=1))
 BASE = {"batch_size": 8, "epochs": 1, "context_length": 12, "log_every": 1, "threads": 1}
@@ -69,6 +72,7 @@ def test_it_learns(table, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@once
 @pytest.mark.parametrize("write", [write_captioned_folder, write_shards], ids=["folder", "shards"])
 def test_folders_and_shards_train_as_tables_do(write, tmp_path):
     path = write(tmp_path / "data", 16)
@@ -88,7 +92,7 @@ def test_options_that_compute_otherwise_do_so_on_every_backend(table, plain, tmp
     differs(table, plain, tmp_path, {"loss": "siglip", "ema": 0.9, "precision": "float16", "lock_text": True})
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the same on each backend; torch has nothing to compile")
+@once
 @pytest.mark.parametrize(
     "options",
     [
@@ -115,6 +119,7 @@ def test_every_option_changes_the_weights(table, plain, tmp_path, options):
     differs(table, plain, tmp_path, options)
 
 
+@once
 def test_the_same_arguments_give_the_same_bytes(table, plain, tmp_path):
     zoo.train(ROW, table, output=tmp_path, **{**BASE, "threads": 2}, save_every=1)
     assert weights(tmp_path) == weights(plain[0])
@@ -132,6 +137,7 @@ def test_a_locked_tower_stays_as_it_is(table, tmp_path):
     assert not all(np.array_equal(*two) for two in zip(text, moved, strict=True))
 
 
+@once
 def test_training_begins_from_given_weights(table, plain, tmp_path):
     path = plain[0] / "model.safetensors"
     pair = zoo.load(path).model
@@ -154,6 +160,7 @@ def test_validation_measures_retrieval_and_zero_shot_accuracy(table, tmp_path):
         assert 1 <= examined[0][f"val_{way}_median_rank"] <= 24
 
 
+@once
 def test_two_sets_of_weights_are_averaged(table, plain, tmp_path, capsys):
     zoo.train(ROW, table, output=tmp_path, **{**BASE, "seed": 1})
     files = [plain[0] / "model.safetensors", tmp_path / "model.safetensors"]
