@@ -29,7 +29,7 @@ ORDER = {
         *("evaluation.digits", "evaluation.published", "evaluation.datasets"),
         *("evaluation.models", "evaluation.classifier"),
         *("evaluation", "export", "training", "bench"),
-        *("pipeline", "parity", "demo", "doctor", "cli", "__main__"),
+        *("pipeline", "image_search", "parity", "demo", "doctor", "cli", "__main__"),
     ],
 }
 MAY_IMPORT = {  # its own package, and the public face of these

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from zoo.exchange import export_weights
     from zoo.export import export_onnx
     from zoo.folding import fold
+    from zoo.pipeline import ClipPipeline
     from zoo.registry import create_model, list_models, load, model_info, save
     from zoo.training.contrastive import train
 
 _MODULE_OF = {
+    "ClipPipeline": "zoo.pipeline",
     "create_model": "zoo.registry",
     "export_weights": "zoo.exchange",
     "export_onnx": "zoo.export",
@@ -32,6 +34,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "ClipPipeline",
     *("create_model", "export_onnx", "export_weights", "fold", "list_models"),
     *("load", "load_weights", "model_info", "save", "train"),
 ]  # noqa: F822

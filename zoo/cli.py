@@ -51,7 +51,23 @@ DATA = argument("--data", metavar="PATH", help="the data set's original files (d
 IMAGES_AT_A_TIME = argument("--batch-size", type=positive, default=64, help="images at a time (default 64)")
 RESULTS = argument("--output", metavar="DIR", help="folder for JSON and pictures")
 
-GROUPS = {"train": "train a pair or a classifier", "eval": "measure a pair"}  # first words of commands of two
+TEXT_CACHE = argument("--cache", metavar="FILE", help="of texts' embeddings (default: $ZOO_TEXT_CACHE, or the user's)")
+INDEX = argument("index", metavar="INDEX", help="folder of an index")
+NEW_INDEX = (
+    argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
+    PAIR,
+    argument("--output", "--out", required=True, metavar="INDEX", help="folder; one that is there is gone on with"),
+    argument("--dtype", choices=("float32", "float16", "int8"), default="float32", help="of the vectors kept"),
+    argument("--runtime", choices=("keras", "onnx"), default="keras"),
+    IMAGES_AT_A_TIME,
+)
+
+GROUPS = {  # first words of commands of two
+    "train": "train a pair or a classifier",
+    "eval": "measure a pair",
+    "index": "make and examine an index of images",
+    "cache": "examine the cache of texts' embeddings",
+}
 
 RESUME = argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
 CONTRASTIVE = (
@@ -231,6 +247,66 @@ COMMANDS = {
         uses_backend=True,
         succeeded="zoo.parity:all_within",
     ),
+    "embed": Command(
+        "write the embeddings of images, with their ids",
+        "zoo.image_search:embed_images",
+        "zoo.image_search:to_text",
+        (
+            argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
+            PAIR,
+            argument("--output", "--out", required=True, metavar="DIR", help="folder for shards and a manifest"),
+            IMAGES_AT_A_TIME,
+        ),
+        uses_backend=True,
+    ),
+    "index build": Command(
+        "index images for search; goes on where it was stopped",
+        "zoo.image_search:build_index",
+        "zoo.image_search:to_text",
+        NEW_INDEX,
+        uses_backend=True,
+    ),
+    "index remove": Command(
+        "take images out of an index",
+        "zoo.image_search:index_remove",
+        "zoo.image_search:to_text",
+        (INDEX, argument("ids", nargs="+", metavar="ID", help="as a search prints them")),
+    ),
+    "index info": Command(
+        "size, storage and source of an index",
+        "zoo.image_search:index_info",
+        "zoo.image_search:to_text",
+        (INDEX,),
+    ),
+    "index verify": Command(
+        "compare every file of an index with its digest",
+        "zoo.image_search:index_verify",
+        "zoo.image_search:to_text",
+        (INDEX,),
+    ),
+    "search": Command(
+        "find the images that match a sentence or an image",
+        "zoo.image_search:search_images",
+        "zoo.image_search:matches_to_text",
+        (
+            INDEX,
+            argument("query", nargs="?", help='e.g. "a photo of a seven"'),
+            PAIR,
+            argument("--image", metavar="FILE", help="an image in place of the sentence"),
+            argument("-k", type=positive, default=5, help="how many (default 5)"),
+            argument("--sheet", metavar="PNG", help="picture of what was found"),
+            TEXT_CACHE,
+        ),
+        uses_backend=True,
+    ),
+    **{
+        f"cache {job}": Command(summary, f"zoo.image_search:cache_{job}", "zoo.image_search:to_text", (TEXT_CACHE,))
+        for job, summary in (
+            ("stats", "how many texts it holds"),
+            ("clear", "drop all it holds"),
+            ("verify", "read and check every entry"),
+        )
+    },
     "export": Command(
         "write a model as one verified ONNX file",
         "zoo.export.command:export",

@@ -5,6 +5,7 @@ backend compiles for each; and, where the text tower is causal, tokens cut after
 batch, which the embedding does not see (texts of like length share a batch).
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,12 +62,17 @@ class Encoder:
         """The pictures of a data set, those that cannot be used left out.
 
         Returns:
-            (float32 (N, D) unit rows, int (N,) which records they are, {record: why it was left out}).
+            (float32 (N, D) unit rows, int (N,) which records they are, {record: why it was left out}); where all are
+            left out, (0, 0) and (0,).
         """
         kept = []
         with self._batches(records) as batches:
             steps = shown(range(batches.steps), "batches", progress)
-            vectors = self.embed_batches(self._kept(batches, steps, kept))
+            pictures = self._kept(batches, steps, kept)
+            first = next((batch for batch in pictures if len(batch)), None)
+            vectors = np.empty((0, 0), np.float32)
+            if first is not None:
+                vectors = self.embed_batches(itertools.chain([first], pictures))
             reasons = batches.bad.reasons
         return vectors, np.concatenate(kept), reasons
 

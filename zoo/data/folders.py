@@ -39,6 +39,14 @@ def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -
     return _classes(root, images, class_names)
 
 
+def image_names(root: str | Path) -> list[str]:
+    """The image files in a folder and the folders below it, seen from it, in sorted order; ValueError for none."""
+    names = [name for name in _walk(str(root)) if name.lower().endswith(IMAGE_EXTENSIONS)]
+    if not names:
+        raise ValueError(f"{str(root)!r} holds no images; allowed are {IMAGE_EXTENSIONS}")
+    return names
+
+
 def _walk(root: str) -> Iterator[str]:
     """Paths of files below `root`, seen from it, with / between the parts, in sorted order."""
     for folder, folders, files in os.walk(root):

@@ -1,0 +1,163 @@
+"""CIFAR's and MNIST's original files: read as published, and hostile ones refused without running anything."""
+
+import gzip
+import io
+import os
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+
+from zoo.evaluation.datasets import load_labelled
+from zoo.evaluation.published import read_cifar, read_mnist
+
+
+@pytest.fixture
+def pictures(rng):
+    """uint8 (6, 32, 32, 3) and labels."""
+    return rng.integers(0, 256, (6, 32, 32, 3), np.uint8), np.array([3, 1, 4, 1, 5, 9])
+
+
+def rows_of(images):
+    """uint8 (N, 3072): red plane, green plane, blue plane, as CIFAR has them."""
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+def python2_batch(data, labels, key=b"labels"):
+    """The opcodes with which Python 2 and an old NumPy wrote the published batches."""
+    count, width = data.shape
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    shape = b"M" + struct.pack("<H", count) + b"M" + struct.pack("<H", width) + b"\x86"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+    array += b"(K\x01" + shape + dtype + b"\x89T" + struct.pack("<i", data.size) + data.tobytes() + b"tb"
+    named = b"U" + bytes([len(key)]) + key + b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    return b"\x80\x02}(U\x04data" + array + named + b"u."
+
+
+def write_archive(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def same(read, pictures):
+    images, labels = read
+    assert images.dtype == np.uint8 and labels.dtype == np.int32
+    np.testing.assert_array_equal(images, pictures[0])
+    np.testing.assert_array_equal(labels, pictures[1])
+
+
+@pytest.mark.parametrize("layout", ["archive", "folder", "inner folder", "file"])
+def test_cifar_as_python_2_wrote_it(layout, pictures, tmp_path):
+    batch = python2_batch(rows_of(pictures[0]), pictures[1])
+    inner = tmp_path / "cifar-10-batches-py"
+    inner.mkdir()
+    (inner / "test_batch").write_bytes(batch)
+    path = {
+        "archive": write_archive(tmp_path / "cifar-10-python.tar.gz", {"cifar-10-batches-py/test_batch": batch}),
+        "folder": inner,
+        "inner folder": tmp_path,
+        "file": inner / "test_batch",
+    }[layout]
+    same(read_cifar(path, "cifar10"), pictures)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_cifar_as_python_3_writes_it(protocol, pictures, tmp_path):
+    batch = {"data": rows_of(pictures[0]), "fine_labels": pictures[1].tolist(), "coarse_labels": [0] * 6}
+    (tmp_path / "test").write_bytes(pickle.dumps(batch, protocol))
+    same(read_cifar(tmp_path, "cifar100"), pictures)
+
+
+def test_the_training_split_is_five_batches_in_order(pictures, tmp_path):
+    parts = {f"x/data_batch_{i}": python2_batch(rows_of(pictures[0][[i]]), [i]) for i in range(1, 6)}
+    images, labels = read_cifar(write_archive(tmp_path / "c.tar.gz", parts), "cifar10", "train")
+    np.testing.assert_array_equal(images, pictures[0][1:])
+    assert labels.tolist() == [1, 2, 3, 4, 5]
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+ONE = np.zeros((1, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (pickle.dumps(Bomb()), r"names (posix|nt)\.mkdir"),
+        (pickle.dumps({b"data": np.array([object()]), b"labels": [1]}), "it names"),
+        (pickle.dumps({"data": np.zeros((1, 3072)), "labels": [1]}), "not made of uint8"),
+        (pickle.dumps([1, 2]), "it is a list"),
+        (pickle.dumps({"data": 1}), "holds no cifar10 batch"),
+        (pickle.dumps({"data": ONE, "labels": ["one"]}), "no whole numbers"),
+        (pickle.dumps({"data": np.concatenate([ONE, ONE]), "labels": [1]}), "2.*1 labels"),
+        (python2_batch(ONE, [1]).replace(b"M\x01\x00M", b"M\xff\xffM"), "has 3072"),
+        (python2_batch(ONE, [1])[:-40], "is not a CIFAR batch"),
+        (b"", "is not a CIFAR batch"),
+        (b"cos\nsystem\n(S'true'\ntR.", "names os.system"),
+    ],
+    ids=range(11),
+)
+def test_what_is_no_batch_is_refused_and_nothing_runs(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_batch").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_cifar(tmp_path, "cifar10")
+    assert [path.name for path in tmp_path.iterdir()] == ["test_batch"]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [("c.tar.gz", b"not a tar", "damaged archive"), ("d.tar.gz", None, "has no member 'test_batch'")],
+)
+def test_archives_without_the_batch_are_refused(name, content, message, tmp_path):
+    path = tmp_path / name
+    write_archive(path, {"other": b"x"}) if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_cifar(path, "cifar10")
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_mnist(end, rng, tmp_path):
+    images, labels = rng.integers(0, 256, (5, 28, 28), np.uint8), np.array([7, 2, 1, 0, 4], np.uint8)
+    for name, array in (("t10k-images-idx3-ubyte", images), ("t10k-labels-idx1-ubyte", labels)):
+        (tmp_path / f"{name}{end}").write_bytes(gzip.compress(idx(array)) if end else idx(array))
+    same(read_mnist(tmp_path), (images, labels))
+    data = load_labelled("mnist", tmp_path)
+    assert (len(data.records), data.class_names[7], data.templates) == (5, "7", ('a photo of the number: "{}".',))
+    np.testing.assert_array_equal(data.records.record(0).image, images[0])
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (b"\x00\x00\x08\x03" + struct.pack(">3I", 2**31, 28, 28), "declares"),
+        (b"\x00\x00\x0d\x03" + bytes(12), "not an idx file of bytes"),
+        (b"\x00\x00\x08\xff", "not an idx file"),
+        (b"", "not an idx file"),
+    ],
+)
+def test_damaged_idx_files_are_refused(images, message, tmp_path):
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(images)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(1, np.uint8)))
+    with pytest.raises(ValueError, match=message):
+        read_mnist(tmp_path)
+
+
+def test_npz(pictures, tmp_path):
+    np.savez(tmp_path / "c.npz", x_test=pictures[0], y_test=pictures[1][:, None])
+    same(read_cifar(tmp_path / "c.npz", "cifar10"), pictures)
+    with pytest.raises(ValueError, match="no x_train and y_train"):
+        read_cifar(tmp_path / "c.npz", "cifar10", "train")

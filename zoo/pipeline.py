@@ -1,0 +1,235 @@
+"""`ClipPipeline`: a pair in use: pictures and texts in, embeddings, classes and matches out."""
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from zoo.convert import native
+from zoo.convert.describe import describe
+from zoo.encoding import Encoder, keras_encoder, prepared, scale_and_bias, shown
+from zoo.evaluation.classifier import Classifier, create_classifier
+from zoo.preprocess import PreprocessSpec, decode_image, open_image, preprocess
+from zoo.registry import load
+from zoo.search import Index, TextCache
+
+RUNTIMES = ("keras", "onnx")
+PRECISIONS = {
+    "keras": ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"),
+    "onnx": ("float32", "float16", "int8"),
+}
+CLASSIFIERS = 16  # class matrices kept
+
+
+class ClipPipeline:
+    """A pair that embeds, classifies and searches, with texts embedded once.
+
+    Images are paths, PIL images, uint8 arrays (H, W[, C]), bytes of a file or open binary files; never URLs. Results do
+    not depend on how many are given at a time, but for rounding.
+
+    Args:
+        model_or_name: a `clip.CLIP`, or what `zoo.load` takes.
+        precision: "float32", "bfloat16", "float16" (or "mixed_…"); with ONNX "float32", "float16", "int8".
+        batch_size: images at a time.
+        cache: a `TextCache`, the path of one, True for one in memory, False for none.
+        runtime: "keras", on the backend that runs, or "onnx", through a file that is exported first.
+        preprocess: how pictures are prepared; what the model's file says unless given.
+
+    Raises:
+        ValueError: a classifier, an unknown precision or runtime, or nothing that says how pictures are prepared.
+    """
+
+    def __init__(
+        self,
+        model_or_name,
+        *,
+        precision: str = "float32",
+        batch_size: int = 64,
+        cache: TextCache | str | Path | bool = True,
+        runtime: str = "keras",
+        preprocess: PreprocessSpec | None = None,
+    ):
+        if runtime not in RUNTIMES:
+            raise ValueError(f"runtime={runtime!r}; it must be one of {', '.join(RUNTIMES)}")
+        if precision not in PRECISIONS[runtime]:
+            raise ValueError(f"precision={precision!r}; with {runtime} it is one of {', '.join(PRECISIONS[runtime])}")
+        model, spec, tokenizer = _resolve(model_or_name, preprocess)
+        digest = weights_digest(model)
+        if runtime == "onnx":
+            self.encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision)
+        else:
+            model = in_precision(model, precision)
+            self.encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
+        name = getattr(self.encoder.tokenizer, "__qualname__", repr(self.encoder.tokenizer))
+        self.fingerprint = hashlib.sha256(f"{digest}|{name}|{spec}|{runtime}|{precision}".encode()).hexdigest()
+        self.cache = cache if isinstance(cache, TextCache) else _cache(cache)
+        self._classifiers: dict[tuple, Classifier] = {}
+
+    @property
+    def scale(self) -> float:
+        """exp(logit_scale)."""
+        return self.encoder.scale
+
+    @property
+    def bias(self) -> float:
+        return self.encoder.bias
+
+    def embed_images(self, images: Sequence, *, progress: bool = False) -> np.ndarray:
+        """float32 (N, D), unit rows. ValueError or OSError for an image that cannot be read."""
+        images = _as_list(images)
+        size = self.encoder.batch_size
+        batches = prepared(images, lambda image: preprocess(open_any(image), self.encoder.spec), batch_size=size)
+        if progress:
+            batches = (next(batches) for _ in shown(range(-(-len(images) // size)), "batches"))
+        return self.encoder.embed_batches(batches)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, D), unit rows; those that the cache holds are not encoded."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if self.cache is None or not texts:
+            return self.encoder.embed_texts(texts)
+        return self.cache.embed(self.fingerprint, texts, self.encoder.embed_texts)
+
+    def similarity(self, images: Sequence, texts: Sequence[str]) -> np.ndarray:
+        """Cosines, float32 (N, M)."""
+        return self.embed_images(images) @ self.embed_texts(texts).T
+
+    def classify(
+        self,
+        images: Sequence,
+        labels: Sequence[str] | Mapping[str, Sequence[str]],
+        templates: Sequence[str] = ("a photo of a {}.",),
+    ) -> np.ndarray:
+        """Probabilities, float64 (N, K).
+
+        Args:
+            labels: K names, each put into every template; or {name: prompts of its own}.
+        """
+        return self.classifier(labels, templates).probabilities(self.embed_images(images))
+
+    def classifier(
+        self, labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str] = ("a photo of a {}.",)
+    ) -> Classifier:
+        """The class matrix of these labels, made once."""
+        own = isinstance(labels, Mapping)
+        key = (tuple((name, tuple(labels[name]) if own else None) for name in labels), tuple(templates))
+        if key not in self._classifiers:
+            if len(self._classifiers) >= CLASSIFIERS:
+                self._classifiers.pop(next(iter(self._classifiers)))
+            self._classifiers[key] = create_classifier(self, labels, templates)
+        return self._classifiers[key]
+
+    def search(self, index: Index | str | Path, query, k: int = 5, *, where: Mapping | None = None):
+        """(ids, scores float32 (k,)) of the best matches of a sentence, or of an image.
+
+        Args:
+            index: an `Index`, or the path of one, which must have been made with this pipeline's model.
+            query: str for a sentence; a Path, PIL image, array, bytes or file for an image.
+        """
+        if not isinstance(index, Index):
+            index = Index.open(index, model=self.fingerprint)
+        vector = self.embed_texts([query]) if isinstance(query, str) else self.embed_images([query])
+        return index.search(vector[0], k, where=where)
+
+
+def open_any(image) -> Image.Image | np.ndarray:
+    """A picture from a path, PIL image, array, bytes or binary file, for `preprocess`."""
+    if isinstance(image, Image.Image | np.ndarray):
+        return image
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image(io.BytesIO(image), "the image")
+    if hasattr(image, "read"):
+        return decode_image(image, getattr(image, "name", "the image"))
+    if isinstance(image, str | os.PathLike):
+        if "://" in str(image):
+            raise ValueError(f"{str(image)!r} is a URL; only files are read")
+        return open_image(image)
+    raise TypeError(f"image is {type(image).__name__}; allowed are a path, PIL image, uint8 array, bytes, binary file")
+
+
+def weights_digest(model) -> str:
+    """SHA-256 over all weights of a pair, with their paths and shapes, in hexadecimal."""
+    import keras
+
+    total = hashlib.sha256()
+    for variable in model.weights:
+        value = keras.ops.convert_to_numpy(keras.ops.cast(variable.value, "float32"))
+        total.update(f"{variable.path}{value.shape}".encode())
+        total.update(np.ascontiguousarray(value).data)
+    return total.hexdigest()
+
+
+def in_precision(model, precision: str):
+    """A copy of a pair that computes under another dtype policy; the pair itself where it is float32.
+
+    Raises:
+        ValueError: towers of one's own, which a few words do not rebuild.
+    """
+    import keras
+
+    if precision == "float32":
+        return model
+    before = keras.config.dtype_policy()
+    description = describe(model)
+    keras.config.set_dtype_policy(precision)
+    try:
+        copy = native.build(description)
+    finally:
+        keras.config.set_dtype_policy(before)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _resolve(model_or_name, spec: PreprocessSpec | None):
+    """(pair, spec, tokenizer or None)."""
+    tokenizer = None
+    if isinstance(model_or_name, str | Path):
+        loaded = load(model_or_name)
+        model_or_name, tokenizer, spec = loaded.model, loaded.tokenizer, spec or loaded.info.preprocess
+    if not hasattr(model_or_name, "text_encoder"):
+        raise ValueError(f"{model_or_name.name!r} is a classifier; a pair of image and text towers is needed")
+    if spec is None:
+        spec = native.recall(model_or_name).preprocess
+    if spec is None:
+        raise ValueError(
+            f"{model_or_name.name!r} does not say how pictures are prepared; give preprocess=PreprocessSpec(…)"
+        )
+    return model_or_name, spec, tokenizer
+
+
+def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str) -> Encoder:
+    """The towers through ONNX Runtime; the files are exported, loaded and dropped."""
+    from zoo.export import OnnxModel, export_onnx
+
+    keras_side = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        towers = {}
+        for part in ("image", "text"):
+            path = Path(folder) / f"{part}.onnx"
+            export_onnx(model, path, part=part, precision=precision, verify=False)
+            towers[part] = OnnxModel(path)
+    return replace(
+        keras_side,
+        images=lambda batch: towers["image"].predict(batch, batch_size=len(batch)),
+        texts=lambda tokens: towers["text"].predict(tokens, batch_size=len(tokens)),
+        **scale_and_bias(model),
+        fixed=False,
+    )
+
+
+def _cache(cache) -> TextCache | None:
+    if cache is False or cache is None:
+        return None
+    return TextCache() if cache is True else TextCache(cache)
+
+
+def _as_list(images) -> list:
+    if isinstance(images, str | bytes | os.PathLike | Image.Image):
+        return [images]
+    return list(images)

@@ -1,0 +1,261 @@
+"""Text embeddings kept: a memory of the latest over an SQLite file that processes share.
+
+An entry's key is a digest of all that the embedding depends on: the space (weights, tokenizer, precision) and the text
+in Unicode's normal form C. Its value is the unit vector itself, float32, with a checksum: a damaged one is dropped and
+encoded again. The file is in WAL mode, so that it survives a killed writer; a file that is no database is set aside.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+import threading
+import time
+import unicodedata
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+VERSION = "1"  # of what a key says
+BUSY_SECONDS = 30.0
+TABLE = """CREATE TABLE IF NOT EXISTS vectors
+(key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL, place INTEGER NOT NULL)"""
+ASKED_AT_ONCE = 500  # of SQLite's parameters
+
+
+def default_cache_path() -> Path:
+    """$ZOO_TEXT_CACHE, or a file below the user's cache folder."""
+    if path := os.environ.get("ZOO_TEXT_CACHE"):
+        return Path(path)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "convnext-clip-zoo" / "texts.sqlite"
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What this process asked of a cache, and what the file holds.
+
+    Args:
+        memory_hits, disk_hits, misses: texts asked for.
+        damaged: entries that were dropped.
+        entries, bytes: of the file; of the memory where there is no file.
+    """
+
+    memory_hits: int
+    disk_hits: int
+    misses: int
+    damaged: int
+    entries: int
+    bytes: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the texts asked for that were there; 0 before any was."""
+        hits = self.memory_hits + self.disk_hits
+        return hits / max(1, hits + self.misses)
+
+
+class TextCache:
+    """A cache of text embeddings. Threads may share one object, processes one file.
+
+    Args:
+        path: of the file, made with its folder if need be; None keeps embeddings in memory alone.
+        memory: how many vectors are kept in memory, the least recently used dropped first.
+        max_bytes: of the file; beyond it the entries written first are dropped.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, memory: int = 4096, max_bytes: int = 1 << 30):
+        self.path = None if path is None else Path(path)
+        self.max_bytes = max_bytes
+        self._memory: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._most = memory
+        self._counts = dict.fromkeys(("memory_hits", "disk_hits", "misses", "damaged"), 0)
+        self._lock = threading.RLock()
+        self._connection, self._process = None, None
+
+    def embed(self, space: str, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
+        """float32 (N, D): what is there, and of the rest what `encode` gives, which is kept.
+
+        Args:
+            space: digest of what the vectors depend on but the text.
+            texts: N strings; each distinct one is encoded once.
+            encode: M texts → float32 (M, D), unit rows.
+        """
+        keys = [make_key(space, text) for text in texts]
+        found = self.get(keys)
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        if missing:
+            vectors = np.asarray(encode(list(missing.values())), np.float32)
+            fresh = dict(zip(missing, vectors, strict=True))
+            self.put(fresh)
+            found |= fresh
+        return np.stack([found[key] for key in keys])
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
+        """{key: float32 (D,), not to be written to} of those that are there."""
+        with self._lock:
+            distinct = list(dict.fromkeys(keys))
+            found = {key: self._memory[key] for key in distinct if key in self._memory}
+            for key in found:
+                self._memory.move_to_end(key)
+            rest = [key for key in distinct if key not in found]
+            from_disk = self._read(rest) if rest and self.path is not None else {}
+            for key, vector in from_disk.items():
+                self._remember(key, vector)
+            for name, count in (
+                ("memory_hits", len(found)),
+                ("disk_hits", len(from_disk)),
+                ("misses", len(rest) - len(from_disk)),
+            ):
+                self._counts[name] += count
+            return found | from_disk
+
+    def put(self, vectors: dict[bytes, np.ndarray]) -> None:
+        """Keeps float32 (D,) vectors under their keys."""
+        with self._lock:
+            for key, vector in vectors.items():
+                self._remember(key, np.array(vector, np.float32))
+            if self.path is not None:
+                self._write(vectors)
+
+    def stats(self) -> CacheStats:
+        with self._lock:
+            if self.path is None:
+                size = sum(vector.nbytes for vector in self._memory.values())
+                return CacheStats(**self._counts, entries=len(self._memory), bytes=size)
+            entries = self._ask("SELECT COUNT(*) FROM vectors")[0][0]
+            return CacheStats(**self._counts, entries=entries, bytes=self._used_bytes())
+
+    def clear(self) -> int:
+        """Drops all entries; how many there were."""
+        with self._lock:
+            entries = self.stats().entries
+            self._memory.clear()
+            if self.path is not None:
+                self._ask("DELETE FROM vectors")
+                self._ask("VACUUM")
+            return entries
+
+    def verify(self) -> tuple[int, int]:
+        """(entries, damaged ones, which are dropped) of the file, each read and checked."""
+        if self.path is None:
+            return len(self._memory), 0
+        with self._lock:
+            rows = self._ask("SELECT key, vector, checksum FROM vectors")
+            damaged = [key for key, vector, check in rows if checksum(key, vector) != check]
+            self._drop(damaged)
+            return len(rows), len(damaged)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    # Memory.
+
+    def _remember(self, key: bytes, vector: np.ndarray) -> None:
+        vector.flags.writeable = False
+        self._memory[key] = vector
+        self._memory.move_to_end(key)
+        while len(self._memory) > self._most:
+            self._memory.popitem(last=False)
+
+    # The file.
+
+    def _read(self, keys: list[bytes]) -> dict[bytes, np.ndarray]:
+        found, damaged = {}, []
+        for first in range(0, len(keys), ASKED_AT_ONCE):
+            part = keys[first : first + ASKED_AT_ONCE]
+            marks = ",".join("?" * len(part))
+            for key, vector, check in self._ask(
+                f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})", part
+            ):
+                if checksum(key, vector) == check and len(vector) % 4 == 0:
+                    found[key] = np.frombuffer(vector, "<f4").astype(np.float32)
+                else:
+                    damaged.append(key)
+        self._drop(damaged)
+        return found
+
+    def _write(self, vectors: dict[bytes, np.ndarray]) -> None:
+        blobs = {key: np.asarray(vector, "<f4").tobytes() for key, vector in vectors.items()}
+        place = (self._ask("SELECT MAX(place) FROM vectors")[0][0] or 0) + 1
+        rows = [(key, blob, checksum(key, blob), place + i) for i, (key, blob) in enumerate(blobs.items())]
+        self._ask("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows, many=True)
+        while self._used_bytes() > self.max_bytes and self._ask("SELECT 1 FROM vectors LIMIT 1"):
+            tenth = "SELECT key FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
+            self._ask(f"DELETE FROM vectors WHERE key IN ({tenth})")
+
+    def _drop(self, keys: list[bytes]) -> None:
+        if keys:
+            self._counts["damaged"] += len(keys)
+            self._ask("DELETE FROM vectors WHERE key = ?", [(key,) for key in keys], many=True)
+
+    def _used_bytes(self) -> int:
+        pages, free, size = (
+            self._ask(f"PRAGMA {name}")[0][0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
+
+    def _ask(self, statement: str, values: Sequence = (), *, many: bool = False) -> list:
+        """Rows of one statement, a transaction of its own; a file that is no database gives way to an empty one."""
+        for attempt in (1, 2):
+            try:
+                connection = self._open()
+                run = connection.executemany if many else connection.execute
+                return run(statement, values).fetchall()
+            except sqlite3.OperationalError:  # locked too long, or the disk is full: the file itself is sound
+                raise
+            except sqlite3.DatabaseError:
+                if attempt == 2:
+                    raise
+                self._set_aside()
+        raise AssertionError("unreachable")
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None or self._process != os.getpid():  # a forked child may not use its parent's
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._process = os.getpid()
+            _retry(lambda: self._connection.execute("PRAGMA journal_mode=WAL"))
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(TABLE)
+        return self._connection
+
+    def _set_aside(self) -> None:
+        """Renames a file that SQLite cannot read, so that a new one takes its place."""
+        self.close()
+        for end in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.replace(f"{self.path}{end}", f"{self.path}.damaged-{secrets.token_hex(4)}{end}")
+
+
+def _retry(action: Callable, times: int = 100) -> None:
+    """For the one statement that does not wait while another process says the same."""
+    for attempt in range(times):
+        try:
+            action()
+            return
+        except sqlite3.OperationalError:
+            if attempt == times - 1:
+                raise
+            time.sleep(0.02)
+
+
+def make_key(space: str, text: str) -> bytes:
+    """32 bytes: a digest of the space and the text, each with its length."""
+    normal = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
+    head = f"{VERSION}|{len(space)}|{space}|".encode()
+    return hashlib.sha256(head + normal).digest()
+
+
+def checksum(key: bytes, vector: bytes) -> int:
+    return zlib.crc32(vector, zlib.crc32(key))
