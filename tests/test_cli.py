@@ -36,6 +36,19 @@ def test_list_a_pattern(capsys):
     assert capsys.readouterr().out.split() == list_models("convnextv2_*") != []
 
 
+def test_list_of_nothing(capsys):
+    assert main(["list", "nothing*"]) == BAD_INPUT
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "zoo: error: No model matches 'nothing*'.\n")
+
+
+def test_list_published_weights(capsys):
+    assert main(["list", "resnet50", "--weights", "tv*"]) == 0
+    assert capsys.readouterr().out == "resnet50.tv_in1k\nresnet50.tv2_in1k\n"
+    assert main(["list", "--weights"]) == 0
+    assert capsys.readouterr().out.splitlines() == list_models(weights="*")
+
+
 def test_list_for_programs(capsys):
     assert main(["list", "resnet*", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -49,6 +62,12 @@ def test_list_for_programs(capsys):
         ("convnext_xxlarge", ["convnext_xxlarge", "846,471,016"]),
         ("resnet50", ["25,557,032", "arXiv:1512.03385"]),
         ("clip/ViT-B-32", ["151,277,313", "bicubic"]),
+        (
+            "convnextv2_tiny.fcmae_ft_in1k",
+            ["CC-BY-NC-4.0 (not for commercial use)", "unpinned", "83.0 %", "crop 0.875", "tested at     288 pixels"],
+        ),
+        ("ViT-B-32.openai", ["timm/vit_base_patch32_clip_224.openai", "quick_gelu", "zero-shot", "MIT"]),
+        ("convnext_tiny.fb_in22k", ["21,841"]),
         ("ViT-L/14@336px", ["clip/ViT-L-14-336", "427,944,193", "336 × 336 × 3"]),
     ],
 )
@@ -72,7 +91,7 @@ def test_info_for_programs(capsys):
         ("convnext_v2_small", "'convnextv2_small'"),
         ("resnet51", "'resnet50'"),
         ("ViT-B-23", "'clip/ViT-B-32'"),
-        ("convnextv2_tiny.fcmae", "no weights 'fcmae'"),
+        ("convnextv2_tiny.fcmea", "There are 'fcmae'"),
     ],
 )
 def test_unknown_name(name, suggestion, capsys):

@@ -1,6 +1,7 @@
 """Preprocessing equals open_clip's and timm's to the last bit, and refuses bad files and settings."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from helpers import declare_torchvision_operators
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from zoo import preprocess as module
 from zoo.preprocess import (
@@ -28,6 +30,7 @@ from zoo.preprocess import (
     batch,
     open_image,
 )
+from zoo.pretrained import all_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = [
@@ -219,6 +222,86 @@ def test_rgb_first_equals_timm_on_a_converted_palette(timm, rng):
     theirs = timm.data.create_transform(64, crop_pct=0.9, interpolation="bicubic")(image.convert("RGB"))
     spec = PreprocessSpec(64, IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.9, rgb_first=True)
     assert_equal(spec.eval_transform()(image), theirs, "P")
+
+
+# --- every preprocessing of the table of published weights ---
+
+ROWS = [row for group in all_weights().values() for row in group.values()]
+PAIR_SPECS = {row.preprocess: row.full_name for row in reversed(ROWS) if row.classes is None}
+TIMM_SPECS = {
+    spec: row.full_name
+    for row in reversed(ROWS)
+    if row.classes is not None
+    for spec in (row.test, row.preprocess)
+    if spec
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """{name: image} of all that the transforms may meet, small; the photographs and their turned copies are files."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(5)
+    images = {f"{mode} {size}": picture(rng, *size, mode) for mode in MODES for size in ((61, 43), (40, 90))}
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: a quarter turn to the right
+    for name in ("china.jpg", "flower.jpg"):
+        photograph = Image.fromarray(load_sample_image(name)).resize((321, 214))
+        for exif in (None, turned):
+            path = folder / f"{'turned' if exif else 'plain'} {name}"
+            photograph.save(path, exif=exif or b"", quality=90)
+            images[path.name] = open_image(path)
+        photograph.convert("CMYK").save(folder / f"cmyk {name}")
+        images[f"cmyk {name}"] = open_image(folder / f"cmyk {name}")
+    assert images["turned china.jpg"].getexif()[0x0112] == 6
+    return images
+
+
+def test_the_table_has_few_distinct_specs():
+    families = {dataclasses.replace(spec, image_size=1) for spec in PAIR_SPECS}
+    assert len(families) == 5  # OpenAI's; halves; OpenAI's squashed, and bilinear; MobileCLIP's bare pixels
+    assert len(PAIR_SPECS) < 20 and len(TIMM_SPECS) < 40
+
+
+@pytest.mark.parametrize("spec", PAIR_SPECS, ids=PAIR_SPECS.get)
+def test_every_pairs_spec_equals_open_clips_transform(open_clip, pictures, spec):
+    config = open_clip.transform.PreprocessCfg(
+        size=spec.image_size,
+        mean=spec.mean,
+        std=spec.std,
+        interpolation=spec.interpolation,
+        resize_mode=spec.resize_mode,
+    )
+    theirs, compared = open_clip.transform.image_transform_v2(config, is_train=False), 0
+    for name, image in pictures.items():
+        expected, actual = attempt(theirs, image), attempt(spec.eval_transform(), image)
+        if isinstance(expected, Exception):
+            assert isinstance(actual, Exception), name
+        else:
+            assert_equal(actual, expected, name)
+            compared += 1
+    assert compared >= 20
+
+
+@pytest.mark.parametrize("spec", TIMM_SPECS, ids=TIMM_SPECS.get)
+def test_every_classifiers_spec_equals_timms_transform_of_rgb(timm, pictures, spec):
+    theirs = timm.data.create_transform(
+        spec.image_size,
+        is_training=False,
+        mean=spec.mean,
+        std=spec.std,
+        interpolation=spec.interpolation,
+        crop_pct=spec.crop_pct,
+        crop_mode={"shortest": "center", "squash": "squash"}[spec.resize_mode],
+    )
+    compared = 0
+    for name, image in pictures.items():
+        rgb = attempt(lambda image: image.convert("RGB"), image)  # as timm's data sets do before their transform
+        if isinstance(rgb, Exception):
+            assert isinstance(attempt(spec.eval_transform(), image), Exception), name
+        else:
+            assert_equal(attempt(spec.eval_transform(), image), theirs(rgb), name)
+            compared += 1
+    assert compared >= 20
 
 
 # --- alone ---

@@ -9,7 +9,8 @@ import pytest
 import clip
 import convnext
 from zoo import list_models, model_info
-from zoo.registry import find
+from zoo.names import find, find_tagged, listed
+from zoo.pretrained import all_weights
 
 CLASSIFIERS = len(convnext.TABLES["convnext"]) + len(convnext.TABLES["convnextv2"]) + len(convnext.TABLES["resnet"])
 
@@ -115,11 +116,86 @@ def test_nothing_near_is_said_plainly(wrong):
         model_info(wrong)
 
 
-def test_weights_are_refused_by_name_where_there_is_no_table():
-    with pytest.raises(ValueError, match="'fcmae_ft_in1k' for convnextv2_tiny"):
-        model_info("convnextv2_tiny.fcmae_ft_in1k")
-    with pytest.raises(ValueError, match="openai"):
-        list_models(weights="openai")
+@pytest.mark.parametrize(
+    ("pattern", "weights", "expected"),
+    [
+        ("resnet50", "tv*", ["resnet50.tv_in1k", "resnet50.tv2_in1k"]),
+        ("convnext_base", "*b51k", ["clip/convnext_base.laion400m_s13b_b51k"]),
+        ("*", "openai", [name for name in list_models(weights="openai") if name.startswith("clip/")]),
+        ("convnext_v2_*", "*", []),
+        ("resnet50", "nothing", []),
+    ],
+)
+def test_published_weights_are_listed_by_name_and_tag(pattern, weights, expected):
+    assert list_models(pattern, weights) == expected
+
+
+def test_all_published_weights_are_listed_in_the_order_of_the_models():
+    listing = list_models(weights="*")
+    assert len(listing) == len(set(listing)) == sum(map(len, all_weights().values())) > 200
+    names = [name.partition(".")[0] for name in listing]
+    assert list(dict.fromkeys(names)) == [name for name in list_models() if name in all_weights()]
+    assert len(list_models(weights="openai")) == 9
+
+
+def test_nothing_found_is_said_on_the_command_line():
+    assert listed("resnet18") == ["resnet18"]
+    with pytest.raises(ValueError, match=r"No model matches 'convnextv3_\*'. Did you mean 'convnext"):
+        listed("convnextv3_*")
+    with pytest.raises(ValueError, match="No model matches 'resnet50' with published weights 'fcmae'"):
+        listed("resnet50", "fcmae")
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "parameters", "size"),
+    [
+        ("convnextv2_tiny.fcmae_ft_in1k", "convnextv2", 28_635_496, 224),
+        ("convnextv2_tiny.fcmae", "convnextv2", 27_864_960, 224),
+        ("convnext_tiny.fb_in22k", "convnext", 27_820_128 + 769 * 21841, 224),
+        ("convnext_tiny.fb_in22k_ft_in1k_384", "convnext", 28_589_128, 384),
+        ("convnext_tiny.dinov3_lvd1689m", "convnext", 27_820_128, 224),
+        ("resnet50.a3_in1k", "resnet", 25_557_032, 160),
+        ("convnext_large_d_320.laion2b_s29b_b131k_ft_soup", "clip", 351_772_609, 320),
+    ],
+)
+def test_information_on_published_weights(name, family, parameters, size):
+    info = model_info(name)
+    assert (info.family, info.parameters, info.input) == (family, parameters, (size, size, 3))
+    assert info.name.removeprefix("clip/") == name
+    assert info.preprocess.size == (size, size)
+    assert info.licence == info.weights.licence
+    json.dumps(dataclasses.asdict(info))
+
+
+def test_every_published_weight_has_information():
+    for name in list_models(weights="*"):
+        info = model_info(name)
+        assert info.name == name and info.parameters > 10**6 and info.score == info.weights.score
+
+
+def test_a_tag_that_only_the_pair_has_makes_the_name_the_pairs():
+    assert find("convnext_base.laion400m_s13b_b51k").name == "clip/convnext_base"
+    assert find("convnext_base.fb_in1k").name == "convnext_base"
+    assert find("convnext_base.nothing").name == "convnext_base"
+    for name in list_models():
+        shared = set(all_weights().get(name, ())) & set(all_weights().get(f"clip/{name}", ()))
+        assert not shared, "such a tag would be the classifier's alone"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("convnextv2_tiny.fcmae_ft", "no weights 'fcmae_ft' for convnextv2_tiny. There are 'fcmae', 'fcmae_ft_in1k'"),
+        ("ViT-L-14-336.laion", "There are 'openai'"),
+        ("convnextv2_small.fcmae", "None are published"),
+        ("resnet50.zzz", "and others: `zoo list resnet50 --weights`"),
+    ],
+)
+def test_tags_that_there_are_not(name, message):
+    with pytest.raises(ValueError, match=message):
+        model_info(name)
+    with pytest.raises(ValueError, match=message):
+        find_tagged(find(name))
 
 
 def test_no_backend_was_needed():

@@ -59,7 +59,7 @@ def _fitted(recipe, checkpoint, asked):
         source = detect_format(checkpoint)
         in_file = classes(checkpoint.tensors, source)
         has_norm = description.family == RESNET or holds(checkpoint.tensors, source, "head_norm")
-        arguments |= _top(recipe, in_file, has_norm)
+        arguments |= {} if _is_own_word(recipe, checkpoint) else _top(recipe, in_file, has_norm)
     if recipe.from_weights and recipe.row is None:  # a stranger's word: nothing larger than the file is allocated
         native.check_size(dataclasses.replace(description, arguments=arguments), checkpoint.tensors, name)
     if "num_classes" in asked:
@@ -76,6 +76,11 @@ def _own_words(recipe, checkpoint):
     own = native.parse(checkpoint.metadata, checkpoint.path.name).arguments
     left_open = [word for word in OWN_WORDS if word != "activation" or not recipe.from_weights]
     return {word: own[word] for word in left_open if word in own and word in recipe.arguments}
+
+
+def _is_own_word(recipe, checkpoint):
+    """Whether a file of our own format describes itself, all of it."""
+    return native.is_own(checkpoint) and recipe.from_weights and recipe.row is None
 
 
 def _top(recipe, in_file, has_norm):

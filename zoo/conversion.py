@@ -62,13 +62,13 @@ def convert(source: str | Path, path: str | Path, *, arch: str | None = None) ->
     if not path.parent.is_dir():
         raise FileNotFoundError(f"No folder {str(path.parent)!r} to write {path.name} to.")
     said, weights = located(source) if source.startswith(HUB) or Path(source).is_dir() else (None, Path(source))
+    checkpoint = read_checkpoint(weights)
+    said = said or _own_word(checkpoint)
     if said is None and arch is None:
         raise ValueError(f"{Path(source).name} does not say which architecture it is for. Name it with --arch.")
-    checkpoint = read_checkpoint(weights)
-    recipe = said if arch is None else _agreed(_recipe(arch), said or _own_word(checkpoint))
-    model, description = assemble(recipe, checkpoint)
-    name, digest = recipe.row.full_name if recipe.row else arch or model.name, sha256(weights)
-    found = detect_format(checkpoint).name
+    asked = _recipe(arch) if arch else None
+    model, description = assemble(_agreed(asked, said) if asked else said, checkpoint)
+    name, digest, found = asked.origin if asked else model.name, sha256(weights), detect_format(checkpoint).name
     given = description.source or {"name": name, "sha256": digest, "format": found}
     save(model, path, source=given)
     return Conversion(source, digest, found, name, description.licence, description.preprocess, str(path))
