@@ -8,13 +8,13 @@ import keras
 from clip import create_clip
 from zoo.demo.data import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, CaptionedDigits, lowest_loss
 from zoo.evaluation.digits import IMAGE_SIZE, Digits
+from zoo.training import optimizer
 
 VARIANT, STEM_STRIDE = "convnext_v2_atto", 2
 
 # Chosen on a part of the training pictures, not on the held-out ones.
 EPOCHS = 10
 PEAK_LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
-NO_WEIGHT_DECAY = ["bias", "gamma", "beta", "embedding", "logit_scale"]
 
 
 def create_pair():
@@ -47,13 +47,8 @@ def train_pair(model, train: Digits, held_out: Digits, *, seed: int, epochs: int
 
 
 def create_optimizer(steps: int, epochs: int) -> keras.optimizers.Optimizer:
-    """AdamW with one epoch of warm-up and a cosine to zero; no decay of gains, offsets, embeddings, temperature."""
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, (epochs - 1) * steps), warmup_target=PEAK_LEARNING_RATE, warmup_steps=steps
-    )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
-    optimizer.exclude_from_weight_decay(var_names=NO_WEIGHT_DECAY)
-    return optimizer
+    """AdamW with one epoch of warm-up and a cosine to zero."""
+    return optimizer.create_optimizer(PEAK_LEARNING_RATE, epochs * steps, warmup_steps=steps, weight_decay=WEIGHT_DECAY)
 
 
 def progress_verbosity() -> int:

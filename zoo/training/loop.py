@@ -264,6 +264,7 @@ class _Run(keras.callbacks.Callback):
         self.places, self.in_trouble = places, False
         self.bar = keras.utils.Progbar(self.batches.steps, verbose=_verbosity(), unit_name="step")
         self.started = time.perf_counter()
+        self.random = random_state()
         print(f"Epoch {epoch + 1}/{self.pace.epochs}", flush=True)
         try:
             self.model.fit(data, shuffle=False, verbose=0, callbacks=[self])
@@ -279,6 +280,10 @@ class _Run(keras.callbacks.Callback):
             for variable, value in zip(self.model.metrics_variables, self.metrics, strict=True):
                 variable.assign(value)
         self.metrics = None
+
+    def on_train_batch_begin(self, batch, *_):
+        if batch == 0:
+            set_random_state(self.random)  # torch's data loader has drawn a number, once for each call of `fit`
 
     def on_train_batch_end(self, batch, logs=None):
         self.position = self.places[batch] + 1
