@@ -281,7 +281,7 @@ class _Run(keras.callbacks.Callback):
                 variable.assign(value)
         self.metrics = None
 
-    def on_train_batch_begin(self, batch, *_):
+    def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
         if batch == 0:
             set_random_state(self.random)  # torch's data loader has drawn a number, once for each call of `fit`
 
