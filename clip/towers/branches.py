@@ -62,7 +62,7 @@ class Branches(layers.Layer):
 
     def call(self, inputs, training=None):
         if self.reparameterized:
-            return convolve(self.reparam_conv, inputs)
+            return convolve(self.reparam_conv, self.thinned(inputs) if self.kernel_size == (1, 1) else inputs)
         return self.call_branches(inputs, training)
 
     def folded(self):
@@ -76,11 +76,12 @@ class Branches(layers.Layer):
         return self.fold_branches()
 
     def convolution(self, input_shape, kernel_size, *, use_bias=False, name="conv"):
-        """A built convolution of this layer's kind with another kernel."""
+        """A built convolution of this layer's kind with another kernel; a 1×1 one leaves the strides to `thinned`."""
+        strides = 1 if kernel_size == (1, 1) else self.strides
         options = {
             "kernel_size": kernel_size,
-            "strides": self.strides,
-            "padding": "same" if self.strides == 1 else "valid",  # `convolve` pads where there are strides
+            "strides": strides,
+            "padding": "same" if strides == 1 else "valid",  # `convolve` pads where there are strides
             "use_bias": use_bias,
             "data_format": CHANNELS_LAST,
             "dtype": self.dtype_policy,
@@ -95,6 +96,11 @@ class Branches(layers.Layer):
             layer = DepthwiseConv2D(**options)
         layer.build((None, None, None, input_shape[-1]))  # sides are checked without the padding, which may be all
         return layer
+
+    def thinned(self, inputs):
+        """The positions that a 1×1 convolution reads. Torch 2.13 on a CPU writes past its memory in the gradient of one
+        with strides that reads three channels."""
+        return inputs if self.strides == 1 else inputs[:, :: self.strides, :: self.strides]
 
     def conv_norm(self, input_shape, kernel_size, name):
         return ConvNorm(self.convolution(input_shape, kernel_size), name=name, dtype=self.dtype_policy)
@@ -189,11 +195,11 @@ class MobileOneConv2D(Branches):
         has_identity = self.strides == 1 and self.output_channels(channels) == channels
         self.identity = self.batch_norm(channels, "identity") if has_identity else None
 
-    def _all(self):
-        return [branch for branch in (self.conv_kxk, self.conv_scale, self.identity) if branch is not None]
-
     def call_branches(self, inputs, training):
-        return sum(branch(inputs, training=training) for branch in self._all())
+        outputs = self.conv_kxk(inputs if self.kernel_size != (1, 1) else self.thinned(inputs), training=training)
+        if self.conv_scale is not None:
+            outputs = outputs + self.conv_scale(self.thinned(inputs), training=training)
+        return outputs if self.identity is None else outputs + self.identity(inputs, training=training)
 
     def fold_branches(self):
         kernel, bias = self.conv_kxk.folded()
