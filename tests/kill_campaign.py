@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS, SAVE_EVERY, BATCH_SIZE, RECORDS = 10, 3, 8, 80
+EPOCHS, SAVE_EVERY, BATCH_SIZE, RECORDS = 5, 3, 8, 80
 SAVING = "saving"  # the child says so before each checkpoint
 
 
