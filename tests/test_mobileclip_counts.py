@@ -59,7 +59,8 @@ def test_a_reparameterised_tower_is_smaller_and_does_less():
 
 
 @pytest.mark.parametrize(
-    "channels, ratio, divisor, hidden", [(256, 1 / 4, 8, 64), (320, 1 / 4, 8, 80), (16, 1 / 4, 8, 8), (40, 1 / 16, 1, 3)]
+    "channels, ratio, divisor, hidden",
+    [(256, 1 / 4, 8, 64), (320, 1 / 4, 8, 80), (16, 1 / 4, 8, 8), (40, 1 / 16, 1, 3)],
 )
 def test_squeezed_channels_are_whole_multiples(channels, ratio, divisor, hidden):
     assert squeezed(channels, ratio, divisor) == hidden

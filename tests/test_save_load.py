@@ -17,6 +17,7 @@ pytestmark = pytest.mark.backend
 
 ROW = convnext.Variant((1, 2), (8, 16), epsilon=1e-5, activation="silu", patch_size=2)
 RESNET_ROW = convnext.ResNetVariant((1, 2), (8, 16), stem_dim=12)
+BASIC_ROW = convnext.ResNetVariant((1, 2), (8, 16), stem_dim=12, block="basic")
 MODELS = {
     "table row": lambda: convnext.create_convnext_v2("atto", 7, (64, 64, 3)),
     "everything set": lambda: convnext.create_convnext_v1(
@@ -38,6 +39,7 @@ MODELS = {
     "resnet trunk": lambda: convnext.create_resnet(
         RESNET_ROW, input_shape=(64, 64, 3), include_top=False, pooling="avg"
     ),
+    "basic resnet with a stem of its own": lambda: convnext.create_resnet(BASIC_ROW, 5, (64, 64, 3)),
     "pair": lambda: clip.create_clip("convnext_v2_atto", image_size=32, stem_stride=2, activation="quick_gelu"),
     "pair with bias": lambda: clip.create_clip("convnext_v2_atto", image_size=32, init_logit_bias=-10.0, name="sig"),
 }
