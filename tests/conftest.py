@@ -17,6 +17,7 @@ from hub_cache import HubCache
 SEED = 20240229
 GROWTH = 3e9  # bytes after which garbage is collected early: the suite under JAX would come to 22 GB
 BACKEND = os.environ.get("KERAS_BACKEND")
+ONCE = os.environ.get("ZOO_ONCE", BACKEND)  # the backend under which tests marked `once` run
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network
 
 refused: list[str] = []
@@ -101,6 +102,15 @@ def pytest_pycollect_makemodule(module_path, parent):
     if needs_backend(module_path) and (unwanted(parent.config) or not BACKEND):
         return Unimported.from_parent(parent, path=module_path)
     return None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves tests marked `once` to the backend that runs them."""
+    if BACKEND == ONCE:
+        return
+    left = [item for item in items if item.get_closest_marker("once")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if not item.get_closest_marker("once")]
 
 
 def pytest_collection_finish(session):

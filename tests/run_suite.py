@@ -83,6 +83,7 @@ def run_steps(options: argparse.Namespace, pytest_arguments: list[str]) -> list[
         def after_oracles(backend: str) -> Result:
             oracles.result()
             own = environment | {"KERAS_BACKEND": backend, "KERAS_HOME": str(OUTPUT / f"keras-{backend}")}
+            own["ZOO_ONCE"] = options.backends[-1]  # torch unless narrowed: it compiles nothing
             return run_pytest(backend, f"backend{speed}", own, pytest_arguments)
 
         backends = [pool.submit(after_oracles, backend) for backend in options.backends]
@@ -134,7 +135,7 @@ def run_step(name: str, command: list[str], environment: dict[str, str]) -> Resu
     """Runs a command; its output goes to build/suite/NAME.log and, each line with the name, to stdout."""
     start = time.monotonic()
     with (
-        open(OUTPUT / f"{name}.log", "w", encoding="utf-8") as log,
+        open(OUTPUT / f"{name}.log", "w", buffering=1, encoding="utf-8") as log,
         subprocess.Popen(
             command,
             cwd=ROOT,

@@ -14,7 +14,7 @@ import convnext
 from zoo import convert, parity
 from zoo.convert import engine, load_weights, mobileclip
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 V1 = convnext.Variant((1, 2), (8, 16))
 RESNET = convnext.ResNetVariant((1, 2), (8, 16), stem_dim=8)

@@ -13,7 +13,7 @@ import convnext
 import zoo
 from zoo.parity import error
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 TOLERANCE = 2e-5
 SIZE = (32, 64)

@@ -10,7 +10,7 @@ import convnext
 from zoo.convert import load_weights
 from zoo.parity import error
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 ROW = convnext.Variant((1, 1, 2, 1), (8, 16, 24, 32))
 SIZE = (64, 96)

@@ -15,7 +15,7 @@ import convnext
 from zoo import convert, load_weights
 from zoo.convert import read_checkpoint, timm
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 ROW = convnext.Variant((1, 1), (4, 8))
 

@@ -12,7 +12,7 @@ from zoo import convert
 from zoo.convert import load_weights, mobileclip
 from zoo.parity import error
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 TEXT = clip.Text(16, 2, 2, vocabulary_size=60, causal=False)
 MCT = dataclasses.replace(TEXT, mixer_kernel=5)

@@ -19,13 +19,15 @@ from zoo import demo
 from zoo.demo import data, page, reading, training
 from zoo.evaluation.digits import draw, load_split
 from zoo.evaluation.metrics import calibration
+from zoo.export import OnnxModel
 from zoo.report import png_size
 
 pytestmark = pytest.mark.backend
 
 EPOCHS = 5  # of the run in this file, half of the demo's own
 PNGS = ["confusion", "examples", "hardest", "searches", "similarity", "temperature", "training"]
-FILES = ["metrics.json", "model.safetensors", "predictions.csv", "report.html", "zero_shot_classifier.keras"]
+ONNX = ["digits-float32.onnx", "digits-float16.onnx", "digits-int8.onnx"]
+FILES = ["metrics.json", "model.safetensors", "predictions.csv", "report.html", "zero_shot_classifier.keras", *ONNX]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +261,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name))
-    with pytest.raises(ImportError, match=r"needs sklearn.*convnext-clip-zoo\[report\]"):
+    with pytest.raises(ImportError, match=r"needs sklearn\..*convnext-clip-zoo\[onnx,report\]"):
         demo.run_demo(tmp_path)
 
 
@@ -314,6 +316,19 @@ def test_the_report_holds_every_plot_and_figure(run):
     for template in data.HELD_OUT_TEMPLATES:
         assert template in source
     assert f"{100 * metrics['zero_shot_accuracy']:.1f} %" in source
+
+
+def test_onnx_files_read_as_keras_does(run, split):
+    folder, metrics = run
+    transform = data.PREPROCESS.eval_transform()
+    pictures = np.stack([transform(picture) for picture in split[1].pictures])
+    assert [f"digits-{file['precision']}.onnx" for file in metrics["onnx"]] == ONNX
+    for name, file in zip(ONNX, metrics["onnx"], strict=True):
+        guesses = OnnxModel(folder / name).predict(pictures).argmax(axis=1)
+        assert (guesses == split[1].labels).mean() == file["accuracy"]
+        assert abs(file["accuracy"] - metrics["zero_shot_accuracy"]) <= 0.005
+        assert (folder / name).stat().st_size == file["bytes"] and file["milliseconds"] > 0
+    assert metrics["onnx"][0]["agreement"] == 1
 
 
 def test_load_brings_the_pair_back(run, split):

@@ -14,7 +14,7 @@ from convnext import create_convnext_v2
 from zoo.demo import load_split
 from zoo.preprocess import PreprocessSpec
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))

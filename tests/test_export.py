@@ -18,7 +18,7 @@ from zoo.export.emit import named_outputs
 from zoo.export.rules import RULES
 from zoo.preprocess import PreprocessSpec
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 TOLERANCE = 2e-5
 OPTIONS = {

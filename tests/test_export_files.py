@@ -16,7 +16,7 @@ from zoo.export.verify import compare, random_inputs
 from zoo.files import sha256
 from zoo.preprocess import PreprocessSpec
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from zoo.pipeline import weights_digest
 from zoo.preprocess import PreprocessSpec
 from zoo.search import Index, TextCache
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 SPEC = PreprocessSpec(image_size=16)
 LABELS = ["zero", "one", "two"]

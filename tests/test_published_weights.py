@@ -23,7 +23,7 @@ from zoo.preprocess import OPENAI_STD, PreprocessSpec
 from zoo.pretrained import Weights, find_weights
 from zoo.recipes import Recipe
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 TOLERANCE = 2e-5
 MODEL_CFG = {

@@ -11,7 +11,7 @@ import zoo
 from clip.variants import IMAGE_TOWERS
 from zoo.convert import schema
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 TEXT = clip.Text(16, 2, 1, context_length=8, vocabulary_size=50)
 MCI = clip.MCi((1, 1, 1), (8, 16, 32), attention_stages=1, squeeze_excite=1)

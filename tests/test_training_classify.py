@@ -16,9 +16,7 @@ from zoo.training.classify import create_classifier, create_loss, enough, train_
 from zoo.training.config import describe_model, parse_config, read_config
 
 pytestmark = pytest.mark.backend
-once = pytest.mark.skipif(  # what is the same on each backend is looked at where nothing has to be compiled
-    keras.backend.backend() != "torch", reason="examined with torch"
-)
+once = pytest.mark.once
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "config"
 BASE = {

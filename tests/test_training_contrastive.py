@@ -22,9 +22,7 @@ from zoo.training.checkpoint import newest_checkpoint
 from zoo.training.two_pass import accumulate
 
 pytestmark = pytest.mark.backend
-once = pytest.mark.skipif(  # what is the same on each backend is looked at where nothing has to be compiled
-    keras.backend.backend() != "torch", reason="examined with torch"
-)
+once = pytest.mark.once
 
 ROW = Pair(8, 16, ViT(16, 1, 8, head_width=8), Text(width=16, heads=2, layers=1))
 BASE = {"batch_size": 8, "epochs": 1, "context_length": 12, "log_every": 1, "threads": 1}

@@ -20,6 +20,7 @@ import keras
 from clip import zero_shot_classifier
 from zoo import registry
 from zoo.demo.data import BATCH_SIZE, HELD_OUT_TEMPLATES, PREPROCESS, WORDS, short_tokens
+from zoo.demo.deploy import export_reader
 from zoo.demo.page import draw_plots, write_report
 from zoo.demo.reading import Readings, measure, read_digits
 from zoo.demo.training import EPOCHS, VARIANT, create_pair, train_pair
@@ -31,7 +32,8 @@ from zoo.report import percent
 def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, train_images: int | None = None) -> dict:
     """Trains a pair on captioned digits, examines it on held-out ones, and leaves a report.
 
-    Writes report.html and its PNGs, metrics.json, predictions.csv, model.safetensors and zero_shot_classifier.keras.
+    Writes report.html and its PNGs, metrics.json, predictions.csv, model.safetensors, zero_shot_classifier.keras, and
+    the same classifier as digits-float32.onnx, digits-float16.onnx and digits-int8.onnx.
 
     Args:
         output: folder for them, made if it is not there. Other files in it stay as they are.
@@ -63,15 +65,18 @@ def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, tr
     tell(f"Trained in {train_seconds:.0f} s. Reading the held-out digits from sentences it never saw.")
     readings = read_digits(model, held_out)
 
-    save_model(model, folder)
+    classifier = save_model(model, folder)
     agreeing = reload_and_compare(folder / "model.safetensors", readings, held_out)
     tell(f"Saved the pair; loaded again, it reads {agreeing} of {len(held_out)} digits as before.")
+    files = export_reader(classifier, folder, readings, held_out)
+    tell(f"Exported the reader of digits as ONNX: {', '.join(file['precision'] for file in files)}.")
 
     metrics = {
         **measure(readings),
         "reloaded_predictions_equal": agreeing / len(held_out),
         **describe_run(seed=seed, epochs=epochs, train=train, model=model),
         "train_seconds": round(train_seconds, 1),
+        "onnx": files,
         "history": history,
     }
     write_predictions(folder / "predictions.csv", readings, held_out)
@@ -96,10 +101,11 @@ def check_arguments(seed, epochs, train_images):
 
 def check_libraries():
     """ImportError that names what to install."""
-    missing = [name for name in ("sklearn", "matplotlib") if importlib.util.find_spec(name) is None]
+    needed = ("sklearn", "matplotlib", "onnx", "onnxruntime")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"The demo needs {' and '.join(missing)}. Install with: pip install 'convnext-clip-zoo[report]'"
+            f"The demo needs {' and '.join(missing)}. Install with: pip install 'convnext-clip-zoo[onnx,report]'"
         )
 
 
@@ -128,8 +134,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def save_model(model, folder: Path) -> None:
-    """The pair as model.safetensors, and as zero_shot_classifier.keras what reads digits without the text tower."""
+def save_model(model, folder: Path) -> keras.Model:
+    """The pair as model.safetensors; as zero_shot_classifier.keras, and returned, what reads without the text tower."""
     registry.save(model, folder / "model.safetensors", preprocess=PREPROCESS)
     classifier = zero_shot_classifier(model, WORDS, HELD_OUT_TEMPLATES, tokenizer=short_tokens)
     with tempfile.TemporaryDirectory() as scratch:
@@ -137,6 +143,7 @@ def save_model(model, folder: Path) -> None:
         classifier.save(whole)
         with atomic_write(folder / whole.name) as file:
             file.write(whole.read_bytes())
+    return classifier
 
 
 def reload_and_compare(path: Path, readings: Readings, digits: Digits) -> int:

@@ -130,7 +130,7 @@ print(names[reader.predict(picture[None]).argmax()])
 
 def write_report(path: Path, metrics: dict) -> None:
     """report.html, from the metrics and the PNGs beside it."""
-    sections = (what_it_saw, how_it_learned, reading, one_space, searching, certainty, use_again)
+    sections = (what_it_saw, how_it_learned, reading, one_space, searching, certainty, elsewhere, use_again)
     report.write_page(
         path,
         "Digits, read from sentences",
@@ -234,6 +234,27 @@ def certainty(metrics, folder):
             "the lowest loss. Which digit is read does not depend on it."
         ),
         report.figure(folder / "temperature.png", "Confidence, calibration and loss against the factor."),
+    )
+
+
+def elsewhere(metrics, _):
+    rows = [
+        [
+            file["precision"],
+            f"{file['bytes'] / 1e6:.1f} MB",
+            percent(file["accuracy"]),
+            percent(file["agreement"]),
+            f"{file['milliseconds']:.1f} ms",
+        ]
+        for file in metrics["onnx"]
+    ]
+    return report.section(
+        "Without Keras",
+        report.paragraph(
+            "The reader of digits as ONNX files, which any ONNX runtime takes: the image tower and the ten sentences' "
+            "embeddings in one graph. How they read the held-out pictures, and how long one picture takes:"
+        ),
+        report.table(["file", "size", "read right", "read as Keras does", "one picture"], rows),
     )
 
 
