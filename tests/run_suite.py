@@ -60,7 +60,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--backends", default=",".join(BACKENDS), help="default: %(default)s")
     parser.add_argument("--all", action="store_true", help="include the tests marked slow")
     parser.add_argument("-k", metavar="EXPRESSION", help="pytest's -k, for every step")
-    parser.add_argument("--jobs", type=int, default=1, help="steps that may run at the same time")
+    jobs = min(2, os.cpu_count() or 1)  # each needs up to 6 GB
+    parser.add_argument("--jobs", type=int, default=jobs, help="steps that may run at the same time (%(default)s)")
     options, pytest_arguments = parser.parse_known_args()
     options.backends = [name for name in options.backends.split(",") if name]
     unknown = sorted(set(options.backends) - set(BACKENDS))
