@@ -1,7 +1,7 @@
 """What a set of weights asks for: the architecture to build, and what is said of the weights.
 
 A `Recipe` comes from a name, from a row of the table of published weights, or from a configuration beside the weights
-(hub_configs.py). It is plain data: nothing is built or read here.
+(zoo/hub/). It is plain data: nothing is built or read here.
 """
 
 import dataclasses
