@@ -177,3 +177,76 @@ def test_precision_counts_the_right_ones_among_the_best():
 def test_what_means_nothing_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Confidence, rankings and embeddings.
+
+
+def test_reliability_shows_the_bins_that_calibration_sums_over(rng):
+    logits, labels = 3 * rng.standard_normal((500, 4)), rng.integers(0, 4, 500)
+    seen = metrics.reliability(logits, labels)
+    assert seen["count"].sum() == 500 and (seen["count"] > 0).all()
+    error = np.abs(seen["confidence"] - seen["accuracy"]) @ seen["count"] / 500
+    assert metrics.calibration(logits, labels)["error"] == pytest.approx(error)
+    assert seen["accuracy"] @ seen["count"] / 500 == pytest.approx((logits.argmax(axis=1) == labels).mean())
+
+
+def test_the_factor_of_lowest_loss_brings_back_the_one_that_drew_the_labels(rng):
+    cosines = rng.uniform(-0.3, 0.3, (4000, 6))
+    labels = np.array([rng.choice(6, p=row) for row in metrics.softmax(12 * cosines)])
+    found = metrics.lowest_loss_factor(cosines, labels)
+    assert found == pytest.approx(12, rel=0.05)
+    sweep = metrics.temperature_sweep(cosines, labels, [found / 2, found, 2 * found])
+    assert sweep["loss"][1] == min(sweep["loss"]) and sweep["error"][1] == min(sweep["error"])
+    assert sweep["confidence"] == sorted(sweep["confidence"])
+
+
+def test_where_all_are_right_no_factor_is_large_enough():
+    assert metrics.lowest_loss_factor(np.array([[0.3, 0.1]]), np.array([0]), high=50) == pytest.approx(50, rel=1e-3)
+
+
+def test_rank_correlation_is_scipys(rng):
+    stats = pytest.importorskip("scipy.stats")
+    a, b = rng.integers(0, 8, (2, 60))  # with ties
+    assert metrics.rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert np.isnan(metrics.rank_correlation(np.ones(4), np.arange(4)))
+
+
+def test_first_places_are_shared_and_drawn_by_the_seed(rng):
+    right = rng.random((3, 200)) < np.array([[0.9], [0.5], [0.9]])
+    shares = metrics.first_places(right)
+    assert shares.sum() == pytest.approx(1) and shares[1] == 0
+    np.testing.assert_array_equal(shares, metrics.first_places(right))
+    assert (shares != metrics.first_places(right, seed=1)).any()
+    np.testing.assert_allclose(metrics.first_places(np.stack([right[0]] * 2)), 0.5)
+
+
+def test_similarities_of_classes_are_means_over_pairs(rng):
+    vectors = rng.standard_normal((30, 5))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    labels = rng.integers(0, 3, 30)
+    found = metrics.class_similarity(vectors, labels, 4)
+    cosines, others = vectors @ vectors.T, ~np.eye(30, dtype=bool)
+    for i in range(3):
+        for j in range(3):
+            chosen = np.outer(labels == i, labels == j) & others
+            assert found[i, j] == pytest.approx(cosines[chosen].mean())
+    assert np.isnan(found[3]).all()
+    same = np.equal.outer(labels, labels)
+    apart = metrics.separation(vectors, labels, block=7)
+    assert apart["within"] == pytest.approx(cosines[same & others].mean())
+    assert apart["between"] == pytest.approx(cosines[~same].mean())
+    nearest = np.where(others, cosines, -2).argmax(axis=1)
+    assert apart["nearest_same"] == pytest.approx((labels[nearest] == labels).mean())
+
+
+def test_principal_components_are_scikit_learns_but_for_the_sign(rng):
+    from sklearn.decomposition import PCA
+
+    vectors = rng.standard_normal((40, 6)) * [5, 3, 1, 1, 1, 1]
+    mean, axes, shares = metrics.principal_components(vectors)
+    expected = PCA(2).fit(vectors)
+    np.testing.assert_allclose(np.abs((vectors - mean) @ axes.T), np.abs(expected.transform(vectors)), atol=1e-9)
+    np.testing.assert_allclose(shares, expected.explained_variance_ratio_)
+    again = metrics.principal_components(vectors[::-1])
+    np.testing.assert_allclose(again[1], axes, atol=1e-9)

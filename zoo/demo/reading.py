@@ -10,7 +10,7 @@ import numpy as np
 from clip import class_matrix
 from zoo.demo.data import HELD_OUT_TEMPLATES, NUMERALS, PREPROCESS, WORDS, short_tokens
 from zoo.evaluation.digits import HELD_OUT_IMAGES, Digits
-from zoo.evaluation.metrics import calibration, confusion, softmax
+from zoo.evaluation.metrics import calibration, confusion, softmax, temperature_sweep
 
 READING_BATCH_SIZE = HELD_OUT_IMAGES // 3  # so that all batches have one shape, which JAX compiles once
 FACTORS = np.geomspace(1, 1000, 61)  # of the temperature plots
@@ -102,12 +102,6 @@ def text_to_image_ranks(readings: Readings) -> np.ndarray:
     asked = np.tile(np.arange(len(WORDS)), len(texts) // len(WORDS))
     order = np.argsort(-texts @ readings.images.T, axis=1, kind="stable")
     return readings.labels[order] == asked[:, None]
-
-
-def temperature_sweep(cosines: np.ndarray, labels: np.ndarray, factors: np.ndarray) -> dict:
-    """`calibration` at each factor: {name: one value a factor}."""
-    results = [calibration(factor * cosines, labels) for factor in factors]
-    return {name: [result[name] for result in results] for name in results[0]}
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -97,17 +97,73 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
 
     Reference: arXiv:1706.04599, equation 3.
     """
+    seen = reliability(logits, labels, bins)
+    distance = np.abs(seen["confidence"] - seen["accuracy"]) @ seen["count"] / len(labels)
+    probabilities = softmax(logits)
+    true = probabilities[np.arange(len(labels)), labels]
+    return {
+        "confidence": float(probabilities.max(axis=1).mean()),
+        "error": float(distance),
+        "loss": float(-np.log(np.maximum(true, 1e-12)).mean()),
+    }
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
+    """Confidence beside accuracy, bin by bin: what a reliability diagram shows.
+
+    Args:
+        logits: float (N, K).
+        labels: int (N,).
+        bins: of equal width, over the confidence.
+
+    Returns:
+        {"confidence", "accuracy": means, "count": rows}, each (≤ bins,), without the bins that no row falls into.
+
+    Reference: arXiv:1706.04599, section 2.
+    """
     probabilities = softmax(logits)
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    distance = np.abs(np.bincount(place, weights=confidence - right, minlength=bins)).sum() / len(labels)
-    true = probabilities[np.arange(len(labels)), labels]
-    return {
-        "confidence": float(confidence.mean()),
-        "error": float(distance),
-        "loss": float(-np.log(np.maximum(true, 1e-12)).mean()),
-    }
+    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, right)]
+    count = np.bincount(place, minlength=bins)
+    filled = count > 0
+    confidence, accuracy = (values[filled] / count[filled] for values in sums)
+    return {"confidence": confidence, "accuracy": accuracy, "count": count[filled]}
+
+
+def temperature_sweep(cosines: np.ndarray, labels: np.ndarray, factors: Sequence[float]) -> dict[str, list[float]]:
+    """`calibration` of factor · cosines at each factor: {name: one value a factor}."""
+    results = [calibration(factor * cosines, labels) for factor in factors]
+    return {name: [result[name] for result in results] for name in results[0]}
+
+
+def lowest_loss_factor(cosines: np.ndarray, labels: np.ndarray, low: float = 0.1, high: float = 1e4) -> float:
+    """The factor from cosines to logits, between `low` and `high`, with the lowest mean of −ln p(true class).
+
+    >>> cosines = np.array([[0.5, 0.0]] * 4)  # three of four are right: p = 3/4, at a factor of ln(3) / 0.5
+    >>> round(lowest_loss_factor(cosines, np.array([0, 0, 0, 1])), 3)
+    2.197
+
+    The loss is convex in the factor, so golden sections find it. Where all rows are right it falls for ever, and
+    `high` comes out.
+
+    Args:
+        cosines: float (N, K).
+        labels: int (N,).
+
+    Reference: arXiv:1706.04599, section 4.2, temperature scaling.
+    """
+
+    def loss(logarithm):
+        return calibration(math.exp(logarithm) * cosines, labels)["loss"]
+
+    golden = (math.sqrt(5) - 1) / 2
+    left, right = math.log(low), math.log(high)
+    for _ in range(40):  # 0.618⁴⁰ of the range is left
+        one, other = right - golden * (right - left), left + golden * (right - left)
+        left, right = (left, other) if loss(one) <= loss(other) else (one, right)
+    return math.exp((left + right) / 2)
 
 
 def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
@@ -124,6 +180,51 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
     middle = (share + weight / 2) / (1 + weight)
     reach = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
     return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def first_places(right: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """How often each of T classifiers is the best when the N pictures are drawn anew with replacement: float (T,).
+
+    They are compared on the same pictures in every draw, so that what two have in common counts for neither; those
+    that tie share the place. The sum is 1.
+
+    Args:
+        right: bool (T, N), which pictures each got right.
+        resamples: draws of N pictures.
+        seed: of the draws.
+
+    Reference: B. Efron, "Bootstrap methods", Annals of Statistics 7 (1979).
+    """
+    right = np.asarray(right, np.float64)
+    rng = np.random.default_rng(seed)
+    shares = np.zeros(len(right))
+    even = np.full(right.shape[1], 1 / right.shape[1])
+    for _ in range(resamples):
+        scores = right @ rng.multinomial(right.shape[1], even)
+        best = scores == scores.max()
+        shares += best / best.sum()
+    return shares / resamples
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's correlation, ties at their mean rank; NaN where one of both is constant.
+
+    >>> round(rank_correlation(np.array([1, 2, 3, 4]), np.array([10, 30, 20, 40])), 3)
+    0.8
+
+    Args:
+        a, b: float (N,).
+    """
+    one, other = (_mean_ranks(np.asarray(x)) for x in (a, b))
+    one, other = one - one.mean(), other - other.mean()
+    spread = math.sqrt((one @ one) * (other @ other))
+    return float(one @ other / spread) if spread else math.nan
+
+
+def _mean_ranks(x: np.ndarray) -> np.ndarray:
+    """float (N,): 1 for the smallest; those that tie all get the mean of their places."""
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 # Retrieval: Q queries among M candidates, of which some are right.
@@ -228,6 +329,85 @@ def precision_at_k(scores: np.ndarray, positives: np.ndarray, k: int) -> float:
         raise ValueError(f"k={k}; it must be between 1 and the {scores.shape[1]} candidates")
     order = np.lexsort((positives, -scores), axis=1)[:, :k]  # a wrong one stands before the right one it ties with
     return float(np.take_along_axis(positives, order, axis=1).mean())
+
+
+# Embeddings: unit rows (N, D).
+
+
+def class_similarity(vectors: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Mean cosines between rows of one class and rows of another, float (K, K); a row is not compared with itself.
+
+    >>> vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    >>> class_similarity(vectors, np.array([0, 0, 1]), 2).tolist()
+    [[0.0, 0.7], [0.7, nan]]
+
+    Class 1 has one row alone, so there is nothing to compare within it.
+
+    Args:
+        vectors: float (N, D), unit rows.
+        labels: int (N,), 0 to classes - 1.
+    """
+    vectors = np.asarray(vectors, np.float64)
+    members = np.eye(classes)[labels]  # (N, K)
+    sizes = members.sum(axis=0)
+    pairs = np.outer(sizes, sizes) - np.diag(sizes)
+    sums = members.T @ vectors  # (K, D)
+    totals = sums @ sums.T - np.diag(members.T @ (vectors * vectors).sum(axis=1))
+    return np.divide(totals, pairs, out=np.full_like(totals, np.nan), where=pairs > 0)
+
+
+def separation(vectors: np.ndarray, labels: np.ndarray, *, block: int = BLOCK) -> dict[str, float]:
+    """How far classes stand apart.
+
+    Args:
+        vectors: float (N, D), unit rows.
+        labels: int (N,); a class of one row counts in "between" alone.
+
+    Returns:
+        {"within": mean cosine over pairs of rows of one class, "between": over pairs of rows of two classes,
+        "nearest_same": share of rows whose nearest other row is of their class}.
+    """
+    labels = np.unique(labels, return_inverse=True)[1]
+    sizes = np.bincount(labels)
+    means = np.nan_to_num(class_similarity(vectors, labels, len(sizes)))
+    pairs = np.outer(sizes, sizes) - np.diag(sizes)
+    same = np.eye(len(sizes), dtype=bool)
+    hits = 0
+    for rows, scores in score_blocks(vectors, vectors, block=block):
+        scores[np.arange(len(scores)), np.arange(len(vectors))[rows]] = -np.inf
+        hits += (labels[scores.argmax(axis=1)] == labels[rows]).sum()
+    within, between = (float((means * pairs)[where].sum() / max(pairs[where].sum(), 1)) for where in (same, ~same))
+    return {"within": within, "between": between, "nearest_same": float(hits / len(labels))}
+
+
+def principal_components(vectors: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The directions in which rows differ most, by singular values; signs such that the largest entry is positive.
+
+    Returns:
+        (mean (D,), axes (count, D) with unit rows, shares (count,) of the variance). A row x is drawn at
+        (x - mean) @ axes.T.
+    """
+    vectors = np.asarray(vectors, np.float64)
+    mean = vectors.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(vectors - mean, full_matrices=False)
+    axes = axes[:count]
+    axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+    return mean, axes, (sizes**2 / max((sizes**2).sum(), np.finfo(float).tiny))[:count]
+
+
+def modality_gap(images: np.ndarray, texts: np.ndarray) -> float:
+    """The distance between the mean picture and the mean text: 0 where both lie in one place, at most 2.
+
+    >>> modality_gap(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    1.4142135623730951
+
+    Args:
+        images: float (N, D), unit rows.
+        texts: float (M, D), unit rows.
+
+    Reference: arXiv:2203.02053, section 4.2.
+    """
+    return float(np.linalg.norm(np.mean(images, axis=0) - np.mean(texts, axis=0)))
 
 
 def _checked(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
