@@ -215,7 +215,7 @@ def test_several_queries_at_once(vectors, tmp_path):
 
 @pytest.mark.parametrize("dtype, error", [("float32", 1e-6), ("float16", 1e-3), ("int8", 1e-2)])
 def test_storage_changes_size_and_little_else(dtype, error, vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.search.index.BLOCK_BYTES", 32 * 4 * 7)  # several blocks
+    monkeypatch.setattr("zoo.search.segment.BLOCK_BYTES", 32 * 4 * 7)  # several blocks
     index = Index.build(vectors, tmp_path / "i", dtype=dtype)
     _, scores = index.search(vectors[9], 500)
     np.testing.assert_allclose(scores, np.sort(vectors @ vectors[9])[::-1], atol=error)

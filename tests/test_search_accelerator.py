@@ -1,0 +1,172 @@
+"""Accelerators: exact ones give what a full search gives, a graph says what it misses; neither is the truth."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from zoo.search import Index
+from zoo.search import index as module
+from zoo.search.accelerator import EXACT, KINDS
+
+pytest.importorskip("usearch")
+COUNT, DIM = 3000, 32
+
+
+def unit(x):
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def vectors(rng):
+    return unit(rng.standard_normal((COUNT, DIM)))
+
+
+@pytest.fixture
+def index(vectors, tmp_path):
+    """Two segments, with metadata in the second."""
+    made = Index.build(vectors[:1000], tmp_path / "i")
+    made.add(vectors[1000:], metadata=[{"even": i % 2 == 0} for i in range(1000, COUNT)])
+    return made
+
+
+def refuse(*_):
+    raise AssertionError("every vector was looked at")
+
+
+def same(found, expected):
+    assert found[0] == expected[0]
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("k", [1, 10, 40])
+def test_results_are_those_of_a_full_search(kind, k, index, rng, monkeypatch):
+    queries = unit(rng.standard_normal((20, DIM)))
+    expected = [index.search(query, k) for query in queries]
+    index.accelerate(kind)
+    monkeypatch.setattr(module, "LEAST_ASKED", 1)
+    asked = []
+    nearest = module.Accelerator.nearest
+    monkeypatch.setattr(module.Accelerator, "nearest", lambda *a: asked.append(a[2]) or nearest(*a))
+    for query, truth in zip(queries, expected, strict=True):
+        same(index.search(query, k), truth)
+        same(Index.open(index.path).search(3 * query, k), (truth[0], 3 * truth[1]))
+    assert len(asked) >= 40
+    if kind == "float16":  # so near its originals that the first question always suffices
+        monkeypatch.setattr(Index, "_find_all", refuse)
+        index.search(queries[0], k)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_what_was_removed_added_or_filtered_is_seen(kind, index, vectors, rng):
+    index.accelerate(kind)
+    plain = Index.build(vectors, index.path.parent / "plain", metadata=[{"even": i % 2 == 0} for i in range(COUNT)])
+    more = unit(rng.standard_normal((50, DIM)))
+    for other in (index, plain):
+        other.remove(["5", "2000"])
+        other.add(more, ids=[f"more {i}" for i in range(50)], metadata=[{"even": True}] * 50)
+    assert index.info()["accelerators"] == [kind] and plain.info()["accelerators"] == []
+    for query in [*more[:3], vectors[5], vectors[2000]]:
+        same(index.search(query, 10), plain.search(query, 10))
+    late = lambda entry: entry.get("even") is False  # noqa: E731
+    for query in vectors[1001:1010:3]:
+        found = index.search(query, 5, where={"even": True})
+        assert all(index.metadata(identity)["even"] for identity in found[0])
+        same(index.search(query, 5, where=lambda entry: not late(entry) and bool(entry)), found)
+
+
+def test_vectors_too_alike_for_the_copy_are_all_looked_at(tmp_path, rng):
+    base = unit(rng.standard_normal(DIM))
+    vectors = unit(base + 1e-3 * rng.standard_normal((COUNT, DIM)))
+    index = Index.build(vectors, tmp_path / "i")
+    expected = index.search(vectors[7], 20)
+    index.accelerate("int8")
+    same(index.search(vectors[7], 20), expected)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_lengths_may_differ(kind, vectors, tmp_path, rng):
+    index = Index.build(vectors * rng.uniform(0.1, 5, (COUNT, 1)), tmp_path / "i")
+    queries = rng.standard_normal((5, DIM))
+    expected = [index.search(query, 10) for query in queries]
+    index.accelerate(kind)
+    for query, truth in zip(queries, expected, strict=True):
+        same(index.search(query, 10), truth)
+        same(index.search(-query, 10), (lambda full: (full[0][0], full[1][0]))(index.search(-query[None], 10)))
+    assert index.search(np.zeros(DIM), 3)[0] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_narrow_storage_is_accelerated_too(dtype, vectors, tmp_path):
+    index = Index.build(vectors, tmp_path / "i", dtype=dtype)
+    expected = index.search(vectors[3], 10)
+    index.accelerate("int8")
+    same(index.search(vectors[3], 10), expected)
+
+
+def test_a_graph_finds_nearly_all_and_only_when_asked(index, vectors, rng, monkeypatch):
+    with pytest.raises(ValueError, match="no graph to search approximately"):
+        index.search(vectors[0], approximate=True)
+    facts = index.accelerate("hnsw")
+    assert facts["vectors"] == COUNT and 0.95 < facts["recall_at_10"] <= 1
+    queries = unit(rng.standard_normal((20, DIM)))
+    assert index.recall(queries) > 0.95
+    assert index.accelerators() == ["hnsw"] and index._helper(False) is None
+    ids, scores = index.search(vectors[:3], 10, approximate=True)
+    assert [row[0] for row in ids] == ["0", "1", "2"]
+    np.testing.assert_allclose(scores[1], [vectors[1] @ vectors[int(i)] for i in ids[1]], atol=1e-6)
+    index.remove(["1"])
+    assert index.search(vectors[1], 10, approximate=True)[0] == index.search(vectors[1], 10)[0]
+    monkeypatch.setattr(Index, "_find_all", refuse)
+    Index.open(index.path).search(queries[0], 10, approximate=True)
+
+
+def test_a_poor_graph_has_poor_recall(tmp_path, rng):
+    vectors = unit(rng.standard_normal((4000, 256)))
+    index = Index.build(vectors, tmp_path / "i")
+    poor = index.accelerate("hnsw", connectivity=2, expansion=2)["recall_at_10"]
+    assert poor < index.accelerate("hnsw", connectivity=16, expansion=128)["recall_at_10"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_accelerator_is_found_and_made_anew(kind, index, vectors):
+    index.accelerate(kind)
+    path = index.path / f"accelerator-{kind}.bin"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged: its digest"):
+        Index.open(index.path).verify()
+    if kind == "hnsw":  # usearch is not let near it
+        with pytest.raises(ValueError, match="is damaged: its digest"):
+            Index.open(index.path).search(vectors[0], approximate=True)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="is damaged"):
+        Index.open(index.path).search(vectors[0], approximate=kind == "hnsw")
+    index.accelerate(kind)
+    assert Index.open(index.path).verify() == COUNT
+
+
+def test_one_made_of_other_vectors_does_not_count(index, vectors, tmp_path):
+    index.accelerate("int8")
+    other = Index.build(vectors[::-1], tmp_path / "other")
+    for end in ("bin", "json"):
+        (other.path / f"accelerator-int8.{end}").write_bytes((index.path / f"accelerator-int8.{end}").read_bytes())
+    assert Index.open(other.path).accelerators() == []
+    (index.path / "accelerator-int8.json").write_text('{"covers": 3}')
+    assert Index.open(index.path).accelerators() == []
+
+
+def test_what_cannot_be_accelerated(index, vectors, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="one of float16, int8, hnsw"):
+        index.accelerate("faiss")
+    with pytest.raises(ValueError, match="is empty"):
+        Index.build(vectors[:0], tmp_path / "empty").accelerate("int8")
+    with pytest.raises(ValueError, match="length 0"):
+        Index.build(np.zeros((3, 4)), tmp_path / "zero").accelerate("int8")
+    for name in ("usearch", "usearch.index"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"convnext-clip-zoo\[search\]"):
+        index.accelerate("int8")
+    assert index.accelerators() == []
