@@ -7,12 +7,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from convnext.fcmae import FCMAE, create_fcmae
     from convnext.layers import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
     from convnext.resnet import create_resnet
     from convnext.variants import TABLES, ResNetVariant, Variant, closest, flops, parameters
 
 _MODULES = {
+    "convnext.fcmae": ("FCMAE", "create_fcmae"),
     "convnext.layers": ("GRN", "Dense", "DepthwiseConv2D", "LayerScale", "Normal", "drop_path"),
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
     "convnext.resnet": ("create_resnet",),
@@ -21,6 +23,7 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [  # noqa: F822 (resolved in __getattr__)
+    "FCMAE",
     "GRN",
     "TABLES",
     "Dense",
@@ -32,6 +35,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "closest",
     "create_convnext_v1",
     "create_convnext_v2",
+    "create_fcmae",
     "create_resnet",
     "drop_path",
     "feature_maps",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zoo.pipeline import ClipPipeline
     from zoo.registry import create_model, list_models, load, model_info, save
     from zoo.training.contrastive import train
+    from zoo.training.pretrain import pretrain
 
 _MODULE_OF = {
     "ClipPipeline": "zoo.pipeline",
@@ -29,6 +30,7 @@ _MODULE_OF = {
     "load": "zoo.registry",
     "load_weights": "zoo.convert",
     "model_info": "zoo.registry",
+    "pretrain": "zoo.training.pretrain",
     "save": "zoo.registry",
     "train": "zoo.training.contrastive",
 }
@@ -36,7 +38,7 @@ _MODULE_OF = {
 __all__ = [
     "ClipPipeline",
     *("create_model", "export_onnx", "export_weights", "fold", "list_models"),
-    *("load", "load_weights", "model_info", "save", "train"),
+    *("load", "load_weights", "model_info", "pretrain", "save", "train"),
 ]  # noqa: F822
 
 

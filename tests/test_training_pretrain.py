@@ -1,0 +1,231 @@
+"""Masked pretraining from the command line: what it leaves, that it resumes, and that training begins from it."""
+
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+from data_writers import write_class_folders, write_csv, write_shards
+from PIL import Image
+
+import convnext
+import zoo
+from zoo import cli
+from zoo.preprocess import PreprocessSpec
+from zoo.training import pretrain as pretraining
+from zoo.training.checkpoint import newest_checkpoint
+from zoo.training.classify import create_classifier, train_classifier
+from zoo.training.config import parse_config
+
+pytestmark = pytest.mark.backend
+once = pytest.mark.once
+
+ROW = convnext.Variant((1, 1), (8, 8))
+BASE = {"batch_size": 8, "epochs": 1, "log_every": 1, "threads": 1, "image_size": 16, "stem_stride": 2}
+BASE |= {"decoder_dim": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    """Half the time of so small a run would go into drawing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.training.history.History.draw", lambda *_: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_class_folders(tmp_path_factory.mktemp("data") / "digits", 24)
+
+
+@pytest.fixture(scope="module")
+def plain(folders, tmp_path_factory):
+    """(output folder, outcome) of a run of three steps."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, run(folder, folders)
+
+
+def run(folder, data, **options):
+    return zoo.pretrain(ROW, data, output=folder, **{**BASE, **options})
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes()
+
+
+def rows(folder):
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def test_a_run_leaves_a_backbone_that_loads(plain):
+    folder, outcome = plain
+    assert outcome.finished and outcome.steps == 3
+    loaded = zoo.load(folder / "model.safetensors")
+    assert loaded.model.output_shape == (None, 4, 4, 8) and loaded.transform is not None
+    assert {"reconstruction.png", "report.html", "checkpoints", "history.csv"} <= set(os.listdir(folder))
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3] and all(row["loss"] > 0 for row in rows(folder))
+    assert "data:image/png;base64," in (folder / "report.html").read_text()
+
+
+def test_a_killed_run_ends_as_one_that_was_left_alone(folders, tmp_path, monkeypatch):
+    options = {"epochs": 2, "save_every": 2, "ema": 0.5}
+    run(tmp_path / "whole", folders, **options)
+
+    class Killed(BaseException):
+        pass
+
+    steps = pretraining.Batches.batch
+
+    def batch(self, epoch, step):
+        if (epoch, step) == (1, 2):
+            raise Killed
+        return steps(self, epoch, step)
+
+    monkeypatch.setattr(pretraining.Batches, "batch", batch)
+    with pytest.raises((Killed, Exception)):
+        run(tmp_path / "parts", folders, **options)
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path / "parts" / "checkpoints").progress["position"] in (2, 4)
+    run(tmp_path / "parts", folders, resume=True, **options)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    pictures = [(tmp_path / name / "reconstruction.png").read_bytes() for name in ("parts", "whole")]
+    assert pictures[0] == pictures[1]
+
+
+def test_a_classifier_begins_from_the_backbone(plain, folders, tmp_path, capsys):
+    start = str(plain[0] / "model.safetensors")
+    values = {"model_type": "convnextv2", "hidden_sizes": [8, 8], "depths": [1, 1], "weights": start}
+    values |= {"stem_stride": 2, "image_size": 16, "batch_size": 8, "epochs": 1, "label_key": "class", "threads": 1}
+    config = parse_config({**values, "train_data": str(folders), "output": str(tmp_path)})
+    model, _ = create_classifier(config, 10)
+    said = capsys.readouterr().err
+    assert "head_fc is new" in said and "head_norm" in said
+    backbone = zoo.load(start).model
+    for layer in backbone.layers:
+        for one, other in zip(layer.get_weights(), model.get_layer(layer.name).get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert train_classifier(config).finished
+
+
+@once
+def test_a_model_of_the_zoo_begins_from_the_backbone(folders, tmp_path):
+    run_of_atto = {**BASE, "epochs": 1, "image_size": 32, "batch_size": 4, "stem_stride": None}
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(4):
+        Image.new("L", (20, 30), 60 * number).save(few / f"{number}.png")
+    zoo.pretrain("convnextv2_atto", few, output=tmp_path / "out", **run_of_atto)
+    path = tmp_path / "out" / "model.safetensors"
+    backbone = zoo.load(path).model
+    with pytest.warns(UserWarning, match="head_fc is new"):
+        model = zoo.create_model("convnextv2_atto", weights=path, num_classes=5)
+    assert model.output_shape == (None, 5) and model.input_shape == (None, 32, 32, 3)
+    for layer in backbone.layers:
+        for one, other in zip(layer.get_weights(), model.get_layer(layer.name).get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+    again = zoo.pretrain("convnextv2_atto", few, output=tmp_path / "more", weights=path, **run_of_atto)
+    assert again.finished
+
+
+@once
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 1},
+        {"mask_ratio": 0.3},
+        {"stem_stride": 1},
+        {"image_size": 24},
+        {"decoder_dim": 12},
+        {"decoder_depth": 2},
+        {"crop_scale": 0.9},
+        {"flip": 0.0},
+        {"learning_rate": 0.01},
+        {"weight_decay": 0.9},
+        {"warmup_steps": 2},
+        {"clip_norm": 0.001},
+        {"precision": "bfloat16"},
+        {"ema": 0.5},
+        {"batch_size": 4},
+        {"epochs": 2},
+    ],
+    ids=str,
+)
+def test_every_flag_changes_the_weights(folders, plain, tmp_path, options):
+    run(tmp_path, folders, **options)
+    assert weights(tmp_path) != weights(plain[0])
+
+
+@once
+def test_tables_and_shards_are_read_as_folders_are(tmp_path):
+    for write in (write_csv, write_shards):
+        path = write(tmp_path / write.__name__, 16)
+        assert run(tmp_path / f"out_{write.__name__}", path).finished
+
+
+@once
+def test_a_model_that_is_there_is_trained_in_place(folders, tmp_path):
+    model = convnext.create_fcmae(ROW, (16, 16, 3), stem_stride=2, decoder_dim=8, normalize_target=False)
+    before = model.encoder.get_weights()
+    options = {key: value for key, value in BASE.items() if key not in ("image_size", "stem_stride", "decoder_dim")}
+    zoo.pretrain(model, folders, output=tmp_path, **options)
+    after = zoo.load(tmp_path / "model.safetensors").model.get_weights()
+    for start, ours, saved in zip(before, model.encoder.get_weights(), after, strict=True):
+        assert not np.array_equal(start, ours)
+        np.testing.assert_array_equal(ours, saved)
+    with pytest.raises(ValueError, match="image_size, stem_stride shape a new model"):
+        zoo.pretrain(model, folders, output=tmp_path / "two", **BASE)
+
+
+@once
+def test_the_picture_shows_image_mask_and_reconstruction(tmp_path, rng):
+    model = convnext.create_fcmae(ROW, (16, 16, 3), stem_stride=2, decoder_dim=8)
+    spec = PreprocessSpec(image_size=16)
+    pixels = rng.integers(0, 100, (2, 16, 16, 3)).astype(np.uint8)
+    images = (pixels.astype(np.float32) / 255 - np.float32(spec.mean)) / np.float32(spec.std)
+    pretraining.draw_reconstructions(tmp_path / "picture.png", model, images, spec)
+    picture = np.asarray(Image.open(tmp_path / "picture.png"))
+    assert picture.shape == (2 * 104, 3 * 104, 3)
+    original, masked, drawn = (picture[4:100:6, left : left + 96 : 6] for left in (4, 108, 212))
+    np.testing.assert_array_equal(original, pixels[0])
+    hidden = (masked == 128).all(axis=-1)
+    assert hidden.sum() == 10 * 16  # int(16 · 0.4) = 6 patches of 4×4 stay
+    np.testing.assert_array_equal(masked[~hidden], pixels[0][~hidden])
+    np.testing.assert_array_equal(drawn[~hidden], pixels[0][~hidden])
+    assert (drawn[hidden] != pixels[0][hidden]).any()
+
+
+@once
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("resnet50", {}, "'resnet50' is no ConvNeXt V2"),
+        ("convnext_tiny", {}, "is no ConvNeXt V2"),
+        ("convnextv2_tinny", {}, "convnextv2_tiny"),
+        (ROW, {"precision": "int8"}, "precision='int8'"),
+        (ROW, {"image_size": 18}, "multiples of the patches"),
+        (ROW, {"weights": "some.safetensors"}, "weights belong to a name"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused(model, options, message, folders, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        zoo.pretrain(model, folders, output=tmp_path, **{**BASE, **options})
+
+
+@once
+def test_the_command_says_what_is_wrong_and_runs_otherwise(folders, tmp_path, capsys, monkeypatch):
+    command = ["pretrain", "--model", "convnextv2_atto", "--output", str(tmp_path), "--image-size", "32"]
+    command += ["--backend", keras.backend.backend()]
+    assert cli.main([*command, "--train-data", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    asked = {}
+    monkeypatch.setattr(pretraining, "pretrain", lambda *_, **options: asked.update(options) or fake)
+    fake = pretraining.Outcome(True, 3, 3, 0)
+    flags = ["--mask-ratio", "0.5", "--crop-scale", "1", "--flip", "0", "--decoder-dim", "64", "--resume"]
+    assert cli.main([*command, "--train-data", str(folders), *flags]) == 0
+    assert "Finished: step 3 of 3" in capsys.readouterr().out
+    expected = {"mask_ratio": 0.5, "crop_scale": 1.0, "flip": 0.0, "decoder_dim": 64, "resume": True, "image_size": 32}
+    assert {key: asked[key] for key in expected} == expected

@@ -1,0 +1,206 @@
+"""Masked pretraining without labels: `zoo.pretrain(…)`, and `zoo pretrain …` on the command line.
+
+What it leaves is a plain backbone, which `create_model(weights=…)` and `zoo train classify` begin from.
+"""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+import convnext
+from zoo import registry, report
+from zoo.convert.describe import describe
+from zoo.data import Augment, Batches, Dataset, Record
+from zoo.data.folders import image_names
+from zoo.data.paths import inside, read_file
+from zoo.data.records import digest
+from zoo.files import atomic_write
+from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from zoo.training.contrastive import BAD_SAMPLES, POLICIES, policy, prepare
+from zoo.training.loop import Outcome, Pace, train_durably
+from zoo.training.optimizer import create_optimizer
+from zoo.training.result import write_model
+from zoo.training.sources import read_data, without_labels
+
+FAMILY = "convnextv2"
+IMAGE_SIZE = 224
+PICTURE, REPORT = "reconstruction.png", "report.html"
+SHOWN = 8  # images in the picture
+LEAST_SIDE = 96  # pixels of an image in the picture, where it is smaller
+GREY, GAP = 128, 4
+
+
+def pretrain(
+    model: "str | convnext.Variant | convnext.FCMAE",
+    train_data: str | Path,
+    *,
+    output: str | Path,
+    image_key: str = "filepath",
+    data_root: str | Path | None = None,
+    batch_size: int = 32,
+    epochs: int = 10,
+    image_size: int | None = None,
+    stem_stride: int | None = None,
+    weights: str | Path | None = None,
+    mask_ratio: float = 0.6,
+    decoder_dim: int = 512,
+    decoder_depth: int = 1,
+    crop_scale: float = 0.2,
+    flip: float = 0.5,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.05,
+    warmup_steps: int | None = None,
+    clip_norm: float | None = None,
+    precision: str = "float32",
+    ema: float | None = None,
+    save_every: int | None = None,
+    log_every: int = 10,
+    max_skipped: int = 10,
+    max_bad_fraction: float = 0.01,
+    threads: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+) -> Outcome:
+    """Pretrains a ConvNeXt V2 on images alone and leaves its backbone as model.safetensors in the output folder.
+
+    A run that was killed goes on with `resume=True`, and ends with the weights, bit for bit, of one that was not.
+
+    Args:
+        model: a name ("convnextv2_tiny"), a row of one's own, or a `FCMAE`, which is trained in place.
+        train_data: folder of images at any depth, CSV, TSV or parquet file, or tar shards; labels are not looked at.
+        output: folder of the backbone, reconstruction.png, report.html, checkpoints/, history.jsonl, history.csv,
+            curves.png and bad_samples.jsonl.
+        image_key, data_root: of a table, as in `zoo.train`.
+        image_size: pixels, 224 unless given; a multiple of the patches' side.
+        stem_stride: as in `create_fcmae`.
+        weights: to begin from: a tag or a file, as in `create_model`.
+        mask_ratio, decoder_dim, decoder_depth: as in `create_fcmae`.
+        crop_scale: least share of a picture that a crop takes; 1 for no cropping.
+        flip: probability of mirroring.
+        learning_rate: after `warmup_steps` (a tenth of the run unless given), then along a cosine to zero.
+        others: as in `zoo.train`.
+
+    Raises:
+        ValueError: arguments that do not go together, data that cannot be used, a folder in use; all before training.
+
+    Reference: arXiv:2301.00808, section 3.1; appendix A.1 for the recipe.
+    """
+    if precision not in POLICIES:
+        raise ValueError(f"precision={precision!r}; it must be one of {', '.join(POLICIES)}")
+    pace = Pace(epochs, save_every, log_every, None, max_skipped)
+    dataset = read_images(train_data, image_key=image_key, data_root=data_root)
+    output = Path(output)
+    with policy(POLICIES[precision]):
+        keras.utils.set_random_seed(seed)
+        shape = {"image_size": image_size, "stem_stride": stem_stride, "weights": weights}
+        hiding = {"mask_ratio": mask_ratio, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth}
+        fcmae = create(model, **shape, **hiding)
+        spec = preprocessing(fcmae)
+        output.mkdir(parents=True, exist_ok=True)
+        sources = {"bad_samples": output / BAD_SAMPLES, "max_bad_fraction": max_bad_fraction, "threads": threads}
+        augment = Augment(scale=(crop_scale, 1.0), flip=flip)
+        with Batches(dataset, spec, batch_size=batch_size, seed=seed, augment=augment, **sources) as batches:
+            steps = epochs * batches.steps
+            warmup_steps = steps // 10 if warmup_steps is None else warmup_steps
+            rates = {"warmup_steps": warmup_steps, "weight_decay": weight_decay, "clip_norm": clip_norm or None}
+            excluded = [fcmae.decoder.get_layer("mask_token").token]
+            optimizer = create_optimizer(learning_rate, steps, excluded=excluded, **rates)
+            prepare(fcmae, optimizer, precision=precision, ema=ema)
+            identity = {"learning_rate": learning_rate, "epochs": epochs, **rates, "ema": ema, "precision": precision}
+            identity |= {"model": describe(fcmae.encoder).arguments, "weights": weights and str(weights)}
+            identity |= {key: fcmae.get_config()[key] for key in (*hiding, "normalize_target")}
+            outcome = train_durably(fcmae, batches, output, pace, identity=identity, resume=resume)
+        with fcmae.optimizer.averaged():
+            write_model(fcmae.encoder, output, spec)
+            write_report(fcmae, dataset, spec, output, outcome)
+    return outcome
+
+
+def read_images(path: str | Path, **columns) -> Dataset:
+    """Records without labels or captions; those of a folder are all images in it, at any depth.
+
+    Args:
+        columns: `image_key` and `data_root`, as in `read_data`.
+    """
+    if not Path(path).is_dir():
+        return without_labels(read_data(path, caption_key=None, **columns))
+    root = str(Path(path).resolve())
+    names = image_names(root)
+    return Dataset(names, lambda i: Record(read_file(inside(root, names[i])), names[i]), digest(names))
+
+
+def create(model, *, image_size, stem_stride, weights, **options):
+    """The `FCMAE` of a name, of a row, or the one that is there already."""
+    shape = {"image_size": image_size, "stem_stride": stem_stride, "weights": weights}
+    if isinstance(model, convnext.FCMAE):
+        given = [name for name, value in shape.items() if value is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)} shape a new model; this one is there already")
+        return model
+    size = image_size or IMAGE_SIZE
+    arguments = {"include_top": False, "input_shape": (size, size, 3), "stem_stride": stem_stride or "auto"}
+    if isinstance(model, convnext.Variant):
+        if weights is not None:
+            raise ValueError("weights belong to a name; load them into the `encoder` of a FCMAE of your own row")
+        encoder = convnext.create_convnext_v2(model, **arguments)
+    else:
+        if registry.find(model).family != FAMILY:
+            raise ValueError(f"{model!r} is no ConvNeXt V2, which masked pretraining is for; try 'convnextv2_tiny'")
+        encoder = registry.create_model(model, weights=weights, pooling=None, **arguments)
+    return convnext.FCMAE(encoder, **options)
+
+
+def preprocessing(fcmae) -> PreprocessSpec:
+    """That of `zoo train classify`, which comes after."""
+    size = fcmae.encoder.input_shape[1]
+    return PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875)
+
+
+# What a run shows.
+
+
+def write_report(fcmae, dataset: Dataset, spec: PreprocessSpec, output: Path, outcome: Outcome) -> None:
+    """reconstruction.png of the first images, and report.html around it and the curves."""
+    count = min(SHOWN, len(dataset))
+    with Batches(dataset, spec, batch_size=count, shuffle=False, max_bad_fraction=1.0, threads=1) as batches:
+        images = batches[0]["images"]
+    draw_reconstructions(output / PICTURE, fcmae, images, spec)
+    losses = [row["loss"] for row in outcome.rows if row.get("loss") is not None]
+    tiles = {"steps": f"{outcome.step:,} of {outcome.steps:,}", "images": f"{len(dataset):,}"}
+    tiles |= {"loss": f"{losses[-1]:.3f}"} if losses else {}
+    caption = (
+        f"{fcmae.mask_ratio:.0%} of the patches of {fcmae.patch_size}×{fcmae.patch_size} pixels are hidden. Left to "
+        "right: the image, what the encoder sees, what the decoder makes of it. The visible patches on the right are "
+        "the image's own, and so are the mean and the deviation of each hidden one."
+    )
+    blocks = [report.tiles(tiles), report.section("Reconstruction", report.figure(output / PICTURE, caption))]
+    if (output / "curves.png").is_file():
+        blocks.append(report.section("Training", report.figure(output / "curves.png", "Over the steps.")))
+    report.write_page(output / REPORT, "Masked pretraining", *blocks)
+
+
+def draw_reconstructions(path: Path, fcmae, images: np.ndarray, spec: PreprocessSpec) -> None:
+    """A row an image: original | masked | reconstruction.
+
+    Args:
+        path: of the PNG.
+        images: float32 (N, H, W, 3), normalised by `spec`.
+    """
+    mask = keras.ops.convert_to_numpy(fcmae.draw_mask(len(images)))
+    side = fcmae.patch_size
+    hidden = mask.repeat(side, axis=1).repeat(side, axis=2)[..., None] == 1
+    columns = [_pixels(images, spec), None, _pixels(fcmae.reconstruct(images, mask), spec)]
+    columns[1] = np.where(hidden, np.uint8(GREY), columns[0])
+    larger = max(1, -(-LEAST_SIDE // images.shape[1]))
+    frame = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
+    framed = [np.pad(c.repeat(larger, 1).repeat(larger, 2), frame, constant_values=255) for c in columns]
+    with atomic_write(path) as file:
+        Image.fromarray(np.concatenate(np.concatenate(framed, axis=2))).save(file, "PNG")
+
+
+def _pixels(images: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """Normalised pixels → uint8."""
+    shares = images * np.float32(spec.std) + np.float32(spec.mean)
+    return np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
