@@ -108,6 +108,37 @@ CONTRASTIVE = (
     RESUME,
 )
 
+PRETRAIN = (
+    argument("--model", required=True, metavar="NAME", help="of a ConvNeXt V2, e.g. convnextv2_tiny"),
+    argument("--train-data", required=True, metavar="PATH", help="folder of images, CSV, TSV, parquet, or tar shards"),
+    argument("--output", required=True, metavar="DIR", help="folder of model.safetensors, the report, checkpoints"),
+    argument("--image-key", default="filepath", metavar="COLUMN", help="of a table (default filepath)"),
+    argument("--data-root", metavar="DIR", help="that a table's paths are seen from (default: the table's folder)"),
+    argument("--batch-size", type=positive, default=32, help="default 32"),
+    argument("--epochs", type=positive, default=10, help="default 10"),
+    argument("--image-size", type=positive, metavar="PIXELS", help="default 224"),
+    argument("--stem-stride", type=int, choices=(4, 2, 1), help="finer for small images; patches follow it"),
+    argument("--weights", metavar="TAG|PATH", help="to begin from"),
+    argument("--mask-ratio", type=float, default=0.6, help="share of the patches that is hidden (default 0.6)"),
+    argument("--decoder-dim", type=positive, default=512, help="channels of the decoder (default 512)"),
+    argument("--decoder-depth", type=positive, default=1, help="blocks of the decoder (default 1)"),
+    argument("--crop-scale", type=float, default=0.2, help="least share that a crop takes; 1 for none (default 0.2)"),
+    argument("--flip", type=float, default=0.5, help="probability of mirroring (default 0.5)"),
+    argument("--learning-rate", type=float, default=1e-3, help="after the warm-up (default 1e-3)"),
+    argument("--weight-decay", type=float, default=0.05, help="default 0.05"),
+    argument("--warmup-steps", type=int, help="default: a tenth of the run"),
+    argument("--clip-norm", type=float, help="of all gradients together (default: no limit)"),
+    argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32"),
+    argument("--ema", type=float, metavar="SHARE", help="of the weights' moving average that stays each step"),
+    argument("--save-every", type=positive, metavar="STEPS", help="in place of once an epoch"),
+    argument("--log-every", type=positive, default=10, metavar="STEPS", help="default 10"),
+    argument("--max-skipped", type=positive, default=10, help="non-finite updates before going back (default 10)"),
+    argument("--max-bad-fraction", type=float, default=0.01, help="of bad records, to end the run (default 0.01)"),
+    argument("--threads", type=positive, help="that decode images (default: the cores, at most 8)"),
+    argument("--seed", type=int, default=0, help="of weights, masks, order and augmentation (default 0)"),
+    RESUME,
+)
+
 COMMANDS = {
     "list": Command(
         "names of the models, or of published weights for them",
@@ -150,11 +181,19 @@ COMMANDS = {
             argument("--config", required=True, metavar="JSON", help="e.g. examples/config/convnext_example.json"),
             argument("--train-data", metavar="PATH", help="in place of the file's"),
             argument("--validation-data", metavar="PATH", help="in place of the file's"),
+            argument("--weights", metavar="PATH", help="in place of the file's"),
             argument("--output", metavar="DIR", help="in place of the file's"),
             argument("--epochs", type=positive, help="in place of the file's"),
             argument("--seed", type=int, help="in place of the file's"),
             RESUME,
         ),
+        uses_backend=True,
+    ),
+    "pretrain": Command(
+        "pretrain a ConvNeXt V2 on images alone: hide most of each, rebuild it",
+        "zoo.training.pretrain:pretrain",
+        "zoo.training.loop:to_text",
+        PRETRAIN,
         uses_backend=True,
     ),
     "average": Command(
