@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clip.losses import clip_loss, siglip_loss
+    from clip.losses import clip_loss, distillation_loss, siglip_loss
     from clip.mci import MCi
     from clip.model import CLIP, create_clip
     from clip.prompts import CLASS_NAMES, TEMPLATES, prompts_for
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "clip.layers": ("SelfAttention",),
-    "clip.losses": ("clip_loss", "siglip_loss"),
+    "clip.losses": ("clip_loss", "distillation_loss", "siglip_loss"),
     "clip.mci": ("MCi",),
     "clip.model": ("CLIP", "create_clip"),
     "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "prompts_for"),

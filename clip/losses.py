@@ -34,6 +34,23 @@ def siglip_loss(logits, labels=None):
     return -ops.mean(ops.sum(ops.log_sigmoid(signs * logits), axis=-1))
 
 
+def distillation_loss(logits, teacher_logits):
+    """Mean of the cross-entropies from a teacher's distributions to ours, image → text and text → image, a scalar.
+
+    Args:
+        logits: float32 (N, N), of the pair that learns.
+        teacher_logits: float32 (N, N), of the same images and captions; both with their own temperatures.
+
+    Reference: arXiv:2307.12732, contrastive relational distillation, up to the teacher's entropy; open_clip's
+        `DistillClipLoss`.
+    """
+    image_to_text, text_to_image = (
+        -ops.mean(ops.sum(ops.softmax(teacher_logits, axis=axis) * ops.log_softmax(logits, axis=axis), axis=axis))
+        for axis in (-1, 0)
+    )
+    return (image_to_text + text_to_image) / 2
+
+
 def agreement(logits, labels=None):
     """Which image belongs to which caption: bool (N, N)."""
     if labels is None:

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from clip.layers import MAX_LOGIT_SCALE, PACKAGE, LogitScale, l2_normalize, resolve_activation
-from clip.losses import LOSSES, agreement
+from clip.losses import LOSSES, agreement, distillation_loss
 from clip.mci import MCi
 from clip.towers.convnext import create_convnext_tower
 from clip.towers.mobileclip import create_mobileclip_tower
@@ -93,21 +93,22 @@ class CLIP(keras.Model):
         """exp(logit_scale) · cosine (+ bias) of normalised embeddings: (N, D), (M, D) → (N, M) float32."""
         return self.logit_scale.logits(image_embeddings, text_embeddings)
 
-    def compile(self, optimizer="adamw", loss="clip", **kwargs):
+    def compile(self, optimizer="adamw", loss="clip", *, distill_weight=1.0, **kwargs):
         """As `keras.Model.compile`, with a contrastive loss by name.
 
         Args:
             loss: "clip" (softmax both ways) or "siglip" (sigmoid; the pair needs a logit bias).
+            distill_weight: of `distillation_loss`, which is added where batches have a teacher's logits.
 
-        `fit` takes batches {"images", "tokens"} and an optional "label" (B,) int32: pairs whose labels agree are
-        positives of each other. Metrics: accuracy, the share of images and captions whose best match in the batch is
-        a positive; logit_scale, the temperature factor exp(logit_scale).
+        `fit` takes batches {"images", "tokens"} and, where wanted, "label" (B,) int32: pairs whose labels agree are
+        positives of each other; "teacher_logits" (B, B) float32. Metrics: accuracy, the share of images and captions
+        whose best match in the batch is a positive; logit_scale, the temperature factor exp(logit_scale).
         """
         if loss not in LOSSES:
             raise ValueError(f"Unknown loss {loss!r}.{closest(str(loss), LOSSES)}")
         if loss == "siglip" and self.init_logit_bias is None:
             raise ValueError("loss='siglip' needs a logit bias: create the pair with init_logit_bias=-10.0.")
-        self.contrastive_loss = loss
+        self.contrastive_loss, self.distill_weight = loss, distill_weight
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
     def compile_from_config(self, config):
@@ -118,7 +119,7 @@ class CLIP(keras.Model):
 
     def get_compile_config(self):
         config = super().get_compile_config()
-        return {**config, "loss": self.contrastive_loss} if config else config
+        return {**config, "loss": self.contrastive_loss, "distill_weight": self.distill_weight} if config else config
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
         if y is not None or sample_weight is not None:
@@ -129,7 +130,10 @@ class CLIP(keras.Model):
         labels = x.get("label")
         self.accuracy_tracker.update_state(in_batch_accuracy(logits, labels))
         self.logit_scale_tracker.update_state(ops.exp(self.logit_scale.logit_scale))
-        return LOSSES[self.contrastive_loss](logits, labels)
+        loss = LOSSES[self.contrastive_loss](logits, labels)
+        if "teacher_logits" in x:
+            loss = loss + self.distill_weight * distillation_loss(logits, x["teacher_logits"])
+        return loss
 
     def get_config(self):
         return {

@@ -2,9 +2,9 @@
 
     KERAS_BACKEND=torch python tests/kill_campaign.py --kills 30 [--control]
 
-Half of the kills fall inside the writing of a checkpoint, the others anywhere. A run is started anew with `resume`
-until it has finished; then its weights, moments and seeds are compared, byte by byte, with those of a run nobody
-disturbed.
+Half of the kills fall inside the writing of a checkpoint, the others anywhere in the training. A run is started anew
+with `resume` until it has finished; then its weights, moments and seeds are compared, byte by byte, with those of a run
+nobody disturbed. `torn` counts the kills that left a checkpoint half written; none of them may be taken for one.
 `--control` does the same with Keras' own `BackupAndRestore`.
 """
 
@@ -20,9 +20,11 @@ import threading
 import time
 from pathlib import Path
 
+from zoo.files import TEMPORARY_PREFIX
+
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, SAVE_EVERY, BATCH_SIZE, RECORDS = 5, 3, 8, 80
-SAVING = "saving"  # the child says so before each checkpoint
+TRAINING, SAVING = "training", "saving"  # the child says so before the first step, and before each checkpoint
 
 
 def main(arguments=None) -> dict:
@@ -42,26 +44,28 @@ def main(arguments=None) -> dict:
 def campaign(kills: int, rng: random.Random, *, control: bool = False) -> dict:
     """Figures of runs that were killed so often in all, each of them restarted until it had finished."""
     with tempfile.TemporaryDirectory() as scratch:
-        start = time.perf_counter()
-        alone = finish(Path(scratch, "alone"), control)
-        whole_run = time.perf_counter() - start
-        figures = {"kills": 0, "inside_saving": 0, "runs": 0, "equal": 0, "failed_restarts": 0, "wrong": []}
+        alone, whole_run = finish(Path(scratch, "alone"), control)
+        figures = dict.fromkeys(("kills", "inside_saving", "torn", "runs", "equal", "failed_restarts"), 0)
         while figures["kills"] < kills:
             folder = Path(scratch, f"run-{figures['runs']}")
             while figures["kills"] < kills:
                 inside = rng.random() < 0.5
                 delay = rng.uniform(0, 0.01) if inside else rng.uniform(0, whole_run)
+                before = half_written(folder)
                 if not killed(folder, control, inside, delay, rng.randrange(8)):
                     break
                 figures["kills"] += 1
                 figures["inside_saving"] += inside
+                figures["torn"] += bool(half_written(folder) - before)
             figures["runs"] += 1
-            result = finish(folder, control)
+            result, _ = finish(folder, control)
             figures["failed_restarts"] += result is None
             figures["equal"] += result == alone
-            if result != alone:
-                figures["wrong"].append(str(result)[:12])
         return figures
+
+
+def half_written(folder: Path) -> set[Path]:
+    return set(folder.glob(f"checkpoints/{TEMPORARY_PREFIX}*"))
 
 
 def start_child(folder: Path, control: bool) -> subprocess.Popen:
@@ -70,31 +74,32 @@ def start_child(folder: Path, control: bool) -> subprocess.Popen:
 
 
 def killed(folder: Path, control: bool, inside: bool, delay: float, saves: int) -> bool:
-    """Starts a run and kills it: `delay` after it began its (`saves` + 1)-th checkpoint, or after its start.
+    """Starts a run and kills it: `delay` after it began its (`saves` + 1)-th checkpoint, or after its first step began.
 
     False when it had ended before.
     """
-    child = start_child(folder, control)
+    child, to_come = start_child(folder, control), saves + 1 if inside else 1
     timer = threading.Timer(delay, child.send_signal, [signal.SIGKILL])
-    if not inside:
-        timer.start()
     for line in child.stdout:
-        if inside and line.strip() == SAVING:
-            saves -= 1
-            if saves < 0 and not timer.is_alive():
-                timer.start()
-                inside = False
+        to_come -= line.strip() == (SAVING if inside else TRAINING)
+        if not to_come:
+            timer.start()
+            break
+    child.stdout.read()
     code = child.wait()
     timer.cancel()
     return code == -signal.SIGKILL
 
 
-def finish(folder: Path, control: bool) -> str | None:
-    """Lets a run end; the digest of all that it learned, or None when it could not go on."""
-    child = start_child(folder, control)
-    child.stdout.read()
+def finish(folder: Path, control: bool) -> tuple[str | None, float]:
+    """Lets a run end; (digest of all that it learned, or None when it could not go on; seconds of training)."""
+    child, start = start_child(folder, control), time.perf_counter()
+    for line in child.stdout:
+        if line.strip() == TRAINING:
+            start = time.perf_counter()
     path = folder / "digest"
-    return path.read_text() if child.wait() == 0 and path.exists() else None
+    digest = path.read_text() if child.wait() == 0 and path.exists() else None
+    return digest, time.perf_counter() - start
 
 
 # The child.
@@ -136,6 +141,7 @@ def train(folder: Path) -> None:
 
     loop.save_checkpoint = say_and_save
     pair, batches = create()
+    print(TRAINING, flush=True)
     with batches:
         loop.train_durably(pair, batches, folder, loop.Pace(EPOCHS, save_every=SAVE_EVERY), resume=True)
     write_digest(pair, folder)
@@ -155,6 +161,7 @@ def train_control(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     pair, batches = create()
     backup = Backup(str(folder / "backup"), save_freq=SAVE_EVERY, delete_checkpoint=False)
+    print(TRAINING, flush=True)
     with batches:
         data = Steps(batches, range(EPOCHS * batches.steps), lambda batch: batch)
         pair.fit(data, epochs=EPOCHS, steps_per_epoch=batches.steps, shuffle=False, verbose=0, callbacks=[backup])

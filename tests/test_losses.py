@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import gradients
+from helpers import declare_torchvision_operators, gradients
 from keras import Variable, ops
 
-from clip import clip_loss, siglip_loss
+from clip import clip_loss, distillation_loss, siglip_loss
 from clip.model import in_batch_accuracy
 
 pytestmark = pytest.mark.backend
@@ -51,6 +51,27 @@ def test_siglip_loss_sums_over_captions_and_averages_over_images(rng):
     signs = np.where(labels[:, None] == labels[None], 1, -1)
     expected = np.log1p(np.exp(-signs * logits)).sum() / 4
     assert value(siglip_loss(ops.convert_to_tensor(logits), labels)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_is_the_cross_entropy_to_the_teacher_both_ways(rng):
+    ours, teachers = (4 * rng.standard_normal((2, 5, 5))).astype("float32")
+    expected = -sum((np.exp(log_softmax(teachers, axis)) * log_softmax(ours, axis)).sum() for axis in (0, 1)) / 10
+    assert value(distillation_loss(ops.convert_to_tensor(ours), teachers)) == pytest.approx(expected, rel=1e-5)
+    assert not np.isclose(value(distillation_loss(ops.convert_to_tensor(teachers), ours)), expected, rtol=1e-3)
+
+
+@pytest.mark.once
+def test_distillation_is_what_open_clip_adds(rng):
+    torch = pytest.importorskip("torch")
+    declare_torchvision_operators()
+    open_clip_loss = pytest.importorskip("open_clip.loss")
+    features = [torch.nn.functional.normalize(torch.randn(6, 8), dim=-1) for _ in range(4)]
+    scale, its_scale = torch.tensor(7.0), torch.tensor(30.0)
+    theirs = open_clip_loss.DistillClipLoss()(*features[:2], scale, *features[2:], its_scale, output_dict=True)
+    ours, teachers = scale * features[0] @ features[1].T, its_scale * features[2] @ features[3].T
+    logits = ops.convert_to_tensor(ours.numpy())
+    assert value(distillation_loss(logits, teachers.numpy())) == pytest.approx(float(theirs["distill_loss"]), rel=1e-5)
+    assert value(clip_loss(logits)) == pytest.approx(float(theirs["contrastive_loss"]), rel=1e-5)
 
 
 def test_losses_stay_finite_at_the_largest_logits():

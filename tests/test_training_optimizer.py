@@ -122,8 +122,28 @@ def test_the_schedule_warms_up_and_ends_at_zero():
         create_optimizer(1.0, 10, warmup_steps=11)
 
 
+def test_a_factor_is_the_share_of_the_learning_rate():
+    """Adam divides gradients by their own size, so that only updates can be scaled; decay is scaled with them."""
+
+    def trained(rate, **options):
+        inputs = keras.Input((1,))
+        model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="ones", name="dense")(inputs))
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=0.5)
+        model.compile(Guarded(optimizer, **options), loss="mse", auto_scale_loss=False)
+        model.optimizer.build(model.trainable_variables)
+        step(model, 1.0)  # one step, after which the weights of both differ and so would the gradients
+        return values(model)
+
+    (kernel, bias), (slow_kernel, _) = trained(0.1), trained(0.025)
+    mixed = trained(0.1, factors=[0.25, 1.0])
+    np.testing.assert_allclose(mixed[0], slow_kernel, rtol=1e-6)
+    assert np.array_equal(mixed[1], bias) and abs(mixed[0] - kernel) > 0.1 * abs(slow_kernel - 1)
+    with pytest.raises(ValueError, match="factors are 3, variables 2"):
+        trained(0.1, factors=[1.0, 1.0, 1.0])
+
+
 def test_a_guard_is_rebuilt_from_its_configuration():
-    guard = Guarded(keras.optimizers.SGD(0.1), initial_scale=2.0, ema=0.5)
+    guard = Guarded(keras.optimizers.SGD(0.1), initial_scale=2.0, ema=0.5, factors=[1.0, 0.5])
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(guard))
     assert isinstance(again.inner, keras.optimizers.SGD)
     assert again.get_config() == guard.get_config()

@@ -21,13 +21,18 @@ from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.recipes import default_arguments
 from zoo.training.config import ClassifierConfig, describe_model, read_config
 from zoo.training.contrastive import BAD_SAMPLES, POLICIES, policy, prepare
+from zoo.training.devices import data_parallel
+from zoo.training.layer_decay import update_factors
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.sources import read_data
 
 IMAGE_SIZE = 224
-NOT_IDENTITY = {"output", "threads", "train_data", "validation_data", "data_root", "save_every", "validate_every"}
+NOT_IDENTITY = {
+    *("output", "train_data", "validation_data", "data_root"),
+    *("threads", "devices", "save_every", "validate_every"),
+}
 
 
 def run(config: str | Path, *, resume: bool = False, **overrides) -> Outcome:
@@ -59,7 +64,7 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
         raise ValueError(f"num_labels is {count}, and the data has a label {dataset.labels.max()}")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    with policy(POLICIES[config.precision]):
+    with data_parallel(config.devices, config.batch_size), policy(POLICIES[config.precision]):
         keras.utils.set_random_seed(config.seed)
         model, description = create_classifier(config, count)
         spec = description.preprocess
@@ -130,7 +135,9 @@ def _compile(model, config, steps, count) -> None:
     optimizer = create_optimizer(config.learning_rate, steps, **rates)
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     loss = create_loss(config)
-    prepare(model, optimizer, precision=config.precision, ema=config.ema, loss=loss, metrics=metrics)
+    factors = None if config.layer_decay is None else update_factors(model, config.layer_decay)
+    options = {"ema": config.ema, "factors": factors, "loss": loss, "metrics": metrics}
+    prepare(model, optimizer, precision=config.precision, **options)
     blank = np.zeros((1, count), np.float32)
     model.compute_metrics(None, ops.convert_to_tensor(blank), ops.convert_to_tensor(blank))  # makes their variables
     model.reset_metrics()

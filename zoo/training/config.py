@@ -40,6 +40,7 @@ class ClassifierConfig:
         train_data, validation_data: class folders, tar shards, or a table with `image_key` and `label_key`.
         image_size: pixels; what the model's name says, or 224.
         warmup_steps: a tenth of the run unless given.
+        layer_decay: in (0, 1]: what each group of layers has of the learning rate of the one above it.
         loss: "cross_entropy", "focal", or "module:function" of (targets (B, K), logits (B, K)) → (B,) or ().
         class_weights: K factors of the loss.
         mixup, cutmix: α of their Beta distributions; 0 for none.
@@ -71,6 +72,7 @@ class ClassifierConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int | None = None
+    layer_decay: float | None = None
     clip_norm: float | None = None
     precision: str = "float32"
     ema: float | None = None
@@ -86,6 +88,7 @@ class ClassifierConfig:
     random_erasing: float = 0.0
     freeze_backbone: bool = False
     early_stopping: int | None = None
+    devices: int | None = None
     save_every: int | None = None
     validate_every: int | None = None
     log_every: int = 10

@@ -14,6 +14,8 @@ from zoo import registry
 from zoo.convert import native
 from zoo.data import CONTRASTIVE, Batches
 from zoo.preprocess import PreprocessSpec
+from zoo.training.devices import data_parallel
+from zoo.training.distillation import Teacher, load_teacher
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import Guarded, create_optimizer
 from zoo.training.result import write_model
@@ -65,6 +67,9 @@ def train(
     validation_data: str | Path | None = None,
     validate_every: int | None = None,
     classes: str | None = None,
+    teacher: "str | Path | clip.CLIP | None" = None,
+    distill_weight: float = 1.0,
+    devices: int | None = None,
     save_every: int | None = None,
     log_every: int = 10,
     max_skipped: int = 10,
@@ -100,6 +105,10 @@ def train(
         validation_data: as `train_data`; examined once an epoch, or every `validate_every` steps.
         classes: name of `clip.CLASS_NAMES` for zero-shot accuracy on the validation data's labels; unless given, the
             names that the data has.
+        teacher: a pair to learn from as well: a name with weights, a saved file, or a pair. It takes images of the same
+            size; the similarities it sees in a batch are what the student's are drawn to.
+        distill_weight: of that part of the loss.
+        devices: of JAX, among which each batch is divided; the loss stays the whole batch's.
         save_every: steps between checkpoints; once an epoch unless given.
         log_every: steps that a row of the history is the mean of.
         max_skipped: non-finite updates in a row after which the run goes back to its last checkpoint.
@@ -111,7 +120,8 @@ def train(
     Raises:
         ValueError: arguments that do not go together, data that cannot be used, a folder in use; all before training.
     """
-    _check(precision=precision, loss=loss, batch_size=batch_size, accumulate=accumulate)
+    _check(precision=precision, loss=loss, batch_size=batch_size, accumulate=accumulate, distill_weight=distill_weight)
+    _check_places(devices, model, teacher)
     pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
     columns = {"image_key": image_key, "caption_key": caption_key, "label_key": label_key, "data_root": data_root}
     dataset = read_data(train_data, **columns)
@@ -120,11 +130,12 @@ def train(
     if label_key is None:
         dataset = without_labels(dataset)
     tokenize = Tokenize(context_length)
-    with policy(POLICIES[precision]):
+    with data_parallel(devices, batch_size), policy(POLICIES[precision]):
         keras.utils.set_random_seed(seed)
         pair = _pair(model, weights, loss, image_size=image_size, stem_stride=stem_stride)
         pair.image_encoder.trainable, pair.text_encoder.trainable = not lock_image, not lock_text
         spec = preprocessing(pair)
+        distill = {} if teacher is None else {"arrange": _teacher(teacher, spec)}
         Path(output).mkdir(parents=True, exist_ok=True)
         sources = {"bad_samples": Path(output) / BAD_SAMPLES, "max_bad_fraction": max_bad_fraction, "threads": threads}
         augment = {"augment": CONTRASTIVE, "tokenize": tokenize, "seed": seed}
@@ -133,7 +144,7 @@ def train(
             warmup_steps = steps // 10 if warmup_steps is None else warmup_steps
             rates = {"warmup_steps": warmup_steps, "weight_decay": weight_decay, "clip_norm": clip_norm or None}
             optimizer = create_optimizer(learning_rate, steps, **rates)
-            prepare(pair, optimizer, loss=loss, precision=precision, ema=ema)
+            prepare(pair, optimizer, loss=loss, precision=precision, ema=ema, distill_weight=distill_weight)
             if accumulate > 1:
                 take_chunks(pair, accumulate)
             validate = None
@@ -142,18 +153,33 @@ def train(
             identity = {"learning_rate": learning_rate, "epochs": epochs, **rates, "loss": loss, "ema": ema}
             identity |= {"precision": precision, "accumulate": accumulate, "locked": [lock_image, lock_text]}
             identity |= {"model": pair.architecture, "weights": weights and str(weights)}
-            outcome = train_durably(pair, batches, output, pace, validate=validate, identity=identity, resume=resume)
+            if teacher is not None:
+                identity |= {"teacher": str(teacher), "distill_weight": distill_weight}
+            options = {"validate": validate, "identity": identity, "resume": resume, **distill}
+            outcome = train_durably(pair, batches, output, pace, **options)
         with pair.optimizer.averaged():
             write_model(pair, Path(output), spec)
     return outcome
 
 
-def _check(*, precision: str, loss: str, batch_size: int, accumulate: int) -> None:
+def _check(*, precision: str, loss: str, batch_size: int, accumulate: int, distill_weight: float) -> None:
     for name, value, allowed in (("precision", precision, POLICIES), ("loss", loss, ("clip", "siglip"))):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}; it must be one of {', '.join(allowed)}")
     if accumulate < 1 or batch_size % accumulate:
         raise ValueError(f"accumulate={accumulate} must be positive and divide batch_size={batch_size}")
+    if distill_weight < 0:
+        raise ValueError(f"distill_weight={distill_weight}; it must be at least 0")
+
+
+def _check_places(devices, *models) -> None:
+    if devices not in (None, 1) and any(isinstance(model, keras.Model) for model in models):
+        raise ValueError(f"devices={devices}: a pair that is there already lies on one device; give its name or file")
+
+
+def _teacher(teacher, spec) -> Teacher:
+    pair = load_teacher(teacher)
+    return Teacher(pair, preprocessing(pair), spec)
 
 
 @contextlib.contextmanager
@@ -191,10 +217,12 @@ def preprocessing(model) -> PreprocessSpec:
     return PreprocessSpec(image_size=size) if known is None else dataclasses.replace(known, image_size=size)
 
 
-def prepare(model, optimizer, *, precision: str, ema: float | None, **options) -> None:
+def prepare(
+    model, optimizer, *, precision: str, ema: float | None, factors: list[float] | None = None, **options
+) -> None:
     """Compiles a model for `train_durably`."""
     scale = FLOAT16_SCALE if precision == "float16" else None
-    model.compile(Guarded(optimizer, initial_scale=scale, ema=ema), auto_scale_loss=False, **options)
+    model.compile(Guarded(optimizer, initial_scale=scale, ema=ema, factors=factors), auto_scale_loss=False, **options)
     model.optimizer.build(model.trainable_variables)  # made inside the step, they would have TensorFlow trace it twice
 
 

@@ -20,6 +20,7 @@ from keras import ops
 
 from zoo.files import lock, remove_leftovers
 from zoo.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from zoo.training.devices import undivided
 from zoo.training.history import History
 from zoo.training.randomness import random_state, set_random_state
 
@@ -68,6 +69,7 @@ class Outcome:
         finished: False when it was told to stop before.
         step: optimisation steps done of `steps`.
         skipped: updates left out because they were not finite.
+        bad: samples that could not be used, and were replaced; bad_samples.jsonl names them.
         rows: of the history.
     """
 
@@ -75,6 +77,7 @@ class Outcome:
     step: int
     steps: int
     skipped: int
+    bad: int = 0
     rows: list[dict] = field(default_factory=list)
 
 
@@ -82,7 +85,8 @@ def to_text(outcome: Outcome) -> str:
     """Where a run stands, in one line."""
     how = "Finished" if outcome.finished else "Stopped; --resume goes on"
     skipped = f", {outcome.skipped} updates left out" if outcome.skipped else ""
-    return f"{how}: step {outcome.step} of {outcome.steps}{skipped}."
+    bad = f", {outcome.bad} bad samples replaced" if outcome.bad else ""
+    return f"{how}: step {outcome.step} of {outcome.steps}{skipped}{bad}."
 
 
 class Steps(keras.utils.PyDataset):
@@ -149,7 +153,7 @@ def train_durably(
         while not run.over:
             run.fit_epoch()
         run.close()
-    return Outcome(run.finished, run.position, run.steps, run.skipped, run.history.rows)
+    return Outcome(run.finished, run.position, run.steps, run.skipped, len(batches.bad), run.history.rows)
 
 
 class _Run(keras.callbacks.Callback):
@@ -329,7 +333,7 @@ class _Run(keras.callbacks.Callback):
         return (self.position - 1) // self.batches.steps + 1
 
     def _validate(self) -> None:
-        with self.model.optimizer.averaged():
+        with self.model.optimizer.averaged(), undivided():
             metrics = {f"val_{name}": value for name, value in self.validate().items()}
         self.history.add(epoch=self._epoch, step=self.position, **metrics)
         text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -56,16 +56,20 @@ class Guarded(keras.optimizers.Optimizer):
             fault. None for no scaling.
         ema: share of the moving average of the weights that stays at each update, below 1; in the first t updates at
             most (1 + t) / (10 + t). None for no average.
+        factors: of each variable's update, decay included, in the order of `build`: its learning rate as a share of
+            the optimizer's. None for 1 everywhere.
     """
 
-    def __init__(self, inner, *, initial_scale=None, ema=None, name="guarded"):
+    def __init__(self, inner, *, initial_scale=None, ema=None, factors=None, name="guarded"):
         if ema is not None and not 0 <= ema < 1:
             raise ValueError(f"ema={ema!r}; it must be at least 0 and less than 1")
         super().__init__(learning_rate=0.0, name=name)
         self.inner = keras.optimizers.get(inner)
-        self.initial_scale, self.ema = initial_scale, ema
+        self.initial_scale, self.ema, self.factors = initial_scale, ema, factors
 
     def build(self, variables):
+        if self.factors is not None and len(self.factors) != len(variables):
+            raise ValueError(f"factors are {len(self.factors)}, variables {len(variables)}; there must be as many")
         self.inner.build(variables)
         self.skipped = self.add_variable((), dtype="int32", name="skipped")
         self.in_a_row = self.add_variable((), dtype="int32", name="in_a_row")
@@ -126,10 +130,21 @@ class Guarded(keras.optimizers.Optimizer):
             self.good_steps.assign_add(1)
             grow = ops.equal(self.good_steps % GROWTH_STEPS, 0)
             self.scale.assign(self.scale * ops.where(grow, 2.0, 1.0))
-        self.inner.apply(grads, variables)
+        if self.factors is None:
+            self.inner.apply(grads, variables)
+        else:
+            self._apply_in_part(grads, variables)
         self.in_a_row.assign(0)
         if self.ema is not None:
             self._average()
+
+    def _apply_in_part(self, grads, variables):
+        """The inner update, of which each variable takes its share: that scales its learning rate under any rule."""
+        part = [pair for pair in zip(variables, self.factors, strict=True) if pair[1] != 1.0]
+        before = [ops.copy(variable) for variable, _ in part]
+        self.inner.apply(grads, variables)
+        for start, (variable, factor) in zip(before, part, strict=True):
+            variable.assign(start + factor * (ops.convert_to_tensor(variable) - start))
 
     def _average(self):
         step = ops.cast(self.iterations, "float32")
@@ -164,7 +179,8 @@ class Guarded(keras.optimizers.Optimizer):
 
     def get_config(self):
         inner = keras.saving.serialize_keras_object(self.inner)
-        return {"inner": inner, "initial_scale": self.initial_scale, "ema": self.ema, "name": self.name}
+        options = {"initial_scale": self.initial_scale, "ema": self.ema, "factors": self.factors}
+        return {"inner": inner, **options, "name": self.name}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

@@ -1,0 +1,100 @@
+"""Distillation: the teacher's similarities are a part of the loss, and the teacher stays as it is."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from data_writers import write_csv
+
+import zoo
+from clip import Pair, Text, ViT, create_clip
+from convnext import create_convnext_v2
+from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from zoo.training import contrastive
+from zoo.training.distillation import Teacher
+
+pytestmark = pytest.mark.backend
+once = pytest.mark.once
+
+ROW = Pair(8, 16, ViT(16, 1, 8, head_width=8), Text(width=16, heads=2, layers=1))
+LARGER = Pair(12, 16, ViT(24, 1, 8, head_width=8), Text(width=24, heads=2, layers=1))
+BASE = {"batch_size": 8, "epochs": 1, "context_length": 12, "log_every": 1, "threads": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.training.history.History.draw", lambda *_: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write_csv(tmp_path_factory.mktemp("data"), 16)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    keras.utils.set_random_seed(7)
+    return create_clip(LARGER)
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_teacher_adds_its_part_to_the_loss_and_stays_as_it_is(table, teacher, tmp_path, monkeypatch):
+    given = []
+
+    def train_durably(pair, batches, output, pace, *, arrange, **options):
+        given.append(arrange(batches[0]))
+        return original(pair, batches, output, pace, arrange=arrange, **options)
+
+    original = contrastive.train_durably
+    monkeypatch.setattr(contrastive, "train_durably", train_durably)
+    before = teacher.get_weights()
+    zoo.train(ROW, table, output=tmp_path / "half", **BASE, teacher=teacher, distill_weight=0.5)
+    zoo.train(ROW, table, output=tmp_path / "double", **BASE, teacher=teacher, distill_weight=2.0, accumulate=2)
+    assert all(np.array_equal(*pair) for pair in zip(before, teacher.get_weights(), strict=True))
+    keras.utils.set_random_seed(0)
+    start, batch = create_clip(ROW), given[0]
+    embeddings = start.predict_on_batch({name: batch[name] for name in ("images", "tokens")})
+    logits = keras.ops.convert_to_numpy(start.logits(embeddings["image_embeddings"], embeddings["text_embeddings"]))
+    own = -np.mean([np.diag(log_softmax(logits, axis)).mean() for axis in (0, 1)])
+    pairs = [(np.exp(log_softmax(batch["teacher_logits"], axis)), log_softmax(logits, axis)) for axis in (0, 1)]
+    taught = -np.mean([(target * ours).sum() / len(logits) for target, ours in pairs])
+    assert losses(tmp_path / "half")[0] == pytest.approx(own + 0.5 * taught, rel=1e-5)
+    assert losses(tmp_path / "double")[0] == pytest.approx(own + 2.0 * taught, rel=1e-5)
+
+
+def log_softmax(x, axis):
+    x = x - x.max(axis=axis, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=axis, keepdims=True))
+
+
+@once
+def test_a_teacher_sees_pictures_as_it_knows_them(teacher, rng):
+    pixels = rng.random((4, 16, 16, 3)).astype("float32")
+    tokens = np.ones((4, 12), "int32")
+    ours, its = PreprocessSpec(16, IMAGENET_MEAN, IMAGENET_STD), PreprocessSpec(16)
+    batch = {"images": (pixels - np.float32(ours.mean)) / np.float32(ours.std), "tokens": tokens}
+    got = Teacher(teacher, its, ours)(batch)["teacher_logits"]
+    known = {"images": (pixels - np.float32(its.mean)) / np.float32(its.std), "tokens": tokens}
+    np.testing.assert_allclose(got, Teacher(teacher, its, its)(known)["teacher_logits"], rtol=1e-4, atol=1e-4)
+
+
+@once
+def test_what_cannot_teach_is_refused(table, teacher, tmp_path):
+    zoo.save(create_convnext_v2("atto", 2), tmp_path / "classifier.safetensors")
+    zoo.save(create_clip(LARGER, image_size=24), tmp_path / "other.safetensors")
+    for options, message in (
+        ({"teacher": tmp_path / "classifier.safetensors"}, "is no pair of an image and a text tower"),
+        ({"teacher": tmp_path / "other.safetensors"}, "takes images of 24x24 pixels, the pair of 16x16"),
+        ({"teacher": "clip/ViT-B-32"}, "is an architecture without weights"),
+        ({"teacher": teacher, "distill_weight": -1.0}, "distill_weight=-1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            zoo.train(ROW, table, output=tmp_path / "out", **BASE, **options)
+    with pytest.raises(FileNotFoundError):
+        zoo.train(ROW, table, output=tmp_path / "out", **BASE, teacher=tmp_path / "none.safetensors")

@@ -1,0 +1,42 @@
+"""Layer-wise learning-rate decay: the deeper below the classifier a layer lies, the less of the learning rate it takes.
+
+ConvNeXt's own grouping when fine-tuned: the stem; groups of three consecutive blocks of a stage, its downsampling with
+the first of them; the classifier with the norm before it. That is 12 groups between stem and head for (3, 3, 27, 3).
+Reference: arXiv:2201.03545, appendix A; arXiv:2106.08254, section 3.2.
+"""
+
+import math
+import re
+
+import keras
+
+GROUP = 3  # consecutive blocks
+BLOCK = re.compile(r"stages_(\d+)_blocks_(\d+)_|layer(\d+)_(\d+)_")  # of a ConvNeXt, of a ResNet
+DOWNSAMPLE = re.compile(r"stages_(\d+)_downsample_")
+STEM, HEAD = ("stem_", "conv1", "bn1"), (math.inf, 0)
+
+
+def update_factors(model: keras.Model, decay: float) -> list[float]:
+    """decay ** (groups above a variable's own) for each trainable variable, in their order; the head's are 1.
+
+    Args:
+        model: of `create_convnext_v1`, `create_convnext_v2` or `create_resnet`.
+        decay: in (0, 1]; 1 leaves all learning rates as they are.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"layer_decay={decay!r}; it must be above 0 and at most 1")
+    places = {layer.name: _place(layer.name) for layer in model.layers if layer.weights}
+    groups = {place: number for number, place in enumerate(sorted(set(places.values())))}
+    group_of = {id(v): groups[places[layer.name]] for layer in model.layers for v in layer.weights}
+    last = len(groups) - 1
+    return [decay ** (last - group_of[id(variable)]) for variable in model.trainable_variables]
+
+
+def _place(name: str) -> tuple[float, int]:
+    """(stage from 1, group of the stage) of a layer; the stem is stage 0, the head comes after all stages."""
+    if match := BLOCK.match(name):
+        stage, block = (int(number) for number in match.groups() if number is not None)
+        return stage + name.startswith("stages_"), block // GROUP
+    if match := DOWNSAMPLE.match(name):
+        return int(match[1]) + 1, 0
+    return (0, 0) if name.startswith(STEM) else HEAD
