@@ -1,8 +1,8 @@
 """Weight files in and out: foreign checkpoints by two-column rule tables, our own format by its metadata.
 
-`read` and `write` know files, `layouts` which tensors a class of layer has, `engine` how a table is applied to a
-model. `timm`, `transformers`, `open_clip`, `mobileclip` and `facebook` are the tables. `native` is our own format,
-`schema` what its metadata may say, `describe` how that is read off a model.
+`read` and `write` know files, `stored` holds what is read, `layouts` knows which tensors a class of layer has,
+`engine` how a table is applied to a model. `timm`, `transformers`, `open_clip`, `mobileclip` and `facebook` are the
+tables. `native` is our own format, `schema` what its metadata may say, `describe` how that is read off a model.
 """
 
 import dataclasses

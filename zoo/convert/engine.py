@@ -7,8 +7,9 @@ file is used exactly once or named with the reason it is not, and nothing is ass
 """
 
 import functools
+import math
 import re
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from zoo.convert.layouts import Layout, torch_tensors
 from zoo.convert.positions import fit_positions
+from zoo.convert.stored import shapes_of
 
 LISTED = 20  # names shown of a long list in an error
 
@@ -101,8 +103,9 @@ def detect(tensors, formats):
     Raises:
         ValueError: none; it shows some keys and the formats there are.
     """
+    shapes = shapes_of(tensors)
     for candidate in formats:
-        if all(key in tensors and tensors[key].ndim == rank for key, rank in candidate.signature.items()):
+        if all(key in shapes and len(shapes[key]) == rank for key, rank in candidate.signature.items()):
             return candidate
     known = ", ".join(dict.fromkeys(candidate.name for candidate in formats))
     raise ValueError(f"The keys fit no known format. Found: {_listing(sorted(tensors))}. Known formats: {known}.")
@@ -111,9 +114,11 @@ def detect(tensors, formats):
 def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The file"):
     """Sets the model's variables from a checkpoint's arrays; see `zoo.convert.load_weights`.
 
+    Each array is looked at twice, once to be checked and once, when all of them are, to be assigned: none is kept.
+
     Args:
         model: a built model of this package, a tower or a trunk of one.
-        tensors: key → array.
+        tensors: key → array, a `Stored` or a dict.
         source: the `Format` the keys are in.
         strict: refuse a file that lacks a variable or has a key left over.
         fresh: {name of a layer that keeps the values it has: why}; what the file holds for it is ignored.
@@ -133,13 +138,12 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
     used = {key for slot in found for key in slot.keys}
     ignored, unexpected = _explain([key for key in tensors if key not in used], model, source, fresh)
     fitted, notes = fit_positions([slot for slot in found if slot.part == "image"], tensors)
-    tensors = {**tensors, **fitted}
+    tensors = ChainMap(fitted, tensors)
     wrong = [problem for slot in found for problem in _misfits(slot, tensors)]
     if wrong or not found or (strict and (missing or unexpected)):
         raise ValueError(_complaint(filename, source, found, missing, unexpected, wrong))
-    values = [_converted(slot, tensors) for slot in found]
-    for slot, value in zip(found, values, strict=True):
-        slot.variable.assign(value)
+    for slot in found:
+        slot.variable.assign(_converted(slot, tensors))
     notes += [f"{why}: {name} is new." for name, why in dict(fresh).items()]
     return LoadReport(source.name, len(found), ignored, tuple(missing), tuple(unexpected), tuple(notes))
 
@@ -183,8 +187,8 @@ def classes(tensors, source):
     """K, the classes that a checkpoint's classifier tells apart, or None when it has no classifier."""
     for path, name, *_ in source.parts.get("image", ()):
         if _match(name, "head_fc") is not None:
-            bias = tensors.get(f"{_fill(path, {ANY: 'head_fc'})}.bias")
-            return None if bias is None else bias.size
+            shape = shapes_of(tensors).get(f"{_fill(path, {ANY: 'head_fc'})}.bias")
+            return None if shape is None else math.prod(shape)
     return None
 
 
@@ -220,13 +224,15 @@ def _refuse_doubles(slots, source):
 
 
 def model_parts(model):
-    """{"image" | "text" | "pair": layers with weights} of a pair, of one tower, or of a classifier."""
+    """{"image" | "text" | "pair" | "decoder": layers with weights} of a pair, a tower, a classifier, or a FCMAE."""
     if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
         towers = {
             "image": model.image_encoder.layers,
             "text": model.text_encoder.layers,
             "pair": [model.logit_scale],
         }
+    elif hasattr(model, "encoder") and hasattr(model, "decoder"):  # convnext.FCMAE
+        towers = {"image": model.encoder.layers, "decoder": model.decoder.layers}
     else:
         is_text = any(layer.name == "token_embedding" for layer in model.layers)
         towers = {"text" if is_text else "image": model.layers}
@@ -311,7 +317,10 @@ def _explain(keys, model, source, fresh):
 
 
 HEADS = ("head_fc", "head_proj", "head_mlp_fc1")
-PART_NAMES = {"image": "image tower", "text": "text tower", "pair": "logit scale"}
+PART_NAMES = {
+    **{"image": "image tower", "text": "text tower", "pair": "logit scale"},
+    "decoder": "decoder of masked pretraining",
+}
 
 
 def _owner(key, source):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from zoo.convert.engine import Format
 from zoo.convert.layouts import own_tensors
 from zoo.convert.schema import CLIP, RESNET, bad, check_arguments
+from zoo.convert.stored import count_numbers
 from zoo.preprocess import PreprocessSpec
 
 FORMAT = "convnext-clip-zoo"
@@ -202,7 +203,7 @@ PREPROCESS_FIELDS = {"image_size", "mean", "std", "interpolation", "resize_mode"
 
 def check_size(description, tensors, filename):
     """ValueError when the architecture has more weights than the file, before anything of that size is allocated."""
-    held, needed = sum(tensor.size for tensor in tensors.values()), count_weights(description)
+    held, needed = count_numbers(tensors), count_weights(description)
     if needed > held or _blocks(description) > len(tensors):
         allowed = f"a model that {len(tensors)} tensors with {held:,} numbers can fill; this one has {needed:,}"
         raise bad(filename, "architecture.arguments", description.arguments, allowed)

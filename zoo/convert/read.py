@@ -2,6 +2,8 @@
 
 safetensors (one file, or shards with an index) and `.npz` are read without torch. A torch zip checkpoint goes through
 `torch.load(weights_only=True)` of torch ≥ 2.10 (CVE-2026-24747) and through nothing else; older pickles are refused.
+safetensors and torch files are mapped, and an array is copied out of them when it is asked for; an `.npz`, which may
+be compressed, is unpacked whole.
 """
 
 import json
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.convert.stored import Stored, shapes_of
+
 OLDEST_TORCH = (2, 10)
 WRAPPERS = (
     "state_dict",
@@ -23,6 +27,7 @@ WRAPPERS = (
 )  # around the weights in the checkpoints of training scripts
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, in front of every key
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
+SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 LARGEST_INDEX = 64 << 20  # bytes
 LARGEST_GROWTH, FREE_GROWTH = 100, 64 << 20  # a compressed .npz may grow a hundredfold, and to 64 MiB in any case
 
@@ -32,12 +37,12 @@ class Checkpoint:
     """What a file holds.
 
     Args:
-        tensors: key → array; float16, bfloat16 and float64 are float32 here, integers are as stored.
+        tensors: key → array, read at each look; float16, bfloat16 and float64 are float32 here, integers are as stored.
         metadata: str → str, of a safetensors file.
         path: where it was read.
     """
 
-    tensors: dict[str, np.ndarray]
+    tensors: Mapping[str, np.ndarray]
     metadata: dict[str, str] = field(default_factory=dict)
     path: Path | None = None
 
@@ -53,7 +58,7 @@ def read_checkpoint(path):
     if not path.is_file():
         raise FileNotFoundError(f"No weight file at {str(path)!r}.")
     tensors, metadata = _reader(path)(path)
-    return Checkpoint(_plain_keys({key: _to_float32(value) for key, value in tensors.items()}), metadata, path)
+    return Checkpoint(_plain_keys(tensors), metadata, path)
 
 
 def _reader(path):
@@ -75,11 +80,25 @@ def _read_safetensors(path):
     import ml_dtypes  # noqa: F401 (teaches numpy the name "bfloat16", which safetensors asks for)
     from safetensors import SafetensorError, safe_open
 
+    def unsound(error):
+        return ValueError(f"{path.name} is not a sound safetensors file: {error}")
+
+    def read(key):
+        try:
+            return file.get_tensor(key)
+        except (SafetensorError, TypeError, AttributeError) as error:
+            raise unsound(f"{key}: {error}") from error
+
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, TypeError, AttributeError) as error:  # the last for a type that numpy does not have
-        raise ValueError(f"{path.name} is not a sound safetensors file: {error}") from error
+        file = safe_open(path, framework="numpy")  # mapped until the last who may read it is gone
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, AttributeError) as error:
+        raise unsound(error) from error
+    foreign = sorted({entry.get_dtype() for entry in slices.values()} - SAFETENSORS_TYPES)
+    if foreign:
+        raise unsound(f"it holds {', '.join(foreign)}, and what is read is {', '.join(sorted(SAFETENSORS_TYPES))}")
+    shapes = {key: tuple(entry.get_shape()) for key, entry in slices.items()}
+    return Stored(shapes, read), file.metadata() or {}
 
 
 def _read_sharded(path):
@@ -93,7 +112,7 @@ def _read_sharded(path):
         shards = {str(name): {key for key in where if where[key] == name} for name in sorted(set(where.values()))}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path.name} is not the index of a sharded checkpoint: no usable 'weight_map'.") from error
-    tensors = {}
+    holder = {}  # key → the shard that has it
     for name, keys in shards.items():
         shard = path.parent / name
         if Path(name).name != name or not name.endswith(".safetensors") or not shard.is_file():
@@ -102,8 +121,9 @@ def _read_sharded(path):
         if set(found) != keys:
             difference = sorted(set(found) ^ keys)
             raise ValueError(f"{name} and {path.name} disagree about {len(difference)} keys, e.g. {difference[0]!r}.")
-        tensors |= found
-    return tensors, {}
+        holder |= dict.fromkeys(found, found)
+    shapes = {key: found.shapes[key] for key, found in holder.items()}
+    return Stored(shapes, lambda key: holder[key][key]), {}
 
 
 def _read_zip(path):
@@ -116,10 +136,11 @@ def _read_zip(path):
                     "Look for a .safetensors copy of it."
                 )
             if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-                return _read_torch(path), {}
+                return _read_torch(path, _is_stored(archive)), {}
             if names and all(name.endswith(".npy") for name in names):
                 _check_growth(path, archive)
-                return {name.removesuffix(".npy"): _read_npy(archive, name) for name in names}, {}
+                arrays = {name.removesuffix(".npy"): _read_npy(archive, name) for name in names}
+                return Stored(shapes_of(arrays), arrays.__getitem__), {}
     except ZIP_ERRORS as error:
         raise ValueError(f"{path.name} is a damaged zip file: {error}") from error
     raise ValueError(f"{path.name} is a zip file, but neither .npz nor a torch checkpoint. It holds {names[:5]}.")
@@ -155,17 +176,24 @@ def _read_npy(archive, name):
             raise ValueError(f"{name} in the .npz file is not a sound array: {error}") from error
 
 
-def _read_torch(path):
+def _is_stored(archive):
+    """Whether no member is compressed, as torch.save leaves them: only then a member can be mapped."""
+    return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def _read_torch(path, can_map):
     torch = _recent_torch()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except Exception as error:  # the unpickler refuses in many ways; none of them ran anything
         first_line = str(error).strip().splitlines()[:1]
         raise ValueError(f"{path.name} is not a plain torch checkpoint of tensors: {first_line}") from error
     state = _unwrap(content)
     if not state:
         raise ValueError(f"{path.name} holds no weights, neither at its top nor under {', '.join(WRAPPERS)}.")
-    return {key: _torch_to_numpy(torch, key, value, path) for key, value in state.items()}
+    for key, value in state.items():
+        _check_plain(torch, key, value, path)
+    return Stored({key: tuple(value.shape) for key, value in state.items()}, lambda key: _to_numpy(torch, state[key]))
 
 
 def _recent_torch():
@@ -195,26 +223,26 @@ def _unwrap(content):
     return {}
 
 
-def _torch_to_numpy(torch, key, value, path):
-    """A plain tensor as an array; one that repeats its numbers, as `expand` makes it, could be of any size."""
+def _check_plain(torch, key, value, path):
+    """ValueError for a tensor that is no array, or repeats its numbers, as `expand` does, up to any size."""
     if value.numel() * value.element_size() > path.stat().st_size:
         raise ValueError(f"{key} in {path.name} declares {tuple(value.shape)}, more than the whole file holds.")
     try:
-        value = value.detach()
-        return (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
-    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise TypeError(f"{value.layout}, {value.dtype}, on {value.device}")
+        _to_numpy(torch, torch.empty(0, dtype=value.dtype))
+    except (TypeError, RuntimeError) as error:
         raise ValueError(f"{key} in {path.name} is not a plain tensor: {error}") from error
 
 
-def _to_float32(value):
-    """Floating-point arrays of any width as float32: exact from below, rounded from float64."""
-    is_float = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
-    return value.astype(np.float32) if is_float and value.dtype != np.float32 else value
+def _to_numpy(torch, value):
+    value = value.detach()
+    return (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
 
 
 def _plain_keys(tensors):
     """`tensors` without the prefix that wrappers put in front of every key."""
     for prefix in PREFIXES:
         if tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+            tensors = tensors.without_prefix(prefix)
     return tensors

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo.convert import native, read_checkpoint
+from zoo.convert.stored import shapes_of
 from zoo.convert.write import write_safetensors
 
 
@@ -62,6 +63,6 @@ def _check_same(one, other, files) -> None:
     if different:
         pairs = [f"{key} {words[0].get(key)!r} and {words[1].get(key)!r}" for key in different]
         raise ValueError(f"{files[0].path.name} and {files[1].path.name} differ in {'; '.join(pairs)}")
-    shapes = [{key: value.shape for key, value in file.tensors.items()} for file in files]
+    shapes = [shapes_of(file.tensors) for file in files]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{files[0].path.name} and {files[1].path.name} do not hold the same arrays")
