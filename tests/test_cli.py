@@ -42,11 +42,17 @@ def test_list_of_nothing(capsys):
     assert (out, err) == ("", "zoo: error: No model matches 'nothing*'.\n")
 
 
+FINE_TUNED = "convnextv2_tiny.fcmae_ft_in1k "
+
+
 def test_list_published_weights(capsys):
     assert main(["list", "resnet50", "--weights", "tv*"]) == 0
-    assert capsys.readouterr().out == "resnet50.tv_in1k\nresnet50.tv2_in1k\n"
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["resnet50.tv_in1k", "resnet50.tv2_in1k"]
     assert main(["list", "--weights"]) == 0
-    assert capsys.readouterr().out.splitlines() == list_models(weights="*")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_models(weights="*")
+    assert "  83.00 %  CC-BY-NC-4.0 (not for commercial use)" in next(line for line in lines if FINE_TUNED in line)
 
 
 def test_list_for_programs(capsys):

@@ -7,11 +7,12 @@ import numpy as np
 import onnx
 import pytest
 from export_cases import SIZE, build
+from PIL import Image
 
 import zoo
 from zoo import cli
 from zoo.export import OnnxModel, emit, exporter, to_proto
-from zoo.export.command import class_list, export_via_keras, to_text
+from zoo.export.command import class_list, export_via_keras, read_pictures, to_text
 from zoo.export.verify import compare, random_inputs
 from zoo.files import sha256
 from zoo.preprocess import PreprocessSpec
@@ -183,6 +184,43 @@ def test_command(tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["precision"] == "int8" and len(report["checks"]) == 4
     assert OnnxModel(tmp_path / "model.onnx").predict(np.zeros((1, *SIZE), np.uint8)).shape == (1, 5)
+
+
+@pytest.fixture
+def pictures(tmp_path, rng):
+    """A folder of two PNG files of another size than the model's."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / name)
+    return folder
+
+
+def test_command_compares_on_pictures_of_ones_own(tmp_path, pictures, capsys):
+    zoo.save(build("convnext v1"), tmp_path / "model.safetensors", preprocess=PreprocessSpec(image_size=32))
+    words = ["export", str(tmp_path / "model.safetensors"), str(tmp_path / "model.onnx"), "--json"]
+    words += ["--backend", keras.backend.backend(), "--calibration"]
+    for more in ([], ["--include-preprocessing", "--layout", "NCHW"]):
+        assert cli.main([*words, str(pictures), *more]) == 0
+        checks = json.loads(capsys.readouterr().out)["checks"]
+        assert [check["inputs"] for check in checks] == ["random", "random", "given", "given"]
+    assert cli.main([*words, str(tmp_path / "nowhere")]) == cli.BAD_INPUT
+    assert "holds no images" in capsys.readouterr().err
+
+
+def test_pictures_as_a_file_takes_them(pictures):
+    spec, model = PreprocessSpec(image_size=32), build("vit pair")
+    feed = read_pictures(model, pictures, spec, False, "NHWC")
+    assert feed["images"].shape == (2, *SIZE) and feed["images"].dtype == np.float32
+    assert feed["tokens"].shape == (2, 10) and feed["tokens"].dtype == np.int32
+    pixels = read_pictures(model.image_encoder, pictures, spec, True, "NCHW")["images"]
+    assert pixels.shape == (2, 3, 32, 32) and pixels.dtype == np.uint8
+    np.testing.assert_allclose(
+        feed["images"], (pixels.transpose(0, 2, 3, 1) / np.float32(255) - spec.mean) / spec.std, atol=1e-5
+    )
+    for part, known in ((model.text_encoder, spec), (model, None)):
+        with pytest.raises(ValueError, match="how its pictures are made ready"):
+            read_pictures(part, pictures, known, False, "NHWC")
 
 
 @pytest.mark.parametrize(

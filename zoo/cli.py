@@ -146,7 +146,7 @@ COMMANDS = {
     "list": Command(
         "names of the models, or of published weights for them",
         "zoo.names:listed",
-        "zoo.cli:show_list",
+        "zoo.names:to_text",
         (
             argument("pattern", nargs="?", default="*", help="as in a shell, e.g. 'convnextv2_*'"),
             argument("--weights", nargs="?", const="*", metavar="TAG", help="published weights, e.g. 'laion2b*'"),
@@ -369,6 +369,7 @@ COMMANDS = {
             argument("--logits", action="store_true", help="a pair's exp(logit_scale) · cosine as a third output"),
             argument("--no-fold", dest="fold", action="store_false", help="keep norms and scales as they are"),
             argument("--no-verify", dest="verify", action="store_false", help="do not compare the file with the model"),
+            argument("--calibration", metavar="DIR", help="images to compare on (default: scikit-learn's)"),
             argument("--tolerance", type=float, help="of the error in float32 (1e-4), of 1 − cosine below it"),
             argument("--via", choices=("zoo", "keras"), default="zoo", help="keras: its own exporter, for others"),
         ),
@@ -471,10 +472,6 @@ def _plain(value):
     if hasattr(value, "_asdict"):
         return value._asdict()
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def show_list(names):
-    return "\n".join(names)
 
 
 def show_nothing(_):

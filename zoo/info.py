@@ -17,6 +17,7 @@ SOURCES = {
     RESNET: "arXiv:1512.03385",
     CLIP: "arXiv:2103.00020",
 }
+PAIR_SOURCES = {"MobileCLIP2-": "arXiv:2508.20691", "MobileCLIP-": "arXiv:2311.17049"}  # start of a pair's name → paper
 PUBLISHED = {  # licences of the weights that others publish; none of them comes with this package
     "convnext": "MIT (facebookresearch), Apache-2.0 (timm)",
     "convnextv2": "CC-BY-NC-4.0, not for commercial use",
@@ -94,9 +95,16 @@ def described(description: Description, name: str, parameters: int, row: Weights
         description.preprocess,
         description.licence,
         row and row.score,
-        SOURCES[description.family],
+        paper(description),
         row,
     )
+
+
+def paper(description: Description) -> str:
+    """arXiv's number of the paper that the architecture is from."""
+    variant = description.arguments["variant"]
+    of_its_own = (source for start, source in PAIR_SOURCES.items() if str(variant).startswith(start))
+    return next(of_its_own, SOURCES[description.family])
 
 
 def input_shape(description: Description) -> tuple[int | None, int | None, int]:

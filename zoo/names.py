@@ -11,7 +11,7 @@ import functools
 from typing import NamedTuple
 
 from zoo.convert.schema import CLIP, RESNET
-from zoo.pretrained import Weights, find_weights, tags
+from zoo.pretrained import Weights, find_weights, restriction, tags
 
 
 class Entry(NamedTuple):
@@ -50,6 +50,19 @@ def listed(pattern: str = "*", weights: str | None = None) -> list[str]:
         of_weights = "" if weights is None else f" with published weights {weights!r}"
         raise ValueError(f"No model matches {pattern!r}{of_weights}.{_nearest(pattern.strip('*'))}")
     return names
+
+
+def to_text(names: list[str]) -> str:
+    """A name a line; of published weights also what a choice among them rests on: top-1 accuracy and licence."""
+    rows = [find_weights(*name.split(".", 1)) if "." in name else None for name in names]
+    width = max(map(len, names))
+    return "\n".join(_line(name, row, width) if row else name for name, row in zip(names, rows, strict=True))
+
+
+def _line(name, row, width):
+    score = "–" if row.score is None else f"{row.score:.2f} %"
+    remark = restriction(row.licence)
+    return f"{name:<{width}}  {score:>7}  {row.licence}" + (f" ({remark})" if remark else "")
 
 
 def _matches(name, pattern):

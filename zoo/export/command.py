@@ -1,14 +1,19 @@
 """What `zoo export` does: finds the model, writes the file, shows what it cost."""
 
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 from zoo.export.exporter import ExportReport, export_onnx, place, take_part
 from zoo.export.graph import FLOAT32
-from zoo.export.verify import TOLERANCES
+from zoo.export.verify import TOLERANCES, random_inputs, sentences, to_layout
+from zoo.preprocess import batch, open_image
 
 KERAS = "keras"
+MOST_IMAGES = 64  # of a folder given for calibration
 
 
 def export(
@@ -26,6 +31,7 @@ def export(
     logits: bool = False,
     fold: bool = True,
     verify: bool = True,
+    calibration: str | None = None,
     tolerance: float | None = None,
     via: str = "zoo",
 ) -> ExportReport:
@@ -37,6 +43,8 @@ def export(
         weights: tag or file, as `zoo.create_model` takes it.
         classes: for part="zero-shot": a set of `clip.CLASS_NAMES`, or names with commas between them.
         include_preprocessing: the file takes uint8 pixels and scales them as the model's preprocessing says.
+        calibration: folder of images on which the file is compared with the model, at most MOST_IMAGES of them, in
+            place of scikit-learn's photographs.
         via: "zoo", or "keras": Keras' own exporter, for models whose layers have no rule here.
 
     Raises:
@@ -49,15 +57,14 @@ def export(
     if include_preprocessing and spec is None:
         raise ValueError(f"{name!r} does not say how its pictures are made ready, so that cannot be part of the file.")
     names, templates = class_list(classes)
+    exported = take_part(model, part, names, templates)
+    pictures = calibration and read_pictures(exported, calibration, spec, include_preprocessing, layout)
     print(f"Writing {output}, {precision}, opset {opset}" + (", and checking it" if verify else ""), flush=True)
     if via == KERAS:
-        return export_via_keras(take_part(model, part, names, templates), output, opset=opset, tolerance=tolerance)
+        return export_via_keras(exported, output, opset=opset, tolerance=tolerance)
     return export_onnx(
-        model,
+        exported,
         output,
-        part=part,
-        class_names=names,
-        templates=templates,
         precision=precision,
         opset=opset,
         preprocess=spec if include_preprocessing else None,
@@ -66,8 +73,37 @@ def export(
         logits=logits,
         fold=fold,
         verify=verify,
+        calibration=pictures or None,
         tolerance=tolerance,
     )
+
+
+def read_pictures(model, folder, spec, as_pixels, layout):
+    """{input: array} of a folder's images, as the file takes them; beside them as many captions where it takes texts.
+
+    Raises:
+        ValueError: no images there, a model that reads none, or one that does not say how they are made ready.
+    """
+    from zoo.data.folders import image_names
+
+    if spec is None or not any(len(tensor.shape) == 4 for tensor in model.inputs):
+        raise ValueError(f"--calibration is for a model that says how its pictures are made ready; {model.name!r} not.")
+    paths = [Path(folder, name) for name in image_names(folder)[:MOST_IMAGES]]
+    if as_pixels:
+        spec = dataclasses.replace(spec, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    images = batch([open_image(path) for path in paths], spec)
+    images = to_layout(np.rint(images).astype(np.uint8) if as_pixels else images, layout)
+    return {
+        tensor._keras_history.operation.name: images if len(tensor.shape) == 4 else captions(model, tensor, len(images))
+        for tensor in model.inputs
+    }
+
+
+def captions(model, tensor, count):
+    """int32 (count, L) for the texts of a pair."""
+    rows = sentences(model, tensor.shape[1])
+    rows = random_inputs(model, None, "NHWC")[tensor._keras_history.operation.name] if rows is None else rows
+    return rows[np.arange(count) % len(rows)]
 
 
 def find_model(name, weights):

@@ -149,10 +149,10 @@ def take_part(model, part, class_names=None, templates=None):
 def _write(model, graph, path, check, tolerance, started):
     """Writes a graph, checks the file, replaces what was there; the report."""
     facts = {"precision": graph.precision, "opset": graph.opset, "nodes": len(graph.nodes), "tolerance": tolerance}
-    proto, weights = _to_proto(graph, path)
+    data, weights = _to_bytes(graph, path)
     size = weights.stat().st_size if weights else 0
     try:
-        return place(model, proto.SerializeToString(deterministic=True), path, check, started, size, **facts)
+        return place(model, data, path, check, started, size, **facts)
     except BaseException:
         if weights:
             weights.unlink()
@@ -172,12 +172,12 @@ def place(model, data, path, check, started, weight_bytes=0, *, precision, opset
     return ExportReport(*face, size, digest, nodes, seconds, tolerance, tuple(checks))
 
 
-def _to_proto(graph, path):
-    """(`onnx.ModelProto`, path of the file that holds its weights or None)."""
+def _to_bytes(graph, path):
+    """(the serialised `onnx.ModelProto`, path of the file that holds its weights or None)."""
     from zoo.export.emit import to_proto
 
     if graph.nbytes <= EXTERNAL_LIMIT:
-        return to_proto(graph), None
+        return to_proto(graph).SerializeToString(deterministic=True), None
     digest = hashlib.sha256()
     for array in graph.weights.values():
         digest.update(array.data if array.ndim else array.tobytes())
@@ -190,7 +190,7 @@ def _to_proto(graph, path):
             file.write(array.data)
             return {"location": weights.name, "offset": offset, "length": array.nbytes}
 
-        return to_proto(graph, store), weights
+        return to_proto(graph, store).SerializeToString(deterministic=True), weights
 
 
 def _check(model, path, options, precision, tolerance):
