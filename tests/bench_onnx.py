@@ -2,17 +2,17 @@
 
     python tests/bench_onnx.py                          # convnext_tiny and convnextv2_tiny, batch 1 and 8, 2 threads
     python tests/bench_onnx.py resnet50 --batch 8
-    python tests/bench_onnx.py --exports 'convnext*'    # every architecture of the zoo, exported and verified
+    python tests/bench_onnx.py clip/ViT-B-32 clip/RN50  # the image towers of pairs, beside open_clip's
+    python tests/bench_onnx.py --exports '*'            # every architecture of the zoo, exported and verified
     python tests/bench_onnx.py --digits demo-output/model.safetensors    # digits that a pair reads, by precision
 
-timm is exported by its own `timm.utils.onnx`, opset 17. A ratio is the median over rounds of theirs / ours.
+timm is exported by its own `timm.utils.onnx`, opset 17, and open_clip, which has no exporter, by the same call. A ratio
+is the median over rounds of theirs / ours.
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,44 +22,64 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MODELS = ("convnext_tiny", "convnextv2_tiny")
-SIZE = 224
 REST = 0.2  # seconds
 
 
 def write_files(name, folder):
-    """timm's model with random weights, its ONNX file and ours of the same weights."""
-    import timm
+    """(the peer's model with random weights, {precision: report}) of its ONNX file and ours of the same weights."""
     import torch
     from safetensors.torch import save_file
     from timm.utils.onnx import onnx_export
 
     import zoo
 
+    is_pair = name.startswith("clip/")
     torch.manual_seed(0)
-    peer = timm.create_model(name).eval()
+    peer = create_peer(name)
     with torch.no_grad():  # gains and offsets that matter
         for parameter in peer.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    save_file(peer.state_dict(), folder / "weights.safetensors")
-    onnx_export(peer, str(folder / "timm.onnx"), input_size=(3, SIZE, SIZE), batch_size=2, opset=17)
-    stem = {} if name.startswith("resnet") else {"stem_stride": 4}
-    model = zoo.create_model(name, weights=folder / "weights.safetensors", classifier_activation=None, **stem)
-    reports = {
-        precision: zoo.export_onnx(model, folder / f"{precision}.onnx", precision=precision)
+    state = {key: value.contiguous() for key, value in peer.state_dict().items()}
+    save_file(state, folder / "weights.safetensors")
+    peer = peer.visual if is_pair else peer
+    size = image_size(name)
+    onnx_export(peer, str(folder / "theirs.onnx"), input_size=(3, size, size), batch_size=2, opset=17)
+    options = {} if is_pair else {"classifier_activation": None}
+    options |= {"stem_stride": 4} if name.startswith("convnext") else {}
+    model = zoo.create_model(name, weights=folder / "weights.safetensors", **options)
+    part = {"part": "image"} if is_pair else {}
+    return peer, {
+        precision: zoo.export_onnx(model, folder / f"{precision}.onnx", precision=precision, **part)
         for precision in ("float32", "int8")
     }
-    return peer, reports
 
 
-def candidates(peer, folder, batch, threads):
-    """{name: function that builds the function to time}."""
+def create_peer(name):
+    if name.startswith("clip/"):
+        import open_clip
+
+        return open_clip.create_model(name.removeprefix("clip/")).eval()
+    import timm
+
+    return timm.create_model(name).eval()
+
+
+def image_size(name):
+    import zoo
+
+    return zoo.model_info(name).input[0]
+
+
+def candidates(name, peer, folder, batch, threads):
+    """{label: function that builds the function to time}."""
     import numpy as np
     import torch
 
     from zoo.export.runtime import start_session
 
     torch.set_num_threads(threads)
-    images = np.random.default_rng(0).standard_normal((batch, SIZE, SIZE, 3), np.float32)
+    size, library = image_size(name), "open_clip" if name.startswith("clip/") else "timm"
+    images = np.random.default_rng(0).standard_normal((batch, size, size, 3), np.float32)
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     tensor = torch.from_numpy(channels_first)
 
@@ -75,8 +95,8 @@ def candidates(peer, folder, batch, threads):
     return {
         "ours, float32": lambda: onnx("float32.onnx", images),
         "ours, int8": lambda: onnx("int8.onnx", images),
-        "timm's export": lambda: onnx("timm.onnx", channels_first),
-        "timm, torch eager": lambda: eager,
+        f"{library}, exported": lambda: onnx("theirs.onnx", channels_first),
+        f"{library}, torch eager": lambda: eager,
     }
 
 
@@ -88,7 +108,7 @@ def bench(name, batches, threads, rounds):
         peer, reports = write_files(name, folder)
         costs = {f"ours, {key}": report for key, report in reports.items()}
         for batch in batches:
-            runs = take_turns(candidates(peer, folder, batch, threads), rounds)
+            runs = take_turns(candidates(name, peer, folder, batch, threads), rounds)
             ours, int8, export, _ = runs.values()
             for label, seconds in runs.items():
                 report = costs.get(label)
@@ -121,24 +141,50 @@ def ratio(theirs, ours):
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-HEADER = """| model | batch | | median ms | / ours float32 | / ours int8 | timm's export / it | error | cosine |
+HEADER = """| model | batch | | median ms | / ours float32 | / ours int8 | their export / it | error | cosine |
 |---|--:|---|--:|--:|--:|--:|--:|--:|"""
 
 
-def export_all(pattern):
-    """Exports and verifies every architecture of a pattern, each in a process of its own; the lines of a table."""
-    from zoo import list_models
+def export_all(pattern, whole):
+    """Exports and verifies every architecture of a pattern; lines of a table.
+
+    Args:
+        whole: millions of parameters up to which a model is exported as it is; larger ones in narrow form, which has
+            the same kinds of layers and fewer of them.
+    """
+    import gc
+
+    import export_cases
+    from helpers import draw_weights
+
+    import zoo
+
+    for name in zoo.list_models(pattern):
+        is_whole = zoo.model_info(name).parameters <= 1e6 * whole
+        model = draw_weights(zoo.create_model(name) if is_whole else export_cases.narrow(name))
+        for opset in (20, 17):
+            yield f"| {name} | {'whole' if is_whole else 'narrow'} | {export_line(model, opset)} |"
+        del model
+        gc.collect()
+
+
+def export_line(model, opset):
+    """What a row of the table says of one file."""
+    import onnx
+
+    import zoo
 
     with tempfile.TemporaryDirectory() as folder:
-        for name in list_models(pattern):
-            command = [sys.executable, "-m", "zoo", "export", name, f"{folder}/model.onnx", "--json"]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
-            if done.returncode:
-                yield f"| {name} | {done.stderr.strip().splitlines()[-1]} | | | |"
-                continue
-            report = json.loads(done.stdout)
-            error, cosine = (pick(check[key] for check in report["checks"]) for key, pick in FIELDS)
-            yield f"| {name} | {report['bytes'] / 1e6:,.1f} | {report['nodes']} | {error:.1e} | {cosine:.7f} |"
+        try:
+            report = zoo.export_onnx(model, Path(folder, "model.onnx"), opset=opset)
+        except ValueError as error:
+            return f"{opset} | {str(error).splitlines()[0]} | | | | | "
+        nodes = onnx.load(report.path, load_external_data=False).graph.node
+    transposes = sum(node.op_type == "Transpose" for node in nodes)
+    return (
+        f"{opset} | {model.count_params() / 1e6:,.1f} | {report.bytes / 1e6:,.1f} | {len(nodes)} | {transposes} "
+        f"| {report.error:.1e} | {sum(report.seconds):.0f}"
+    )
 
 
 def read_digits(path):
@@ -168,7 +214,8 @@ def read_digits(path):
             yield f"| {precision} | {report.bytes / 1e6:.1f} | {right:.2%} | {report.error:.1e} | {report.cosine:.6f} |"
 
 
-FIELDS = (("error", max), ("cosine", min))
+EXPORTS_HEADER = """| architecture | | opset | million parameters | MB | nodes | Transposes | error | seconds |
+|---|---|--:|--:|--:|--:|--:|--:|--:|"""
 
 
 def main():
@@ -178,6 +225,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--exports", metavar="PATTERN", help="export and verify every architecture of a pattern")
+    parser.add_argument("--whole", type=float, default=200, metavar="M", help="above M million parameters narrow ones")
     parser.add_argument("--digits", metavar="FILE", help="the demo's pair, read at each precision")
     options = parser.parse_args()
     if options.digits:
@@ -185,8 +233,8 @@ def main():
         print("\n".join(read_digits(options.digits)))
         return
     if options.exports:
-        print("| architecture | MB | nodes | error | cosine |\n|---|--:|--:|--:|--:|")
-        for line in export_all(options.exports):
+        print(EXPORTS_HEADER)
+        for line in export_all(options.exports, options.whole):
             print(line, flush=True)
         return
     from helpers import declare_torchvision_operators

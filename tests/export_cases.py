@@ -4,17 +4,20 @@
 of the zoo as arguments, those of these models, weights drawn in the same way.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
 import sys
 
 import keras
 import numpy as np
 
 import clip
-from convnext import ResNetVariant, Variant, create_convnext_v1, create_convnext_v2, create_resnet, feature_maps
+from convnext import TABLES, ResNetVariant, Variant, create_convnext_v1, create_convnext_v2, create_resnet, feature_maps
 from zoo import create_model
 from zoo.export import emit, to_proto
+from zoo.names import find
 
 ROW = Variant(depths=(1, 2), dims=(8, 16))
 TEXT = clip.Text(width=16, heads=2, layers=2, context_length=10, vocabulary_size=50)
@@ -66,6 +69,34 @@ CASES = {
 def build(case):
     """The model of a case, or of a name of the zoo."""
     return seeded(CASES[case]() if case in CASES else create_model(case))
+
+
+def narrow(name):
+    """A model with the shape of a row of the zoo, an eighth of its blocks and few channels."""
+    entry = find(name)
+    if entry.family != "clip":
+        create = {"convnext": create_convnext_v1, "convnextv2": create_convnext_v2, "resnet": create_resnet}
+        return create[entry.family](narrow_row(TABLES[entry.family][entry.label]))
+    row = clip.VARIANTS[entry.label]
+    text = dataclasses.replace(row.text, width=2 * row.text.width // row.text.heads, heads=2, layers=2)
+    return clip.create_clip(clip.Pair(64, row.image_size, narrow_image(row.image), text, row.activation))
+
+
+def narrow_row(row):
+    depths = tuple(math.ceil(depth / 8) for depth in row.depths)
+    return dataclasses.replace(row, depths=depths, dims=tuple(dim // 8 for dim in row.dims))
+
+
+def narrow_image(image):
+    """The image tower of a pair."""
+    if isinstance(image, clip.ConvNeXt):
+        return dataclasses.replace(image, variant=narrow_row(TABLES[image.family][image.variant]))
+    if isinstance(image, clip.ResNet):
+        layers = tuple(math.ceil(count / 8) for count in image.layers)
+        return dataclasses.replace(image, layers=layers, width=image.width // 8)
+    if isinstance(image, clip.MCi):
+        return narrow_row(image)
+    return dataclasses.replace(image, layers=2, width=2 * image.head_width)
 
 
 def seeded(model, scale=0.2):

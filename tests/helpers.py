@@ -67,6 +67,26 @@ def randomize(model, rng, scale=0.3):
     return model
 
 
+def draw_weights(model, seed=0):
+    """Draws every weight anew, so that each matters and activations stay near 1 through a model of any depth."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if "seed" in weight.name or "logit" in weight.name:
+            continue
+        noise, shape = rng.standard_normal(weight.shape, np.float32), weight.shape
+        if "variance" in weight.name:
+            value = 0.5 + np.abs(noise)
+        elif weight.name == "gamma":
+            value = 0.5 + 0.2 * noise
+        elif len(shape) > 1 and "embedding" not in weight.name:
+            fan_in = np.prod(shape[:2]) if "depthwise" in weight.path or shape[-1] == 1 else np.prod(shape[:-1])
+            value = noise * fan_in**-0.5
+        else:
+            value = 0.2 * noise
+        weight.assign(value)
+    return model
+
+
 @functools.cache
 def declare_torchvision_operators():
     """Lets torchvision, which timm and open_clip import, be imported where its compiled operators are missing."""

@@ -1,0 +1,89 @@
+"""`zoo.fold` on whole models: is the folded one the same, how much smaller and how much faster, turn and turn about.
+
+    python tests/bench_folding.py                                    # every MobileCLIP pair, batch 1, 2 threads
+    python tests/bench_folding.py convnext_tiny RN50 --batch 8
+    python tests/bench_folding.py 'MobileCLIP2-*' --rounds 0          # equality and parameters alone
+
+Weights are drawn (helpers.draw_weights). An error is max |folded − model| /
+max |model|. A ratio is the median over rounds of the model's time / the folded one's.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+MODELS = ("MobileCLIP*",)
+HEADER = """| model | tower | parameters | folded | error | batch | ms | folded, ms | ratio |
+|---|---|--:|--:|--:|--:|--:|--:|--:|"""
+
+
+def towers(model):
+    """{what it reads: tower} of a pair, or {"images": classifier}."""
+    if hasattr(model, "image_encoder"):
+        return {"images": model.image_encoder, "tokens": model.text_encoder}
+    return {"images": model}
+
+
+def inputs_of(what, model, batch):
+    """A batch for a tower: noise, or captions of several lengths."""
+    import numpy as np
+
+    if what == "tokens":
+        from oracle_case import draw_tokens
+
+        return draw_tokens(batch, 0)
+    return np.random.default_rng(0).standard_normal((batch, *model.input_shape[1:]), np.float32)
+
+
+def compare(name, batch, threads, rounds):
+    """Lines of the table for one model."""
+    import torch
+    from bench_onnx import ratio, take_turns
+    from helpers import draw_weights
+
+    import zoo
+    from zoo.parity import error
+
+    torch.set_num_threads(threads)
+    model = draw_weights(zoo.create_model(name))
+    folded = zoo.fold(model)
+    for (what, tower), other in zip(towers(model).items(), towers(folded).values(), strict=True):
+        x = inputs_of(what, tower, batch)
+        wrong = error(other.predict_on_batch(x), tower.predict_on_batch(x))
+        builders = {
+            "model": lambda tower=tower, x=x: lambda: tower.predict_on_batch(x),
+            "folded": lambda other=other, x=x: lambda: other.predict_on_batch(x),
+        }
+        times = list(take_turns(builders, rounds).values())
+        medians = [f"{1000 * statistics.median(seconds):.1f}" if rounds else "–" for seconds in times]
+        faster = f"{ratio(*times):.2f}×" if rounds else "–"
+        counts = " | ".join(f"{one.count_params():,}" for one in (tower, other))
+        yield f"| {name} | {what} | {counts} | {wrong:.1e} | {batch} | {' | '.join(medians)} | {faster} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=MODELS, help="patterns of names, as zoo list takes them")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--rounds", type=int, default=11)
+    options = parser.parse_args()
+    import keras
+
+    from zoo import list_models
+
+    print(f"Keras on {keras.backend.backend()}\n\n{HEADER}")
+    for name in [name for pattern in options.models for name in list_models(pattern)]:
+        for line in compare(name, options.batch, options.threads, options.rounds):
+            print(line, flush=True)
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
