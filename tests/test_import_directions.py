@@ -28,8 +28,10 @@ ORDER = {
         *("encoding", "evaluation.metrics", "search"),
         *("evaluation.digits", "evaluation.published", "evaluation.datasets"),
         *("evaluation.models", "evaluation.classifier"),
-        *("evaluation", "export", "training", "bench"),
-        *("pipeline", "image_search", "parity", "demo", "doctor", "cli", "__main__"),
+        *("evaluation", "export", "training"),
+        *("bench.cases", "bench.presets", "bench.timing", "bench.devices", "bench.machine", "bench.table"),
+        *("bench.peers", "bench.jobs", "bench.worker", "bench.processes", "bench.harness", "bench"),
+        *("picture_source", "search_sheet", "pipeline", "image_search", "parity", "demo", "doctor", "cli", "__main__"),
     ],
 }
 MAY_IMPORT = {  # its own package, and the public face of these

@@ -1,6 +1,7 @@
 """The pipeline and the commands over it: one result whatever goes in how, texts encoded once, indices resumed."""
 
 import io
+import json
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 import zoo
 from clip import create_clip, tokenize, zero_shot_classifier
 from clip.variants import Pair, Text, ViT
-from zoo import ClipPipeline, image_search
+from zoo import ClipPipeline, image_search, picture_source
 from zoo.cli import main
 from zoo.pipeline import weights_digest
 from zoo.preprocess import PreprocessSpec
@@ -174,7 +175,7 @@ def album(tmp_path, pictures):
 def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "i")
     build = {"model": str(saved), "output": out}
-    monkeypatch.setattr(image_search, "PORTION", 3)
+    monkeypatch.setattr(picture_source, "PORTION", 3)
     add = Index.add
 
     def die_at_the_third(self, *arguments, **options):
@@ -194,9 +195,7 @@ def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path
     assert image_search.build_index(str(album), **build) == info  # nothing is twice
 
     cache = str(tmp_path / "t.sqlite")
-    matches = image_search.search_images(
-        out, "a seven", model=str(saved), k=3, cache=cache, sheet=str(tmp_path / "s.png")
-    )
+    matches = image_search.search_images(out, "a seven", k=3, cache=cache, sheet=str(tmp_path / "s.png"))
     assert [match.rank for match in matches] == [1, 2, 3] and (tmp_path / "s.png").stat().st_size > 1000
     (found,) = image_search.search_images(out, model=str(saved), image=str(album / "right/5.png"), k=1, cache=cache)
     assert found.id == "right/5.png" and found.score == pytest.approx(1, abs=1e-5)
@@ -211,9 +210,68 @@ def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path
     assert "is not in the index" in capsys.readouterr().err
 
 
-def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, tmp_path):
-    import json
+def test_further_sources_are_added_and_filtered(album, saved, pictures, tmp_path, capsys):
+    out, cache = str(tmp_path / "i"), str(tmp_path / "t.sqlite")
+    image_search.build_index(str(album / "left"), model=str(saved), output=out)
+    more = tmp_path / "more" / "left"
+    more.mkdir(parents=True)
+    for name, picture in (("4.png", pictures[4]), ("0.png", pictures[0]), ("5.png", pictures[5])):
+        (more / name).write_bytes(encode(picture))
+    (more / "list.csv").write_text("filepath,author,year\n4.png,Ann,2001\n0.png,Bob,2002\n5.png,Bob,2003\n4.png,,\n")
+    info = image_search.index_add(out, str(more / "list.csv"))
+    assert Index.open(out).ids[4:] == ["list.csv/4.png", "list.csv/5.png"]
+    assert info["left_out"] == {"list.csv/0.png": "the same bytes as 0.png"}
+    assert Index.open(out).metadata("list.csv/5.png")["year"] == "2003"
+    assert image_search.index_add(out) == info  # nothing new in either source
 
+    (album / "left" / "9.png").write_bytes(encode(pictures[6]))
+    assert main(["index", "add", out]) == 0 and "vectors     7" in capsys.readouterr().out
+    search = ["search", out, "a seven", "--cache", cache, "-k", "9"]
+    page = tmp_path / "found.html"
+    assert main([*search, "--where", "author=Bob", "--where", "year=2003", "--sheet", str(page), "--json"]) == 0
+    (match,) = json.loads(capsys.readouterr().out)
+    assert match["id"] == "list.csv/5.png" and match["metadata"]["author"] == "Bob"
+    assert "a seven</h1>" in page.read_text() and page.read_text().count("data:image/png") == 1
+    assert main([*search, "--where", "author"]) == 2 and "is not KEY=VALUE" in capsys.readouterr().err
+    assert main([*search, "--approximate"]) == 2 and "no graph" in capsys.readouterr().err
+    assert image_search.search_images(out, "a seven", k=9, where=["folder="], cache=cache)[0].rank == 1
+
+
+def test_an_index_is_accelerated_by_command(album, saved, tmp_path, capsys):
+    pytest.importorskip("usearch")
+    out = str(tmp_path / "i")
+    image_search.build_index(str(album), model=str(saved), output=out)
+    assert main(["index", "accelerate", out]) == 0 and main(["index", "accelerate", out, "--kind", "hnsw"]) == 0
+    assert "recall at 10" in capsys.readouterr().out
+    assert image_search.index_info(out)["accelerators"] == ["int8", "hnsw"]
+
+
+def test_an_index_that_does_not_know_its_model_asks_for_it(pipeline, pictures, saved, tmp_path):
+    Index.build(pipeline.embed_images(pictures), tmp_path / "i", model=pipeline.fingerprint)
+    with pytest.raises(ValueError, match="does not say which model made it"):
+        image_search.search_images(str(tmp_path / "i"), "a")
+    cache = str(tmp_path / "t.sqlite")
+    assert len(image_search.search_images(str(tmp_path / "i"), "a", model=str(saved), cache=cache)) == 5
+
+
+def test_the_cache_by_command(saved, tmp_path, capsys):
+    path, other = str(tmp_path / "a.sqlite"), str(tmp_path / "b.sqlite")
+    pipeline = ClipPipeline(saved, cache=path)
+    pipeline.embed_texts(["one", "two"])
+    pipeline.embed_texts(["one"])
+    pipeline.cache.close()
+    stats = image_search.cache_stats(path)
+    assert (stats["entries"], stats["misses"], stats["memory_hits"], stats["hit_rate"]) == (2, 2, 1, 1 / 3)
+    assert main(["cache", "export", other, "--cache", path]) == 0
+    assert main(["cache", "export", other, "--cache", path]) == 2 and "is there already" in capsys.readouterr().err
+    assert image_search.cache_clear(path) == {"dropped": 2} and image_search.cache_import(other, path) == {"read": 2}
+    again = ClipPipeline(saved, cache=path)
+    again.embed_texts(["one", "two"])
+    assert again.cache.stats().disk_hits == 2 and image_search.cache_verify(path) == {"entries": 2, "damaged": 0}
+    assert main(["cache", "import", str(tmp_path / "none"), "--cache", path]) == 2
+
+
+def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, tmp_path):
     from safetensors.numpy import load_file
 
     result = image_search.embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))

@@ -140,6 +140,53 @@ def test_clear(cache):
         cache.embed("w", ["a"], refuse)
 
 
+def test_what_was_asked_is_counted_over_processes(tmp_path):
+    path = tmp_path / "t.sqlite"
+    for texts in (["a", "b", "a"], ["a", "c"]):
+        cache = TextCache(path)
+        cache.embed("w", texts, encode)
+        cache.embed("w", texts, refuse)
+        cache.close()
+    counts = TextCache(path).lifetime()
+    assert (counts["misses"], counts["disk_hits"], counts["memory_hits"]) == (3, 1, 4)
+    assert counts["hit_rate"] == 5 / 8
+    assert TextCache().lifetime()["hit_rate"] == 0
+
+
+def test_entries_are_copied_bit_by_bit_and_damaged_ones_are_not(cache, tmp_path):
+    texts = [f"text {i}" for i in range(700)]
+    expected = cache.embed("w", texts, encode)
+    cache._ask("UPDATE vectors SET checksum = checksum + 1 WHERE key = ?", [make_key("w", "text 5")])
+    other = TextCache(tmp_path / "other.sqlite", memory=0)
+    assert cache.copy_to(other) == 699
+    np.testing.assert_array_equal(other.embed("w", texts[6:], refuse), expected[6:])
+    memory = TextCache()
+    assert other.copy_to(memory) == 699 and memory.copy_to(TextCache(tmp_path / "third.sqlite")) == 699
+    with pytest.raises(AssertionError):
+        memory.embed("w", ["text 5"], refuse)
+
+
+def test_facts_are_committed_with_the_vectors(vectors, tmp_path):
+    index = Index.build(vectors[:5], tmp_path / "i", facts={"a": 1, "b": 2})
+    index.add(vectors[5:9], facts={"b": 3})
+    index.add(vectors[:0], facts={"c": 4})
+    info = Index.open(tmp_path / "i").info()
+    assert (info["a"], info["b"], info["c"], info["vectors"], info["segments"]) == (1, 3, 4, 9, 2)
+    with pytest.raises(ValueError):
+        index.add(vectors[9:10], ids=["0"], facts={"b": 5})
+    assert Index.open(tmp_path / "i").info()["b"] == 3
+
+
+def test_the_highest_of_many_are_those_of_a_full_sort(rng):
+    scores = np.round(rng.standard_normal(10_000), 2).astype(np.float32)  # with equals
+    order = np.lexsort((np.arange(10_000), -scores))
+    for k in (1, 7, 38, 39, 40, 1000, 10_000, 20_000):
+        np.testing.assert_array_equal(best(scores, k), order[:k])
+    rest = np.full(1000, -np.inf, np.float32)
+    rest[[3, 998]] = 1.0  # the last group is not a whole one
+    assert best(rest, 2).tolist() == [3, 998] and best(rest, 1).tolist() == [3]
+
+
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -53,6 +53,8 @@ RESULTS = argument("--output", metavar="DIR", help="folder for JSON and pictures
 
 TEXT_CACHE = argument("--cache", metavar="FILE", help="of texts' embeddings (default: $ZOO_TEXT_CACHE, or the user's)")
 INDEX = argument("index", metavar="INDEX", help="folder of an index")
+INDEX_MODEL = argument("--model", metavar="NAME|PATH", help="that made the index (default: as the index says)")
+CACHE_FILE = argument("path", metavar="FILE", help="of a cache")
 NEW_INDEX = (
     argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
     PAIR,
@@ -310,6 +312,32 @@ COMMANDS = {
         NEW_INDEX,
         uses_backend=True,
     ),
+    "index add": Command(
+        "add another source to an index, or what is new in its own",
+        "zoo.image_search:index_add",
+        "zoo.image_search:to_text",
+        (
+            INDEX,
+            argument("source", nargs="?", help="folder, table or shards (default: the index's own sources)"),
+            INDEX_MODEL,
+            IMAGES_AT_A_TIME,
+        ),
+        uses_backend=True,
+    ),
+    "index accelerate": Command(
+        "make searches of a large index faster, by usearch",
+        "zoo.image_search:index_accelerate",
+        "zoo.image_search:to_text",
+        (
+            INDEX,
+            argument(
+                "--kind",
+                choices=("float16", "int8", "hnsw"),
+                default="int8",
+                help="a narrow copy, with which results stay exact, or a graph for --approximate (default int8)",
+            ),
+        ),
+    ),
     "index remove": Command(
         "take images out of an index",
         "zoo.image_search:index_remove",
@@ -335,20 +363,26 @@ COMMANDS = {
         (
             INDEX,
             argument("query", nargs="?", help='e.g. "a photo of a seven"'),
-            PAIR,
+            INDEX_MODEL,
             argument("--image", metavar="FILE", help="an image in place of the sentence"),
             argument("-k", type=positive, default=5, help="how many (default 5)"),
-            argument("--sheet", metavar="PNG", help="picture of what was found"),
+            argument("--where", action="append", metavar="KEY=VALUE", help="only images of which the index says so"),
+            argument("--approximate", action="store_true", help="through the graph of zoo index accelerate"),
+            argument("--sheet", metavar="FILE", help=".png or .html of what was found"),
             TEXT_CACHE,
         ),
         uses_backend=True,
     ),
     **{
-        f"cache {job}": Command(summary, f"zoo.image_search:cache_{job}", "zoo.image_search:to_text", (TEXT_CACHE,))
-        for job, summary in (
-            ("stats", "how many texts it holds"),
-            ("clear", "drop all it holds"),
-            ("verify", "read and check every entry"),
+        f"cache {job}": Command(
+            summary, f"zoo.image_search:cache_{job}", "zoo.image_search:to_text", (*arguments, TEXT_CACHE)
+        )
+        for job, summary, arguments in (
+            ("stats", "how many texts it holds, and how often they were there", ()),
+            ("clear", "drop all it holds", ()),
+            ("verify", "read and check every entry", ()),
+            ("export", "copy it to another file", (CACHE_FILE,)),
+            ("import", "take in what another file holds", (CACHE_FILE,)),
         )
     },
     "export": Command(

@@ -1,23 +1,20 @@
 """Pictures embedded and searched, as commands: `zoo embed`, `zoo index`, `zoo search`, `zoo cache`."""
 
-import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from zoo.data import Dataset, Record, open_record, read_csv, read_shards
-from zoo.data.folders import image_names
-from zoo.data.paths import inside, read_file
+from zoo.data import open_record
 from zoo.files import atomic_write, sha256
+from zoo.picture_source import embed_source, read_metadata, read_source
 from zoo.pipeline import ClipPipeline
-from zoo.report import SheetRow, plot_sheet
 from zoo.search import Index, TextCache, default_cache_path
+from zoo.search_sheet import write_sheet
 
-PORTION = 1024  # images between two commits of an index
-SHEET_COLUMNS = 10
+TWIN = "the same bytes as "
 
 
 @dataclass(frozen=True)
@@ -28,53 +25,6 @@ class Match:
     id: str
     score: float
     metadata: dict
-
-
-def read_source(source: str | Path) -> Dataset:
-    """Records of a folder of images, at any depth and with nothing beside them; of a CSV or TSV file with a column
-    `filepath`; or of tar shards."""
-    path = Path(source)
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return read_csv(path, caption_key=None)
-    if not path.is_dir():
-        return read_shards(source)
-    root = path.resolve()
-    names = image_names(root)
-    return Dataset(names, lambda i: Record(read_file(inside(str(root), names[i])), names[i]), fingerprint="")
-
-
-def embed_source(pipeline: ClipPipeline, records: Dataset, keep: Callable, *, skip=frozenset()) -> dict[str, str]:
-    """Embeds what is not in `skip`, a portion at a time: keep(names, vectors (n, D), digests).
-
-    Args:
-        keep: is handed each portion; what it has returned from is safe.
-        skip: names.
-
-    Returns:
-        {name: why it was left out}.
-    """
-    rest = [i for i, name in enumerate(records.names) if name not in skip]
-    left_out = {}
-    for first in range(0, len(rest), PORTION):
-        digests = {}
-        part = _digested(records.subset(rest[first : first + PORTION]), digests)
-        vectors, kept, bad = pipeline.encoder.embed_records(part, progress=True)
-        names = [part.names[i] for i in kept]
-        left_out |= {part.names[i]: reason for i, reason in bad.items()}
-        keep(names, vectors, [digests[name] for name in names])
-    return left_out
-
-
-def _digested(records: Dataset, digests: dict[str, str]) -> Dataset:
-    """The same records; reading one notes the digest of its bytes."""
-
-    def read(i: int) -> Record:
-        record = records.read(i)
-        data = record.image.tobytes() if isinstance(record.image, np.ndarray) else record.image
-        digests[records.names[i]] = hashlib.sha256(data).hexdigest()
-        return record
-
-    return replace(records, read=read)
 
 
 def build_index(
@@ -89,33 +39,102 @@ def build_index(
         What `Index.info` says.
     """
     pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, cache=False)
-    records = read_source(source)
     path = Path(output)
     if (path / "manifest.json").is_file():
         index = Index.open(path, model=pipeline.fingerprint)
     else:
-        dim = pipeline.embed_texts(["a"]).shape[1]
-        facts = {"source": str(Path(source).resolve()), "left_out": {}}
-        empty = np.empty((0, dim), np.float32)
+        weights = str(Path(model).resolve()) if Path(model).exists() else model
+        facts = {"weights": weights, "runtime": runtime, "sources": {}, "left_out": {}}
+        empty = np.empty((0, pipeline.embed_texts(["a"]).shape[1]), np.float32)
         index = Index.build(empty, path, dtype=dtype, model=pipeline.fingerprint, facts=facts)
-    seen = {index.metadata(identity).get("sha256"): identity for identity in index.ids}
-    twins = {}
+    _go_on(index, pipeline, source)
+    return index.info()
 
-    def keep(names, vectors, digests):
+
+def index_add(index: str, source: str | None = None, *, model: str | None = None, batch_size: int = 64) -> dict:
+    """The command `zoo index add`: what a source has and the index has not; without one, of the index's own sources.
+
+    Args:
+        model: what made the index; as the index says unless given.
+    """
+    opened = Index.open(index)
+    pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
+    for place in [source] if source else list(opened.info().get("sources", {}).values()):
+        _go_on(opened, pipeline, place)
+    return opened.info()
+
+
+def open_pipeline(index: Index, model: str | None = None, **options) -> ClipPipeline:
+    """The pipeline whose vectors an index holds.
+
+    Args:
+        model: file or name; the one that the index was built with unless given.
+        options: of `ClipPipeline`.
+
+    Raises:
+        ValueError: the index does not say, or was made with another model.
+    """
+    facts = index.info()
+    model = model or facts.get("weights")
+    if model is None:
+        raise ValueError(f"{index.path} does not say which model made it; name it with --model")
+    pipeline = ClipPipeline(model, runtime=facts.get("runtime", "keras"), **options)
+    Index.open(index.path, model=pipeline.fingerprint)
+    return pipeline
+
+
+def _go_on(index: Index, pipeline: ClipPipeline, source: str | Path) -> None:
+    """Indexes what is not there yet. A portion of images and what is left out of it are committed together."""
+    prefix = _prefix(index, source)
+    records, about = read_source(source), read_metadata(source)
+    seen = {index.metadata(identity).get("sha256"): identity for identity in index.ids}
+    known = {*index.ids, *_twins(index)}
+    todo = [i for i, name in enumerate(records.names) if prefix + name not in known]
+
+    def keep(names, vectors, digests, bad):
+        left_out = {name: why for name, why in index.info()["left_out"].items() if name not in names}
+        left_out |= {prefix + name: why for name, why in bad.items()}
         fresh = []
         for i, (name, digest) in enumerate(zip(names, digests, strict=True)):
-            if digest in seen:
-                twins[name] = f"the same bytes as {seen[digest]}"
-            else:
-                seen[digest] = name
+            twin = seen.setdefault(digest, prefix + name)
+            if twin == prefix + name:
                 fresh.append(i)
-        metadata = [{"sha256": digests[i]} for i in fresh]
-        if fresh:
-            index.add(vectors[fresh], ids=[names[i] for i in fresh], metadata=metadata)
+                left_out.pop(twin, None)
+            else:
+                left_out[prefix + name] = TWIN + twin
+        ids = [prefix + names[i] for i in fresh]
+        metadata = [{"sha256": digests[i], **about(names[i])} for i in fresh]
+        vectors = vectors[fresh] if fresh else np.empty((0, index.dim), np.float32)
+        index.add(vectors, ids=ids, metadata=metadata, facts={"left_out": left_out})
 
-    left_out = embed_source(pipeline, records, keep, skip=frozenset(index.ids))
-    index.state({"left_out": {**left_out, **twins}})
-    return index.info()
+    embed_source(pipeline.encoder, records.subset(todo), keep)
+
+
+def _prefix(index: Index, source: str | Path) -> str:
+    """What the ids of a source's images begin with: nothing for the first source, its name for a further one."""
+    place = str(Path(source).resolve())
+    sources = index.info().get("sources", {})
+    for prefix, known in sources.items():
+        if known == place:
+            return prefix
+    name, number = Path(place).name, 2
+    prefix = f"{name}/" if sources else ""
+    while prefix in sources:
+        prefix, number = f"{name}~{number}/", number + 1
+    index.state({"sources": {**sources, prefix: place}})
+    return prefix
+
+
+def _twins(index: Index) -> set[str]:
+    """Names left out as duplicates of what is still there."""
+    ids = set(index.ids)
+    left_out = index.info()["left_out"].items()
+    return {name for name, why in left_out if why.startswith(TWIN) and why.removeprefix(TWIN) in ids}
+
+
+def index_accelerate(index: str, kind: str = "int8") -> dict:
+    """The command `zoo index accelerate`."""
+    return Index.open(index).accelerate(kind)
 
 
 def index_remove(index: str, ids: list[str]) -> dict:
@@ -142,47 +161,62 @@ def search_images(
     index: str,
     query: str | None = None,
     *,
-    model: str,
+    model: str | None = None,
     image: str | None = None,
     k: int = 5,
+    where: Sequence[str] | None = None,
+    approximate: bool = False,
     sheet: str | None = None,
     cache: str | None = None,
 ) -> list[Match]:
     """The command `zoo search`: the images that match a sentence, or an image, best first.
 
     Args:
-        sheet: PNG of them to write.
+        model: what made the index; as the index says unless given.
+        where: "KEY=VALUE" each, that the metadata must have.
+        approximate: through the graph of `zoo index accelerate --kind hnsw`.
+        sheet: .png or .html of them to write.
         cache: file of the text cache; the user's own unless given.
     """
     if (query is None) == (image is None):
         raise ValueError("give a sentence or --image FILE, one of the two")
-    pipeline = ClipPipeline(model, cache=TextCache(cache or default_cache_path()))
-    opened = Index.open(index, model=pipeline.fingerprint)
-    ids, scores = pipeline.search(opened, Path(image) if image else query, k)
+    opened = Index.open(index)
+    fits = _filter(where)
+    texts = TextCache(cache or default_cache_path())
+    pipeline = open_pipeline(opened, model, cache=texts)
+    asked = Path(image) if image else query
+    ids, scores = pipeline.search(opened, asked, k, where=fits, approximate=approximate)
+    texts.close()
     pairs = enumerate(zip(ids, scores, strict=True), 1)
     matches = [Match(rank, identity, float(score), opened.metadata(identity)) for rank, (identity, score) in pairs]
     if sheet is not None:
-        draw_sheet(Path(sheet), f"“{query}”" if query else Path(image).name, matches, opened.info().get("source"))
+        draw_sheet(Path(sheet), query or Path(image).name, matches, opened.info().get("sources", {}))
     return matches
 
 
-def draw_sheet(path: Path, text: str, matches: list[Match], source: str | None) -> None:
-    """The matches as pictures, where the source still has them."""
-    records = None if source is None else read_source(source)
-    places = {} if records is None else {name: i for i, name in enumerate(records.names)}
-    shown = []
+def _filter(where: Sequence[str] | None) -> Callable[[dict], bool] | None:
+    """Whether metadata has every "KEY=VALUE", values compared as they are written."""
+    pairs = [text.partition("=") for text in where or ()]
+    for key, equals, value in pairs:
+        if not key or not equals:
+            raise ValueError(f"--where {key}{equals}{value} is not KEY=VALUE")
+    return (lambda entry: all(str(entry.get(key, "")) == value for key, _, value in pairs)) if pairs else None
+
+
+def draw_sheet(path: Path, text: str, matches: list[Match], sources: dict[str, str]) -> None:
+    """The matches as pictures, where a source still has them."""
+    records = {prefix: read_source(place) for prefix, place in sources.items() if Path(place).exists()}
+    places = {prefix + name: (some, i) for prefix, some in records.items() for i, name in enumerate(some.names)}
+    found = []
     for match in matches:
         if match.id in places:
-            picture = np.asarray(open_record(records.record(places[match.id])).convert("RGB"))
-            shown.append((picture, f"{match.score:.3f}"))
-    if not shown:
-        raise ValueError(f"none of the images found is still in {source!r}, so that there is nothing to draw")
-    lines = [shown[first : first + SHEET_COLUMNS] for first in range(0, len(shown), SHEET_COLUMNS)]
-    rows = [
-        SheetRow(text if i == 0 else "", [picture for picture, _ in line], [note for _, note in line])
-        for i, line in enumerate(lines)
-    ]
-    plot_sheet(path, rows)
+            some, i = places[match.id]
+            picture = np.asarray(open_record(some.record(i)).convert("RGB"))
+            found.append((picture, f"{match.score:.3f}", match.id))
+    if not found:
+        where = ", ".join(sources.values()) or "any place that the index names"
+        raise ValueError(f"none of the images found is still in {where}, so that there is nothing to draw")
+    write_sheet(path, text, found)
 
 
 def embed_images(source: str, *, model: str, output: str, batch_size: int = 64) -> dict:
@@ -195,15 +229,16 @@ def embed_images(source: str, *, model: str, output: str, batch_size: int = 64) 
     pipeline = ClipPipeline(model, batch_size=batch_size, cache=False)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
+    shards, left_out = [], {}
 
-    def keep(names, vectors, digests):
+    def keep(names, vectors, digests, bad):
+        left_out.update(bad)
         if names:
             path = folder / f"embeddings-{len(shards):05d}.safetensors"
             write_safetensors(path, {"embeddings": vectors}, {"model": pipeline.fingerprint})
             shards.append({"file": path.name, "sha256": sha256(path), "ids": names, "images": digests})
 
-    left_out = embed_source(pipeline, read_source(source), keep)
+    embed_source(pipeline.encoder, read_source(source), keep)
     manifest = {"model": pipeline.fingerprint, "source": str(source), "shards": shards, "left_out": left_out}
     with atomic_write(folder / "manifest.json", "w") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)
@@ -212,8 +247,10 @@ def embed_images(source: str, *, model: str, output: str, batch_size: int = 64) 
 
 def cache_stats(cache: str | None = None) -> dict:
     """The command `zoo cache stats`."""
-    stats = TextCache(cache or default_cache_path()).stats()
-    return {"file": str(cache or default_cache_path()), "entries": stats.entries, "bytes": stats.bytes}
+    texts = TextCache(cache or default_cache_path())
+    stats = texts.stats()
+    facts = {"file": str(texts.path), "entries": stats.entries, "bytes": stats.bytes}
+    return {**facts, **texts.lifetime()}
 
 
 def cache_clear(cache: str | None = None) -> dict:
@@ -225,6 +262,24 @@ def cache_verify(cache: str | None = None) -> dict:
     """The command `zoo cache verify`."""
     entries, damaged = TextCache(cache or default_cache_path()).verify()
     return {"entries": entries, "damaged": damaged}
+
+
+def cache_export(path: str, cache: str | None = None) -> dict:
+    """The command `zoo cache export`."""
+    return {"written": TextCache(cache or default_cache_path()).copy_to(TextCache(_absent(path)))}
+
+
+def cache_import(path: str, cache: str | None = None) -> dict:
+    """The command `zoo cache import`."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No cache at {path!r}.")
+    return {"read": TextCache(path).copy_to(TextCache(cache or default_cache_path()))}
+
+
+def _absent(path: str) -> Path:
+    if Path(path).exists():
+        raise FileExistsError(f"{path} is there already; name another file")
+    return Path(path)
 
 
 def to_text(facts: dict) -> str:

@@ -18,6 +18,7 @@ from zoo.evaluation.classifier import Classifier, create_classifier
 from zoo.preprocess import PreprocessSpec, decode_image, open_image, preprocess
 from zoo.registry import load
 from zoo.search import Index, TextCache
+from zoo.search.index import Where
 
 RUNTIMES = ("keras", "onnx")
 PRECISIONS = {
@@ -125,17 +126,18 @@ class ClipPipeline:
             self._classifiers[key] = create_classifier(self, labels, templates)
         return self._classifiers[key]
 
-    def search(self, index: Index | str | Path, query, k: int = 5, *, where: Mapping | None = None):
+    def search(self, index: Index | str | Path, query, k: int = 5, *, where: Where = None, approximate: bool = False):
         """(ids, scores float32 (k,)) of the best matches of a sentence, or of an image.
 
         Args:
             index: an `Index`, or the path of one, which must have been made with this pipeline's model.
             query: str for a sentence; a Path, PIL image, array, bytes or file for an image.
+            where, approximate: see `Index.search`.
         """
         if not isinstance(index, Index):
             index = Index.open(index, model=self.fingerprint)
         vector = self.embed_texts([query]) if isinstance(query, str) else self.embed_images([query])
-        return index.search(vector[0], k, where=where)
+        return index.search(vector[0], k, where=where, approximate=approximate)
 
 
 def open_any(image) -> Image.Image | np.ndarray:

@@ -290,9 +290,18 @@ class Index:
     # Changes.
 
     def add(
-        self, vectors: np.ndarray, *, ids: Sequence[str] | None = None, metadata: Sequence[Mapping] | None = None
+        self,
+        vectors: np.ndarray,
+        *,
+        ids: Sequence[str] | None = None,
+        metadata: Sequence[Mapping] | None = None,
+        facts: Mapping | None = None,
     ) -> None:
         """Adds N vectors as a segment of their own; all of them or, when this fails, none.
+
+        Args:
+            ids, metadata: see `build`.
+            facts: to change in the manifest, with the vectors or not at all.
 
         Raises:
             ValueError: an id that is there already, or arguments that do not fit; Locked while another process writes.
@@ -304,11 +313,14 @@ class Index:
             first = len(self._ids)
             ids = [str(first + i) for i in range(len(vectors))] if ids is None else list(ids)
             _check_rows(vectors, ids, metadata, self.dim, known)
+            facts = {**self.manifest["facts"], **(facts or {})}
             if not len(vectors):
+                self._commit({**self.manifest, "facts": facts})
                 return
             name = f"{1 + max((int(entry['name']) for entry in self.manifest['segments']), default=0):06d}"
             entry = write_segment(self.path, name, vectors, ids, metadata, self.manifest["dtype"])
-            self._commit({**self.manifest, "segments": [*self.manifest["segments"], entry]})
+            segments = [*self.manifest["segments"], entry]
+            self._commit({**self.manifest, "segments": segments, "facts": facts})
 
     def remove(self, ids: Sequence[str]) -> None:
         """Takes ids out; their bytes stay in the file until it is built anew. KeyError for one that is not there."""
@@ -329,9 +341,7 @@ class Index:
 
     def state(self, facts: Mapping) -> None:
         """Changes what `facts` in the manifest says."""
-        with lock(self.path / ".lock"):
-            self._reload()
-            self._commit({**self.manifest, "facts": {**self.manifest["facts"], **facts}})
+        self.add(np.empty((0, self.dim), np.float32), facts=facts)
 
     def info(self) -> dict:
         """{"vectors", "dim", "dtype", "segments", "removed", "bytes", "accelerators", "model", …facts}."""

@@ -25,6 +25,9 @@ VERSION = "1"  # of what a key says
 BUSY_SECONDS = 30.0
 TABLE = """CREATE TABLE IF NOT EXISTS vectors
 (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL, place INTEGER NOT NULL)"""
+PLACES = "CREATE INDEX IF NOT EXISTS places ON vectors(place)"  # else each write would read all that is there
+COUNTS = "CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)"
+COUNTED = ("memory_hits", "disk_hits", "misses", "damaged")
 ASKED_AT_ONCE = 500  # of SQLite's parameters
 
 
@@ -74,7 +77,8 @@ class TextCache:
         self.max_bytes = max_bytes
         self._memory: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._most = memory
-        self._counts = dict.fromkeys(("memory_hits", "disk_hits", "misses", "damaged"), 0)
+        self._counts = dict.fromkeys(COUNTED, 0)
+        self._told = dict.fromkeys(COUNTED, 0)  # of them, what the file knows
         self._lock = threading.RLock()
         self._connection, self._process = None, None
 
@@ -131,6 +135,30 @@ class TextCache:
             entries = self._ask("SELECT COUNT(*) FROM vectors")[0][0]
             return CacheStats(**self._counts, entries=entries, bytes=self._used_bytes())
 
+    def lifetime(self) -> dict:
+        """{"memory_hits", "disk_hits", "misses", "damaged", "hit_rate"} of all processes that closed the file or wrote
+        to it; of this one where there is no file."""
+        with self._lock:
+            counts = dict(self._counts)
+            if self.path is not None:
+                self._tell()
+                counts |= dict(self._ask("SELECT name, value FROM counts"))
+            return {**counts, "hit_rate": CacheStats(**counts, entries=0, bytes=0).hit_rate}
+
+    def copy_to(self, other: "TextCache") -> int:
+        """Puts every sound entry into another cache; how many there were."""
+        if self.path is None:
+            other.put(dict(self._memory))
+            return len(self._memory)
+        copied = 0
+        with self._lock:
+            keys = [key for (key,) in self._ask("SELECT key FROM vectors ORDER BY place")]
+            for first in range(0, len(keys), ASKED_AT_ONCE):
+                part = self._read(keys[first : first + ASKED_AT_ONCE])
+                other.put({key: part[key] for key in keys[first : first + ASKED_AT_ONCE] if key in part})
+                copied += len(part)
+        return copied
+
     def clear(self) -> int:
         """Drops all entries; how many there were."""
         with self._lock:
@@ -154,6 +182,8 @@ class TextCache:
     def close(self) -> None:
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
+                with contextlib.suppress(sqlite3.Error):  # what was counted matters less than that it closes
+                    self._tell(connection=self._connection)
                 self._connection.close()
             self._connection = None
 
@@ -188,9 +218,18 @@ class TextCache:
         place = (self._ask("SELECT MAX(place) FROM vectors")[0][0] or 0) + 1
         rows = [(key, blob, checksum(key, blob), place + i) for i, (key, blob) in enumerate(blobs.items())]
         self._ask("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows, many=True)
+        self._tell()
         while self._used_bytes() > self.max_bytes and self._ask("SELECT 1 FROM vectors LIMIT 1"):
             tenth = "SELECT key FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
             self._ask(f"DELETE FROM vectors WHERE key IN ({tenth})")
+
+    def _tell(self, connection: sqlite3.Connection | None = None) -> None:
+        """Adds what was counted since the last time to what the file knows."""
+        rows = [(name, self._counts[name] - self._told[name]) for name in COUNTED]
+        statement = "INSERT INTO counts VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = value + excluded.value"
+        if any(more for _, more in rows):
+            (self._ask(statement, rows, many=True) if connection is None else connection.executemany(statement, rows))
+            self._told = dict(self._counts)
 
     def _drop(self, keys: list[bytes]) -> None:
         if keys:
@@ -227,7 +266,8 @@ class TextCache:
             self._process = os.getpid()
             _retry(lambda: self._connection.execute("PRAGMA journal_mode=WAL"))
             self._connection.execute("PRAGMA synchronous=NORMAL")
-            self._connection.execute(TABLE)
+            for statement in (TABLE, PLACES, COUNTS):
+                self._connection.execute(statement)
         return self._connection
 
     def _set_aside(self) -> None:
