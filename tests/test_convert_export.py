@@ -161,6 +161,52 @@ def test_a_classifier_answers_the_same_there(tmp_path, rng, name):
     assert error(predict(model, images), output.numpy()) <= TOLERANCE
 
 
+TIMM_FOLDERS = {
+    "a row of the table": lambda: v2("atto"),
+    "a row of one's own": lambda: v1(layer_scale_init_value=None),
+    "a trunk for other channels": lambda: convnext.create_convnext_v2(
+        ROW, input_shape=(*SIZE, 4), include_top=False, pooling="avg", stem_stride=4
+    ),
+    "a ResNet of one's own": resnet,
+}
+
+
+@pytest.mark.parametrize("name", TIMM_FOLDERS)
+def test_timm_makes_the_model_that_a_folder_describes(tmp_path, rng, name):
+    """`config.json` alone says which model and how its pictures are made ready."""
+    import torch
+
+    declare_torchvision_operators()
+    import timm
+
+    model, folder = randomize(TIMM_FOLDERS[name](), rng, scale=0.1), tmp_path / "there"
+    spec = zoo.preprocess.PreprocessSpec(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", "squash", crop_pct=0.9)
+    zoo.export_weights(model, folder, format="timm", preprocess=spec)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert set(theirs.state_dict()) == set(load_file(folder / "model.safetensors"))
+    channels = model.input_shape[-1]
+    images = rng.standard_normal((2, *SIZE, channels), np.float32)
+    with torch.no_grad():
+        output = theirs(torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert error(predict(model, images), output.numpy()) <= TOLERANCE
+    said = timm.data.resolve_model_data_config(theirs)
+    assert list(said["input_size"]) == [channels, *SIZE]
+    assert (list(said["mean"]), list(said["std"])) == ([0.5] * 3, [0.25] * 3)
+    assert (said["interpolation"], said["crop_pct"], said["crop_mode"]) == ("bilinear", 0.9, "squash")
+
+
+@pytest.mark.parametrize("name", TIMM_FOLDERS)
+def test_what_timm_was_told_is_what_the_zoo_reads(tmp_path, rng, name):
+    model = randomize(TIMM_FOLDERS[name](), rng)
+    spec = zoo.preprocess.PreprocessSpec(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", crop_pct=0.9, rgb_first=True)
+    zoo.export_weights(model, tmp_path / "there", format="timm", preprocess=spec)
+    again = zoo.load(tmp_path / "there")
+    assert again.info.preprocess == spec
+    assert (again.model.input_shape, again.model.output_shape) == (model.input_shape, model.output_shape)
+    for one, other in zip(model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("create", [v1, v2], ids=["V1", "V2"])
 def test_facebooks_layout_is_what_timm_undoes(tmp_path, rng, create):
     """timm's own filter for the authors' checkpoints turns the file into timm's keys and values."""
@@ -275,6 +321,12 @@ def test_open_clips_configuration_says_how_pictures_are_prepared(tmp_path):
         (v2, "torchvision", "torchvision has no ConvNeXt-V2. Formats for this model: timm, transformers, facebook"),
         (lambda: pair(VIT), "timm", "timm has no image–text pair. Formats for this model: transformers, open_clip"),
         (lambda: v1(stem_stride=2), "timm", "overlapping stem False, and this model has True"),
+        (lambda: v1(convnext.Variant((1, 1), (8, 16))), "timm", "stages 4, and this model has 2"),
+        (
+            lambda: v1(convnext.Variant((1,) * 4, (8,) * 4, activation="leaky_relu")),
+            "timm",
+            "timm has no activation as 'leaky_relu' is here",
+        ),
         (lambda: v1(include_top=False), "timm", "head norm True, and this model has False"),
         (lambda: v1(include_top=False, pooling="avg"), "torchvision", "classifier True, and this model has False"),
         (lambda: v1(layer_scale_init_value=None), "torchvision", "LayerScale True, and this model has False"),

@@ -27,11 +27,13 @@ def export_weights(
     Args:
         model: from this package's builders, or what `load` takes: a saved file, or a name with weights.
         path: ends in `.safetensors`, or a folder, which is made if need be and gets the library's own file name.
-            transformers' `config.json` and open_clip's `open_clip_config.json` are written beside the weights:
-            `from_pretrained(folder)` and `open_clip.create_model("local-dir:folder")` read such a folder.
+            timm's and transformers' `config.json` and open_clip's `open_clip_config.json` are written beside the
+            weights: `timm.create_model("local-dir:folder", pretrained=True)`, `from_pretrained(folder)` and
+            `open_clip.create_model("local-dir:folder")` read such a folder.
         format: "timm", "transformers", "torchvision" or "facebook" for a classifier or a trunk; "open_clip" or
             "transformers" for a pair.
-        preprocess: of a pair's pictures, for open_clip; unless given, what the file of the weights said, then OpenAI's.
+        preprocess: of the pictures, for timm and open_clip; unless given, what the file of the weights said, then the
+            defaults: ImageNet's there, OpenAI's here.
 
     Returns:
         A `WeightExport`; print it.

@@ -1,5 +1,6 @@
 """A model of ours → the files from which another library loads it."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def write_for(model, path, library, preprocess=None):
         model: from this package's builders.
         path: ends in `.safetensors`, or a folder, which is made if need be and gets the library's own file name.
         library: of LIBRARIES.
-        preprocess: `PreprocessSpec` of a pair; unless given, that of the file its weights came from.
+        preprocess: `PreprocessSpec`, for timm and open_clip; unless given, that of the file the weights came from.
 
     Returns:
         A `WeightExport`.
@@ -54,7 +55,9 @@ def write_for(model, path, library, preprocess=None):
     path = Path(path)
     if path.suffix not in ("", ".safetensors"):
         raise ValueError(f"Weights are exported to a folder or a .safetensors file, got {path.name!r}.")
-    target = target_of(model, describe(model), library, preprocess or native.recall(model).preprocess)
+    known = native.recall(model)
+    given = {"preprocess": preprocess or known.preprocess, "licence": known.licence}
+    target = target_of(model, dataclasses.replace(describe(model), **given), library)
     tensors = with_counters(export_tensors(model, target.format))
     if path.suffix == "":
         path.mkdir(parents=True, exist_ok=True)

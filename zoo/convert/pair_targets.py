@@ -9,7 +9,7 @@ from zoo.convert.schema import CLIP
 from zoo.preprocess import PreprocessSpec
 
 
-def pair_target(model, description, library, preprocess):
+def pair_target(model, description, library):
     """(format, name of the weight file, {name of a configuration: its content}) of a pair.
 
     Raises:
@@ -21,7 +21,7 @@ def pair_target(model, description, library, preprocess):
         return transformers.PAIR, "model.safetensors", {"config.json": _transformers_config(pair, arguments)}
     config = {
         "model_cfg": _model_cfg(model, pair, arguments),
-        "preprocess_cfg": _preprocess_cfg(preprocess or PreprocessSpec(image_size=arguments["image_size"])),
+        "preprocess_cfg": _preprocess_cfg(description.preprocess or PreprocessSpec(image_size=arguments["image_size"])),
     }
     return _open_clip_format(model, pair), "open_clip_model.safetensors", {"open_clip_config.json": config}
 

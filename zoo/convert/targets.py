@@ -10,6 +10,7 @@ from zoo.convert import facebook, pair_targets, timm, transformers
 from zoo.convert.engine import Format
 from zoo.convert.native import row_of
 from zoo.convert.schema import CLIP, RESNET
+from zoo.convert.timm_config import timm_config
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ ANY_CONVNEXT = {"overlapping stem": False, "head norm": True}
 PAPER_CONVNEXT = {"overlapping stem": False, "stages": 4, "patch size": 4, "epsilon": 1e-6, "activation": "gelu"}
 PAPER_RESNET = {"stages": 4, "patch size": 7, "stem width": 64, "epsilon": 1e-5, "activation": "relu"}
 FIXED = {
-    ("timm", "convnext"): ANY_CONVNEXT,
-    ("timm", "convnextv2"): ANY_CONVNEXT,
+    ("timm", "convnext"): {**ANY_CONVNEXT, "stages": 4},
+    ("timm", "convnextv2"): {**ANY_CONVNEXT, "stages": 4},
     ("timm", RESNET): PAPER_RESNET,
     ("transformers", "convnext"): {**ANY_CONVNEXT, "epsilon": 1e-6},
     ("transformers", "convnextv2"): {**ANY_CONVNEXT, "epsilon": 1e-6, "LayerScale": False},
@@ -50,14 +51,13 @@ FIXED = {
 LIBRARIES = tuple(dict.fromkeys(library for library, _ in FIXED))
 
 
-def target_of(model, description, library, preprocess=None):
+def target_of(model, description, library):
     """The `Target` of a model for one of LIBRARIES.
 
     Args:
         model: the model described.
-        description: what `describe` says of it.
+        description: what `describe` says of it, with what is known of its pictures and its licence.
         library: of LIBRARIES.
-        preprocess: `PreprocessSpec`, for a configuration that has a place for it.
 
     Raises:
         ValueError: an unknown library, one without such models, or one whose models differ in what FIXED lists.
@@ -69,7 +69,7 @@ def target_of(model, description, library, preprocess=None):
         known = [name for name, known in FIXED if known == family]
         raise ValueError(f"{library} has no {NAMES[family]}. Formats for this model: {', '.join(known)}.")
     if family == CLIP:
-        return Target(*pair_targets.pair_target(model, description, library, preprocess))
+        return Target(*pair_targets.pair_target(model, description, library))
     facts = _facts(description)
     for what, fixed in FIXED[library, family].items():
         if facts[what] != fixed:
@@ -102,10 +102,11 @@ def _facts(description):
 
 
 def _timm(description):
+    configs = {"config.json": timm_config(description)}
     if description.family == RESNET:
-        return Target(timm.RESNET)
+        return Target(timm.RESNET, configs=configs)
     has_conv_mlp = description.arguments["variant"] in timm.CONV_MLP  # timm's class itself, for one's own row, has none
-    return Target(timm.CONVNEXT_CONV_MLP if has_conv_mlp else timm.CONVNEXT)
+    return Target(timm.CONVNEXT_CONV_MLP if has_conv_mlp else timm.CONVNEXT, configs=configs)
 
 
 def _torchvision(description):

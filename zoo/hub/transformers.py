@@ -3,11 +3,9 @@
 transformers gives ConvNeXt's last norm an epsilon of its own, 1e-12 unless said; ours is the papers' 1e-6.
 """
 
-import dataclasses
-
 from zoo.convert.native import Description
 from zoo.convert.schema import CLIP, RESNET
-from zoo.hub.values import check_fixed, integer, integers, read_json, refusal, section, spec
+from zoo.hub.values import check_fixed, integer, integers, read_json, refusal, section, spec, variant_of
 from zoo.recipes import Recipe, default_arguments, own_pair
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -53,7 +51,7 @@ def _convnext(values, filename):
     )
     scale = values.get("layer_scale_init_value", 1e-6) if values["model_type"] == "convnext" else None
     scale = scale if scale and scale > 0 else None
-    return _variant(values["model_type"], row), {"layer_scale_init_value": scale, "stem_stride": row.patch_size}
+    return variant_of(values["model_type"], row), {"layer_scale_init_value": scale, "stem_stride": row.patch_size}
 
 
 def _resnet(values, filename):
@@ -72,16 +70,7 @@ def _resnet(values, filename):
         block=block,
         stem_dim=integer(values, "embedding_size", 64, filename),
     )
-    return _variant(RESNET, row), {}
-
-
-def _variant(family, row):
-    """The table's name of a row, or its fields as JSON has them."""
-    import convnext
-
-    label = next((label for label, known in convnext.TABLES[family].items() if known == row), None)
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(row).items()}
-    return label or fields
+    return variant_of(RESNET, row), {}
 
 
 def _pair(values, filename):

@@ -1,5 +1,6 @@
 """Values from elsewhere, read with suspicion: JSON of bounded size, fields that must be what our models have."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -71,6 +72,15 @@ def check_fixed(values, fixed, free, filename, prefix=""):
             raise refusal(filename, f"{prefix}{key}", value, "no such thing")
         if value != fixed[key]:
             raise refusal(filename, f"{prefix}{key}", value, repr(fixed[key]))
+
+
+def variant_of(family, row):
+    """The table's name of a row, or its fields as JSON has them."""
+    import convnext
+
+    label = next((label for label, known in convnext.TABLES[family].items() if known == row), None)
+    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(row).items()}
+    return label or fields
 
 
 def spec(fields, where):
