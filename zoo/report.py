@@ -1,6 +1,7 @@
 """Reports: one HTML page that needs no other file and no network, and the plots that go on it.
 
-A page is `page(title, …blocks)`; a block is what `section`, `paragraph`, `tiles`, `table`, `figure` and `code` return.
+A page is `page(title, …blocks)`; a block is what `section`, `paragraph`, `tiles`, `table`, `figure`, `code` and
+`details` return.
 They escape every text they are given. A plot takes arrays and a path and writes a PNG.
 """
 
@@ -48,6 +49,7 @@ th { color: var(--soft); font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; overflow-x: auto;
   font: .88rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }
 @media print { body { background: #ffffff; } figure, .tiles, table, pre { break-inside: avoid; } }
 """
 
@@ -94,7 +96,8 @@ def section(title: str, *blocks: str) -> str:
 
 
 def paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
+    """Running text; "%" stays on the line of its number."""
+    return f"<p>{html.escape(text).replace(' %', '&nbsp;%')}</p>"
 
 
 def tiles(values: Mapping[str, object]) -> str:
@@ -151,6 +154,11 @@ def png_size(data: bytes) -> tuple[int, int]:
 def code(text: str) -> str:
     """Lines to copy."""
     return f"<pre><code>{html.escape(text)}</code></pre>"
+
+
+def details(summary: str, *blocks: str) -> str:
+    """Blocks behind a line that opens them."""
+    return "\n".join([f"<details><summary>{html.escape(summary)}</summary>", *blocks, "</details>"])
 
 
 def percent(share: float) -> str:

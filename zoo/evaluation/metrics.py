@@ -331,6 +331,25 @@ def precision_at_k(scores: np.ndarray, positives: np.ndarray, k: int) -> float:
     return float(np.take_along_axis(positives, order, axis=1).mean())
 
 
+def retrieval_curves(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall at every cut: float (M,) each, at place k - 1 for the k best candidates, mean over queries.
+
+    >>> precision, recall = retrieval_curves(np.array([[0.9, 0.8, 0.1]]), np.array([[True, False, True]]))
+    >>> precision.round(2).tolist(), recall.tolist()
+    ([1.0, 0.5, 0.67], [0.5, 0.5, 1.0])
+
+    Args:
+        scores: float (Q, M), finite.
+        positives: bool (Q, M), at least one a row. Of candidates that tie the wrong ones stand first.
+    """
+    scores, positives = np.asarray(scores), np.asarray(positives, bool)
+    _check_finite(scores)
+    order = np.lexsort((positives, -scores), axis=1)
+    found = np.take_along_axis(positives, order, axis=1).cumsum(axis=1)
+    cuts = np.arange(1, scores.shape[1] + 1)
+    return (found / cuts).mean(axis=0), (found / found[:, -1:]).mean(axis=0)
+
+
 # Embeddings: unit rows (N, D).
 
 

@@ -53,18 +53,24 @@ class ZeroShotResult:
 
 
 def evaluate_zero_shot(
-    encoder: Encoder, data: Labelled, *, classifier: Classifier | None = None, progress: bool = False
+    encoder: Encoder,
+    data: Labelled,
+    *,
+    classifier: Classifier | None = None,
+    embedded: tuple[np.ndarray, np.ndarray, dict] | None = None,
+    progress: bool = False,
 ) -> tuple[ZeroShotResult, np.ndarray, np.ndarray]:
     """Classifies a data set from prompts alone.
 
     Args:
         classifier: in place of the one made of the data set's class names and templates.
+        embedded: what `encoder.embed_records` made of the pictures, where that is done already.
 
     Returns:
         (result, logits float32 (N, K), int (N,) which records they are).
     """
     classifier = classifier or create_classifier(encoder, data.class_names, data.templates)
-    vectors, kept, bad = encoder.embed_records(data.records, progress=progress)
+    vectors, kept, bad = embedded or encoder.embed_records(data.records, progress=progress)
     logits, labels = classifier.logits(vectors), data.records.labels[kept]
     ranks = class_ranks(logits, labels)
     counts = confusion(labels, logits.argmax(axis=1), len(data.class_names))
@@ -124,8 +130,8 @@ def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarr
         return
     pictures = [np.asarray(open_record(data.records.record(int(kept[i]))).convert("RGB")) for i in worst]
     names = data.class_names
-    notes = [f"{names[labels[i]]}, read as {names[guesses[i]]}" for i in worst]
-    plot_sheet(path, [SheetRow("the surest mistakes", pictures, notes)])
+    notes = [f"{names[labels[i]]}\n→ {names[guesses[i]]}" for i in worst]
+    plot_sheet(path, [SheetRow("the surest mistakes: what it is → what it was read as", pictures, notes)])
 
 
 def to_text(result: ZeroShotResult) -> str:

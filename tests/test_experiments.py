@@ -1,0 +1,261 @@
+"""What the experiments find, with a pair of NumPy functions that really reads digits, so that no backend is needed."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from data_writers import encode, write_class_folders
+
+from clip import CLASS_NAMES
+from zoo.encoding import Encoder
+from zoo.evaluation.digits import load_split
+from zoo.experiments import (
+    EXPERIMENTS,
+    cifar10,
+    classification,
+    command,
+    embedding_space,
+    mnist,
+    prompts,
+    retrieval,
+    temperature,
+)
+from zoo.experiments import setting as settings
+from zoo.experiments.setting import Setting
+from zoo.pipeline import ClipPipeline
+from zoo.preprocess import PreprocessSpec
+
+WORDS, NUMERALS = CLASS_NAMES["digits"], CLASS_NAMES["mnist"]
+SPEC = PreprocessSpec(image_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
+OTHERS = 6  # dimensions that say how a sentence is put, not which digit it names
+
+
+class NumpyPipeline(ClipPipeline):
+    """A pipeline around an `Encoder`."""
+
+    def __init__(self, encoder):
+        self.encoder, self.cache, self.fingerprint = encoder, None, "0" * 64
+        self._classifiers = {}
+
+
+def tokenizer(texts):
+    """int32 (N, 2): which digit a text names, 10 for none, and what else it says as one number."""
+    rows = []
+    for text in texts:
+        named = [i % 10 for i, name in enumerate((*WORDS, *NUMERALS)) if re.search(rf"\b{name}\b", text)]
+        rows.append([named[0] if named else 10, sum(map(ord, re.sub(r"\d", "", text))) % OTHERS])
+    return np.array(rows, np.int32)
+
+
+def read_text(tokens):
+    """Mostly the digit, and a little of the wording: (B, 2) → (B, 16)."""
+    return np.concatenate(
+        [np.eye(11)[tokens[:, 0]][:, :10], (0.6 + 0.2 * tokens[:, 1:]) * np.eye(OTHERS)[tokens[:, 1]]], axis=1
+    )
+
+
+@pytest.fixture(scope="session")
+def pipeline():
+    """Digits by least squares on the training pictures, sentences by the word in them."""
+    train = load_split()[0]
+    pixels = np.stack([SPEC.eval_transform()(picture)[..., 0] for picture in train.pictures]).reshape(len(train), -1)
+    weights = np.linalg.lstsq(pixels, np.eye(10)[train.labels], rcond=0.01)[0]
+
+    def see(images):
+        scores = images[..., 0].reshape(len(images), -1) @ weights
+        return np.concatenate([scores, np.full((len(images), OTHERS), 0.1)], axis=1)
+
+    return NumpyPipeline(Encoder(see, read_text, SPEC, scale=5.0, tokenizer=tokenizer, name="least squares"))
+
+
+@pytest.fixture
+def setting(pipeline, tmp_path):
+    made = Setting("pair", loaded=None, folder=tmp_path)
+    made.pipeline = pipeline
+    return made
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Every plot is one white pixel: figures are the matter here, and drawing takes seconds."""
+    pixel = encode(np.full((1, 1, 3), 255, np.uint8))
+    for module in (cifar10, classification, embedding_space, mnist, prompts, retrieval, temperature):
+        for name in vars(module):
+            if name.startswith(("plot_", "draw_")):
+                monkeypatch.setattr(module, name, lambda path, *_, **__: path.write_bytes(pixel))
+
+
+def save_mnist(folder, count=40):
+    folder.mkdir()
+    part = load_split()[1]
+    pictures = part.pictures[:count, 2:30, 2:30, 0]
+    np.savez(folder / "mnist.npz", x_test=pictures, y_test=part.labels[:count])
+
+
+def test_digits_and_photographs_are_named_with_their_probabilities(setting, undrawn):
+    digits, photographs = classification.run(setting).metrics["groups"]
+    assert [picture["truth"] for picture in digits["pictures"]] == list(WORDS)
+    assert digits["accuracy"] >= 0.8
+    for picture in digits["pictures"]:
+        shares = list(picture["guesses"].values())
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-9
+    assert {"flower.jpg", "china.jpg"} <= {picture["picture"] for picture in photographs["pictures"]}
+    assert photographs["accuracy"] is not None and not photographs["left_out"]
+
+
+def test_missing_data_are_said_with_where_to_put_them(setting, undrawn, tmp_path):
+    setting.data = tmp_path
+    for module, file in ((cifar10, "cifar-10-python.tar.gz from https://www.cs"), (mnist, "mnist.npz from https://")):
+        outcome = module.run(setting)
+        assert file in outcome.metrics["note"] and "--data" in outcome.metrics["note"]
+        assert outcome.metrics["data"] == "digits" and outcome.metrics["note"] in outcome.blocks[0]
+    setting.data, setting.smoke, setting._subjects = None, True, {}
+    assert "left out of a smoke run" in mnist.run(setting).metrics["note"]
+
+
+def test_data_that_are_there_are_read(setting, undrawn, tmp_path, rng):
+    setting.data = tmp_path / "data"
+    save_mnist(setting.data)
+    images = rng.integers(0, 256, (30, 32, 32, 3), np.uint8)
+    np.savez(setting.data / "cifar10.npz", x_test=images, y_test=np.arange(30) % 10)
+    setting.pipeline.encoder.tokenizer(["a frog"])
+    found = cifar10.run(setting).metrics
+    assert (found["data"], found["note"], found["images"], found["classes"][6]) == ("cifar10", "", 30, "frog")
+    assert np.sum(found["confusion"]) == 30 and found["accuracy"] == pytest.approx(np.trace(found["confusion"]) / 30)
+    found = mnist.run(setting).metrics
+    assert (found["data"], found["note"]) == ("mnist", "")
+    assert {row["images"] for row in found["strategies"].values()} == {40}
+
+
+@pytest.mark.parametrize("place", ["", "MNIST/raw", "cifar-10-batches-py"])
+def test_files_are_found_in_the_usual_layouts(place, tmp_path):
+    name, file = ("cifar10", "test_batch") if "cifar" in place else ("mnist", "t10k-images-idx3-ubyte.gz")
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    assert settings.find_files(tmp_path, name) is None
+    (tmp_path / place / file).write_bytes(b"")
+    assert settings.find_files(tmp_path, name) == tmp_path / place
+
+
+def test_shuffled_labels_are_right_by_chance(setting, undrawn):
+    setting.smoke = True
+    found = cifar10.run(setting).metrics
+    assert found["accuracy"] >= 0.8 and found["shuffled_labels"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_ways_to_name_a_digit_are_ranked(setting, undrawn):
+    setting.smoke = True
+    found = mnist.run(setting).metrics
+    assert sorted(found["ranking"]) == sorted([*mnist.STRATEGIES, mnist.BOTH])
+    accuracies = [found["strategies"][name]["accuracy"] for name in found["ranking"]]
+    assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] >= 0.8
+    for row in found["strategies"].values():
+        low, high = row["interval"]
+        assert low < row["accuracy"] < high
+
+
+def test_sentences_find_pictures(setting, undrawn):
+    found = retrieval.run(setting).metrics
+    assert (found["texts"], found["images"]) == (80, 360)
+    assert found["text_to_image"]["precision_at_10"] >= 0.97
+    assert set(found["text_to_image_by_spelling"]) == {"words", "numerals"}
+    assert found["image_to_text"]["queries"] == 360
+
+
+def test_a_pair_that_knows_nothing_finds_by_chance(setting, undrawn, pipeline, rng):
+    blind = lambda images: rng.standard_normal((len(images), 16))  # noqa: E731
+    setting.pipeline = NumpyPipeline(Encoder(blind, read_text, SPEC, scale=5.0, tokenizer=tokenizer))
+    assert retrieval.run(setting).metrics["text_to_image"]["precision_at_10"] == pytest.approx(0.1, abs=0.06)
+
+
+def test_the_space_has_its_classes_apart(setting, undrawn):
+    found = embedding_space.run(setting).metrics
+    assert found["image_image"]["within"] > found["image_image"]["between"] + 0.3
+    assert found["image_text"]["own_class"] > found["image_text"]["other_classes"] + 0.3
+    assert found["concepts"] == [*WORDS, *NUMERALS]
+    similarity = np.array(found["concept_similarity"])
+    assert similarity.shape == (20, 20) and (similarity[:10, 10:].argmax(axis=1) == np.arange(10)).all()
+    assert 0 < found["modality_gap"] < 2 and len(found["class_similarity"]) == 10
+    assert all(0 < share < 1 for shares in found["variance"].values() for share in shares)
+
+
+def test_the_temperature_is_fitted_on_one_half_and_judged_on_the_other(setting, undrawn):
+    found = temperature.run(setting).metrics
+    assert found["fitted"]["error"] < found["learned"]["error"] and found["fitted"]["loss"] < found["learned"]["loss"]
+    assert found["learned"]["factor"] == 5.0 and found["fitted"]["fitted_on"] == found["fitted"]["judged_on"] == 180
+    one, other = settings.halves(np.zeros(7), seed=0)
+    assert sorted([*one, *other]) == list(range(7)) and len(one) == 3
+    confidences = [row["confidence"] for row in found["distributions"].values()]
+    entropies = [row["entropy"] for row in found["distributions"].values()]
+    assert confidences == sorted(confidences, reverse=True) and entropies == sorted(entropies)  # low temperatures first
+
+
+def test_prompts_are_ranked_alike_every_time(setting, undrawn, pipeline, tmp_path):
+    first = prompts.run(setting).metrics
+    again = Setting("pair", None, tmp_path)
+    again.pipeline = NumpyPipeline(pipeline.encoder)
+    assert prompts.run(again).metrics == first
+    rows = first["ranking"]
+    assert [row["accuracy"] for row in rows] == sorted((row["accuracy"] for row in rows), reverse=True)
+    assert len({row["accuracy"] for row in rows}) > 3, "prompts that all do the same are no ranking"
+    assert {row["kind"] for row in rows} == set(first["kinds"]) == {"simple", "detailed", "contextual", "ensemble"}
+    assert sum(row["best_in_resamples"] for row in rows) == pytest.approx(1)
+    other = Setting("pair", None, tmp_path, seed=1)
+    other.pipeline = pipeline
+    changed = prompts.run(other).metrics
+    assert [row["prompt"] for row in changed["ranking"]] == [row["prompt"] for row in rows]
+    assert changed["agreement_of_halves"] != first["agreement_of_halves"]
+
+
+def test_pictures_of_ones_own_take_the_digits_place(setting, undrawn, tmp_path):
+    setting.images, setting.smoke, setting.class_names = tmp_path / "own", True, WORDS
+    write_class_folders(setting.images, 60)
+    (setting.images / "0_zero" / "bad.png").write_bytes(b"not a picture")
+    found = prompts.run(setting).metrics
+    assert found["data"].startswith("folder:") and found["images"] == 60
+    assert any(row["prompt"] == "a photo of a {}." for row in found["ranking"])  # of photographs, not of digits
+    found = retrieval.run(setting).metrics
+    assert list(found["text_to_image_by_spelling"]) == ["names"]
+    (group,) = classification.run(setting).metrics["groups"]
+    assert list(group["left_out"]) == ["0_zero/bad.png"] and len(group["pictures"]) == 60
+
+
+def test_pictures_in_one_folder_are_asked_about_the_classes_given(setting, undrawn, tmp_path):
+    setting.images = tmp_path / "flat"
+    write_class_folders(tmp_path / "sorted", 12)
+    setting.images.mkdir()
+    for path in sorted((tmp_path / "sorted").glob("*/*.png")):
+        path.rename(setting.images / path.name)
+    (group,) = classification.run(setting).metrics["groups"]
+    assert group["classes"] == list(classification.EVERYDAY_NAMES) and group["accuracy"] is None
+    setting.class_names = list(WORDS)
+    (group,) = classification.run(setting).metrics["groups"]
+    assert group["classes"] == list(WORDS) and len(group["pictures"]) == 12
+    assert setting.main.data.name == "digits"
+
+
+# The command.
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [("all", list(EXPERIMENTS)), (["prompts", "mnist", "prompts"], ["prompts", "mnist"]), (["mnist"], ["mnist"])],
+)
+def test_experiments_are_chosen_by_name(names, expected):
+    assert command.chosen(names) == expected
+
+
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="Unknown experiment 'promts'. Did you mean 'prompts'"):
+        command.run_experiments(["promts"])
+    with pytest.raises(ValueError, match="no demo-output/model.safetensors: `make demo` trains it"):
+        command.run_experiments(["prompts"])
+    with pytest.raises(ValueError, match="images='nowhere' is not a folder"):
+        command.run_experiments(["prompts"], model="x", images="nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_has_nothing_that_is_not_json():
+    mixed = {1: np.float32(0.5), "a": [np.nan, np.array([1, 2])], "b": (np.int64(3), None, "x")}
+    assert json.dumps(command.plain(mixed), allow_nan=False) == '{"1": 0.5, "a": [null, [1, 2]], "b": [3, null, "x"]}'

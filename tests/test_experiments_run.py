@@ -1,0 +1,108 @@
+"""The command `zoo experiment` from a saved pair to its report, and what it measures of a real pair."""
+
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+from helpers import randomize
+
+import zoo
+from clip import CLASS_NAMES, create_clip
+from clip.variants import Pair, Text, ViT
+from zoo.cli import main
+from zoo.data import from_arrays
+from zoo.encoding import keras_encoder
+from zoo.evaluation.datasets import Labelled, find_templates
+from zoo.evaluation.zero_shot import evaluate_zero_shot
+from zoo.experiments import EXPERIMENTS, performance
+from zoo.experiments.command import run_experiments
+from zoo.preprocess import PreprocessSpec
+from zoo.report import png_size
+
+pytestmark = pytest.mark.backend
+
+SPEC = PreprocessSpec(image_size=16)
+PNGS = {
+    "exploration": ["sizes"],
+    "classification": ["0", "1"],
+    "cifar10": ["confusion", "mistakes"],
+    "mnist": ["confusion", "strategies"],
+    "retrieval": ["precision", "sheet"],
+    "embedding_space": ["clouds", "cosines", "matrices"],
+    "performance": ["throughput"],
+    "temperature": ["cosines", "reliability", "sweep"],
+    "prompts": ["ranking"],
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    row = Pair(16, 16, ViT(32, 1, 8, head_width=16), Text(width=32, heads=2, layers=1))
+    return randomize(create_clip(row), np.random.default_rng(0), scale=0.1)
+
+
+@pytest.fixture(scope="module")
+def pair(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pair") / "pair.safetensors"
+    zoo.save(model, path, preprocess=SPEC)
+    return path
+
+
+@pytest.mark.once
+def test_all_nine_leave_figures_pictures_and_one_report(pair, tmp_path):
+    folder = tmp_path / "made" / "for it"
+    results = run_experiments("all", model=pair, output=folder, smoke=True)
+    assert list(results) == ["run", *EXPERIMENTS]
+    pngs = sorted(f"{name}-{picture}.png" for name, pictures in PNGS.items() for picture in pictures)
+    files = ["metrics.json", "report.html", *pngs, *(f"{name}.json" for name in EXPERIMENTS)]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == results
+    for name in EXPERIMENTS:
+        alone = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        assert alone.pop("run") == results["run"] and alone == results[name]
+    for name in pngs:
+        width, height = png_size((folder / name).read_bytes())
+        assert width >= 300 and height >= 150, name
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    assert source.count('src="data:image/png;base64,') == len(pngs)
+    assert not re.search(r'(?:src|href)="(?!data:)', source)
+    assert re.findall(r"<h2>(\d)\. ", source) == [str(number) for number in range(1, 10)]
+
+
+def test_the_pair_is_described_and_timed_on_every_backend(pair, model, tmp_path, capsys):
+    arguments = ["experiment", "exploration", "performance", "--smoke", "--output", str(tmp_path), "--model", str(pair)]
+    assert main([*arguments, "--backend", keras.backend.backend(), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    own, speed = results["exploration"]["model"], results["performance"]
+    assert own["parameters"] == model.count_params() == own["image_parameters"] + own["text_parameters"] + 1
+    assert (own["image_size"], own["context_length"], own["vocabulary"], own["embed_dim"]) == (16, 77, 49408, 16)
+    for rows in speed["throughput"].values():
+        assert [row["batch"] for row in rows] == list(performance.SMOKE_BATCHES)
+        for row in rows:
+            assert row["per_second"] == pytest.approx(1000 * row["batch"] / row["milliseconds"])
+            assert row["peak_bytes"] is None or row["peak_bytes"] > 1e6
+    exact, narrow = speed["precision"]
+    assert exact["largest_difference"] == 0 and exact["same_best_text"] == 1
+    assert 0 < narrow["mean_difference"] <= narrow["largest_difference"] < 0.1
+    assert speed["short_texts"]["largest_difference"] <= 1e-5
+    assert results["run"]["backend"] == keras.backend.backend()
+
+
+@pytest.mark.once
+def test_a_random_pair_is_right_about_a_hundredth_of_the_time(model, rng):
+    """The evaluation path favours no answer: pictures in CIFAR-100's form, its 100 names and its 18 templates."""
+    coarse = rng.uniform(0, 255, (2000, 4, 4, 3))
+    pictures = np.kron(coarse, np.ones((1, 8, 8, 1))).astype(np.uint8)
+    data = Labelled(
+        "cifar100",
+        from_arrays(pictures, labels=np.tile(np.arange(100), 20)),
+        CLASS_NAMES["cifar100"],
+        find_templates("cifar"),
+    )
+    result, logits, _ = evaluate_zero_shot(keras_encoder(model, SPEC), data)
+    assert len(np.unique(logits.argmax(axis=1))) > 10, "one answer to all is always right once"
+    low, high = result.interval
+    assert low < 0.01 < high
