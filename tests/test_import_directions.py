@@ -31,7 +31,9 @@ ORDER = {
         *("evaluation", "export", "training"),
         *("bench.cases", "bench.presets", "bench.timing", "bench.devices", "bench.machine", "bench.table"),
         *("bench.peers", "bench.jobs", "bench.worker", "bench.processes", "bench.harness", "bench"),
-        *("picture_source", "search_sheet", "pipeline", "image_search", "parity", "demo", "doctor", "cli", "__main__"),
+        *("picture_source", "search_sheet", "pipeline", "image_search"),
+        *("experiments.setting", "experiments.plots", "experiments"),
+        *("parity", "demo", "doctor", "cli", "__main__"),
     ],
 }
 MAY_IMPORT = {  # its own package, and the public face of these

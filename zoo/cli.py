@@ -10,6 +10,7 @@ import traceback
 from typing import NamedTuple
 
 from zoo.env import BACKENDS, choose_backend
+from zoo.experiments import EXPERIMENTS
 
 BAD_INPUT = 2
 
@@ -279,6 +280,25 @@ COMMANDS = {
             DATA,
             argument("--train", metavar="NAME", help="folder:DIR or shards:GLOB to learn from (default: the data's)"),
             IMAGES_AT_A_TIME,
+        ),
+        uses_backend=True,
+    ),
+    "experiment": Command(
+        "run experiments with a pair: figures, plots and one report of them",
+        "zoo.experiments.command:run_experiments",
+        "zoo.cli:show_nothing",
+        (
+            argument("names", nargs="+", metavar="LIST", help=f"all, or some of {', '.join(EXPERIMENTS)}"),
+            argument(
+                "--model", metavar="NAME|PATH", help="a saved file, or a pair with weights (default: the demo's)"
+            ),
+            argument("--output", default="experiment-output", metavar="DIR", help="default experiment-output"),
+            argument(
+                "--images", metavar="DIR", help="your pictures; in a folder a class, they replace the digits"
+            ),
+            argument("--classes", metavar="NAMES", help="what your pictures may show: 'cat,dog'"),
+            argument("--data", metavar="DIR", help="folder with the original files of CIFAR-10 and MNIST"),
+            argument("--smoke", action="store_true", help="few pictures, few rounds, nothing fetched"),
         ),
         uses_backend=True,
     ),
