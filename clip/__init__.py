@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from clip.towers.resnet import create_resnet_tower
     from clip.towers.text import create_text_tower
     from clip.towers.vit import create_vit_tower
-    from clip.variants import VARIANTS, ConvNeXt, Pair, ResNet, Text, ViT, canonical_name, flops, parameters
+    from clip.variants import (
+        VARIANTS,
+        ConvNeXt,
+        Pair,
+        ResNet,
+        Text,
+        ViT,
+        canonical_name,
+        flops,
+        image_flops,
+        parameters,
+        text_flops,
+    )
     from clip.zero_shot import class_matrix, zero_shot_classifier
 
 _MODULES = {
@@ -32,7 +44,10 @@ _MODULES = {
     "clip.towers.resnet": ("create_resnet_tower",),
     "clip.towers.text": ("create_text_tower",),
     "clip.towers.vit": ("create_vit_tower",),
-    "clip.variants": ("VARIANTS", "ConvNeXt", "Pair", "ResNet", "Text", "ViT", "canonical_name", "flops", "parameters"),
+    "clip.variants": (
+        *("VARIANTS", "ConvNeXt", "Pair", "ResNet", "Text", "ViT", "canonical_name"),
+        *("flops", "image_flops", "parameters", "text_flops"),
+    ),
     "clip.zero_shot": ("class_matrix", "zero_shot_classifier"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -283,13 +283,15 @@ def flops(pair: Pair, image_size: int | None = None) -> int:
     return image_flops(pair, image_size) + text_flops(pair.text, pair.embed_dim)
 
 
-def text_flops(text, embed_dim):
+def text_flops(text: Text, embed_dim: int) -> int:
+    """Floating-point operations to encode one caption of full length."""
     length, width = text.context_length, text.width
     mixers = 2 * length * (2 * text.mixer_kernel * width + 8 * width**2) if text.mixer_kernel else 0
     return 2 * (_transformer_multiply_adds(width, 4 * width, text.layers, length) + mixers + width * embed_dim)
 
 
-def image_flops(pair, image_size=None):
+def image_flops(pair: Pair, image_size: int | None = None) -> int:
+    """Floating-point operations to encode one image of the row's size, or another."""
     image, side = pair.image, image_size or pair.image_size
     if isinstance(image, ConvNeXt):
         row = TABLES[image.family][image.variant]

@@ -1,38 +1,49 @@
-"""The benchmark's clockwork, on functions that only pretend to take time."""
+"""The benchmark's clockwork, on functions that only pretend to take time: turns, ratios, plans, tables."""
 
+import dataclasses
 import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from zoo import list_models
-from zoo.bench import timing, to_text
-from zoo.bench.classifiers import PEERS, Result, to_json
-from zoo.bench.timing import Timing, ratio, take_turns, timed
+import clip
+from zoo import list_models, model_info
+from zoo.bench import bench, harness, timing, to_text
+from zoo.bench.cases import KERAS_APPLICATIONS, OURS, PEERS, SEARCHES, Case, Ratio, Report, Result, combine, flops_of
+from zoo.bench.harness import best_rate, compare, plan, run_group
+from zoo.bench.machine import command_of
+from zoo.bench.presets import PRESETS
+from zoo.bench.processes import Worker, WorkerError
+from zoo.bench.timing import percentile, ratios, take_turn, take_turns, timed, warm_up
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """The time that `timing` sees: it stands still unless a test moves it."""
     clock = SimpleNamespace(now=100.0, log=[])
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def sleep(seconds):
+        clock.now += seconds
+        clock.log.append("rest")
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now, sleep=sleep))
     return clock
 
 
-def candidate(clock, name, build, seconds):
-    """A candidate that takes `build` s to build and then, call by call, `seconds`."""
+def working(clock, name, seconds):
+    """A function that takes, call by call, `seconds`."""
     left = iter(seconds)
 
     def call():
         clock.log.append(name)
         clock.now += next(left)
 
-    def start():
-        clock.log.append(f"build {name}")
-        clock.now += build
-        return call
-
-    return start
+    return call
 
 
 def test_timed_gives_seconds_and_result(clock):
@@ -43,49 +54,330 @@ def test_timed_gives_seconds_and_result(clock):
     assert timed(work) == (1.5, 42)
 
 
-def test_candidates_take_turns_and_the_first_call_is_kept_apart(clock):
-    candidates = {
-        "a": candidate(clock, "a", 0.5, [8.0, 1.0, 3.0, 2.0]),
-        "b": candidate(clock, "b", 0.25, [4.0, 2.0, 6.0, 8.0]),
-    }
-    ours, peer = take_turns(candidates, rounds=3)
-    assert clock.log == ["build a", "a", "build b", "b", *["a", "b"] * 3]
-    assert ours == Timing("a", 0.5, 8.0, [1.0, 3.0, 2.0])
-    assert peer == Timing("b", 0.25, 4.0, [2.0, 6.0, 8.0])
+def test_a_turn_is_one_long_call_or_many_short_ones(clock):
+    assert take_turn(working(clock, "long", [3.0, 4.0])) == [3.0]
+    assert take_turn(working(clock, "short", [0.125] * 9), at_least=0.5) == [0.125] * 4
+    assert take_turn(working(clock, "short", [0.125] * 9), at_least=0) == [0.125]
 
 
-def test_median_is_of_the_runs_alone():
-    assert Timing("a", 50.0, 90.0, [3.0, 1.0, 2.0]).median == 2.0
+def test_warm_up_ends_when_three_calls_agree_or_time_is_up(clock):
+    assert warm_up(working(clock, "a", [0.9, 0.5, 0.101, 0.1, 0.1, 0.1])) == 5
+    assert warm_up(working(clock, "b", [0.5, 0.1] * 20)) == timing.WARM_UP_CALLS
+    assert warm_up(working(clock, "c", [4.0, 4.5, 5.0])) == 2
 
 
-def test_ratio_is_taken_round_by_round():
-    ours, peer = Timing("a", 0, 0, [1.0, 10.0, 2.0]), Timing("b", 0, 0, [3.0, 20.0, 8.0])
-    assert ratio(peer, ours) == 3.0  # of 3, 2 and 4, though the medians' own ratio is 8 / 2
-    assert ratio(ours, ours) == 1.0
+def test_cases_take_turns_after_a_rest(clock):
+    a, b = working(clock, "a", [1.0, 3.0]), working(clock, "b", [2.0, 6.0])
+    runs = take_turns({"a": lambda: [timed(a)[0]], "b": lambda: [timed(b)[0]]}, rounds=2)
+    assert clock.log == ["rest", "a", "rest", "b"] * 2
+    assert runs == {"a": [[1.0], [3.0]], "b": [[2.0], [6.0]]}
 
 
-def test_ratio_of_unequal_counts_is_refused():
+def test_ratios_are_taken_round_by_round_of_medians():
+    ours, theirs = [[1.0], [8.0, 10.0, 90.0], [2.0]], [[3.0], [20.0], [9.0, 7.0]]
+    assert ratios(theirs, ours) == [3.0, 2.0, 4.0]
     with pytest.raises(ValueError):
-        ratio(Timing("a", 0, 0, [1.0]), Timing("b", 0, 0, [1.0, 2.0]))
+        ratios([[1.0]], [[1.0], [2.0]])
 
 
-RESULTS = [
-    Result("convnext_tiny", "predict", "jax", 8, 224, 1.25, 3.5, 0.25, 32.0, 1.0),
-    Result("keras.applications.ConvNeXtTiny", "predict", "jax", 8, 224, 2.0, 6.0, 1.0, 8.0, 4.0),
-]
+def test_percentiles_are_times_that_were_measured():
+    rounds = [[float(n) for n in range(1, 8)], [8.0, 9.0, 10.0]]
+    random.Random(0).shuffle(rounds[0])
+    assert (percentile(rounds, 0.5), percentile(rounds, 0.9), percentile([[4.0]], 0.9)) == (5.0, 9.0, 4.0)
 
 
-def test_text_is_a_table_with_a_line_a_result():
-    header, rule, ours, peer = to_text(RESULTS).splitlines()
+# Plans
+
+
+def fields(cases, *names):
+    return [tuple(getattr(case, name) for name in names) for case in cases]
+
+
+def test_every_combination_is_a_case_and_ours_stand_first():
+    cases = combine(["convnext_tiny"], {"backend": ("jax", "torch"), "peer": ("keras_applications", "timm")})
+    assert fields(cases, "library", "backend", "mode") == [
+        (OURS, "jax", "compiled"),
+        (OURS, "torch", "eager"),
+        ("keras_applications", "jax", "compiled"),
+        ("keras_applications", "torch", "eager"),
+        ("timm", "torch", "eager"),  # once, whatever the backends
+    ]
+
+
+def test_what_runs_nowhere_is_no_case():
+    cases = combine(
+        ["convnextv2_atto"], {"runtime": ("keras", "onnx"), "dtype": ("float32", "bfloat16", "int8"), "peer": ("timm",)}
+    )
+    assert fields(cases, "library", "runtime", "dtype") == [
+        (OURS, "keras", "float32"),
+        (OURS, "keras", "bfloat16"),
+        (OURS, "onnx", "float32"),
+        (OURS, "onnx", "int8"),
+        ("timm", "keras", "float32"),
+        ("timm", "keras", "bfloat16"),
+    ]
+
+
+def test_usual_values_come_from_the_model():
+    (case,) = combine(["clip/convnext_base_w"], {})
+    assert (case.part, case.image_size, case.library) == ("pair", 256, OURS)
+    ours, peer = combine(["resnet50"], {"peer": None})
+    assert (ours.part, ours.image_size, peer.library) == ("classifier", 224, "keras_applications")
+    assert fields(combine(["resnet50"], {"peer": ("none",)}), "library") == [(OURS,)]
+
+
+def test_groups_are_those_that_take_turns():
+    groups = plan(
+        ("convnext_tiny", "convnextv2_tiny"), {"batch_size": (1, 8), "peer": ("timm",), "backend": ("torch",)}
+    )
+    assert [fields(group, "name", "batch_size", "library") for group in groups] == [
+        [(name, size, OURS), (name, size, "timm")] for name in ("convnext_tiny", "convnextv2_tiny") for size in (1, 8)
+    ]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_make_cases_of_models_that_there_are(preset):
+    groups = plan((), {"backend": ("torch",)}, preset)
+    cases = [case for group in groups for case in group]
+    assert all(flops_of(case) > 0 for case in cases if case.part not in SEARCHES)
+    assert all(len(group) > 1 for group in groups), "nothing to be compared with"
+    given = plan((), {"backend": ("torch",), "batch_size": (2,)}, preset)
+    assert {case.batch_size for group in given for case in group} == {2}
+
+
+def test_presets_are_the_tables_they_stand_for():
+    (group, other) = plan((), {"backend": ("torch",)}, "towers")
+    assert fields(group, "name", "batch_size") == [("clip/ViT-B-32", 1), ("clip/convnext_v2_tiny", 1)]
+    assert fields(other, "batch_size") == [(32,), (32,)]
+    (group,) = plan((), {"backend": ("torch",)}, "runtimes")
+    assert fields(group, "runs_on", "dtype") == [
+        ("torch", "float32"),
+        ("torch", "float16"),
+        ("ONNX Runtime", "float32"),
+        ("ONNX Runtime", "float16"),
+    ]
+
+
+def test_names_of_peers_exist():
+    assert set(KERAS_APPLICATIONS) <= set(list_models())
+    assert {peer for sweeps in PRESETS.values() for sweep in sweeps for peer in sweep.get("peer", ())} <= {
+        *PEERS,
+        "none",
+    }
+
+
+def test_flops_are_those_of_the_part_and_the_size():
+    tiny = model_info("convnext_tiny").flops
+    assert flops_of(Case("convnext_tiny")) == tiny
+    assert flops_of(Case("convnext_tiny", train=True)) == 3 * tiny
+    assert flops_of(Case("resnet50", image_size=112)) < 0.26 * model_info("resnet50").flops
+    image, text, pair = (flops_of(Case("clip/ViT-B-32", part=part)) for part in ("image", "text", "pair"))
+    assert image + text == pair == clip.flops(clip.VARIANTS["ViT-B-32"])
+    assert flops_of(Case("clip/ViT-B-32", part="zero-shot")) == image
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "complaint"),
+    [
+        ((), {}, "Name a model, or a preset: towers"),
+        (("convnext_tinny",), {}, "Unknown model 'convnext_tinny'. Did you mean"),
+        (("convnext_tiny",), {"part": ("text",)}, "convnext_tiny is a classifier and has no part 'text'"),
+        (("ViT-B-32",), {"part": ("classifier",)}, "clip/ViT-B-32 is a pair and has no part 'classifier'"),
+        (("ViT-B-32",), {"part": ("image",), "train": True, "runtime": ("onnx",), "dtype": ("bfloat16",)}, "Nothing"),
+        (("resnet50",), {"dtype": ("float8",)}, "dtype must be one of 'float32'.*got 'float8'"),
+        (("resnet50",), {"peer": ("timmm",)}, "peer must be one of 'timm'.*got 'timmm'"),
+        (("resnet50",), {"backend": ("theano",)}, "Unknown backend 'theano'"),
+        (("resnet50",), {"batch_size": (0,)}, "batch_size must be positive, got 0"),
+        (("resnet50",), {"threads": 10_000}, "threads must be 1 to .*got 10000"),
+        ((), {"preset": "tower"}, "preset must be one of 'towers'.*got 'tower'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_runs(names, options, complaint, monkeypatch):
+    monkeypatch.setattr(harness, "Worker", lambda case: pytest.fail(f"started {case}"))
+    with pytest.raises(ValueError, match=complaint):
+        bench(names, **options)
+
+
+def test_a_missing_peer_is_told_with_its_remedy(monkeypatch):
+    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(ValueError, match="peer 'open_clip' is not installed: pip install open_clip_torch"):
+        harness.check_options({"peer": ("open_clip",)})
+
+
+# Results
+
+
+def result(rounds, error=None, **case):
+    case = Case(**{"name": "convnext_tiny", **case})
+    p50 = percentile(rounds, 0.5) if rounds else None
+    per_second = case.batch_size / p50 if p50 else None
+    return Result(case, "cpu", 28_589_128, 8_911_000_000, 1.25, 3.5, rounds, p50, p50, per_second, error=error)
+
+
+OURS_ON_JAX = result([[1.0], [10.0], [2.0]], backend="jax", mode="compiled")
+THEIRS_ON_JAX = result([[3.0], [20.0], [8.0]], backend="jax", mode="compiled", library="keras_applications")
+TIMM = result([[0.5], [4.0], [4.0]], library="timm")
+OURS_ON_TORCH = result([[0.5], [5.0], [0.5]])
+
+
+def test_ours_is_compared_with_peers_of_the_same_work():
+    results = [OURS_ON_JAX, OURS_ON_TORCH, THEIRS_ON_JAX, TIMM]
+    found = [(ratio.case, ratio.other, ratio.median, ratio.low, ratio.high) for ratio in compare(results)]
+    assert found == [
+        (0, 2, 3.0, 2.0, 4.0),  # though the medians' own ratio is 8 / 2
+        (0, 3, 0.5, 0.4, 2.0),
+        (1, 3, 1.0, 0.8, 8.0),  # and keras.applications on JAX is no peer of ours on torch
+    ]
+
+
+def test_where_no_peer_is_the_first_is_compared_with_the_others_item_by_item():
+    one, eight = result([[1.0], [1.0]], batch_size=1), result([[4.0], [2.0]], batch_size=8)
+    failed = result([], batch_size=16, error="out of memory")
+    (ratio,) = compare([failed, one, eight])
+    assert (ratio.case, ratio.other, ratio.median) == (1, 2, 0.375)  # 0.5 and 0.25 s an item against 1 s
+    assert compare([failed]) == []
+
+
+def test_other_precisions_are_no_peers_but_of_onnx():
+    half = result([[1.0]], dtype="float16")
+    peer = result([[3.0]], library="timm")
+    int8 = result([[1.5]], dtype="int8", runtime="onnx")
+    assert [(ratio.case, ratio.median) for ratio in compare([half, int8, peer])] == [(1, 2.0)]
+
+
+def test_the_share_is_of_the_best_rate_in_the_same_dtype():
+    rates = {"torch, float32": 1e9, "jax, float32": 4e9, "torch, bfloat16": 9e9}
+    assert best_rate(Case("resnet50"), rates) == 4e9
+    assert best_rate(Case("resnet50", dtype="int8", runtime="onnx"), rates) is None
+
+
+class Pretender:
+    """A worker without a process."""
+
+    ready = {"device": "cpu", "parameters": 10, "build_seconds": 0.5, "first_seconds": 2.0, "library_bytes": 1}
+    last = {"host_bytes": 3, "device_bytes": None}
+    closed: list[Case] = []
+
+    def __init__(self, case):
+        if case.library == "timm":
+            raise WorkerError("ImportError: no timm")
+        self.case = case
+
+    def take_turn(self):
+        if self.case.dtype == "float16":
+            raise WorkerError("its process ended with code -9")
+        return [0.5]
+
+    def close(self):
+        self.closed.append(self.case)
+
+
+@pytest.fixture
+def pretended(monkeypatch, clock):
+    monkeypatch.setattr(harness, "Worker", Pretender)
+    monkeypatch.setattr(Pretender, "closed", [])
+
+
+def test_a_case_that_cannot_be_built_does_not_stop_the_others(pretended):
+    cases = [Case("resnet50", batch_size=4), Case("resnet50", library="timm", batch_size=4)]
+    ours, peer = run_group(cases, 3, {"torch, float32": 1e12})
+    assert (ours.p50, ours.items_per_second, ours.rounds) == (0.5, 8.0, ((0.5,),) * 3)
+    assert ours.share == pytest.approx(8 * model_info("resnet50").flops / 1e12)
+    assert (peer.error, peer.p50) == ("ImportError: no timm", None)
+    assert Pretender.closed == cases[:1]
+
+
+def test_a_process_that_dies_takes_its_group_with_it(pretended):
+    cases = [Case("resnet50"), Case("resnet50", dtype="float16")]
+    results = run_group(cases, 3, {})
+    assert ["code -9" in result.error for result in results] == [True, True]
+    assert Pretender.closed == cases
+
+
+def test_nothing_timed_is_an_error(pretended):
+    with pytest.raises(ValueError, match="No case could be timed.*code -9"):
+        bench(["resnet50"], dtype=["float16"], peer=["none"], backend=["torch"])
+
+
+# Reports
+
+REPORT = Report(
+    "zoo bench convnext_tiny",
+    {"processor": "a made-up one"},
+    {"jax, float32": 368e9},
+    (OURS_ON_JAX, THEIRS_ON_JAX, result([], backend="jax", mode="compiled", library="timm", error="no such file")),
+    (Ratio(0, 1, 3.0, 2.0, 4.0),),
+)
+
+
+def test_text_tells_what_differs_in_lines_and_the_rest_once():
+    text = to_text(REPORT)
+    assert "```sh\nzoo bench convnext_tiny\n```" in text
+    assert "jax, float32 368" in text
+    assert "In all lines: part classifier, mode compiled, dtype float32, device cpu, batch 8, pixels 224." in text
+    header, rule, ours, peer = [line for line in text.splitlines() if line.startswith("|")][:4]
     assert header.count("|") == rule.count("|") == ours.count("|") == peer.count("|")
-    cells = [cell.strip() for cell in peer.strip("|").split("|")]
-    assert cells == ["keras.applications.ConvNeXtTiny", "predict", "jax", "8", "2.0", "6.0", "1000", "8.0", "4.00×"]
+    cells = dict(zip(header.split(" | "), peer.split(" | "), strict=True))
+    assert (cells["library"], cells["p50 ms"], cells["a second"]) == ("keras_applications", "8,000", "1.0")
+    assert "| convnext_tiny, zoo, jax | convnext_tiny, keras_applications, jax | **3.00×** | 2.00 to 4.00 |" in text
+    assert text.endswith("batch 8, 224 px: no such file")
 
 
-def test_json_holds_every_field():
-    ours, _ = json.loads(json.dumps(to_json(RESULTS)))
-    assert ours == {**vars(RESULTS[0])}
+def test_json_holds_every_figure():
+    told = json.loads(json.dumps(dataclasses.asdict(REPORT)))
+    assert told["results"][0]["rounds"] == [[1.0], [10.0], [2.0]]
+    assert told["results"][1]["case"]["library"] == "keras_applications"
 
 
-def test_peers_are_asked_of_names_that_exist():
-    assert set(PEERS) <= set(list_models())
+def test_the_command_is_one_that_makes_the_same_run():
+    options = {"batch_size": (1, 8), "peer": ("timm",)}
+    command = command_of(("resnet50",), options, train=True, rounds=None, smoke=False, output="a folder")
+    assert command == "zoo bench resnet50 --batch-size 1,8 --peer timm --train --output 'a folder'"
+
+
+def test_pictures_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    from zoo.bench.table import plot, write
+
+    write(REPORT, tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    cases = [dataclasses.replace(case, is_short=True) for group in plan((), {}, "scaling") for case in group]
+    results = [Result(case, rounds=((1.0,),), p50=1.0, flops=flops_of(case), items_per_second=2.0) for case in cases]
+    plot(dataclasses.replace(REPORT, preset="scaling", results=tuple(results), ratios=()), tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+# Processes
+
+
+def test_a_worker_tells_why_it_cannot():
+    with pytest.raises(WorkerError, match="KeyError: 'nobody'"):
+        Worker(Case("resnet50", library="nobody"))
+
+
+def test_a_smoke_run_from_command_to_files(tmp_path):
+    """The one run with real processes: ours beside timm, torch, a model of 32 pixels."""
+    shim = Path(__file__).resolve().parent / "peer_shim"
+    options = ["--backend", "torch", "--peer", "timm", "--threads", "1", "--smoke", "--json", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "bench", "convnextv2_atto", *options],
+        cwd=shim.parent.parent,
+        env=os.environ | {"PYTHONPATH": str(shim)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    ours, peer = report["results"]
+    assert [ours["error"], peer["error"]] == [None, None]
+    assert ours["parameters"] == peer["parameters"] == model_info("convnextv2_atto").parameters
+    for told in (ours, peer):
+        assert len(told["rounds"]) == 2
+        assert told["items_per_second"] == pytest.approx(2 / told["p50"])
+        assert 0 < told["share"] < 1
+        assert min(told[key] for key in ("build_seconds", "first_seconds", "p90", "host_bytes", "library_bytes")) > 0
+    (ratio,) = report["ratios"]
+    assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert set(report["rates"]) == {"torch, float32"}
+    assert "| convnextv2_atto | timm | torch |" in (tmp_path / "bench.md").read_text(encoding="utf-8")

@@ -30,7 +30,15 @@ ORDER = {
         *("evaluation.models", "evaluation.classifier"),
         *("evaluation", "export", "training"),
         *("bench.cases", "bench.presets", "bench.timing", "bench.devices", "bench.machine", "bench.table"),
-        *("bench.peers", "bench.jobs", "bench.worker", "bench.processes", "bench.harness", "bench"),
+        *(
+            "bench.peers",
+            "bench.search_jobs",
+            "bench.jobs",
+            "bench.worker",
+            "bench.processes",
+            "bench.harness",
+            "bench",
+        ),
         *("picture_source", "search_sheet", "pipeline", "image_search"),
         *("experiments.setting", "experiments.plots", "experiments"),
         *("parity", "demo", "doctor", "cli", "__main__"),
@@ -58,7 +66,8 @@ AT_IMPORT = {
     "zoo": {"keras", "numpy", "PIL", "safetensors", "tokenizers", "regex", "ftfy"},
     "zoo.data": {"numpy", "PIL"},
 }
-NEVER = {"timm", "open_clip", "transformers", "keras_hub"}  # in the packages, not even inside a function
+NEVER = {"timm", "open_clip", "transformers", "keras_hub", "zeromodels"}  # in the packages, not even in a function
+PEERS = "zoo.bench.peers"  # but for this module's functions, which only the process of a benchmark's case calls
 FRAMEWORKS = {"keras", "jax", "tensorflow", "torch"}
 
 
@@ -196,8 +205,17 @@ def test_convnext_and_clip_import_no_more_when_they_are_called():
 
 
 def test_packages_never_import_what_they_are_compared_with():
-    wrong = [entry for entry in foreign_imports() if entry.top in NEVER]
+    wrong = [entry for entry in foreign_imports() if entry.top in NEVER and entry.module != PEERS]
     assert not wrong, complain(wrong)
+
+
+def test_peers_are_imported_by_the_benchmarks_worker_alone():
+    """Through its jobs, when it runs; `zoo.bench` itself does not lead there."""
+    users = {entry.module for entry in IMPORTS if entry.target == PEERS}
+    assert users == {"zoo.bench.jobs"}
+    assert {entry.when for entry in IMPORTS if entry.target == PEERS} == {"call"}
+    assert {entry.module for entry in IMPORTS if entry.target == "zoo.bench.jobs"} == {"zoo.bench.worker"}
+    assert not [entry for entry in IMPORTS if entry.target == "zoo.bench.worker"]
 
 
 @pytest.mark.parametrize(

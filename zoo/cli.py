@@ -42,6 +42,16 @@ def positive(text):
     return number
 
 
+def words(text):
+    """Words with commas between them, for argparse."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def numbers(text):
+    """Positive integers with commas between them, for argparse."""
+    return tuple(positive(word) for word in words(text))
+
+
 SEED = argument("--seed", type=int, default=0, help="of the weights, captions and augmentation (default 0)")
 
 PAIR = argument("--model", required=True, metavar="NAME|PATH", help="a saved file, or a pair's name with weights")
@@ -229,17 +239,40 @@ COMMANDS = {
         uses_backend=True,
     ),
     "bench": Command(
-        "time a classifier beside keras.applications' model of the same size",
-        "zoo.bench:bench_classifier",
+        "time models beside other libraries' in one run, turn by turn",
+        "zoo.bench:bench",
         "zoo.bench:to_text",
         (
-            argument("name", help="e.g. convnext_tiny"),
-            argument("--batch-size", type=positive, default=8),
-            argument("--image-size", type=positive, default=224),
-            argument("--rounds", type=positive, default=5, help="timed calls of each (default 5)"),
+            argument("names", nargs="*", metavar="NAME", help="e.g. convnext_tiny clip/ViT-B-32"),
+            argument(
+                "--preset", metavar="NAME", help="towers, runtimes, batching, variants, bars, … in docs/benchmarks.md"
+            ),
+            argument(
+                "--backend", type=words, metavar="A,B", help="default: $KERAS_BACKEND, else the first one installed"
+            ),
+            argument("--batch-size", type=numbers, metavar="N,M", help="default 8"),
+            argument("--image-size", type=numbers, metavar="N,M", help="pixels (default: the model's own)"),
+            argument("--dtype", type=words, metavar="A,B", help="float32, tfloat32, bfloat16, float16, int8"),
+            argument(
+                "--part", type=words, metavar="A,B", help="of a pair: image, text, pair, zero-shot (default pair)"
+            ),
+            argument(
+                "--mode", type=words, metavar="A,B", help="eager, compiled, predict (default: the backend's usual)"
+            ),
+            argument("--runtime", type=words, metavar="A,B", help="keras, onnx (default keras)"),
+            argument(
+                "--peer",
+                type=words,
+                metavar="A,B",
+                help="timm, open_clip, transformers, keras_applications, keras_hub, zeromodels, none "
+                "(default: keras_applications where it has the model)",
+            ),
             argument("--train", action="store_true", help="time a training step too"),
+            argument("--rounds", type=positive, help="turns of each case (default 5)"),
+            argument("--threads", type=positive, help="of a call (default: the cores this process may use)"),
+            argument("--smoke", action="store_true", help="a tiny run, to see that everything works"),
+            argument("--output", metavar="DIR", help="folder for bench.md, bench.json, bench.png"),
         ),
-        uses_backend=True,
     ),
     "eval zero-shot": Command(
         "classify a data set from prompts alone: accuracy, recall, confusion, calibration",

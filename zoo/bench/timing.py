@@ -1,44 +1,18 @@
-"""Timing that survives a noisy machine: candidates take turns, medians are quoted, ratios are taken run by run."""
+"""Timing that survives a noisy machine: cases take turns, medians are quoted, ratios are taken round by round."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
+TURN_SECONDS = 0.2  # a turn repeats short calls for that long
+MOST_CALLS = 1000  # of a turn
+REST_SECONDS = 0.2  # before a turn: threads of the one before spin on for a while
+STEADY = 0.02  # warm-up ends when the last three calls differ by no more
+WARM_UP_CALLS, WARM_UP_SECONDS = 10, 5.0  # or after that many calls, or that long
 
-class Timing(NamedTuple):
-    """Seconds of one candidate.
-
-    `first` is the first call, compilation included; `runs` are the calls after it, one a round.
-    """
-
-    name: str
-    build: float
-    first: float
-    runs: list[float]
-
-    @property
-    def median(self):
-        return statistics.median(self.runs)
-
-
-def take_turns(candidates: dict[str, Callable[[], Callable]], rounds: int) -> list[Timing]:
-    """Times candidates in turn, A B A B …, so that a slow minute of the machine falls on all of them.
-
-    Args:
-        candidates: name → function that builds and returns the function to time; that one must finish its work
-            before it returns.
-        rounds: timed calls of each, after the first.
-    """
-    functions, builds, firsts = {}, {}, {}
-    for name, build in candidates.items():
-        builds[name], functions[name] = timed(build)
-        firsts[name], _ = timed(functions[name])
-    runs = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            runs[name].append(timed(function)[0])
-    return [Timing(name, builds[name], firsts[name], runs[name]) for name in candidates]
+Turn = Callable[[], Sequence[float]]
+Rounds = Sequence[Sequence[float]]
 
 
 def timed(function):
@@ -48,6 +22,52 @@ def timed(function):
     return time.perf_counter() - start, result
 
 
-def ratio(peer: Timing, ours: Timing) -> float:
-    """How many times as long the peer takes: the median over rounds of peer / ours."""
-    return statistics.median(theirs / own for theirs, own in zip(peer.runs, ours.runs, strict=True))
+def warm_up(function: Callable) -> int:
+    """Calls a function until it takes as long as before; the number of calls."""
+    calls, total = [], 0.0
+    while len(calls) < WARM_UP_CALLS and total < WARM_UP_SECONDS:
+        calls.append(timed(function)[0])
+        total += calls[-1]
+        if len(calls) >= 3 and max(calls[-3:]) <= (1 + STEADY) * min(calls[-3:]):
+            break
+    return len(calls)
+
+
+def take_turn(function: Callable, at_least: float = TURN_SECONDS) -> list[float]:
+    """Seconds of each call of one turn, at least one call."""
+    calls, total = [], 0.0
+    while not calls or (total < at_least and len(calls) < MOST_CALLS):
+        calls.append(timed(function)[0])
+        total += calls[-1]
+    return calls
+
+
+def take_turns(turns: Mapping[str, Turn], rounds: int, rest: float = REST_SECONDS) -> dict[str, list[Sequence[float]]]:
+    """Cases in turn, A B A B …, so that a slow minute of the machine falls on all of them.
+
+    Args:
+        turns: {key: function that runs one turn and gives the seconds of its calls}.
+        rounds: turns of each.
+        rest: seconds without work before each turn.
+
+    Returns:
+        {key: what its turns gave, round by round}.
+    """
+    runs = {key: [] for key in turns}
+    for _ in range(rounds):
+        for key, turn in turns.items():
+            time.sleep(rest)
+            runs[key].append(turn())
+    return runs
+
+
+def ratios(theirs: Rounds, ours: Rounds) -> list[float]:
+    """How many times as long they take, round by round: of the medians of a round's calls."""
+    pairs = zip(theirs, ours, strict=True)
+    return [statistics.median(their_calls) / statistics.median(our_calls) for their_calls, our_calls in pairs]
+
+
+def percentile(rounds: Rounds, share: float) -> float:
+    """The smallest time that this share of all calls does not exceed."""
+    calls = sorted(seconds for calls in rounds for seconds in calls)
+    return calls[max(0, math.ceil(share * len(calls)) - 1)]

@@ -1,0 +1,356 @@
+"""Cases made runnable: models with inputs, on a Keras backend, in torch itself, in ONNX Runtime.
+
+A call ends when its result is there: accelerators are waited for. Inputs are on the device beforehand, except for
+`predict`, training by Keras, and ONNX Runtime, which take NumPy arrays as their users give them.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from zoo.bench.cases import OURS, PEERS, SEARCHES, Case
+from zoo.bench.devices import keras_device, on_cuda, torch_device, wait_for_cuda
+from zoo.bench.timing import timed
+
+SEED = 0
+CLASSES = 1000
+ZERO_SHOT_CLASSES = 100
+START, END = 49406, 49407  # of a caption
+MATMUL_SECONDS = 0.2  # the yardstick's matrices grow until a product takes that long
+
+
+@dataclass
+class Job:
+    """A case ready to be called.
+
+    Args:
+        call: does the work once.
+        device: that does it.
+        parameters: trainable ones of the model.
+        settle: what is to be tried out before the first call, or None.
+        flops: of one call, where the job alone knows.
+    """
+
+    call: Callable
+    device: str
+    parameters: int | None = None
+    settle: Callable | None = None
+    flops: int | None = None
+
+
+def create_job(case: Case) -> Job:
+    """The job of a case.
+
+    Raises:
+        ValueError: nothing runs so. ImportError: the peer is not installed.
+    """
+    if case.part == "matmul":
+        return _matmul(case)
+    inputs = draw_inputs(case)
+    if case.runtime == "onnx":
+        return _onnx(case, inputs)
+    if case.library != OURS and not PEERS[case.library].on_keras:
+        return _torch(case, inputs)
+    return _keras(case, inputs)
+
+
+def draw_inputs(case: Case) -> dict[str, np.ndarray]:
+    """{"images": float32 (B, H, H, 3), "tokens": int32 (B, 77), "labels": int32 (B,)}, what the part takes."""
+    rng = np.random.default_rng(SEED)
+    images = rng.standard_normal((case.batch_size, case.image_size, case.image_size, 3), np.float32)
+    tokens = rng.integers(1, START, (case.batch_size, 77), np.int32)  # captions of full length
+    tokens[:, 0], tokens[:, -1] = START, END
+    inputs = {"images": images, "tokens": tokens}
+    if case.train and case.part == "classifier":
+        inputs["labels"] = rng.integers(0, CLASSES, case.batch_size, np.int32)
+    left_out = {"classifier": "tokens", "image": "tokens", "zero-shot": "tokens", "text": "images"}.get(case.part)
+    return {key: value for key, value in inputs.items() if key != left_out}
+
+
+# Keras: ours, and peers that run on it.
+
+
+def _keras(case, inputs):
+    import keras
+
+    keras.utils.set_random_seed(SEED)
+    set_precision(case)
+    model = create_ours(case) if case.library == OURS else _keras_peer(case)
+    parameters = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    if case.train:
+        call = _keras_step(model, case, inputs)
+    elif case.part in SEARCHES:
+        from zoo.bench.search_jobs import create_call
+
+        call = create_call(model, case)
+    else:
+        x = {key: inputs[key] for key in ("images", "tokens") if key in inputs}
+        x = x if len(x) > 1 else next(iter(x.values()))
+        call = _keras_forward(model, case, x)
+    return Job(call, keras_device(), parameters)
+
+
+def set_precision(case: Case) -> None:
+    """Keras' dtype policy, and whether float32 products may take TensorFloat-32's shorter way."""
+    import keras
+
+    is_tf32 = case.dtype == "tfloat32"
+    if is_tf32 and not on_cuda(case.backend):
+        raise ValueError("TensorFloat-32 is of CUDA devices, and there is none.")
+    allow_tf32(case.backend, is_tf32)
+    dtype = "float32" if is_tf32 else case.dtype
+    is_mixed = case.train and dtype != "float32"
+    keras.config.set_dtype_policy(f"mixed_{dtype}" if is_mixed else dtype)
+
+
+def allow_tf32(backend: str, allow: bool) -> None:
+    if backend == "torch":
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(allow)
+    elif on_cuda(backend):
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if allow else "float32")
+
+
+def create_ours(case: Case):
+    """Our model of a case, with random weights: logits, the embeddings of a tower, or a pair."""
+    from zoo.names import find
+    from zoo.registry import create_model
+
+    entry = find(case.name)
+    stem = {"stem_stride": 4} if _is_convnext(entry) else {}  # the published one, whatever the size of the images
+    if case.part == "classifier":
+        size = (case.image_size, case.image_size, 3)
+        return create_model(case.name, input_shape=size, classifier_activation=None, **stem)
+    pair = create_model(case.name, image_size=case.image_size, **stem)
+    if case.part == "zero-shot":
+        from clip import zero_shot_classifier
+
+        return zero_shot_classifier(pair, [f"thing {i}" for i in range(ZERO_SHOT_CLASSES)])
+    return {"image": pair.image_encoder, "text": pair.text_encoder}.get(case.part, pair)
+
+
+def _is_convnext(entry):
+    import clip
+
+    return entry.family.startswith("convnext") or (
+        entry.family == "clip" and isinstance(clip.VARIANTS[entry.label].image, clip.ConvNeXt)
+    )
+
+
+def _keras_peer(case):
+    from zoo.bench import peers
+
+    return peers.create_keras(case)
+
+
+def _keras_forward(model, case, x):
+    import keras
+
+    if case.mode == "predict":
+        return lambda: model.predict(x, batch_size=case.batch_size, verbose=0)
+    x = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
+    forward = {"jax": _jax_forward, "tensorflow": _tensorflow_forward, "torch": _torch_forward}[case.backend]
+    return forward(model, x, case.mode == "compiled")
+
+
+def _jax_forward(model, x, is_compiled):
+    import jax
+
+    weights = [[weight.value for weight in of] for of in (model.trainable_variables, model.non_trainable_variables)]
+
+    def forward(trainable, frozen, x):
+        return model.stateless_call(trainable, frozen, x, training=False)[0]
+
+    forward = jax.jit(forward) if is_compiled else forward
+    return lambda: jax.block_until_ready(forward(*weights, x))
+
+
+def _tensorflow_forward(model, x, is_compiled):
+    import tensorflow as tf
+
+    def forward(x):
+        return model(x, training=False)
+
+    forward = tf.function(forward, jit_compile=on_cuda("tensorflow")) if is_compiled else forward
+    return lambda: tf.nest.map_structure(lambda y: y.numpy(), forward(x))
+
+
+def _torch_forward(model, x, is_compiled):
+    import torch
+
+    def forward(x):
+        return model(x, training=False)
+
+    forward = torch.compile(forward) if is_compiled else forward
+
+    def call():
+        with torch.no_grad():
+            forward(x)
+        wait_for_cuda()
+
+    return call
+
+
+def _keras_step(model, case, inputs):
+    import keras
+
+    jit = True if case.mode == "compiled" and case.backend == "torch" else "auto"
+    if case.part == "pair":
+        model.compile("adamw", loss="clip", jit_compile=jit)
+        return lambda: model.train_on_batch(inputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adamw", loss, jit_compile=jit, run_eagerly=case.mode == "eager" and case.backend != "torch")
+    return lambda: model.train_on_batch(inputs["images"], inputs["labels"])
+
+
+# torch: peers that are written in it.
+
+
+def _torch(case, inputs):
+    import torch
+
+    from zoo.bench import peers
+
+    torch.manual_seed(SEED)
+    is_tf32 = case.dtype == "tfloat32"
+    if is_tf32 and not torch.cuda.is_available():
+        raise ValueError("TensorFloat-32 is of CUDA devices, and there is none.")
+    allow_tf32("torch", is_tf32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if is_tf32 else getattr(torch, case.dtype)
+    peer = peers.create_torch(case)
+    peer.module.to(device, torch.float32 if case.train else dtype).train(case.train)
+    x = {key: torch.from_numpy(value).to(device) for key, value in inputs.items()}
+    if "images" in x:
+        x["images"] = x["images"].permute(0, 3, 1, 2).to(torch.float32 if case.train else dtype)
+    step = _torch_step(peer, dtype, case.mode) if case.train else _torch_peer_forward(peer, case.mode)
+    parameters = sum(weight.numel() for weight in peer.module.parameters())
+    settle = (lambda: _choose_layout(peer, x)) if "images" in x else None
+    return Job(lambda: step(x), torch_device(), parameters, settle)
+
+
+def _torch_peer_forward(peer, mode):
+    import torch
+
+    forward = torch.compile(peer.forward) if mode == "compiled" else peer.forward
+
+    def step(x):
+        with torch.inference_mode():
+            forward(x)
+        wait_for_cuda()
+
+    return step
+
+
+def _torch_step(peer, dtype, mode):
+    """AdamW on the peer's loss; below float32 by autocast, as Keras' mixed policies do."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    optimizer = torch.optim.AdamW(peer.module.parameters(), lr=1e-3, weight_decay=4e-3)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    loss_of = torch.compile(peer.loss) if mode == "compiled" else peer.loss
+
+    def step(x):
+        optimizer.zero_grad()
+        with torch.autocast(device, dtype) if dtype != torch.float32 else contextlib.nullcontext():
+            loss = loss_of(x)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.item()
+
+    return step
+
+
+def _choose_layout(peer, x):
+    """Leaves module and images in the layout, channels first or last, in which the peer's forward pass is faster."""
+    import torch
+
+    images = x["images"]
+
+    def seconds(layout):
+        peer.module.to(memory_format=layout)
+        x["images"] = images.contiguous(memory_format=layout)
+        with torch.no_grad():
+            peer.forward(x)
+            return min(timed(lambda: (peer.forward(x), wait_for_cuda()))[0] for _ in range(2))
+
+    layouts = (torch.contiguous_format, torch.channels_last)
+    best = min(layouts, key=seconds)
+    peer.module.to(memory_format=best)
+    x["images"] = images.contiguous(memory_format=best)
+
+
+# ONNX Runtime.
+
+
+def _onnx(case, inputs):
+    from zoo.export.runtime import start_session
+
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        path = Path(folder) / "model.onnx"
+        parameters = pool.submit(write_onnx, case, path).result()  # elsewhere: its memory is not the runtime's
+        session = start_session(path, threads=case.threads)
+    names = [entry.name for entry in session.get_inputs()]
+    feed = inputs if len(names) > 1 else dict(zip(names, inputs.values(), strict=True))
+    device = "cpu" if session.get_providers()[0].startswith("CPU") else "cuda"
+    return Job(lambda: session.run(None, feed), device, parameters)
+
+
+def write_onnx(case: Case, path: Path) -> int:
+    """Writes our model of a case; its trainable parameters."""
+    from zoo.export import export_onnx
+
+    model = create_ours(case)
+    export_onnx(model, path, precision=case.dtype, verify=False)
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
+# The yardstick.
+
+
+def _matmul(case):
+    """A product of two square matrices, as large as takes a while, up to 16384²."""
+    set_precision(case)
+    side, call = 512, None
+    enough = 0 if case.is_short else MATMUL_SECONDS
+    while call is None or (side < 16384 and min(timed(call)[0] for _ in range(2)) < enough):
+        side = side * 2 if call else side
+        call = _product(case, np.random.default_rng(SEED).standard_normal((side, side), np.float32))
+        call()
+    return Job(call, keras_device(), flops=2 * side**3)
+
+
+def _product(case, matrix):
+    import keras
+
+    dtype = "float32" if case.dtype == "tfloat32" else case.dtype
+    a = keras.ops.cast(keras.ops.convert_to_tensor(matrix), dtype)
+    if case.backend == "jax":
+        import jax
+
+        multiply = jax.jit(lambda a: a @ a)
+        return lambda: jax.block_until_ready(multiply(a))
+    if case.backend == "tensorflow":
+        import tensorflow as tf
+
+        return lambda: tf.linalg.matmul(a, a)[0, 0].numpy()
+    import torch
+
+    with torch.no_grad():
+        a = a.detach()
+    return lambda: (torch.matmul(a, a), wait_for_cuda())

@@ -1,0 +1,244 @@
+"""The same architectures from other libraries, with random weights.
+
+This module alone imports them, inside its functions, and only a benchmark's worker imports this module.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import clip
+import convnext
+from zoo.bench.cases import KERAS_APPLICATIONS, PEERS, Case
+from zoo.names import find
+
+CLASSES = 1000
+
+
+@dataclass
+class TorchPeer:
+    """A model in torch.
+
+    Args:
+        module: `torch.nn.Module`.
+        forward: {"images": (B, 3, H, H), "tokens": (B, 77)} → the outputs of the case's part.
+        loss: the same with "labels" (B,) for a classifier → a scalar; None where the part is not trained.
+    """
+
+    module: object
+    forward: Callable
+    loss: Callable | None = None
+
+
+def create_torch(case: Case) -> TorchPeer:
+    """The peer of a case, written in torch.
+
+    Raises:
+        ImportError: the library cannot be imported. ValueError: it has no such model.
+    """
+    create = {"timm": _timm, "open_clip": _open_clip, "transformers": _transformers}[case.library]
+    return _tell_missing(create, case)
+
+
+def create_keras(case: Case):
+    """The peer of a case, a `keras.Model`: logits, or the embeddings of a tower or a pair."""
+    create = {"keras_applications": _keras_applications, "keras_hub": _keras_hub, "zeromodels": _zeromodels}
+    return _tell_missing(create[case.library], case)
+
+
+def _tell_missing(create, case):
+    try:
+        return create(case)
+    except ImportError as error:
+        package = PEERS[case.library].package
+        raise ImportError(f"{case.library} cannot be imported: {error}. Install it: pip install {package}") from error
+
+
+def _lacks(case, what="model"):
+    return ValueError(f"{case.library} is not asked for the {what} of {case.name}, part {case.part!r}.")
+
+
+# In torch.
+
+
+def _timm(case):
+    import timm
+    import torch
+
+    if case.part != "classifier" or not timm.is_model(case.name):
+        raise _lacks(case)
+    module = timm.create_model(case.name, pretrained=False)
+    return TorchPeer(
+        module,
+        lambda x: module(x["images"]),
+        lambda x: torch.nn.functional.cross_entropy(module(x["images"]), x["labels"].long()),
+    )
+
+
+def _open_clip(case):
+    import torch
+    from open_clip import ClipLoss
+
+    entry = find(case.name)
+    if entry.family != "clip":
+        raise _lacks(case)
+    module = _open_clip_pair(entry, case.image_size)
+    criterion = ClipLoss()
+
+    def zero_shot(x):
+        images = module.encode_image(x["images"], normalize=True)
+        return torch.softmax(module.logit_scale.exp() * images @ classes.to(images), dim=-1)
+
+    forward = {
+        "image": lambda x: module.encode_image(x["images"]),
+        "text": lambda x: module.encode_text(x["tokens"]),
+        "pair": lambda x: module(x["images"], x["tokens"]),
+        "zero-shot": zero_shot,
+    }
+    classes = torch.nn.functional.normalize(torch.randn(module.text_projection.shape[1], 100), dim=0)
+    return TorchPeer(module, forward[case.part], lambda x: criterion(*module(x["images"], x["tokens"])[:3]))
+
+
+def _open_clip_pair(entry, image_size):
+    """open_clip's model of that name, or, of a pair of ours, its classes put together as it does for such towers."""
+    import open_clip
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    row = clip.VARIANTS[entry.label]
+    if entry.label in open_clip.list_models():
+        quick = {"force_quick_gelu": True} if row.activation == "quick_gelu" else {}
+        size = {} if image_size == row.image_size else {"force_image_size": image_size}
+        return open_clip.create_model(entry.label, **quick, **size)
+    vision = CLIPVisionCfg(
+        timm_model_name=f"{row.image.family}_{row.image.variant}",
+        timm_pool="",
+        timm_proj=row.image.projection,
+        image_size=image_size,
+    )
+    text = CLIPTextCfg(width=row.text.width, heads=row.text.heads, layers=row.text.layers)
+    return CLIP(row.embed_dim, vision, text)
+
+
+def _transformers(case):
+    import transformers
+
+    entry = find(case.name)
+    if entry.family == "clip":
+        return _transformers_pair(case, clip.VARIANTS[entry.label])
+    row = convnext.TABLES[entry.family][entry.label]
+    sizes = {"depths": list(row.depths), "num_labels": CLASSES}
+    if entry.family == "resnet":
+        wider = 4 if row.block == "bottleneck" else 1
+        sizes |= {"hidden_sizes": [wider * dim for dim in row.dims], "embedding_size": row.stem_dim}
+        config = transformers.ResNetConfig(**sizes, layer_type=row.block)
+        module = transformers.ResNetForImageClassification(config)
+    else:
+        prefix = {"convnext": "ConvNext", "convnextv2": "ConvNextV2"}[entry.family]
+        config = getattr(transformers, f"{prefix}Config")(**sizes, hidden_sizes=list(row.dims))
+        module = getattr(transformers, f"{prefix}ForImageClassification")(config)
+    return TorchPeer(
+        module,
+        lambda x: module(x["images"]).logits,
+        lambda x: module(x["images"], labels=x["labels"].long()).loss,
+    )
+
+
+def _transformers_pair(case, row):
+    import transformers
+
+    image, text = row.image, row.text
+    if not isinstance(image, clip.ViT) or image.stem_dim or not text.causal or case.part == "zero-shot":
+        raise _lacks(case)
+    vision_config = {
+        "hidden_size": image.width,
+        "intermediate_size": int(image.width * image.mlp_ratio),
+        "num_hidden_layers": image.layers,
+        "num_attention_heads": image.width // image.head_width,
+        "patch_size": image.patch_size,
+        "image_size": case.image_size,
+        "hidden_act": row.activation,
+    }
+    text_config = {
+        "hidden_size": text.width,
+        "intermediate_size": 4 * text.width,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "hidden_act": row.activation,
+        "eos_token_id": text.vocabulary_size - 1,
+    }
+    config = {"projection_dim": row.embed_dim, "vision_config": vision_config, "text_config": text_config}
+    module = transformers.CLIPModel(transformers.CLIPConfig(**config))
+    forward = {
+        "image": lambda x: module.get_image_features(pixel_values=x["images"]),
+        "text": lambda x: module.get_text_features(input_ids=x["tokens"]),
+        "pair": lambda x: module(input_ids=x["tokens"], pixel_values=x["images"]),
+    }
+
+    def loss(x):
+        return module(input_ids=x["tokens"], pixel_values=x["images"], return_loss=True).loss
+
+    return TorchPeer(module, forward[case.part], loss)
+
+
+# In Keras.
+
+
+def _keras_applications(case):
+    import keras
+
+    if case.name not in KERAS_APPLICATIONS:
+        raise _lacks(case)
+    own_pixels = {"include_preprocessing": False} if case.name.startswith("convnext") else {}
+    builder = getattr(keras.applications, KERAS_APPLICATIONS[case.name])
+    size = (case.image_size, case.image_size, 3)
+    return builder(weights=None, input_shape=size, classifier_activation=None, **own_pixels)
+
+
+def _keras_hub(case):
+    import keras
+    from keras_hub.models import CLIPBackbone, CLIPTextEncoder, CLIPVisionEncoder
+
+    entry = find(case.name)
+    row = clip.VARIANTS.get(entry.label) if entry.family == "clip" else None
+    if row is None or not isinstance(row.image, clip.ViT) or row.image.stem_dim or case.part not in KERAS_HUB_PARTS:
+        raise _lacks(case)
+    image, text, size = row.image, row.text, case.image_size
+    vision_encoder = CLIPVisionEncoder(
+        patch_size=image.patch_size,
+        hidden_dim=image.width,
+        num_layers=image.layers,
+        num_heads=image.width // image.head_width,
+        intermediate_dim=int(image.width * image.mlp_ratio),
+        intermediate_activation=row.activation,
+        image_shape=(size, size, 3),
+    )
+    text_encoder = CLIPTextEncoder(
+        vocabulary_size=text.vocabulary_size,
+        embedding_dim=text.width,
+        hidden_dim=text.width,
+        num_layers=text.layers,
+        num_heads=text.heads,
+        intermediate_dim=4 * text.width,
+        intermediate_activation=row.activation,
+        max_sequence_length=text.context_length,
+    )
+    backbone = CLIPBackbone(vision_encoder, text_encoder, row.embed_dim)
+    if case.part == "image":
+        images = keras.Input((size, size, 3))
+        return keras.Model(images, backbone.get_vision_embeddings(images))
+    tokens = keras.Input((text.context_length,), dtype="int32")
+    return keras.Model(tokens, backbone.get_text_embeddings(tokens))
+
+
+KERAS_HUB_PARTS = ("image", "text")
+
+
+def _zeromodels(case):
+    from zeromodels.models.convnext import ConvNeXtImageClassify
+    from zeromodels.models.convnextv2 import ConvNeXtV2ImageClassify
+
+    entry = find(case.name)
+    builders = {"convnext": ConvNeXtImageClassify, "convnextv2": ConvNeXtV2ImageClassify}
+    if entry.family not in builders:
+        raise _lacks(case)
+    row = convnext.TABLES[entry.family][entry.label]
+    return builders[entry.family](depths=row.depths, projection_dim=row.dims, image_size=case.image_size)

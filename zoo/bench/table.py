@@ -1,0 +1,201 @@
+"""A report for people: Markdown, and a picture."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from zoo.bench.cases import Case, Ratio, Report, Result
+from zoo.files import atomic_write
+
+
+class Column(NamedTuple):
+    """A column of the table: what it tells of a result. One that tells all the same is said once, above."""
+
+    title: str
+    text: object
+    is_figure: bool = True
+
+
+def _work(result):
+    return result.case.part + (", training" if result.case.train else "")
+
+
+DESCRIPTIONS = (
+    Column("model", lambda r: r.case.name, False),
+    Column("part", _work, False),
+    Column("library", lambda r: r.case.library, False),
+    Column("runs on", lambda r: r.case.runs_on, False),
+    Column("mode", lambda r: r.case.mode, False),
+    Column("dtype", lambda r: r.case.dtype, False),
+    Column("device", lambda r: r.device or "–", False),
+    Column("batch", lambda r: str(r.case.batch_size)),
+    Column("pixels", lambda r: str(r.case.image_size)),
+)
+
+
+def _number(value, factor=1.0, digits=0):
+    return "–" if value is None else f"{value * factor:,.{digits}f}"
+
+
+def _milliseconds(seconds):
+    return _number(seconds, 1e3, 1 if seconds is not None and seconds < 0.1 else 0)
+
+
+FIGURES = (
+    Column("build s", lambda r: _number(r.build_seconds, digits=1)),
+    Column("first call s", lambda r: _number(r.first_seconds, digits=1)),
+    Column("p50 ms", lambda r: _milliseconds(r.p50)),
+    Column("p90 ms", lambda r: _milliseconds(r.p90)),
+    Column("a second", lambda r: _number(r.items_per_second, digits=1)),
+    Column("of the matrix rate", lambda r: "–" if r.share is None else f"{r.share:.0%}"),
+    Column("peak MB", lambda r: _number(r.host_bytes, 1e-6)),
+    Column("libraries MB", lambda r: _number(r.library_bytes, 1e-6)),
+    Column("device MB", lambda r: _number(r.device_bytes, 1e-6)),
+    Column("parameters M", lambda r: _number(r.parameters, 1e-6, 2)),
+    Column("GFLOP an item", lambda r: _number(r.flops, 1e-9, 2)),
+)
+ALWAYS = ("model", "library", "runs on")
+
+
+def to_text(report: Report) -> str:
+    """Markdown: the command, the machine, a line a case, a line a ratio."""
+    blocks = [f"```sh\n{report.command}\n```", _machine(report)]
+    good = [result for result in report.results if not result.error]
+    varying, constant = _split(good)
+    if constant:
+        blocks.append(f"In all lines: {', '.join(constant)}.")
+    figures = [column for column in FIGURES if any(column.text(result) != "–" for result in good)]
+    blocks.append(_table([*varying, *figures], good))
+    if report.ratios:
+        blocks.append(_ratios(report, [column for column in varying if column.title != "device"]))
+    failed = [
+        f"* {_name(result.case, DESCRIPTIONS, result)}: {result.error}" for result in report.results if result.error
+    ]
+    if failed:
+        blocks.append("\n".join(["Not timed:", "", *failed]))
+    return "\n\n".join(blocks)
+
+
+def _machine(report):
+    lines = [f"* {what}: {value}" for what, value in report.machine.items()]
+    if report.rates:
+        rates = ", ".join(f"{key} {rate / 1e9:,.0f}" for key, rate in report.rates.items())
+        lines.append(f"* matrix products, GFLOP/s: {rates}")
+    return "\n".join(lines)
+
+
+def _split(results):
+    """(columns whose text differs between results, ["float32", "batch 8", …] of the others)."""
+    varying, constant = [], []
+    for column in DESCRIPTIONS:
+        texts = {column.text(result) for result in results}
+        if column.title in ALWAYS or len(texts) > 1:
+            varying.append(column)
+        else:
+            constant.append(f"{column.title} {texts.pop()}")
+    return varying, constant
+
+
+def _table(columns, results):
+    rule = "|".join("--:" if column.is_figure else "---" for column in columns)
+    rows = [[column.text(result) for column in columns] for result in results]
+    lines = [f"| {' | '.join(row)} |" for row in ([column.title for column in columns], *rows)]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+
+
+def _ratios(report, columns):
+    """How many times as fast, per item, with the range over rounds."""
+    lines = ["| this | against | times as fast | over rounds |", "|---|---|--:|--:|"]
+    for ratio in report.ratios:
+        one, other = (_name(report.results[i].case, columns, report.results[i]) for i in (ratio.case, ratio.other))
+        lines.append(f"| {one} | {other} | **{ratio.median:.2f}×** | {ratio.low:.2f} to {ratio.high:.2f} |")
+    return "\n".join(lines)
+
+
+def _name(case: Case, columns, result: Result):
+    """The case in the words of these columns."""
+    before = {"batch": "batch ", "pixels": ""}
+    after = {"pixels": " px"}
+    words = [f"{before.get(c.title, '')}{c.text(result)}{after.get(c.title, '')}" for c in columns]
+    return ", ".join(word for word in words if word != "–") or case.name
+
+
+def write(report: Report, folder: Path) -> None:
+    """bench.md, bench.json and, where matplotlib is, bench.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "bench.md", "w") as file:
+        file.write(to_text(report) + "\n")
+    with atomic_write(folder / "bench.json", "w") as file:
+        json.dump(asdict(report), file, indent=1, ensure_ascii=False)
+    try:
+        plot(report, folder / "bench.png")
+    except ImportError:
+        print("No picture: it needs matplotlib. pip install 'convnext-clip-zoo[report]'", flush=True)
+
+
+# Pictures.
+
+
+def plot(report: Report, path: Path) -> None:
+    """Curves for the preset `scaling`, bars for all others."""
+    if report.preset == "scaling":
+        _plot_scaling(report, path)
+    else:
+        _plot_bars(report, path)
+
+
+def _plot_bars(report, path):
+    """Milliseconds an item, a bar a case, with how many times as fast the case is that it is compared with."""
+    from zoo.report import BLUE, GREY, drawing
+
+    results = [result for result in report.results if not result.error]
+    columns, _ = _split(results)
+    columns = [column for column in columns if column.title != "device"]
+    notes: dict[int, list[Ratio]] = {}
+    for ratio in report.ratios:
+        notes.setdefault(ratio.other, []).append(ratio)
+    with drawing(path, 9.0, 1.0 + 0.34 * len(results)) as canvas:
+        ax = canvas.subplots()
+        for row, result in enumerate(results):
+            seconds = 1 / result.items_per_second
+            ax.barh(row, 1e3 * seconds, color=BLUE if result.case.library == "zoo" else GREY, height=0.7)
+            times = [f"{ratio.median:.2f}×" for ratio in notes.get(report.results.index(result), [])]
+            ax.text(1e3 * seconds, row, f" {1e3 * seconds:.3g} ms  {' · '.join(times)}", va="center", fontsize=8)
+        ax.set_yticks(range(len(results)), [_name(result.case, columns, result) for result in results], fontsize=8)
+        ax.invert_yaxis()
+        ax.margins(x=0.25)
+        ax.grid(False, axis="y")
+        ax.set_xlabel("milliseconds an item, median; × : how many times as fast ours is")
+
+
+def _plot_scaling(report, path):
+    """Time and memory against batch size, image size, and FLOPs of the model, a curve a backend."""
+    from zoo.report import Panel, plot_panels
+
+    results = [result for result in report.results if not result.error]
+    sweeps = {
+        "batch size": (lambda r: r.case.batch_size, lambda r: r.case.image_size == 224 and r.case.name == SCALED),
+        "pixels": (lambda r: r.case.image_size, lambda r: r.case.batch_size == 8 and r.case.name == SCALED),
+        "GFLOP an image": (lambda r: r.flops / 1e9, lambda r: r.case.name != SCALED),
+    }
+    panels = []
+    for title, (x_of, belongs) in sweeps.items():
+        points = sorted((r for r in results if belongs(r)), key=x_of)
+        x = sorted({x_of(r) for r in points})
+        for what, y_of in (("ms an image", lambda r: 1e3 / r.items_per_second), ("peak MB", lambda r: _megabytes(r))):
+            curves = {b: [y_of(r) for r in points if r.case.backend == b] for b in _backends(points)}
+            full = {backend: values for backend, values in curves.items() if len(values) == len(x)}
+            panels.append(Panel(what, x, full, xlabel=title, log_x=title != "pixels"))
+    plot_panels(path, [panel for panel in panels if panel.curves])
+
+
+SCALED = "convnextv2_tiny"  # the model of the preset's first two sweeps
+
+
+def _backends(results):
+    return list(dict.fromkeys(result.case.backend for result in results))
+
+
+def _megabytes(result):
+    return ((result.device_bytes or result.host_bytes) or 0) / 1e6
