@@ -119,7 +119,6 @@ def test_data_that_are_there_are_read(setting, undrawn, tmp_path, rng):
     save_mnist(setting.data)
     images = rng.integers(0, 256, (30, 32, 32, 3), np.uint8)
     np.savez(setting.data / "cifar10.npz", x_test=images, y_test=np.arange(30) % 10)
-    setting.pipeline.encoder.tokenizer(["a frog"])
     found = cifar10.run(setting).metrics
     assert (found["data"], found["note"], found["images"], found["classes"][6]) == ("cifar10", "", 30, "frog")
     assert np.sum(found["confusion"]) == 30 and found["accuracy"] == pytest.approx(np.trace(found["confusion"]) / 30)
@@ -218,6 +217,7 @@ def test_pictures_of_ones_own_take_the_digits_place(setting, undrawn, tmp_path):
     assert list(found["text_to_image_by_spelling"]) == ["names"]
     (group,) = classification.run(setting).metrics["groups"]
     assert list(group["left_out"]) == ["0_zero/bad.png"] and len(group["pictures"]) == 60
+    assert group["accuracy"] >= 0.7 and group["pictures"][0]["truth"] == "zero"
 
 
 def test_pictures_in_one_folder_are_asked_about_the_classes_given(setting, undrawn, tmp_path):

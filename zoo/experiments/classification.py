@@ -10,8 +10,9 @@ from clip import CLASS_NAMES, TEMPLATES
 from zoo import report
 from zoo.data import Dataset, Record
 from zoo.experiments.plots import Guess, plot_guesses
-from zoo.experiments.setting import Outcome, Setting, shown_picture
+from zoo.experiments.setting import Outcome, Setting, has_classes, shown_picture
 from zoo.picture_source import read_source
+from zoo.report import percent
 
 SHOWN, BARS = 10, 4
 PHOTOGRAPHS = {  # what shows on the pictures that come with scikit-learn and scikit-image
@@ -36,6 +37,7 @@ class Group:
         records: N pictures.
         truths: N class names, or Nones.
         names, templates: of the prompts.
+        embedded: what `Encoder.embed_records` made of the records, where that is done already.
     """
 
     title: str
@@ -43,6 +45,7 @@ class Group:
     truths: list
     names: tuple[str, ...]
     templates: tuple[str, ...]
+    embedded: tuple | None = None
 
 
 def run(setting: Setting) -> Outcome:
@@ -52,42 +55,49 @@ def run(setting: Setting) -> Outcome:
         path = setting.folder / f"classification-{number}.png"
         plot_guesses(path, guesses[:SHOWN])
         metrics.append(found)
-        blocks += [report.paragraph(told(found)), report.figure(path, caption(group, len(guesses)))]
-    first = metrics[0]
-    label = (
-        f"{first['pictures'][0]['picture']} is most like"
-        if first["accuracy"] is None
-        else f"of {first['title']} named right"
-    )
-    figure = max(first["pictures"][0]["guesses"], key=first["pictures"][0]["guesses"].get)
-    figure = figure if first["accuracy"] is None else report.percent(first["accuracy"])
-    return Outcome("Pictures, classified from words alone", (label, figure), {"groups": metrics}, tuple(blocks))
+        blocks += [report.paragraph(told(found)), report.figure(path, caption(group, len(found["pictures"])))]
+    title, accuracy = metrics[0]["title"], metrics[0]["accuracy"]
+    if accuracy is None:
+        headline = (f"mean confidence on {title}", percent(metrics[0]["confidence"]))
+    else:
+        headline = (f"of {title} named right", percent(accuracy))
+    return Outcome("Pictures, classified from words alone", headline, {"groups": metrics}, tuple(blocks))
 
 
 def groups_of(setting: Setting) -> list[Group]:
     """The user's pictures; without any, one held-out digit of each kind and the photographs that are installed."""
     if setting.images is not None:
-        records = read_source(setting.images)
-        truths = [name.rpartition("/")[0].partition("/")[0] or None for name in records.names]
-        folders = tuple(sorted({truth for truth in truths if truth}))
-        names = tuple(setting.class_names or (folders if all(truths) else EVERYDAY_NAMES))
-        truths = [truth if truth in names else None for truth in truths]
-        return [Group("pictures of yours", records, truths, names, TEMPLATES["simple"])]
+        return [sorted_pictures(setting) if has_classes(setting.images) else loose_pictures(setting)]
     digits = setting.subject("digits")
     firsts = [int(np.flatnonzero(digits.labels == label)[0]) for label in np.unique(digits.labels)]
     records = digits.data.records.subset(digits.kept[firsts])
     truths = [digits.names[label] for label in records.labels]
-    groups = [Group("held-out digits, one of each kind", records, truths, digits.names, digits.data.templates)]
     photographs = find_photographs()
-    if photographs:
-        truths = [PHOTOGRAPHS[path.name] for path in photographs]
-        records = Dataset(
-            [path.name for path in photographs],
-            lambda i: Record(photographs[i].read_bytes(), photographs[i].name),
-            "photographs",
-        )
-        groups.append(Group("photographs", records, truths, PHOTOGRAPH_NAMES, TEMPLATES["simple"]))
-    return groups
+    pictures = Dataset(
+        [path.name for path in photographs],
+        lambda i: Record(photographs[i].read_bytes(), photographs[i].name),
+        "photographs",
+    )
+    shown = [PHOTOGRAPHS[path.name] for path in photographs]
+    return [
+        Group("held-out digits", records, truths, digits.names, digits.data.templates),
+        *([Group("photographs", pictures, shown, PHOTOGRAPH_NAMES, TEMPLATES["simple"])] if photographs else []),
+    ]
+
+
+def sorted_pictures(setting: Setting) -> Group:
+    """The user's pictures in a folder for each class: what they show is known."""
+    own = setting.subject("own")
+    truths = [own.names[label] if label >= 0 else None for label in own.data.records.labels]
+    embedded = (own.vectors, own.kept, own.bad)
+    return Group("pictures of yours", own.data.records, truths, own.names, own.data.templates, embedded)
+
+
+def loose_pictures(setting: Setting) -> Group:
+    """The user's pictures, of which nothing is known."""
+    records = read_source(setting.images)
+    names = tuple(setting.class_names or EVERYDAY_NAMES)
+    return Group("pictures of yours", records, [None] * len(records), names, TEMPLATES["simple"])
 
 
 def find_photographs() -> list[Path]:
@@ -103,7 +113,7 @@ def find_photographs() -> list[Path]:
 
 def classify(setting: Setting, group: Group) -> tuple[dict, list[Guess]]:
     """(figures, what to show) of a group."""
-    vectors, kept, bad = setting.pipeline.encoder.embed_records(group.records)
+    vectors, kept, bad = group.embedded or setting.pipeline.encoder.embed_records(group.records)
     if not len(kept):
         raise ValueError(
             f"none of the {len(group.records)} pictures can be read; the first: {next(iter(bad.values()))}"
@@ -135,11 +145,11 @@ def told(found: dict) -> str:
     count = len(found["pictures"])
     names = found["classes"]
     asked = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    right = "" if found["accuracy"] is None else f" {report.percent(found['accuracy'])} are named right."
+    right = "" if found["accuracy"] is None else f" {percent(found['accuracy'])} are named right."
     left = f" Left out, because they cannot be read: {', '.join(found['left_out'])}." if found["left_out"] else ""
     return (
         f"{count} {found['title']}, each asked which of these it is: {asked}.{right} The mean "
-        f"confidence of the first guess is {report.percent(found['confidence'])}.{left}"
+        f"confidence of the first guess is {percent(found['confidence'])}.{left}"
     )
 
 

@@ -58,7 +58,6 @@ def own_facts(setting: Setting) -> dict:
         "parameters": model.count_params(),
         "image_parameters": towers["image"],
         "text_parameters": towers["text"],
-        "bytes": sum(weight.value.nbytes if hasattr(weight.value, "nbytes") else 0 for weight in model.weights),
         "flops": info.flops,
         "image_size": info.input[0],
         "context_length": int(setting.loaded.tokenizer(["a"]).shape[1]),
