@@ -203,7 +203,8 @@ def test_prompts_are_ranked_alike_every_time(setting, undrawn, pipeline, tmp_pat
     other.pipeline = pipeline
     changed = prompts.run(other).metrics
     assert [row["prompt"] for row in changed["ranking"]] == [row["prompt"] for row in rows]
-    assert changed["agreement_of_halves"] != first["agreement_of_halves"]
+    drawn = [{row["prompt"]: row["best_in_resamples"] for row in found["ranking"]} for found in (first, changed)]
+    assert drawn[0] != drawn[1] and first["agreement_of_halves"] > 0.5
 
 
 def test_pictures_of_ones_own_take_the_digits_place(setting, undrawn, tmp_path):

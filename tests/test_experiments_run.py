@@ -11,6 +11,7 @@ from helpers import randomize
 import zoo
 from clip import CLASS_NAMES, create_clip
 from clip.variants import Pair, Text, ViT
+from zoo import report
 from zoo.cli import main
 from zoo.data import from_arrays
 from zoo.encoding import keras_encoder
@@ -52,7 +53,8 @@ def pair(model, tmp_path_factory):
 
 
 @pytest.mark.once
-def test_all_nine_leave_figures_pictures_and_one_report(pair, tmp_path):
+def test_all_nine_leave_figures_pictures_and_one_report(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "DPI", 72)  # half of the pixels' side takes a third of the time
     folder = tmp_path / "made" / "for it"
     results = run_experiments("all", model=pair, output=folder, smoke=True)
     assert list(results) == ["run", *EXPERIMENTS]
@@ -65,7 +67,7 @@ def test_all_nine_leave_figures_pictures_and_one_report(pair, tmp_path):
         assert alone.pop("run") == results["run"] and alone == results[name]
     for name in pngs:
         width, height = png_size((folder / name).read_bytes())
-        assert width >= 300 and height >= 150, name
+        assert width >= 240 and height >= 100, name
     source = (folder / "report.html").read_text(encoding="utf-8")
     assert source.count('src="data:image/png;base64,') == len(pngs)
     assert not re.search(r'(?:src|href)="(?!data:)', source)
@@ -83,7 +85,7 @@ def test_the_pair_is_described_and_timed_on_every_backend(pair, model, tmp_path,
         assert [row["batch"] for row in rows] == list(performance.SMOKE_BATCHES)
         for row in rows:
             assert row["per_second"] == pytest.approx(1000 * row["batch"] / row["milliseconds"])
-            assert row["peak_bytes"] is None or row["peak_bytes"] > 1e6
+            assert row["bytes"] is None or 0 <= row["bytes"] < 1e9
     exact, narrow = speed["precision"]
     assert exact["largest_difference"] == 0 and exact["same_best_text"] == 1
     assert 0 < narrow["mean_difference"] <= narrow["largest_difference"] < 0.1

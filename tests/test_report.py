@@ -61,6 +61,7 @@ def blocks(text, png):
         report.table([text, "n"], [[text, 1]]),
         report.figure(png, text),
         report.code(text),
+        report.details(text, report.paragraph(text)),
     ]
 
 
@@ -77,7 +78,7 @@ def test_every_text_is_shown_as_text(png):
 def test_no_kind_of_block_is_left_out_above(png):
     makers = {name for name, function in vars(report).items() if inspect.isfunction(function)}
     html = {name for name in makers if f"report.{name}(" in inspect.getsource(blocks)}
-    returns_html = {"section", "paragraph", "tiles", "table", "figure", "code"}
+    returns_html = {"section", "paragraph", "tiles", "table", "figure", "code", "details"}
     assert html == returns_html <= makers
     assert all(block.startswith("<") for block in blocks("x", png))
 
@@ -135,6 +136,12 @@ def test_numbers_and_percentages_stand_on_the_right():
     source = report.table(["name", "n", "share"], [["a", 1, "5.0 %"], ["b", 2.5, "10.0 %"]])
     cells = [attrs.get("class") for tag, attrs in Reader(source).tags if tag == "td"]
     assert cells == [None, "number", "number"] * 2
+
+
+def test_figures_with_units_stand_on_the_right_and_words_do_not():
+    source = report.table(["a", "b", "c"], [["5.0 ms", "1,024 MB", "12 monkeys"], ["–", "2.50×", "7 ms"]])
+    cells = [attrs.get("class") for tag, attrs in Reader(source).tags if tag == "td"]
+    assert cells == ["number", "number", None] * 2
 
 
 def test_a_row_as_long_as_the_header():

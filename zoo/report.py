@@ -8,6 +8,7 @@ They escape every text they are given. A plot takes arrays and a path and writes
 import base64
 import contextlib
 import html
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 
 from zoo.files import atomic_write
 
+FIGURE = re.compile(r"[\d.,]+( ?(%|×|s|ms|µs|MB|M))?|–")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CSS_PIXELS_PER_INCH, DPI = 96, 144
 
@@ -110,7 +112,7 @@ def tiles(values: Mapping[str, object]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; a cell that is not a string, or is a percentage, stands on the right.
+    """A table; a column of figures, with or without a unit, stands on the right, where "–" is a figure that is missing.
 
     Raises:
         ValueError: a row is not as long as the header.
@@ -131,7 +133,7 @@ def _row(tag: str, cells: Sequence[object], numeric: Sequence[bool]) -> str:
 
 
 def _is_figure(cell: object) -> bool:
-    return not isinstance(cell, str) or (cell[-1:] == "%" and cell[:1].isdigit())
+    return not isinstance(cell, str) or FIGURE.fullmatch(cell) is not None
 
 
 def figure(png: str | Path, caption: str) -> str:
@@ -170,6 +172,7 @@ def percent(share: float) -> str:
 
 BLUE, ORANGE, GREEN, RED, GREY = "#24527a", "#d1702a", "#2e8b57", "#c0392b", "#8a94a0"
 COLORS = (BLUE, ORANGE, GREEN, RED, "#7a4fa3", "#4a9aa8")
+MOST_TICKS = 10  # positions up to which each has its tick
 MOST_NUMBERED = 20  # rows or columns up to which a cell's number can be read
 PLOT_STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -248,6 +251,9 @@ def _draw_panel(ax, panel: Panel) -> None:
     if panel.log_x:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        if len(panel.x) <= MOST_TICKS:
+            ax.set_xticks(panel.x)
+            ax.minorticks_off()
     elif np.all(np.mod(panel.x, 1) == 0):
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if panel.percent:

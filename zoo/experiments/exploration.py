@@ -41,7 +41,7 @@ def run(setting: Setting) -> Outcome:
             report.table(["", own["name"]], list(facts_table(own).items())),
             report.figure(
                 path,
-                f"The {len(variants)} pairs that `zoo.create_model` builds. Names that would overlap are left out.",
+                f"The {len(variants)} pairs that the zoo builds. Names that would overlap are left out.",
             ),
             report.details(f"All {len(variants)} pairs in numbers", report.table(header, rows)),
         ),

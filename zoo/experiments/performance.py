@@ -1,6 +1,7 @@
 """Experiment 7: latency, throughput by batch, memory, and what narrower numbers change."""
 
 import contextlib
+import ctypes
 import functools
 import importlib.util
 import io
@@ -91,41 +92,38 @@ def clocked(jobs: Mapping[str, Callable], rounds: int) -> dict[str, dict[str, fl
 
 
 def by_batch(encode: Callable[[int], np.ndarray], batches: tuple[int, ...], rounds: int) -> list[dict]:
-    """A row a batch size: time, throughput, and the memory at the height of one call."""
+    """A row a batch size: time, throughput, and the memory that one call takes."""
+    memory = {count: call_memory(functools.partial(encode, count)) for count in batches}
     times = clocked({str(count): functools.partial(encode, count) for count in batches}, rounds)
     alone = times[str(batches[0])]["median"] / batches[0]
-    rows = []
-    for count in batches:
-        milliseconds = times[str(count)]["median"]
-        where, peak = peak_bytes(functools.partial(encode, count))
-        rows.append(
-            {
-                "batch": count,
-                "milliseconds": milliseconds,
-                "per_second": 1000 * count / milliseconds,
-                "speedup": alone * count / milliseconds,
-                "peak_bytes": peak,
-                "peak_of": where,
-            }
-        )
-    return rows
+    return [
+        {
+            "batch": count,
+            "milliseconds": times[str(count)]["median"],
+            "per_second": 1000 * count / times[str(count)]["median"],
+            "speedup": alone * count / times[str(count)]["median"],
+            "bytes": memory[count],
+        }
+        for count in batches
+    ]
 
 
-def peak_bytes(function: Callable) -> tuple[str, int | None]:
-    """("device" or "process", the most memory it held during one call), weights included; None where nobody counts.
-
-    A device, and a system other than Linux, tell the most since the process began: go from small calls to large ones.
-    """
+def call_memory(function: Callable) -> int | None:
+    """Bytes that a call takes at its height: of an accelerator, the most so far, weights included; of a process on
+    Linux, what this call adds to it; None elsewhere. Go from small calls to large ones."""
     import keras
 
+    function()  # compiles, which takes memory of its own
     backend = keras.backend.backend()
     if on_cuda(backend):
+        return peak_device_bytes(backend)
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)  # gives back what the allocator keeps of earlier calls
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak to what is held
+        held = resident_bytes()
         function()
-        return "device", peak_device_bytes(backend)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak back to what is held
-    function()
-    return "process", resident_bytes(peak=True)
+        return max(0, resident_bytes(peak=True) - held)
+    return None
 
 
 def precision_rows(setting: Setting, pixels: np.ndarray, texts: list[str], rounds: int) -> list[dict]:
@@ -189,12 +187,9 @@ def panels(throughput: dict) -> list[Panel]:
             **axis,
         ),
     ]
-    peaks = {kind: [row["peak_bytes"] for row in rows] for kind, rows in throughput.items()}
-    if all(value is not None for values in peaks.values() for value in values):
-        of = throughput["images"][0]["peak_of"]
-        panels.append(
-            Panel(f"Peak of the {of}, MB", curves={k: [b / 1e6 for b in v] for k, v in peaks.items()}, **axis)
-        )
+    taken = {kind: [row["bytes"] for row in rows] for kind, rows in throughput.items()}
+    if None not in (*taken["images"], *taken["texts"]):
+        panels.append(Panel("Memory of a call, MB", curves={k: [n / 1e6 for n in v] for k, v in taken.items()}, **axis))
     return panels
 
 
@@ -204,7 +199,7 @@ def told(metrics: dict, path) -> tuple[str, ...]:
     short = metrics["short_texts"]
     cut = short and (
         f" Texts are cut after their end, which a causal tower looks at last: {short['speedup']:.1f} times as fast as "
-        f"at full length; embeddings differ by {short['largest_difference']:.0e} at most."
+        f"at full length; embeddings differ by {short['largest_difference']:.1g} at most."
     )
     return (
         report.paragraph(
@@ -214,7 +209,7 @@ def told(metrics: dict, path) -> tuple[str, ...]:
         report.table(
             ["", "median", "95 % within", "first call"],
             [
-                [name, *(f"{row[k]:.2f} ms" for k in ("median", "p95", "first"))]
+                [name, *(duration(row[k]) for k in ("median", "p95", "first"))]
                 for name, row in metrics["latency"].items()
             ],
         ),
@@ -226,7 +221,7 @@ def told(metrics: dict, path) -> tuple[str, ...]:
                 "images a second",
                 "times batch 1",
                 "texts a second",
-                "peak memory",
+                "memory of a call",
                 "published: ViT-B/32, RTX 4060",
             ],
             [throughput_row(image, text) for image, text in zip(images, texts, strict=True)],
@@ -250,16 +245,20 @@ def told(metrics: dict, path) -> tuple[str, ...]:
     )
 
 
+def duration(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds >= 1 else f"{1000 * milliseconds:.1f} µs"
+
+
 def throughput_row(image: dict, text: dict) -> list:
-    peak = "not known" if image["peak_bytes"] is None else f"{image['peak_bytes'] / 1e6:,.0f} MB"
+    taken = "–" if image["bytes"] is None else f"{image['bytes'] / 1e6:,.1f} MB"
     seed = SEED_THROUGHPUT.get(image["batch"])
     return [
         image["batch"],
-        f"{image['milliseconds']:.1f} ms",
+        duration(image["milliseconds"]),
         f"{image['per_second']:,.0f}",
         f"{image['speedup']:.2f}×",
         f"{text['per_second']:,.0f}",
-        peak,
+        taken,
         f"{seed:,}" if seed else "–",
     ]
 
@@ -274,5 +273,5 @@ def precision_row(row: dict) -> list[str]:
         f"{row['mean_difference']:.6f}",
         f"{row['largest_difference']:.6f}",
         percent(row["same_best_text"]),
-        f"{row['milliseconds']:.1f} ms",
+        duration(row["milliseconds"]),
     ]

@@ -173,7 +173,6 @@ def plot_reliability(path: str | Path, panels: Mapping[str, Mapping[str, np.ndar
     with drawing(path, 3.3 * len(panels), 3.3) as canvas:
         for ax, (title, seen) in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
             ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="calibrated")
-            ax.plot(seen["confidence"], seen["accuracy"], color=BLUE, linewidth=1.2, alpha=0.6)
             size = 12 + 320 * seen["count"] / seen["count"].sum()
             ax.scatter(seen["confidence"], seen["accuracy"], s=size, color=BLUE, alpha=0.75, zorder=3, clip_on=False)
             ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
@@ -222,6 +221,7 @@ def plot_clouds(path: str | Path, clouds: Sequence[Cloud]) -> None:
             ax.set_xlabel(f"first axis, {percent(cloud.shares[0])} of the variance")
             ax.set_ylabel(f"second axis, {percent(cloud.shares[1])}")
             ax.margins(0.08)
+            ax.locator_params(nbins=6)
 
 
 def _name_class(ax, cloud: Cloud, label: int, color) -> None:

@@ -60,7 +60,7 @@ def run(setting: Setting) -> Outcome:
         "images": len(subject.labels),
         "ranking": ranking,
         "kinds": {kind: kind_mean(rows, kind) for kind in dict.fromkeys(row["kind"] for row in rows)},
-        "agreement_of_halves": agreement(right, subject.labels, setting.seed),
+        "agreement_of_halves": agreement(logits, subject.labels, setting.seed),
     }
     path = setting.folder / "prompts-ranking.png"
     lines = [Ranked(row["prompt"], row["accuracy"], row["interval"], row["kind"]) for row in ranking]
@@ -106,9 +106,9 @@ def kind_mean(rows: list[dict], kind: str) -> float:
     return float(np.mean([row["accuracy"] for row in rows if row["kind"] == kind]))
 
 
-def agreement(right: np.ndarray, labels: np.ndarray, seed: int) -> float | None:
-    """Whether prompts rank alike on two halves of the pictures: Spearman's correlation; None where all are equal."""
-    one, other = (right[:, half].mean(axis=1) for half in halves(labels, seed))
+def agreement(logits: list[np.ndarray], labels: np.ndarray, seed: int) -> float | None:
+    """Whether prompts rank alike, by loss, on two halves of the pictures: Spearman's correlation; None if all tie."""
+    one, other = ([calibration(x[half], labels[half])["loss"] for x in logits] for half in halves(labels, seed))
     correlation = rank_correlation(one, other)
     return None if np.isnan(correlation) else correlation
 
@@ -117,7 +117,9 @@ def told(metrics: dict, subject: Subject, path: Path) -> tuple[str, ...]:
     ranking, kinds, same = metrics["ranking"], metrics["kinds"], metrics["agreement_of_halves"]
     best, worst = ranking[0], ranking[-1]
     means = ", ".join(f"{kind} {percent(share)}" for kind, share in kinds.items())
-    halves_agree = f" Rankings on two halves of the pictures have a rank correlation of {same:.2f}." if same else ""
+    halves_agree = (
+        "" if same is None else f" Ranked by loss on two halves of the pictures, they agree to {same:.2f} (Spearman)."
+    )
     rows = [
         [row["prompt"], row["kind"], percent(row["accuracy"]), percent(row["best_in_resamples"]), f"{row['loss']:.3f}"]
         for row in ranking

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,7 @@ class Setting:
         if name not in self._subjects:
             data, note = self._find(name)
             if note:
-                self._subjects[name] = Subject(**{**vars(self.subject("digits")), "note": note})
+                self._subjects[name] = replace(self.subject("digits"), note=note)
             else:
                 if self.smoke:
                     data = few_of_each(data, SMOKE_PER_CLASS)
