@@ -39,9 +39,10 @@ def save(path, state):
 @pytest.mark.parametrize(("version", "name"), [(1, "convnext_tiny"), (2, "convnextv2_tiny"), (2, "convnextv2_atto")])
 def test_timms_filter_and_ours_read_the_same_file(tmp_path, version, name):
     import torch
-    from timm.models.convnext import checkpoint_filter_fn
 
     theirs = timm_model(name)
+    from timm.models.convnext import checkpoint_filter_fn  # after the operators that it needs are declared
+
     state = cases.facebook_state(theirs)
     filtered = checkpoint_filter_fn({"model": dict(state)}, theirs)
     assert filtered.keys() == theirs.state_dict().keys()
@@ -71,6 +72,63 @@ def test_what_masked_pretraining_leaves_fills_a_trunk(tmp_path, sparse):
     with torch.no_grad():
         expected = theirs.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     assert error(predict(trunk, images), expected.numpy()) <= 2e-5
+
+
+def decoder_state(features, dim, outputs):
+    """The decoder of a pretraining checkpoint, at random."""
+    import torch
+
+    draw = torch.Generator().manual_seed(SEED)
+    shapes = {"proj.weight": (dim, features, 1, 1), "proj.bias": (dim,), "mask_token": (1, dim, 1, 1)}
+    shapes |= {"decoder.0.dwconv.weight": (dim, 1, 7, 7), "decoder.0.dwconv.bias": (dim,)}
+    shapes |= {"decoder.0.norm.weight": (dim,), "decoder.0.norm.bias": (dim,)}
+    shapes |= {"decoder.0.pwconv1.weight": (4 * dim, dim), "decoder.0.pwconv1.bias": (4 * dim,)}
+    shapes |= {"decoder.0.grn.gamma": (1, 1, 1, 4 * dim), "decoder.0.grn.beta": (1, 1, 1, 4 * dim)}
+    shapes |= {"decoder.0.pwconv2.weight": (dim, 4 * dim), "decoder.0.pwconv2.bias": (dim,)}
+    shapes |= {"pred.weight": (outputs, dim, 1, 1), "pred.bias": (outputs,)}
+    return {key: 0.3 * torch.randn(shape, generator=draw) for key, shape in shapes.items()}
+
+
+def decode(state, features, mask):
+    """The decoder of the authors' pretraining: (B, D, h, w), 1 where hidden (B, h, w) → (B, P, h, w)."""
+    from torch.nn.functional import conv2d, gelu, layer_norm, linear
+
+    mask = mask[:, None]
+    x = conv2d(features, state["proj.weight"], state["proj.bias"]) * (1 - mask) + state["mask_token"] * mask
+    part = {key.removeprefix("decoder.0."): value for key, value in state.items()}
+    y = conv2d(x, part["dwconv.weight"], part["dwconv.bias"], padding=3, groups=x.shape[1]).permute(0, 2, 3, 1)
+    y = layer_norm(y, y.shape[-1:], part["norm.weight"], part["norm.bias"], 1e-6)
+    y = gelu(linear(y, part["pwconv1.weight"], part["pwconv1.bias"]))
+    response = y.norm(p=2, dim=(1, 2), keepdim=True)
+    y = part["grn.gamma"] * (y * response / (response.mean(-1, keepdim=True) + 1e-6)) + part["grn.beta"] + y
+    x = x + linear(y, part["pwconv2.weight"], part["pwconv2.bias"]).permute(0, 3, 1, 2)
+    return conv2d(x, state["pred.weight"], state["pred.bias"])
+
+
+def test_a_pretraining_checkpoint_fills_encoder_and_decoder(tmp_path, rng):
+    import torch
+
+    theirs = timm_model("convnextv2_atto", classes=0)
+    state = cases.sparse_state(cases.headless(cases.facebook_state(theirs)))
+    decoder = decoder_state(ROW.dims[-1], 12, 32 * 32 * 3)
+    model = convnext.create_fcmae(ROW, (*SIZE, 3), stem_stride=4, decoder_dim=12)
+    report = load_weights(model, save(tmp_path / "m.pt", {**state, **decoder}))
+    assert (report.format, report.ignored) == ("facebookresearch FCMAE with sparse layers", {})
+    images, mask = draw_images(2, SIZE, 3), rng.integers(0, 2, (2, 2, 3)).astype(np.float32)
+    with torch.no_grad():
+        features = theirs.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2))
+        seen = decode(decoder, features, torch.zeros(2, 2, 3)).permute(0, 2, 3, 1).numpy()
+        masked = decode(decoder, features, torch.from_numpy(mask)).permute(0, 2, 3, 1).numpy()
+    assert error(predict(model, {"images": images, "mask": 0 * mask})["patches"], seen) <= 2e-5
+    assert error(predict(model.decoder, [features.permute(0, 2, 3, 1).numpy(), mask]), masked) <= 2e-5
+
+
+def test_a_trunk_leaves_the_decoder_aside(tmp_path):
+    state = cases.sparse_state(cases.headless(cases.facebook_state(timm_model("convnextv2_atto", classes=0))))
+    decoder = decoder_state(ROW.dims[-1], 12, 48)
+    report = load_weights(ours(2, include_top=False), save(tmp_path / "m.pt", {**state, **decoder}))
+    assert set(report.ignored) == set(decoder)
+    assert set(report.ignored.values()) == {"decoder of masked pretraining, which this model does not have"}
 
 
 def test_what_masked_pretraining_leaves_is_no_classifier(tmp_path):

@@ -174,14 +174,10 @@ def test_with_nothing_hidden_the_encoder_is_the_plain_backbone(rng):
     nothing = np.zeros((2, *GRID), np.float32)
     plain = predict(model.encoder, images)
     close(predict(encode_function(model), {"images": images, "mask": nothing}), plain, 1e-6)
-    outputs = predict(model, images)
-    assert not outputs["mask"].any()
-    twin = convnext.create_convnext_v2(ROW, input_shape=SHAPE, include_top=False, stem_stride=2)
-    twin.set_weights(model.encoder.get_weights())
-    close(predict(twin, images), plain, 0)
+    assert not ops.convert_to_numpy(model.draw_mask(5)).any()
 
 
-@pytest.mark.parametrize("stem_stride", [4, 1])
+@pytest.mark.parametrize("stem_stride", [pytest.param(4, marks=once), 1])
 def test_hidden_pixels_change_nothing_visible(stem_stride, rng):
     side = stem_stride * 2
     model = randomize(create((4 * side, 4 * side, 3), stem_stride=stem_stride), rng)
@@ -199,6 +195,7 @@ def test_hidden_pixels_change_nothing_visible(stem_stride, rng):
     assert (np.abs(gradient[0, ~hidden]).max(axis=-1) > 0).all()
 
 
+@once
 def test_every_weight_has_a_finite_gradient(model, batch):
     batch["images"][1] = 0.5  # constant: every normalised patch and every channel's response may be zero
 
@@ -212,20 +209,27 @@ def test_every_weight_has_a_finite_gradient(model, batch):
         assert gradient.any(), variable.path
 
 
-def test_it_learns_and_a_seed_says_how(rng):
+def test_it_learns(rng):
     images = np.tile(rng.standard_normal((2, 8, 12, 3)).repeat(2, axis=1).repeat(2, axis=2), (4, 1, 1, 1))
-    runs = []
-    for seed in (1, 1, 2):
+    model = create()
+    before = model.encoder.get_weights()
+    model.compile(keras.optimizers.Adam(0.03))
+    losses = model.fit(images.astype(np.float32), batch_size=8, epochs=30, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(not np.array_equal(*pair) for pair in zip(before, model.encoder.get_weights(), strict=True))
+
+
+@once
+def test_a_seed_says_how_it_learns(rng):
+    images = rng.standard_normal((4, *SHAPE)).astype(np.float32)
+
+    def losses(seed):
         keras.utils.set_random_seed(5)
         model = create(seed=seed)
-        before = model.encoder.get_weights()
-        model.compile(keras.optimizers.Adam(0.03))
-        losses = model.fit(images.astype(np.float32), batch_size=8, epochs=30, verbose=0).history["loss"]
-        assert losses[-1] < 0.9 * losses[0]
-        changed = [not np.array_equal(*pair) for pair in zip(before, model.encoder.get_weights(), strict=True)]
-        assert all(changed)
-        runs.append(losses)
-    assert runs[0] == runs[1] != runs[2]
+        model.compile("adam")
+        return model.fit(images, epochs=3, verbose=0).history["loss"]
+
+    assert losses(1) == losses(1) != losses(2)
 
 
 def test_masks_are_drawn_anew_with_the_same_number_hidden():
@@ -249,9 +253,8 @@ def test_a_keras_file_gives_the_model_back(model, batch, tmp_path):
 
 def test_half_precision_gives_float32_patches_and_a_finite_loss(batch):
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = create(seed=1)
-    outputs = model.predict(batch, verbose=0)
-    assert outputs["patches"].dtype == np.float32
+    model = create()
+    assert model.decoder.output.dtype == "float32"
     model.compile("sgd")
     assert np.isfinite(model.evaluate(batch, verbose=0))
 

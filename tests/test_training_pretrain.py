@@ -69,6 +69,7 @@ def test_a_run_leaves_a_backbone_that_loads(plain):
     assert "data:image/png;base64," in (folder / "report.html").read_text()
 
 
+@once
 def test_a_killed_run_ends_as_one_that_was_left_alone(folders, tmp_path, monkeypatch):
     options = {"epochs": 2, "save_every": 2, "ema": 0.5}
     run(tmp_path / "whole", folders, **options)
@@ -95,6 +96,7 @@ def test_a_killed_run_ends_as_one_that_was_left_alone(folders, tmp_path, monkeyp
     assert pictures[0] == pictures[1]
 
 
+@once
 def test_a_classifier_begins_from_the_backbone(plain, folders, tmp_path, capsys):
     start = str(plain[0] / "model.safetensors")
     values = {"model_type": "convnextv2", "hidden_sizes": [8, 8], "depths": [1, 1], "weights": start}
@@ -128,6 +130,12 @@ def test_a_model_of_the_zoo_begins_from_the_backbone(folders, tmp_path):
             np.testing.assert_array_equal(one, other)
     again = zoo.pretrain("convnextv2_atto", few, output=tmp_path / "more", weights=path, **run_of_atto)
     assert again.finished
+
+
+@once
+def test_the_backbone_is_exported(plain, tmp_path):
+    report = zoo.export_onnx(zoo.load(plain[0] / "model.safetensors").model, tmp_path / "backbone.onnx", verify=True)
+    assert (tmp_path / "backbone.onnx").is_file() and report.error <= report.tolerance
 
 
 @once

@@ -8,7 +8,7 @@ by column, biases and GRN as rows of a matrix.
 import math
 
 from zoo.convert.engine import Format, under
-from zoo.convert.layouts import SPREAD_GRN_GREEK, Layout, Tensor
+from zoo.convert.layouts import CONV_1X1, SPREAD_GRN_GREEK, Layout, Tensor
 
 CONVNEXT = (
     ("downsample_layers.0.0", "stem_conv"),
@@ -59,8 +59,17 @@ SPARSE_ENCODER = (
     ("stages.{s}.{b}.grn", "stages_{s}_blocks_{b}_grn", SPARSE_GRN),
     ("stages.{s}.{b}.pwconv2.linear", "stages_{s}_blocks_{b}_pwconv2"),
 )
-DECODER = "the decoder, which only masked pretraining has"
-ONLY_PRETRAINING = tuple((key, DECODER) for key in ("mask_token", "proj.{*}", "decoder.{*}", "pred.{*}"))
+TOKEN = Layout(lambda arrays: arrays[0][0, :, 0, 0], lambda a: [a[None, :, None, None]])  # (1, C, 1, 1) ↔ (C,)
+DECODER = (  # of `convnext.create_fcmae`; dense, as the authors' is
+    ("proj", "proj", CONV_1X1),
+    ("mask_token", "mask_token", (Tensor(("",), "token", TOKEN),)),
+    ("decoder.{b}.dwconv", "decoder_blocks_{b}_dwconv"),
+    ("decoder.{b}.norm", "decoder_blocks_{b}_norm"),
+    ("decoder.{b}.pwconv1", "decoder_blocks_{b}_pwconv1"),
+    ("decoder.{b}.grn", "decoder_blocks_{b}_grn", SPREAD_GRN_GREEK),
+    ("decoder.{b}.pwconv2", "decoder_blocks_{b}_pwconv2"),
+    ("pred", "pred", CONV_1X1),
+)
 
 FACEBOOK = Format("facebookresearch ConvNeXt", {"downsample_layers.0.0.weight": 4}, {"image": CONVNEXT})
 FORMATS = (
@@ -68,7 +77,6 @@ FORMATS = (
     Format(
         "facebookresearch FCMAE with sparse layers",
         {"encoder.downsample_layers.0.0.weight": 4, "encoder.stages.0.0.dwconv.kernel": 2},
-        {"image": under("encoder.", SPARSE_ENCODER)},
-        ONLY_PRETRAINING,
+        {"image": under("encoder.", SPARSE_ENCODER), "decoder": DECODER},
     ),
 )
