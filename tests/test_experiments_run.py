@@ -67,7 +67,7 @@ def test_all_nine_leave_figures_pictures_and_one_report(pair, tmp_path, monkeypa
         assert alone.pop("run") == results["run"] and alone == results[name]
     for name in pngs:
         width, height = png_size((folder / name).read_bytes())
-        assert width >= 240 and height >= 100, name
+        assert width >= 240 and height >= 60, name
     source = (folder / "report.html").read_text(encoding="utf-8")
     assert source.count('src="data:image/png;base64,') == len(pngs)
     assert not re.search(r'(?:src|href)="(?!data:)', source)
