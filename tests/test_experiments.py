@@ -1,5 +1,6 @@
 """What the experiments find, with a pair of NumPy functions that really reads digits, so that no backend is needed."""
 
+import html
 import json
 import re
 
@@ -22,9 +23,11 @@ from zoo.experiments import (
     temperature,
 )
 from zoo.experiments import setting as settings
+from zoo.experiments.published import PUBLISHED
 from zoo.experiments.setting import Setting
 from zoo.pipeline import ClipPipeline
 from zoo.preprocess import PreprocessSpec
+from zoo.pretrained import find_weights
 
 WORDS, NUMERALS = CLASS_NAMES["digits"], CLASS_NAMES["mnist"]
 SPEC = PreprocessSpec(image_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -134,6 +137,17 @@ def test_files_are_found_in_the_usual_layouts(place, tmp_path):
     assert settings.find_files(tmp_path, name) is None
     (tmp_path / place / file).write_bytes(b"")
     assert settings.find_files(tmp_path, name) == tmp_path / place
+
+
+def test_published_figures_stand_beside_those_of_their_weights(setting, undrawn, tmp_path):
+    assert [
+        name for name in PUBLISHED if find_weights(f"clip/{name.partition('.')[0]}", name.partition(".")[2]) is None
+    ] == []
+    setting.model, setting.data = "clip/ViT-B-32.openai", tmp_path / "data"
+    save_mnist(setting.data)
+    assert mnist.run(setting).metrics["published"] == pytest.approx(0.4839)
+    assert "open_clip publishes 48.4 %" in html.unescape(mnist.run(setting).blocks[0]).replace("\xa0", " ")
+    assert cifar10.run(setting).metrics["published"] is None  # the digits stand in for it
 
 
 def test_shuffled_labels_are_right_by_chance(setting, undrawn):

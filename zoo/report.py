@@ -48,7 +48,8 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .5rem; max-width:
 table { border-collapse: collapse; background: var(--card); font-size: .94rem; }
 th, td { border: 1px solid var(--line); padding: .4rem .75rem; text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; overflow-x: auto;
   font: .88rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }

@@ -4,6 +4,7 @@ import numpy as np
 
 from zoo import report
 from zoo.evaluation.zero_shot import ZeroShotResult, draw_mistakes, evaluate_zero_shot
+from zoo.experiments.published import published
 from zoo.experiments.setting import Outcome, Setting
 from zoo.report import percent, plot_confusion
 
@@ -18,6 +19,7 @@ def run(setting: Setting) -> Outcome:
         embedded=(subject.vectors, subject.kept, subject.bad),
     )
     chance = shuffled_accuracy(logits, subject.labels, setting.seed)
+    others = published(setting.name, subject.data.name)
     figures = [setting.folder / f"cifar10-{name}.png" for name in ("confusion", "mistakes")]
     plot_confusion(figures[0], np.array(result.confusion), result.class_names)
     figures[1].unlink(missing_ok=True)
@@ -25,7 +27,7 @@ def run(setting: Setting) -> Outcome:
     captions = ("What each picture is, and what it was read as.", "The mistakes that the pair was surest of.")
     blocks = [
         *([report.paragraph(subject.note)] if subject.note else []),
-        report.paragraph(told(result, subject.title, chance)),
+        report.paragraph(told(result, subject.title, chance, others)),
         *(report.figure(path, text) for path, text in zip(figures, captions, strict=True) if path.exists()),
         report.table(["class", "pictures", "recognised", "most often taken for"], class_rows(result)),
     ]
@@ -38,6 +40,7 @@ def run(setting: Setting) -> Outcome:
         "mean_per_class_recall": result.mean_per_class_recall,
         "calibration": result.calibration,
         "shuffled_labels": chance,
+        "published": others,
         "images": result.images,
         "templates": list(subject.data.templates),
         "classes": list(result.class_names),
@@ -54,14 +57,15 @@ def shuffled_accuracy(logits: np.ndarray, labels: np.ndarray, seed: int, times: 
     return float(np.mean([(guesses == rng.permutation(labels)).mean() for _ in range(times)]))
 
 
-def told(result: ZeroShotResult, title: str, chance: float) -> str:
+def told(result: ZeroShotResult, title: str, chance: float, others: float | None) -> str:
     low, high = result.interval
+    beside = "" if others is None else f" open_clip publishes {percent(others)} for these weights."
     return (
         f"{result.images:,} pictures of {title}, {result.classes} classes, each class the mean of {result.templates} "
         f"prompts. {percent(result.accuracy)} are named right (95 % interval {percent(low)} to {percent(high)}), "
         f"{percent(result.accuracy_at_5)} are right among the first five, the mean recall of a class is "
         f"{percent(result.mean_per_class_recall)}. As a control, the same guesses beside labels dealt out anew are "
-        f"right for {percent(chance)}."
+        f"right for {percent(chance)}.{beside}"
     )
 
 

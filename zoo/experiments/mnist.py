@@ -7,6 +7,7 @@ from zoo import report
 from zoo.evaluation.classifier import Classifier, average
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, top_k_accuracy, wilson_interval
 from zoo.experiments.plots import Ranked, plot_ranking
+from zoo.experiments.published import published
 from zoo.experiments.setting import Outcome, Setting
 from zoo.report import percent, plot_confusion
 
@@ -34,19 +35,26 @@ def run(setting: Setting) -> Outcome:
     paths = [setting.folder / f"mnist-{name}.png" for name in ("strategies", "confusion")]
     plot_ranking(paths[0], rows, ("numerals", "words", "both"))
     plot_confusion(paths[1], confusion(subject.labels, logits[BOTH].argmax(axis=1)), NUMERALS)
-    best, worst = ranking[0], ranking[-1]
+    best, worst, others = ranking[0], ranking[-1], published(setting.name, subject.data.name)
+    beside = "" if others is None else f" open_clip publishes {percent(others)} for OpenAI's sentence."
     blocks = [
         *([report.paragraph(subject.note)] if subject.note else []),
         report.paragraph(
             f"{len(subject.labels):,} pictures of {subject.title} and {len(found)} ways to name a digit. The best, "
             f"{best}, reads {percent(found[best]['accuracy'])} right; the worst, {worst}, "
             f"{percent(found[worst]['accuracy'])}. "
-            f"Chance is 10 %. Intervals that overlap leave open which way is the better one."
+            f"Chance is 10 %. Intervals that overlap leave open which way is the better one.{beside}"
         ),
         report.figure(paths[0], "Ways to name a digit, ranked. Lines are 95 % intervals (Wilson)."),
         report.figure(paths[1], f"What each digit was read as, with {BOTH}: chosen before the figures were seen."),
     ]
-    metrics = {"data": subject.data.name, "note": subject.note, "strategies": found, "ranking": ranking}
+    metrics = {
+        "data": subject.data.name,
+        "note": subject.note,
+        "strategies": found,
+        "ranking": ranking,
+        "published": others,
+    }
     label = f"of {subject.title} read right, numerals and words together"
     return Outcome("MNIST, and what to call a digit", (label, percent(found[BOTH]["accuracy"])), metrics, tuple(blocks))
 

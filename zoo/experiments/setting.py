@@ -112,6 +112,11 @@ class Setting:
         return ClipPipeline(self.loaded.model, preprocess=self.loaded.info.preprocess)
 
     @property
+    def name(self) -> str:
+        """Of the pair, as the zoo calls it."""
+        return self.loaded.info.name if self.loaded else self.model
+
+    @property
     def main(self) -> Subject:
         """The user's pictures where they lie in a folder for each class, else the held-out digits."""
         return self.subject("own" if self.images and has_classes(self.images) else "digits")
