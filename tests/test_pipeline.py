@@ -127,6 +127,16 @@ def test_precisions_are_near_float32_and_not_it(precision, error, model, pipelin
     assert keras.config.dtype_policy().name == "float32"
 
 
+def test_folded_weights_give_the_same(model, pipeline, pictures):
+    folded = ClipPipeline(model, preprocess=SPEC, fold=True, batch_size="auto")
+    np.testing.assert_allclose(folded.embed_images(pictures), pipeline.embed_images(pictures), atol=1e-5)
+    np.testing.assert_allclose(folded.embed_texts(["a seven"]), pipeline.embed_texts(["a seven"]), atol=1e-5)
+    assert folded.encoder.shortens and folded.encoder.images is not pipeline.encoder.images
+    assert folded.encoder.batch_size in (1, 2, 4, 8, 16, 32, 64)
+    low = ClipPipeline(model, preprocess=SPEC, fold=True, precision="bfloat16")
+    assert 0 < np.abs(low.embed_images(pictures) - pipeline.embed_images(pictures)).max() < 3e-2
+
+
 def test_onnx_gives_what_keras_gives(model, pipeline, pictures):
     onnx = ClipPipeline(model, preprocess=SPEC, runtime="onnx", batch_size=4)
     np.testing.assert_allclose(onnx.embed_images(pictures), pipeline.embed_images(pictures), atol=1e-4)
@@ -138,6 +148,7 @@ def test_onnx_gives_what_keras_gives(model, pipeline, pictures):
     "options, message",
     [
         ({"runtime": "torch"}, "one of keras, onnx"),
+        ({"batch_size": 0}, 'positive integer or "auto"'),
         ({"precision": "int8"}, "with keras it is one of float32"),
         ({"precision": "bfloat16", "runtime": "onnx"}, "with onnx it is one of"),
     ],

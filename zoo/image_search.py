@@ -79,7 +79,7 @@ def open_pipeline(index: Index, model: str | None = None, **options) -> ClipPipe
     if model is None:
         raise ValueError(f"{index.path} does not say which model made it; name it with --model")
     pipeline = ClipPipeline(model, runtime=facts.get("runtime", "keras"), **options)
-    Index.open(index.path, model=pipeline.fingerprint)
+    index.require(pipeline.fingerprint)
     return pipeline
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from zoo.convert import native
 from zoo.convert.describe import describe
-from zoo.encoding import Encoder, keras_encoder, prepared, scale_and_bias, shown
+from zoo.encoding import Encoder, compiled, fastest_batch, keras_encoder, prepared, scale_and_bias, shown
 from zoo.evaluation.classifier import Classifier, create_classifier
 from zoo.preprocess import PreprocessSpec, decode_image, open_image, preprocess
 from zoo.registry import load
@@ -37,10 +37,11 @@ class ClipPipeline:
     Args:
         model_or_name: a `clip.CLIP`, or what `zoo.load` takes.
         precision: "float32", "bfloat16", "float16" (or "mixed_…"); with ONNX "float32", "float16", "int8".
-        batch_size: images at a time.
+        batch_size: images at a time; "auto" for what is measured to be fastest here.
         cache: a `TextCache`, the path of one, True for one in memory, False for none.
         runtime: "keras", on the backend that runs, or "onnx", through a file that is exported first.
         preprocess: how pictures are prepared; what the model's file says unless given.
+        fold: fold the weights exactly first (`zoo.fold`); with ONNX they always are.
 
     Raises:
         ValueError: a classifier, an unknown precision or runtime, or nothing that says how pictures are prepared.
@@ -51,22 +52,27 @@ class ClipPipeline:
         model_or_name,
         *,
         precision: str = "float32",
-        batch_size: int = 64,
+        batch_size: int | str = 64,
         cache: TextCache | str | Path | bool = True,
         runtime: str = "keras",
         preprocess: PreprocessSpec | None = None,
+        fold: bool = False,
     ):
         if runtime not in RUNTIMES:
             raise ValueError(f"runtime={runtime!r}; it must be one of {', '.join(RUNTIMES)}")
         if precision not in PRECISIONS[runtime]:
             raise ValueError(f"precision={precision!r}; with {runtime} it is one of {', '.join(PRECISIONS[runtime])}")
+        if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f'batch_size={batch_size!r}; it must be a positive integer or "auto"')
         model, spec, tokenizer = _resolve(model_or_name, preprocess)
         digest = weights_digest(model)
+        size = 1 if batch_size == "auto" else batch_size
         if runtime == "onnx":
-            self.encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision)
+            self.encoder = _onnx_encoder(model, spec, tokenizer, size, precision)
         else:
-            model = in_precision(model, precision)
-            self.encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
+            self.encoder = _keras_encoder(in_precision(model, precision), spec, tokenizer, size, fold)
+        if batch_size == "auto":
+            self.encoder = replace(self.encoder, batch_size=fastest_batch(self.encoder))
         name = getattr(self.encoder.tokenizer, "__qualname__", repr(self.encoder.tokenizer))
         self.fingerprint = hashlib.sha256(f"{digest}|{name}|{spec}|{runtime}|{precision}".encode()).hexdigest()
         self.cache = cache if isinstance(cache, TextCache) else _cache(cache)
@@ -203,6 +209,16 @@ def _resolve(model_or_name, spec: PreprocessSpec | None):
             f"{model_or_name.name!r} does not say how pictures are prepared; give preprocess=PreprocessSpec(…)"
         )
     return model_or_name, spec, tokenizer
+
+
+def _keras_encoder(model, spec, tokenizer, batch_size: int, fold: bool) -> Encoder:
+    encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
+    if not fold:
+        return encoder
+    from zoo.folding import fold as folded
+
+    faster = folded(model)
+    return replace(encoder, images=compiled(faster.image_encoder), texts=compiled(faster.text_encoder))
 
 
 def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str) -> Encoder:

@@ -1,0 +1,212 @@
+"""Search, cache and pipeline timed, beside what the project holds itself to and what its seed reported.
+
+    python tests/bench_search.py vectors --count 100000 --accelerate int8 hnsw
+    python tests/bench_search.py pipeline --backend tensorflow --model convnext_v2_tiny [--runtime onnx]
+
+`vectors` has a process of its own write an index of made-up vectors, and searches it. Random vectors are the worst case
+of a graph, for each is about as far from all others; those of `--vectors low-rank` lie near a subspace of 32
+dimensions, as those of trained pairs lie near few. `pipeline` needs no trained weights: time does not depend on them.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from zoo.search import Index, TextCache  # noqa: E402
+
+DIM, PORTION, RANK = 512, 50_000, 32
+SENTENCES = [f"a photo of a thing number {i}." for i in range(100)]
+
+
+class Figure(NamedTuple):
+    """One line: what was measured, in which unit, the bar, the seed's figure."""
+
+    what: str
+    value: float
+    unit: str
+    bar: str = ""
+    seed: str = ""
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    jobs = parser.add_subparsers(dest="job", required=True)
+    vectors = jobs.add_parser("vectors")
+    vectors.add_argument("--count", type=int, default=100_000)
+    vectors.add_argument("--vectors", choices=("random", "low-rank"), default="random")
+    vectors.add_argument("--dtype", choices=("float32", "float16", "int8"), default="float32")
+    vectors.add_argument("--accelerate", nargs="*", default=[], metavar="KIND", help="float16, int8, hnsw")
+    vectors.add_argument("--connectivity", type=int, default=16, help="of the graph")
+    vectors.add_argument("--queries", type=int, default=50)
+    vectors.add_argument("--folder", help="to keep the index in; one that is there is searched")
+    pipeline = jobs.add_parser("pipeline")
+    pipeline.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "tensorflow"))
+    pipeline.add_argument("--model", default="convnext_v2_tiny")
+    pipeline.add_argument("--runtime", choices=("keras", "onnx"), default="keras")
+    pipeline.add_argument("--precision", default="float32")
+    pipeline.add_argument("--rounds", type=int, default=20)
+    for job in (vectors, pipeline):
+        job.add_argument("--json", action="store_true")
+    options = vars(parser.parse_args(arguments))
+    as_json = options.pop("json")
+    figures = {"vectors": time_vectors, "pipeline": time_pipeline}[options.pop("job")](**options)
+    print(json.dumps([figure._asdict() for figure in figures]) if as_json else to_text(figures))
+
+
+def to_text(figures: list[Figure]) -> str:
+    lines = ["| | measured | bar | the seed's |", "|---|--:|--:|--:|"]
+    lines += [f"| {f.what} | {f.value:.3g} {f.unit} | {f.bar} | {f.seed} |" for f in figures]
+    return "\n".join(lines)
+
+
+def milliseconds(function, rounds: int) -> tuple[float, float]:
+    """(median, 99th percentile) of calls with 0, 1, …; one comes before them untimed."""
+    function(0)
+    taken = []
+    for i in range(rounds):
+        start = time.perf_counter()
+        function(i)
+        taken.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(taken), float(np.percentile(taken, 99))
+
+
+# Vectors.
+
+
+def time_vectors(count, vectors, dtype, accelerate, connectivity, queries, folder) -> list[Figure]:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = folder or f"{scratch}/index"
+        if not Path(path).exists():
+            child = multiprocessing.get_context("spawn").Process(target=write_index, args=(path, count, vectors, dtype))
+            child.start()
+            child.join()
+        index = Index.open(path)
+        asked = draw(vectors, queries, seed=1)
+        figures = [*time_search(index, asked, f"{count:,} × {DIM} {vectors}, {dtype}")]
+        for kind in accelerate:
+            start = time.perf_counter()
+            options = {"connectivity": connectivity} if kind == "hnsw" else {}
+            if kind not in index.accelerators():
+                index.accelerate(kind, **options)
+                figures.append(Figure(f"making {kind}", time.perf_counter() - start, "s"))
+            figures += time_search(index, asked, kind, approximate=kind == "hnsw")
+        return figures
+
+
+def time_search(index: Index, asked, name: str, *, approximate: bool = False) -> list[Figure]:
+    exact = {1_000: "1 ms", 100_000: "10 ms", 1_000_000: "90 ms"}
+    bar = "1.5 ms" if approximate else exact.get(len(index), "")
+    middle, slow = milliseconds(lambda i: index.search(asked[i], 10, approximate=approximate), len(asked))
+    figures = [Figure(f"{name}: p50", middle, "ms", f"≤ {bar}" if bar else ""), Figure(f"{name}: p99", slow, "ms")]
+    if approximate:
+        figures.append(Figure(f"{name}: recall@10", index.recall(asked), "", "≥ 0.95"))
+    if sys.platform == "linux":
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        own = int(status["RssAnon"].split()[0]) / 1024
+        matrix = index.info()["bytes"] / 2**20
+        figures.append(Figure(f"{name}: memory beside {matrix:,.0f} MiB of mapped files", own, "MiB"))
+    return figures
+
+
+def write_index(path: str, count: int, vectors: str, dtype: str) -> None:
+    index = Index.build(np.empty((0, DIM), np.float32), path, dtype=dtype)
+    for first in range(0, count, PORTION):
+        index.add(draw(vectors, min(PORTION, count - first), seed=2 + first))
+
+
+def draw(vectors: str, count: int, seed: int) -> np.ndarray:
+    """float32 (count, DIM), unit rows."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((count, DIM), np.float32)
+    if vectors == "low-rank":
+        plane = np.random.default_rng(0).standard_normal((RANK, DIM), np.float32)
+        rows = rng.standard_normal((count, RANK), np.float32) @ plane / RANK**0.5 + 0.1 * rows
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+# Pipeline and cache.
+
+
+def time_pipeline(backend, model, runtime, precision, rounds) -> list[Figure]:
+    os.environ["KERAS_BACKEND"] = backend
+    from PIL import Image
+
+    from clip import create_clip
+    from zoo import ClipPipeline
+    from zoo.preprocess import PreprocessSpec
+
+    pair = create_clip(model)
+    spec = PreprocessSpec(image_size=pair.image_encoder.input_shape[1])
+    pipeline = ClipPipeline(pair, preprocess=spec, runtime=runtime, precision=precision, cache=False)
+    picture = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG")
+    with tempfile.TemporaryDirectory() as scratch:
+        index = Index.build(draw("random", 1000, 0)[:, : pipeline.embed_texts(["a"]).shape[1]], f"{scratch}/index")
+        asked, _ = milliseconds(lambda i: pipeline.search(index, SENTENCES[i], 5), rounds)
+        pipeline.cache = TextCache()
+        again, _ = milliseconds(lambda _: pipeline.search(index, SENTENCES[0], 5), 500)
+        beyond, _ = milliseconds(lambda i: index.search(index.vector(str(i)), 5), 500)
+        classify = lambda _: pipeline.classify([file.getvalue()], SENTENCES[:10])  # noqa: E731
+        figures = [
+            Figure("a new sentence among 1,000 images", asked, "ms", "≤ 25 ms", "25 ms"),
+            Figure("of it beyond encoding", beyond, "ms", "≤ 1 ms"),
+            Figure("the same sentence again", again, "ms", "≤ 0.2 ms"),
+            Figure("classifying one JPEG, decoding included", milliseconds(classify, rounds)[0], "ms", "≤ 100 ms"),
+        ]
+        return figures + time_lengths(pipeline, rounds) + time_cache(pipeline, Path(scratch, "texts.sqlite"))
+
+
+def time_lengths(pipeline, rounds: int) -> list[Figure]:
+    """A short prompt cut after its end, against all 77 tokens of it."""
+    encoder = pipeline.encoder
+    tokens = np.asarray(encoder.tokenizer(SENTENCES[:1]), np.int32)
+    length = int(encoder._lengths(tokens)[0])
+    short = milliseconds(lambda _: encoder.texts(tokens[:, :length]), rounds)[0]
+    whole = milliseconds(lambda _: encoder.texts(tokens), rounds)[0]
+    unit = [rows / np.linalg.norm(rows) for rows in (encoder.texts(tokens[:, :length]), encoder.texts(tokens))]
+    return [
+        Figure(f"77 tokens against {length}, time", whole / short, "×", "≥ 3×"),
+        Figure("their difference", float(np.abs(unit[0] - unit[1]).max()), "", "≤ 1e-5"),
+    ]
+
+
+def time_cache(pipeline, path: Path) -> list[Figure]:
+    """Hits and misses apart, then 100 encodings one by one, of which 99 are there."""
+    plain = pipeline.encoder.embed_texts
+    cache = TextCache(path)
+    cache.embed("bench", SENTENCES, plain)
+    hit, _ = milliseconds(lambda _: cache.embed("bench", SENTENCES[:1], plain), 2000)
+    disk = TextCache(path, memory=0)
+    far, _ = milliseconds(lambda i: disk.embed("bench", [SENTENCES[i % 100]], plain), 500)
+    miss, _ = milliseconds(lambda i: cache.embed(f"other {i}", SENTENCES[1:2], plain), 20)
+    encode, _ = milliseconds(lambda _: plain(SENTENCES[1:2]), 20)
+    start = time.perf_counter()
+    for sentence in [*SENTENCES[:99], "a sentence that is not there"]:
+        cache.embed("bench", [sentence], plain)
+    mixed = 1e3 * (time.perf_counter() - start)
+    for one in (cache, disk):
+        one.close()
+    return [
+        Figure("cache hit, memory", 1e3 * hit, "µs", "≤ 15 µs"),
+        Figure("cache hit, disk", 1e3 * far, "µs", "≤ 200 µs"),
+        Figure("cache miss", miss, "ms"),
+        Figure("encoding without a cache", encode, "ms"),
+        Figure("100 encodings, 99 of them hits", 100 * encode / mixed, "×", "≥ 90×", "35×"),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""The short campaign of kills; `tests/kill_campaign_index.py` runs the long one."""
+
+import random
+import signal
+
+import pytest
+from kill_campaign_index import campaign
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
+
+
+def test_an_index_whose_building_was_killed_is_whole_in_the_end():
+    figures = campaign(2, 200, random.Random(3))
+    assert figures["kills"] == 2
+    assert figures["whole"] == figures["indices"] > 0, figures["wrong"]
+    assert figures["images"] + figures["left_out"] == 200 and figures["left_out"] == 7
