@@ -332,6 +332,7 @@ COMMANDS = {
             argument("--classes", metavar="NAMES", help="what your pictures may show: 'cat,dog'"),
             argument("--data", metavar="DIR", help="folder with the original files of CIFAR-10 and MNIST"),
             argument("--smoke", action="store_true", help="few pictures, few rounds, nothing fetched"),
+            argument("--seed", type=int, default=0, help="of what is drawn (default 0)"),
         ),
         uses_backend=True,
     ),

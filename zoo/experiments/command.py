@@ -1,9 +1,9 @@
 """The command `zoo experiment`: runs experiments with one pair, and collects what they found in one report."""
 
 import importlib
+import importlib.util
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from zoo import report
 from zoo.experiments import EXPERIMENTS
 from zoo.experiments.setting import Outcome, Setting
 from zoo.files import atomic_write
-from zoo.registry import load
+from zoo.registry import Loaded, load
 
 DEMO_PAIR = Path("demo-output/model.safetensors")
 USE = """import zoo
@@ -55,19 +55,25 @@ def run_experiments(
     Raises:
         ValueError: an unknown experiment, no pair, a folder that is none; ImportError: a library is missing.
     """
-    names, classes = chosen(names), split_names(classes)
-    model = find_model(model)
+    names = chosen(names)
     check_libraries()
-    images, data = (None if path is None else Path(path) for path in (images, data))
-    for option, path in (("images", images), ("data", data)):
-        if path is not None and not path.is_dir():
-            raise ValueError(f"{option}={str(path)!r} is not a folder")
-    loaded = load(model)
-    if loaded.tokenizer is None:
-        raise ValueError(f"{str(model)!r} is a classifier; a pair of image and text towers is needed")
+    folders = [checked_folder(option, path) for option, path in (("images", images), ("data", data))]
+    model = find_model(model)
     folder = Path(output)
+    setting = Setting(str(model), load_pair(model), folder, *folders, split_names(classes), smoke, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    setting = Setting(str(model), loaded, folder, images, data, classes, smoke, seed)
+    outcomes, seconds = run_each(names, setting)
+    results = plain({"run": facts(setting, seconds), **{name: found.metrics for name, found in outcomes.items()}})
+    for name in names:
+        write_json(folder / f"{name}.json", {"run": results["run"], **results[name]})
+    write_json(folder / "metrics.json", results)
+    write_report(folder / "report.html", setting, outcomes, results["run"])
+    print(f"report          {folder / 'report.html'}")
+    return results
+
+
+def run_each(names: Sequence[str], setting: Setting) -> tuple[dict[str, Outcome], dict[str, float]]:
+    """({experiment: what it found}, {experiment: seconds}), with a line for each as it ends."""
     outcomes, seconds = {}, {}
     for name in names:
         start = time.perf_counter()
@@ -75,14 +81,7 @@ def run_experiments(
         seconds[name] = time.perf_counter() - start
         what, figure = outcomes[name].headline
         print(f"{name:<16}{seconds[name]:6.1f} s   {figure} {what}", flush=True)
-    results = {"run": facts(setting, seconds), **{name: outcome.metrics for name, outcome in outcomes.items()}}
-    results = plain(results)
-    for name in names:
-        write_json(folder / f"{name}.json", {"run": results["run"], **results[name]})
-    write_json(folder / "metrics.json", results)
-    write_report(folder / "report.html", setting, outcomes, results["run"])
-    print(f"report          {folder / 'report.html'}")
-    return results
+    return outcomes, seconds
 
 
 def chosen(names: str | Sequence[str]) -> list[str]:
@@ -100,6 +99,19 @@ def split_names(classes: str | Sequence[str] | None) -> list[str] | None:
     if not isinstance(classes, str):
         return classes and list(classes)
     return [name.strip() for name in classes.split(",") if name.strip()]
+
+
+def checked_folder(option: str, path: str | Path | None) -> Path | None:
+    if path is not None and not Path(path).is_dir():
+        raise ValueError(f"{option}={str(path)!r} is not a folder")
+    return None if path is None else Path(path)
+
+
+def load_pair(model: str | Path) -> Loaded:
+    loaded = load(model)
+    if loaded.tokenizer is None:
+        raise ValueError(f"{str(model)!r} is a classifier; a pair of image and text towers is needed")
+    return loaded
 
 
 def find_model(model: str | Path | None) -> str | Path:
@@ -185,8 +197,3 @@ def command_line(setting: Setting, names: list[str]) -> str:
     wanted = "all" if names == list(EXPERIMENTS) else " ".join(names)
     smoke = ["--smoke"] if setting.smoke else []
     return " ".join([f"zoo experiment {wanted} --model {setting.model} --output {setting.folder}", *given, *smoke])
-
-
-def to_text(results: dict) -> str:
-    """Nothing more: the lines were printed as the experiments ended."""
-    return "" if results else os.linesep

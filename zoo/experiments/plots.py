@@ -30,9 +30,12 @@ class Guess:
 
 
 def plot_guesses(path: str | Path, guesses: Sequence[Guess], columns: int = 5) -> None:
-    """Pictures, each over a bar for each of its best classes: green is right, red a first guess that is wrong."""
-    columns = min(columns, len(guesses))
+    """Pictures, each over a bar for each of its best classes: green is right, red a first guess that is wrong.
+
+    At most `columns` stand beside each other.
+    """
     rows = -(-len(guesses) // columns)
+    columns = -(-len(guesses) // rows)  # so that rows are of about one length
     with drawing(path, 1.9 * columns, 2.15 * rows) as canvas:
         grid = canvas.add_gridspec(2 * rows, columns, height_ratios=[1.15, 1] * rows)
         for i, guess in enumerate(guesses):
