@@ -4,8 +4,9 @@
     python tests/bench_folding.py convnext_tiny RN50 --batch 8
     python tests/bench_folding.py 'MobileCLIP2-*' --rounds 0          # equality and parameters alone
 
-Weights are drawn (helpers.draw_weights). An error is max |folded − model| /
-max |model|. A ratio is the median over rounds of the model's time / the folded one's.
+Weights are drawn (helpers.draw_weights). An error is max |folded − model| / max |model|, which says something only
+where two inputs give different outputs: how different stands beside it. A ratio is the median over rounds of the
+model's time / the folded one's.
 """
 
 import argparse
@@ -19,8 +20,8 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 MODELS = ("MobileCLIP*",)
-HEADER = """| model | tower | parameters | folded | error | batch | ms | folded, ms | ratio |
-|---|---|--:|--:|--:|--:|--:|--:|--:|"""
+HEADER = """| model | tower | parameters | folded | error | inputs differ by | batch | ms | folded, ms | ratio |
+|---|---|--:|--:|--:|--:|--:|--:|--:|--:|"""
 
 
 def towers(model):
@@ -31,14 +32,10 @@ def towers(model):
 
 
 def inputs_of(what, model, batch):
-    """A batch for a tower: noise, or captions of several lengths."""
-    import numpy as np
+    """A batch for a tower: images with structure at several scales, or captions of several lengths."""
+    from oracle_case import draw_images, draw_tokens
 
-    if what == "tokens":
-        from oracle_case import draw_tokens
-
-        return draw_tokens(batch, 0)
-    return np.random.default_rng(0).standard_normal((batch, *model.input_shape[1:]), np.float32)
+    return draw_tokens(batch, 0) if what == "tokens" else draw_images(batch, model.input_shape[1:3], 0)
 
 
 def compare(name, batch, threads, rounds):
@@ -54,8 +51,9 @@ def compare(name, batch, threads, rounds):
     model = draw_weights(zoo.create_model(name))
     folded = zoo.fold(model)
     for (what, tower), other in zip(towers(model).items(), towers(folded).values(), strict=True):
-        x = inputs_of(what, tower, batch)
-        wrong = error(other.predict_on_batch(x), tower.predict_on_batch(x))
+        x, two = inputs_of(what, tower, batch), inputs_of(what, tower, 2)
+        expected = tower.predict_on_batch(two)
+        wrong, differ = error(other.predict_on_batch(two), expected), error(expected[:1], expected[1:])
         builders = {
             "model": lambda tower=tower, x=x: lambda: tower.predict_on_batch(x),
             "folded": lambda other=other, x=x: lambda: other.predict_on_batch(x),
@@ -64,7 +62,8 @@ def compare(name, batch, threads, rounds):
         medians = [f"{1000 * statistics.median(seconds):.1f}" if rounds else "–" for seconds in times]
         faster = f"{ratio(*times):.2f}×" if rounds else "–"
         counts = " | ".join(f"{one.count_params():,}" for one in (tower, other))
-        yield f"| {name} | {what} | {counts} | {wrong:.1e} | {batch} | {' | '.join(medians)} | {faster} |"
+        same = f"{wrong:.1e} | {differ:.2f}"
+        yield f"| {name} | {what} | {counts} | {same} | {batch} | {' | '.join(medians)} | {faster} |"
 
 
 def main():

@@ -49,9 +49,15 @@ def write_files(name, folder):
     model = zoo.create_model(name, weights=folder / "weights.safetensors", **options)
     part = {"part": "image"} if is_pair else {}
     return peer, {
-        precision: zoo.export_onnx(model, folder / f"{precision}.onnx", precision=precision, **part)
-        for precision in ("float32", "int8")
+        label: zoo.export_onnx(model, folder / f"{label}.onnx", **options, **part) for label, options in OURS.items()
     }
+
+
+OURS = {  # label → options of the export; theirs take NCHW
+    "float32": {"precision": "float32"},
+    "int8": {"precision": "int8"},
+    "float32, NCHW": {"precision": "float32", "layout": "NCHW"},
+}
 
 
 def create_peer(name):
@@ -95,6 +101,7 @@ def candidates(name, peer, folder, batch, threads):
     return {
         "ours, float32": lambda: onnx("float32.onnx", images),
         "ours, int8": lambda: onnx("int8.onnx", images),
+        "ours, float32, NCHW": lambda: onnx("float32, NCHW.onnx", channels_first),
         f"{library}, exported": lambda: onnx("theirs.onnx", channels_first),
         f"{library}, torch eager": lambda: eager,
     }
@@ -109,7 +116,7 @@ def bench(name, batches, threads, rounds):
         costs = {f"ours, {key}": report for key, report in reports.items()}
         for batch in batches:
             runs = take_turns(candidates(name, peer, folder, batch, threads), rounds)
-            ours, int8, export, _ = runs.values()
+            ours, int8, _, export, _ = runs.values()
             for label, seconds in runs.items():
                 report = costs.get(label)
                 cost = f"{report.error:.1e} | {report.cosine:.5f}" if report else "– | –"
@@ -146,11 +153,12 @@ HEADER = """| model | batch | | median ms | / ours float32 | / ours int8 | their
 
 
 def export_all(pattern, whole):
-    """Exports and verifies every architecture of a pattern; lines of a table.
+    """Exports and verifies every architecture of a pattern at opset 20 and 17; lines of a table.
 
     Args:
-        whole: millions of parameters up to which a model is exported as it is; larger ones in narrow form, which has
-            the same kinds of layers and fewer of them.
+        whole: millions of parameters up to which a model is exported as it is at opset 20, and a quarter of them at 17,
+            which differs in how GELU and reductions are spelled. Larger ones have a narrow form with the same kinds of
+            layers and fewer of them.
     """
     import gc
 
@@ -160,12 +168,13 @@ def export_all(pattern, whole):
     import zoo
 
     for name in zoo.list_models(pattern):
-        is_whole = zoo.model_info(name).parameters <= 1e6 * whole
-        model = draw_weights(zoo.create_model(name) if is_whole else export_cases.narrow(name))
-        for opset in (20, 17):
+        model, millions = None, zoo.model_info(name).parameters / 1e6
+        for opset, limit in ((20, whole), (17, whole / 4)):
+            is_whole = millions <= limit
+            if model is None or is_whole != (millions <= whole):
+                model = draw_weights(zoo.create_model(name) if is_whole else export_cases.narrow(name))
             yield f"| {name} | {'whole' if is_whole else 'narrow'} | {export_line(model, opset)} |"
-        del model
-        gc.collect()
+            gc.collect()
 
 
 def export_line(model, opset):

@@ -77,7 +77,7 @@ def draw_weights(model, seed=0):
         if "variance" in weight.name:
             value = 0.5 + np.abs(noise)
         elif weight.name == "gamma":
-            value = 0.5 + 0.2 * noise
+            value = (0.5 if "scale" in weight.path else 1.0) + 0.2 * noise
         elif len(shape) > 1 and "embedding" not in weight.name:
             fan_in = np.prod(shape[:2]) if "depthwise" in weight.path or shape[-1] == 1 else np.prod(shape[:-1])
             value = noise * fan_in**-0.5
