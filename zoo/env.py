@@ -13,6 +13,13 @@ FOREIGN_FILES = ("clip.py", "simple_tokenizer.py")  # in OpenAI's package `clip`
 REPAIR = "pip uninstall -y clip openai-clip convnext-clip-zoo && pip install convnext-clip-zoo"
 
 
+def available_cores():
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def installed_backends():
     """Keras' names of the backends that can be imported, in the order they are preferred."""
     return [name for name, module in BACKENDS.items() if importlib.util.find_spec(module)]

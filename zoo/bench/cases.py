@@ -203,7 +203,9 @@ def _complete(fields):
             impossible |= fields["mode"] == "predict"
             fields = {**fields, "backend": "torch"}
     impossible |= fields["part"] in SEARCHES and (library != OURS or runtime == "onnx" or fields["dtype"] != "float32")
-    if impossible or (fields["train"] and fields["part"] not in ("classifier", "pair")):
+    if fields["train"]:  # Keras' own loop is how it trains in any mode
+        impossible |= fields["part"] not in ("classifier", "pair") or fields["mode"] == "predict"
+    if impossible:
         return None
     return Case(**{**fields, "mode": fields["mode"] or USUAL_MODE[fields["backend"]]})
 

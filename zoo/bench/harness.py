@@ -1,5 +1,6 @@
 """`bench`: starts a process for each case, lets them take turns, and gathers a `Report`."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -13,8 +14,7 @@ from zoo.bench.machine import command_of, describe_machine
 from zoo.bench.presets import ACROSS, PRESETS
 from zoo.bench.processes import Worker, WorkerError
 from zoo.bench.table import write
-from zoo.env import BACKENDS, installed_backends
-from zoo.export.runtime import available_cores
+from zoo.env import BACKENDS, available_cores, installed_backends
 
 ROUNDS = 5
 SMOKE = {"batch_size": (2,), "image_size": (32,), "is_short": (True,)}
@@ -137,7 +137,7 @@ def plan(names, options, preset=None, threads=None, smoke=False) -> list[list[Ca
     if threads is not None and not 1 <= threads <= cores:
         raise ValueError(f"threads must be 1 to {cores}, the cores this process may use, got {threads}.")
     usual = {"threads": (threads or cores,), "backend": (usual_backend(),)}
-    own = {**options, **(SMOKE if smoke else {})}
+    own = {**(SMOKE if smoke else {}), **options}
     groups: dict[tuple, list[Case]] = {}
     for number, sweep in enumerate(PRESETS[preset] if preset else ({"names": (SMOKE_NAME,)},)):
         sweep = {"across": ACROSS, **sweep}
@@ -169,11 +169,11 @@ def plan_yardsticks(groups, smoke) -> list[Case]:
     """A matrix product for each dtype of the cases and each backend that is installed."""
     cases = [case for group in groups for case in group]
     backends = {case.backend for case in cases} if smoke else installed_backends()
-    dtypes = dict.fromkeys(case.dtype for case in cases if case.dtype != "int8")
+    dtypes = dict.fromkeys(["float32", *(case.dtype for case in cases if case.dtype != "int8")])
     short = {"threads": cases[0].threads, "is_short": smoke}
     return [
         Case(YARDSTICK, part="matmul", backend=name, dtype=dtype, **short)
-        for dtype in dtypes or ("float32",)
+        for dtype in dtypes
         for name in sorted(backends)
     ]
 
@@ -229,8 +229,14 @@ def gather(case: Case, worker: Worker, rounds, rates: dict[str, float]) -> Resul
 
 
 def best_rate(case: Case, rates: dict[str, float]) -> float | None:
-    """FLOP/s of the best matrix product in a case's dtype, by any backend; of int8 there is none."""
-    return max((rate for key, rate in rates.items() if key.endswith(f", {case.dtype}")), default=None)
+    """FLOP/s of the best matrix product in a case's dtype or in float32, by any backend; of int8 there is none.
+
+    float32 counts for the others because CPUs without half-precision products are faster by way of it.
+    """
+    if case.dtype == "int8":
+        return None
+    dtypes = {case.dtype, "float32"}
+    return max((rate for key, rate in rates.items() if key.partition(", ")[2] in dtypes), default=None)
 
 
 def measure_rates(cases: Sequence[Case], rounds: int) -> list[tuple[Case, float]]:
@@ -239,15 +245,11 @@ def measure_rates(cases: Sequence[Case], rounds: int) -> list[tuple[Case, float]
     for case in cases:
         say(f"matrix product, {case.backend}, {case.dtype}")
         try:
-            worker = Worker(case)
+            with contextlib.closing(Worker(case)) as worker:
+                calls = [seconds for _ in range(rounds) for seconds in worker.take_turn()]
+                rates.append((case, worker.ready["call_flops"] / min(calls)))
         except WorkerError as error:
             say(f"left out: {error}")
-            continue
-        try:
-            calls = [seconds for _ in range(rounds) for seconds in worker.take_turn()]
-            rates.append((case, worker.ready["call_flops"] / min(calls)))
-        finally:
-            worker.close()
     return rates
 
 
@@ -263,8 +265,8 @@ def is_peer(other: Case, case: Case) -> bool:
     """Whether `other` is another library's of the same work; a library on Keras on the same backend."""
     if case.library != OURS or other.library == OURS:
         return False
-    fields = ("name", "part", "batch_size", "image_size", "train", *(() if case.runtime == "onnx" else ("dtype",)))
-    same = all(getattr(case, field) == getattr(other, field) for field in fields)
+    same = all(getattr(case, f) == getattr(other, f) for f in ("name", "part", "batch_size", "image_size", "train"))
+    same &= other.dtype == ("float32" if case.dtype == "int8" else case.dtype)
     return same and (not PEERS[other.library].on_keras or other.backend == case.backend)
 
 

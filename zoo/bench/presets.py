@@ -21,7 +21,7 @@ PRESETS = {
             "batch_size": (1,),
             "dtype": ("float32", "float16"),
             "runtime": ("keras", "onnx"),
-            "across": ("library", "dtype", "runtime"),
+            "across": ("library", "dtype", "mode", "runtime"),
         },
     ),
     "batching": (

@@ -1,10 +1,11 @@
 """Prediction with ONNX Runtime."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from zoo.env import available_cores
 
 DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -81,7 +82,7 @@ def start_session(model, *, threads=None, providers=None):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_cores()
+    options.intra_op_num_threads = threads or available_cores()  # its own default asks for all of them
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs the cores are for others
     options.log_severity_level = 3  # errors
@@ -103,10 +104,3 @@ def choose_providers(asked=None):
     if missing:
         raise ValueError(f"This ONNX Runtime has no {', '.join(missing)}. It has {', '.join(there)}.")
     return list(asked or [name for name in PREFERRED if name in there])
-
-
-def available_cores():
-    """Cores that this process may run on, which ONNX Runtime's own default does not ask."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
