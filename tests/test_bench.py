@@ -19,6 +19,7 @@ from zoo.bench.harness import best_rate, compare, plan, run_group
 from zoo.bench.machine import command_of
 from zoo.bench.presets import PRESETS
 from zoo.bench.processes import Worker, WorkerError
+from zoo.bench.table import plot, write
 from zoo.bench.timing import percentile, ratios, take_turn, take_turns, timed, warm_up
 
 
@@ -345,16 +346,31 @@ def test_the_command_is_one_that_makes_the_same_run():
     assert command == "zoo bench resnet50 --batch-size 1,8 --peer timm --train --output 'a folder'"
 
 
-def test_pictures_are_drawn(tmp_path):
+def test_files_are_written(tmp_path):
     pytest.importorskip("matplotlib")
-    from zoo.bench.table import plot, write
-
     write(REPORT, tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["bench.json", "bench.md", "bench.png"]
-    cases = [dataclasses.replace(case, is_short=True) for group in plan((), {}, "scaling") for case in group]
-    results = [Result(case, rounds=((1.0,),), p50=1.0, flops=flops_of(case), items_per_second=2.0) for case in cases]
-    plot(dataclasses.replace(REPORT, preset="scaling", results=tuple(results), ratios=()), tmp_path / "scaling.png")
-    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    assert (tmp_path / "new" / "bench.md").read_text(encoding="utf-8") == to_text(REPORT) + "\n"
+
+
+def test_scaling_has_a_panel_for_time_and_memory_of_each_sweep(monkeypatch):
+    cases = [case for group in plan((), {"backend": ("jax", "torch")}, "scaling") for case in group]
+    left_out = next(case for case in cases if (case.backend, case.batch_size) == ("torch", 64))
+    results = [
+        Result(case, flops=flops_of(case), items_per_second=1e3 * case.batch_size, host_bytes=10**6 * case.image_size)
+        for case in cases
+        if case != left_out
+    ]
+    drawn = []
+    monkeypatch.setattr("zoo.report.plot_panels", lambda path, panels: drawn.extend(panels))
+    plot(dataclasses.replace(REPORT, preset="scaling", results=tuple(results), ratios=()), Path("nowhere"))
+    assert [(panel.title, panel.xlabel) for panel in drawn] == [
+        (title, x) for x in ("batch size", "pixels", "GFLOP an image") for title in ("ms an image", "peak MB")
+    ]
+    time_of_batches, _, _, memory_of_pixels, *_ = drawn
+    assert time_of_batches.x == [1, 2, 4, 8, 16, 32, 64]
+    assert time_of_batches.curves == {"jax": [1 / size for size in time_of_batches.x]}  # torch lacks a point
+    assert memory_of_pixels.curves == dict.fromkeys(("jax", "torch"), [96, 160, 224, 288, 384])
 
 
 # Processes

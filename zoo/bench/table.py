@@ -171,31 +171,38 @@ def _plot_bars(report, path):
 
 def _plot_scaling(report, path):
     """Time and memory against batch size, image size, and FLOPs of the model, a curve a backend."""
-    from zoo.report import Panel, plot_panels
+    from zoo.report import plot_panels
 
     results = [result for result in report.results if not result.error]
+    scaled = [result for result in results if result.case.name == SCALED]
     sweeps = {
-        "batch size": (lambda r: r.case.batch_size, lambda r: r.case.image_size == 224 and r.case.name == SCALED),
-        "pixels": (lambda r: r.case.image_size, lambda r: r.case.batch_size == 8 and r.case.name == SCALED),
-        "GFLOP an image": (lambda r: r.flops / 1e9, lambda r: r.case.name != SCALED),
+        "batch size": ([r for r in scaled if r.case.image_size == 224], lambda r: r.case.batch_size),
+        "pixels": ([r for r in scaled if r.case.batch_size == 8], lambda r: r.case.image_size),
+        "GFLOP an image": ([r for r in results if r not in scaled], lambda r: float(f"{r.flops / 1e9:.2g}")),
     }
-    panels = []
-    for title, (x_of, belongs) in sweeps.items():
-        points = sorted((r for r in results if belongs(r)), key=x_of)
-        x = sorted({x_of(r) for r in points})
-        for what, y_of in (("ms an image", lambda r: 1e3 / r.items_per_second), ("peak MB", lambda r: _megabytes(r))):
-            curves = {b: [y_of(r) for r in points if r.case.backend == b] for b in _backends(points)}
-            full = {backend: values for backend, values in curves.items() if len(values) == len(x)}
-            panels.append(Panel(what, x, full, xlabel=title, log_x=title != "pixels"))
-    plot_panels(path, [panel for panel in panels if panel.curves])
+    panels = [
+        _scaling_panel(title, xlabel, points, x_of, y_of)
+        for xlabel, (points, x_of) in sweeps.items()
+        for title, y_of in (("ms an image", lambda r: 1e3 / r.items_per_second), ("peak MB", _megabytes))
+        if points
+    ]
+    plot_panels(path, panels)
 
 
-SCALED = "convnextv2_tiny"  # the model of the preset's first two sweeps
+def _scaling_panel(title, xlabel, points, x_of, y_of):
+    """A panel with the backends that have all the points; of two points at one x, which two sweeps share, the last."""
+    from zoo.report import Panel
 
-
-def _backends(results):
-    return list(dict.fromkeys(result.case.backend for result in results))
+    x = sorted({x_of(result) for result in points})
+    values: dict[str, dict] = {}
+    for result in points:
+        values.setdefault(result.case.backend, {})[x_of(result)] = y_of(result)
+    curves = {backend: [ys[at] for at in x] for backend, ys in values.items() if len(ys) == len(x)}
+    return Panel(title, x, curves, xlabel=xlabel, log_x=xlabel != "pixels")
 
 
 def _megabytes(result):
     return ((result.device_bytes or result.host_bytes) or 0) / 1e6
+
+
+SCALED = "convnextv2_tiny"  # the model of the preset's first two sweeps
