@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import clip
-from zoo import list_models, model_info
+from zoo import list_models, model_info, report
 from zoo.bench import bench, harness, timing, to_text
 from zoo.bench.cases import KERAS_APPLICATIONS, OURS, PEERS, SEARCHES, Case, Ratio, Report, Result, combine, flops_of
 from zoo.bench.harness import best_rate, compare, plan, run_group
@@ -362,7 +362,7 @@ def test_scaling_has_a_panel_for_time_and_memory_of_each_sweep(monkeypatch):
         if case != left_out
     ]
     drawn = []
-    monkeypatch.setattr("zoo.report.plot_panels", lambda path, panels: drawn.extend(panels))
+    monkeypatch.setattr(report, "plot_panels", lambda _, panels: drawn.extend(panels))
     plot(dataclasses.replace(REPORT, preset="scaling", results=tuple(results), ratios=()), Path("nowhere"))
     assert [(panel.title, panel.xlabel) for panel in drawn] == [
         (title, x) for x in ("batch size", "pixels", "GFLOP an image") for title in ("ms an image", "peak MB")
@@ -394,8 +394,8 @@ def test_a_smoke_run_from_command_to_files(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    ours, peer = report["results"]
+    told_all = json.loads(done.stdout)
+    ours, peer = told_all["results"]
     assert [ours["error"], peer["error"]] == [None, None]
     assert ours["parameters"] == peer["parameters"] == model_info("convnextv2_atto").parameters
     for told in (ours, peer):
@@ -403,7 +403,7 @@ def test_a_smoke_run_from_command_to_files(tmp_path):
         assert told["items_per_second"] == pytest.approx(2 / told["p50"])
         assert 0 < told["share"] < 1
         assert min(told[key] for key in ("build_seconds", "first_seconds", "p90", "host_bytes", "library_bytes")) > 0
-    (ratio,) = report["ratios"]
+    (ratio,) = told_all["ratios"]
     assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-    assert set(report["rates"]) == {"torch, float32"}
+    assert set(told_all["rates"]) == {"torch, float32"}
     assert "| convnextv2_atto | timm | torch |" in (tmp_path / "bench.md").read_text(encoding="utf-8")
