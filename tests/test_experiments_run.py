@@ -52,11 +52,18 @@ def pair(model, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def run(pair, tmp_path_factory):
+    """(folder, results) of all nine on a few digits."""
+    folder = tmp_path_factory.mktemp("experiments") / "made" / "for it"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "DPI", 72)  # half of the pixels' side takes a third of the time
+        return folder, run_experiments("all", model=pair, output=folder, smoke=True)
+
+
 @pytest.mark.once
-def test_all_nine_leave_figures_pictures_and_one_report(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "DPI", 72)  # half of the pixels' side takes a third of the time
-    folder = tmp_path / "made" / "for it"
-    results = run_experiments("all", model=pair, output=folder, smoke=True)
+def test_all_nine_leave_figures_pictures_and_one_report(run):
+    folder, results = run
     assert list(results) == ["run", *EXPERIMENTS]
     pngs = sorted(f"{name}-{picture}.png" for name, pictures in PNGS.items() for picture in pictures)
     files = ["metrics.json", "report.html", *pngs, *(f"{name}.json" for name in EXPERIMENTS)]
@@ -74,23 +81,32 @@ def test_all_nine_leave_figures_pictures_and_one_report(pair, tmp_path, monkeypa
     assert re.findall(r"<h2>(\d)\. ", source) == [str(number) for number in range(1, 10)]
 
 
-def test_the_pair_is_described_and_timed_on_every_backend(pair, model, tmp_path, capsys):
-    arguments = ["experiment", "exploration", "performance", "--smoke", "--output", str(tmp_path), "--model", str(pair)]
-    assert main([*arguments, "--backend", keras.backend.backend(), "--json"]) == 0
-    results = json.loads(capsys.readouterr().out)
-    own, speed = results["exploration"]["model"], results["performance"]
-    assert own["parameters"] == model.count_params() == own["image_parameters"] + own["text_parameters"] + 1
-    assert (own["image_size"], own["context_length"], own["vocabulary"], own["embed_dim"]) == (16, 77, 49408, 16)
-    for rows in speed["throughput"].values():
+@pytest.mark.once
+def test_speed_and_what_narrower_numbers_change(run):
+    found = run[1]["performance"]
+    for rows in found["throughput"].values():
         assert [row["batch"] for row in rows] == list(performance.SMOKE_BATCHES)
         for row in rows:
             assert row["per_second"] == pytest.approx(1000 * row["batch"] / row["milliseconds"])
             assert row["bytes"] is None or 0 <= row["bytes"] < 1e9
-    exact, narrow = speed["precision"]
+    exact, narrow = found["precision"]
     assert exact["largest_difference"] == 0 and exact["same_best_text"] == 1
     assert 0 < narrow["mean_difference"] <= narrow["largest_difference"] < 0.1
-    assert speed["short_texts"]["largest_difference"] <= 1e-5
-    assert results["run"]["backend"] == keras.backend.backend()
+    assert found["short_texts"]["largest_difference"] <= 1e-5
+    cached = found["latency"]["one sentence from the cache"]["median"]
+    assert 0 < cached < found["latency"]["one sentence encoded"]["median"]
+
+
+def test_the_command_describes_and_calibrates_a_pair_on_every_backend(pair, model, tmp_path, capsys):
+    arguments = ["experiment", "exploration", "temperature", "--smoke", "--output", str(tmp_path), "--model", str(pair)]
+    assert main([*arguments, "--backend", keras.backend.backend(), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    own, found = results["exploration"]["model"], results["temperature"]
+    assert own["parameters"] == model.count_params() == own["image_parameters"] + own["text_parameters"] + 1
+    assert (own["image_size"], own["context_length"], own["vocabulary"], own["embed_dim"]) == (16, 77, 49408, 16)
+    assert found["learned"]["factor"] == pytest.approx(own["logit_scale"]) and found["images"] == 120
+    assert found["fitted"]["fitted_on"] == found["fitted"]["judged_on"] == 60
+    assert results["run"]["backend"] == keras.backend.backend() and list(results["run"]["seconds"]) == arguments[1:3]
 
 
 @pytest.mark.once
