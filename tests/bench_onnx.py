@@ -11,6 +11,7 @@ is the median over rounds of theirs / ours.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -26,33 +27,40 @@ REST = 0.2  # seconds
 
 
 def write_files(name, folder):
-    """(the peer's model with random weights, {precision: report}) of its ONNX file and ours of the same weights."""
+    """The peer's random weights, its ONNX file, ours of the same weights, and what ours cost, into a folder."""
     import torch
     from safetensors.torch import save_file
     from timm.utils.onnx import onnx_export
 
     import zoo
 
-    is_pair = name.startswith("clip/")
     torch.manual_seed(0)
     peer = create_peer(name)
     with torch.no_grad():  # gains and offsets that matter
         for parameter in peer.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    state = {key: value.contiguous() for key, value in peer.state_dict().items()}
-    save_file(state, folder / "weights.safetensors")
-    peer = peer.visual if is_pair else peer
+    weights = folder / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in peer.state_dict().items()}, weights)
     size = image_size(name)
-    onnx_export(peer, str(folder / "theirs.onnx"), input_size=(3, size, size), batch_size=2, opset=17)
+    onnx_export(image_side(peer), str(folder / "theirs.onnx"), input_size=(3, size, size), batch_size=2, opset=17)
+    del peer
+    is_pair = name.startswith("clip/")
     options = {} if is_pair else {"classifier_activation": None}
     options |= {"stem_stride": 4} if name.startswith("convnext") else {}
-    model = zoo.create_model(name, weights=folder / "weights.safetensors", **options)
-    part = {"part": "image"} if is_pair else {}
-    return peer, {
-        label: zoo.export_onnx(model, folder / f"{label}.onnx", **options, **part) for label, options in OURS.items()
-    }
+    model = zoo.create_model(name, weights=weights, **options)
+    model = model.image_encoder if is_pair else model
+    costs = {}
+    for label, asked in OURS.items():
+        report = zoo.export_onnx(model, folder / f"{label}.onnx", **asked)
+        costs[f"ours, {label}"] = (report.error, report.cosine)
+    (folder / COSTS).write_text(json.dumps(costs), encoding="utf-8")
 
 
+def image_side(peer):
+    return getattr(peer, "visual", peer)
+
+
+COSTS = "costs.json"  # written last
 OURS = {  # label → options of the export; theirs take NCHW
     "float32": {"precision": "float32"},
     "int8": {"precision": "int8"},
@@ -76,10 +84,11 @@ def image_size(name):
     return zoo.model_info(name).input[0]
 
 
-def candidates(name, peer, folder, batch, threads):
+def candidates(name, folder, batch, threads):
     """{label: function that builds the function to time}."""
     import numpy as np
     import torch
+    from safetensors.torch import load_file
 
     from zoo.export.runtime import start_session
 
@@ -95,37 +104,43 @@ def candidates(name, peer, folder, batch, threads):
         return lambda: session.run(None, feed)
 
     def eager():
-        with torch.inference_mode():
-            return peer(tensor)
+        peer = create_peer(name)
+        peer.load_state_dict(load_file(folder / "weights.safetensors"))
+        tower = image_side(peer)
+
+        def run():
+            with torch.inference_mode():
+                return tower(tensor)
+
+        return run
 
     return {
         "ours, float32": lambda: onnx("float32.onnx", images),
         "ours, int8": lambda: onnx("int8.onnx", images),
         "ours, float32, NCHW": lambda: onnx("float32, NCHW.onnx", channels_first),
         f"{library}, exported": lambda: onnx("theirs.onnx", channels_first),
-        f"{library}, torch eager": lambda: eager,
+        f"{library}, torch eager": eager,
     }
 
 
-def bench(name, batches, threads, rounds):
-    """Lines of the table for one model."""
-    lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        peer, reports = write_files(name, folder)
-        costs = {f"ours, {key}": report for key, report in reports.items()}
+def bench(name, batches, threads, rounds, files=None):
+    """Lines of the table for one model; its files are made unless they are in the folder `files` already."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(files or temporary, name.replace("/", "-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / COSTS).exists():
+            write_files(name, folder)
+        costs = json.loads((folder / COSTS).read_text(encoding="utf-8"))
         for batch in batches:
-            runs = take_turns(candidates(name, peer, folder, batch, threads), rounds)
+            runs = take_turns(candidates(name, folder, batch, threads), rounds)
             ours, int8, _, export, _ = runs.values()
             for label, seconds in runs.items():
-                report = costs.get(label)
-                cost = f"{report.error:.1e} | {report.cosine:.5f}" if report else "– | –"
-                lines.append(
+                cost = "{:.1e} | {:.5f}".format(*costs[label]) if label in costs else "– | –"
+                yield (
                     f"| {name} | {batch} | {label} | {1000 * statistics.median(seconds):.0f} "
                     f"| {ratio(seconds, ours):.2f}× | {ratio(seconds, int8):.2f}× | {ratio(export, seconds):.2f}× "
                     f"| {cost} |"
                 )
-    return lines
 
 
 def take_turns(builders, rounds):
@@ -233,6 +248,7 @@ def main():
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--files", metavar="DIR", help="to keep the files in, for another run that only times")
     parser.add_argument("--exports", metavar="PATTERN", help="export and verify every architecture of a pattern")
     parser.add_argument("--whole", type=float, default=200, metavar="M", help="above M million parameters narrow ones")
     parser.add_argument("--digits", metavar="FILE", help="the demo's pair, read at each precision")
@@ -251,7 +267,8 @@ def main():
     _ = declare_torchvision_operators()
     print(HEADER)
     for name in options.models:
-        print("\n".join(bench(name, options.batch, options.threads, options.rounds)), flush=True)
+        for line in bench(name, options.batch, options.threads, options.rounds, options.files):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
