@@ -3,28 +3,41 @@
     python examples/04_tiny_clip.py
     python examples/04_tiny_clip.py --smoke
 
-`zoo demo` does the same with augmentation, a schedule and a report.
+The captioned images lie in a CSV file, as one's own would; `zoo train contrastive` does the same from a shell.
 """
 
 import argparse
+import csv
+import tempfile
+from pathlib import Path
 
-import keras
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from clip import CLASS_NAMES, TEMPLATES, create_clip, tokenize, zero_shot_classifier
+import zoo
+from clip import CLASS_NAMES, TEMPLATES, zero_shot_classifier
 
-BATCH_SIZE = 64
 NAMES = CLASS_NAMES["digits"]  # zero, one, two, …
 CAPTIONS = ("the number {}", "a {} written by hand", "somebody wrote a {}.", "this is a {}.", "{}, drawn with a pen")
 
 
-def pairs(pictures, labels, rng):
-    """What `fit` takes: pictures, a caption for each, and labels, by which captions of one digit are right for all its
-    pictures."""
-    captions = [rng.choice(CAPTIONS).format(NAMES[label]) for label in labels]
-    return {"images": pictures, "tokens": tokenize(captions, context_length=12), "label": labels.astype("int32")}
+def pictures(images):
+    """uint8 (N, 32, 32, 3) of digits (N, 8, 8) in 0...16."""
+    return np.rint(images * (255 / 16)).astype("uint8").repeat(4, 1).repeat(4, 2)[..., None].repeat(3, -1)
+
+
+def write(folder, images, labels, rng):
+    """train.csv: the path of each image, one of several captions, and the digit, by which captions of one digit are
+    right for all its pictures."""
+    with (folder / "train.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filepath", "caption", "digit"])
+        for i, (image, label) in enumerate(zip(pictures(images), labels, strict=True)):
+            Image.fromarray(image).save(folder / f"{i:04d}.png")
+            rows.writerow([f"{i:04d}.png", rng.choice(CAPTIONS).format(NAMES[label]), NAMES[label]])
+    return folder / "train.csv"
 
 
 def main():
@@ -32,21 +45,21 @@ def main():
     parser.add_argument("--epochs", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--smoke", action="store_true", help="one epoch on 64 pictures")
     options = parser.parse_args()
-    keras.utils.set_random_seed(0)
-
     data = load_digits()
-    pictures = data.images.repeat(4, axis=1).repeat(4, axis=2)[..., None].repeat(3, axis=3).astype("float32") / 8 - 1
-    train, held_out = train_test_split(np.arange(len(pictures)), test_size=360, stratify=data.target, random_state=0)
-    train = train[: BATCH_SIZE if options.smoke else len(train) // BATCH_SIZE * BATCH_SIZE]  # whole batches only
+    train, held_out = train_test_split(np.arange(1797), test_size=360, stratify=data.target, random_state=0)
+    train = train[:64] if options.smoke else train
 
-    model = create_clip("convnext_v2_atto", image_size=32, stem_stride=2)
-    model.compile(keras.optimizers.AdamW(5e-4), loss="clip")
-    examples = pairs(pictures[train], data.target[train], np.random.default_rng(0))
-    model.fit(examples, batch_size=BATCH_SIZE, epochs=1 if options.smoke else options.epochs, verbose=2)
+    with tempfile.TemporaryDirectory() as scratch:
+        table = write(Path(scratch), data.images[train], data.target[train], np.random.default_rng(0))
+        epochs = 1 if options.smoke else options.epochs
+        small = {"image_size": 32, "stem_stride": 2, "context_length": 12}
+        run = {"batch_size": 64, "epochs": epochs, "label_key": "digit", "output": f"{scratch}/run"}
+        zoo.train("convnext_v2_atto", table, **small, **run)
+        model, transform, _, _ = zoo.load(f"{scratch}/run/model.safetensors")
 
     reader = zero_shot_classifier(model, NAMES, TEMPLATES["digits"])  # "a photo of the digit {}.", and three more
-    scores = reader.predict(pictures[held_out], verbose=0)
-    accuracy = (scores.argmax(axis=1) == data.target[held_out]).mean()
+    images = np.stack([transform(picture) for picture in pictures(data.images[held_out])])
+    accuracy = (reader.predict(images, verbose=0).argmax(axis=1) == data.target[held_out]).mean()
     print(f"Held-out digits read right, from sentences that were no captions: {accuracy:.1%}")
 
 

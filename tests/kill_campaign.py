@@ -11,6 +11,8 @@ nobody disturbed. `torn` counts the kills that left a checkpoint half written; n
 import argparse
 import hashlib
 import json
+import math
+import os
 import random
 import signal
 import subprocess
@@ -30,25 +32,29 @@ TRAINING, SAVING = "training", "saving"  # the child says so before the first st
 def main(arguments=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no run is begun or killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--control", action="store_true", help="Keras' BackupAndRestore in place of ours")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
+        if os.environ.get("KERAS_BACKEND") != "tensorflow":
+            sys.modules["tensorflow"] = None  # Keras would import it to seed it: half of a child's seconds
         return train_control(Path(options.child)) if options.control else train(Path(options.child))
-    figures = campaign(options.kills, random.Random(options.seed), control=options.control)
+    figures = campaign(options.kills, random.Random(options.seed), control=options.control, seconds=options.seconds)
     print(json.dumps(figures, indent=1))
     return figures
 
 
-def campaign(kills: int, rng: random.Random, *, control: bool = False) -> dict:
+def campaign(kills: int, rng: random.Random, *, control: bool = False, seconds: float = math.inf) -> dict:
     """Figures of runs that were killed so often in all, each of them restarted until it had finished."""
+    end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as scratch:
         alone, whole_run = finish(Path(scratch, "alone"), control)
         figures = dict.fromkeys(("kills", "inside_saving", "torn", "runs", "equal", "failed_restarts"), 0)
-        while figures["kills"] < kills:
+        while figures["kills"] < kills and time.monotonic() < end:
             folder = Path(scratch, f"run-{figures['runs']}")
-            while figures["kills"] < kills:
+            while figures["kills"] < kills and time.monotonic() < end:
                 inside = rng.random() < 0.5
                 delay = rng.uniform(0, 0.01) if inside else rng.uniform(0, whole_run)
                 before = half_written(folder)

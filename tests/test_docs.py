@@ -17,7 +17,7 @@ from zoo.cli import COMMANDS, GROUPS, build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ROOT / "docs" / "architectures.md"
-DOCUMENTS = [ROOT / "README.md", ARCHITECTURES, ROOT / "docs" / "onnx.md"]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NOT_IN_THE_TREE = {"__init__.py"}
 

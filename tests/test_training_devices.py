@@ -46,11 +46,12 @@ def train_on_one_and_on_four(mode, data, folder):
         module.create_optimizer = lambda *_, **__: keras.optimizers.SGD(0.1)
     weights, losses = [], []
     for devices in (None, 4):
-        output, options = f"{folder}/{devices}", {"devices": devices, "validation_data": data}
+        output, options = f"{folder}/{devices}", {"devices": devices}
         if mode == "contrastive":
             zoo.train(ROW, data, output=output, **PAIR, **options)
         else:
-            classify.train_classifier(parse_config({**CLASSIFIER, "train_data": data, "output": output, **options}))
+            options |= {"train_data": data, "validation_data": data, "output": output}
+            classify.train_classifier(parse_config({**CLASSIFIER, **options}))
         weights.append(zoo.load(f"{output}/model.safetensors").model.get_weights())
         rows = [json.loads(line) for line in Path(output, "history.jsonl").read_text().splitlines()]
         losses.append([value for row in rows for name, value in row.items() if name not in ("seconds", "event")])

@@ -44,28 +44,31 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def test_a_teacher_adds_its_part_to_the_loss_and_stays_as_it_is(table, teacher, tmp_path, monkeypatch):
-    given = []
+@pytest.mark.parametrize(
+    "accumulate",
+    [pytest.param(1, marks=once), pytest.param(2, marks=once), pytest.param(4, marks=pytest.mark.slow)],
+)
+def test_a_teacher_adds_its_part_to_the_loss_and_stays_as_it_is(table, teacher, tmp_path, monkeypatch, accumulate):
+    """Slow alone under JAX, which compiles four programs; accumulation in 4 chunks is examined on every backend."""
+    seen = {}
 
     def train_durably(pair, batches, output, pace, *, arrange, **options):
-        given.append(arrange(batches[0]))
+        seen["batch"] = batch = arrange(batches[0])
+        seen["embeddings"] = pair.predict_on_batch({name: batch[name] for name in ("images", "tokens")})
+        seen["logits"] = keras.ops.convert_to_numpy(pair.logits(*seen["embeddings"].values()))
         return original(pair, batches, output, pace, arrange=arrange, **options)
 
     original = contrastive.train_durably
     monkeypatch.setattr(contrastive, "train_durably", train_durably)
     before = teacher.get_weights()
-    zoo.train(ROW, table, output=tmp_path / "half", **BASE, teacher=teacher, distill_weight=0.5)
-    zoo.train(ROW, table, output=tmp_path / "double", **BASE, teacher=teacher, distill_weight=2.0, accumulate=2)
+    zoo.train(ROW, table, output=tmp_path, **BASE, teacher=teacher, distill_weight=0.5, accumulate=accumulate)
     assert all(np.array_equal(*pair) for pair in zip(before, teacher.get_weights(), strict=True))
-    keras.utils.set_random_seed(0)
-    start, batch = create_clip(ROW), given[0]
-    embeddings = start.predict_on_batch({name: batch[name] for name in ("images", "tokens")})
-    logits = keras.ops.convert_to_numpy(start.logits(embeddings["image_embeddings"], embeddings["text_embeddings"]))
+    logits, targets = seen["logits"], seen["batch"]["teacher_logits"]
     own = -np.mean([np.diag(log_softmax(logits, axis)).mean() for axis in (0, 1)])
-    pairs = [(np.exp(log_softmax(batch["teacher_logits"], axis)), log_softmax(logits, axis)) for axis in (0, 1)]
+    pairs = [(np.exp(log_softmax(targets, axis)), log_softmax(logits, axis)) for axis in (0, 1)]
     taught = -np.mean([(target * ours).sum() / len(logits) for target, ours in pairs])
-    assert losses(tmp_path / "half")[0] == pytest.approx(own + 0.5 * taught, rel=1e-5)
-    assert losses(tmp_path / "double")[0] == pytest.approx(own + 2.0 * taught, rel=1e-5)
+    assert losses(tmp_path)[0] == pytest.approx(own + 0.5 * taught, rel=1e-5)
+    assert taught > 0.1
 
 
 def log_softmax(x, axis):

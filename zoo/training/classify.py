@@ -93,6 +93,8 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
 def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model, Description]:
     """(a classifier that gives logits, the description to save it by, which gives probabilities)."""
     variant, size, extra = describe_model(config)
+    if extra["channels"] != 3:
+        raise ValueError(f"num_channels is {extra['channels']}; pictures are read as RGB, so that it must be 3")
     size = config.image_size or size or IMAGE_SIZE
     family = config.model_type
     arguments = {**default_arguments(family, variant, family), "num_classes": count}
