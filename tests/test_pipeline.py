@@ -257,12 +257,14 @@ def test_an_index_is_accelerated_by_command(album, saved, tmp_path, capsys):
     assert image_search.index_info(out)["accelerators"] == ["int8", "hnsw"]
 
 
-def test_an_index_that_does_not_know_its_model_asks_for_it(pipeline, pictures, saved, tmp_path):
+def test_an_index_that_does_not_know_its_model_asks_for_it(pipeline, pictures, saved, album, tmp_path):
     Index.build(pipeline.embed_images(pictures), tmp_path / "i", model=pipeline.fingerprint)
     with pytest.raises(ValueError, match="does not say which model made it"):
         image_search.search_images(str(tmp_path / "i"), "a")
     cache = str(tmp_path / "t.sqlite")
     assert len(image_search.search_images(str(tmp_path / "i"), "a", model=str(saved), cache=cache)) == 5
+    info = image_search.index_add(str(tmp_path / "i"), str(album), model=str(saved))
+    assert info["vectors"] == 14 and set(info["left_out"]) == {"right/bad.png", "right/copy.png"}
 
 
 def test_the_cache_by_command(saved, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from zoo.search import Index
 from zoo.search import index as module
-from zoo.search.accelerator import EXACT, KINDS
+from zoo.search.accelerator import ASKED, EXACT, KINDS
 
 pytest.importorskip("usearch")
 COUNT, DIM = 3000, 32
@@ -45,7 +45,7 @@ def test_results_are_those_of_a_full_search(kind, k, index, rng, monkeypatch):
     queries = unit(rng.standard_normal((20, DIM)))
     expected = [index.search(query, k) for query in queries]
     index.accelerate(kind)
-    monkeypatch.setattr(module, "LEAST_ASKED", 1)
+    monkeypatch.setitem(ASKED, kind, (1, 16))
     asked = []
     nearest = module.Accelerator.nearest
     monkeypatch.setattr(module.Accelerator, "nearest", lambda *a: asked.append(a[2]) or nearest(*a))

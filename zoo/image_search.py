@@ -92,8 +92,7 @@ def _go_on(index: Index, pipeline: ClipPipeline, source: str | Path) -> None:
     todo = [i for i, name in enumerate(records.names) if prefix + name not in known]
 
     def keep(names, vectors, digests, bad):
-        left_out = {name: why for name, why in index.info()["left_out"].items() if name not in names}
-        left_out |= {prefix + name: why for name, why in bad.items()}
+        left_out = {**index.info().get("left_out", {}), **{prefix + name: why for name, why in bad.items()}}
         fresh = []
         for i, (name, digest) in enumerate(zip(names, digests, strict=True)):
             twin = seen.setdefault(digest, prefix + name)
@@ -128,7 +127,7 @@ def _prefix(index: Index, source: str | Path) -> str:
 def _twins(index: Index) -> set[str]:
     """Names left out as duplicates of what is still there."""
     ids = set(index.ids)
-    left_out = index.info()["left_out"].items()
+    left_out = index.info().get("left_out", {}).items()
     return {name for name, why in left_out if why.startswith(TWIN) and why.removeprefix(TWIN) in ids}
 
 

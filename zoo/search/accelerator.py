@@ -24,6 +24,7 @@ STORED = {"float16": "<f2", "int8": "|i1", "hnsw": "|i1"}
 INT8_MAX = 127
 ROUNDING = 1e-5  # of usearch's cosines: ten times what was seen
 CONNECTIVITY, EXPANSION = 16, 128  # of the graph, as usearch has them
+ASKED = {"float16": (256, 16), "int8": (256, 16), "hnsw": (64, 4)}  # candidates at first: at least, and for each of k
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Accelerator:
             return cls(folder, kind, facts) if fits else None
         except (OSError, ValueError, TypeError):
             return None
+
+    def asked_first(self, k: int) -> int:
+        """How many candidates for the k best are worth asking for at first."""
+        least, each = ASKED[self.kind]
+        return max(least, each * k)
 
     def nearest(self, query: np.ndarray, count: int) -> tuple[np.ndarray, float | None]:
         """(places int64 (count,), what the score of any other vector is below).

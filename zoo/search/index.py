@@ -20,7 +20,7 @@ from zoo.search.accelerator import EXACT, KINDS, Accelerator
 from zoo.search.segment import DTYPES, Segment, write_segment
 
 FORMAT, VERSION = "convnext-clip-zoo index", 1
-LEAST_ASKED, ASKED_FOR_EACH, ASKED_MORE = 256, 16, 8  # of an accelerator: at first, for each of k, and then times
+ASKED_MORE = 8  # times as many candidates, where the first do not settle it
 RECALL_QUERIES = 64
 
 Where = Mapping | Callable[[dict], bool] | None
@@ -182,7 +182,7 @@ class Index:
 
         It is asked for more until no vector it left out can be among the best; a graph, until there are k.
         """
-        covered, asked = helper.facts.count, max(LEAST_ASKED, ASKED_FOR_EACH * k)
+        covered, asked = helper.facts.count, helper.asked_first(k)
         since = np.arange(covered, len(self._ids))
         while query.any() and asked < covered // 2:
             places, highest = helper.nearest(query, asked)
