@@ -29,6 +29,11 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+JAX_PROGRAMS = {  # what JAX compiled is kept by content: many tests, and the processes they start, compile the same
+    "JAX_COMPILATION_CACHE_DIR": str(OUTPUT / "jax-programs"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
 
 
@@ -93,7 +98,7 @@ def run_steps(options: argparse.Namespace, pytest_arguments: list[str]) -> list[
 
 def make_environment(jobs: int) -> dict[str, str]:
     """Returns this process's environment, no backend chosen; several jobs share out the cores."""
-    environment = os.environ | QUIET | {"ZOO_ORACLES": str(ORACLES)}
+    environment = os.environ | QUIET | JAX_PROGRAMS | {"ZOO_ORACLES": str(ORACLES)}
     environment.pop("KERAS_BACKEND", None)
     if jobs > 1:
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
