@@ -295,6 +295,7 @@ def test_metrics_are_what_was_returned(run):
     assert metrics["train_seconds"] > 0 and metrics["cores"] >= 1
 
 
+@pytest.mark.once
 def test_predictions_are_those_counted(run, split):
     folder, metrics = run
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
@@ -308,6 +309,7 @@ def test_predictions_are_those_counted(run, split):
         assert int(np.argmax(shares)) == int(row["read_as"])
 
 
+@pytest.mark.once
 def test_the_report_holds_every_plot_and_figure(run):
     folder, metrics = run
     source = (folder / "report.html").read_text(encoding="utf-8")
@@ -318,6 +320,7 @@ def test_the_report_holds_every_plot_and_figure(run):
     assert f"{100 * metrics['zero_shot_accuracy']:.1f} %" in source
 
 
+@pytest.mark.once
 def test_onnx_files_read_as_keras_does(run, split):
     folder, metrics = run
     transform = data.PREPROCESS.eval_transform()
@@ -355,6 +358,7 @@ def test_the_classifier_reads_alone(run, split):
     np.testing.assert_allclose(scores, written, atol=2e-5)
 
 
+@pytest.mark.once
 def test_the_code_in_the_report_runs(run, monkeypatch, capsys):
     """With a picture that is there."""
     folder, _ = run

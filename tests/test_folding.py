@@ -63,12 +63,14 @@ def test_convnext(create, rng):
     assert not folded.get_layer("stages_1_downsample_norm").scale
 
 
+@pytest.mark.once
 def test_offset_of_grn_moves_on(rng):
     folded = fold(randomize(convnext(create_convnext_v2), rng))
     grn = folded.get_layer("stages_0_blocks_0_grn")
     assert not np.any(keras.ops.convert_to_numpy(grn.beta)) and np.any(keras.ops.convert_to_numpy(grn.gamma))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_resnet(block, rng):
     row = ResNetVariant(depths=(1, 1), dims=(8, 16), block=block, stem_dim=8)
@@ -78,6 +80,7 @@ def test_resnet(block, rng):
     assert "BatchNormalization" in classes(model) and "BatchNormalization" not in classes(folded)
 
 
+@pytest.mark.once
 def test_trunk_and_feature_maps(rng):
     model = randomize(convnext(create_convnext_v1, include_top=False, pooling="avg"), rng)
     folded = fold(model)
@@ -104,6 +107,7 @@ def test_pair(image, rng):
     assert not folded.text_encoder.get_layer("transformer_resblocks_0_ln_1").scale
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("case", ["mobile pair", "wide mobile pair", "resnet pair"])
 def test_branches_and_norms_of_towers(case, rng):
     model = build(case)
@@ -117,6 +121,7 @@ def test_branches_and_norms_of_towers(case, rng):
     assert "LayerScale" not in {type(layer).__name__ for layer in layers}
 
 
+@pytest.mark.once
 def test_zero_shot_classifier(rng):
     pair = clip.create_clip(clip.Pair(12, 32, clip.ConvNeXt("convnext", NARROW), clip.Text(16, 2, 1)))
     model = clip.zero_shot_classifier(randomize(pair, rng, 0.1), ["cat", "dog"])
@@ -125,6 +130,7 @@ def test_zero_shot_classifier(rng):
     assert folded.get_layer("zero_shot_head").class_names == ["cat", "dog"]
 
 
+@pytest.mark.once
 def test_the_original_stays_as_it_was(rng):
     model = randomize(convnext(create_convnext_v1), rng)
     x = images(rng)
@@ -137,6 +143,7 @@ def test_the_original_stays_as_it_was(rng):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.once
 def test_saves_whole(rng, tmp_path):
     folded = fold(randomize(convnext(create_convnext_v2), rng))
     folded.save(tmp_path / "folded.keras")
@@ -144,6 +151,7 @@ def test_saves_whole(rng, tmp_path):
     np.testing.assert_array_equal(predict(keras.saving.load_model(tmp_path / "folded.keras"), x), predict(folded, x))
 
 
+@pytest.mark.once
 def test_folding_twice_changes_no_more(rng):
     once = fold(randomize(convnext(create_convnext_v1), rng))
     twice = fold(once)
@@ -151,6 +159,7 @@ def test_folding_twice_changes_no_more(rng):
     check_same(once, twice, images(rng), 1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("stem_stride", [4, 2])
 def test_pixels_fold_into_a_stem_that_does_not_pad(stem_stride, rng):
     model = randomize(convnext(create_convnext_v1, stem_stride=stem_stride), rng)
@@ -163,6 +172,7 @@ def test_pixels_fold_into_a_stem_that_does_not_pad(stem_stride, rng):
     assert error(predict(folded, given), expected) <= TOLERANCE
 
 
+@pytest.mark.once
 def test_what_must_not_be_folded(rng):
     """A product read twice, one with an activation, a layer called twice, a norm that another layer reads too."""
     images_in = keras.Input((4, 4, 3), name="images")
@@ -181,6 +191,7 @@ def test_what_must_not_be_folded(rng):
     assert folded.get_layer("norm").scale
 
 
+@pytest.mark.once
 def test_depthwise_and_dense_products(rng):
     """BatchNorm after a depthwise convolution of several filters a channel, and after a Dense without bias."""
     images_in = keras.Input((6, 6, 4), name="images")
@@ -195,6 +206,7 @@ def test_depthwise_and_dense_products(rng):
     assert classes(folded)[1:] == ["DepthwiseConv2D", "LayerNormalization", "DepthwiseConv2D", "Dense"]
 
 
+@pytest.mark.once
 def test_only_functional_models():
     with pytest.raises(ValueError, match="not a functional"):
         fold(keras.Sequential)
@@ -202,6 +214,7 @@ def test_only_functional_models():
         fold(keras.layers.Dense(2))
 
 
+@pytest.mark.once
 def test_rules_are_for_layers_that_there_are():
     known = {name for module in (keras.layers, clip, __import__("convnext")) for name in dir(module)}
     from clip.towers import branches

@@ -98,6 +98,7 @@ def test_every_branch_matters(name, rng):
         weight.assign(before)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", BRANCHES)
 def test_branches_say_how_they_were_made(name):
     for form in (False, True):
@@ -167,6 +168,7 @@ def test_padding_is_seen_where_all_tokens_see_all(pairs, rng):
         assert error(predict(text, noisy), predict(text, tokens)) > 1e-4
 
 
+@pytest.mark.once
 def test_other_lengths_and_sizes_are_refused(pairs, rng):
     pair, batch = pairs["mct"], draw(pairs["mct"], rng)
     with pytest.raises(ValueError, match="77"):
@@ -175,6 +177,7 @@ def test_other_lengths_and_sizes_are_refused(pairs, rng):
         pair.encode_image(batch["images"][:, :64, :64])
 
 
+@pytest.mark.once
 def test_options_of_other_towers_are_refused():
     with pytest.raises(ValueError, match="this one is a MCi; got 2"):
         clip.create_clip(PAIRS["mct"], stem_stride=2)
@@ -183,6 +186,7 @@ def test_options_of_other_towers_are_refused():
         clip.create_clip(odd)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PAIRS)
 def test_files_bring_back_the_same_pair(pairs, name, rng, tmp_path):
     pair, batch = pairs[name], draw(pairs[name], rng)
@@ -195,6 +199,7 @@ def test_files_bring_back_the_same_pair(pairs, name, rng, tmp_path):
             np.testing.assert_array_equal(after[key], value)
 
 
+@pytest.mark.once
 def test_it_trains(rng):
     pair = clip.create_clip(PAIRS["mct"])
     batch = draw(pair, rng)
@@ -206,6 +211,7 @@ def test_it_trains(rng):
 # Layouts
 
 
+@pytest.mark.once
 def test_a_doubled_depthwise_kernel_keeps_torchs_order():
     theirs = np.arange(4 * 9, dtype=np.float32).reshape(4, 1, 3, 3)  # outputs 0 and 1 read channel 0, 2 and 3 channel 1
     layout = depthwise(2)
@@ -216,6 +222,7 @@ def test_a_doubled_depthwise_kernel_keeps_torchs_order():
     np.testing.assert_array_equal(layout.to_theirs(ours)[0], theirs)
 
 
+@pytest.mark.once
 def test_apples_layout_has_no_place_for_a_bias(pairs):
     apple = next(source for source in FORMATS if source.name == "Apple's MobileCLIP with an MCi")
     assert np.abs(array(pairs["mct"].image_encoder.get_layer("head_proj").bias)).max() > 0

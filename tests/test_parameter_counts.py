@@ -18,6 +18,7 @@ def trainable(model):
     return sum(math.prod(variable.shape) for variable in model.trainable_variables)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family, name", NAMES)
 def test_built_classifier_has_the_rows_count(family, name):
     with keras.StatelessScope(initialize_variables=False):
@@ -25,6 +26,7 @@ def test_built_classifier_has_the_rows_count(family, name):
     assert trainable(model) == parameters(TABLES[family][name], v2=family == "convnextv2")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", clip.VARIANTS)
 def test_built_pair_has_the_rows_count(name):
     with keras.StatelessScope(initialize_variables=False):
@@ -32,6 +34,7 @@ def test_built_pair_has_the_rows_count(name):
     assert trainable(model) == clip.parameters(clip.VARIANTS[name])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("input_shape", [(32, 32, 3), (96, 96, 3), (256, 192, 3)])
 def test_count_does_not_depend_on_the_input_size(input_shape):
     with keras.StatelessScope(initialize_variables=False):
@@ -39,6 +42,7 @@ def test_count_does_not_depend_on_the_input_size(input_shape):
     assert trainable(model) == 3_390_610
 
 
+@pytest.mark.once
 def test_count_with_other_channels():
     row = TABLES["convnext"]["atto"]
     with keras.StatelessScope(initialize_variables=False):

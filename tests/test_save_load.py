@@ -82,6 +82,7 @@ def test_a_saved_model_comes_back_whole_and_with_the_same_bytes(tmp_path, kind):
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_architecture_is_read_off_a_model_that_went_through_keras_own_format(tmp_path, kind):
     model = fill(MODELS[kind]())
@@ -114,6 +115,7 @@ def header(path):
     return json.loads(content[8 : 8 + length])
 
 
+@pytest.mark.once
 def test_the_metadata_says_what_it_is(tmp_path):
     path = tmp_path / "m.safetensors"
     zoo.save(MODELS["table row"](), path)
@@ -127,6 +129,7 @@ def test_the_metadata_says_what_it_is(tmp_path):
     assert "stages_0_blocks_0_grn.gamma" in header(path)
 
 
+@pytest.mark.once
 def test_a_pair_carries_transform_and_tokenizer(tmp_path):
     zoo.save(MODELS["pair"](), tmp_path / "m.safetensors")
     model, transform, tokenizer, info = zoo.load(tmp_path / "m.safetensors")
@@ -137,6 +140,7 @@ def test_a_pair_carries_transform_and_tokenizer(tmp_path):
     assert model.logit_scale.logit_bias is None
 
 
+@pytest.mark.once
 def test_a_classifier_has_a_transform_only_when_one_was_saved(tmp_path):
     model, path = MODELS["table row"](), tmp_path / "m.safetensors"
     zoo.save(model, path)
@@ -148,6 +152,7 @@ def test_a_classifier_has_a_transform_only_when_one_was_saved(tmp_path):
     assert zoo.load(path).transform(np.zeros((50, 40, 3), np.uint8)).shape == (48, 64, 3)
 
 
+@pytest.mark.once
 def test_licence_and_preprocessing_stay_with_the_weights(tmp_path):
     spec = PreprocessSpec(32, mean=(0.5, 0.5, 0.5))
     zoo.save(MODELS["pair"](), tmp_path / "1.safetensors", licence="CC-BY-NC-4.0", preprocess=spec)
@@ -211,6 +216,7 @@ def no_zoo_model():
     return keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("create", "message"),
     [
@@ -226,6 +232,7 @@ def test_models_that_a_few_words_do_not_describe_are_sent_to_keras(tmp_path, cre
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.once
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'m\.keras'"):
         zoo.save(MODELS["table row"](), tmp_path / "m.keras")
@@ -289,6 +296,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("change", "message"), HOSTILE, ids=[message for _, message in HOSTILE])
 def test_metadata_that_save_would_not_write_is_refused(tmp_path, change, message):
     path = tmp_path / "hostile.safetensors"
@@ -306,6 +314,7 @@ PAIR_HOSTILE = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("change", "message"), PAIR_HOSTILE, ids=[message for _, message in PAIR_HOSTILE])
 def test_a_pairs_metadata_too(tmp_path, change, message):
     path = tmp_path / "hostile.safetensors"
@@ -315,6 +324,7 @@ def test_a_pairs_metadata_too(tmp_path, change, message):
         zoo.load(path)
 
 
+@pytest.mark.once
 def test_another_activation_than_the_models_is_refused(tmp_path):
     zoo.save(MODELS["pair"](), tmp_path / "m.safetensors")
     other = clip.create_clip("convnext_v2_atto", image_size=32, stem_stride=2)
@@ -322,6 +332,7 @@ def test_another_activation_than_the_models_is_refused(tmp_path):
         zoo.load_weights(other, tmp_path / "m.safetensors")
 
 
+@pytest.mark.once
 def test_load_names_what_to_do_with_a_foreign_file(tmp_path):
     tensors = export_tensors(MODELS["v1 without"](), timm.FORMATS[0])
     write_safetensors(tmp_path / "m.safetensors", tensors, {})
@@ -329,6 +340,7 @@ def test_load_names_what_to_do_with_a_foreign_file(tmp_path):
         zoo.load(tmp_path / "m.safetensors")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -347,6 +359,7 @@ def test_load_of_names_and_missing_files(name, error, message):
 # create_model
 
 
+@pytest.mark.once
 def test_names_reach_their_builders():
     assert zoo.create_model("convnextv2_atto", input_shape=(32, 32, 3), num_classes=3).output_shape == (None, 3)
     assert zoo.create_model("resnet18", input_shape=(32, 32, 3), include_top=False).output_shape == (None, 1, 1, 512)
@@ -354,6 +367,7 @@ def test_names_reach_their_builders():
     assert pair.image_encoder.input_shape == (None, 32, 32, 3)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "arguments", "nearest"),
     [
@@ -369,6 +383,7 @@ def test_arguments_a_builder_does_not_have(name, arguments, nearest):
         zoo.create_model(name, **arguments)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
@@ -382,6 +397,7 @@ def test_weights_that_are_not_there(weights, error, message):
         zoo.create_model("convnextv2_atto", weights=weights)
 
 
+@pytest.mark.once
 def test_a_tag_twice_is_refused():
     with pytest.raises(ValueError, match="Give one"):
         zoo.create_model("convnextv2_atto.x", weights="y")
@@ -400,6 +416,7 @@ def test_weights_from_a_file_bring_their_classes_and_stem(tmp_path):
             np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.once
 def test_another_number_of_classes_makes_a_new_head_and_says_so(tmp_path):
     source = fill(convnext.create_convnext_v2("atto", 7, (32, 32, 3)))
     zoo.save(source, tmp_path / "m.safetensors")
@@ -410,6 +427,7 @@ def test_another_number_of_classes_makes_a_new_head_and_says_so(tmp_path):
     assert values(model)[-1].max() == 0
 
 
+@pytest.mark.once
 def test_weights_for_a_trunk(tmp_path):
     source = fill(convnext.create_convnext_v2("atto", 7, (32, 32, 3)))
     zoo.save(source, tmp_path / "m.safetensors")
@@ -418,12 +436,14 @@ def test_weights_for_a_trunk(tmp_path):
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.once
 def test_weights_of_another_size_are_refused(tmp_path):
     zoo.save(convnext.create_convnext_v2("atto", 7, (32, 32, 3)), tmp_path / "m.safetensors")
     with pytest.raises(ValueError, match=r"stem_conv\.kernel: shape"):
         zoo.create_model("convnextv2_tiny", weights=tmp_path / "m.safetensors", num_classes=7)
 
 
+@pytest.mark.once
 def test_a_pairs_file_brings_its_size_activation_and_bias(tmp_path):
     source = fill(MODELS["pair with bias"]())
     zoo.save(source, tmp_path / "m.safetensors")
@@ -433,6 +453,7 @@ def test_a_pairs_file_brings_its_size_activation_and_bias(tmp_path):
     assert model.image_encoder.input_shape == (None, 32, 32, 3)
 
 
+@pytest.mark.once
 def test_a_file_of_ours_brings_its_image_size(tmp_path):
     path = tmp_path / "small.safetensors"
     zoo.save(zoo.create_model("convnext_atto", input_shape=(32, 32, 3), num_classes=5), path)

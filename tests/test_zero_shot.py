@@ -83,6 +83,7 @@ def test_head_keeps_its_scale_when_the_pair_trains_on(model, rng):
     np.testing.assert_array_equal(classifier.predict(images, verbose=0), expected)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "names, templates", [([], ("{}",)), (["cat"], ()), (["cat"], ("no place for a name",)), (["cat"], ("{} and {}",))]
 )
