@@ -89,14 +89,13 @@ def bench(
     results, ratios = [], []
     for group in groups:
         found = run_group(group, rounds, rates)
-        ratios += [dataclasses.replace(ratio, case=len(results) + ratio.case, other=len(results) + ratio.other)
-                   for ratio in compare(found)]  # fmt: skip
+        ratios += compare(found, len(results))
         results += found
+        report = Report(command, machine, rates, tuple(results), tuple(ratios), preset)
+        if output is not None and any(not result.error for result in results):
+            write(report, Path(output))  # after each group: a run that is stopped has not been for nothing
     if all(result.error for result in results):
         raise ValueError(f"No case could be timed. {label(results[0].case)}: {results[0].error}")
-    report = Report(command, machine, rates, tuple(results), tuple(ratios), preset)
-    if output is not None:
-        write(report, Path(output))
     return report
 
 
@@ -253,12 +252,16 @@ def measure_rates(cases: Sequence[Case], rounds: int) -> list[tuple[Case, float]
     return rates
 
 
-def compare(results: Sequence[Result]) -> list[Ratio]:
-    """The ratios of a group: each of ours to each peer of it; where there is none, the first to all others."""
+def compare(results: Sequence[Result], start: int = 0) -> list[Ratio]:
+    """The ratios of a group: each of ours to each peer of it; where there is none, the first to all others.
+
+    Args:
+        start: number of the first of these results among all.
+    """
     timed = [i for i, result in enumerate(results) if not result.error]
     pairs = [(i, j) for i in timed for j in timed if is_peer(results[j].case, results[i].case)]
     pairs = pairs or [(timed[0], j) for j in timed[1:]]
-    return [compare_two(results, i, j) for i, j in pairs]
+    return [Ratio(start + i, start + j, *compare_two(results[i], results[j])) for i, j in pairs]
 
 
 def is_peer(other: Case, case: Case) -> bool:
@@ -270,11 +273,11 @@ def is_peer(other: Case, case: Case) -> bool:
     return same and (not PEERS[other.library].on_keras or other.backend == case.backend)
 
 
-def compare_two(results, i, j) -> Ratio:
-    ours, other = results[i], results[j]
+def compare_two(ours: Result, other: Result) -> tuple[float, float, float]:
+    """How many times as fast ours is, item by item: (median over rounds, least, most)."""
     per_item = ours.case.batch_size / other.case.batch_size
-    values = sorted(per_item * value for value in timing.ratios(other.rounds, ours.rounds))
-    return Ratio(i, j, statistics.median(values), values[0], values[-1])
+    values = [per_item * value for value in timing.ratios(other.rounds, ours.rounds)]
+    return statistics.median(values), min(values), max(values)
 
 
 def label(case: Case) -> str:

@@ -53,8 +53,8 @@ def _tell_missing(create, case):
         raise ImportError(f"{case.library} cannot be imported: {error}. Install it: pip install {package}") from error
 
 
-def _lacks(case, what="model"):
-    return ValueError(f"{case.library} is not asked for the {what} of {case.name}, part {case.part!r}.")
+def _lacks(case):
+    return ValueError(f"{case.library} has no {case.name}, part {case.part!r}, that this benchmark knows of.")
 
 
 # In torch.

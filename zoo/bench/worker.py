@@ -70,6 +70,9 @@ def import_libraries(case: Case) -> None:
         from zoo.env import choose_backend
 
         choose_backend(case.backend)
+        import keras
+
+        keras.saving.serialize_keras_object(keras.initializers.Zeros())  # has Keras look for TensorFlow, and import it
     if case.backend == "torch" and case.runtime == "keras":
         import torch
 
