@@ -53,6 +53,13 @@ def _tell_missing(create, case):
         raise ImportError(f"{case.library} cannot be imported: {error}. Install it: pip install {package}") from error
 
 
+def _leave_out(module, part, **useless):
+    """Drops the submodules that a part does not need, so that parameters and memory are that part's."""
+    for name, useless_for in useless.items():
+        if useless_for == {"zero-shot": "image"}.get(part, part):
+            setattr(module, name, None)
+
+
 def _lacks(case):
     return ValueError(f"{case.library} has no {case.name}, part {case.part!r}, that this benchmark knows of.")
 
@@ -94,7 +101,8 @@ def _open_clip(case):
         "pair": lambda x: module(x["images"], x["tokens"]),
         "zero-shot": zero_shot,
     }
-    classes = torch.nn.functional.normalize(torch.randn(module.text_projection.shape[1], 100), dim=0)
+    classes = torch.nn.functional.normalize(torch.randn(clip.VARIANTS[entry.label].embed_dim, 100), dim=0)
+    _leave_out(module, case.part, visual="text", transformer="image", token_embedding="image", text="image")
     return TorchPeer(module, forward[case.part], lambda x: criterion(*module(x["images"], x["tokens"])[:3]))
 
 
@@ -172,6 +180,9 @@ def _transformers_pair(case, row):
         "text": lambda x: module.get_text_features(input_ids=x["tokens"]),
         "pair": lambda x: module(input_ids=x["tokens"], pixel_values=x["images"]),
     }
+
+    _leave_out(module, case.part, vision_model="text", visual_projection="text")
+    _leave_out(module, case.part, text_model="image", text_projection="image")
 
     def loss(x):
         return module(input_ids=x["tokens"], pixel_values=x["images"], return_loss=True).loss
