@@ -149,7 +149,7 @@ def export_via_keras(model, path, *, opset, tolerance=None):
             raise ValueError(f"Keras' own exporter fails on {model.name!r}: {reason}") from error
         data, nodes = file.read_bytes(), len(onnx.load(file).graph.node)
     facts = {"precision": FLOAT32, "opset": opset, "nodes": nodes, "tolerance": tolerance or TOLERANCES[FLOAT32]}
-    return place(model, data, path, {}, started, **facts)
+    return place(model, lambda target: target.write(data), path, {}, started, **facts)
 
 
 def to_text(report: ExportReport) -> str:

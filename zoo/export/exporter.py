@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zoo.export import verify as verification
 from zoo.export.graph import FLOAT32
 from zoo.export.verify import TOLERANCES, Check
-from zoo.files import atomic_write
+from zoo.files import atomic_write, sha256
 from zoo.preprocess import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -149,35 +149,41 @@ def take_part(model, part, class_names=None, templates=None):
 def _write(model, graph, path, check, tolerance, started):
     """Writes a graph, checks the file, replaces what was there; the report."""
     facts = {"precision": graph.precision, "opset": graph.opset, "nodes": len(graph.nodes), "tolerance": tolerance}
-    data, weights = _to_bytes(graph, path)
-    size = weights.stat().st_size if weights else 0
+    if graph.nbytes <= EXTERNAL_LIMIT:
+        return place(model, lambda file: file.write(_serialize(graph)), path, check, started, **facts)
+    data, weights = _with_weights_beside(graph, path)
     try:
-        return place(model, data, path, check, started, size, **facts)
+        size = weights.stat().st_size
+        return place(model, lambda file: file.write(data), path, check, started, size, **facts)
     except BaseException:
-        if weights:
-            weights.unlink()
+        weights.unlink()
         raise
 
 
-def place(model, data, path, check, started, weight_bytes=0, *, precision, opset, nodes, tolerance):
-    """Puts the bytes of a file in its place if they pass; the report. `check` holds options of `verify`, or is None."""
+def place(model, write, path, check, started, weight_bytes=0, *, precision, opset, nodes, tolerance):
+    """Puts what `write` writes in its place if it passes; the report. `check`: options of `verify`, or None.
+
+    Of the file nothing stays in memory while it is checked.
+    """
     with atomic_write(path) as file:
-        file.write(data)
+        write(file)
         file.flush()
-        written = time.perf_counter()
-        checks = [] if check is None else _check(model, Path(file.name), check, precision, tolerance)
+        written, temporary = time.perf_counter(), Path(file.name)
+        size, digest = temporary.stat().st_size + weight_bytes, sha256(temporary)
+        checks = [] if check is None else _check(model, temporary, check, precision, tolerance)
     seconds = (written - started, time.perf_counter() - written)
-    size, digest = len(data) + weight_bytes, hashlib.sha256(data).hexdigest()
     face = (str(path), model.name, precision, opset)
     return ExportReport(*face, size, digest, nodes, seconds, tolerance, tuple(checks))
 
 
-def _to_bytes(graph, path):
-    """(the serialised `onnx.ModelProto`, path of the file that holds its weights or None)."""
+def _serialize(graph, store=None):
     from zoo.export.emit import to_proto
 
-    if graph.nbytes <= EXTERNAL_LIMIT:
-        return to_proto(graph).SerializeToString(deterministic=True), None
+    return to_proto(graph, store).SerializeToString(deterministic=True)
+
+
+def _with_weights_beside(graph, path):
+    """(the serialised `onnx.ModelProto`, path of the file that holds its weights)."""
     digest = hashlib.sha256()
     for array in graph.weights.values():
         digest.update(array.data if array.ndim else array.tobytes())
@@ -190,7 +196,7 @@ def _to_bytes(graph, path):
             file.write(array.data)
             return {"location": weights.name, "offset": offset, "length": array.nbytes}
 
-        return to_proto(graph, store).SerializeToString(deterministic=True), weights
+        return _serialize(graph, store), weights
 
 
 def _check(model, path, options, precision, tolerance):
