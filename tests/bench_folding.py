@@ -2,11 +2,12 @@
 
     python tests/bench_folding.py                                    # every MobileCLIP pair, batch 1, 2 threads
     python tests/bench_folding.py convnext_tiny RN50 --batch 8
-    python tests/bench_folding.py 'MobileCLIP2-*' --rounds 0          # equality and parameters alone
+    python tests/bench_folding.py 'MobileCLIP2-*' --rounds 0 --oracles build/oracles    # equality and parameters alone
 
-Weights are drawn (helpers.draw_weights). An error is max |folded − model| / max |model|, which says something only
-where two inputs give different outputs: how different stands beside it. A ratio is the median over rounds of the
-model's time / the folded one's.
+Weights are those of an oracle case where there is one of the pair (oracles.py --full), which keep activations near 1
+through any depth; others are drawn here (helpers.draw_weights). An error is max |folded − model| / max |model|, which
+says something only where two inputs give different outputs: how different stands beside it. A ratio is the median over
+rounds of the model's time / the folded one's.
 """
 
 import argparse
@@ -38,17 +39,28 @@ def inputs_of(what, model, batch):
     return draw_tokens(batch, 0) if what == "tokens" else draw_images(batch, model.input_shape[1:3], 0)
 
 
-def compare(name, batch, threads, rounds):
+def create(name, oracles):
+    """The model, with the weights of an oracle case of a folder, or drawn."""
+    from helpers import draw_weights
+
+    import zoo
+
+    label = name.removeprefix("clip/")
+    cases = [Path(oracles, f"{source}-{label}", "model.safetensors") for source in ("open_clip", "apple", "timm")]
+    weights = next((path for path in cases if oracles and path.exists()), None)
+    return zoo.create_model(name, weights=weights) if weights else draw_weights(zoo.create_model(name))
+
+
+def compare(name, batch, threads, rounds, oracles):
     """Lines of the table for one model."""
     import torch
     from bench_onnx import ratio, take_turns
-    from helpers import draw_weights
 
     import zoo
     from zoo.parity import error
 
     torch.set_num_threads(threads)
-    model = draw_weights(zoo.create_model(name))
+    model = create(name, oracles)
     folded = zoo.fold(model)
     for (what, tower), other in zip(towers(model).items(), towers(folded).values(), strict=True):
         x, two = inputs_of(what, tower, batch), inputs_of(what, tower, 2)
@@ -72,6 +84,7 @@ def main():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--oracles", default="", metavar="DIR", help="folder of cases whose weights to take")
     options = parser.parse_args()
     import keras
 
@@ -79,7 +92,7 @@ def main():
 
     print(f"Keras on {keras.backend.backend()}\n\n{HEADER}")
     for name in [name for pattern in options.models for name in list_models(pattern)]:
-        for line in compare(name, options.batch, options.threads, options.rounds):
+        for line in compare(name, options.batch, options.threads, options.rounds, options.oracles):
             print(line, flush=True)
         gc.collect()
 

@@ -45,7 +45,7 @@ def write_files(name, folder):
     onnx_export(image_side(peer), str(folder / "theirs.onnx"), input_size=(3, size, size), batch_size=2, opset=17)
     del peer
     is_pair = name.startswith("clip/")
-    options = {} if is_pair else {"classifier_activation": None}
+    options = {"activation": "gelu"} if is_pair else {"classifier_activation": None}  # open_clip's, unless it is asked
     options |= {"stem_stride": 4} if name.startswith("convnext") else {}
     model = zoo.create_model(name, weights=weights, **options)
     model = model.image_encoder if is_pair else model
