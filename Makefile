@@ -39,7 +39,7 @@ lint: $(STAMPS)/lint
 	@.venv/bin/ruff check --quiet --exit-zero --output-format concise --select $(LONG_FUNCTIONS) . | sed 's/^/warning: /'
 
 clean:
-	rm -rf build dist demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist demo-output experiment-output *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 check-backend:

@@ -123,7 +123,7 @@ def test_help(command, capsys):
     assert ended.value.code == 0
     assert " ".join(COMMANDS[command].summary.split()) in " ".join(printed.split())
     assert "--json" in printed
-    assert ("--backend" in printed) == (COMMANDS[command].uses_backend or command == "doctor")
+    assert ("--backend" in printed) == (COMMANDS[command].uses_backend or command in ("bench", "doctor"))
 
 
 def test_help_names_every_command(capsys):

@@ -3,6 +3,7 @@
 `python tests/test_docs.py` writes the tables of docs/architectures.md anew from the rows in the code.
 """
 
+import itertools
 import re
 import shlex
 import sys
@@ -139,7 +140,7 @@ def command_lines(program):
         lines = [line.partition("#")[0].strip().replace("\\", "/") for line in blocks.splitlines()]  # Windows' too
         spans = re.findall(r"`([^`\n]+)`", text)
         for line in dict.fromkeys(lines + spans):
-            words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")] if line else []
+            words = list(itertools.dropwhile(lambda word: "=" in word, shlex.split(line)))  # variables stand in front
             if len(words) > 1 and words[0].rpartition("/")[2] == program:
                 yield words[1:]
 

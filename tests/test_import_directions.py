@@ -41,7 +41,7 @@ ORDER = {
         ),
         *("picture_source", "search_sheet", "pipeline", "image_search"),
         *("experiments.setting", "experiments.plots", "experiments"),
-        *("parity", "demo", "doctor", "cli", "__main__"),
+        *("parity", "demo", "doctor", "commands", "cli", "__main__"),
     ],
 }
 MAY_IMPORT = {  # its own package, and the public face of these

@@ -1,0 +1,112 @@
+"""Embeddings, indexes of images and the cache of texts."""
+
+from zoo.commands.command import IMAGES_AT_A_TIME, PAIR, Command, argument, positive
+
+TEXT_CACHE = argument("--cache", metavar="FILE", help="of texts' embeddings (default: $ZOO_TEXT_CACHE, or the user's)")
+INDEX = argument("index", metavar="INDEX", help="folder of an index")
+INDEX_MODEL = argument("--model", metavar="NAME|PATH", help="that made the index (default: as the index says)")
+CACHE_FILE = argument("path", metavar="FILE", help="of a cache")
+NEW_INDEX = (
+    argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
+    PAIR,
+    argument("--output", "--out", required=True, metavar="INDEX", help="folder; one that is there is gone on with"),
+    argument("--dtype", choices=("float32", "float16", "int8"), default="float32", help="of the vectors kept"),
+    argument("--runtime", choices=("keras", "onnx"), default="keras"),
+    IMAGES_AT_A_TIME,
+)
+
+
+COMMANDS = {
+    "embed": Command(
+        "write the embeddings of images, with their ids",
+        "zoo.image_search:embed_images",
+        "zoo.image_search:to_text",
+        (
+            argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
+            PAIR,
+            argument("--output", "--out", required=True, metavar="DIR", help="folder for shards and a manifest"),
+            IMAGES_AT_A_TIME,
+        ),
+        uses_backend=True,
+    ),
+    "index build": Command(
+        "index images for search; goes on where it was stopped",
+        "zoo.image_search:build_index",
+        "zoo.image_search:to_text",
+        NEW_INDEX,
+        uses_backend=True,
+    ),
+    "index add": Command(
+        "add another source to an index, or what is new in its own",
+        "zoo.image_search:index_add",
+        "zoo.image_search:to_text",
+        (
+            INDEX,
+            argument("source", nargs="?", help="folder, table or shards (default: the index's own sources)"),
+            INDEX_MODEL,
+            IMAGES_AT_A_TIME,
+        ),
+        uses_backend=True,
+    ),
+    "index accelerate": Command(
+        "make searches of a large index faster, by usearch",
+        "zoo.image_search:index_accelerate",
+        "zoo.image_search:to_text",
+        (
+            INDEX,
+            argument(
+                "--kind",
+                choices=("float16", "int8", "hnsw"),
+                default="int8",
+                help="a narrow copy, with which results stay exact, or a graph for --approximate (default int8)",
+            ),
+        ),
+    ),
+    "index remove": Command(
+        "take images out of an index",
+        "zoo.image_search:index_remove",
+        "zoo.image_search:to_text",
+        (INDEX, argument("ids", nargs="+", metavar="ID", help="as a search prints them")),
+    ),
+    "index info": Command(
+        "size, storage and source of an index",
+        "zoo.image_search:index_info",
+        "zoo.image_search:to_text",
+        (INDEX,),
+    ),
+    "index verify": Command(
+        "compare every file of an index with its digest",
+        "zoo.image_search:index_verify",
+        "zoo.image_search:to_text",
+        (INDEX,),
+    ),
+    "search": Command(
+        "find the images that match a sentence or an image",
+        "zoo.image_search:search_images",
+        "zoo.image_search:matches_to_text",
+        (
+            INDEX,
+            argument("query", nargs="?", help='e.g. "a photo of a seven"'),
+            INDEX_MODEL,
+            argument("--image", metavar="FILE", help="an image in place of the sentence"),
+            argument("-k", type=positive, default=5, help="how many (default 5)"),
+            argument("--where", action="append", metavar="KEY=VALUE", help="only images of which the index says so"),
+            argument("--approximate", action="store_true", help="through the graph of zoo index accelerate"),
+            argument("--sheet", metavar="FILE", help=".png or .html of what was found"),
+            TEXT_CACHE,
+        ),
+        uses_backend=True,
+    ),
+    **{
+        f"cache {job}": Command(
+            summary, f"zoo.image_search:cache_{job}", "zoo.image_search:to_text", (*arguments, TEXT_CACHE)
+        )
+        for job, summary, arguments in (
+            ("stats", "how many texts it holds, and how often they were there", ()),
+            ("clear", "drop all it holds", ()),
+            ("verify", "read and check every entry", ()),
+            ("export", "copy it to another file", (CACHE_FILE,)),
+            ("import", "take in what another file holds", (CACHE_FILE,)),
+        )
+    },
+}
