@@ -116,8 +116,7 @@ class FCMAE(keras.Model):
     def call(self, inputs):
         batch = inputs if isinstance(inputs, dict) else {"images": inputs}
         images, mask = batch["images"], batch.get("mask")
-        if mask is None:
-            mask = self.draw_mask(ops.shape(images)[0])
+        mask = self.draw_mask(ops.shape(images)[0]) if mask is None else ops.cast(mask, "float32")
         features = encode_visible(self.encoder, images, mask)
         return {"patches": self.decoder([features, mask]), "mask": mask}
 
