@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import clip
 import convnext
 from zoo.bench.cases import KERAS_APPLICATIONS, PEERS, Case
+from zoo.convert.pair_targets import transformers_config
 from zoo.names import find
 
 CLASSES = 1000
@@ -153,27 +154,9 @@ def _transformers(case):
 def _transformers_pair(case, row):
     import transformers
 
-    image, text = row.image, row.text
-    if not isinstance(image, clip.ViT) or image.stem_dim or not text.causal or case.part == "zero-shot":
+    if not isinstance(row.image, clip.ViT) or row.image.stem_dim or not row.text.causal or case.part == "zero-shot":
         raise _lacks(case)
-    vision_config = {
-        "hidden_size": image.width,
-        "intermediate_size": int(image.width * image.mlp_ratio),
-        "num_hidden_layers": image.layers,
-        "num_attention_heads": image.width // image.head_width,
-        "patch_size": image.patch_size,
-        "image_size": case.image_size,
-        "hidden_act": row.activation,
-    }
-    text_config = {
-        "hidden_size": text.width,
-        "intermediate_size": 4 * text.width,
-        "num_hidden_layers": text.layers,
-        "num_attention_heads": text.heads,
-        "hidden_act": row.activation,
-        "eos_token_id": text.vocabulary_size - 1,
-    }
-    config = {"projection_dim": row.embed_dim, "vision_config": vision_config, "text_config": text_config}
+    config = transformers_config(row, {"image_size": case.image_size, "activation": row.activation})
     module = transformers.CLIPModel(transformers.CLIPConfig(**config))
     forward = {
         "image": lambda x: module.get_image_features(pixel_values=x["images"]),

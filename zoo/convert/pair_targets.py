@@ -18,7 +18,7 @@ def pair_target(model, description, library):
     arguments = description.arguments
     pair = row_of(CLIP, arguments["variant"])
     if library == "transformers":
-        return transformers.PAIR, "model.safetensors", {"config.json": _transformers_config(pair, arguments)}
+        return transformers.PAIR, "model.safetensors", {"config.json": transformers_config(pair, arguments)}
     config = {
         "model_cfg": _model_cfg(model, pair, arguments),
         "preprocess_cfg": _preprocess_cfg(description.preprocess or PreprocessSpec(image_size=arguments["image_size"])),
@@ -133,7 +133,8 @@ def _preprocess_cfg(spec):
     }
 
 
-def _transformers_config(pair, arguments):
+def transformers_config(pair, arguments):
+    """config.json of transformers' CLIP for a `Pair`; "image_size" and "activation" are among the arguments."""
     import clip
 
     image, text, activation = pair.image, pair.text, arguments["activation"]
