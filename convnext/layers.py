@@ -122,13 +122,23 @@ class Dense(keras.layers.Dense):
     """Keras' Dense as one product of two matrices, whatever the rank of the input: (…, C) → (…, units).
 
     The result is the same. On JAX's CPU the kernel's gradient of a (B, H, W, C) input is 6 times slower than that of
-    the (B·H·W, C) view, and on TensorFlow a batched product is slower than a plain one.
+    the (B·H·W, C) view, and on TensorFlow a batched product is slower than a plain one. Torch begins its sums with the
+    bias, which Keras adds in a second pass over the result: 1.4 times as slow for (25088, 96) → (25088, 384).
     """
 
     def call(self, inputs, training=None):
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
-        outputs = super().call(flat, training=training)
+        if self.use_bias and keras.backend.backend() == "torch":
+            outputs = self._call_torch(flat)
+        else:
+            outputs = super().call(flat, training=training)
         return ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
+
+    def _call_torch(self, flat):
+        import torch
+
+        outputs = torch.addmm(ops.convert_to_tensor(self.bias), flat, ops.convert_to_tensor(self.kernel))
+        return outputs if self.activation is None else self.activation(outputs)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
