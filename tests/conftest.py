@@ -105,12 +105,15 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves tests marked `once` to the backend that runs them."""
-    if BACKEND == ONCE:
-        return
-    left = [item for item in items if item.get_closest_marker("once")]
+    """Leaves tests marked `once` to the backend that runs them, and tests marked `only("jax")` to that one."""
+    left = [item for item in items if not runs_here(item)]
     config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if not item.get_closest_marker("once")]
+    items[:] = [item for item in items if runs_here(item)]
+
+
+def runs_here(item) -> bool:
+    only = item.get_closest_marker("only")
+    return (BACKEND == ONCE or not item.get_closest_marker("once")) and (not only or only.args[0] == BACKEND)
 
 
 def pytest_collection_finish(session):

@@ -113,28 +113,27 @@ def test_depthwise_is_keras_own_with_its_gradients(rng, shape):
         np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-4 * np.abs(reference).max())
 
 
-if keras.backend.backend() == "jax":  # where the gradient is our own
+@pytest.mark.only("jax")  # whose gradient is our own
+def test_depthwise_has_a_gradient_of_its_gradient(rng):
+    import jax
 
-    def test_depthwise_has_a_gradient_of_its_gradient(rng):
-        import jax
+    layers = [cls(7, padding="same", use_bias=False) for cls in (DepthwiseConv2D, keras.layers.DepthwiseConv2D)]
+    x, kernel = rng.standard_normal((2, 9, 8, 4)), rng.standard_normal((7, 7, 4, 1))
+    for layer in layers:
+        layer.build(x.shape)
 
-        layers = [cls(7, padding="same", use_bias=False) for cls in (DepthwiseConv2D, keras.layers.DepthwiseConv2D)]
-        x, kernel = rng.standard_normal((2, 9, 8, 4)), rng.standard_normal((7, 7, 4, 1))
-        for layer in layers:
-            layer.build(x.shape)
+    def penalty(layer, x, kernel):
+        def loss(x, kernel):
+            return ops.sum(layer.stateless_call([kernel], [], x)[0] ** 3)
 
-        def penalty(layer, x, kernel):
-            def loss(x, kernel):
-                return ops.sum(layer.stateless_call([kernel], [], x)[0] ** 3)
+        return sum(ops.sum(gradient**2) for gradient in jax.grad(loss, (0, 1))(x, kernel))
 
-            return sum(ops.sum(gradient**2) for gradient in jax.grad(loss, (0, 1))(x, kernel))
-
-        ours, theirs = (
-            jax.jit(jax.grad(functools.partial(penalty, layer), (0, 1)))(np.float32(x), np.float32(kernel))
-            for layer in layers
-        )
-        for own, reference in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-4 * np.abs(reference).max())
+    ours, theirs = (
+        jax.jit(jax.grad(functools.partial(penalty, layer), (0, 1)))(np.float32(x), np.float32(kernel))
+        for layer in layers
+    )
+    for own, reference in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-4 * np.abs(reference).max())
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ CLASSIFIER = {
     **{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]},
     **{"image_size": 16, "batch_size": 8, "epochs": 1, "log_every": 1, "threads": 1},
 }
-only_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="several devices are JAX's")
 
 
 def train_on_one_and_on_four(mode, data, folder):
@@ -59,7 +58,7 @@ def train_on_one_and_on_four(mode, data, folder):
     print(json.dumps({"losses": losses, "difference": max(differences), "places": places}))
 
 
-@only_jax
+@pytest.mark.only("jax")
 @pytest.mark.parametrize("mode", ["contrastive", pytest.param("classify", marks=pytest.mark.slow)])
 def test_four_devices_train_as_one(mode, tmp_path):
     write = write_csv if mode == "contrastive" else write_class_folders
@@ -87,7 +86,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
         assert keras.distribution.distribution() is None
 
 
-@only_jax
+@pytest.mark.only("jax")
 def test_a_batch_is_a_multiple_of_the_devices(monkeypatch):
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: [f"cpu:{i}" for i in range(4)])
     with pytest.raises(ValueError, match="batch_size=6 must be a multiple of devices=4"), data_parallel(4, 6):
