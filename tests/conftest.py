@@ -17,7 +17,6 @@ from hub_cache import HubCache
 SEED = 20240229
 GROWTH = 3e9  # bytes after which garbage is collected early: the suite under JAX would come to 22 GB
 BACKEND = os.environ.get("KERAS_BACKEND")
-ONCE = os.environ.get("ZOO_ONCE", BACKEND)  # the backend under which tests marked `once` run
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network
 
 refused: list[str] = []
@@ -105,15 +104,10 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves tests marked `once` to the backend that runs them, and tests marked `only("jax")` to that one."""
-    left = [item for item in items if not runs_here(item)]
+    """Leaves tests marked `only("jax")` to that backend."""
+    left = [item for item in items for mark in item.iter_markers("only") if mark.args[0] != BACKEND]
     config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if runs_here(item)]
-
-
-def runs_here(item) -> bool:
-    only = item.get_closest_marker("only")
-    return (BACKEND == ONCE or not item.get_closest_marker("once")) and (not only or only.args[0] == BACKEND)
+    items[:] = [item for item in items if item not in left]
 
 
 def pytest_collection_finish(session):

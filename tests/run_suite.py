@@ -1,5 +1,7 @@
 """The whole suite: backend-free tests once, oracle outputs once, then each backend in a process of its own.
 
+Tests marked `once` need a backend and say the same of each: they are a step of their own, under the last one.
+
     python tests/run_suite.py                            # what `make test` runs
     python tests/run_suite.py --backends jax -k grn -x   # unknown options and paths go to pytest
 
@@ -77,7 +79,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def run_steps(options: argparse.Namespace, pytest_arguments: list[str]) -> list[Result]:
-    """Returns one Result a step, in the order of the last line: backend-free, oracles, backends."""
+    """Returns one Result a step, in the order of the last line: backend-free, oracles, backends, once."""
     environment = make_environment(options.jobs)
     pytest_arguments = pytest_arguments + (["-k", options.k] if options.k else [])
     speed = "" if options.all else " and not slow"
@@ -86,13 +88,14 @@ def run_steps(options: argparse.Namespace, pytest_arguments: list[str]) -> list[
         free = pool.submit(run_pytest, "backend-free", f"not backend{speed}", environment, pytest_arguments)
         oracles = pool.submit(compute_oracles, environment, options.all)
 
-        def after_oracles(backend: str) -> Result:
+        def after_oracles(name: str, markers: str, backend: str) -> Result:
             oracles.result()
-            own = environment | {"KERAS_BACKEND": backend, "KERAS_HOME": str(OUTPUT / f"keras-{backend}")}
-            own["ZOO_ONCE"] = options.backends[-1]  # torch unless narrowed: it compiles nothing
-            return run_pytest(backend, f"backend{speed}", own, pytest_arguments)
+            own = environment | {"KERAS_BACKEND": backend, "KERAS_HOME": str(OUTPUT / f"keras-{name}")}
+            return run_pytest(name, markers + speed, own, pytest_arguments)
 
-        backends = [pool.submit(after_oracles, backend) for backend in options.backends]
+        steps = [(backend, "backend and not once", backend) for backend in options.backends]
+        steps.append(("once", "once", options.backends[-1]))  # torch unless narrowed: it compiles nothing
+        backends = [pool.submit(after_oracles, *step) for step in steps]
         return [future.result() for future in (free, oracles, *backends)]
 
 
