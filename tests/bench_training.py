@@ -17,9 +17,10 @@ import keras
 import zoo
 from zoo.data import CLASSIFICATION, CONTRASTIVE, Batches, read_csv
 from zoo.data.throughput import write_photographs
-from zoo.training.contrastive import Tokenize, prepare, preprocessing
+from zoo.training.contrastive import Tokenize, preprocessing
 from zoo.training.loop import Steps
 from zoo.training.optimizer import create_optimizer
+from zoo.training.setup import prepare
 
 CAPTION = "a photograph of a temple in China among trees, or of a yellow flower, taken on a clear day"
 

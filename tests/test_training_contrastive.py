@@ -19,6 +19,7 @@ from zoo.preprocess import PreprocessSpec
 from zoo.training import contrastive
 from zoo.training.average import average
 from zoo.training.checkpoint import newest_checkpoint
+from zoo.training.setup import prepare
 from zoo.training.two_pass import accumulate
 
 pytestmark = pytest.mark.backend
@@ -200,7 +201,7 @@ def one_step(chunks, rate=None):
         for layer in pair.image_encoder.layers:
             if isinstance(layer, keras.layers.Dropout):
                 layer.rate = rate
-    contrastive.prepare(pair, keras.optimizers.SGD(1.0), precision="float32", ema=None)
+    prepare(pair, keras.optimizers.SGD(1.0), precision="float32", ema=None)
     if chunks:
         accumulate(pair, chunks)
     rng = np.random.default_rng(0)

@@ -20,12 +20,12 @@ from zoo.evaluation.metrics import top_k_accuracy
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.recipes import default_arguments
 from zoo.training.config import ClassifierConfig, describe_model, read_config
-from zoo.training.contrastive import BAD_SAMPLES, POLICIES, policy, prepare
 from zoo.training.devices import data_parallel
 from zoo.training.layer_decay import update_factors
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
+from zoo.training.setup import BAD_SAMPLES, computing_in, prepare
 from zoo.training.sources import read_data
 
 IMAGE_SIZE = 224
@@ -50,8 +50,6 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     Raises:
         ValueError: values that do not go together, data that cannot be used, a folder in use; all before training.
     """
-    if config.precision not in POLICIES:
-        raise ValueError(f"precision={config.precision!r}; it must be one of {', '.join(POLICIES)}")
     pace = Pace(config.epochs, config.save_every, config.log_every, config.validate_every, config.max_skipped)
     data = {"image_key": config.image_key, "caption_key": None, "label_key": config.label_key}
     data |= {"data_root": config.data_root}
@@ -64,7 +62,7 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
         raise ValueError(f"num_labels is {count}, and the data has a label {dataset.labels.max()}")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    with data_parallel(config.devices, config.batch_size), policy(POLICIES[config.precision]):
+    with data_parallel(config.devices, config.batch_size), computing_in(config.precision):
         keras.utils.set_random_seed(config.seed)
         model, description = create_classifier(config, count)
         spec = description.preprocess

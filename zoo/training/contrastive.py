@@ -1,6 +1,5 @@
 """Contrastive training of a pair: `zoo.train(…)`, and `zoo train contrastive …` on the command line."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -17,15 +16,14 @@ from zoo.preprocess import PreprocessSpec
 from zoo.training.devices import data_parallel
 from zoo.training.distillation import Teacher, load_teacher
 from zoo.training.loop import Outcome, Pace, train_durably
-from zoo.training.optimizer import Guarded, create_optimizer
+from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
+from zoo.training.setup import BAD_SAMPLES, computing_in, prepare
 from zoo.training.sources import read_data, without_labels
 from zoo.training.two_pass import accumulate as take_chunks
 from zoo.training.validation import PairValidation
 
-BAD_SAMPLES = "bad_samples.jsonl"
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-FLOAT16_SCALE = 2.0**15
+LOSSES = ("clip", "siglip")
 SIGLIP_START = {"init_logit_scale": 2.302585092994046, "init_logit_bias": -10.0}  # ln 10: arXiv:2303.15343, section 3.2
 
 
@@ -120,7 +118,7 @@ def train(
     Raises:
         ValueError: arguments that do not go together, data that cannot be used, a folder in use; all before training.
     """
-    _check(precision=precision, loss=loss, batch_size=batch_size, accumulate=accumulate, distill_weight=distill_weight)
+    _check(loss=loss, batch_size=batch_size, accumulate=accumulate, distill_weight=distill_weight)
     _check_places(devices, model, teacher)
     pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
     columns = {"image_key": image_key, "caption_key": caption_key, "label_key": label_key, "data_root": data_root}
@@ -130,7 +128,7 @@ def train(
     if label_key is None:
         dataset = without_labels(dataset)
     tokenize = Tokenize(context_length)
-    with data_parallel(devices, batch_size), policy(POLICIES[precision]):
+    with data_parallel(devices, batch_size), computing_in(precision):
         keras.utils.set_random_seed(seed)
         pair = _pair(model, weights, loss, image_size=image_size, stem_stride=stem_stride)
         pair.image_encoder.trainable, pair.text_encoder.trainable = not lock_image, not lock_text
@@ -162,10 +160,9 @@ def train(
     return outcome
 
 
-def _check(*, precision: str, loss: str, batch_size: int, accumulate: int, distill_weight: float) -> None:
-    for name, value, allowed in (("precision", precision, POLICIES), ("loss", loss, ("clip", "siglip"))):
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}; it must be one of {', '.join(allowed)}")
+def _check(*, loss: str, batch_size: int, accumulate: int, distill_weight: float) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r}; it must be one of {', '.join(LOSSES)}")
     if accumulate < 1 or batch_size % accumulate:
         raise ValueError(f"accumulate={accumulate} must be positive and divide batch_size={batch_size}")
     if distill_weight < 0:
@@ -180,17 +177,6 @@ def _check_places(devices, *models) -> None:
 def _teacher(teacher, spec) -> Teacher:
     pair = load_teacher(teacher)
     return Teacher(pair, preprocessing(pair), spec)
-
-
-@contextlib.contextmanager
-def policy(name: str):
-    """Layers made in the block compute in this dtype policy."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _pair(model, weights, loss, **shape):
@@ -215,15 +201,6 @@ def preprocessing(model) -> PreprocessSpec:
     known = native.recall(model).preprocess
     size = height if height == width else (height, width)
     return PreprocessSpec(image_size=size) if known is None else dataclasses.replace(known, image_size=size)
-
-
-def prepare(
-    model, optimizer, *, precision: str, ema: float | None, factors: list[float] | None = None, **options
-) -> None:
-    """Compiles a model for `train_durably`."""
-    scale = FLOAT16_SCALE if precision == "float16" else None
-    model.compile(Guarded(optimizer, initial_scale=scale, ema=ema, factors=factors), auto_scale_loss=False, **options)
-    model.optimizer.build(model.trainable_variables)  # made inside the step, they would have TensorFlow trace it twice
 
 
 def _validation(pair, path, columns, spec, tokenize, batch_size, classes, threads):

@@ -18,10 +18,10 @@ from zoo.data.paths import inside, read_file
 from zoo.data.records import digest
 from zoo.files import atomic_write
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
-from zoo.training.contrastive import BAD_SAMPLES, POLICIES, policy, prepare
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
+from zoo.training.setup import BAD_SAMPLES, computing_in, prepare
 from zoo.training.sources import read_data, without_labels
 
 FAMILY = "convnextv2"
@@ -87,12 +87,10 @@ def pretrain(
 
     Reference: arXiv:2301.00808, section 3.1; appendix A.1 for the recipe.
     """
-    if precision not in POLICIES:
-        raise ValueError(f"precision={precision!r}; it must be one of {', '.join(POLICIES)}")
     pace = Pace(epochs, save_every, log_every, None, max_skipped)
     dataset = read_images(train_data, image_key=image_key, data_root=data_root)
     output = Path(output)
-    with policy(POLICIES[precision]):
+    with computing_in(precision):
         keras.utils.set_random_seed(seed)
         shape = {"image_size": image_size, "stem_stride": stem_stride, "weights": weights}
         hiding = {"mask_ratio": mask_ratio, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth}
