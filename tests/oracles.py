@@ -3,10 +3,11 @@
     python tests/oracles.py build/oracles                    # skips what is up to date
     python tests/oracles.py build/oracles --only 'timm-*'    # --list shows the names
     python tests/oracles.py build/oracles --full             # and those too big for the suite
+    python tests/oracles.py build/oracles --apple FOLDER     # and by Apple's own code (oracles_apple.py)
 
 A case is a folder: `model.safetensors`, the reference's own state dict; `reference.npz`, inputs and outputs, images and
 maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. `zoo.parity` compares.
-The cases are in oracles_classifiers.py and oracles_pairs.py.
+The cases are in oracles_classifiers.py, oracles_pairs.py and oracles_mobileclip.py.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import oracle_case
+import oracles_apple
 import oracles_classifiers
 import oracles_mobileclip
 import oracles_pairs
@@ -35,14 +37,17 @@ LIBRARIES = {  # source of a case → the distribution that computes it
     "torchvision": "torchvision",
     "facebook": "timm",  # whose models stand for the authors' code
     "apple": "timm",  # likewise, with MobileCLIP-S0's text tower stated anew
+    oracles_apple.SOURCE: "timm",  # which Apple's code registers its trunks with
 }
 
 
-def cases():
-    """Every `Case`, small ones first within a source."""
+def cases(apple=None):
+    """Every `Case`, small ones first within a source; `apple` is a checkout of Apple's code."""
     yield from oracles_classifiers.classifier_cases()
     yield from oracles_pairs.pair_cases()
     yield from oracles_mobileclip.cases()
+    if apple:
+        yield from oracles_apple.cases(apple)
 
 
 # Writing
@@ -67,7 +72,7 @@ def write_case(case, folder):
         "model": case.model,
         "row": case.row,
         "arguments": case.arguments,
-        "library": f"{LIBRARIES[case.source]} {version_of(case.source)}",
+        "library": library_of(case.source),
         "tolerance": case.tolerance,
         "key": key_of(case),
     }
@@ -92,8 +97,11 @@ def replace(path, write):
     os.replace(temporary, path)
 
 
-def version_of(source):
-    return importlib.metadata.version(LIBRARIES[source])
+def library_of(source):
+    """The library that computed a case, and its version."""
+    if source == oracles_apple.SOURCE:
+        return f"{source} {oracles_apple.version()}"
+    return f"{LIBRARIES[source]} {importlib.metadata.version(LIBRARIES[source])}"
 
 
 def key_of(case):
@@ -118,9 +126,10 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names to compute, e.g. 'timm-*'")
     parser.add_argument("--full", action="store_true", help="also the cases too big for the suite")
+    parser.add_argument("--apple", metavar="FOLDER", help="also by Apple's code: a checkout of apple/ml-mobileclip")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
-    wanted = [case for case in cases() if options.full or not case.full]
+    wanted = [case for case in cases(options.apple) if options.full or not case.full]
     wanted = [case for case in wanted if fnmatch.fnmatchcase(case.name, options.only)]
     if options.list:
         print("\n".join(case.name for case in wanted))
