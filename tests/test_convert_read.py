@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from zoo.convert import read_checkpoint, write_safetensors
+from zoo.convert import read, read_checkpoint, write_safetensors
 
 TENSORS = {"a.weight": np.float32([[1, 2], [3, 4]]), "b": np.float32([0.5])}
 
@@ -47,6 +47,28 @@ def test_integers_stay_as_they_are(tmp_path):
 def test_npz(tmp_path):
     np.savez(tmp_path / "m.npz", **TENSORS)
     assert_same(read_checkpoint(tmp_path / "m.npz").tensors)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_member_of_an_npz_is_unpacked_when_it_is_looked_at(tmp_path, monkeypatch, save):
+    save(tmp_path / "m.npz", **TENSORS)
+    unpacked = []
+    monkeypatch.setattr(read, "_read_npy", lambda _, name: unpacked.append(name) or np.zeros(1, np.float16))
+    tensors = read_checkpoint(tmp_path / "m.npz").tensors
+    assert (dict(tensors.shapes), unpacked) == ({"a.weight": (2, 2), "b": (1,)}, [])
+    assert tensors["b"].dtype == np.float32 and unpacked == ["b.npy"]
+    assert tensors["b"] is not tensors["b"] and unpacked == 3 * ["b.npy"]  # kept by nobody
+
+
+def test_damage_in_one_member_of_an_npz_is_told_when_it_is_looked_at(tmp_path):
+    np.savez(tmp_path / "m.npz", good=np.ones(10_000, np.float32), bad=np.full(10_000, 2, np.float32))
+    content = (tmp_path / "m.npz").read_bytes()
+    last = content.rindex(np.float32(2).tobytes())
+    (tmp_path / "m.npz").write_bytes(content[:last] + b"\1" + content[last + 1 :])
+    tensors = read_checkpoint(tmp_path / "m.npz").tensors
+    np.testing.assert_array_equal(tensors["good"], np.ones(10_000, np.float32))
+    with pytest.raises(ValueError, match=r"m\.npz is a damaged zip file"):
+        tensors["bad"]
 
 
 def write_shards(folder, weight_map):

@@ -2,10 +2,11 @@
 
 safetensors (one file, or shards with an index) and `.npz` are read without torch. A torch zip checkpoint goes through
 `torch.load(weights_only=True)` of torch ≥ 2.10 (CVE-2026-24747) and through nothing else; older pickles are refused.
-safetensors and torch files are mapped, and an array is copied out of them when it is asked for; an `.npz`, which may
-be compressed, is unpacked whole.
+safetensors and torch files are mapped, and an array is copied out of them when it is asked for; a member of an `.npz`,
+which may be compressed, is unpacked then.
 """
 
+import contextlib
 import json
 import math
 import struct
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.convert.stored import Stored, shapes_of
+from zoo.convert.stored import Stored
 
 OLDEST_TORCH = (2, 10)
 WRAPPERS = (
@@ -127,23 +128,38 @@ def _read_sharded(path):
 
 
 def _read_zip(path):
+    with _told_of_damage(path), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise ValueError(
+                f"{path.name} is a TorchScript archive, which holds a program beside the weights and is not read. "
+                "Look for a .safetensors copy of it."
+            )
+        if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+            return _read_torch(path, _is_stored(archive)), {}
+        if names and all(name.endswith(".npy") for name in names):
+            return _read_npz(path), {}
+    raise ValueError(f"{path.name} is a zip file, but neither .npz nor a torch checkpoint. It holds {names[:5]}.")
+
+
+@contextlib.contextmanager
+def _told_of_damage(path):
+    """Turns what zipfile says of a damaged file into a ValueError with the file's name."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise ValueError(
-                    f"{path.name} is a TorchScript archive, which holds a program beside the weights and is not read. "
-                    "Look for a .safetensors copy of it."
-                )
-            if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-                return _read_torch(path, _is_stored(archive)), {}
-            if names and all(name.endswith(".npy") for name in names):
-                _check_growth(path, archive)
-                arrays = {name.removesuffix(".npy"): _read_npy(archive, name) for name in names}
-                return Stored(shapes_of(arrays), arrays.__getitem__), {}
+        yield
     except ZIP_ERRORS as error:
         raise ValueError(f"{path.name} is a damaged zip file: {error}") from error
-    raise ValueError(f"{path.name} is a zip file, but neither .npz nor a torch checkpoint. It holds {names[:5]}.")
+
+
+def _read_npz(path):
+    archive = zipfile.ZipFile(path)  # open until the last who may read it is gone
+    _check_growth(path, archive)
+
+    def read(key):
+        with _told_of_damage(path):
+            return _read_npy(archive, f"{key}.npy")
+
+    return Stored({name.removesuffix(".npy"): _npy_shape(archive, name) for name in archive.namelist()}, read)
 
 
 def _check_growth(path, archive):
@@ -153,27 +169,35 @@ def _check_growth(path, archive):
         raise ValueError(f"{path.name} has {before:,} bytes and would unpack into {after:,}; weights do not.")
 
 
-def _read_npy(archive, name):
-    """One member of an .npz file, its declared shape checked against its size before any of it is allocated."""
+def _npy_shape(archive, name):
+    """The shape of one member of an .npz file, checked against its size before any of it is allocated."""
     size = archive.getinfo(name).file_size
-    with archive.open(name) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }
-            shape, _, dtype = read_header[version](file)
-            declared = math.prod(shape) * dtype.itemsize
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{name} in the .npz file is not a sound array: {error}") from error
+    with archive.open(name) as file, _told_of_unsound(name):
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = read_header[version](file)
+        declared = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or min(shape, default=0) < 0 or declared > size:
         raise ValueError(f"{name} in the .npz file declares {shape} of {dtype}, which does not fit its {size} bytes.")
-    with archive.open(name) as file:
-        try:
-            return np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{name} in the .npz file is not a sound array: {error}") from error
+    return shape
+
+
+def _read_npy(archive, name):
+    with archive.open(name) as file, _told_of_unsound(name):
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read(1)  # zipfile compares a member's checksum when it meets the end
+        return array
+
+
+@contextlib.contextmanager
+def _told_of_unsound(name):
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{name} in the .npz file is not a sound array: {error}") from error
 
 
 def _is_stored(archive):
