@@ -8,7 +8,7 @@ from helpers import predict, randomize
 from clip import create_clip, tokenize
 from clip.variants import Pair, Text, ViT
 from zoo.data import from_arrays
-from zoo.encoding import compiled, fastest_batch, is_causal, keras_encoder, prepared, unit
+from zoo.encoding import by_shape, compiled, fastest_batch, is_causal, keras_encoder, prepared, unit
 from zoo.evaluation.datasets import Labelled
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.preprocess import PreprocessSpec
@@ -72,25 +72,31 @@ def test_pictures_embed_as_the_tower_says_whatever_the_batch(model, encoder, rng
         np.testing.assert_allclose(wide.embed_batches(parts), expected, atol=1e-5)
 
 
-def test_the_compiled_tower_follows_its_weights(model, rng):
+@pytest.mark.parametrize("tower", ("image_encoder", "text_encoder"))
+def test_the_compiled_tower_follows_its_weights(model, rng, tower):
     images = rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
-    pair = create_clip(tiny())
-    run = compiled(pair.image_encoder)
-    one, two = images[:1], run(images)
-    before = [run(one) for _ in range(3)]  # on torch the third comes from a graph of its kernels
+    inputs = images if tower == "image_encoder" else tokenize(["seven", "eight"])[:, :8]
+    trained, own = getattr(model, tower), getattr(create_clip(tiny()), tower)
+    run = compiled(own)
+    one, two = inputs[:1], run(inputs)
+    before = [run(one) for _ in range(3)]  # where one row has a function of its own, the third comes from it
     np.testing.assert_allclose(before[2], two[:1], atol=1e-6)
-    pair.image_encoder.set_weights(model.image_encoder.get_weights())
-    after, after_one = run(images), run(one)
+    own.set_weights(trained.get_weights())
+    after, after_one = run(inputs), run(one)
     assert two.dtype == before[2].dtype == np.float32 and np.abs(after - two).max() > 1e-3
-    np.testing.assert_allclose(after, predict(model.image_encoder, images), atol=1e-5)
+    np.testing.assert_allclose(after, predict(trained, inputs), atol=1e-5)
     np.testing.assert_allclose(after_one, after[:1], atol=1e-5)
 
 
-def test_a_tower_whose_path_depends_on_the_numbers_runs_as_it_is():
+def test_a_tower_that_no_compiler_takes_runs_as_it_is():
     class Branch(keras.layers.Layer):
         def call(self, x):
             if keras.backend.backend() == "torch":
                 return x if float(x.sum()) > 0 else -x
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow as tf
+
+                return tf.ensure_shape(tf.numpy_function(lambda x: x if x.sum() > 0 else -x, [x], x.dtype), x.shape)
             return keras.ops.where(keras.ops.sum(x) > 0, x, -x)
 
         def compute_output_shape(self, shape):
@@ -100,6 +106,23 @@ def test_a_tower_whose_path_depends_on_the_numbers_runs_as_it_is():
     run = compiled(keras.Model(entry, Branch()(entry)))
     for sign in (1, 1, 1, -1, -1):
         np.testing.assert_array_equal(run(np.full((1, 2), sign, np.float32)), [[1, 1]])
+
+
+@pytest.mark.once
+def test_one_row_gets_a_function_of_its_own_the_second_time():
+    asked = []
+
+    def specialise(x):
+        asked.append(x.shape)
+        return lambda x: ("own", len(x))
+
+    run = by_shape(lambda x: ("any", len(x)), specialise)
+    calls = [np.zeros(shape) for shape in ((1, 8), (2, 8), (1, 16), (1, 8), (2, 8), (1, 8))]
+    assert [run(x)[0] for x in calls] == ["any", "any", "any", "own", "any", "own"]
+    assert asked == [(1, 8)]
+    for length in range(100, 200):
+        run(np.zeros((1, length)))
+    assert run(np.zeros((1, 199)))[0] == "any" and run(calls[2])[0] == "own"  # no more than so many shapes
 
 
 def test_the_fastest_batch_is_the_last_that_was_worth_doubling(encoder, monkeypatch):
