@@ -10,6 +10,7 @@ from keras import ops
 
 from convnext import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
 from convnext.layers import safe_sqrt
+from convnext.torch_products import affine
 
 pytestmark = pytest.mark.backend
 
@@ -178,6 +179,26 @@ def test_dense_is_keras_own(rng, shape):
     theirs.build(shape)
     theirs.set_weights(ours.get_weights())
     np.testing.assert_allclose(ops.convert_to_numpy(ours(x)), ops.convert_to_numpy(theirs(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.only("torch")
+@pytest.mark.parametrize("sizes", [(12, 5, 7), (12, 7, 5), (3, 5, 7)])  # wider, narrower, too few rows for oneDNN
+def test_products_have_torchs_gradients_and_their_gradients(sizes):
+    import torch
+
+    rows, width, units = sizes
+    torch.manual_seed(0)
+    arguments = [torch.randn(shape, requires_grad=True) for shape in ((rows, width), (width, units), (units,))]
+    weight = torch.randn(rows, units)
+
+    def derivatives(product):
+        outputs = product(*arguments)
+        first = torch.autograd.grad((outputs * weight).sum(), arguments, create_graph=True)
+        second = torch.autograd.grad(sum((gradient**2).sum() for gradient in first), arguments[:2])
+        return [outputs, *first, *second]
+
+    expected = derivatives(lambda x, kernel, bias: torch.addmm(bias, x, kernel))
+    torch.testing.assert_close(derivatives(affine), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_dense_keeps_unknown_sizes():
