@@ -4,6 +4,7 @@
     python tests/oracles.py build/oracles --only 'timm-*'    # --list shows the names
     python tests/oracles.py build/oracles --full             # and those too big for the suite
     python tests/oracles.py build/oracles --apple FOLDER     # and by Apple's own code (oracles_apple.py)
+    python tests/oracles.py build/oracles --giants           # and those of 0.6 to 1.4 billion parameters
 
 A case is a folder: `model.safetensors`, the reference's own state dict; `reference.npz`, inputs and outputs, images and
 maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. `zoo.parity` compares.
@@ -25,10 +26,13 @@ import numpy as np
 import oracle_case
 import oracles_apple
 import oracles_classifiers
+import oracles_giants
 import oracles_mobileclip
 import oracles_pairs
 from helpers import declare_torchvision_operators
 from oracle_case import SEED, randomise
+
+from zoo.convert import write_safetensors
 
 LIBRARIES = {  # source of a case → the distribution that computes it
     "timm": "timm",
@@ -41,13 +45,15 @@ LIBRARIES = {  # source of a case → the distribution that computes it
 }
 
 
-def cases(apple=None):
+def cases(apple=None, giants=False):
     """Every `Case`, small ones first within a source; `apple` is a checkout of Apple's code."""
     yield from oracles_classifiers.classifier_cases()
     yield from oracles_pairs.pair_cases()
     yield from oracles_mobileclip.cases()
     if apple:
         yield from oracles_apple.cases(apple)
+    if giants:
+        yield from oracles_giants.cases()
 
 
 # Writing
@@ -56,7 +62,6 @@ def cases(apple=None):
 def write_case(case, folder):
     """Computes a case; `case.json` appears only when the other two files are complete."""
     import torch
-    from safetensors.torch import save_file
 
     started, folder = time.monotonic(), folder / case.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +70,8 @@ def write_case(case, folder):
     randomise(model, SEED)
     with torch.no_grad():
         arrays = case.run(model, case)
-    state = {key: value.detach().clone().contiguous() for key, value in (case.state or own_state)(model).items()}
-    replace(folder / "model.safetensors", lambda path: save_file(state, path))
+    state = {key: value.detach().contiguous().numpy() for key, value in (case.state or own_state)(model).items()}
+    replace(folder / "model.safetensors", lambda path: write_safetensors(path, state, {"format": "pt"}))
     replace(folder / "reference.npz", lambda path: np.savez(path, **arrays))
     description = {
         "model": case.model,
@@ -127,9 +132,10 @@ def main():
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names to compute, e.g. 'timm-*'")
     parser.add_argument("--full", action="store_true", help="also the cases too big for the suite")
     parser.add_argument("--apple", metavar="FOLDER", help="also by Apple's code: a checkout of apple/ml-mobileclip")
+    parser.add_argument("--giants", action="store_true", help="also pairs that take 5 to 12 GB of memory")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
-    wanted = [case for case in cases(options.apple) if options.full or not case.full]
+    wanted = [case for case in cases(options.apple, options.giants) if options.full or not case.full]
     wanted = [case for case in wanted if fnmatch.fnmatchcase(case.name, options.only)]
     if options.list:
         print("\n".join(case.name for case in wanted))

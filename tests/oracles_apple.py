@@ -20,6 +20,7 @@ from oracles_pairs import run_pair
 import clip
 
 SOURCE = "ml-mobileclip"
+LAYER_SCALE = 0.25  # at 0.5 activations pass 100, and rounding alone moves Apple's own gradient of logit_scale by 2e-5
 CONFIGURATIONS = {"s0": "MobileCLIP-S0", "s1": "MobileCLIP-S1", "s2": "MobileCLIP-S2"}
 
 
@@ -66,7 +67,7 @@ def run(model, case):
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     for name, parameter in model.named_parameters():
         if "layer_scale" in name:
-            parameter.mul_(0.5)
+            parameter.mul_(LAYER_SCALE)
     return run_pair(in_open_clips_names(model), case)
 
 

@@ -87,6 +87,14 @@ def test_what_is_exported_loads_again_and_is_recognised(tmp_path, name, create):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_where_apples_stem_and_open_clips_differ_the_report_says_so(tmp_path, padding):
+    model = fill(pair(dataclasses.replace(STEM, stem_padding=padding)), "Apple")
+    tensors = convert.export_tensors(model, FORMATS["Apple's MobileCLIP with a ViT"])
+    notes = load_weights(model, write(tmp_path / "m.safetensors", tensors)).notes
+    assert [note for note in notes if "stem_padding" in note] == list(notes[1:]) and len(notes) == 2 - padding
+
+
 @pytest.mark.parametrize("change", ["missing", "left over", "shape"])
 def test_a_file_that_does_not_fit_changes_nothing(tmp_path, change):
     model = fill(pair(MCI, MCT), "Apple")

@@ -35,6 +35,7 @@ class Format:
         ignored: (key pattern, reason) of keys that no variable of ours needs.
         refused: (key pattern, what it belongs to) of parts that no model of ours has.
         tensors: layer → its `Tensor` entries.
+        remarks: model → lines for the report: what the source's own code computes otherwise than this model.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Format:
     ignored: tuple[tuple[str, str], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     tensors: Callable = torch_tensors
+    remarks: Callable = lambda _: ()
 
 
 def under(source, rules):
@@ -144,7 +146,7 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
         raise ValueError(_complaint(filename, source, found, missing, unexpected, wrong))
     for slot in found:
         slot.variable.assign(_converted(slot, tensors))
-    notes += [f"{why}: {name} is new." for name, why in dict(fresh).items()]
+    notes += [*(f"{why}: {name} is new." for name, why in dict(fresh).items()), *source.remarks(model)]
     return LoadReport(source.name, len(found), ignored, tuple(missing), tuple(unexpected), tuple(notes))
 
 

@@ -171,10 +171,21 @@ def _formats(tower, signature, rules):
         yield Format(name.format(tower), keys, parts, (NUM_BATCHES,))
 
 
-def _apple(tower, signature, rules):
+def _otherwise_than_apples(model):
+    """Apple's own MobileCLIP-B and open_clip's differ where no weight shows it; the named rows are open_clip's."""
+    layers = {layer.name: layer for layer in getattr(model, "image_encoder", model).layers}
+    padding, epsilon = int("stem_pad" in layers), layers["ln_post"].epsilon
+    if (padding, epsilon) != (1, 1e-5):
+        yield (
+            f"Apple's own code has stem_padding=1 and epsilon=1e-05 in the image tower; the model has {padding} and "
+            f"{epsilon}, as open_clip has for these weights."
+        )
+
+
+def _apple(tower, signature, rules, **fields):
     parts = {"image": under("image_encoder.model.", rules), "text": under("text_encoder.", APPLE_TEXT), "pair": PAIR}
     keys = {f"image_encoder.model.{key}": rank for key, rank in signature.items()}
-    return Format(f"Apple's MobileCLIP with {tower}", keys, parts, (NUM_BATCHES,), tensors=apple_tensors)
+    return Format(f"Apple's MobileCLIP with {tower}", keys, parts, (NUM_BATCHES,), tensors=apple_tensors, **fields)
 
 
 FORMATS = (
@@ -183,7 +194,7 @@ FORMATS = (
     *_formats("a timm ViT", {"cls_token": 3, "blocks.0.attn.qkv.weight": 2}, VIT),
     _apple("an MCi", {"patch_embed.0.rbr_conv.0.conv.weight": 4}, APPLE_MCI),
     _apple("a re-parameterised MCi", {"patch_embed.0.reparam_conv.weight": 4}, APPLE_MCI),
-    _apple("a ViT", {"patch_emb.0.block.conv.weight": 4}, APPLE_VIT),
+    _apple("a ViT", {"patch_emb.0.block.conv.weight": 4}, APPLE_VIT, remarks=_otherwise_than_apples),
     Format(
         "the text tower of open_clip's custom-text layout",
         {"text.token_embedding.weight": 2, "text.ln_final.weight": 1},

@@ -1,0 +1,15 @@
+"""Oracle cases of the largest pairs: each takes about twice its weights of memory, and is computed on request only.
+
+    python tests/oracles.py build/oracles --giants --only 'open_clip-ViT-H-14'
+
+ViT-bigG-14 alone is not among them: its 2.5 billion parameters are 10 GB in float32, and it has its narrow case.
+"""
+
+from oracles_pairs import open_clip_named, pair_case
+
+NAMES = ("ViT-H-14", "ViT-g-14", "convnext_xxlarge", "RN50x64-quickgelu")
+
+
+def cases():
+    for name in NAMES:
+        yield pair_case("open_clip", lambda name=name: open_clip_named(name), name)
