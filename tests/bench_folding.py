@@ -46,7 +46,8 @@ def create(name, oracles):
     import zoo
 
     label = name.removeprefix("clip/")
-    cases = [Path(oracles, f"{source}-{label}", "model.safetensors") for source in ("open_clip", "apple", "timm")]
+    sources = ("open_clip", "apple") if label != name else ("timm",)
+    cases = [Path(oracles, f"{source}-{label}", "model.safetensors") for source in sources]
     weights = next((path for path in cases if oracles and path.exists()), None)
     return zoo.create_model(name, weights=weights) if weights else draw_weights(zoo.create_model(name))
 
