@@ -1,9 +1,11 @@
 """The command `zoo`: what it prints, what it refuses, and that its table leads to functions that exist."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,13 @@ def test_list_of_nothing(capsys):
 
 
 FINE_TUNED = "convnextv2_tiny.fcmae_ft_in1k "
+
+
+def test_what_the_library_remarks_on_is_one_line_without_a_place_in_the_code(monkeypatch, capsys):
+    remark = functools.partial(warnings.warn, "m.pth: the classifier is new.", stacklevel=1)
+    monkeypatch.setattr("zoo.names.listed", lambda **_: remark() or ["x"])
+    assert main(["list"]) == 0
+    assert capsys.readouterr() == ("x\n", "zoo: m.pth: the classifier is new.\n")
 
 
 def test_list_published_weights(capsys):

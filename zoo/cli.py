@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 import traceback
+import warnings
 
 from zoo.commands import COMMANDS, GROUPS
 from zoo.env import BACKENDS, choose_backend
@@ -24,7 +25,7 @@ def main(argv=None):
     try:
         if command.uses_backend:
             choose_backend(options.pop("backend"))
-        with contextlib.redirect_stdout(progress):
+        with contextlib.redirect_stdout(progress), plain_warnings():
             result = resolve(command.function)(**options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         if show_traceback:
@@ -40,6 +41,22 @@ def refuse(error):
     """One line on stderr, whatever the message's own lines; the exit code of bad input."""
     print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
     return BAD_INPUT
+
+
+@contextlib.contextmanager
+def plain_warnings():
+    """Shows what the library remarks on as one line each, without the place in the code that Python adds."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(message, category, *place):
+            if category is UserWarning:
+                print(f"zoo: {message}", file=sys.stderr)
+            else:
+                show(message, category, *place)
+
+        warnings.showwarning = show_plainly
+        yield
 
 
 class Parser(argparse.ArgumentParser):
