@@ -1,40 +1,123 @@
-"""Images a second of a training step, of the input pipeline alone, and of both together: which of them is the limit.
+"""A step of our training beside the same step of timm and open_clip in torch, and the input pipeline beside both.
 
-    KERAS_BACKEND=jax python tests/bench_training.py [--model convnextv2_atto | clip/convnext_v2_atto] [--threads 1]
+    PYTHONPATH=tests/peer_shim python tests/bench_training.py [--backend torch,jax,tensorflow] [--rounds 5]
 
-The images are JPEG files of scikit-learn's two photographs (640 x 427), augmented as training does. A pair's captions
-are of usual length.
+Two cases, 64 images a step: ConvNeXtV2-Atto on 64 x 64 pixels beside timm's, and the digits' pair on 32 x 32 pixels
+(stem stride 2, 77 tokens) beside the same towers in open_clip. Our step is what `zoo train` runs, with its own
+optimizer; the peer's is AdamW on the same loss, with the gradients clipped where ours clips them. Each side is a
+process of its own, and they take turns. The images of the pipeline are JPEG files of scikit-learn's two photographs
+(640 x 427), augmented as training does; "pipeline" makes batches one by one, "step and pipeline" trains on them as they
+come.
 """
 
 import argparse
+import dataclasses
 import json
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import keras
-
-import zoo
+from zoo.bench.cases import Case
+from zoo.bench.timing import ratios, take_turns
 from zoo.data import CLASSIFICATION, CONTRASTIVE, Batches, read_csv
 from zoo.data.throughput import write_photographs
-from zoo.training.contrastive import Tokenize, preprocessing
-from zoo.training.loop import Steps
-from zoo.training.optimizer import create_optimizer
-from zoo.training.setup import prepare
+from zoo.preprocess import PreprocessSpec
 
+BATCH = 64
+STEPS, LONGER = 2, 6  # of a turn; of one with the pipeline, whose first batch nothing is done beside
 CAPTION = "a photograph of a temple in China among trees, or of a yellow flower, taken on a clear day"
+CASES = {
+    "classifier": {"name": "convnextv2_atto", "peer": "timm", "image_size": 64, "stem_stride": 4},
+    "pair": {"name": "clip/convnext_v2_atto", "peer": "open_clip", "image_size": 32, "stem_stride": 2},
+}
+STEP, PIPELINE, BOTH = "step", "pipeline", "step and pipeline"
+COLUMNS = ("", "backend", "images/s, step", "times the peer's", "over rounds", PIPELINE, BOTH)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="convnextv2_atto")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=6, help="of each measurement (default %(default)s)")
-    options = parser.parse_args()
+    parser.add_argument("--case", default=",".join(CASES), help="default %(default)s")
+    parser.add_argument("--backend", default="torch,jax,tensorflow", help="default %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of the pipeline (default %(default)s)")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        return serve(*options.child, options.threads)
+    print(f"| {' | '.join(COLUMNS)} |", f"|---|---|{'--:|' * 5}", sep="\n", flush=True)
+    for case in options.case.split(","):
+        for line in measure(case, options.backend.split(","), options.rounds, options.threads):
+            print(line, flush=True)
+
+
+def measure(case, backends, rounds, threads):
+    """Lines of the table: the peer's, then ours on each backend."""
+    peer = CASES[case]["peer"]
+    sides = {peer: Side(case, peer, threads)}
+    try:
+        sides |= {backend: Side(case, backend, threads) for backend in backends}
+        steps = take_turns({name: lambda side=side: side.turn(STEP) for name, side in sides.items()}, rounds)
+        yield f"| {case} | {peer}, torch | {rate(steps[peer]):.1f} | 1 | | | |"
+        for backend in backends:
+            found = sorted(ratios(steps[peer], steps[backend]))
+            rates = [rate([sides[backend].turn(job)]) for job in (PIPELINE, BOTH)]
+            yield (
+                f"| {case} | {backend} | {rate(steps[backend]):.1f} | **{statistics.median(found):.2f}** "
+                f"| {found[0]:.2f} to {found[-1]:.2f} | {rates[0]:.1f} | {rates[1]:.1f} |"
+            )
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def rate(turns):
+    """Images a second, of turns' seconds a step."""
+    return BATCH / statistics.median(seconds for turn in turns for seconds in turn)
+
+
+class Side:
+    """The process of one side: started, warmed up, and waiting for its turn."""
+
+    def __init__(self, case, side, threads):
+        command = [sys.executable, __file__, "--child", case, side, "--threads", str(threads)]
+        backend = "torch" if side in {row["peer"] for row in CASES.values()} else side
+        environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
+        self.turn(STEP)
+
+    def turn(self, job):
+        """Seconds a step, in a list of one."""
+        print(job, file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("["):
+                return json.loads(line)
+        raise RuntimeError(f"{self.process.args} ended with code {self.process.wait()}")
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# The child.
+
+
+def serve(case, side, threads):
+    """Answers each line, the name of a job, with the seconds a step of it took."""
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(measure(options, write(Path(scratch), 4 * options.batch_size)), indent=1))
+        table = write(Path(scratch), BATCH)
+        jobs = create_ours(case, table, threads) if side != CASES[case]["peer"] else create_peer(case, table)
+        jobs[STEP](STEPS)
+        for line in sys.stdin:
+            name = line.strip()
+            steps = STEPS if name == STEP else LONGER
+            start = time.perf_counter()
+            jobs[name](steps)
+            print(json.dumps([(time.perf_counter() - start) / steps]), flush=True)
 
 
 def write(folder, count):
@@ -43,6 +126,16 @@ def write(folder, count):
     rows = [f'{path.relative_to(folder)},"{CAPTION}",{path.parent.name}' for path in sorted(folder.rglob("*.jpg"))]
     (folder / "train.csv").write_text("\n".join(["filepath,caption,class", *rows]))
     return folder / "train.csv"
+
+
+def create_batches(case, table, threads, **options):
+    """Batches as training makes them."""
+    from zoo.training.contrastive import Tokenize
+
+    spec, options = PreprocessSpec(CASES[case]["image_size"]), {"batch_size": BATCH, "threads": threads, **options}
+    if case == "pair":
+        return Batches(read_csv(table), spec, augment=CONTRASTIVE, tokenize=Tokenize(), **options)
+    return Batches(read_csv(table, caption_key=None, label_key="class"), spec, augment=CLASSIFICATION, **options)
 
 
 class Again:
@@ -55,48 +148,87 @@ class Again:
         return self.batch
 
 
-def measure(options, table):
-    """Rates of the step, of the pipeline, and of both; each after a first, unmeasured round."""
-    model, batches, arrange = create(options, table)
-    count, rates = options.steps, {}
+def create_ours(case, table, threads):
+    """{job: function that does so many steps of it}, with the model and the optimizer of `zoo train`."""
+    from zoo.training.loop import Steps
 
-    def fit(source, first):
-        model.fit(Steps(source, range(first, first + count), arrange), shuffle=False, verbose=0)
+    model = create_model(case)
+    arrange = (lambda batch: batch) if case == "pair" else (lambda batch: (batch["images"], batch["label"]))
 
-    with batches:
-        jobs = {
-            "step": lambda first: fit(Again(batches[0]), first),
-            "step and pipeline": lambda first: fit(batches, first),
-            "pipeline": lambda first: [batches[place] for place in range(first, first + count)],
-        }
-        for name, job in jobs.items():
-            job(0)
-            start = time.perf_counter()
-            job(count)
-            rates[name] = round(count * options.batch_size / (time.perf_counter() - start), 1)
-    return {"backend": keras.backend.backend(), **vars(options), **rates}
+    def fit(source, steps):
+        model.fit(Steps(source, range(steps), arrange), shuffle=False, verbose=0)
+
+    def make(steps):
+        with create_batches(case, table, threads, prefetch=0) as batches:
+            for place in range(steps):
+                batches[place]
+
+    def both(steps):
+        with create_batches(case, table, threads) as batches:
+            fit(batches, steps)
+
+    with create_batches(case, table, threads) as batches:
+        again = Again(batches[0])
+    return {STEP: lambda steps: fit(again, steps), PIPELINE: make, BOTH: both}
 
 
-def create(options, table):
-    """(compiled model, batches, from a batch to what `fit` takes)"""
+def create_model(case):
+    """Compiled as `zoo train` does."""
+    import keras
+
+    import zoo
+    from zoo.training.optimizer import create_optimizer
+    from zoo.training.setup import prepare
+
     keras.utils.set_random_seed(0)
-    shape = {"batch_size": options.batch_size, "threads": options.threads}
-    optimizer, state = create_optimizer(1e-4, 1000), {"precision": "float32", "ema": None}
-    if options.model.startswith("clip/"):
-        model = zoo.create_model(options.model, image_size=options.image_size)
-        prepare(model, optimizer, loss="clip", **state)
-        data = read_csv(table, "filepath", "caption")
-        return (
-            model,
-            Batches(data, preprocessing(model), augment=CONTRASTIVE, tokenize=Tokenize(), **shape),
-            lambda b: b,
-        )
-    size = (options.image_size, options.image_size, 3)
-    model = zoo.create_model(options.model, num_classes=2, input_shape=size, classifier_activation=None)
-    prepare(model, optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), **state)
-    data, spec = read_csv(table, "filepath", None, label_key="class"), zoo.model_info(options.model).preprocess
-    batches = Batches(data, type(spec)(options.image_size, spec.mean, spec.std), augment=CLASSIFICATION, **shape)
-    return model, batches, lambda b: (b["images"], b["label"])
+    row, state = CASES[case], {"precision": "float32", "ema": None}
+    size, stem_stride = row["image_size"], row["stem_stride"]
+    if case == "pair":
+        model = zoo.create_model(row["name"], image_size=size, stem_stride=stem_stride)
+        prepare(model, create_optimizer(1e-4, 1000, clip_norm=1.0), loss="clip", **state)
+        return model
+    shape = {"input_shape": (size, size, 3), "stem_stride": stem_stride, "classifier_activation": None}
+    model = zoo.create_model(row["name"], num_classes=1000, **shape)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    prepare(model, create_optimizer(1e-4, 1000), loss=loss, **state)
+    return model
+
+
+def create_peer(case, table):
+    """{"step": function that does so many of the peer's}."""
+    import torch
+
+    from zoo.bench import jobs, peers
+
+    row = CASES[case]
+    part = "pair" if case == "pair" else "classifier"
+    described = Case(row["name"], library=row["peer"], backend="torch", part=part, image_size=row["image_size"])
+    peer = peers.create_torch(dataclasses.replace(described, batch_size=BATCH, train=True))
+    stem = (peer.module.visual.trunk if case == "pair" else peer.module).stem[0]
+    stem.stride, stem.padding = [(row["stem_stride"],) * 2, ((stem.kernel_size[0] - row["stem_stride"]) // 2,) * 2]
+    peer.module.train()
+    with create_batches(case, table, 1) as batches:
+        batch = batches[0]
+    x = {"images": torch.from_numpy(batch["images"].transpose(0, 3, 1, 2).copy())}
+    x |= (
+        {"tokens": torch.from_numpy(batch["tokens"])}
+        if case == "pair"
+        else {"labels": torch.from_numpy(batch["label"])}
+    )
+    jobs._choose_layout(peer, x)
+    weights = list(peer.module.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.05)
+
+    def step():
+        optimizer.zero_grad()
+        loss = peer.loss(x)
+        loss.backward()
+        if case == "pair":
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return {STEP: lambda steps: [step() for _ in range(steps)]}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A campaign of kills: a small pair is trained, killed with SIGKILL again and again, and must end as if left alone.
+"""A campaign of kills: a small model is trained, killed with SIGKILL again and again, and must end as if left alone.
 
-    KERAS_BACKEND=torch python tests/kill_campaign.py --kills 30 [--control]
+    KERAS_BACKEND=torch python tests/kill_campaign.py --kills 30 [--mode contrastive|classify|pretrain] [--control]
 
 Half of the kills fall inside the writing of a checkpoint, the others anywhere in the training. A run is started anew
 with `resume` until it has finished; then its weights, moments and seeds are compared, byte by byte, with those of a run
@@ -34,23 +34,27 @@ def main(arguments=None) -> dict:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which no run is begun or killed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mode", choices=MODES, default="contrastive", help="of training (default %(default)s)")
     parser.add_argument("--control", action="store_true", help="Keras' BackupAndRestore in place of ours")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         if os.environ.get("KERAS_BACKEND") != "tensorflow":
             sys.modules["tensorflow"] = None  # Keras would import it to seed it: half of a child's seconds
-        return train_control(Path(options.child)) if options.control else train(Path(options.child))
-    figures = campaign(options.kills, random.Random(options.seed), control=options.control, seconds=options.seconds)
+        return (train_control if options.control else train)(Path(options.child), options.mode)
+    limits = {"kills": options.kills, "seconds": options.seconds}
+    figures = campaign(random.Random(options.seed), mode=options.mode, control=options.control, **limits)
     print(json.dumps(figures, indent=1))
     return figures
 
 
-def campaign(kills: int, rng: random.Random, *, control: bool = False, seconds: float = math.inf) -> dict:
+def campaign(
+    rng: random.Random, *, kills: int, mode: str = "contrastive", control: bool = False, seconds: float = math.inf
+) -> dict:
     """Figures of runs that were killed so often in all, each of them restarted until it had finished."""
-    end = time.monotonic() + seconds
+    end, flags = time.monotonic() + seconds, ["--mode", mode, *(["--control"] if control else [])]
     with tempfile.TemporaryDirectory() as scratch:
-        alone, whole_run = finish(Path(scratch, "alone"), control)
+        alone, whole_run = finish(Path(scratch, "alone"), flags)
         figures = dict.fromkeys(("kills", "inside_saving", "torn", "runs", "equal", "failed_restarts"), 0)
         while figures["kills"] < kills and time.monotonic() < end:
             folder = Path(scratch, f"run-{figures['runs']}")
@@ -58,13 +62,13 @@ def campaign(kills: int, rng: random.Random, *, control: bool = False, seconds: 
                 inside = rng.random() < 0.5
                 delay = rng.uniform(0, 0.01) if inside else rng.uniform(0, whole_run)
                 before = half_written(folder)
-                if not killed(folder, control, inside, delay, rng.randrange(8)):
+                if not killed(folder, flags, inside, delay, rng.randrange(8)):
                     break
                 figures["kills"] += 1
                 figures["inside_saving"] += inside
                 figures["torn"] += bool(half_written(folder) - before)
             figures["runs"] += 1
-            result, _ = finish(folder, control)
+            result, _ = finish(folder, flags)
             figures["failed_restarts"] += result is None
             figures["equal"] += result == alone
         return figures
@@ -74,17 +78,17 @@ def half_written(folder: Path) -> set[Path]:
     return set(folder.glob(f"checkpoints/{TEMPORARY_PREFIX}*"))
 
 
-def start_child(folder: Path, control: bool) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--child", str(folder), *(["--control"] if control else [])]
+def start_child(folder: Path, flags: list[str]) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--child", str(folder), *flags]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def killed(folder: Path, control: bool, inside: bool, delay: float, saves: int) -> bool:
+def killed(folder: Path, flags: list[str], inside: bool, delay: float, saves: int) -> bool:
     """Starts a run and kills it: `delay` after it began its (`saves` + 1)-th checkpoint, or after its first step began.
 
     False when it had ended before.
     """
-    child, to_come = start_child(folder, control), saves + 1 if inside else 1
+    child, to_come = start_child(folder, flags), saves + 1 if inside else 1
     timer = threading.Timer(delay, child.send_signal, [signal.SIGKILL])
     for line in child.stdout:
         to_come -= line.strip() == (SAVING if inside else TRAINING)
@@ -97,9 +101,9 @@ def killed(folder: Path, control: bool, inside: bool, delay: float, saves: int) 
     return code == -signal.SIGKILL
 
 
-def finish(folder: Path, control: bool) -> tuple[str | None, float]:
+def finish(folder: Path, flags: list[str]) -> tuple[str | None, float]:
     """Lets a run end; (digest of all that it learned, or None when it could not go on; seconds of training)."""
-    child, start = start_child(folder, control), time.perf_counter()
+    child, start = start_child(folder, flags), time.perf_counter()
     for line in child.stdout:
         if line.strip() == TRAINING:
             start = time.perf_counter()
@@ -111,31 +115,60 @@ def finish(folder: Path, control: bool) -> tuple[str | None, float]:
 # The child.
 
 
-def create():
-    """(compiled pair, batches): a few layers, with dropout, on real digits."""
+def create(mode: str):
+    """(compiled model, batches, from a batch to what `fit` takes): a few layers that draw at random, on real digits."""
     import keras
     from data_writers import digits
 
-    from clip import CLIP, tokenize
     from zoo.data import Batches, from_arrays
     from zoo.preprocess import PreprocessSpec
-    from zoo.training.optimizer import Guarded
+    from zoo.training.setup import prepare
 
     keras.utils.set_random_seed(5)
-    images = keras.Input((8, 8, 3))
-    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(images))
-    tokens = keras.Input((None,), dtype="int32")
-    y = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(49408, 4)(tokens))
-    pair = CLIP(keras.Model(images, keras.layers.Dense(4)(x)), keras.Model(tokens, keras.layers.Dense(4)(y)))
-    pair.compile(Guarded(keras.optimizers.Adam(0.01)), auto_scale_loss=False)
-    pair.optimizer.build(pair.trainable_variables)
-    pictures, captions, _ = digits(RECORDS)
-    short = lambda texts: tokenize(texts, context_length=12, truncate=True)  # noqa: E731
-    data = from_arrays(pictures, captions)
-    return pair, Batches(data, PreprocessSpec(image_size=8), batch_size=BATCH_SIZE, tokenize=short, threads=1)
+    pictures, captions, labels = digits(RECORDS)
+    model, options, arrange, tokenize = MODES[mode]()
+    prepare(model, keras.optimizers.Adam(0.01), precision="float32", ema=None, **options)
+    data, spec = from_arrays(pictures, captions, labels if mode == "classify" else None), PreprocessSpec(image_size=8)
+    return model, Batches(data, spec, batch_size=BATCH_SIZE, tokenize=tokenize, threads=1), arrange
 
 
-def train(folder: Path) -> None:
+def create_pair():
+    """(model, options of its `compile`, from a batch to what `fit` takes, tokenizer or None), with dropout."""
+    from keras import Input, Model, layers
+
+    from clip import CLIP, tokenize
+
+    images, tokens = Input((8, 8, 3)), Input((None,), dtype="int32")
+    x = layers.Dropout(0.5)(layers.Flatten()(images))
+    y = layers.GlobalAveragePooling1D()(layers.Embedding(49408, 4)(tokens))
+    pair = CLIP(Model(images, layers.Dense(4)(x)), Model(tokens, layers.Dense(4)(y)))
+    return pair, {}, lambda batch: batch, lambda texts: tokenize(texts, context_length=12, truncate=True)
+
+
+def create_classifier():
+    """The same of a classifier with batch statistics and dropout."""
+    from keras import Input, Model, layers, losses
+
+    images = Input((8, 8, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(images)))
+    x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(x))
+    options = {"loss": losses.SparseCategoricalCrossentropy(from_logits=True)}
+    return Model(images, layers.Dense(10)(x)), options, lambda batch: (batch["images"], batch["label"]), None
+
+
+def create_fcmae():
+    """The same of masked pretraining, which draws masks."""
+    import convnext
+
+    row = convnext.Variant((1, 1), (8, 8))
+    fcmae = convnext.create_fcmae(row, (8, 8, 3), stem_stride=2, decoder_dim=8, drop_path_rate=0.5)
+    return fcmae, {}, lambda batch: {"images": batch["images"]}, None
+
+
+MODES = {"contrastive": create_pair, "classify": create_classifier, "pretrain": create_fcmae}
+
+
+def train(folder: Path, mode: str) -> None:
     """A run of ours, gone on with if there is one."""
     from zoo.training import loop
 
@@ -146,14 +179,15 @@ def train(folder: Path) -> None:
         return save(*arguments, **options)
 
     loop.save_checkpoint = say_and_save
-    pair, batches = create()
+    model, batches, arrange = create(mode)
     print(TRAINING, flush=True)
     with batches:
-        loop.train_durably(pair, batches, folder, loop.Pace(EPOCHS, save_every=SAVE_EVERY), resume=True)
-    write_digest(pair, folder)
+        pace = loop.Pace(EPOCHS, save_every=SAVE_EVERY)
+        loop.train_durably(model, batches, folder, pace, arrange=arrange, resume=True)
+    write_digest(model, folder)
 
 
-def train_control(folder: Path) -> None:
+def train_control(folder: Path, mode: str) -> None:
     """The same run with Keras' own callback."""
     import keras
 
@@ -165,20 +199,20 @@ def train_control(folder: Path) -> None:
             super()._save_model(*arguments, **options)
 
     folder.mkdir(exist_ok=True)
-    pair, batches = create()
+    model, batches, arrange = create(mode)
     backup = Backup(str(folder / "backup"), save_freq=SAVE_EVERY, delete_checkpoint=False)
     print(TRAINING, flush=True)
     with batches:
-        data = Steps(batches, range(EPOCHS * batches.steps), lambda batch: batch)
-        pair.fit(data, epochs=EPOCHS, steps_per_epoch=batches.steps, shuffle=False, verbose=0, callbacks=[backup])
-    write_digest(pair, folder)
+        data = Steps(batches, range(EPOCHS * batches.steps), arrange)
+        model.fit(data, epochs=EPOCHS, steps_per_epoch=batches.steps, shuffle=False, verbose=0, callbacks=[backup])
+    write_digest(model, folder)
 
 
-def write_digest(pair, folder: Path) -> None:
+def write_digest(model, folder: Path) -> None:
     import numpy as np
     from keras import ops
 
-    arrays = [ops.convert_to_numpy(v) for kind in (pair.variables, pair.optimizer.variables) for v in kind]
+    arrays = [ops.convert_to_numpy(v) for kind in (model.variables, model.optimizer.variables) for v in kind]
     content = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
     (folder / "digest").write_text(hashlib.sha256(content).hexdigest())
 

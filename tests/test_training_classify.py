@@ -1,5 +1,6 @@
 """Training of classifiers: the configuration says what it says, every key changes something, a run resumes."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,11 +8,10 @@ import keras
 import numpy as np
 import pytest
 from data_writers import write_class_folders, write_csv, write_shards
+from training_case import assert_goes_on, losses, no_curves, rows, weights  # noqa: F401
 
 import zoo
-from zoo import cli
-from zoo.training import classify
-from zoo.training.checkpoint import newest_checkpoint
+from zoo import cli, registry
 from zoo.training.classify import create_classifier, create_loss, enough, train_classifier
 from zoo.training.config import describe_model, parse_config, read_config
 
@@ -24,14 +24,6 @@ BASE = {
     **{"batch_size": 8, "epochs": 1, "log_every": 1, "threads": 1, "label_key": "class"},
 }
 RESNET = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "stem_stride": None}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Half the time of so small a run would go into drawing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.training.history.History.draw", lambda *_: False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +40,6 @@ def plain(folders, tmp_path_factory):
 
 def run(folder, *, resume=False, **options):
     return train_classifier(parse_config({**BASE, "output": str(folder), **options}), resume=resume)
-
-
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
-
-
-def rows(folder):
-    lines = (folder / "history.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 def config(**values):
@@ -156,8 +139,8 @@ def test_a_run_leaves_a_classifier_that_loads(plain, folders):
 def test_it_learns(folders, tmp_path):
     plainly = {"crop_scale": [1.0, 1.0], "flip": 0.0, "hidden_sizes": [16, 32], "weight_decay": 0.0}
     run(tmp_path, train_data=folders, epochs=40, learning_rate=0.02, log_every=3, validation_data=folders, **plainly)
-    losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
-    assert losses[-1] < 0.8 * losses[0]
+    found = losses(tmp_path)
+    assert found[-1] < 0.8 * found[0]
     last = [row for row in rows(tmp_path) if "val_accuracy" in row][-1]
     assert last["val_accuracy"] >= 0.3 and last["val_top_5_accuracy"] >= last["val_accuracy"] and last["val_loss"] > 0
 
@@ -220,29 +203,9 @@ def test_every_key_changes_the_weights(folders, plain, tmp_path, options):
     assert weights(tmp_path) != weights(plain[0])
 
 
-def test_a_run_goes_on_bit_for_bit(folders, tmp_path, monkeypatch):
-    options = {"train_data": folders, "epochs": 2, "drop_path_rate": 0.5, "mixup": 0.8, "save_every": 2}
-    options |= {**RESNET, "drop_path_rate": 0.0}
-    run(tmp_path / "whole", **options)
-
-    class Killed(BaseException):
-        pass
-
-    steps = classify.Batches.batch
-
-    def batch(self, epoch, step):
-        if (epoch, step) == (1, 2):
-            raise Killed
-        return steps(self, epoch, step)
-
-    monkeypatch.setattr(classify.Batches, "batch", batch)
-    with pytest.raises((Killed, Exception)):
-        run(tmp_path / "parts", **options)
-    monkeypatch.undo()
-    assert newest_checkpoint(tmp_path / "parts" / "checkpoints").progress["position"] in (2, 4)
-    run(tmp_path / "parts", resume=True, **options)
-    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+def test_a_run_goes_on_bit_for_bit(folders, tmp_path):
+    options = {"train_data": folders, "epochs": 2, "mixup": 0.8, "save_every": 2, **RESNET}
+    assert_goes_on(functools.partial(run, **options), tmp_path)
 
 
 def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(folders, tmp_path):
@@ -264,6 +227,25 @@ def test_training_begins_from_given_weights_with_a_new_head(plain, folders, tmp_
     after = zoo.load(tmp_path / "model.safetensors").model.get_weights()
     for one, other in zip(before[:-2], after[:-2], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-8)
+
+
+@once
+def test_published_weights_are_begun_from_by_their_tag(tmp_path, monkeypatch, capsys):
+    """Their layers that fit are taken, whatever the pictures' size and the classes; the others are named."""
+    published = zoo.create_model("convnextv2_atto")
+    zoo.save(published, tmp_path / "published.safetensors")
+    asked = []
+    fetch = lambda repository, *_, **__: asked.append(repository) or tmp_path / "published.safetensors"  # noqa: E731
+    monkeypatch.setattr(registry, "fetch", fetch)
+    start = {"model_type": "convnextv2", "image_size": 32, "weights": "fcmae_ft_in1k"}
+    for model in ("convnextv2_atto", "facebook/convnextv2-atto-1k-224"):
+        fresh, _ = create_classifier(config(model=model, **start), 3)
+        assert "head_fc" in capsys.readouterr().err
+        for one, other in zip(published.get_weights()[:-2], fresh.get_weights()[:-2], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert len(asked) == 2 and asked[0] == asked[1]
+    with pytest.raises(ValueError, match="fcmae_ft_in1k"):
+        create_classifier(config(model="convnextv2_atto", **{**start, "weights": "fcmae_ft_in1"}), 3)
 
 
 @once

@@ -1,6 +1,5 @@
 """Contrastive training: every flag changes something, two passes give the batch's gradient, a run resumes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,12 +8,13 @@ import sys
 import keras
 import numpy as np
 import pytest
-from data_writers import write_captioned_folder, write_csv, write_shards
+from data_writers import digits, write_captioned_folder, write_csv, write_shards
+from training_case import BASE, ROW, losses, no_curves, rows, weights  # noqa: F401
 
 import zoo
-from clip import CLIP, Pair, Text, ViT
+from clip import CLIP
 from zoo import cli
-from zoo.data import CONTRASTIVE, Batches, read_csv
+from zoo.data import CONTRASTIVE, Batches, from_arrays, read_csv
 from zoo.preprocess import PreprocessSpec
 from zoo.training import contrastive
 from zoo.training.average import average
@@ -24,17 +24,6 @@ from zoo.training.two_pass import accumulate
 
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
-
-ROW = Pair(8, 16, ViT(16, 1, 8, head_width=8), Text(width=16, heads=2, layers=1))
-BASE = {"batch_size": 8, "epochs": 1, "context_length": 12, "log_every": 1, "threads": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Half the time of so small a run would go into drawing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.training.history.History.draw", lambda *_: False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +38,6 @@ def plain(table, tmp_path_factory):
     return folder, zoo.train(ROW, table, output=folder, **BASE)
 
 
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
-
-
-def rows(folder):
-    lines = (folder / "history.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
 def test_a_run_leaves_a_pair_that_loads(plain):
     folder, outcome = plain
     assert outcome.finished and outcome.steps == 3
@@ -69,8 +49,8 @@ def test_a_run_leaves_a_pair_that_loads(plain):
 
 def test_it_learns(table, tmp_path):
     zoo.train(ROW, table, output=tmp_path, **{**BASE, "epochs": 12, "log_every": 3}, learning_rate=0.01)
-    losses = [row["loss"] for row in rows(tmp_path)]
-    assert losses[-1] < 0.8 * losses[0]
+    found = losses(tmp_path)
+    assert found[-1] < 0.8 * found[0]
 
 
 @once
@@ -79,6 +59,16 @@ def test_folders_and_shards_train_as_tables_do(write, tmp_path):
     path = write(tmp_path / "data", 16)
     outcome = zoo.train(ROW, path, output=tmp_path / "out", **BASE)
     assert outcome.finished and outcome.steps == 2
+
+
+@once
+def test_arrays_train_as_files_do(table, plain, tmp_path):
+    pictures, captions, labels = digits(24)
+    for name, more in (("plain", {}), ("labels", {"labels": labels})):
+        assert zoo.train(ROW, from_arrays(pictures, captions, **more), output=tmp_path / name, **BASE).finished
+    assert losses(tmp_path / "plain") == losses(plain[0])
+    zoo.train(ROW, table, output=tmp_path / "classes", label_key="class", **BASE)
+    assert losses(tmp_path / "labels") == losses(tmp_path / "classes") != losses(plain[0])
 
 
 def differs(table, plain, folder, options):
@@ -244,7 +234,7 @@ def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
         strict=True,
     ):
         np.testing.assert_allclose(one, other, atol=2e-3)  # Adam divides small gradients by their own size
-    assert [row["loss"] for row in rows(tmp_path)] == pytest.approx([row["loss"] for row in rows(plain[0])], rel=1e-3)
+    assert losses(tmp_path) == pytest.approx(losses(plain[0]), rel=1e-3)
 
 
 # Stopping and going on, from the command line.
@@ -264,19 +254,9 @@ def test_a_run_is_recognised_in_another_process(table):
 
 
 def command(table, output, *more):
+    words = ["train", "contrastive", "--model", "convnext_v2_atto", "--train-data", str(table), "--output", str(output)]
     options = ["--batch-size", "8", "--epochs", "2", "--context-length", "12", "--log-every", "1", "--threads", "1"]
-    return [
-        "train",
-        "contrastive",
-        "--model",
-        "tiny",
-        "--train-data",
-        str(table),
-        "--output",
-        str(output),
-        *options,
-        *more,
-    ]
+    return [*words, *options, *more]
 
 
 def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
@@ -312,6 +292,7 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
         ({"accumulate": 3}, "accumulate=3 .* divide batch_size=8"),
         ({"classes": "dogs", "validation_data": "table"}, "classes='dogs'"),
         ({"caption_key": "text"}, "no column 'text'; nearest is"),
+        ({"model": "convnextv2_atto", "image_size": 32}, "is a classifier; contrastive training takes a pair"),
         ({"epochs": 0}, "epochs=0"),
         ({"warmup_steps": 4}, "warmup_steps=4"),
         ({"lock_image": True, "batch_size": 1000}, "do not fill a batch of 1000"),
@@ -319,6 +300,7 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
 )
 def test_bad_arguments_are_refused_before_training(table, tmp_path, options, message):
     options = {key: table if value == "table" else value for key, value in options.items()}
+    model = options.pop("model", ROW)
     with pytest.raises(ValueError, match=message):
-        zoo.train(ROW, table, output=tmp_path, **{**BASE, **options})
+        zoo.train(model, table, output=tmp_path, **{**BASE, **options})
     assert not (tmp_path / "checkpoints").exists()

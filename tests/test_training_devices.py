@@ -13,17 +13,19 @@ import keras
 import numpy as np
 import pytest
 from data_writers import write_class_folders, write_csv
+from training_case import BASE, ROW
 
 import zoo
-from clip import Pair, Text, ViT, create_clip
-from zoo.training import classify, contrastive
+from clip import create_clip
+from convnext import Variant, create_fcmae
+from zoo.training import classify, contrastive, pretrain
 from zoo.training.config import parse_config
 from zoo.training.devices import data_parallel
 
 pytestmark = pytest.mark.backend
+slow = pytest.mark.slow
 
-ROW = Pair(8, 16, ViT(16, 1, 8, head_width=8), Text(width=16, heads=2, layers=1))
-PAIR = {"batch_size": 8, "epochs": 1, "context_length": 12, "log_every": 1, "threads": 1}
+IMAGES = {"image_size": 16, "stem_stride": 2, "decoder_dim": 8, "batch_size": 8, "epochs": 1, "log_every": 1}
 CLASSIFIER = {
     **{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]},
     **{"image_size": 16, "batch_size": 8, "epochs": 1, "log_every": 1, "threads": 1},
@@ -39,7 +41,7 @@ def train_on_one_and_on_four(mode, data, folder):
         places.append(min(len(v.value.sharding.device_set) for v in model.variables + model.optimizer.variables))
         return outcome
 
-    for module in (contrastive, classify):
+    for module in (contrastive, classify, pretrain):
         module.train_durably = train_durably
         # plain descent in place of Adam, which divides gradients by their size, and with them their rounding
         module.create_optimizer = lambda *_, **__: keras.optimizers.SGD(0.1)
@@ -47,7 +49,9 @@ def train_on_one_and_on_four(mode, data, folder):
     for devices in (None, 4):
         output, options = f"{folder}/{devices}", {"devices": devices}
         if mode == "contrastive":
-            zoo.train(ROW, data, output=output, **PAIR, **options)
+            zoo.train(ROW, data, output=output, **BASE, **options)
+        elif mode == "pretrain":
+            zoo.pretrain(Variant((1, 1), (8, 8)), data, validation_data=data, output=output, **IMAGES, **options)
         else:
             options |= {"train_data": data, "validation_data": data, "output": output}
             classify.train_classifier(parse_config({**CLASSIFIER, **options}))
@@ -59,7 +63,7 @@ def train_on_one_and_on_four(mode, data, folder):
 
 
 @pytest.mark.only("jax")
-@pytest.mark.parametrize("mode", ["contrastive", pytest.param("classify", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["contrastive", *(pytest.param(m, marks=slow) for m in ("classify", "pretrain"))])
 def test_four_devices_train_as_one(mode, tmp_path):
     write = write_csv if mode == "contrastive" else write_class_folders
     command = [sys.executable, __file__, mode, str(write(tmp_path / "data", 16)), str(tmp_path)]
@@ -79,9 +83,12 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
     if keras.backend.backend() != "jax":
         message = f"several devices are JAX's, and this is {keras.backend.backend()}"
     with pytest.raises(ValueError, match=message):
-        zoo.train(ROW, table, output=tmp_path / "out", **PAIR, devices=4)
+        zoo.train(ROW, table, output=tmp_path / "out", **BASE, devices=4)
     with pytest.raises(ValueError, match="already lies on one device"):
-        zoo.train(create_clip(ROW), table, output=tmp_path / "out", **PAIR, devices=4)
+        zoo.train(create_clip(ROW), table, output=tmp_path / "out", **BASE, devices=4)
+    with pytest.raises(ValueError, match="already lies on one device"):
+        model = create_fcmae(Variant((1,), (8,)), (16, 16, 3))
+        zoo.pretrain(model, table, output=tmp_path / "out", devices=4)
     with data_parallel(1, 3):
         assert keras.distribution.distribution() is None
 

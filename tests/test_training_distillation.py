@@ -1,11 +1,10 @@
 """Distillation: the teacher's similarities are a part of the loss, and the teacher stays as it is."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
 from data_writers import write_csv
+from training_case import BASE, ROW, losses, no_curves  # noqa: F401
 
 import zoo
 from clip import Pair, Text, ViT, create_clip
@@ -17,16 +16,7 @@ from zoo.training.distillation import Teacher
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
 
-ROW = Pair(8, 16, ViT(16, 1, 8, head_width=8), Text(width=16, heads=2, layers=1))
 LARGER = Pair(12, 16, ViT(24, 1, 8, head_width=8), Text(width=24, heads=2, layers=1))
-BASE = {"batch_size": 8, "epochs": 1, "context_length": 12, "log_every": 1, "threads": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.training.history.History.draw", lambda *_: False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +28,6 @@ def table(tmp_path_factory):
 def teacher():
     keras.utils.set_random_seed(7)
     return create_clip(LARGER)
-
-
-def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,25 @@
 """Masked pretraining from the command line: what it leaves, that it resumes, and that training begins from it."""
 
-import json
+import functools
 import os
 
 import keras
 import numpy as np
 import pytest
-from data_writers import write_class_folders, write_csv, write_shards
+from data_writers import digits, write_class_folders, write_csv, write_shards
+from helpers import predict
 from PIL import Image
+from training_case import assert_goes_on, no_curves, rows, weights  # noqa: F401
 
 import convnext
 import zoo
 from zoo import cli
+from zoo.data import from_arrays
 from zoo.preprocess import PreprocessSpec
 from zoo.training import pretrain as pretraining
-from zoo.training.checkpoint import newest_checkpoint
 from zoo.training.classify import create_classifier, train_classifier
 from zoo.training.config import parse_config
+from zoo.training.held_out import held_out_batches
 
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
@@ -24,14 +27,6 @@ once = pytest.mark.once
 ROW = convnext.Variant((1, 1), (8, 8))
 BASE = {"batch_size": 8, "epochs": 1, "log_every": 1, "threads": 1, "image_size": 16, "stem_stride": 2}
 BASE |= {"decoder_dim": 8}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Half the time of so small a run would go into drawing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.training.history.History.draw", lambda *_: False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +45,6 @@ def run(folder, data, **options):
     return zoo.pretrain(ROW, data, output=folder, **{**BASE, **options})
 
 
-def weights(folder):
-    return (folder / "model.safetensors").read_bytes()
-
-
-def rows(folder):
-    lines = (folder / "history.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
 def test_a_run_leaves_a_backbone_that_loads(plain):
     folder, outcome = plain
     assert outcome.finished and outcome.steps == 3
@@ -70,30 +56,38 @@ def test_a_run_leaves_a_backbone_that_loads(plain):
 
 
 @once
-def test_a_killed_run_ends_as_one_that_was_left_alone(folders, tmp_path, monkeypatch):
-    options = {"epochs": 2, "save_every": 2, "ema": 0.5}
-    run(tmp_path / "whole", folders, **options)
-
-    class Killed(BaseException):
-        pass
-
-    steps = pretraining.Batches.batch
-
-    def batch(self, epoch, step):
-        if (epoch, step) == (1, 2):
-            raise Killed
-        return steps(self, epoch, step)
-
-    monkeypatch.setattr(pretraining.Batches, "batch", batch)
-    with pytest.raises((Killed, Exception)):
-        run(tmp_path / "parts", folders, **options)
-    monkeypatch.undo()
-    assert newest_checkpoint(tmp_path / "parts" / "checkpoints").progress["position"] in (2, 4)
-    run(tmp_path / "parts", folders, resume=True, **options)
-    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+def test_a_killed_run_ends_as_one_that_was_left_alone(folders, tmp_path):
+    options = {"epochs": 2, "save_every": 2, "ema": 0.5, "validation_data": folders}
+    assert_goes_on(functools.partial(run, data=folders, **options), tmp_path)
     pictures = [(tmp_path / name / "reconstruction.png").read_bytes() for name in ("parts", "whole")]
     assert pictures[0] == pictures[1]
+
+
+def test_validation_measures_the_loss_on_other_pictures_under_the_same_masks(folders, plain, tmp_path):
+    options = {"validation_data": folders, "validate_every": 2, "learning_rate": 1e-12, "batch_size": 5}
+    run(tmp_path, folders, **options)  # its last batch is filled up
+    examined = {row["step"]: row["val_loss"] for row in rows(tmp_path) if "val_loss" in row}
+    assert list(examined) == [2, 4] and examined[2] == pytest.approx(examined[4], rel=1e-6)
+    assert "val_loss" not in {name for row in rows(plain[0]) for name in row}
+    assert "val_loss" in (tmp_path / "history.csv").read_text().splitlines()[0]
+
+
+@once
+def test_the_examined_loss_is_the_error_of_hidden_patches_whatever_the_batch(folders):
+    model = convnext.create_fcmae(ROW, (16, 16, 3), stem_stride=2, decoder_dim=8)
+    data, spec = pretraining.read_images(folders), pretraining.preprocessing(model)
+    examined = []
+    for size in (24, 8, 5):  # the last batch of the last one is filled up
+        with held_out_batches(data, spec, batch_size=size, seed=3) as batches:
+            examined.append(pretraining.examine(model, batches)["loss"])
+            images = np.concatenate([batch["images"] for batch in batches])
+    assert examined[1:] == pytest.approx(examined[:1] * 2, rel=1e-5)
+    places = np.random.default_rng(3).random((24, 16)).argsort(axis=1).argsort(axis=1)
+    mask = (places >= model.kept).astype(np.float32).reshape(24, 4, 4)
+    patches = predict(model, {"images": images, "mask": mask})["patches"]
+    target = images.reshape(24, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(24, 4, 4, 48)
+    target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
+    assert examined[0] == pytest.approx(np.square(patches - target).mean(-1)[mask == 1].mean(), rel=1e-4)
 
 
 @once
@@ -167,10 +161,12 @@ def test_every_flag_changes_the_weights(folders, plain, tmp_path, options):
 
 
 @once
-def test_tables_and_shards_are_read_as_folders_are(tmp_path):
+def test_tables_shards_and_arrays_are_read_as_folders_are(tmp_path):
     for write in (write_csv, write_shards):
         path = write(tmp_path / write.__name__, 16)
         assert run(tmp_path / f"out_{write.__name__}", path).finished
+    assert run(tmp_path / "out_arrays", from_arrays(*digits(16))).finished
+    assert weights(tmp_path / "out_arrays") == weights(tmp_path / "out_write_csv")
 
 
 @once

@@ -23,7 +23,7 @@ from zoo.recipes import Recipe, check_activation, named, published
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Loaded", "ModelInfo", "create_model", "find", "list_models", "load", "model_info", "save"]
+__all__ = ["Loaded", "ModelInfo", "create_model", "find", "list_models", "load", "model_info", "save", "weight_file"]
 
 PATH_SUFFIXES = (".safetensors", ".keras", ".json", ".npz", ".pt", ".pth", ".bin", ".h5")
 HUB = "hf-hub:"
@@ -130,6 +130,11 @@ def _given(entry, weights):
     if find_weights(entry.name, str(weights)) is None and looks_like_path(weights):
         raise FileNotFoundError(f"No weight file at {str(weights)!r}.")
     return _found(entry._replace(tag=str(weights)))
+
+
+def weight_file(name: str, weights: str | Path) -> Path:
+    """The file that `create_model(name, weights=weights)` reads; published ones are fetched unless they are cached."""
+    return _given(find(name), weights)[1]
 
 
 def _asked_activation(entry):

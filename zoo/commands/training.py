@@ -14,6 +14,11 @@ OPTIMIZER = (
     argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32"),
     argument("--ema", type=float, metavar="SHARE", help="of the weights' moving average that stays each step"),
 )
+VALIDATION = (
+    argument("--validation-data", metavar="PATH", help="examined once an epoch"),
+    argument("--validate-every", type=positive, metavar="STEPS", help="in place of once an epoch"),
+)
+DEVICES = argument("--devices", type=positive, metavar="N", help="of JAX, among which each batch is divided")
 RUN = (
     argument("--epochs", type=positive, default=10, help="default 10"),
     argument("--save-every", type=positive, metavar="STEPS", help="in place of once an epoch"),
@@ -43,12 +48,11 @@ CONTRASTIVE = (
     argument("--lock-image", action="store_true", help="leave the image tower as it is"),
     argument("--lock-text", action="store_true", help="leave the text tower as it is"),
     argument("--context-length", type=positive, default=77, help="tokens of a caption (default 77)"),
-    argument("--validation-data", metavar="PATH", help="examined once an epoch"),
-    argument("--validate-every", type=positive, metavar="STEPS", help="in place of once an epoch"),
+    *VALIDATION,
     argument("--classes", metavar="NAME", help="digits, cifar10, …: zero-shot accuracy on the validation data"),
     argument("--teacher", metavar="NAME|PATH", help="of a pair to learn from too: a name with weights, a saved file"),
     argument("--distill-weight", type=float, default=1.0, help="of what the teacher adds to the loss (default 1)"),
-    argument("--devices", type=positive, metavar="N", help="of JAX, among which each batch is divided"),
+    DEVICES,
     *RUN,
     argument("--seed", type=int, default=0, help="of weights, order and augmentation (default 0)"),
     RESUME,
@@ -71,6 +75,8 @@ PRETRAIN = (
     argument("--learning-rate", type=float, default=1e-3, help="after the warm-up (default 1e-3)"),
     argument("--clip-norm", type=float, help="of all gradients together (default: no limit)"),
     *OPTIMIZER,
+    *VALIDATION,
+    DEVICES,
     *RUN,
     argument("--seed", type=int, default=0, help="of weights, masks, order and augmentation (default 0)"),
     RESUME,
@@ -93,7 +99,7 @@ COMMANDS = {
             argument("--config", required=True, metavar="JSON", help="e.g. examples/config/convnext_example.json"),
             argument("--train-data", metavar="PATH", help="in place of the file's"),
             argument("--validation-data", metavar="PATH", help="in place of the file's"),
-            argument("--weights", metavar="PATH", help="in place of the file's"),
+            argument("--weights", metavar="TAG|PATH", help="in place of the file's"),
             argument("--output", metavar="DIR", help="in place of the file's"),
             argument("--epochs", type=positive, help="in place of the file's"),
             argument("--layer-decay", type=float, metavar="FACTOR", help="in place of the file's"),

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from zoo import registry
 from zoo.convert import classes, detect_format, load_checkpoint, native, read_checkpoint
 from zoo.convert.native import Description
 from zoo.convert.schema import RESNET
@@ -19,8 +20,9 @@ from zoo.data import Augment, Batches, Mix, RandAugment, one_hot
 from zoo.evaluation.metrics import top_k_accuracy
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.recipes import default_arguments
-from zoo.training.config import ClassifierConfig, describe_model, read_config
+from zoo.training.config import ClassifierConfig, describe_model, named_model, read_config
 from zoo.training.devices import data_parallel
+from zoo.training.held_out import fill_up, held_out_batches
 from zoo.training.layer_decay import update_factors
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
@@ -31,7 +33,7 @@ from zoo.training.sources import read_data
 IMAGE_SIZE = 224
 NOT_IDENTITY = {
     *("output", "train_data", "validation_data", "data_root"),
-    *("threads", "devices", "save_every", "validate_every"),
+    *("threads", "devices", "save_every", "log_every", "validate_every", "max_skipped", "max_bad_fraction"),
 }
 
 
@@ -115,7 +117,9 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
 
 def _load(model, config) -> None:
     """Weights to begin from; those left out are named."""
-    checkpoint = read_checkpoint(config.weights)
+    entry, _ = named_model(config)
+    path = config.weights if entry is None else registry.weight_file(entry.name, config.weights)
+    checkpoint = read_checkpoint(path)
     in_file, wanted = classes(checkpoint.tensors, detect_format(checkpoint)), model.output_shape[-1]
     fresh = {} if in_file == wanted else {"head_fc": f"it tells {in_file or 'no'} classes apart, not {wanted}"}
     print(load_checkpoint(model, checkpoint, strict=False, fresh=fresh), file=sys.stderr)
@@ -201,8 +205,7 @@ def _validation(model, config, dataset, spec, data):
     held_out = read_data(config.validation_data, **data, class_names=dataset.class_names)
     if held_out.labels is None:
         raise ValueError(f"{config.validation_data!r} has no labels")
-    options = {"batch_size": config.batch_size, "shuffle": False, "drop_last": False, "replace_bad": False}
-    batches = Batches(held_out, spec, max_bad_fraction=1.0, threads=config.threads, **options)
+    batches = held_out_batches(held_out, spec, batch_size=config.batch_size, threads=config.threads)
     return functools.partial(examine, model, batches)
 
 
@@ -212,7 +215,7 @@ def examine(model: keras.Model, batches: Batches) -> dict[str, float]:
     for batch in batches:
         rows = batch["images"]
         if len(rows):
-            filled = np.concatenate([rows, np.repeat(rows[:1], batches.batch_size - len(rows), axis=0)])
+            filled = fill_up(rows, batches.batch_size)
             logits.append(model.predict(filled, batch_size=batches.batch_size, verbose=0)[: len(rows)])
             labels.append(batch["label"])
     scores, truth = np.concatenate(logits).astype(np.float64), np.concatenate(labels)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zoo.convert.schema import RESNET
 from zoo.hub import transformers
-from zoo.names import find
+from zoo.names import Entry, find
 
 ARCHITECTURE = {  # key: kind
     **{"num_channels": int, "patch_size": int, "num_stages": int, "embedding_size": int},
@@ -36,7 +36,8 @@ class ClassifierConfig:
         model_type: "resnet", "convnext" or "convnextv2".
         model: a name of the zoo ("convnextv2_tiny"), or of a hub ("facebook/convnext-tiny-224").
         num_labels: K; what the data has unless given.
-        weights: file to begin from, as in `load_weights`; layers that do not fit stay new, and are named.
+        weights: to begin from: a file, as in `load_weights`, or the tag of published ones of `model`. Layers that do
+            not fit stay new, and are named.
         train_data, validation_data: class folders, tar shards, or a table with `image_key` and `label_key`.
         image_size: pixels; what the model's name says, or 224.
         warmup_steps: a tenth of the run unless given.
@@ -156,8 +157,8 @@ def describe_model(config: ClassifierConfig) -> tuple[str | dict, int | None, di
     Raises:
         ValueError: the name is of another family than `model_type`, or the architecture is none of ours.
     """
-    label, size = _named(config)
-    values = {"model_type": config.model_type, **_row_values(config.model_type, label), **config.architecture}
+    entry, size = named_model(config)
+    values = {"model_type": config.model_type, **_row_values(entry), **config.architecture}
     stages = values.pop("num_stages", None)
     if stages is not None and stages != len(values.get("depths", range(4))):
         raise ValueError(f"num_stages is {stages}, depths are {values.get('depths', 'four')}; there must be as many")
@@ -166,8 +167,8 @@ def describe_model(config: ClassifierConfig) -> tuple[str | dict, int | None, di
     return arguments["variant"], size, {"channels": arguments["input_shape"][-1], **kept}
 
 
-def _named(config) -> tuple[str | None, int | None]:
-    """(label of the row that `model` names, image size in the name)."""
+def named_model(config: ClassifierConfig) -> tuple[Entry | None, int | None]:
+    """(entry of the zoo that `model` names, image size in the name); None for what it does not say."""
     if config.model is None:
         return None, None
     match = HUB_NAME.fullmatch(config.model)
@@ -178,16 +179,16 @@ def _named(config) -> tuple[str | None, int | None]:
         entry, size = find(config.model), None
     if entry.family != config.model_type:
         raise ValueError(f"model {config.model!r} is a {entry.family}; model_type says {config.model_type!r}")
-    return entry.label, size
+    return entry, size
 
 
-def _row_values(family: str, label: str | None) -> dict:
+def _row_values(entry: Entry | None) -> dict:
     """A row of the tables in transformers' words."""
     import convnext
 
-    if label is None:
+    if entry is None:
         return {}
-    row = convnext.TABLES[family][label]
+    family, row = entry.family, convnext.TABLES[entry.family][entry.label]
     values = {"depths": list(row.depths), "hidden_sizes": list(row.dims), "hidden_act": row.activation}
     if family != RESNET:
         return {**values, "patch_size": row.patch_size}

@@ -11,7 +11,8 @@ import keras
 import clip
 from zoo import registry
 from zoo.convert import native
-from zoo.data import CONTRASTIVE, Batches
+from zoo.convert.schema import CLIP
+from zoo.data import CONTRASTIVE, Batches, Dataset
 from zoo.preprocess import PreprocessSpec
 from zoo.training.devices import data_parallel
 from zoo.training.distillation import Teacher, load_teacher
@@ -39,7 +40,7 @@ class Tokenize:
 
 def train(
     model: "str | clip.Pair | clip.CLIP",
-    train_data: str | Path,
+    train_data: str | Path | Dataset,
     *,
     output: str | Path,
     image_key: str = "filepath",
@@ -62,7 +63,7 @@ def train(
     lock_image: bool = False,
     lock_text: bool = False,
     context_length: int = 77,
-    validation_data: str | Path | None = None,
+    validation_data: str | Path | Dataset | None = None,
     validate_every: int | None = None,
     classes: str | None = None,
     teacher: "str | Path | clip.CLIP | None" = None,
@@ -82,7 +83,8 @@ def train(
 
     Args:
         model: a name of `zoo.list_models("clip/*")`, a row of one's own, or a pair, which is trained in place.
-        train_data: CSV, TSV or parquet file, folder of images with .txt beside them, or tar shards.
+        train_data: CSV, TSV or parquet file, folder of images with .txt beside them, tar shards, or what
+            `zoo.data.from_arrays` makes of arrays.
         output: folder of the pair, checkpoints/, history.jsonl, history.csv, curves.png and bad_samples.jsonl.
         image_key, caption_key: columns of a table.
         label_key: column of classes: pairs of one class are then positives of each other. Shards and validation data
@@ -125,7 +127,7 @@ def train(
     dataset = read_data(train_data, **columns)
     if not dataset.captions:
         raise ValueError(f"{str(train_data)!r} has no captions, which contrastive training learns from")
-    if label_key is None:
+    if label_key is None and not isinstance(train_data, Dataset):
         dataset = without_labels(dataset)
     tokenize = Tokenize(context_length)
     with data_parallel(devices, batch_size), computing_in(precision):
@@ -189,10 +191,9 @@ def _pair(model, weights, loss, **shape):
     shape = {name: value for name, value in shape.items() if value is not None}
     if isinstance(model, clip.Pair):
         return clip.create_clip(model, **shape, **start)
-    pair = registry.create_model(model, weights=weights, **shape, **start)
-    if not isinstance(pair, clip.CLIP):
+    if registry.find(model).family != CLIP:
         raise ValueError(f"{model!r} is a classifier; contrastive training takes a pair, such as clip/convnext_v2_tiny")
-    return pair
+    return registry.create_model(model, weights=weights, **shape, **start)
 
 
 def preprocessing(model) -> PreprocessSpec:

@@ -68,7 +68,7 @@ class History:
 
 
 def curves(rows: Sequence[dict]) -> list[Panel]:
-    """A panel for each metric that at least two rows have, its validation beside it where the steps are the same."""
+    """A panel for each metric that at least two rows have; what validation measured has panels of its own."""
     names = dict.fromkeys(name for row in rows for name in row if name not in NOT_DRAWN)
     panels = []
     for name in names:

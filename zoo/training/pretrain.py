@@ -3,6 +3,7 @@
 What it leaves is a plain backbone, which `create_model(weights=…)` and `zoo train classify` begin from.
 """
 
+import functools
 from pathlib import Path
 
 import keras
@@ -18,6 +19,8 @@ from zoo.data.paths import inside, read_file
 from zoo.data.records import digest
 from zoo.files import atomic_write
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from zoo.training.devices import data_parallel, undivided
+from zoo.training.held_out import fill_up, held_out_batches
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
@@ -34,7 +37,7 @@ GREY, GAP = 128, 4
 
 def pretrain(
     model: "str | convnext.Variant | convnext.FCMAE",
-    train_data: str | Path,
+    train_data: str | Path | Dataset,
     *,
     output: str | Path,
     image_key: str = "filepath",
@@ -55,6 +58,9 @@ def pretrain(
     clip_norm: float | None = None,
     precision: str = "float32",
     ema: float | None = None,
+    validation_data: str | Path | Dataset | None = None,
+    validate_every: int | None = None,
+    devices: int | None = None,
     save_every: int | None = None,
     log_every: int = 10,
     max_skipped: int = 10,
@@ -69,7 +75,8 @@ def pretrain(
 
     Args:
         model: a name ("convnextv2_tiny"), a row of one's own, or a `FCMAE`, which is trained in place.
-        train_data: folder of images at any depth, CSV, TSV or parquet file, or tar shards; labels are not looked at.
+        train_data: folder of images at any depth, CSV, TSV or parquet file, tar shards, or what `zoo.data.from_arrays`
+            makes of an array; labels are not looked at.
         output: folder of the backbone, reconstruction.png, report.html, checkpoints/, history.jsonl, history.csv,
             curves.png and bad_samples.jsonl.
         image_key, data_root: of a table, as in `zoo.train`.
@@ -80,6 +87,8 @@ def pretrain(
         crop_scale: least share of a picture that a crop takes; 1 for no cropping.
         flip: probability of mirroring.
         learning_rate: after `warmup_steps` (a tenth of the run unless given), then along a cosine to zero.
+        validation_data: as `train_data`; the loss on it, each picture under the same mask every time, is taken once an
+            epoch, or every `validate_every` steps.
         others: as in `zoo.train`.
 
     Raises:
@@ -87,10 +96,13 @@ def pretrain(
 
     Reference: arXiv:2301.00808, section 3.1; appendix A.1 for the recipe.
     """
-    pace = Pace(epochs, save_every, log_every, None, max_skipped)
-    dataset = read_images(train_data, image_key=image_key, data_root=data_root)
+    pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
+    columns = {"image_key": image_key, "data_root": data_root}
+    dataset = read_images(train_data, **columns)
     output = Path(output)
-    with computing_in(precision):
+    if devices not in (None, 1) and isinstance(model, keras.Model):
+        raise ValueError(f"devices={devices}: a model that is there already lies on one device; give its name")
+    with data_parallel(devices, batch_size), computing_in(precision):
         keras.utils.set_random_seed(seed)
         shape = {"image_size": image_size, "stem_stride": stem_stride, "weights": weights}
         hiding = {"mask_ratio": mask_ratio, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth}
@@ -109,20 +121,26 @@ def pretrain(
             identity = {"learning_rate": learning_rate, "epochs": epochs, **rates, "ema": ema, "precision": precision}
             identity |= {"model": describe(fcmae.encoder).arguments, "weights": weights and str(weights)}
             identity |= {key: fcmae.get_config()[key] for key in (*hiding, "normalize_target")}
-            outcome = train_durably(fcmae, batches, output, pace, identity=identity, resume=resume)
-        with fcmae.optimizer.averaged():
+            validate = None
+            if validation_data is not None:
+                held_out = read_images(validation_data, **columns)
+                shape = {"batch_size": batch_size, "seed": seed, "threads": threads}
+                validate = functools.partial(examine, fcmae, held_out_batches(held_out, spec, **shape))
+            options = {"validate": validate, "identity": identity, "resume": resume}
+            outcome = train_durably(fcmae, batches, output, pace, **options)
+        with fcmae.optimizer.averaged(), undivided():
             write_model(fcmae.encoder, output, spec)
             write_report(fcmae, dataset, spec, output, outcome)
     return outcome
 
 
-def read_images(path: str | Path, **columns) -> Dataset:
+def read_images(path: str | Path | Dataset, **columns) -> Dataset:
     """Records without labels or captions; those of a folder are all images in it, at any depth.
 
     Args:
         columns: `image_key` and `data_root`, as in `read_data`.
     """
-    if not Path(path).is_dir():
+    if isinstance(path, Dataset) or not Path(path).is_dir():
         return without_labels(read_data(path, caption_key=None, **columns))
     root = str(Path(path).resolve())
     names = image_names(root)
@@ -159,15 +177,38 @@ def preprocessing(fcmae) -> PreprocessSpec:
 # What a run shows.
 
 
+def examine(fcmae: convnext.FCMAE, batches: Batches) -> dict[str, float]:
+    """{"loss"}: that of training, over all pictures of the batches.
+
+    Their masks follow from the batches' seed alone, so that one examination differs from the next by the weights.
+    """
+    rng = np.random.default_rng(batches.seed)
+    height, width = fcmae.grid
+    total = hidden = 0.0
+    for batch in batches:
+        images = batch["images"]
+        order = rng.random((batches.batch_size, height * width)).argsort(axis=1).argsort(axis=1)
+        mask = (order >= fcmae.kept).astype(np.float32).reshape(-1, height, width)
+        mask[len(images) :] = 0  # nothing is hidden in the rows that only fill the batch up
+        if len(images):
+            inputs = {"images": fill_up(images, batches.batch_size), "mask": mask}
+            patches = fcmae.predict(inputs, batch_size=batches.batch_size, verbose=0)["patches"]
+            loss = fcmae.compute_loss(x=inputs, y_pred={"patches": patches, "mask": mask}, training=False)
+            total += float(keras.ops.convert_to_numpy(loss)) * mask.sum()
+            hidden += mask.sum()
+    return {"loss": float(total / max(hidden, 1.0))}
+
+
 def write_report(fcmae, dataset: Dataset, spec: PreprocessSpec, output: Path, outcome: Outcome) -> None:
     """reconstruction.png of the first images, and report.html around it and the curves."""
     count = min(SHOWN, len(dataset))
     with Batches(dataset, spec, batch_size=count, shuffle=False, max_bad_fraction=1.0, threads=1) as batches:
         images = batches[0]["images"]
     draw_reconstructions(output / PICTURE, fcmae, images, spec)
-    losses = [row["loss"] for row in outcome.rows if row.get("loss") is not None]
     tiles = {"steps": f"{outcome.step:,} of {outcome.steps:,}", "images": f"{len(dataset):,}"}
-    tiles |= {"loss": f"{losses[-1]:.3f}"} if losses else {}
+    for label, name in {"loss": "loss", "validation loss": "val_loss"}.items():
+        losses = [row[name] for row in outcome.rows if row.get(name) is not None]
+        tiles |= {label: f"{losses[-1]:.3f}"} if losses else {}
     caption = (
         f"{fcmae.mask_ratio:.0%} of the patches of {fcmae.patch_size}×{fcmae.patch_size} pixels are hidden. Left to "
         "right: the image, what the encoder sees, what the decoder makes of it. The visible patches on the right are "

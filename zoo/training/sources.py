@@ -10,7 +10,7 @@ TABLES = (".csv", ".tsv", ".txt")
 
 
 def read_data(
-    path: str | Path,
+    path: str | Path | Dataset,
     *,
     image_key: str = "filepath",
     caption_key: str | None = "caption",
@@ -21,12 +21,15 @@ def read_data(
     """Records from a CSV or TSV file, a parquet file, a folder, or tar shards ("train-{0000..0127}.tar").
 
     Args:
+        path: or a data set that is there already, `zoo.data.from_arrays(…)`, which is taken as it is.
         image_key, caption_key, label_key, data_root: of tables; see `read_csv`.
         class_names: what labels are numbered by.
 
     Raises:
         ValueError: another kind of file, or one without such records; FileNotFoundError: it is not there.
     """
+    if isinstance(path, Dataset):
+        return path
     name = str(path)
     if name.endswith(".tar"):
         return read_shards(name, class_names=class_names)

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from clip import CLIP, class_matrix
-from zoo.data import Batches, Dataset
+from zoo.data import Dataset
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks, top_k_accuracy
 from zoo.preprocess import PreprocessSpec
+from zoo.training.held_out import fill_up, held_out_batches
 
 
 class PairValidation:
@@ -36,9 +37,8 @@ class PairValidation:
     ):
         if not dataset.captions and (class_names is None or dataset.labels is None):
             raise ValueError("validation data needs captions, or labels with class names")
-        options = {"batch_size": batch_size, "shuffle": False, "drop_last": False, "replace_bad": False}
         captioned = tokenize if dataset.captions else None
-        self.batches = Batches(dataset, spec, tokenize=captioned, max_bad_fraction=1.0, threads=threads, **options)
+        self.batches = held_out_batches(dataset, spec, batch_size=batch_size, tokenize=captioned, threads=threads)
         self.tokenize, self.class_names, self.templates = tokenize, class_names, templates
         self.batch_size = batch_size
 
@@ -60,7 +60,7 @@ class PairValidation:
 
     def _embed(self, encoder, rows: np.ndarray) -> np.ndarray:
         """float32 (≤ B, D), normalised."""
-        filled = np.concatenate([rows, np.repeat(rows[:1], self.batch_size - len(rows), axis=0)])
+        filled = fill_up(rows, self.batch_size)
         features = np.asarray(encoder.predict(filled, batch_size=self.batch_size, verbose=0), np.float32)[: len(rows)]
         return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
