@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 OURS = "zoo"
 SEARCHES = ("texts", "cached-texts", "search", "cached-search")  # of a pair's text tower in use
-PARTS = ("classifier", "image", "text", "pair", "zero-shot", *SEARCHES)
+CAPTIONS = ("captions", "mixed-captions")  # made tokens: ASCII alone, or one in two with more than that
+PARTS = ("classifier", "image", "text", "pair", "zero-shot", "pictures", *SEARCHES, *CAPTIONS)
 DTYPES = ("float32", "tfloat32", "bfloat16", "float16", "int8")  # int8 is ONNX Runtime's alone, tfloat32 CUDA's
 MODES = ("eager", "compiled", "predict")
 RUNTIMES = ("keras", "onnx")
+PREDICTED = 256  # images that `predict` is given at once
 USUAL_MODE = {"jax": "compiled", "tensorflow": "compiled", "torch": "eager"}  # what users of the backend do
 
 
@@ -48,7 +50,7 @@ class Case:
         library: OURS, or one of PEERS.
         backend: Keras' name; "torch" for a peer that is written in it.
         part: of the model, one of PARTS; or "matmul", the yardstick, which has no model.
-        batch_size: images, texts or pairs of a call.
+        batch_size: images, texts or pairs of a call; of a batch where `predict` makes several.
         image_size: side of the images in pixels.
         dtype: of weights and activations; training keeps the weights in float32.
         mode: "eager"; "compiled" by the backend (jax.jit, tf.function, torch.compile); "predict", Keras' own loop.
@@ -74,7 +76,14 @@ class Case:
     @property
     def runs_on(self) -> str:
         """Backend or runtime."""
+        if self.part in CAPTIONS:
+            return "–"
         return "ONNX Runtime" if self.runtime == "onnx" else self.backend
+
+    @property
+    def items(self) -> int:
+        """Images, texts or pairs of a call."""
+        return max(PREDICTED, self.batch_size) if self.mode == "predict" and not self.is_short else self.batch_size
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Result:
         first_seconds: of the first call, tracing and compiling included.
         rounds: seconds of each call, round by round.
         p50, p90: seconds over all calls.
-        items_per_second: batch size / p50.
+        items_per_second: items of a call / p50.
         library_bytes, host_bytes: the process' memory before the model was built, and its peak.
         device_bytes: peak of an accelerator's memory; None on a CPU.
         share: of the best matrix-product rate measured in the same run, in [0, 1].
@@ -141,6 +150,7 @@ class Report:
         results: by group, ours first.
         ratios: between results whose cases took turns.
         preset: its name, or None.
+        commands: {command line: seconds, the least}, of the preset `bars`.
     """
 
     command: str
@@ -149,6 +159,7 @@ class Report:
     results: tuple[Result, ...]
     ratios: tuple[Ratio, ...]
     preset: str | None = None
+    commands: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def combine(names: Iterable[str], options: dict) -> list[Case]:
@@ -202,6 +213,11 @@ def _complete(fields):
         if library != OURS and not PEERS[library].on_keras:
             impossible |= fields["mode"] == "predict"
             fields = {**fields, "backend": "torch"}
+    if fields["part"] == "pictures":
+        impossible |= library not in (OURS, "open_clip") or fields["mode"] == "predict" or fields["train"]
+    if fields["part"] in CAPTIONS:  # a tokenizer runs on no backend
+        impossible |= runtime == "onnx" or fields["mode"] == "predict" or library not in (OURS, "open_clip")
+        fields = {**fields, "backend": "torch", "mode": "eager"}
     impossible |= fields["part"] in SEARCHES and (library != OURS or runtime == "onnx" or fields["dtype"] != "float32")
     if fields["train"]:  # Keras' own loop is how it trains in any mode
         impossible |= fields["part"] not in ("classifier", "pair") or fields["mode"] == "predict"
@@ -249,8 +265,8 @@ def facts_of(name: str) -> Facts:
 
 
 def flops_of(case: Case) -> int | None:
-    """Floating-point operations of one item of a case by the tables' arithmetic; None of a search, which cuts texts."""
-    if case.part in SEARCHES:
+    """Floating-point operations of an item by the tables' arithmetic; None of a search (it cuts texts) and of ids."""
+    if case.part in (*SEARCHES, *CAPTIONS):
         return None
     import clip
     from zoo.info import info_of
@@ -265,5 +281,5 @@ def flops_of(case: Case) -> int | None:
     else:
         row = clip.VARIANTS[recipe.arguments["variant"]]
         image, text = clip.image_flops(row, case.image_size), clip.text_flops(row.text, row.embed_dim)
-        forward = {"image": image, "zero-shot": image, "text": text, "pair": image + text}[case.part]
+        forward = {"text": text, "pair": image + text}.get(case.part, image)
     return 3 * forward if case.train else forward

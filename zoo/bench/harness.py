@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.bench import timing
+from zoo.bench.bars import compare_two, time_commands
 from zoo.bench.cases import DTYPES, MODES, OURS, PARTS, PEERS, RUNTIMES, Case, Ratio, Report, Result, combine, flops_of
 from zoo.bench.machine import command_of, describe_machine
 from zoo.bench.presets import ACROSS, PRESETS
@@ -86,12 +86,13 @@ def bench(
     yardsticks = plan_yardsticks(groups, smoke)
     machine = describe_machine(groups[0][0].threads)
     rates = {f"{case.backend}, {case.dtype}": rate for case, rate in measure_rates(yardsticks, rounds)}
+    commands = time_commands() if preset == "bars" else {}
     results, ratios = [], []
     for group in groups:
         found = run_group(group, rounds, rates)
         ratios += compare(found, len(results))
         results += found
-        report = Report(command, machine, rates, tuple(results), tuple(ratios), preset)
+        report = Report(command, machine, rates, tuple(results), tuple(ratios), preset, commands)
         if output is not None and any(not result.error for result in results):
             write(report, Path(output))  # after each group: a run that is stopped has not been for nothing
     if all(result.error for result in results):
@@ -137,17 +138,17 @@ def plan(names, options, preset=None, threads=None, smoke=False) -> list[list[Ca
         raise ValueError(f"threads must be 1 to {cores}, the cores this process may use, got {threads}.")
     usual = {"threads": (threads or cores,), "backend": (usual_backend(),)}
     own = {**(SMOKE if smoke else {}), **options}
-    groups: dict[tuple, list[Case]] = {}
+    groups: dict[tuple, dict[Case, None]] = {}
     for number, sweep in enumerate(PRESETS[preset] if preset else ({"names": (SMOKE_NAME,)},)):
         sweep = {"across": ACROSS, **sweep}
-        across, its_names = sweep.pop("across"), sweep.pop("names")
+        across, its_names, label = sweep.pop("across"), sweep.pop("names"), sweep.pop("group", number)
         for case in combine(names or its_names, {**usual, **sweep, **own}):
-            key = (number, *(getattr(case, field.name) for field in dataclasses.fields(case)
+            key = (label, *(getattr(case, field.name) for field in dataclasses.fields(case)
                              if field.name not in across))  # fmt: skip
-            groups.setdefault(key, []).append(case)
+            groups.setdefault(key, {})[case] = None  # once, where sweeps of a group have it in common
     if not groups:
         raise ValueError("Nothing runs with these options together.")
-    return list(groups.values())
+    return [list(group) for group in groups.values()]
 
 
 def usual_backend() -> str:
@@ -208,7 +209,7 @@ def gather(case: Case, worker: Worker, rounds, rates: dict[str, float]) -> Resul
     """The `Result` of a worker's turns."""
     p50, p90 = timing.percentile(rounds, 0.5), timing.percentile(rounds, 0.9)
     flops, best = flops_of(case), best_rate(case, rates)
-    per_second = case.batch_size / p50
+    per_second = case.items / p50
     return Result(
         case,
         worker.ready["device"],
@@ -271,13 +272,6 @@ def is_peer(other: Case, case: Case) -> bool:
     same = all(getattr(case, f) == getattr(other, f) for f in ("name", "part", "batch_size", "image_size", "train"))
     same &= other.dtype == ("float32" if case.dtype == "int8" else case.dtype)
     return same and (not PEERS[other.library].on_keras or other.backend == case.backend)
-
-
-def compare_two(ours: Result, other: Result) -> tuple[float, float, float]:
-    """How many times as fast ours is, item by item: (median over rounds, least, most)."""
-    per_item = ours.case.batch_size / other.case.batch_size
-    values = [per_item * value for value in timing.ratios(other.rounds, ours.rounds)]
-    return statistics.median(values), min(values), max(values)
 
 
 def label(case: Case) -> str:

@@ -8,13 +8,13 @@ import contextlib
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from zoo.bench.cases import OURS, PEERS, SEARCHES, Case
+from zoo.bench.cases import CAPTIONS, OURS, PEERS, SEARCHES, Case
 from zoo.bench.devices import keras_device, on_cuda, torch_device, wait_for_cuda
 from zoo.bench.timing import timed
 
@@ -52,12 +52,63 @@ def create_job(case: Case) -> Job:
     """
     if case.part == "matmul":
         return _matmul(case)
+    if case.part in CAPTIONS:
+        return create_tokenizing(case)
+    if case.part == "pictures":
+        return create_pictures(case)
     inputs = draw_inputs(case)
     if case.runtime == "onnx":
         return _onnx(case, inputs)
     if case.library != OURS and not PEERS[case.library].on_keras:
         return _torch(case, inputs)
     return _keras(case, inputs)
+
+
+def create_tokenizing(case: Case) -> Job:
+    """Captions to ids, cleaning included."""
+    from zoo.bench import captions
+
+    if case.library == OURS:
+        from clip import tokenize
+
+        return Job(captions.create_call(lambda texts: tokenize(texts, truncate=True), case), "cpu")
+    from zoo.bench import peers
+
+    return Job(captions.create_call(peers.create_tokenizer(case), case), "cpu")
+
+
+def create_pictures(case: Case) -> Job:
+    """Zero-shot classification from files to probabilities: the classes' texts, decoding, preparation, both towers."""
+    from zoo.bench import pictures
+
+    paths = pictures.write_files(case.batch_size)
+    if case.library != OURS:
+        from zoo.bench import peers
+
+        peer, call = peers.create_pictures(case, paths)
+        images = draw_inputs(replace(case, part="image", batch_size=min(case.batch_size, 8)))["images"]
+        x = {"images": torch_images(images)}
+        return Job(call, torch_device(), _torch_parameters(peer), lambda: _choose_layout(peer, x))
+    import keras
+
+    keras.utils.set_random_seed(SEED)
+    pair = create_ours(replace(case, part="pair"))
+    return Job(pictures.create_call(pair, case, paths), keras_device(), _keras_parameters(pair))
+
+
+def _keras_parameters(model):
+    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+
+
+def _torch_parameters(peer):
+    return sum(weight.numel() for weight in peer.module.parameters())
+
+
+def torch_images(images):
+    """float32 (B, H, H, 3) → torch's (B, 3, H, H), on its device."""
+    import torch
+
+    return torch.from_numpy(images).to("cuda" if torch.cuda.is_available() else "cpu").permute(0, 3, 1, 2)
 
 
 def draw_inputs(case: Case) -> dict[str, np.ndarray]:
@@ -82,7 +133,7 @@ def _keras(case, inputs):
     keras.utils.set_random_seed(SEED)
     set_precision(case)
     model = create_ours(case) if case.library == OURS else _keras_peer(case)
-    parameters = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    parameters = _keras_parameters(model)
     if case.train:
         call = _keras_step(model, case, inputs)
     elif case.part in SEARCHES:
@@ -160,6 +211,7 @@ def _keras_forward(model, case, x):
     import keras
 
     if case.mode == "predict":
+        x = keras.tree.map_structure(lambda values: np.resize(values, (case.items, *values.shape[1:])), x)
         return lambda: model.predict(x, batch_size=case.batch_size, verbose=0)
     x = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
     forward = {"jax": _jax_forward, "tensorflow": _tensorflow_forward, "torch": _torch_forward}[case.backend]
@@ -237,7 +289,7 @@ def _torch(case, inputs):
     if "images" in x:
         x["images"] = x["images"].permute(0, 3, 1, 2).to(torch.float32 if case.train else dtype)
     step = _torch_step(peer, dtype, case.mode) if case.train else _torch_peer_forward(peer, case.mode)
-    parameters = sum(weight.numel() for weight in peer.module.parameters())
+    parameters = _torch_parameters(peer)
     settle = (lambda: _choose_layout(peer, x)) if "images" in x else None
     return Job(lambda: step(x), torch_device(), parameters, settle)
 
@@ -317,7 +369,7 @@ def write_onnx(case: Case, path: Path) -> int:
 
     model = create_ours(case)
     export_onnx(model, path, precision=case.dtype, verify=False)
-    return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    return _keras_parameters(model)
 
 
 # The yardstick.

@@ -3,7 +3,7 @@
 This module alone imports them, inside its functions, and only a benchmark's worker imports this module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import clip
@@ -105,6 +105,60 @@ def _open_clip(case):
     classes = torch.nn.functional.normalize(torch.randn(clip.VARIANTS[entry.label].embed_dim, 100), dim=0)
     _leave_out(module, case.part, visual="text", transformer="image", token_embedding="image", text="image")
     return TorchPeer(module, forward[case.part], lambda x: criterion(*module(x["images"], x["tokens"])[:3]))
+
+
+def create_tokenizer(case: Case) -> Callable:
+    """open_clip's tokenizer: captions → ids (B, 77).
+
+    Raises:
+        ImportError: it cannot be imported. ValueError: another library's is asked for.
+    """
+    if case.library != "open_clip":
+        raise _lacks(case)
+
+    def create(_):
+        from open_clip import tokenize
+
+        return tokenize
+
+    return _tell_missing(create, case)
+
+
+def create_pictures(case: Case, paths: Sequence[str]) -> tuple[TorchPeer, Callable]:
+    """open_clip's zero-shot classification of picture files as its own evaluation does it, with as many loading
+    processes as threads: (the pair, whose forward takes images alone; the call)."""
+    return _tell_missing(lambda case: _open_clip_pictures(case, paths), case)
+
+
+def _open_clip_pictures(case, paths):
+    import torch
+    from open_clip import image_transform, tokenize
+    from PIL import Image
+
+    from zoo.bench.pictures import BATCH, CLASSES, PROMPT
+
+    entry = find(case.name)
+    module = _open_clip_pair(entry, case.image_size).eval()
+    transform = image_transform(case.image_size, is_train=False)
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(paths)
+
+        def __getitem__(self, index):
+            return transform(Image.open(paths[index]))
+
+    loader = torch.utils.data.DataLoader(Pictures(), BATCH, num_workers=case.threads, persistent_workers=True)
+
+    def call():
+        with torch.inference_mode():
+            texts = tokenize([PROMPT.format(name) for name in CLASSES])
+            classes = module.encode_text(texts, normalize=True).T
+            scale = module.logit_scale.exp()
+            found = [scale * module.encode_image(images, normalize=True) @ classes for images in loader]
+            return torch.cat(found).softmax(-1)
+
+    return TorchPeer(module, lambda x: module.encode_image(x["images"])), call
 
 
 def _open_clip_pair(entry, image_size):

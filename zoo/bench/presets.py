@@ -1,15 +1,21 @@
 """Benchmarks by name, as data.
 
 A preset is a tuple of sweeps; a sweep says which options make up its cases, as `zoo bench` would be given them, and
-`across` which fields may differ between cases that take turns with each other. An option that the user gives
-replaces the preset's.
+`across` which fields may differ between cases that take turns with each other, those of sweeps of one `group` too. An
+option that the user gives replaces the preset's.
 """
+
+from zoo.env import BACKENDS
 
 ACROSS = ("library", "backend", "dtype", "mode", "runtime")  # where no preset says otherwise
 
 CONVNEXT_SIZES = tuple(
     f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
 )
+
+ALL = tuple(BACKENDS)
+BACKBONE = {"runtime": ("keras", "onnx"), "group": "backbones"}
+TRAINING = {"batch_size": (64,), "backend": ALL, "train": (True,)}
 
 PRESETS = {
     # The tables of the reports that this project started from.
@@ -63,17 +69,38 @@ PRESETS = {
     "search": ({"names": ("ViT-B-32",), "part": ("cached-search", "search"), "batch_size": (1,), "across": ("part",)},),
     # What the project holds itself to.
     "bars": (
+        {**BACKBONE, "names": ("convnext_tiny",), "backend": ALL, "peer": ("keras_applications", "zeromodels")},
+        {**BACKBONE, "names": ("convnextv2_tiny",), "backend": ALL, "peer": ("zeromodels",)},
         {
             "names": ("convnext_tiny", "convnextv2_tiny"),
-            "peer": ("keras_applications", "zeromodels", "timm"),
+            "mode": ("eager", "compiled"),
+            "peer": ("timm",),
+            "group": "backbones",
         },
-        {"names": ("ViT-B-32",), "part": ("image", "text"), "peer": ("keras_hub", "open_clip")},
+        {"names": ("ViT-B-32",), "part": ("image", "text"), "backend": ALL, "peer": ("keras_hub", "open_clip")},
+        {
+            "names": ("convnext_v2_tiny",),
+            "part": ("pictures",),
+            "batch_size": (96,),
+            "backend": ALL,
+            "dtype": ("float32", "int8"),
+            "runtime": ("keras", "onnx"),
+            "peer": ("open_clip",),
+        },
+        {**TRAINING, "names": ("convnextv2_atto",), "image_size": (64,), "peer": ("timm",)},
+        {**TRAINING, "names": ("clip/convnext_v2_atto",), "image_size": (32,), "peer": ("open_clip",)},
         {
             "names": ("convnextv2_atto",),
-            "batch_size": (64,),
-            "image_size": (64,),
-            "train": (True,),
-            "peer": ("timm",),
+            "batch_size": (32,),
+            "backend": ALL,
+            "mode": (None, "predict"),
+            "peer": ("none",),
+        },
+        {
+            "names": ("ViT-B-32",),
+            "part": ("captions", "mixed-captions"),
+            "batch_size": (20_000,),
+            "peer": ("open_clip",),
         },
     ),
     "scaling": (

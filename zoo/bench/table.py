@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from zoo.bench import bars
 from zoo.bench.cases import Case, Ratio, Report, Result
 from zoo.files import atomic_write
 
@@ -69,6 +70,8 @@ def to_text(report: Report) -> str:
     blocks.append(_table([*varying, *figures], good))
     if report.ratios:
         blocks.append(_ratios(report, [column for column in varying if column.title != "device"]))
+    if report.preset == "bars":
+        blocks.insert(2, bars.to_text(report))
     failed = [
         f"* {_name(result.case, DESCRIPTIONS, result)}: {result.error}" for result in report.results if result.error
     ]

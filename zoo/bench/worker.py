@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from zoo.bench.cases import OURS, PEERS, Case
+from zoo.bench.cases import CAPTIONS, OURS, PEERS, Case
 from zoo.bench.timing import take_turn, timed, warm_up
 
 
@@ -64,6 +64,8 @@ def limit_threads(case: Case) -> None:
 
 def import_libraries(case: Case) -> None:
     """Imports what the case runs on, so that neither the build's time nor the model's memory has it."""
+    if case.part in CAPTIONS:
+        return
     if case.runtime == "onnx":
         import onnxruntime  # noqa: F401
     elif case.library == OURS or PEERS[case.library].on_keras:
@@ -86,7 +88,8 @@ def import_libraries(case: Case) -> None:
 def memory(case: Case) -> dict:
     from zoo.bench.devices import peak_device_bytes, resident_bytes
 
-    device_bytes = peak_device_bytes(case.backend) if case.runtime == "keras" else None
+    on_backend = case.runtime == "keras" and case.part not in CAPTIONS
+    device_bytes = peak_device_bytes(case.backend) if on_backend else None
     return {"host_bytes": resident_bytes(peak=True), "device_bytes": device_bytes}
 
 

@@ -1,0 +1,202 @@
+"""What this project holds itself to, as data, and a report of the preset `bars` measured by it.
+
+A bar compares the best of ours with the best of others that took turns with it, or with a floor.
+"""
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from zoo.bench import timing
+from zoo.bench.cases import OURS, PEERS, Case, Report, Result
+
+NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "torch"}
+COMMANDS = {"zoo list": ("list",), "zoo info convnextv2_tiny": ("info", "convnextv2_tiny")}
+MOST_SECONDS = 0.4  # of a command
+
+
+class Bar(NamedTuple):
+    """A line of the table: how many times as fast ours is to be.
+
+    Args:
+        work, against: in words.
+        ours, others: which cases are meant.
+        least: the ratio that meets the bar.
+        floor: in place of others: the bar is a most, of our time over the FLOPs' at the best matrix rate.
+    """
+
+    work: str
+    against: str
+    ours: Callable[[Case], bool]
+    others: Callable[[Case], bool] | None
+    least: float
+    floor: bool = False
+
+
+class Verdict(NamedTuple):
+    """A bar and what was measured; `ratio` None where a side could not be timed."""
+
+    bar: Bar
+    ratio: float | None
+    low: float | None = None
+    high: float | None = None
+    ours: Result | None = None
+    other: Result | None = None
+
+    @property
+    def is_met(self) -> bool | None:
+        if self.ratio is None:
+            return None
+        return self.ratio <= self.bar.least if self.bar.floor else self.ratio >= self.bar.least
+
+
+def is_(*, ours: bool = True, **wanted) -> Callable[[Case], bool]:
+    """A test of cases: of ours or of others, with these values; a tuple allows any of its values."""
+
+    def matches(case):
+        allowed = {key: value if isinstance(value, tuple) else (value,) for key, value in wanted.items()}
+        return (case.library == OURS) == ours and all(getattr(case, key) in allowed[key] for key in allowed)
+
+    return matches
+
+
+KERAS_PEERS = tuple(name for name, library in PEERS.items() if library.on_keras)
+TIMM = {"tensorflow": (1.5, "eager"), "jax": (1.3, "compiled"), "torch": (1.1, "eager")}
+BEST_PEER = {"tensorflow": 1.2, "jax": 3.5, "torch": 1.2}
+FLOOR = {"convnext_tiny": 1.7, "convnextv2_tiny": 2.0}
+TRAINED = {"convnextv2_atto": ("classifier, 64 px", "timm"), "clip/convnext_v2_atto": ("digits' pair", "open_clip")}
+
+
+def bars() -> list[Bar]:
+    return [*_backbones(), *_towers(), *_uses(), *_training(), *_predict(), *_tokens()]
+
+
+def _backbones():
+    for name, most in FLOOR.items():
+        works = {"name": name, "part": "classifier", "batch_size": 8, "train": False}
+        for backend, label in NAMES.items():
+            mine = is_(backend=backend, runtime="keras", **works)
+            same = is_(ours=False, library=KERAS_PEERS, backend=backend, **works)
+            least, mode = TIMM[backend]
+            timm = is_(ours=False, library="timm", mode=mode, **works)
+            yield Bar(f"{name}, {label}", f"best Keras peer on {label}", mine, same, BEST_PEER[backend])
+            yield Bar(f"{name}, {label}", f"timm, torch {mode}", mine, timm, least)
+        yield Bar(f"{name}, best backend or runtime", "the floor", is_(dtype="float32", **works), None, most, True)
+
+
+def _towers():
+    for part in ("image", "text"):
+        for backend, label in NAMES.items():
+            mine = is_(name="clip/ViT-B-32", part=part, backend=backend)
+            for library, least in (("keras_hub", 1.2), ("open_clip", 1.0)):
+                where = {"backend": backend} if library == "keras_hub" else {}
+                other = is_(ours=False, name="clip/ViT-B-32", part=part, library=library, **where)
+                against = f"keras-hub on {label}" if where else "open_clip, torch"
+                yield Bar(f"ViT-B-32 {part} tower, {label}", against, mine, other, least)
+
+
+def _uses():
+    works = {"name": "clip/convnext_v2_tiny", "part": "pictures"}
+    work = "convnext_v2_tiny, files to probabilities over 100 classes"
+    for dtype in ("float32", "int8"):
+        label = "float32" if dtype == "float32" else "int8 in ONNX Runtime"
+        yield Bar(f"{work}, {label}", "open_clip, torch", is_(dtype=dtype, **works), is_(ours=False, **works), 2.0)
+
+
+def _training():
+    for name, (what, library) in TRAINED.items():
+        for backend, label in NAMES.items():
+            mine = is_(name=name, train=True, backend=backend)
+            other = is_(ours=False, name=name, train=True)
+            yield Bar(f"training step, {what}, {label}", f"{library}, torch", mine, other, 1.0)
+
+
+def _predict():
+    works = {"name": "convnextv2_atto", "batch_size": 32, "train": False}
+    for backend, label in NAMES.items():
+        predict, bare = (is_(backend=backend, mode=modes, **works) for modes in ("predict", ("compiled", "eager")))
+        yield Bar(f"model.predict, 256 images, {label}", "the bare forward", predict, bare, 0.8)
+
+
+def _tokens():
+    for part, what, least in (("captions", "ASCII", 3.0), ("mixed-captions", "mixed", 1.5)):
+        yield Bar(f"tokenisation, {what}", "open_clip", is_(part=part), is_(ours=False, part=part), least)
+
+
+# Measuring by them.
+
+
+def judge(report: Report) -> list[Verdict]:
+    """Each bar with what a report says of it."""
+    good = [result for result in report.results if not result.error]
+    return [_floor(bar, good, report.rates) if bar.floor else _beside(bar, good) for bar in bars()]
+
+
+def _beside(bar, results):
+    ours, other = _best(results, bar.ours), _best(results, bar.others)
+    if ours is None or other is None:
+        return Verdict(bar, None)
+    return Verdict(bar, *compare_two(ours, other), ours, other)
+
+
+def _floor(bar, results, rates):
+    ours = _best(results, bar.ours)
+    rate = max((rate for key, rate in rates.items() if key.endswith("float32")), default=None)
+    if ours is None or rate is None:
+        return Verdict(bar, None)
+    seconds = [ours.flops * ours.case.items / rate, min(min(calls) for calls in ours.rounds), ours.p90]
+    floor = seconds[0]
+    return Verdict(bar, ours.p50 / floor, seconds[1] / floor, seconds[2] / floor, ours)
+
+
+def _best(results: Sequence[Result], matches) -> Result | None:
+    """The one with the most items a second."""
+    found = [result for result in results if matches(result.case)]
+    return max(found, key=lambda result: result.items_per_second, default=None)
+
+
+def compare_two(ours: Result, other: Result) -> tuple[float, float, float]:
+    """How many times as fast ours is, item by item: (median over rounds, least, most)."""
+    per_item = ours.case.items / other.case.items
+    values = [per_item * value for value in timing.ratios(other.rounds, ours.rounds)]
+    return statistics.median(values), min(values), max(values)
+
+
+def time_commands(repeats: int = 3) -> dict[str, float]:
+    """{command: least wall seconds} of those that are to answer at once."""
+
+    def run(words):
+        subprocess.run([sys.executable, "-m", "zoo", *words], check=True, stdout=subprocess.DEVNULL)
+
+    return {
+        name: min(timing.timed(lambda words=words: run(words))[0] for _ in range(repeats))
+        for name, words in COMMANDS.items()
+    }
+
+
+def to_text(report: Report) -> str:
+    """The table of bars in Markdown."""
+    lines = ["| work | against | bar | measured | over rounds | ours, theirs | |", "|---|---|--:|--:|--:|---|---|"]
+    lines += [_line(verdict) for verdict in judge(report)]
+    for name, seconds in report.commands.items():
+        mark = "met" if seconds <= MOST_SECONDS else "missed"
+        lines.append(f"| {name} | – | ≤ {MOST_SECONDS} s | **{seconds:.2f} s** | – | – | {mark} |")
+    return "\n".join(lines)
+
+
+def _line(verdict):
+    bar = verdict.bar
+    sign = "≤" if bar.floor else "≥"
+    head = f"| {bar.work} | {bar.against} | {sign} {bar.least:g} |"
+    if verdict.ratio is None:
+        return f"{head} – | – | – | not timed |"
+    sides = ", ".join(_side(result) for result in (verdict.ours, verdict.other) if result)
+    mark = "met" if verdict.is_met else "missed"
+    return f"{head} **{verdict.ratio:.2f}** | {verdict.low:.2f} to {verdict.high:.2f} | {sides} | {mark} |"
+
+
+def _side(result):
+    where = f"{result.case.library}, {result.case.runs_on}" if result.case.library != OURS else result.case.runs_on
+    return f"{where} {1e3 * result.case.items / result.items_per_second:,.0f} ms"
