@@ -105,7 +105,7 @@ def replace(path, write):
 def library_of(source):
     """The library that computed a case, and its version."""
     if source == oracles_apple.SOURCE:
-        return f"{source} {oracles_apple.version()}"
+        return f"ml-mobileclip {oracles_apple.version()}"
     return f"{LIBRARIES[source]} {importlib.metadata.version(LIBRARIES[source])}"
 
 

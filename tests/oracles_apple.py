@@ -1,6 +1,6 @@
 """Oracle cases of MobileCLIP by Apple's own code, where a checkout of github.com/apple/ml-mobileclip lies on the disk.
 
-    python tests/oracles.py build/oracles --apple ml-mobileclip --only 'ml-mobileclip-*'
+    python tests/oracles.py build/oracles --apple ml-mobileclip --only 'ml_mobileclip-*'
 
 Its code stays in its folder, under its own licence, and is run as it is: a random model of each of its configurations
 writes the file, and its modules' outputs are what ours are compared with. The suite does without.
@@ -19,7 +19,7 @@ from oracles_pairs import run_pair
 
 import clip
 
-SOURCE = "ml-mobileclip"
+SOURCE = "ml_mobileclip"
 LAYER_SCALE = 0.25  # at 0.5 activations pass 100, and rounding alone moves Apple's own gradient of logit_scale by 2e-5
 CONFIGURATIONS = {"s0": "MobileCLIP-S0", "s1": "MobileCLIP-S1", "s2": "MobileCLIP-S2"}
 
