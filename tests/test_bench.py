@@ -419,6 +419,13 @@ def test_text_tells_what_differs_in_lines_and_the_rest_once():
     assert text.endswith("batch 8, 224 px: no such file")
 
 
+def test_the_best_batch_size_is_told_where_several_were_timed():
+    one, eight, more = (result([[s]], batch_size=n) for n, s in ((1, 1.0), (8, 2.0), (16, 5.0)))
+    report = dataclasses.replace(REPORT, results=(one, eight, more, OURS_ON_JAX), ratios=())
+    assert "Best batch size:\n\n* convnext_tiny, zoo, torch: batch 8, 4.0 a second" in to_text(report)
+    assert "Best batch" not in to_text(REPORT)
+
+
 def test_json_holds_every_figure():
     told = json.loads(json.dumps(dataclasses.asdict(REPORT)))
     assert told["results"][0]["rounds"] == [[1.0], [10.0], [2.0]]

@@ -92,6 +92,7 @@ def create_pictures(case: Case) -> Job:
     import keras
 
     keras.utils.set_random_seed(SEED)
+    set_precision(replace(case, dtype="float32"))  # the pipeline makes the others of it
     pair = create_ours(replace(case, part="pair"))
     return Job(pictures.create_call(pair, case, paths), keras_device(), _keras_parameters(pair))
 

@@ -138,7 +138,8 @@ def _open_clip_pictures(case, paths):
     from zoo.bench.pictures import BATCH, CLASSES, PROMPT
 
     entry = find(case.name)
-    module = _open_clip_pair(entry, case.image_size).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module = _open_clip_pair(entry, case.image_size).eval().to(device)
     transform = image_transform(case.image_size, is_train=False)
 
     class Pictures(torch.utils.data.Dataset):
@@ -148,15 +149,17 @@ def _open_clip_pictures(case, paths):
         def __getitem__(self, index):
             return transform(Image.open(paths[index]))
 
-    loader = torch.utils.data.DataLoader(Pictures(), BATCH, num_workers=case.threads, persistent_workers=True)
+    options = {"num_workers": case.threads, "persistent_workers": True, "pin_memory": device == "cuda"}
+    loader = torch.utils.data.DataLoader(Pictures(), BATCH, **options)
 
     def call():
         with torch.inference_mode():
-            texts = tokenize([PROMPT.format(name) for name in CLASSES])
+            texts = tokenize([PROMPT.format(name) for name in CLASSES]).to(device)
             classes = module.encode_text(texts, normalize=True).T
             scale = module.logit_scale.exp()
-            found = [scale * module.encode_image(images, normalize=True) @ classes for images in loader]
-            return torch.cat(found).softmax(-1)
+            batches = (images.to(device, non_blocking=True) for images in loader)
+            found = [scale * module.encode_image(images, normalize=True) @ classes for images in batches]
+            return torch.cat(found).softmax(-1).cpu()
 
     return TorchPeer(module, lambda x: module.encode_image(x["images"])), call
 

@@ -1,7 +1,7 @@
 """A report for people: Markdown, and a picture."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,7 @@ def to_text(report: Report) -> str:
     blocks.append(_table([*varying, *figures], good))
     if report.ratios:
         blocks.append(_ratios(report, [column for column in varying if column.title != "device"]))
+    blocks += _best_batches(good)
     if report.preset == "bars":
         blocks.insert(2, bars.to_text(report))
     failed = [
@@ -114,6 +115,21 @@ def _ratios(report, columns):
         one, other = (_name(report.results[i].case, columns, report.results[i]) for i in (ratio.case, ratio.other))
         lines.append(f"| {one} | {other} | **{ratio.median:.2f}×** | {ratio.low:.2f} to {ratio.high:.2f} |")
     return "\n".join(lines)
+
+
+def _best_batches(results):
+    """A line for each case that was timed at several batch sizes: where most items a second came out."""
+    sizes: dict[Case, list[Result]] = {}
+    for result in results:
+        sizes.setdefault(replace(result.case, batch_size=0), []).append(result)
+    best = [max(found, key=lambda r: r.items_per_second) for found in sizes.values() if len(found) > 1]
+    if not best:
+        return []
+    columns = [column for column in _split(best)[0] if column.title != "batch"]
+    lines = (
+        f"{_name(r.case, columns, r)}: batch {r.case.batch_size}, {r.items_per_second:,.1f} a second" for r in best
+    )
+    return ["Best batch size:\n\n" + "\n".join(f"* {line}" for line in lines)]
 
 
 def _name(case: Case, columns, result: Result):

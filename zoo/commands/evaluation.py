@@ -85,7 +85,10 @@ COMMANDS = {
             argument("--image-size", type=numbers, metavar="N,M", help="pixels (default: the model's own)"),
             argument("--dtype", type=words, metavar="A,B", help="float32, tfloat32, bfloat16, float16, int8"),
             argument(
-                "--part", type=words, metavar="A,B", help="of a pair: image, text, pair, zero-shot (default pair)"
+                "--part",
+                type=words,
+                metavar="A,B",
+                help="of a pair: image, text, zero-shot, … (default pair)",
             ),
             argument(
                 "--mode", type=words, metavar="A,B", help="eager, compiled, predict (default: the backend's usual)"

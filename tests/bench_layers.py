@@ -1,0 +1,141 @@
+"""What the layers' own kernels gain: the figures that the docstrings of convnext/ quote.
+
+    KERAS_BACKEND=jax python tests/bench_layers.py [--rounds 7]        # or torch, tensorflow
+
+Each line is one formulation beside another of the same result, turn and turn about, at the four stages of
+ConvNeXt-Tiny for a batch of 8 images of 224 pixels; the ratio is other / ours, the median over rounds.
+"""
+
+import argparse
+import functools
+import statistics
+
+import keras
+import numpy as np
+from keras import ops
+
+from convnext import Dense, DepthwiseConv2D
+from convnext.layers import _jax_shifted_depthwise
+from zoo.bench.timing import ratios, take_turn, take_turns, warm_up
+
+BATCH = 8
+STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))  # side of the map, channels
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default %(default)s)")
+    options = parser.parse_args()
+    backend = keras.backend.backend()
+    columns = (backend, "map", "ours ms", "other ms", "times as fast", "over rounds")
+    print(f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * 4}", sep="\n", flush=True)
+    for side, channels in STAGES:
+        for what, ours, other in PAIRS[backend](side, channels):
+            compare(f"{what} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
+
+
+def compare(label, ours, other, rounds):
+    """Prints a line of the table."""
+    calls = {"ours": ours, "other": other}
+    for call in calls.values():
+        warm_up(call)
+    runs = take_turns({name: functools.partial(take_turn, call) for name, call in calls.items()}, rounds, rest=0.05)
+    found = sorted(ratios(runs["other"], runs["ours"]))
+    ms = [1e3 * statistics.median(seconds for turn in turns for seconds in turn) for turns in runs.values()]
+    spread = f"{found[0]:.2f} to {found[-1]:.2f}"
+    print(f"| {label} | {ms[0]:.2f} | {ms[1]:.2f} | **{statistics.median(found):.2f}** | {spread} |", flush=True)
+
+
+def maps(*shape):
+    return ops.convert_to_tensor(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+def built(layer, x):
+    layer.build(x.shape)
+    return layer
+
+
+def jax_pairs(side, channels):
+    """(what, ours, other): functions without arguments that end when the result is there."""
+    import jax
+    from jax import lax
+    from jax import numpy as jnp
+
+    x, kernel = maps(BATCH, side, side, channels), maps(7, 7, channels)
+    gradient, wide = maps(BATCH, side, side, channels), maps(BATCH, side, side, 4 * channels)
+    weights = maps(channels, 4 * channels)
+    shifted = _jax_shifted_depthwise()
+
+    def operator(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        grouped = {"dimension_numbers": dimensions, "feature_group_count": channels}
+        return lax.conv_general_dilated(x, kernel[:, :, None], (1, 1), "SAME", **grouped)
+
+    def slices(x, kernel):
+        padded = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
+        taps = ((i, j) for i in range(7) for j in range(7))
+        return sum(padded[:, i : i + side, j : j + side] * kernel[i, j] for i, j in taps)
+
+    def flat(x, weights):
+        return (x.reshape(-1, x.shape[-1]) @ weights).reshape(*x.shape[:-1], -1)
+
+    def forward(function):
+        return _ended(jax, jax.jit(function), x, kernel)
+
+    def backward(function, *arguments, gradient):
+        compiled = jax.jit(lambda gradient, *values: jax.vjp(function, *values)[1](gradient))
+        return _ended(jax, compiled, gradient, *arguments)
+
+    theirs = functools.partial(backward, gradient=gradient)
+    yield "depthwise: shifts, operator", forward(shifted), forward(operator)
+    yield "its gradients: written out, of the operator", theirs(shifted, x, kernel), theirs(operator, x, kernel)
+    yield "its gradients: written out, of the slices", theirs(shifted, x, kernel), theirs(slices, x, kernel)
+    dense = functools.partial(backward, gradient=wide)
+    yield "Dense's gradients: flat, of a map", dense(flat, x, weights), dense(jnp.matmul, x, weights)
+
+
+def _ended(jax, function, *arguments):
+    return lambda: jax.block_until_ready(function(*arguments))
+
+
+def torch_pairs(side, channels):
+    """(what, ours, other), as above."""
+    import torch
+
+    x = maps(BATCH, side, side, channels)
+    for units in (4 * channels, channels // 2):
+        ours, theirs = (built(layer(units), x) for layer in (Dense, keras.layers.Dense))
+        name = f"Dense to {units}"
+        yield f"{name}: ours, Keras'", _without(torch, ours, x), _without(torch, theirs, x)
+        yield f"{name}, training: ours, Keras'", _trained(torch, ours, x), _trained(torch, theirs, x)
+    ours, theirs = (built(layer(7, padding="same"), x) for layer in (DepthwiseConv2D, keras.layers.DepthwiseConv2D))
+    yield "depthwise: a view, Keras'", _without(torch, ours, x), _without(torch, theirs, x)
+
+
+def _without(torch, layer, x):
+    def call():
+        with torch.no_grad():
+            layer(x)
+
+    return call
+
+
+def _trained(torch, layer, x):
+    x = x.detach().requires_grad_()
+    return lambda: torch.autograd.grad(layer(x).sum(), [x, *(weight.value for weight in layer.trainable_weights)])
+
+
+def tensorflow_pairs(side, channels):
+    """(what, ours, other), as above."""
+    import tensorflow as tf
+
+    x = maps(BATCH, side, side, channels)
+    ours, theirs = (built(layer(4 * channels), x) for layer in (Dense, keras.layers.Dense))
+    graphs = [tf.function(layer) for layer in (ours, theirs)]
+    yield "Dense: flat, of a map", *((lambda graph=graph: graph(x).numpy()) for graph in graphs)
+
+
+PAIRS = {"jax": jax_pairs, "torch": torch_pairs, "tensorflow": tensorflow_pairs}
+
+if __name__ == "__main__":
+    main()

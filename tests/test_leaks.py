@@ -1,0 +1,58 @@
+"""Memory does not grow with the number of steps: forward passes, `predict` with odd last batches, training."""
+
+import keras
+import numpy as np
+import pytest
+
+from convnext import Variant, create_convnext_v2
+from zoo.bench.devices import resident_bytes
+
+pytestmark = [pytest.mark.backend, pytest.mark.slow]
+
+SETTLED, STEPS = 50, 500
+MOST_GROWTH = 8 * 2**20  # a float32 batch of 64 images of 32 pixels a step would be 337 MiB
+ROW = Variant(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64))
+SIZES = (64, 61, 3)  # of batches
+
+
+def grown(step):
+    """Bytes by which this process grew between step SETTLED and step STEPS."""
+    before = None
+    for number in range(STEPS):
+        step(number)
+        if number + 1 == SETTLED:
+            before = resident_bytes()
+    return resident_bytes() - before
+
+
+@pytest.fixture
+def model():
+    if resident_bytes() is None:
+        pytest.fail("This system does not tell how much memory a process holds: run this test on Linux or macOS.")
+    model = create_convnext_v2(ROW, 10, (32, 32, 3))
+    model.compile("adamw", "sparse_categorical_crossentropy")
+    return model
+
+
+@pytest.fixture
+def images(rng):
+    return rng.standard_normal((max(SIZES), 32, 32, 3)).astype("float32")
+
+
+def test_forward_passes_do_not_leak(model, images):
+    assert grown(lambda number: model.predict_on_batch(images[: SIZES[number % len(SIZES)]])) < MOST_GROWTH
+
+
+def test_predict_does_not_leak(model, images):
+    assert grown(lambda _: model.predict(images[:35], batch_size=16, verbose=0)) < MOST_GROWTH
+
+
+def test_training_does_not_leak(model, images, rng):
+    labels = rng.integers(0, 10, len(images))
+
+    def step(number):
+        count = SIZES[number % len(SIZES)]
+        loss = model.train_on_batch(images[:count], labels[:count])
+        assert np.isfinite(keras.ops.convert_to_numpy(loss)).all()
+
+    assert grown(step) < MOST_GROWTH
