@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from zoo.search import Index
+from zoo.search import Index, accelerator
 from zoo.search import index as module
 from zoo.search.accelerator import ASKED, EXACT, KINDS
 
@@ -127,6 +127,40 @@ def test_a_poor_graph_has_poor_recall(tmp_path, rng):
     index = Index.build(vectors, tmp_path / "i")
     poor = index.accelerate("hnsw", connectivity=2, expansion=2)["recall_at_10"]
     assert poor < index.accelerate("hnsw", connectivity=16, expansion=128)["recall_at_10"]
+
+
+def test_a_graph_is_gone_on_with(index, vectors, rng, monkeypatch):
+    more = unit(rng.standard_normal((500, DIM)))
+    index.accelerate("hnsw")
+    index.add(more)
+    added = []
+    write = accelerator._write_graph
+    counted = lambda path, blocks, graph: added.append(-len(graph)) or write(path, blocks, graph)  # noqa: E731
+    monkeypatch.setattr(accelerator, "_write_graph", counted)
+    assert index.accelerate("hnsw")["vectors"] == COUNT + 500 and added == [-COUNT]
+    assert Index.open(index.path).search(more[3], 1, approximate=True)[0] == [str(COUNT + 3)]
+    index.add(unit(rng.standard_normal((5, DIM))))
+    assert index.accelerate("hnsw", connectivity=8)["vectors"] == COUNT + 505 and added[1:] == [0]  # another one
+
+
+def test_a_graph_that_was_interrupted_holds_what_was_written(index, vectors, monkeypatch):
+    monkeypatch.setattr(accelerator, "GRAPH_PORTION", 1)
+    write = accelerator._write_graph
+
+    def killed(path, blocks, graph):
+        if len(graph):
+            raise KeyboardInterrupt
+        write(path, blocks, graph)
+
+    monkeypatch.setattr(accelerator, "_write_graph", killed)
+    with pytest.raises(KeyboardInterrupt):
+        index.accelerate("hnsw")
+    again = Index.open(index.path)
+    assert again._accelerator("hnsw").facts.count == 1000 and again.verify() == COUNT
+    assert again.search(vectors[2500], 1, approximate=True)[0] == ["2500"]  # what the graph has not is looked at
+    monkeypatch.setattr(accelerator, "_write_graph", write)
+    facts = again.accelerate("hnsw")
+    assert facts["vectors"] == COUNT and facts["recall_at_10"] > 0.95
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,6 +24,7 @@ STORED = {"float16": "<f2", "int8": "|i1", "hnsw": "|i1"}
 INT8_MAX = 127
 ROUNDING = 1e-5  # of usearch's cosines: ten times what was seen
 CONNECTIVITY, EXPANSION = 16, 128  # of the graph, as usearch has them
+GRAPH_PORTION = 200_000  # vectors after which a graph is written, so that a killed run goes on from there
 ASKED = {"float16": (256, 16), "int8": (256, 16), "hnsw": (64, 4)}  # candidates at first: at least, and for each of k
 
 
@@ -56,12 +57,21 @@ class Accelerator:
 
     @classmethod
     def build(
-        cls, folder: Path, kind: str, blocks: Iterable[np.ndarray], covers: Sequence[str], dim: int, **options
+        cls,
+        folder: Path,
+        kind: str,
+        blocks: Iterable[np.ndarray],
+        covers: Sequence[str],
+        dim: int,
+        *,
+        begun: "Accelerator | None" = None,
+        **options,
     ) -> "Accelerator":
         """Writes an accelerator of float32 (n, D) blocks of vectors.
 
         Args:
             covers: digests of the segments that the blocks are of.
+            begun: a graph of the first of those segments, that the blocks of the others are added to.
             options: of the graph: `connectivity`, `expansion`.
 
         Raises:
@@ -70,14 +80,38 @@ class Accelerator:
         if kind not in KINDS:
             raise ValueError(f"accelerator {kind!r}; it must be one of {', '.join(KINDS)}")
         usearch()
-        measure = _Measure()
+        measure = _Measure(begun and begun.facts)
         rows = (measure.copied(block, kind) for block in blocks)
-        (_write_graph if kind == "hnsw" else _write_matrix)(_file(folder, kind), rows, dim, **options)
+        graph = None
+        if kind == "hnsw":
+            graph = begun._opened if begun else new_graph(dim, **options)
+            _write_graph(_file(folder, kind), rows, graph)
+        else:
+            _write_matrix(_file(folder, kind), rows, **options)
         norms = (measure.shortest, measure.longest)
         facts = Facts(list(covers), measure.count, dim, measure.error, norms, sha256(_file(folder, kind)))
         with atomic_write(_file(folder, kind).with_suffix(".json"), "w") as file:
             json.dump(asdict(facts), file)
-        return cls(folder, kind, facts)
+        made = cls(folder, kind, facts)
+        made._opened = graph
+        return made
+
+    @classmethod
+    def unfinished(cls, folder: Path, covers: Sequence[str], dim: int, **options) -> "Accelerator | None":
+        """A sound graph of the first, not all, of these segments, made with such options, that can be added to."""
+        begun = cls.open(folder, "hnsw", covers, dim)
+        if begun is None or len(begun.facts.covers) == len(covers):
+            return None
+        try:
+            begun.verify()  # usearch trusts what it reads
+        except (OSError, ValueError):
+            return None
+        graph = new_graph(dim, **options)
+        connectivity, expansion = graph.connectivity, graph.expansion_add
+        graph.load(begun.path)
+        graph.expansion_add = expansion
+        begun._opened = graph
+        return begun if graph.connectivity == connectivity else None
 
     @classmethod
     def open(cls, folder: Path, kind: str, covers: Sequence[str], dim: int) -> "Accelerator | None":
@@ -138,10 +172,11 @@ class Accelerator:
 
 
 class _Measure:
-    """What is to be known of the rows that pass."""
+    """What is to be known of the rows that pass, after those of which `facts` are."""
 
-    def __init__(self):
-        self.count, self.error, self.shortest, self.longest = 0, 0.0, float("inf"), 0.0
+    def __init__(self, facts: Facts | None = None):
+        self.count, self.error = (facts.count, facts.error) if facts else (0, 0.0)
+        self.shortest, self.longest = facts.norms if facts else (float("inf"), 0.0)
 
     def copied(self, rows: np.ndarray, kind: str) -> np.ndarray:
         lengths = np.linalg.norm(rows, axis=1)
@@ -180,18 +215,30 @@ def _file(folder: Path, kind: str) -> Path:
     return folder / f"accelerator-{kind}.bin"
 
 
-def _write_matrix(path: Path, blocks: Iterable[np.ndarray], dim: int) -> None:
-    del dim
+def new_graph(dim: int, connectivity: int = CONNECTIVITY, expansion: int = EXPANSION):
+    """usearch's index, empty."""
+    return usearch().Index(ndim=dim, metric="cos", dtype="i8", connectivity=connectivity, expansion_add=expansion)
+
+
+def portions(counts: Sequence[int], first: int) -> list[int]:
+    """After which of the segments with these counts of vectors, from the first on, a graph is written."""
+    ends, since = [], 0
+    for end, count in enumerate(counts[first:], first + 1):
+        since += count
+        if since >= GRAPH_PORTION or end == len(counts):
+            ends.append(end)
+            since = 0
+    return ends
+
+
+def _write_matrix(path: Path, blocks: Iterable[np.ndarray]) -> None:
     with atomic_write(path) as file:
         for block in blocks:
             file.write(np.ascontiguousarray(block).data)
 
 
-def _write_graph(
-    path: Path, blocks: Iterable[np.ndarray], dim: int, connectivity: int = CONNECTIVITY, expansion: int = EXPANSION
-) -> None:
-    graph = usearch().Index(ndim=dim, metric="cos", dtype="i8", connectivity=connectivity, expansion_add=expansion)
-    first = 0
+def _write_graph(path: Path, blocks: Iterable[np.ndarray], graph) -> None:
+    first = len(graph)
     for block in blocks:
         graph.add(np.arange(first, first + len(block)), block)
         first += len(block)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.files import atomic_write, lock, sha256
-from zoo.search.accelerator import EXACT, KINDS, Accelerator
+from zoo.search.accelerator import EXACT, KINDS, Accelerator, portions
 from zoo.search.segment import DTYPES, Segment, write_segment
 
 FORMAT, VERSION = "convnext-clip-zoo index", 1
@@ -189,7 +189,7 @@ class Index:
             places = np.concatenate([np.sort(places), since])
             if allowed is not None:
                 places = places[allowed[places]]
-            scores = self._rows(places) @ query
+            scores = inner_products(self._rows(places), query)
             chosen = best(scores, k)
             if len(chosen) == k and (highest is None or highest < scores[chosen[-1]]):
                 return places[chosen], scores[chosen]
@@ -202,8 +202,7 @@ class Index:
         start = 0
         for segment in self.segments:
             for part, rows, scales in segment.blocks():
-                # One query: a matrix times a vector reads the matrix once, in order.
-                products = (rows @ queries[0])[None] if len(queries) == 1 else queries @ rows.T
+                products = inner_products(rows, queries[0])[None] if len(queries) == 1 else queries @ rows.T
                 scores[:, start + part.start : start + part.stop] = products * scales
             start += segment.count
         return scores
@@ -236,7 +235,8 @@ class Index:
     def accelerate(self, kind: str, **options) -> dict:
         """Makes an accelerator of what is in the index, in place of an older one.
 
-        What is added later is searched as it is, until the accelerator is made anew.
+        What is added later is searched as it is, until the accelerator is made anew; a graph is gone on with, also
+        where making one was interrupted.
 
         Args:
             kind: "float16" or "int8": a narrow copy, of which usearch finds candidates; results stay exact. "hnsw": a
@@ -251,11 +251,22 @@ class Index:
             self._reload()
             if not self.segments:
                 raise ValueError(f"{self.path} is empty; there is nothing to make an accelerator of")
-            blocks = (rows for segment in self.segments for rows in segment.vectors())
             self._accelerators = {}  # Windows does not replace a file that is mapped
-            made = Accelerator.build(self.path, kind, blocks, self._covers(), self.dim, **options)
+            made = self._make(kind, **options)
         facts = {"kind": kind, "vectors": made.facts.count, "bytes": made.path.stat().st_size}
         return facts if kind in EXACT else {**facts, "recall_at_10": self.recall(self._sample())}
+
+    def _make(self, kind: str, **options) -> Accelerator:
+        """An accelerator of all segments; a graph is written after each portion of them."""
+        covers, ends, made = self._covers(), [len(self.segments)], None
+        if kind == "hnsw":
+            made = Accelerator.unfinished(self.path, covers, self.dim, **options)
+            ends = portions([segment.count for segment in self.segments], len(made.facts.covers) if made else 0)
+        for end in ends:
+            first = len(made.facts.covers) if made else 0
+            blocks = (rows for segment in self.segments[first:end] for rows in segment.vectors())
+            made = Accelerator.build(self.path, kind, blocks, covers[:end], self.dim, begun=made, **options)
+        return made
 
     def recall(self, queries: np.ndarray, k: int = 10) -> float:
         """Share of the k best of each query that an approximate search finds too.
@@ -379,6 +390,15 @@ class Index:
     def _commit(self, manifest: dict) -> None:
         _write_manifest(self.path, manifest)
         self.__init__(self.path, manifest)
+
+
+def inner_products(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """float32 (n,) of rows (n, D) and a query (D,): of a row the same whatever stands beside it.
+
+    One thread, as memory is what is waited for: a product of a matrix and a vector gains a tenth with two, and
+    OpenBLAS' second one then turns for 25 ms in the way of PyTorch's, so that the next sentence takes twice as long.
+    """
+    return np.vecdot(rows, query)
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
