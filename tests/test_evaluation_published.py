@@ -1,14 +1,12 @@
 """CIFAR's and MNIST's original files: read as published, and hostile ones refused without running anything."""
 
-import gzip
-import io
 import os
 import pickle
 import struct
-import tarfile
 
 import numpy as np
 import pytest
+from published_files import idx, python2_batch, rows_of, write_archive, write_cifar10, write_cifar100, write_mnist
 
 from zoo.evaluation.datasets import load_labelled
 from zoo.evaluation.published import read_cifar, read_mnist
@@ -18,31 +16,6 @@ from zoo.evaluation.published import read_cifar, read_mnist
 def pictures(rng):
     """uint8 (6, 32, 32, 3) and labels."""
     return rng.integers(0, 256, (6, 32, 32, 3), np.uint8), np.array([3, 1, 4, 1, 5, 9])
-
-
-def rows_of(images):
-    """uint8 (N, 3072): red plane, green plane, blue plane, as CIFAR has them."""
-    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-
-
-def python2_batch(data, labels, key=b"labels"):
-    """The opcodes with which Python 2 and an old NumPy wrote the published batches."""
-    count, width = data.shape
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    shape = b"M" + struct.pack("<H", count) + b"M" + struct.pack("<H", width) + b"\x86"
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
-    array += b"(K\x01" + shape + dtype + b"\x89T" + struct.pack("<i", data.size) + data.tobytes() + b"tb"
-    named = b"U" + bytes([len(key)]) + key + b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-    return b"\x80\x02}(U\x04data" + array + named + b"u."
-
-
-def write_archive(path, members):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
 
 
 def same(read, pictures):
@@ -65,6 +38,20 @@ def test_cifar_as_python_2_wrote_it(layout, pictures, tmp_path):
         "file": inner / "test_batch",
     }[layout]
     same(read_cifar(path, "cifar10"), pictures)
+
+
+def test_the_published_archives(pictures, tmp_path):
+    same(read_cifar(write_cifar10(tmp_path, *pictures), "cifar10"), pictures)
+    same(read_cifar(tmp_path / "cifar-10-python.tar.gz", "cifar10", "train"), pictures)
+    for split in ("test", "train"):
+        same(read_cifar(write_cifar100(tmp_path, *pictures), "cifar100", split), pictures)
+    data = load_labelled("cifar100", tmp_path / "cifar-100-python.tar.gz")
+    assert (len(data.records), len(data.class_names), data.class_names[9], len(data.templates)) == (
+        6,
+        100,
+        "bottle",
+        18,
+    )
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -125,16 +112,10 @@ def test_archives_without_the_batch_are_refused(name, content, message, tmp_path
         read_cifar(path, "cifar10")
 
 
-def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_mnist(end, rng, tmp_path):
     images, labels = rng.integers(0, 256, (5, 28, 28), np.uint8), np.array([7, 2, 1, 0, 4], np.uint8)
-    for name, array in (("t10k-images-idx3-ubyte", images), ("t10k-labels-idx1-ubyte", labels)):
-        (tmp_path / f"{name}{end}").write_bytes(gzip.compress(idx(array)) if end else idx(array))
-    same(read_mnist(tmp_path), (images, labels))
+    same(read_mnist(write_mnist(tmp_path, images, labels, end)), (images, labels))
     data = load_labelled("mnist", tmp_path)
     assert (len(data.records), data.class_names[7], data.templates) == (5, "7", ('a photo of the number: "{}".',))
     np.testing.assert_array_equal(data.records.record(0).image, images[0])

@@ -1,0 +1,63 @@
+"""The command zoo eval zero-shot on the original files of CIFAR and MNIST, from the archive to the figures."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from helpers import randomize
+from published_files import write_archive, write_cifar10, write_cifar100, write_mnist
+
+import zoo
+from clip import create_clip
+from clip.variants import Pair, Text, ViT
+from zoo.cli import main
+from zoo.preprocess import PreprocessSpec
+
+pytestmark = [pytest.mark.backend, pytest.mark.once]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pair") / "pair.safetensors"
+    row = Pair(16, 16, ViT(32, 1, 8, head_width=16), Text(width=32, heads=2, layers=1))
+    pair = randomize(create_clip(row), np.random.default_rng(0), scale=0.1)
+    zoo.save(pair, path, preprocess=PreprocessSpec(image_size=16))
+    return path
+
+
+def write_fashion(folder, images, labels):
+    np.savez(folder / "fashion.npz", x_test=images, y_test=labels)
+    return folder / "fashion.npz"
+
+
+@pytest.mark.parametrize(
+    "dataset, write, classes, templates",
+    [
+        ("cifar10", write_cifar10, 10, 18),
+        ("cifar100", write_cifar100, 100, 18),
+        ("mnist", write_mnist, 10, 1),
+        ("fashion_mnist", write_fashion, 10, 1),
+    ],
+)
+def test_original_files_are_classified(dataset, write, classes, templates, saved, rng, tmp_path, capsys):
+    side = (32, 32, 3) if dataset.startswith("cifar") else (28, 28)
+    labels = rng.integers(0, classes, 20)
+    path = write(tmp_path, rng.integers(0, 256, (20, *side), np.uint8), labels)
+    words = ["eval", "zero-shot", "--model", str(saved), "--dataset", dataset, "--data", str(path)]
+    assert main([*words, "--json", "--output", str(tmp_path / "out")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["dataset"], result["images"], result["classes"]) == (dataset, 20, classes)
+    assert result["templates"] == templates
+    counts = np.array(result["confusion"])
+    np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(labels, minlength=classes))
+    assert result["accuracy"] == pytest.approx(np.trace(counts) / 20)
+    assert json.loads((tmp_path / "out" / "zero_shot.json").read_text())["accuracy"] == result["accuracy"]
+
+
+def test_an_archive_with_a_foreign_pickle_is_refused_in_one_line(saved, tmp_path, capsys):
+    harm = {"cifar-10-batches-py/test_batch": pickle.dumps({b"data": print, b"labels": [1]})}
+    path = write_archive(tmp_path / "cifar-10-python.tar.gz", harm)
+    assert main(["eval", "zero-shot", "--model", str(saved), "--dataset", "cifar10", "--data", str(path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "it names builtins.print, which no CIFAR batch does" in error and "\n" not in error
