@@ -142,7 +142,10 @@ def plan(names, options, preset=None, threads=None, smoke=False) -> list[list[Ca
     for number, sweep in enumerate(PRESETS[preset] if preset else ({"names": (SMOKE_NAME,)},)):
         sweep = {"across": ACROSS, **sweep}
         across, its_names, label = sweep.pop("across"), sweep.pop("names"), sweep.pop("group", number)
+        with_ours = sweep.pop("ours", True)
         for case in combine(names or its_names, {**usual, **sweep, **own}):
+            if case.library == OURS and not with_ours:
+                continue
             key = (label, *(getattr(case, field.name) for field in dataclasses.fields(case)
                              if field.name not in across))  # fmt: skip
             groups.setdefault(key, {})[case] = None  # once, where sweeps of a group have it in common

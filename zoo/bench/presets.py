@@ -1,8 +1,8 @@
 """Benchmarks by name, as data.
 
 A preset is a tuple of sweeps; a sweep says which options make up its cases, as `zoo bench` would be given them, and
-`across` which fields may differ between cases that take turns with each other, those of sweeps of one `group` too. An
-option that the user gives replaces the preset's.
+`across` which fields may differ between cases that take turns with each other, those of sweeps of one `group` too.
+With `ours` False its cases are the peers'. An option that the user gives replaces the preset's.
 """
 
 from zoo.env import BACKENDS
@@ -76,12 +76,13 @@ PRESETS = {
             "mode": ("eager", "compiled"),
             "peer": ("timm",),
             "group": "backbones",
+            "ours": False,
         },
         {"names": ("ViT-B-32",), "part": ("image", "text"), "backend": ALL, "peer": ("keras_hub", "open_clip")},
         {
             "names": ("convnext_v2_tiny",),
             "part": ("pictures",),
-            "batch_size": (96,),
+            "batch_size": (64,),
             "backend": ALL,
             "dtype": ("float32", "int8"),
             "runtime": ("keras", "onnx"),
