@@ -197,12 +197,15 @@ def transformers():
     return pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("kind", ["ConvNext", "ConvNextV2", "ResNet"])
-def test_transformers_classifiers(transformers, read, kind):
+@pytest.mark.parametrize(
+    ("kind", "label", "name"),
+    [("ConvNext", "tiny", "convnext_tiny"), ("ConvNextV2", "tiny", "convnextv2_tiny"), ("ResNet", "50", "resnet50")],
+)
+def test_transformers_classifiers(transformers, read, kind, label, name):
     config = getattr(transformers, f"{kind}Config")(num_labels=5)
     recipe = read("config.json", config.to_dict())
-    expected = {"ConvNext": "tiny", "ConvNextV2": "tiny", "ResNet": "50"}[kind]
-    assert (recipe.description.family, recipe.arguments["variant"]) == (kind.lower(), expected)
+    assert (recipe.description.family, recipe.arguments["variant"]) == (kind.lower(), label)
+    assert recipe.arguments["name"] == name
     assert recipe.description.preprocess is None
 
 
@@ -210,6 +213,7 @@ def test_transformers_rows_of_ones_own(transformers, read):
     config = transformers.ConvNextConfig(depths=[1, 2], hidden_sizes=[8, 16], num_stages=2, patch_size=2)
     recipe = read("config.json", config.to_dict())
     assert row_of("convnext", recipe.arguments["variant"]) == convnext.Variant((1, 2), (8, 16), patch_size=2)
+    assert recipe.arguments["name"] == "convnext"
     config = transformers.ResNetConfig(
         depths=[1, 2], hidden_sizes=[8, 16], num_stages=2, layer_type="basic", embedding_size=4
     )
