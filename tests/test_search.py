@@ -279,6 +279,14 @@ def test_equals_stand_in_the_order_they_were_added():
     assert best(scores, 0).tolist() == []
 
 
+def test_a_score_does_not_depend_on_what_stands_beside(vectors, tmp_path):
+    whole, parts = Index.build(vectors, tmp_path / "whole"), Index.build(vectors[:7], tmp_path / "parts")
+    parts.add(np.concatenate([vectors[7:], vectors[:7]]))
+    for query in vectors[:5]:
+        one, two = whole.search(query, len(vectors)), parts.search(query, len(vectors) + 7)
+        assert set(one[1]) == set(two[1])  # to the last bit
+
+
 def test_an_index_is_opened_as_it_was_built(vectors, tmp_path):
     metadata = [{"even": i % 2 == 0, "name": f"käfer {i}"} for i in range(500)]
     built = Index.build(vectors, tmp_path / "i", ids=[f"n{i}" for i in range(500)], metadata=metadata, model="m")
