@@ -1,6 +1,6 @@
 """A step of our training beside the same step of timm and open_clip in torch, and the input pipeline beside both.
 
-    PYTHONPATH=tests/peer_shim python tests/bench_training.py [--backend torch,jax,tensorflow] [--rounds 5]
+    PYTHONPATH=tests/peer_shim python tests/bench_training.py [--backend torch,jax,tensorflow] [--rounds 4]
 
 Two cases, 64 images a step: ConvNeXtV2-Atto on 64 x 64 pixels beside timm's, and the digits' pair on 32 x 32 pixels
 (stem stride 2, 77 tokens) beside the same towers in open_clip. Our step is what `zoo train` runs, with its own
@@ -28,7 +28,7 @@ from zoo.data.throughput import write_photographs
 from zoo.preprocess import PreprocessSpec
 
 BATCH = 64
-STEPS, LONGER = 2, 6  # of a turn; of one with the pipeline, whose first batch nothing is done beside
+STEPS, LONGER = 4, 6  # of a turn; of one with the pipeline, whose first batch nothing is done beside
 CAPTION = "a photograph of a temple in China among trees, or of a yellow flower, taken on a clear day"
 CASES = {
     "classifier": {"name": "convnextv2_atto", "peer": "timm", "image_size": 64, "stem_stride": 4},
@@ -42,7 +42,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", default=",".join(CASES), help="default %(default)s")
     parser.add_argument("--backend", default="torch,jax,tensorflow", help="default %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each side (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the pipeline (default %(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
