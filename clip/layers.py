@@ -92,8 +92,8 @@ def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name, 
     y = SelfAttention(num_heads, causal, in_stddev, out_stddev, name=f"{name}_attn")(y)
     x = layers.Add(name=f"{name}_add_1")([x, y])
     y = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_ln_2")(x)
-    y = Dense(hidden, kernel_initializer=Normal((2 * width) ** -0.5), name=f"{name}_mlp_c_fc")(y)
-    y = layers.Activation(resolve_activation(activation), name=f"{name}_mlp_gelu")(y)
+    drawn, activation = Normal((2 * width) ** -0.5), resolve_activation(activation)
+    y = Dense(hidden, activation, kernel_initializer=drawn, name=f"{name}_mlp_c_fc")(y)
     y = Dense(width, kernel_initializer=Normal(out_stddev), name=f"{name}_mlp_c_proj")(y)
     return layers.Add(name=f"{name}_add_2")([x, y])
 

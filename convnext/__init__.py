@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from convnext.fcmae import FCMAE, create_fcmae
+    from convnext.functional import Functional
     from convnext.layers import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
     from convnext.resnet import create_resnet
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "convnext.fcmae": ("FCMAE", "create_fcmae"),
+    "convnext.functional": ("Functional",),
     "convnext.layers": ("GRN", "Dense", "DepthwiseConv2D", "LayerScale", "Normal", "drop_path"),
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
     "convnext.resnet": ("create_resnet",),
@@ -28,6 +30,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "TABLES",
     "Dense",
     "DepthwiseConv2D",
+    "Functional",
     "LayerScale",
     "Normal",
     "ResNetVariant",

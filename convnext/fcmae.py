@@ -19,6 +19,7 @@ In a mask 0 is keep, 1 is hide.
 import keras
 from keras import layers, ops
 
+from convnext.functional import Functional
 from convnext.layers import PACKAGE, Dense, Normal, at_least_float32
 from convnext.model import INIT_STDDEV, Shape, block, create_convnext_v2, resolve_variant
 from convnext.variants import Variant
@@ -236,7 +237,7 @@ def create_decoder(shape, outputs, *, dim, depth):
         )
     dtype = at_least_float32(keras.config.dtype_policy().compute_dtype)
     patches = Dense(outputs, kernel_initializer=Normal(INIT_STDDEV), dtype=dtype, name="pred")(x)
-    return keras.Model([features, mask], patches, name="decoder")
+    return Functional([features, mask], patches, name="decoder")
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

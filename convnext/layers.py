@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from convnext.torch_products import affine
+from convnext.torch_products import affine, runs_at_once
 
 PACKAGE = "convnext_clip_zoo"
 CHANNELS_LAST = "channels_last"
@@ -71,15 +71,31 @@ class GRN(keras.layers.Layer):
     def call(self, inputs):
         dtype = at_least_float32(self.compute_dtype)
         x, gamma, beta = (ops.cast(value, dtype) for value in (inputs, self.gamma, self.beta))
-        response = safe_sqrt(ops.sum(ops.square(x), axis=(1, 2), keepdims=True))  # (B, 1, 1, C)
+        response = safe_sqrt(squares_of_maps(x))  # (B, 1, 1, C)
         share = response / (ops.mean(response, axis=-1, keepdims=True) + self.epsilon)
-        return ops.cast(x * (1.0 + gamma * share) + beta, self.compute_dtype)
+        return ops.cast(scale_and_shift(x, 1.0 + gamma * share, beta), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def get_config(self):
         return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def squares_of_maps(x):
+    """Each channel's sum of squares over its map, (B, H, W, C) → (B, 1, 1, C)."""
+    if _computes_in_torch() and runs_at_once(x) and not x.requires_grad:  # each image's squares stay in the cache
+        return ops.stack([ops.sum(ops.square(image), axis=(0, 1), keepdims=True) for image in x])
+    return ops.sum(ops.square(x), axis=(1, 2), keepdims=True)
+
+
+def scale_and_shift(x, scale, shift):
+    """x · scale + shift, on torch in one pass over x."""
+    if _computes_in_torch():
+        import torch
+
+        return torch.addcmul(shift, x, scale)
+    return x * scale + shift
 
 
 def safe_sqrt(x):
@@ -135,8 +151,9 @@ class Dense(keras.layers.Dense):
 
     def _call_torch(self, flat):
         bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
-        outputs = affine(flat, ops.convert_to_tensor(self.kernel), bias)
-        return outputs if self.activation is None else self.activation(outputs)
+        kernel, is_gelu = ops.convert_to_tensor(self.kernel), self.activation is keras.activations.gelu
+        outputs = affine(flat, kernel, bias, gelu=is_gelu)
+        return outputs if is_gelu or self.activation is None else self.activation(outputs)
 
 
 def _computes_in_torch():

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import keras
 from keras import layers
 
+from convnext.functional import Functional
 from convnext.layers import (
     CHANNELS_LAST,
     GRN,
@@ -123,7 +124,7 @@ def _create_convnext(family, variant, num_classes, input_shape, *, stem_stride, 
                 name=f"stages_{index}_blocks_{number}",
             )
     outputs = head(x, row.epsilon, num_classes, **{key: options[key] for key in HEAD_OPTIONS})
-    return keras.Model(images, outputs, name=name or f"{family}_{label}")
+    return Functional(images, outputs, name=name or f"{family}_{label}")
 
 
 def stem(images, row, stride):
@@ -164,8 +165,7 @@ def block(x, row, *, use_grn, layer_scale_init_value, drop_path_rate, name):
         name=f"{name}_dwconv",
     )(x)
     x = layers.LayerNormalization(epsilon=row.epsilon, name=f"{name}_norm")(x)
-    x = Dense(4 * dim, kernel_initializer=Normal(INIT_STDDEV), name=f"{name}_pwconv1")(x)
-    x = layers.Activation(row.activation, name=f"{name}_act")(x)
+    x = Dense(4 * dim, row.activation, kernel_initializer=Normal(INIT_STDDEV), name=f"{name}_pwconv1")(x)
     if use_grn:
         x = GRN(name=f"{name}_grn")(x)
     x = Dense(dim, kernel_initializer=Normal(INIT_STDDEV), name=f"{name}_pwconv2")(x)
@@ -303,4 +303,4 @@ def feature_maps(model: keras.Model) -> keras.Model:
             last[int(match[1])] = layer.output  # layers come in order: the last block of a stage stays
     if not last:
         raise ValueError(f"Model {model.name!r} has no ConvNeXt or ResNet blocks to take feature maps from.")
-    return keras.Model(model.input, [last[stage] for stage in sorted(last)], name=f"{model.name}_feature_maps")
+    return Functional(model.input, [last[stage] for stage in sorted(last)], name=f"{model.name}_feature_maps")

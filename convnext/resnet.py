@@ -12,6 +12,7 @@ from collections.abc import Callable
 import keras
 from keras import layers
 
+from convnext.functional import Functional
 from convnext.layers import CHANNELS_LAST, Normal
 from convnext.model import Shape, check_input_shape, check_options, classifier, pool, resolve_variant
 from convnext.variants import EXPANSION, ResNetVariant
@@ -61,7 +62,7 @@ def create_resnet(
     if include_top or pooling:
         x = pool(x, pooling)
     outputs = classifier(x, num_classes, classifier_activation) if include_top else x
-    return keras.Model(images, outputs, name=name or f"resnet{label}")
+    return Functional(images, outputs, name=name or f"resnet{label}")
 
 
 def stem(images, row):

@@ -9,22 +9,35 @@ import functools
 FEWEST_ROWS = 8  # below, what a call of oneDNN costs shows
 
 
-def affine(x, kernel, bias=None):
-    """x · kernel + bias: torch tensors (M, K), (K, N), (N,) or None → (M, N), with gradients of every order."""
+def affine(x, kernel, bias=None, gelu=False):
+    """x · kernel + bias, and the exact GELU of it on demand: torch tensors (M, K), (K, N), (N,) or None → (M, N).
+
+    It has gradients of every order. Where none is wanted, oneDNN computes the GELU while the product is in the cache.
+    """
     import torch
 
-    if not _suits_onednn(x, kernel):
-        return torch.matmul(x, kernel) if bias is None else torch.addmm(bias, x, kernel)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, bias)):
-        return _differentiable().apply(x, kernel, bias)
-    return _onednn_product(x, kernel, bias)
+    is_differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, bias))
+    if not is_differentiated and _suits_onednn(x, kernel):
+        return _onednn_product(x, kernel, bias, gelu)
+    if _suits_onednn(x, kernel):
+        outputs = _differentiable().apply(x, kernel, bias)
+    else:
+        outputs = torch.matmul(x, kernel) if bias is None else torch.addmm(bias, x, kernel)
+    return torch.nn.functional.gelu(outputs) if gelu else outputs
 
 
 def _suits_onednn(x, kernel):
     import torch
 
-    is_plain = x.device.type == "cpu" and x.dtype == kernel.dtype == torch.float32 and x.shape[0] >= FEWEST_ROWS
-    return is_plain and _has_onednn() and not torch.compiler.is_compiling()
+    is_plain = x.dtype == kernel.dtype == torch.float32 and x.shape[0] >= FEWEST_ROWS
+    return is_plain and runs_at_once(x) and _has_onednn()
+
+
+def runs_at_once(x):
+    """Whether what is done to a torch tensor runs on a CPU there and then, and is not traced into a graph."""
+    import torch
+
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 @functools.cache
@@ -36,10 +49,10 @@ def _has_onednn():
     return is_x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _onednn_product(x, kernel, bias=None):
+def _onednn_product(x, kernel, bias, gelu=False):
     import torch
 
-    return torch.ops.mkldnn._linear_pointwise(x, kernel.t(), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, kernel.t(), bias, "gelu" if gelu else "none", [], "none")
 
 
 @functools.cache

@@ -182,6 +182,20 @@ def test_dense_is_keras_own(rng, shape):
 
 
 @pytest.mark.only("torch")
+@pytest.mark.parametrize("rows", [3, 12])  # without oneDNN, with
+def test_products_end_in_a_gelu_where_asked_with_or_without_gradients(rows):
+    import torch
+
+    torch.manual_seed(0)
+    x, kernel, bias = torch.randn(rows, 5), torch.randn(5, 7), torch.randn(7)
+    expected = torch.nn.functional.gelu(torch.addmm(bias, x, kernel))
+    for is_trained in (False, True):
+        outputs = affine(x, kernel.requires_grad_(is_trained), bias, gelu=True)
+        assert outputs.requires_grad is is_trained
+        torch.testing.assert_close(outputs.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.only("torch")
 @pytest.mark.parametrize("sizes", [(12, 5, 7), (12, 7, 5), (3, 5, 7)])  # wider, narrower, too few rows for oneDNN
 def test_products_have_torchs_gradients_and_their_gradients(sizes):
     import torch

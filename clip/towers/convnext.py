@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from clip.variants import ConvNeXt
-from convnext import Normal, create_convnext_v1, create_convnext_v2
+from convnext import Functional, Normal, create_convnext_v1, create_convnext_v2
 
 CREATE = {"convnext": create_convnext_v1, "convnextv2": create_convnext_v2}
 
@@ -43,4 +43,4 @@ def create_convnext_tower(
     else:
         initializer = Normal(x.shape[-1] ** -0.5)
         x = layers.Dense(embed_dim, use_bias=False, kernel_initializer=initializer, name="head_proj")(x)
-    return keras.Model(trunk.input, x, name=name)
+    return Functional(trunk.input, x, name=name)

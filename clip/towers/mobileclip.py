@@ -21,7 +21,7 @@ from clip.towers.branches import (
     RepMixer,
     batch_norm,
 )
-from convnext import Dense, DepthwiseConv2D, LayerScale, Normal
+from convnext import Dense, DepthwiseConv2D, Functional, LayerScale, Normal
 
 LARGE_KERNEL = 7
 LAYER_SCALE = 1e-5
@@ -55,7 +55,7 @@ def create_mobileclip_tower(
     x = widen(x, mci)  # (B, H/s, H/s, 2C)
     x = layers.GlobalAveragePooling2D(data_format=CHANNELS_LAST, name="head_pool")(x)
     x = layers.Dense(embed_dim, kernel_initializer=Normal(INIT_STDDEV), name="head_proj")(x)
-    return keras.Model(images, x, name=name)
+    return Functional(images, x, name=name)
 
 
 def stem(images, mci):

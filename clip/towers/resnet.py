@@ -13,7 +13,7 @@ from keras import layers
 
 from clip.layers import AttentionPool
 from clip.variants import ResNet
-from convnext import Normal
+from convnext import Functional, Normal
 
 CHANNELS_LAST = "channels_last"
 EPSILON = 1e-5
@@ -47,7 +47,7 @@ def create_resnet_tower(
             halves = stage > 0 and number == 0
             x = residual(x, bottleneck, resnet.width * 2**stage, halves, f"layer{stage + 1}_{number}")
     x = AttentionPool(resnet.heads, embed_dim, name="attnpool")(x)  # (B, D)
-    return keras.Model(images, x, name=name)
+    return Functional(images, x, name=name)
 
 
 def stem(images, width):

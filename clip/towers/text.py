@@ -10,7 +10,7 @@ from clip.layers import EOT_ID, LAYER_NORM_EPSILON, PositionalEmbedding, TakeTok
 from clip.towers.branches import RepMixer
 from clip.towers.mobileclip import LAYER_SCALE, conv_mlp
 from clip.variants import Text
-from convnext import LayerScale, Normal
+from convnext import Functional, LayerScale, Normal
 
 
 def create_text_tower(
@@ -42,7 +42,7 @@ def create_text_tower(
     x = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="ln_final")(x)
     initializer = Normal(text.width**-0.5)
     x = layers.Dense(embed_dim, use_bias=False, kernel_initializer=initializer, name="text_projection")(x)
-    return keras.Model(tokens, x, name=name)
+    return Functional(tokens, x, name=name)
 
 
 def attention_block(x, text, activation, name):

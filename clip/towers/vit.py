@@ -17,7 +17,7 @@ from clip.layers import (
 )
 from clip.towers.branches import batch_norm
 from clip.variants import ViT
-from convnext import Normal
+from convnext import Functional, Normal
 
 
 def create_vit_tower(
@@ -55,7 +55,7 @@ def create_vit_tower(
     x = layers.LayerNormalization(epsilon=vit.epsilon, name="ln_post")(x)
     initializer = Normal(vit.width**-0.5)
     x = layers.Dense(embed_dim, use_bias=vit.projection_bias, kernel_initializer=initializer, name="proj")(x)
-    return keras.Model(images, x, name=name)
+    return Functional(images, x, name=name)
 
 
 def embed(images, vit):
