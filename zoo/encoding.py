@@ -201,8 +201,8 @@ def _jax_function(model):
 
 def _tensorflow_function(model):
     """A tower without convolutions runs one row at a time, from the second time on, through XLA: between TensorFlow's
-    own kernels two threads lose more than half of what a sentence takes (26 ms become 10 ms with the text tower of
-    convnext_v2_tiny). XLA's convolutions are the slow ones."""
+    own kernels two threads lose more than half of what a sentence takes (24 ms become 10 ms with the text tower of
+    convnext_v2_tiny: tests/bench_search.py). XLA's convolutions are the slow ones."""
     import tensorflow as tf
 
     entry = model.inputs[0]
@@ -226,7 +226,8 @@ def _tensorflow_function(model):
 
 def _torch_function(model):
     """One row at a time, from the second time on, runs as a graph of torch's kernels: what Keras' layers spend between
-    them is more than half of what a sentence takes (83 ms become 26 ms with the text tower of convnext_v2_tiny)."""
+    them is half of what a sentence takes (38 ms become 18 ms with the text tower of convnext_v2_tiny:
+    tests/bench_search.py)."""
     import torch
     from keras import ops
     from torch.fx.experimental.proxy_tensor import make_fx
