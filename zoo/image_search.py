@@ -283,11 +283,11 @@ def _absent(path: str) -> Path:
 
 def to_text(facts: dict) -> str:
     """A line a fact; of what was left out the number and the first."""
-    lines = []
+    lines, width = [], 2 + max(map(len, facts), default=0)
     for name, value in facts.items():
         if isinstance(value, dict):
             value = f"{len(value)}, e.g. {next(iter(value.items()))}" if value else "0"
-        lines.append(f"{name.replace('_', ' '):<12}{value}")
+        lines.append(f"{name.replace('_', ' '):<{width}}{value}")
     return "\n".join(lines)
 
 
