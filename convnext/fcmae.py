@@ -24,7 +24,7 @@ from convnext.layers import PACKAGE, Dense, Normal, at_least_float32
 from convnext.model import INIT_STDDEV, Shape, block, create_convnext_v2, resolve_variant
 from convnext.variants import Variant
 
-HIDDEN_AFTER = ("stem_norm", "downsample_conv", "act", "pwconv2")  # ends of names; everything else is pointwise
+HIDDEN_AFTER = ("stem_norm", "downsample_conv", "pwconv1", "pwconv2")  # ends of names; everything else is pointwise
 PIXEL_EPSILON = 1e-6  # added to the variance of a patch
 
 

@@ -67,7 +67,7 @@ def _convnext_arguments(family, layers):
         "depths": depths,
         "dims": [layers[f"stages_{stage}_blocks_0_pwconv2"].units for stage in range(len(depths))],
         "epsilon": layers["stem_norm"].epsilon,
-        "activation": _activation_name(layers["stages_0_blocks_0_act"]),
+        "activation": _activation_name(layers["stages_0_blocks_0_pwconv1"]),
         "patch_size": stem.kernel_size[0],
     }
     return {
