@@ -52,7 +52,15 @@ def _has_onednn():
 def _onednn_product(x, kernel, bias, gelu=False):
     import torch
 
-    return torch.ops.mkldnn._linear_pointwise(x, kernel.t(), bias, "gelu" if gelu else "none", [], "none")
+    x, weight = as_matrix(x), as_matrix(kernel.t())
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+
+
+def as_matrix(x):
+    """x in rows or columns, copied where it has other strides: with those of a sum's gradient, (0, 0), oneDNN takes a
+    thousand times as long."""
+    strides = x.stride()
+    return x if 1 in strides and 0 not in strides else x.contiguous()
 
 
 @functools.cache

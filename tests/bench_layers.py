@@ -122,7 +122,8 @@ def _without(torch, layer, x):
 
 def _trained(torch, layer, x):
     x = x.detach().requires_grad_()
-    return lambda: torch.autograd.grad(layer(x).sum(), [x, *(weight.value for weight in layer.trainable_weights)])
+    gradient = torch.randn_like(layer(x))
+    return lambda: torch.autograd.grad(layer(x), [x, *(weight.value for weight in layer.trainable_weights)], gradient)
 
 
 def tensorflow_pairs(side, channels):

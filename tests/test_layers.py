@@ -10,7 +10,7 @@ from keras import ops
 
 from convnext import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
 from convnext.layers import safe_sqrt
-from convnext.torch_products import affine
+from convnext.torch_products import affine, as_matrix
 
 pytestmark = pytest.mark.backend
 
@@ -213,6 +213,18 @@ def test_products_have_torchs_gradients_and_their_gradients(sizes):
 
     expected = derivatives(lambda x, kernel, bias: torch.addmm(bias, x, kernel))
     torch.testing.assert_close(derivatives(affine), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.only("torch")
+def test_products_of_expanded_and_sliced_matrices():
+    import torch
+
+    kernel = torch.randn(5, 7)
+    for x in (torch.ones(()).expand(12, 5), torch.randn(24, 10)[::2, ::2], torch.randn(5, 12).t()):
+        strides = as_matrix(x).stride()
+        assert 1 in strides and 0 not in strides
+        torch.testing.assert_close(affine(x, kernel), x @ kernel)
+    assert as_matrix(kernel) is kernel
 
 
 def test_dense_keeps_unknown_sizes():
