@@ -57,8 +57,10 @@ def _onednn_product(x, kernel, bias, gelu=False):
 
 
 def as_matrix(x):
-    """x in rows or columns, copied where it has other strides: with those of a sum's gradient, (0, 0), oneDNN takes a
-    thousand times as long."""
+    """x in rows or columns, copied where it has other strides.
+
+    With those of a sum's gradient, (0, 0), oneDNN takes a thousand times as long.
+    """
     strides = x.stride()
     return x if 1 in strides and 0 not in strides else x.contiguous()
 
