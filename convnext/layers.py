@@ -84,14 +84,14 @@ class GRN(keras.layers.Layer):
 
 def squares_of_maps(x):
     """Each channel's sum of squares over its map, (B, H, W, C) → (B, 1, 1, C)."""
-    if _computes_in_torch() and runs_at_once(x) and not x.requires_grad:  # each image's squares stay in the cache
+    if _computes_in("torch") and runs_at_once(x) and not x.requires_grad:  # each image's squares stay in the cache
         return ops.stack([ops.sum(ops.square(image), axis=(0, 1), keepdims=True) for image in x])
     return ops.sum(ops.square(x), axis=(1, 2), keepdims=True)
 
 
 def scale_and_shift(x, scale, shift):
     """x · scale + shift, on torch in one pass over x."""
-    if _computes_in_torch():
+    if _computes_in("torch"):
         import torch
 
         return torch.addcmul(shift, x, scale)
@@ -140,23 +140,36 @@ class Dense(keras.layers.Dense):
     """Keras' Dense as one product of two matrices, whatever the rank of the input: (…, C) → (…, units).
 
     The result is the same. On JAX's CPU the gradients of a product over (B, H, W, C) take up to twice as long as those
-    over the (B·H·W, C) view, as tests/bench_layers.py shows. On torch see `torch_products`.
+    over the (B·H·W, C) view, as tests/bench_layers.py shows, and so does the exact GELU by erfc, which is what Keras
+    takes there, beside that by erf. On torch see `torch_products`.
     """
 
     def call(self, inputs, training=None):
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
-        outputs = self._call_torch(flat) if _computes_in_torch() else super().call(flat, training=training)
+        if _computes_in("torch"):
+            outputs = self._call_torch(flat)
+        elif _computes_in("jax") and self._ends_in_gelu() and self.compute_dtype == "float32":
+            outputs = self._call_jax(flat)
+        else:
+            outputs = super().call(flat, training=training)
         return ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
+
+    def _ends_in_gelu(self):
+        return self.activation is keras.activations.gelu
 
     def _call_torch(self, flat):
         bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
-        kernel, is_gelu = ops.convert_to_tensor(self.kernel), self.activation is keras.activations.gelu
-        outputs = affine(flat, kernel, bias, gelu=is_gelu)
-        return outputs if is_gelu or self.activation is None else self.activation(outputs)
+        outputs = affine(flat, ops.convert_to_tensor(self.kernel), bias, gelu=self._ends_in_gelu())
+        return outputs if self._ends_in_gelu() or self.activation is None else self.activation(outputs)
+
+    def _call_jax(self, flat):
+        x = ops.matmul(flat, self.kernel)
+        x = x + self.bias if self.use_bias else x
+        return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))
 
 
-def _computes_in_torch():
-    return keras.backend.backend() == "torch"
+def _computes_in(backend):
+    return keras.backend.backend() == backend
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -176,7 +189,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             kernel = ops.cast(self.kernel, self.compute_dtype)[..., 0]
             outputs = _jax_shifted_depthwise()(inputs, kernel)
             return outputs + ops.cast(self.bias, self.compute_dtype) if self.use_bias else outputs
-        if self._is_plain() and keras.backend.backend() == "torch":
+        if self._is_plain() and _computes_in("torch"):
             return self._call_channels_first(inputs)
         return super().call(inputs)
 
@@ -201,7 +214,7 @@ RUN = 14  # columns that the kernel's gradient adds up in one expression; more c
 
 
 def _shifts_are_faster():
-    return keras.backend.backend() == "jax" and keras.distribution.list_devices()[0].startswith("cpu")
+    return _computes_in("jax") and keras.distribution.list_devices()[0].startswith("cpu")
 
 
 @functools.cache

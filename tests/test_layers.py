@@ -171,10 +171,11 @@ def test_depthwise_half_precision(rng, policy):
     np.testing.assert_allclose(ops.convert_to_numpy(result), expected, atol=0.02 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
 @pytest.mark.parametrize("shape", [(3, 4), (2, 5, 4), (2, 3, 5, 4)])
-def test_dense_is_keras_own(rng, shape):
-    x = rng.standard_normal(shape).astype("float32")
-    ours, theirs = Dense(6, activation="tanh"), keras.layers.Dense(6, activation="tanh")
+def test_dense_is_keras_own(rng, shape, activation):
+    x = 3.0 * rng.standard_normal(shape).astype("float32")
+    ours, theirs = Dense(6, activation=activation), keras.layers.Dense(6, activation=activation)
     built(ours, x, rng)
     theirs.build(shape)
     theirs.set_weights(ours.get_weights())
