@@ -1,12 +1,13 @@
 """The bars of the benchmark: which cases each compares, and what is told of them."""
 
+import contextlib
 import dataclasses
 import random
 
 import pytest
 from bench_results import REPORT, fields, result
 
-from zoo import model_info
+from zoo import model_info, report
 from zoo.bench import bars, captions
 from zoo.bench.bars import compare_two
 from zoo.bench.cases import OURS, Result, combine
@@ -28,14 +29,14 @@ def test_a_bar_compares_the_best_of_both_sides():
         result([[2.0], [2.0], [6.0]], library="open_clip", **text),
         result([[1.0]], error="it broke", backend="torch", **text),
     ]
-    report = dataclasses.replace(REPORT, results=tuple(results), commands={"zoo list": 0.3, "zoo info x": 0.5})
-    told = {(v.bar.work, v.bar.against): v for v in bars.judge(report) if v.ratio is not None}
+    told_of = dataclasses.replace(REPORT, results=tuple(results), commands={"zoo list": 0.3, "zoo info x": 0.5})
+    told = {(v.bar.work, v.bar.against): v for v in bars.judge(told_of) if v.ratio is not None}
     work = "ViT-B-32 text tower, JAX"
     assert [(key, v.ratio, v.low, v.high, v.is_met) for key, v in told.items()] == [
         ((work, "keras-hub on JAX"), 2.0, 1.5, 3.0, True),
         ((work, "open_clip, torch"), 0.5, 0.5, 1.5, False),
     ]
-    lines = bars.to_text(report).splitlines()
+    lines = bars.to_text(told_of).splitlines()
     assert len(lines) == 2 + len(bars.bars()) + 2
     sides = "jax 4,000 ms, open_clip, torch 2,000 ms"
     assert f"| {work} | open_clip, torch | ≥ 1 | **0.50** | 0.50 to 1.50 | {sides} | missed |" in lines
@@ -51,6 +52,26 @@ def test_the_floor_is_the_best_rate_of_any_backend():
     verdicts = bars.judge(dataclasses.replace(REPORT, results=(slower, ours), rates=rates))
     (verdict,) = [v for v in verdicts if v.bar.floor and v.ratio is not None]
     assert (verdict.bar.work, verdict.ratio, verdict.is_met) == ("convnext_tiny, best backend or runtime", 2.0, False)
+
+
+def test_a_picture_has_a_line_for_each_bar_measured(tmp_path, monkeypatch):
+    drawn, draw = [], report.drawing
+
+    @contextlib.contextmanager
+    def drawing(path, width, height):
+        with draw(path, width, height) as canvas:
+            yield canvas
+            drawn.extend(label.get_text() for label in canvas.axes[0].get_yticklabels())
+
+    monkeypatch.setattr("zoo.report.drawing", drawing)
+    ours = result([[2.0], [4.0]], backend="jax", mode="compiled")
+    theirs = result([[8.0], [8.0]], library="timm", mode="compiled")
+    bars.draw(dataclasses.replace(REPORT, results=(ours, theirs)), tmp_path / "bars.png")
+    assert drawn == [
+        "convnext_tiny, JAX · timm, torch compiled · ≥ 1.3",
+        "convnext_tiny, best backend or runtime · the floor · ≤ 1.7",
+    ]
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_predict_is_given_many_images_and_is_compared_item_by_item():

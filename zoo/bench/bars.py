@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from zoo.bench import timing
@@ -186,10 +187,44 @@ def to_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+def draw(report: Report, path: Path) -> None:
+    """Each bar as a line: what was measured, over its range, in units of the bar; to the right of 1 it is met."""
+    from zoo.report import BLUE, RED, drawing
+
+    verdicts = [verdict for verdict in judge(report) if verdict.ratio is not None]
+    with drawing(path, 9.0, 1.0 + 0.28 * len(verdicts)) as canvas:
+        ax = canvas.subplots()
+        for row, verdict in enumerate(verdicts):
+            bar, color = verdict.bar, BLUE if verdict.is_met else RED
+            low, middle, high = sorted(_in_bars(bar, value) for value in (verdict.low, verdict.ratio, verdict.high))
+            ax.plot([low, high], [row, row], color=color, linewidth=1)
+            ax.plot(middle, row, "o", color=color)
+            ax.annotate(
+                f"{verdict.ratio:.2f}", (high, row), (5, 0), textcoords="offset points", va="center", fontsize=8
+            )
+        ax.axvline(1, color="black", linewidth=1)
+        labels = [f"{bar.work} · {bar.against} · {_wanted(bar)}" for bar, *_ in verdicts]
+        ax.set_yticks(range(len(verdicts)), labels, fontsize=8)
+        ax.set_ylim(len(verdicts) - 0.5, -0.5)
+        ax.set_xscale("log")
+        ticks = (0.25, 0.5, 1, 2, 4)
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+        ax.margins(x=0.1)
+        ax.set_xlabel("measured / bar: met right of 1")
+
+
+def _in_bars(bar, value):
+    return bar.least / value if bar.floor else value / bar.least
+
+
+def _wanted(bar):
+    return f"{'≤' if bar.floor else '≥'} {bar.least:g}"
+
+
 def _line(verdict):
     bar = verdict.bar
-    sign = "≤" if bar.floor else "≥"
-    head = f"| {bar.work} | {bar.against} | {sign} {bar.least:g} |"
+    head = f"| {bar.work} | {bar.against} | {_wanted(bar)} |"
     if verdict.ratio is None:
         return f"{head} – | – | – | not timed |"
     sides = ", ".join(_side(result) for result in (verdict.ours, verdict.other) if result)

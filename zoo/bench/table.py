@@ -157,9 +157,11 @@ def write(report: Report, folder: Path) -> None:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Curves for the preset `scaling`, bars for all others."""
+    """Curves for the preset `scaling`, ratios for `bars`, times for all others."""
     if report.preset == "scaling":
         _plot_scaling(report, path)
+    elif report.preset == "bars":
+        bars.draw(report, path)
     else:
         _plot_bars(report, path)
 
