@@ -118,10 +118,10 @@ def test_names():
         assert create_convnext_v2("atto", name="mine").name == "mine"
     model = create_convnext_v1(SMALL, 10, (64, 64, 3))
     names = [layer.name for layer in model.layers]
-    assert names[:10] == ["images", "stem_conv", "stem_norm"] + [
-        f"stages_0_blocks_0_{part}" for part in ("dwconv", "norm", "pwconv1", "act", "pwconv2", "gamma", "out")
+    assert names[:9] == ["images", "stem_conv", "stem_norm"] + [
+        f"stages_0_blocks_0_{part}" for part in ("dwconv", "norm", "pwconv1", "pwconv2", "gamma", "out")
     ]
-    assert names[10:12] == ["stages_1_downsample_norm", "stages_1_downsample_conv"]
+    assert names[9:11] == ["stages_1_downsample_norm", "stages_1_downsample_conv"]
     assert names[-3:] == ["head_pool", "head_norm", "head_fc"]
 
 
