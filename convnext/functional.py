@@ -13,8 +13,9 @@ class Functional(keras.Model):
     """A functional `keras.Model` that lets go of each intermediate result after the last layer that reads it.
 
     Keras holds all of them until the call ends, which where layers run one by one (torch; the others when eager) costs
-    memory and, since memory not yet touched is slow, time: ConvNeXt-Tiny on 8 images of 224 pixels takes 2.4 GB and
-    0.7 in this form. Results, summary, weights and saved files are those of a `keras.Model`.
+    memory and, since memory not yet touched is slow, time: beyond the libraries ConvNeXt-Tiny on 8 images of 224 pixels
+    takes 332 MB in torch, and 1,163 as keras.applications makes it (docs/benchmarks/bars). Results, summary, weights
+    and saved files are those of a `keras.Model`.
     """
 
     def _run_through_graph(self, inputs, operation_fn=lambda operation: operation, call_fn=None):
