@@ -13,7 +13,6 @@ rounds of the model's time / the folded one's.
 import argparse
 import gc
 import os
-import statistics
 import sys
 from pathlib import Path
 
@@ -55,9 +54,10 @@ def create(name, oracles):
 def compare(name, batch, threads, rounds, oracles):
     """Lines of the table for one model."""
     import torch
-    from bench_onnx import ratio, take_turns
+    from bench_onnx import ratio, timed_in_turn
 
     import zoo
+    from zoo.bench.timing import percentile
     from zoo.parity import error
 
     torch.set_num_threads(threads)
@@ -71,8 +71,8 @@ def compare(name, batch, threads, rounds, oracles):
             "model": lambda tower=tower, x=x: lambda: tower.predict_on_batch(x),
             "folded": lambda other=other, x=x: lambda: other.predict_on_batch(x),
         }
-        times = list(take_turns(builders, rounds).values())
-        medians = [f"{1000 * statistics.median(seconds):.1f}" if rounds else "–" for seconds in times]
+        times = list(timed_in_turn(builders, rounds).values())
+        medians = [f"{1000 * percentile(seconds, 0.5):.1f}" if rounds else "–" for seconds in times]
         faster = f"{ratio(*times):.2f}×" if rounds else "–"
         counts = " | ".join(f"{one.count_params():,}" for one in (tower, other))
         same = f"{wrong:.1e} | {differ:.2f}"

@@ -11,19 +11,21 @@ is the median over rounds of theirs / ours.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from zoo.bench.timing import percentile, ratios, take_turn, take_turns, warm_up  # noqa: E402
+
 MODELS = ("convnext_tiny", "convnextv2_tiny")
-REST = 0.2  # seconds
 
 
 def write_files(name, folder):
@@ -132,35 +134,28 @@ def bench(name, batches, threads, rounds, files=None):
             write_files(name, folder)
         costs = json.loads((folder / COSTS).read_text(encoding="utf-8"))
         for batch in batches:
-            runs = take_turns(candidates(name, folder, batch, threads), rounds)
+            runs = timed_in_turn(candidates(name, folder, batch, threads), rounds)
             ours, int8, _, export, _ = runs.values()
             for label, seconds in runs.items():
                 cost = "{:.1e} | {:.5f}".format(*costs[label]) if label in costs else "– | –"
                 yield (
-                    f"| {name} | {batch} | {label} | {1000 * statistics.median(seconds):.0f} "
+                    f"| {name} | {batch} | {label} | {1000 * percentile(seconds, 0.5):.0f} "
                     f"| {ratio(seconds, ours):.2f}× | {ratio(seconds, int8):.2f}× | {ratio(export, seconds):.2f}× "
                     f"| {cost} |"
                 )
 
 
-def take_turns(builders, rounds):
-    """{name: seconds of each round}, A B A B …, with a rest before each: threads spin on for a while after a run."""
-    functions = {name: build() for name, build in builders.items()}
-    for function in functions.values():
-        function()
-    runs = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            time.sleep(REST)
-            start = time.perf_counter()
-            function()
-            runs[name].append(time.perf_counter() - start)
-    return runs
+def timed_in_turn(builders, rounds):
+    """{name: the seconds of its calls, round by round} of functions that are built first."""
+    calls = {name: build() for name, build in builders.items()}
+    for call in calls.values():
+        warm_up(call)
+    return take_turns({name: functools.partial(take_turn, call) for name, call in calls.items()}, rounds)
 
 
 def ratio(theirs, ours):
     """The median over rounds of theirs / ours."""
-    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+    return statistics.median(ratios(theirs, ours))
 
 
 HEADER = """| model | batch | | median ms | / ours float32 | / ours int8 | their export / it | error | cosine |

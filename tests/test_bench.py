@@ -78,11 +78,13 @@ def test_warm_up_ends_when_three_calls_agree_or_time_is_up(clock):
     assert warm_up(working(clock, "c", [4.0, 4.5, 5.0])) == 2
 
 
-def test_cases_take_turns_after_a_rest(clock):
-    a, b = working(clock, "a", [1.0, 3.0]), working(clock, "b", [2.0, 6.0])
-    runs = take_turns({"a": lambda: [timed(a)[0]], "b": lambda: [timed(b)[0]]}, rounds=2)
-    assert clock.log == ["rest", "a", "rest", "b"] * 2
-    assert runs == {"a": [[1.0], [3.0]], "b": [[2.0], [6.0]]}
+def test_cases_take_turns_after_a_rest_in_an_order_that_changes(clock):
+    seconds = [float(n) for n in range(1, 9)]
+    a, b = working(clock, "a", seconds), working(clock, "b", [10 * n for n in seconds])
+    runs = take_turns({"a": lambda: [timed(a)[0]], "b": lambda: [timed(b)[0]]}, rounds=8)
+    rounds = [clock.log[at : at + 4] for at in range(0, 32, 4)]
+    assert {tuple(turn) for turn in rounds} == {("rest", "a", "rest", "b"), ("rest", "b", "rest", "a")}
+    assert runs == {"a": [[n] for n in seconds], "b": [[10 * n] for n in seconds]}
 
 
 def test_ratios_are_taken_round_by_round_of_medians():

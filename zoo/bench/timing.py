@@ -1,6 +1,7 @@
 """Timing that survives a noisy machine: cases take turns, medians are quoted, ratios are taken round by round."""
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +44,10 @@ def take_turn(function: Callable, at_least: float = TURN_SECONDS) -> list[float]
 
 
 def take_turns(turns: Mapping[str, Turn], rounds: int, rest: float = REST_SECONDS) -> dict[str, list[Sequence[float]]]:
-    """Cases in turn, A B A B …, so that a slow minute of the machine falls on all of them.
+    """Every case once a round, so that a slow minute of the machine falls on all of them.
+
+    The order is drawn anew for each round, the same in every run: what a case leaves behind, caches and threads that
+    spin on, falls on another one each time.
 
     Args:
         turns: {key: function that runs one turn and gives the seconds of its calls}.
@@ -54,10 +58,12 @@ def take_turns(turns: Mapping[str, Turn], rounds: int, rest: float = REST_SECOND
         {key: what its turns gave, round by round}.
     """
     runs = {key: [] for key in turns}
+    order, drawn = list(turns), random.Random(0)
     for _ in range(rounds):
-        for key, turn in turns.items():
+        drawn.shuffle(order)
+        for key in order:
             time.sleep(rest)
-            runs[key].append(turn())
+            runs[key].append(turns[key]())
     return runs
 
 
