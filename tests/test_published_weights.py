@@ -151,7 +151,9 @@ def test_timms_layout_with_and_without_a_classifier(tmp_path, capfd):
 
 
 def test_transformers_layout(tmp_path, rng):
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
+    declare_torchvision_operators()
+    transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(
         depths=[1, 2], hidden_sizes=[8, 16], layer_type="basic", embedding_size=4, num_labels=5
     )
@@ -362,6 +364,14 @@ def test_convert_a_folder_says_itself_what_it_is(folder, tmp_path):
     done = convert(folder[0], tmp_path / "own.safetensors")
     assert done.licence is None and done.preprocess.mean == (0.5, 0.4, 0.3)
     same_weights(zoo.load(tmp_path / "own.safetensors").model, zoo.load(folder[0]).model)
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "name"),
+    [(native.CLIP, "ViT-B-32", "clip/ViT-B-32"), ("resnet", "50", "resnet50"), ("convnext", {"dims": (8,)}, "mine")],
+)
+def test_a_converted_model_is_called_as_the_zoo_calls_it(family, variant, name):
+    assert names.name_of(family, variant, "mine") == name
 
 
 def test_convert_refuses_what_contradicts_the_tag(published, folder, tmp_path, monkeypatch):

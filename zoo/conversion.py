@@ -6,7 +6,7 @@ from pathlib import Path
 from zoo.assembly import assemble
 from zoo.convert import detect_format, native, read_checkpoint
 from zoo.files import sha256
-from zoo.names import find, find_tagged
+from zoo.names import find, find_tagged, name_of
 from zoo.preprocess import PreprocessSpec
 from zoo.recipes import Recipe, check_activation, named, published
 from zoo.registry import HUB, located, save
@@ -68,7 +68,8 @@ def convert(source: str | Path, path: str | Path, *, arch: str | None = None) ->
         raise ValueError(f"{Path(source).name} does not say which architecture it is for. Name it with --arch.")
     asked = _recipe(arch) if arch else None
     model, description = assemble(_agreed(asked, said) if asked else said, checkpoint)
-    name, digest, found = asked.origin if asked else model.name, sha256(weights), detect_format(checkpoint).name
+    name = asked.origin if asked else name_of(description.family, description.arguments["variant"], model.name)
+    digest, found = sha256(weights), detect_format(checkpoint).name
     given = description.source or {"name": name, "sha256": digest, "format": found}
     save(model, path, source=given)
     return Conversion(source, digest, found, name, description.licence, description.preprocess, str(path))

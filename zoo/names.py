@@ -85,6 +85,11 @@ def catalogue() -> dict[str, tuple[str, str]]:
     return classifiers | {f"{CLIP}/{label}": (CLIP, label) for label in clip.VARIANTS}
 
 
+def name_of(family: str, label: object, otherwise: str) -> str:
+    """The name of a family's row, or `otherwise`, e.g. for a row of one's own."""
+    return next((name for name, row in catalogue().items() if row == (family, label)), otherwise)
+
+
 def find(name: str) -> Entry:
     """The `Entry` of a name, with or without `clip/` and with or without a weights tag.
 

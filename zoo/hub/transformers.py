@@ -6,7 +6,7 @@ transformers gives ConvNeXt's last norm an epsilon of its own, 1e-12 unless said
 from zoo.convert.native import Description
 from zoo.convert.schema import CLIP, RESNET
 from zoo.hub.values import check_fixed, integer, integers, read_json, refusal, section, spec, variant_of
-from zoo.names import catalogue
+from zoo.names import name_of
 from zoo.recipes import Recipe, default_arguments, own_pair
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -34,8 +34,8 @@ def read(values, filename, preprocessor=None):
     variant, extra = readers[kind](values, filename)
     size = list(preprocess.size) if preprocess else [None, None]
     channels = integer(values, "num_channels", 3, filename)
-    name = next((name for name, row in catalogue().items() if row == (kind, variant)), kind)
-    arguments = default_arguments(kind, variant, name) | {"input_shape": [*size, channels], **extra}
+    arguments = default_arguments(kind, variant, name_of(kind, variant, kind))
+    arguments |= {"input_shape": [*size, channels], **extra}
     return Recipe(Description(kind, arguments, preprocess), filename, from_weights=True)
 
 
