@@ -12,7 +12,7 @@ from zoo.data import from_arrays
 from zoo.encoding import Encoder
 from zoo.evaluation import linear_probe, retrieval, zero_shot
 from zoo.evaluation.classifier import Classifier, average, create_classifier
-from zoo.evaluation.datasets import Labelled, load_labelled
+from zoo.evaluation.datasets import Labelled, load_labelled, read_names
 from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval, read_pairs
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.preprocess import PreprocessSpec
@@ -146,6 +146,17 @@ def test_templates_and_names_from_files(tmp_path):
     assert len(load_labelled("digits", templates="imagenet").templates) == 80
 
 
+def test_classes_may_bring_prompts_of_their_own(encoder, tmp_path):
+    own = {"pitch": ["so black"], "dusk": "quite dark", "fog": ["grey"], "day": ["light", "so light"], "snow": ["grey"]}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    names, prompts = read_names(tmp_path / "own.json")
+    assert names == tuple(own) and (prompts["dusk"], prompts["day"]) == (("quite dark",), ("light", "so light"))
+    data = dataclasses.replace(labelled([0, 1, 2, 3, 4]), class_names=names, templates=(), prompts=prompts)
+    result, *_ = evaluate_zero_shot(encoder, data)
+    assert result.accuracy == pytest.approx(4 / 5)  # snow is called what fog is called
+    assert "5 classes, prompts of their own" in zero_shot.to_text(result)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -153,6 +164,8 @@ def test_templates_and_names_from_files(tmp_path):
         ({"name": "digits", "templates": "nope"}, "is no file and none of simple"),
         ({"name": "digits", "class_names": ["a", "b"]}, "labels up to 9, and 2 class names"),
         ({"name": "digits", "class_names": []}, "at least one"),
+        ({"name": "digits", "class_names": {"a": ["a 0"], "b": 5}}, "the prompts of 'b' must be strings"),
+        ({"name": "digits", "class_names": {"a": ["a 0"]}, "templates": "simple"}, "whole prompts of their own"),
         ({"name": "folder:/no/such/folder"}, "is not a folder"),
     ],
 )

@@ -25,14 +25,16 @@ def same(read, pictures):
     np.testing.assert_array_equal(labels, pictures[1])
 
 
-@pytest.mark.parametrize("layout", ["archive", "folder", "inner folder", "file"])
+@pytest.mark.parametrize("layout", ["archive", "its folder", "folder", "inner folder", "file"])
 def test_cifar_as_python_2_wrote_it(layout, pictures, tmp_path):
     batch = python2_batch(rows_of(pictures[0]), pictures[1])
-    inner = tmp_path / "cifar-10-batches-py"
-    inner.mkdir()
+    inner, packed = tmp_path / "cifar-10-batches-py", tmp_path / "packed"
+    for folder in (inner, packed):
+        folder.mkdir()
     (inner / "test_batch").write_bytes(batch)
     path = {
-        "archive": write_archive(tmp_path / "cifar-10-python.tar.gz", {"cifar-10-batches-py/test_batch": batch}),
+        "archive": write_archive(packed / "cifar-10-python.tar.gz", {"cifar-10-batches-py/test_batch": batch}),
+        "its folder": packed,
         "folder": inner,
         "inner folder": tmp_path,
         "file": inner / "test_batch",

@@ -20,7 +20,11 @@ COMMANDS = {
             DATASET,
             DATA,
             argument("--templates", metavar="SET|FILE", help="of clip.TEMPLATES, or one a line (default: the data's)"),
-            argument("--class-names", metavar="FILE", help="one a line, in the order of the labels"),
+            argument(
+                "--class-names",
+                metavar="FILE",
+                help="one a line, in the order of the labels; or JSON, also of prompts for each: {name: [prompt, …]}",
+            ),
             IMAGES_AT_A_TIME,
             RESULTS,
         ),
@@ -91,7 +95,10 @@ COMMANDS = {
                 help="of a pair: image, text, zero-shot, … (default pair)",
             ),
             argument(
-                "--mode", type=words, metavar="A,B", help="eager, compiled, predict (default: the backend's usual)"
+                "--mode",
+                type=words,
+                metavar="A,B",
+                help="eager, compiled, predict, predictor (default: the backend's usual)",
             ),
             argument("--runtime", type=words, metavar="A,B", help="keras, onnx (default keras)"),
             argument(
@@ -104,6 +111,8 @@ COMMANDS = {
             argument("--train", action="store_true", help="time a training step too"),
             argument("--rounds", type=positive, help="turns of each case (default 5)"),
             argument("--threads", type=positive, help="of a call (default: the cores this process may use)"),
+            argument("--limit", type=float, metavar="SECONDS", help="leave out a case that takes longer to get warm"),
+            argument("--memory", type=float, metavar="GB", help="leave out a case whose process holds more"),
             argument("--smoke", action="store_true", help="a tiny run, to see that everything works"),
             argument("--output", metavar="DIR", help="folder for bench.md, bench.json, bench.png"),
         ),

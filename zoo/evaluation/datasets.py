@@ -1,7 +1,7 @@
 """Data sets to evaluate on, by name: pictures with labels, class names, and the templates that go with them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,19 +46,21 @@ class Labelled:
         records: N pictures with labels.
         class_names: K names in the order of the labels.
         templates: prompts of its own, each with one "{}".
+        prompts: {class name: whole prompts}, in place of the templates; None for templates.
     """
 
     name: str
     records: Dataset
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
+    prompts: Mapping[str, tuple[str, ...]] | None = None
 
 
 def load_labelled(
     name: str,
     data: str | Path | None = None,
     *,
-    class_names: str | Path | Sequence[str] | None = None,
+    class_names: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     templates: str | Path | Sequence[str] | None = None,
     split: str = "test",
 ) -> Labelled:
@@ -69,14 +71,17 @@ def load_labelled(
             "fashion_mnist", "folder:DIR" (one folder a class) or "shards:GLOB" (tar shards with .cls).
         data: where the original files are: see `read_cifar`, `read_mnist`. Unless given, Keras' own cache, filled over
             the network if need be.
-        class_names: a sequence, or a file of one a line or of a JSON list; the data set's own unless given.
+        class_names: a sequence, or {name: prompts of its own}, which templates do not go with; or a file of one a
+            line, or of either in JSON; the data set's own unless given.
         templates: a name in `clip.TEMPLATES`, a sequence, or a file; the data set's own unless given.
         split: "test", or "train" of the data sets that have one.
 
     Raises:
         ValueError: an unknown name, damaged files, or labels without names.
     """
-    names = read_lines(class_names, "class_names")
+    names, prompts = read_names(class_names)
+    if prompts and templates:
+        raise ValueError("templates are for class names; these classes bring whole prompts of their own")
     records, known = _records(name, data, names, split)
     names = names or known
     if names is None:
@@ -85,8 +90,8 @@ def load_labelled(
         raise ValueError(f"{name!r} has captions and no classes; a folder for each class, or .cls in shards, is needed")
     if records.labels.max() >= len(names):
         raise ValueError(f"{name!r} has labels up to {records.labels.max()}, and {len(names)} class names")
-    chosen = find_templates(templates or DEFAULT_TEMPLATES.get(name, "simple"))
-    return Labelled(name, replace(records, class_names=tuple(names)), tuple(names), chosen)
+    chosen = () if prompts else find_templates(templates or DEFAULT_TEMPLATES.get(name, "simple"))
+    return Labelled(name, replace(records, class_names=tuple(names)), tuple(names), chosen, prompts)
 
 
 def _records(name: str, data, names, split: str) -> tuple[Dataset, Sequence[str] | None]:
@@ -133,6 +138,23 @@ def find_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
     return read_lines(templates, "templates")
 
 
+def read_names(
+    source: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None,
+) -> tuple[tuple[str, ...] | None, dict[str, tuple[str, ...]] | None]:
+    """(class names, the whole prompts of each or None) of what `load_labelled` takes for class names."""
+    if isinstance(source, str | Path):
+        text = Path(source).read_text(encoding="utf-8-sig")
+        if text.lstrip().startswith("{"):
+            source = json.loads(text)
+    if not isinstance(source, Mapping):
+        return read_lines(source, "class_names"), None
+    prompts = {
+        name: read_lines((own,) if isinstance(own, str) else own, f"the prompts of {name!r}")
+        for name, own in source.items()
+    }
+    return read_lines(list(prompts), "class_names"), prompts
+
+
 def read_lines(source: str | Path | Sequence[str] | None, what: str) -> tuple[str, ...] | None:
     """The strings of a sequence, of a file with one a line, or of a JSON list in a file; None for None.
 
@@ -147,6 +169,6 @@ def read_lines(source: str | Path | Sequence[str] | None, what: str) -> tuple[st
             source = [line.strip() for line in text.splitlines() if line.strip()]
     if source is None:
         return None
-    if not source or not all(isinstance(item, str) for item in source):
+    if not isinstance(source, Sequence) or not source or not all(isinstance(item, str) for item in source):
         raise ValueError(f"{what} must be strings, at least one, got {source!r}")
     return tuple(source)

@@ -21,6 +21,7 @@ from zoo.convert import read_checkpoint
 MAX_BYTES = 512 << 20  # of one member, unpacked: CIFAR's largest has 154 MB, MNIST's 47 MB
 CIFAR_SIDE = 32
 CIFAR_LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
+CIFAR_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 CIFAR_FILES = {
     ("cifar10", "test"): ("test_batch",),
     ("cifar10", "train"): tuple(f"data_batch_{i}" for i in range(1, 6)),
@@ -37,7 +38,8 @@ def read_cifar(path: str | Path, name: str, split: str = "test") -> Arrays:
     """The pictures of a split, uint8 (N, 32, 32, 3), and labels, int32 (N,).
 
     Args:
-        path: the published `.tar.gz`, the folder that is in it, one of its batches, or an `.npz` with x_test, y_test.
+        path: the published `.tar.gz` or where it lies, the folder that is in it, one of its batches, or an `.npz` with
+            x_test, y_test.
         name: "cifar10" or "cifar100", of which the fine labels are taken.
         split: "test" or "train".
 
@@ -47,6 +49,7 @@ def read_cifar(path: str | Path, name: str, split: str = "test") -> Arrays:
     path = Path(path)
     if path.suffix == ".npz":
         return _from_npz(path, split)
+    path = path / CIFAR_ARCHIVES[name] if (path / CIFAR_ARCHIVES[name]).is_file() else path
     parts = [_read_batch(path, file, name) for file in CIFAR_FILES[name, split]]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
@@ -104,7 +107,7 @@ def _member(path: Path, name: str) -> bytes:
     if path.is_dir():
         found = [file for file in (path / name, *sorted(path.glob(f"*/{name}"))) if file.is_file()]
         if not found:
-            raise ValueError(f"{path} has no file {name!r}")
+            raise ValueError(f"{path} has neither CIFAR's archive (cifar-…-python.tar.gz) nor the file {name!r} of it")
         path = found[0]
     if not path.name.endswith((".tar.gz", ".tgz", ".tar")):
         with open(path, "rb") as file:

@@ -27,7 +27,7 @@ class ZeroShotResult:
 
     Args:
         model, dataset: names.
-        images, classes, templates: counts.
+        images, classes, templates: counts; no templates where each class has prompts of its own.
         accuracy, accuracy_at_5: shares of images.
         interval: in which the accuracy lies with 95 % confidence (Wilson).
         mean_per_class_recall: of the classes that have images.
@@ -69,7 +69,7 @@ def evaluate_zero_shot(
     Returns:
         (result, logits float32 (N, K), int (N,) which records they are).
     """
-    classifier = classifier or create_classifier(encoder, data.class_names, data.templates)
+    classifier = classifier or create_classifier(encoder, data.prompts or data.class_names, data.templates)
     vectors, kept, bad = embedded or encoder.embed_records(data.records, progress=progress)
     logits, labels = classifier.logits(vectors), data.records.labels[kept]
     ranks = class_ranks(logits, labels)
@@ -137,8 +137,10 @@ def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarr
 def to_text(result: ZeroShotResult) -> str:
     """A line a figure."""
     low, high = result.interval
+    templates = "1 template" if result.templates == 1 else f"{result.templates} templates"
+    prompts = templates if result.templates else "prompts of their own"
     lines = {
-        "data": f"{result.dataset}: {result.images} images, {result.classes} classes, {result.templates} templates",
+        "data": f"{result.dataset}: {result.images} images, {result.classes} classes, {prompts}",
         "accuracy": f"{percent(result.accuracy)} (95 %: {percent(low)} to {percent(high)})",
         "accuracy at 5": percent(result.accuracy_at_5),
         "recall a class": percent(result.mean_per_class_recall),

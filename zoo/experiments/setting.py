@@ -183,7 +183,7 @@ def few_of_each(data: Labelled, count: int) -> Labelled:
     """The first `count` pictures of each class."""
     labels = data.records.labels
     chosen = [place for label in np.unique(labels) for place in np.flatnonzero(labels == label)[:count]]
-    return Labelled(data.name, data.records.subset(sorted(chosen)), data.class_names, data.templates)
+    return replace(data, records=data.records.subset(sorted(chosen)))
 
 
 def halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
