@@ -7,6 +7,7 @@ from helpers import predict, randomize
 
 from clip import create_clip, tokenize
 from clip.variants import Pair, Text, ViT
+from convnext import Dense, torch_products
 from zoo.data import from_arrays
 from zoo.encoding import by_shape, compiled, fastest_batch, is_causal, keras_encoder, prepared, unit
 from zoo.evaluation.datasets import Labelled
@@ -88,6 +89,29 @@ def test_the_compiled_tower_follows_its_weights(model, rng, tower):
     np.testing.assert_allclose(after_one, after[:1], atol=1e-5)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch's graphs")
+def test_packed_weights_follow_what_is_written_to_them(rng):
+    import torch
+
+    from zoo.torch_graph import kernels_of
+
+    entry = keras.Input((16,))
+    x = Dense(32, "gelu")(entry)
+    tower = keras.Model(entry, Dense(8, use_bias=False)(x))
+    packed, rows = {}, torch.from_numpy(rng.standard_normal((8, 16)).astype(np.float32))
+    with torch.no_grad():
+        run = kernels_of(lambda x: tower(x, training=False), rows, packed)
+        torch.testing.assert_close(run(rows), tower(rows), rtol=1e-5, atol=1e-6)
+        before = run(rows)
+        tower.weights[0].value.mul_(2.0)  # as optimizers do
+        assert (run(rows) - before).abs().max() > 0.01
+        torch.testing.assert_close(run(rows), tower(rows), rtol=1e-5, atol=1e-6)
+        again = kernels_of(lambda x: tower(x, training=False), rows, packed)
+    weights = {id(w.value) for w in tower.weights if len(w.shape) == 2}
+    assert set(packed) <= weights and (set(packed) == weights or not torch_products._has_onednn())
+    assert torch.equal(again(rows), run(rows))
+
+
 def test_a_tower_that_no_compiler_takes_runs_as_it_is():
     class Branch(keras.layers.Layer):
         def call(self, x):
@@ -109,20 +133,23 @@ def test_a_tower_that_no_compiler_takes_runs_as_it_is():
 
 
 @pytest.mark.once
-def test_one_row_gets_a_function_of_its_own_the_second_time():
+def test_a_shape_that_comes_again_gets_a_function_of_its_own():
     asked = []
 
     def specialise(x):
         asked.append(x.shape)
         return lambda x: ("own", len(x))
 
-    run = by_shape(lambda x: ("any", len(x)), specialise)
+    run = by_shape(lambda x: ("any", len(x)), specialise, most_rows=2)
     calls = [np.zeros(shape) for shape in ((1, 8), (2, 8), (1, 16), (1, 8), (2, 8), (1, 8))]
     assert [run(x)[0] for x in calls] == ["any", "any", "any", "own", "any", "own"]
     assert asked == [(1, 8)]
-    for length in range(100, 200):
+    assert [run(np.zeros((2, 8)))[0] for _ in range(7)] == ["any"] * 5 + ["own"] * 2  # several rows: the eighth time
+    assert {run(np.zeros((3, 8)))[0] for _ in range(10)} == {"any"}  # more than it is worth for
+    for length in (*range(100, 200), *range(100, 200)):
         run(np.zeros((1, length)))
-    assert run(np.zeros((1, 199)))[0] == "any" and run(calls[2])[0] == "own"  # no more than so many shapes
+    assert run(np.zeros((1, 199)))[0] == "any" and run(calls[2])[0] == "any"  # no more than so many shapes
+    assert run(calls[0])[0] == run(calls[1])[0] == "own"
 
 
 def test_the_fastest_batch_is_the_last_that_was_worth_doubling(encoder, monkeypatch):

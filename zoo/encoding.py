@@ -9,6 +9,7 @@ import itertools
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ import numpy as np
 from clip import Tokenizer, tokenize
 from zoo.data import Batches, Dataset
 from zoo.preprocess import PreprocessSpec
+from zoo.torch_graph import kernels_of
 
 LENGTHS = (8, 16, 32, 77)  # of token rows: each text goes with the first that it fits
 TEXT_BATCH_SIZE = 256
 MAX_THREADS = 8
-MOST_SHAPES = 16  # of one row that have a function of their own
+MOST_SHAPES = 16  # of one row that have a function of their own, and as many of several
+TIMES_ALONE, TIMES_TOGETHER = 2, 8  # that a shape has come then
+MOST_ROWS = 64
 WORTH_DOUBLING = 1.05  # more pictures a second
 
 
@@ -225,23 +229,23 @@ def _tensorflow_function(model):
 
 
 def _torch_function(model):
-    """One row at a time, from the second time on, runs as a graph of torch's kernels: what Keras' layers spend between
-    them is half of what a sentence takes (38 ms become 18 ms with the text tower of convnext_v2_tiny:
-    tests/bench_search.py)."""
+    """A shape that comes again runs as a graph of torch's kernels: what Keras' layers spend between them is half of
+    what a sentence takes (tests/bench_search.py), and of what 64 pictures of 32 pixels do."""
     import torch
     from keras import ops
-    from torch.fx.experimental.proxy_tensor import make_fx
+
+    packed = {}
 
     def forward(x):
         return model(x, training=False).float()
 
     def kernels(x):
         try:
-            return make_fx(forward)(x)
+            return kernels_of(forward, x, packed)
         except Exception:  # whatever a tower of one's own does that cannot be written down
             return forward
 
-    run = by_shape(forward, kernels)
+    run = by_shape(forward, kernels, most_rows=MOST_ROWS)
 
     def without_gradients(x):
         with torch.no_grad():
@@ -250,24 +254,27 @@ def _torch_function(model):
     return without_gradients
 
 
-def by_shape(function: Callable, specialise: Callable) -> Callable:
-    """`function`, but for one row at a time, from the second time that a shape comes, what `specialise` makes for it.
+def by_shape(function: Callable, specialise: Callable, *, most_rows: int = 1) -> Callable:
+    """`function`, but for a shape that comes again what `specialise` makes for it: for one row at a time from the
+    second time on, for up to `most_rows` from the eighth.
 
     Args:
         function: of a batch of any shape.
-        specialise: one row → a function of rows of its shape. What it takes is not spent on a shape that comes once.
+        specialise: a batch → a function of batches of its shape. What it takes is not spent on a shape that comes once.
     """
-    made = {}  # {shape: None when it was seen once, then what runs it}
+    seen, made = Counter(), {}  # by shape
 
     def chosen(x):
         shape = tuple(x.shape)
-        if len(x) > 1 or (shape not in made and len(made) >= MOST_SHAPES):
+        if shape in made:
+            return made[shape]
+        alike = [other for other in made if (other[0] == 1) == (len(x) == 1)]
+        if len(x) > most_rows or len(alike) >= MOST_SHAPES:
             return function
-        if shape not in made:
-            made[shape] = None
+        seen[shape] += 1
+        if seen[shape] < (TIMES_ALONE if len(x) == 1 else TIMES_TOGETHER):
             return function
-        if made[shape] is None:
-            made[shape] = specialise(x)
+        made[shape] = specialise(x)
         return made[shape]
 
     return lambda x: chosen(x)(x)
