@@ -50,6 +50,7 @@ def main(arguments=None) -> None:
     vectors.add_argument("--dtype", choices=("float32", "float16", "int8"), default="float32")
     vectors.add_argument("--accelerate", nargs="*", default=[], metavar="KIND", help="float16, int8, hnsw")
     vectors.add_argument("--connectivity", type=int, default=16, help="of the graph")
+    vectors.add_argument("--expansion", type=int, nargs="*", default=[128], metavar="N", help="vectors kept in view")
     vectors.add_argument("--queries", type=int, default=50)
     vectors.add_argument("--folder", help="to keep the index in; one that is there is searched")
     pipeline = jobs.add_parser("pipeline")
@@ -87,7 +88,7 @@ def milliseconds(function, rounds: int) -> tuple[float, float]:
 # Vectors.
 
 
-def time_vectors(count, vectors, dtype, accelerate, connectivity, queries, folder) -> list[Figure]:
+def time_vectors(count, vectors, dtype, accelerate, connectivity, expansion, queries, folder) -> list[Figure]:
     with tempfile.TemporaryDirectory() as scratch:
         path = folder or f"{scratch}/index"
         if not Path(path).exists():
@@ -103,17 +104,18 @@ def time_vectors(count, vectors, dtype, accelerate, connectivity, queries, folde
             if kind not in index.accelerators():
                 index.accelerate(kind, **options)
                 figures.append(Figure(f"making {kind}", time.perf_counter() - start, "s"))
-            figures += time_search(index, asked, kind, approximate=kind == "hnsw")
+            for kept in expansion if kind == "hnsw" else [False]:
+                figures += time_search(index, asked, f"{kind}, {kept} in view" if kept else kind, approximate=kept)
         return figures
 
 
-def time_search(index: Index, asked, name: str, *, approximate: bool = False) -> list[Figure]:
+def time_search(index: Index, asked, name: str, *, approximate: bool | int = False) -> list[Figure]:
     exact = {1_000: "1 ms", 100_000: "10 ms", 1_000_000: "90 ms"}
     bar = "1.5 ms" if approximate else exact.get(len(index), "")
     middle, slow = milliseconds(lambda i: index.search(asked[i], 10, approximate=approximate), len(asked))
     figures = [Figure(f"{name}: p50", middle, "ms", f"≤ {bar}" if bar else ""), Figure(f"{name}: p99", slow, "ms")]
     if approximate:
-        figures.append(Figure(f"{name}: recall@10", index.recall(asked), "", "≥ 0.95"))
+        figures.append(Figure(f"{name}: recall@10", index.recall(asked, approximate=approximate), "", "≥ 0.95"))
     if sys.platform == "linux":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         own = int(status["RssAnon"].split()[0]) / 1024

@@ -245,7 +245,8 @@ def test_further_sources_are_added_and_filtered(album, saved, pictures, tmp_path
     assert match["id"] == "list.csv/5.png" and match["metadata"]["author"] == "Bob"
     assert "a seven</h1>" in page.read_text() and page.read_text().count("data:image/png") == 1
     assert main([*search, "--where", "author"]) == 2 and "is not KEY=VALUE" in capsys.readouterr().err
-    assert main([*search, "--approximate"]) == 2 and "no graph" in capsys.readouterr().err
+    for option in (["--approximate"], ["--expansion", "64"]):
+        assert main([*search, *option]) == 2 and "no graph" in capsys.readouterr().err
     assert image_search.search_images(out, "a seven", k=9, where=["folder="], cache=cache)[0].rank == 1
 
 
@@ -296,6 +297,22 @@ def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, t
     place = shard["ids"].index("right/6.png")
     np.testing.assert_allclose(vectors[place], pipeline.embed_images([pictures[6]])[0], atol=1e-5)
     assert list(manifest["left_out"]) == ["right/bad.png"]
+
+
+def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline, pictures, tmp_path):
+    from safetensors.numpy import load_file
+
+    out, narrow = str(tmp_path / "i"), {"model": str(saved), "precision": "bfloat16"}
+    image_search.build_index(str(album), output=out, **narrow)
+    image_search.embed_images(str(album), output=str(tmp_path / "e"), **narrow)
+    shard = json.loads((tmp_path / "e" / "manifest.json").read_text())["shards"][0]
+    embedded = load_file(tmp_path / "e" / shard["file"])["embeddings"][shard["ids"].index("left/0.png")]
+    indexed = Index.open(out).vector("left/0.png")
+    np.testing.assert_allclose(embedded, indexed, atol=1e-3)
+    assert 1e-5 < np.abs(indexed - pipeline.embed_images([pictures[0]])[0]).max() < 0.05
+    assert main(["search", out, "a seven", "--cache", str(tmp_path / "t.sqlite")]) == 0
+    with pytest.raises(ValueError, match="another model"):
+        image_search.build_index(str(album), output=out, model=str(saved))
 
 
 def test_tokenizer_is_the_pairs_own(saved):

@@ -28,23 +28,34 @@ class Match:
 
 
 def build_index(
-    source: str, *, model: str, output: str, dtype: str = "float32", batch_size: int = 64, runtime: str = "keras"
+    source: str,
+    *,
+    model: str,
+    output: str,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    runtime: str = "keras",
+    precision: str = "float32",
 ) -> dict:
     """The command `zoo index build`: begins an index of a folder, table or shards, or goes on with one.
 
     What was indexed stays as it is; a file with the bytes of another is left out as its duplicate. Killed, it goes on
     where it was.
 
+    Args:
+        dtype: of the vectors kept.
+        runtime, precision: of `ClipPipeline`; the index remembers them.
+
     Returns:
         What `Index.info` says.
     """
-    pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, cache=False)
+    pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     path = Path(output)
     if (path / "manifest.json").is_file():
         index = Index.open(path, model=pipeline.fingerprint)
     else:
         weights = str(Path(model).resolve()) if Path(model).exists() else model
-        facts = {"weights": weights, "runtime": runtime, "sources": {}, "left_out": {}}
+        facts = {"weights": weights, "runtime": runtime, "precision": precision, "sources": {}, "left_out": {}}
         empty = np.empty((0, pipeline.embed_texts(["a"]).shape[1]), np.float32)
         index = Index.build(empty, path, dtype=dtype, model=pipeline.fingerprint, facts=facts)
     _go_on(index, pipeline, source)
@@ -78,7 +89,8 @@ def open_pipeline(index: Index, model: str | None = None, **options) -> ClipPipe
     model = model or facts.get("weights")
     if model is None:
         raise ValueError(f"{index.path} does not say which model made it; name it with --model")
-    pipeline = ClipPipeline(model, runtime=facts.get("runtime", "keras"), **options)
+    encoded = {"runtime": facts.get("runtime", "keras"), "precision": facts.get("precision", "float32")}
+    pipeline = ClipPipeline(model, **encoded, **options)
     index.require(pipeline.fingerprint)
     return pipeline
 
@@ -165,6 +177,7 @@ def search_images(
     k: int = 5,
     where: Sequence[str] | None = None,
     approximate: bool = False,
+    expansion: int | None = None,
     sheet: str | None = None,
     cache: str | None = None,
 ) -> list[Match]:
@@ -174,6 +187,7 @@ def search_images(
         model: what made the index; as the index says unless given.
         where: "KEY=VALUE" each, that the metadata must have.
         approximate: through the graph of `zoo index accelerate --kind hnsw`.
+        expansion: the same, with so many vectors kept in view.
         sheet: .png or .html of them to write.
         cache: file of the text cache; the user's own unless given.
     """
@@ -184,7 +198,7 @@ def search_images(
     texts = TextCache(cache or default_cache_path())
     pipeline = open_pipeline(opened, model, cache=texts)
     asked = Path(image) if image else query
-    ids, scores = pipeline.search(opened, asked, k, where=fits, approximate=approximate)
+    ids, scores = pipeline.search(opened, asked, k, where=fits, approximate=expansion or approximate)
     texts.close()
     pairs = enumerate(zip(ids, scores, strict=True), 1)
     matches = [Match(rank, identity, float(score), opened.metadata(identity)) for rank, (identity, score) in pairs]
@@ -218,14 +232,25 @@ def draw_sheet(path: Path, text: str, matches: list[Match], sources: dict[str, s
     write_sheet(path, text, found)
 
 
-def embed_images(source: str, *, model: str, output: str, batch_size: int = 64) -> dict:
+def embed_images(
+    source: str,
+    *,
+    model: str,
+    output: str,
+    batch_size: int = 64,
+    runtime: str = "keras",
+    precision: str = "float32",
+) -> dict:
     """The command `zoo embed`: unit vectors with their ids, in shards of safetensors, and a manifest with digests.
 
     Shard i holds `embeddings` float32 (n, D); the manifest names the ids of each, and what was left out.
+
+    Args:
+        runtime, precision: of `ClipPipeline`.
     """
     from zoo.convert import write_safetensors
 
-    pipeline = ClipPipeline(model, batch_size=batch_size, cache=False)
+    pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     shards, left_out = [], {}

@@ -132,7 +132,9 @@ class ClipPipeline:
             self._classifiers[key] = create_classifier(self, labels, templates)
         return self._classifiers[key]
 
-    def search(self, index: Index | str | Path, query, k: int = 5, *, where: Where = None, approximate: bool = False):
+    def search(
+        self, index: Index | str | Path, query, k: int = 5, *, where: Where = None, approximate: bool | int = False
+    ):
         """(ids, scores float32 (k,)) of the best matches of a sentence, or of an image.
 
         Args:

@@ -6,12 +6,20 @@ TEXT_CACHE = argument("--cache", metavar="FILE", help="of texts' embeddings (def
 INDEX = argument("index", metavar="INDEX", help="folder of an index")
 INDEX_MODEL = argument("--model", metavar="NAME|PATH", help="that made the index (default: as the index says)")
 CACHE_FILE = argument("path", metavar="FILE", help="of a cache")
+RUNTIME = argument("--runtime", choices=("keras", "onnx"), default="keras", help="default keras")
+PRECISION = argument(
+    "--precision",
+    default="float32",
+    metavar="NAME",
+    help="of the towers: with keras float32, bfloat16, float16 and mixed_…, with onnx float32, float16, int8",
+)
 NEW_INDEX = (
     argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
     PAIR,
     argument("--output", "--out", required=True, metavar="INDEX", help="folder; one that is there is gone on with"),
     argument("--dtype", choices=("float32", "float16", "int8"), default="float32", help="of the vectors kept"),
-    argument("--runtime", choices=("keras", "onnx"), default="keras"),
+    RUNTIME,
+    PRECISION,
     IMAGES_AT_A_TIME,
 )
 
@@ -25,6 +33,8 @@ COMMANDS = {
             argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
             PAIR,
             argument("--output", "--out", required=True, metavar="DIR", help="folder for shards and a manifest"),
+            RUNTIME,
+            PRECISION,
             IMAGES_AT_A_TIME,
         ),
         uses_backend=True,
@@ -92,6 +102,7 @@ COMMANDS = {
             argument("-k", type=positive, default=5, help="how many (default 5)"),
             argument("--where", action="append", metavar="KEY=VALUE", help="only images of which the index says so"),
             argument("--approximate", action="store_true", help="through the graph of zoo index accelerate"),
+            argument("--expansion", type=positive, metavar="N", help="the same, with N vectors in view (default 128)"),
             argument("--sheet", metavar="FILE", help=".png or .html of what was found"),
             TEXT_CACHE,
         ),

@@ -200,7 +200,7 @@ def told(metrics: dict, path) -> tuple[str, ...]:
     short = metrics["short_texts"]
     cut = short and (
         f" Texts are cut after their end, which a causal tower looks at last: {short['speedup']:.1f} times as fast as "
-        f"at full length; embeddings differ by {short['largest_difference']:.1g} at most."
+        f"at full length; embeddings {differing(short['largest_difference'])}."
     )
     return (
         report.paragraph(
@@ -245,6 +245,10 @@ def told(metrics: dict, path) -> tuple[str, ...]:
             [precision_row(row) for row in metrics["precision"]],
         ),
     )
+
+
+def differing(largest: float) -> str:
+    return f"differ by {largest:.1g} at most" if largest else "are the same, bit for bit"
 
 
 def duration(milliseconds: float) -> str:

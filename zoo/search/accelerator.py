@@ -24,7 +24,7 @@ STORED = {"float16": "<f2", "int8": "|i1", "hnsw": "|i1"}
 INT8_MAX = 127
 ROUNDING = 1e-5  # of usearch's cosines: ten times what was seen
 CONNECTIVITY, EXPANSION = 16, 128  # of the graph, as usearch has them
-GRAPH_PORTION = 200_000  # vectors after which a graph is written, so that a killed run goes on from there
+GRAPH_PORTION = 100_000  # vectors after which a graph is written, so that a killed run goes on from there
 ASKED = {"float16": (256, 16), "int8": (256, 16), "hnsw": (64, 4)}  # candidates at first: at least, and for each of k
 
 
@@ -128,11 +128,12 @@ class Accelerator:
         least, each = ASKED[self.kind]
         return max(least, each * k)
 
-    def nearest(self, query: np.ndarray, count: int) -> tuple[np.ndarray, float | None]:
+    def nearest(self, query: np.ndarray, count: int, kept: bool | int = True) -> tuple[np.ndarray, float | None]:
         """(places int64 (count,), what the score of any other vector is below).
 
         Args:
             query: float32 (D,), not 0.
+            kept: vectors that a search through the graph keeps in view, `count` at least; True for EXPANSION.
 
         Returns:
             None for the bound when it is not known: of the graph.
@@ -142,7 +143,7 @@ class Accelerator:
         stored = copied(unit, self.kind)
         if self.kind == "hnsw":
             graph = self._graph()
-            graph.expansion_search = max(count, EXPANSION)
+            graph.expansion_search = max(count, EXPANSION if kept is True else kept)
             return graph.search(stored[0], count).keys.astype(np.int64), None
         library = usearch()
         found = library.search(self._matrix(), stored[0], count, library.MetricKind.Cos, exact=True)

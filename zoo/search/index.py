@@ -132,14 +132,15 @@ class Index:
         segment, place = self._find(identity)
         return segment.rows(slice(place, place + 1))[0]
 
-    def search(self, query: np.ndarray, k: int = 10, *, where: Where = None, approximate: bool = False):
+    def search(self, query: np.ndarray, k: int = 10, *, where: Where = None, approximate: bool | int = False):
         """The k vectors of the highest inner product, best first; of equals the one added first.
 
         Args:
             query: float (D,), or (Q, D).
             k: 1 or more; all there are, where there are fewer.
             where: {key: value} that the metadata must have, or a function of the metadata.
-            approximate: look through the graph of `accelerate("hnsw")`, which may miss some.
+            approximate: look through the graph of `accelerate("hnsw")`, which may miss some; as a number, that many
+                vectors are kept in view (True for 128): of more it misses fewer, and takes longer.
 
         Returns:
             (ids, scores): a list and float32 (k,); for (Q, D) a list of lists and float32 (Q, k).
@@ -156,10 +157,10 @@ class Index:
             raise ValueError(f"k={k!r}; it must be an integer of at least 1")
         if not np.isfinite(queries).all():
             raise ValueError("the query is not finite")
-        helper = self._helper(approximate)
+        helper = self._helper(bool(approximate))
         allowed = self._allowed(where)
         if helper is not None and (approximate or single):
-            found = [self._find_with(helper, row, k, allowed) for row in queries]
+            found = [self._find_with(helper, row, k, allowed, approximate) for row in queries]
         else:
             found = self._find_all(queries, k, allowed)
         ids = [[self._ids[place] for place in places] for places, _ in found]
@@ -176,7 +177,7 @@ class Index:
         return [(chosen, row[chosen]) for chosen, row in zip(places, scores, strict=True)]
 
     def _find_with(
-        self, helper: Accelerator, query: np.ndarray, k: int, allowed: np.ndarray | None
+        self, helper: Accelerator, query: np.ndarray, k: int, allowed: np.ndarray | None, kept: bool | int
     ) -> tuple[np.ndarray, np.ndarray]:
         """(places, scores) of what an accelerator proposes and of all that was added since it was made.
 
@@ -185,7 +186,7 @@ class Index:
         covered, asked = helper.facts.count, helper.asked_first(k)
         since = np.arange(covered, len(self._ids))
         while query.any() and asked < covered // 2:
-            places, highest = helper.nearest(query, asked)
+            places, highest = helper.nearest(query, asked, kept)
             places = np.concatenate([np.sort(places), since])
             if allowed is not None:
                 places = places[allowed[places]]
@@ -268,14 +269,10 @@ class Index:
             made = Accelerator.build(self.path, kind, blocks, covers[:end], self.dim, begun=made, **options)
         return made
 
-    def recall(self, queries: np.ndarray, k: int = 10) -> float:
-        """Share of the k best of each query that an approximate search finds too.
-
-        Args:
-            queries: float (Q, D).
-        """
+    def recall(self, queries: np.ndarray, k: int = 10, *, approximate: bool | int = True) -> float:
+        """Share of the k best of queries, float (Q, D), that an approximate search (see `search`) finds too."""
         exact, _ = self.search(queries, k)
-        near, _ = self.search(queries, k, approximate=True)
+        near, _ = self.search(queries, k, approximate=approximate)
         hits = sum(len(set(a) & set(b)) for a, b in zip(exact, near, strict=True))
         return hits / sum(map(len, exact))
 
