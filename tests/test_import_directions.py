@@ -25,7 +25,7 @@ ORDER = {
         *("data.rand_augment", "data.augment", "data.mix", "data.bad_samples", "data.batches", "data"),
         *("download", "convert", "folding"),
         *("names", "recipes", "info", "hub", "assembly", "registry", "conversion", "exchange"),
-        *("encoding", "evaluation.metrics", "search"),
+        *("torch_graph", "encoding", "evaluation.metrics", "search"),
         *("evaluation.digits", "evaluation.published", "evaluation.datasets"),
         *("evaluation.models", "evaluation.classifier"),
         *("evaluation", "export", "training"),
