@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import random
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from bench_results import OURS_ON_JAX, OURS_ON_TORCH, REPORT, THEIRS_ON_JAX, TIMM, fields, result
 
@@ -27,9 +29,11 @@ from zoo.bench.cases import (
     flops_of,
 )
 from zoo.bench.harness import best_rate, compare, plan, run_group
+from zoo.bench.jobs import similarities
 from zoo.bench.machine import command_of
 from zoo.bench.presets import PRESETS
-from zoo.bench.processes import Worker, WorkerError
+from zoo.bench.processes import Limits, Worker, WorkerError
+from zoo.bench.reported import REPORTED
 from zoo.bench.table import plot, write
 from zoo.bench.timing import percentile, ratios, take_turn, take_turns, timed, warm_up
 
@@ -261,11 +265,12 @@ class Pretender:
         "build_seconds": 0.5,
         "first_seconds": 2.0,
         "library_bytes": 1,
+        "similarities": None,
     }
     last = {"host_bytes": 3, "device_bytes": None}
     closed: list[Case] = []
 
-    def __init__(self, case):
+    def __init__(self, case, limits=None):
         if case.library == "timm":
             raise WorkerError("ImportError: no timm")
         self.case = case
@@ -299,6 +304,52 @@ def test_a_process_that_dies_takes_its_group_with_it(pretended):
     results = run_group(cases, 3, {})
     assert ["code -9" in result.error for result in results] == [True, True]
     assert Pretender.closed == cases
+
+
+def test_precisions_are_compared_with_float32_by_keras():
+    half = {"dtype": "float16"}
+    told = [((1.0, 0.5), {}), ((1.0, 0.25), half), ((0.5, 0.5), {"runtime": "onnx"})]
+    told += [((0.0, 0.0), {**half, "batch_size": 16}), (None, {**half, "library": "timm"})]  # with none to compare
+    results = [dataclasses.replace(result([[1.0]], **case), similarities=values) for values, case in told]
+    found = harness.with_differences([*results, result([], error="it broke")])
+    assert [r.difference for r in found] == [None, 0.25, 0.5, None, None, None]
+    assert "| 2.5e-01 |" in to_text(dataclasses.replace(REPORT, results=tuple(found), ratios=()))
+    assert "similarity" not in to_text(REPORT)
+
+
+def test_similarities_are_of_our_outputs_whatever_holds_them():
+    rows = np.random.default_rng(3).standard_normal((20, 16)).astype("float32")
+    case = Case("resnet50")
+    found = similarities(case, [2 * rows])
+    assert found == pytest.approx(similarities(case, rows), abs=1e-7) and len(found) == 64
+    assert all(abs(cosine) < 1 for cosine in found) and len({round(cosine, 6) for cosine in found}) == 64
+    assert similarities(dataclasses.replace(case, train=True), rows) is None
+    assert similarities(dataclasses.replace(case, library="timm"), rows) is None
+
+
+def test_a_case_that_takes_too_much_is_left_out():
+    with pytest.raises(WorkerError, match="more than the 0.05 seconds"):
+        Worker(Case("resnet50", library="nobody"), Limits(seconds=0.05))
+    if sys.platform == "linux":
+        with pytest.raises(WorkerError, match="more than the 0.001 GB"):
+            Worker(Case("resnet50", library="nobody"), Limits(memory=1e6))
+
+
+def test_limits_are_the_users_or_the_presets():
+    assert harness.choose_limits(None, None, None) == (None, None)
+    assert harness.choose_limits("scaling", None, 2.5) == (60.0, 2.5e9)
+    with pytest.raises(ValueError, match="limit must be positive, got -1"):
+        harness.choose_limits(None, -1, None)
+
+
+def test_presets_tell_what_the_reports_say():
+    for preset, table in REPORTED.items():
+        cases = [case for group in plan((), {"backend": ("torch",)}, preset) for case in group]
+        assert set(table.figures) <= {tuple(getattr(case, field) for field in table.fields) for case in cases}
+    one = result([[0.5]], name="clip/ViT-B-32", part="pair", batch_size=1)
+    text = to_text(dataclasses.replace(REPORT, preset="towers", results=(one,), ratios=()))
+    assert "| 16.35 ms, 592 MB |" in text and "an NVIDIA GPU that the report does not name (151.28 M" in text
+    assert "eported" not in to_text(REPORT)
 
 
 def test_nothing_timed_is_an_error(pretended):
@@ -364,7 +415,9 @@ def test_scaling_has_a_panel_for_time_and_memory_of_each_sweep(monkeypatch):
     ]
     time_of_batches, _, _, memory_of_pixels, *_ = drawn
     assert time_of_batches.x == [1, 2, 4, 8, 16, 32, 64]
-    assert time_of_batches.curves == {"jax": [1 / size for size in time_of_batches.x]}  # torch lacks a point
+    assert time_of_batches.curves["jax"] == [1 / size for size in time_of_batches.x]
+    assert time_of_batches.curves["torch"][:-1] == time_of_batches.curves["jax"][:-1]
+    assert math.isnan(time_of_batches.curves["torch"][-1])  # what was left out breaks the curve
     assert memory_of_pixels.curves == dict.fromkeys(("jax", "torch"), [96, 160, 224, 288, 384])
 
 

@@ -1,11 +1,18 @@
-"""Memory does not grow with the number of steps: forward passes, `predict` with odd last batches, training."""
+"""Memory does not grow with the number of steps: forward passes, `predict` with odd last batches, training.
+
+And it grows with the batch no faster than in proportion.
+"""
+
+import contextlib
 
 import keras
 import numpy as np
 import pytest
 
 from convnext import Variant, create_convnext_v2
+from zoo.bench.cases import combine
 from zoo.bench.devices import resident_bytes
+from zoo.bench.processes import Worker
 
 pytestmark = [pytest.mark.backend, pytest.mark.slow]
 
@@ -13,6 +20,8 @@ SETTLED, STEPS = 50, 500
 MOST_GROWTH = 8 * 2**20  # a float32 batch of 64 images of 32 pixels a step would be 337 MiB
 ROW = Variant(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64))
 SIZES = (64, 61, 3)  # of batches
+BATCHES = (8, 32, 64)  # of images of 224 pixels
+CURVED = 1.3  # what an image more may take, over what it takes in smaller batches: allocators round up
 
 
 def grown(step):
@@ -56,3 +65,22 @@ def test_training_does_not_leak(model, images, rng):
         assert np.isfinite(keras.ops.convert_to_numpy(loss)).all()
 
     assert grown(step) < MOST_GROWTH
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_memory_is_linear_in_the_batch(train):
+    options = {"backend": (keras.backend.backend(),), "batch_size": BATCHES, "peer": ("none",), "train": (train,)}
+    peaks = {case.batch_size: peak(case) for case in combine(["convnextv2_atto"], options)}
+    small, middle, large = BATCHES
+    first = (peaks[middle] - peaks[small]) / (middle - small)
+    then = (peaks[large] - peaks[middle]) / (large - middle)
+    print(f"{first / 1e6:.1f} MB an image up to a batch of {middle}, {then / 1e6:.1f} MB from there to {large}")
+    assert 0 < then < CURVED * first
+
+
+def peak(case):
+    """Bytes that a fresh process held at most to build the case and to call it three times."""
+    with contextlib.closing(Worker(case)) as worker:
+        for _ in range(2):
+            worker.take_turn()
+        return worker.last["host_bytes"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zoo.export import export_onnx
     from zoo.folding import fold
     from zoo.pipeline import ClipPipeline
+    from zoo.predictor import create_predictor
     from zoo.registry import create_model, list_models, load, model_info, save
     from zoo.training.contrastive import train
     from zoo.training.pretrain import pretrain
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "ClipPipeline": "zoo.pipeline",
     "create_model": "zoo.registry",
+    "create_predictor": "zoo.predictor",
     "export_weights": "zoo.exchange",
     "export_onnx": "zoo.export",
     "fold": "zoo.folding",
@@ -37,7 +39,7 @@ _MODULE_OF = {
 
 __all__ = [
     "ClipPipeline",
-    *("create_model", "export_onnx", "export_weights", "fold", "list_models"),
+    *("create_model", "create_predictor", "export_onnx", "export_weights", "fold", "list_models"),
     *("load", "load_weights", "model_info", "pretrain", "save", "train"),
 ]  # noqa: F822
 

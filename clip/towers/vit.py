@@ -88,5 +88,6 @@ def conv_embed(images, vit):
 
 def convolution(x, filters, stride, name, use_bias=False):
     """A convolution whose kernel is as wide as its stride."""
-    layer = layers.Conv2D(filters, stride, strides=stride, use_bias=use_bias, data_format="channels_last", name=name)
-    return layer(x)
+    drawn = Normal((3 * stride**2 * x.shape[-1]) ** -0.5)  # the deviation of torch's default
+    options = {"use_bias": use_bias, "kernel_initializer": drawn, "data_format": "channels_last"}
+    return layers.Conv2D(filters, stride, strides=stride, name=name, **options)(x)

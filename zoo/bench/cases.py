@@ -10,9 +10,10 @@ SEARCHES = ("texts", "cached-texts", "search", "cached-search")  # of a pair's t
 CAPTIONS = ("captions", "mixed-captions")  # made tokens: ASCII alone, or one in two with more than that
 PARTS = ("classifier", "image", "text", "pair", "zero-shot", "pictures", *SEARCHES, *CAPTIONS)
 DTYPES = ("float32", "tfloat32", "bfloat16", "float16", "int8")  # int8 is ONNX Runtime's alone, tfloat32 CUDA's
-MODES = ("eager", "compiled", "predict")
+MODES = ("eager", "compiled", "predict", "predictor")
+WHOLE = ("predict", "predictor")  # modes that are given many images at once, as NumPy arrays
 RUNTIMES = ("keras", "onnx")
-PREDICTED = 256  # images that `predict` is given at once
+PREDICTED = 256  # images that these are given
 USUAL_MODE = {"jax": "compiled", "tensorflow": "compiled", "torch": "eager"}  # what users of the backend do
 
 
@@ -53,7 +54,8 @@ class Case:
         batch_size: images, texts or pairs of a call; of a batch where `predict` makes several.
         image_size: side of the images in pixels.
         dtype: of weights and activations; training keeps the weights in float32.
-        mode: "eager"; "compiled" by the backend (jax.jit, tf.function, torch.compile); "predict", Keras' own loop.
+        mode: "eager"; "compiled" by the backend (jax.jit, tf.function, torch.compile); "predict", Keras' own loop;
+            "predictor", that of `zoo.create_predictor`.
         runtime: "keras", or "onnx": ONNX Runtime with the file that `zoo.export_onnx` writes.
         train: a training step in place of a forward pass.
         threads: that a call may use.
@@ -83,7 +85,7 @@ class Case:
     @property
     def items(self) -> int:
         """Images, texts or pairs of a call."""
-        return max(PREDICTED, self.batch_size) if self.mode == "predict" and not self.is_short else self.batch_size
+        return max(PREDICTED, self.batch_size) if self.mode in WHOLE and not self.is_short else self.batch_size
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Result:
         library_bytes, host_bytes: the process' memory before the model was built, and its peak.
         device_bytes: peak of an accelerator's memory; None on a CPU.
         share: of the best matrix-product rate measured in the same run, in [0, 1].
+        similarities: cosines of its first outputs with directions that all cases share; of ours alone.
+        difference: the largest of those from the same case's in float32 by Keras; None where none took turns with it.
         error: why there are no figures; then all of them are None.
     """
 
@@ -121,6 +125,8 @@ class Result:
     host_bytes: int | None = None
     device_bytes: int | None = None
     share: float | None = None
+    similarities: tuple[float, ...] | None = None
+    difference: float | None = None
     error: str | None = None
 
 
@@ -211,16 +217,17 @@ def _complete(fields):
     else:
         impossible = fields["dtype"] == "int8"
         if library != OURS and not PEERS[library].on_keras:
-            impossible |= fields["mode"] == "predict"
+            impossible |= fields["mode"] in WHOLE
             fields = {**fields, "backend": "torch"}
+    impossible |= fields["mode"] == "predictor" and (library != OURS or fields["part"] == "pair")
     if fields["part"] == "pictures":
-        impossible |= library not in (OURS, "open_clip") or fields["mode"] == "predict" or fields["train"]
+        impossible |= library not in (OURS, "open_clip") or fields["mode"] in WHOLE or fields["train"]
     if fields["part"] in CAPTIONS:  # a tokenizer runs on no backend
-        impossible |= runtime == "onnx" or fields["mode"] == "predict" or library not in (OURS, "open_clip")
+        impossible |= runtime == "onnx" or fields["mode"] in WHOLE or library not in (OURS, "open_clip")
         fields = {**fields, "backend": "torch", "mode": "eager"}
     impossible |= fields["part"] in SEARCHES and (library != OURS or runtime == "onnx" or fields["dtype"] != "float32")
     if fields["train"]:  # Keras' own loop is how it trains in any mode
-        impossible |= fields["part"] not in ("classifier", "pair") or fields["mode"] == "predict"
+        impossible |= fields["part"] not in ("classifier", "pair") or fields["mode"] in WHOLE
     if impossible:
         return None
     return Case(**{**fields, "mode": fields["mode"] or USUAL_MODE[fields["backend"]]})

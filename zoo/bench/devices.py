@@ -69,16 +69,20 @@ def peak_device_bytes(backend: str) -> int | None:
     return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
-def resident_bytes(peak: bool = False) -> int | None:
-    """Memory that this process holds, or its most so far; None where the system does not tell.
+def resident_bytes(peak: bool = False, process: int | None = None) -> int | None:
+    """Memory that a process holds, or its most so far; None where the system does not tell.
 
     Linux is asked for this program's own peak: `getrusage` there counts what the parent held when it was started.
+
+    Args:
+        peak: its most so far.
+        process: its number; this one unless given.
     """
     if sys.platform == "linux":
         key = "VmHWM:" if peak else "VmRSS:"
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(f"/proc/{process or 'self'}/status").read_text().splitlines()
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
-    if sys.platform == "darwin":
+    if sys.platform == "darwin" and process is None:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

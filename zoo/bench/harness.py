@@ -11,8 +11,8 @@ from zoo.bench import timing
 from zoo.bench.bars import compare_two, time_commands
 from zoo.bench.cases import DTYPES, MODES, OURS, PARTS, PEERS, RUNTIMES, Case, Ratio, Report, Result, combine, flops_of
 from zoo.bench.machine import command_of, describe_machine
-from zoo.bench.presets import ACROSS, PRESETS
-from zoo.bench.processes import Worker, WorkerError
+from zoo.bench.presets import ACROSS, LIMITS, PRESETS
+from zoo.bench.processes import NO_LIMITS, Limits, Worker, WorkerError
 from zoo.bench.table import write
 from zoo.env import BACKENDS, available_cores, installed_backends
 
@@ -38,6 +38,8 @@ def bench(
     preset: str | None = None,
     rounds: int | None = None,
     threads: int | None = None,
+    limit: float | None = None,
+    memory: float | None = None,
     smoke: bool = False,
     output: str | Path | None = None,
 ) -> Report:
@@ -52,13 +54,16 @@ def bench(
         image_size: in pixels, the model's own unless given.
         dtype: "float32", "bfloat16", "float16"; "tfloat32" on CUDA; "int8" with ONNX Runtime.
         part: "classifier"; of a pair "image", "text", "pair" or "zero-shot".
-        mode: "eager", "compiled", "predict"; eager in torch and compiled elsewhere unless given.
+        mode: "eager", "compiled", "predict", "predictor"; eager in torch and compiled elsewhere unless given.
         runtime: "keras", "onnx".
         peer: libraries to time the same architecture from; keras.applications where it has it unless given; "none".
         train: time a training step too.
         preset: of `zoo.bench.presets`.
         rounds: turns of each case, 5 unless given.
         threads: of a call; the cores this process may use unless given.
+        limit: seconds that a case may take until it is warm, and for a turn; what takes longer is left out. Any unless
+            given or the preset has one.
+        memory: gigabytes (10⁹ bytes) that the process of a case may hold; likewise.
         smoke: a tiny run, to see that everything works; its figures mean nothing.
         output: folder for bench.md, bench.json and bench.png.
 
@@ -77,19 +82,19 @@ def bench(
     }
     options = {key: tuple(values) for key, values in options.items() if values}
     check_options(options)
-    command = command_of(
-        names, options, train=train, preset=preset, rounds=rounds, threads=threads, smoke=smoke, output=output
-    )
+    others = {"rounds": rounds, "threads": threads, "limit": limit, "memory": memory, "smoke": smoke, "output": output}
+    command = command_of(names, options, train=train, preset=preset, **others)
     options |= {"train": (False, True)} if train else {}
     rounds = rounds or (2 if smoke else ROUNDS)
     groups = plan(names, options, preset, threads, smoke)
+    limits = choose_limits(preset, limit, memory)
     yardsticks = plan_yardsticks(groups, smoke)
     machine = describe_machine(groups[0][0].threads)
     rates = {f"{case.backend}, {case.dtype}": rate for case, rate in measure_rates(yardsticks, rounds)}
     commands = time_commands() if preset == "bars" else {}
     results, ratios = [], []
     for group in groups:
-        found = run_group(group, rounds, rates)
+        found = run_group(group, rounds, rates, limits)
         ratios += compare(found, len(results))
         results += found
         report = Report(command, machine, rates, tuple(results), tuple(ratios), preset, commands)
@@ -168,6 +173,20 @@ def usual_backend() -> str:
     return chosen
 
 
+def choose_limits(preset: str | None, limit: float | None, memory: float | None) -> Limits:
+    """What the user gives, else what the preset has.
+
+    Raises:
+        ValueError: a limit that leaves nothing.
+    """
+    for name, value in (("limit", limit), ("memory", memory)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+    seconds, gigabytes = LIMITS.get(preset, (None, None))
+    seconds, gigabytes = limit or seconds, memory or gigabytes
+    return Limits(seconds, gigabytes and 1e9 * gigabytes)
+
+
 def plan_yardsticks(groups, smoke) -> list[Case]:
     """A matrix product for each dtype of the cases and each backend that is installed."""
     cases = [case for group in groups for case in group]
@@ -184,14 +203,14 @@ def plan_yardsticks(groups, smoke) -> list[Case]:
 # Running.
 
 
-def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float]) -> list[Result]:
+def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float], limits: Limits = NO_LIMITS) -> list[Result]:
     """The results of cases that take turns."""
     workers, results = {}, {}
     try:
         for case in cases:
             say(f"{label(case)}: starting")
             try:
-                workers[case] = Worker(case)
+                workers[case] = Worker(case, limits)
             except WorkerError as error:
                 results[case] = Result(case, error=str(error))
                 say(f"{label(case)}: {error}")
@@ -205,7 +224,7 @@ def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float]) -> li
     finally:
         for worker in workers.values():
             worker.close()
-    return [results[case] for case in cases]
+    return with_differences([results[case] for case in cases])
 
 
 def gather(case: Case, worker: Worker, rounds, rates: dict[str, float]) -> Result:
@@ -228,7 +247,30 @@ def gather(case: Case, worker: Worker, rounds, rates: dict[str, float]) -> Resul
         worker.last["host_bytes"],
         worker.last["device_bytes"],
         per_second * flops / best if best and flops else None,
+        worker.ready["similarities"] and tuple(worker.ready["similarities"]),
     )
+
+
+def with_differences(results: Sequence[Result]) -> list[Result]:
+    """The results of a group with how far those in other precisions and runtimes are from float32's by Keras."""
+    exact: dict[Case, Result] = {}
+    for result in results:
+        if result.similarities and (result.case.dtype, result.case.runtime) == ("float32", "keras"):
+            exact.setdefault(same_work(result.case), result)
+
+    def with_difference(result):
+        other = exact.get(same_work(result.case))
+        if other in (None, result) or not result.similarities:
+            return result
+        gaps = [abs(a - b) for a, b in zip(result.similarities, other.similarities, strict=True)]
+        return dataclasses.replace(result, difference=max(gaps))
+
+    return [with_difference(result) for result in results]
+
+
+def same_work(case: Case) -> Case:
+    """A case without what may change its rounding alone. Random weights are the same on one backend."""
+    return dataclasses.replace(case, dtype="float32", mode="eager", runtime="keras")
 
 
 def best_rate(case: Case, rates: dict[str, float]) -> float | None:

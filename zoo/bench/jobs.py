@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.bench.cases import CAPTIONS, OURS, PEERS, SEARCHES, Case
+from zoo.bench.cases import CAPTIONS, OURS, PEERS, SEARCHES, WHOLE, Case
 from zoo.bench.devices import keras_device, on_cuda, torch_device, wait_for_cuda
 from zoo.bench.timing import timed
+from zoo.predictor import compile_torch, create_predictor
 
 SEED = 0
 CLASSES = 1000
 ZERO_SHOT_CLASSES = 100
 START, END = 49406, 49407  # of a caption
+COMPARED = 8  # rows of outputs, and directions
 MATMUL_SECONDS = 0.2  # the yardstick's matrices grow until a product takes that long
 
 
@@ -30,7 +32,7 @@ class Job:
     """A case ready to be called.
 
     Args:
-        call: does the work once.
+        call: does the work once, and gives what came out where that is arrays of the backend.
         device: that does it.
         parameters: trainable ones of the model.
         settle: what is to be tried out before the first call, or None.
@@ -125,6 +127,21 @@ def draw_inputs(case: Case) -> dict[str, np.ndarray]:
     return {key: value for key, value in inputs.items() if key != left_out}
 
 
+def similarities(case: Case, outputs) -> list[float] | None:
+    """Cosines of the first rows of a call's outputs (B, D) with directions that are the same in every process.
+
+    They stand for the similarities of pictures with texts. None where the outputs are not rows of ours.
+    """
+    if case.library != OURS or case.train or case.part not in ("classifier", "image", "text", "zero-shot"):
+        return None
+    rows = outputs[0] if isinstance(outputs, list) else outputs
+    rows = rows.detach().float().cpu() if hasattr(rows, "detach") else rows
+    rows = np.asarray(rows)[:COMPARED].astype(np.float64)
+    directions = np.random.default_rng(SEED).standard_normal((rows.shape[1], COMPARED))
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True) * np.linalg.norm(directions, axis=0)
+    return (rows @ directions / lengths).ravel().tolist()
+
+
 # Keras: ours, and peers that run on it.
 
 
@@ -211,15 +228,18 @@ def _keras_peer(case):
 def _keras_forward(model, case, x):
     import keras
 
-    if case.mode == "predict":
+    if case.mode in WHOLE:
         x = keras.tree.map_structure(lambda values: np.resize(values, (case.items, *values.shape[1:])), x)
-        return lambda: model.predict(x, batch_size=case.batch_size, verbose=0)
+        if case.mode == "predict":
+            return lambda: model.predict(x, batch_size=case.batch_size, verbose=0)
+        predictor = create_predictor(model, case.batch_size)
+        return lambda: predictor(x)
     x = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
     forward = {"jax": _jax_forward, "tensorflow": _tensorflow_forward, "torch": _torch_forward}[case.backend]
-    return forward(model, x, case.mode == "compiled")
+    return forward(model, x, case)
 
 
-def _jax_forward(model, x, is_compiled):
+def _jax_forward(model, x, case):
     import jax
 
     weights = [[weight.value for weight in of] for of in (model.trainable_variables, model.non_trainable_variables)]
@@ -227,32 +247,34 @@ def _jax_forward(model, x, is_compiled):
     def forward(trainable, frozen, x):
         return model.stateless_call(trainable, frozen, x, training=False)[0]
 
-    forward = jax.jit(forward) if is_compiled else forward
+    forward = jax.jit(forward) if case.mode == "compiled" else forward
     return lambda: jax.block_until_ready(forward(*weights, x))
 
 
-def _tensorflow_forward(model, x, is_compiled):
+def _tensorflow_forward(model, x, case):
     import tensorflow as tf
 
     def forward(x):
         return model(x, training=False)
 
-    forward = tf.function(forward, jit_compile=on_cuda("tensorflow")) if is_compiled else forward
+    forward = tf.function(forward, jit_compile=on_cuda("tensorflow")) if case.mode == "compiled" else forward
     return lambda: tf.nest.map_structure(lambda y: y.numpy(), forward(x))
 
 
-def _torch_forward(model, x, is_compiled):
+def _torch_forward(model, x, case):
     import torch
 
     def forward(x):
         return model(x, training=False)
 
-    forward = torch.compile(forward) if is_compiled else forward
+    if case.mode == "compiled":  # ours as `zoo.create_predictor` compiles it, peers as their users do
+        forward = compile_torch(forward, x) if case.library == OURS else torch.compile(forward)
 
     def call():
         with torch.no_grad():
-            forward(x)
+            y = forward(x)
         wait_for_cuda()
+        return y
 
     return call
 
@@ -366,8 +388,11 @@ def _onnx(case, inputs):
 
 def write_onnx(case: Case, path: Path) -> int:
     """Writes our model of a case; its trainable parameters."""
+    import keras
+
     from zoo.export import export_onnx
 
+    keras.utils.set_random_seed(SEED)
     model = create_ours(case)
     export_onnx(model, path, precision=case.dtype, verify=False)
     return _keras_parameters(model)

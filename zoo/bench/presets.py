@@ -9,9 +9,12 @@ from zoo.env import BACKENDS
 
 ACROSS = ("library", "backend", "dtype", "mode", "runtime")  # where no preset says otherwise
 
+SCALED = "convnextv2_atto"  # the model of the first two sweeps of `scaling`
 CONVNEXT_SIZES = tuple(
     f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
 )
+
+LIMITS = {"scaling": (60.0, 6.0)}  # seconds and gigabytes that a case may take, where the user gives none
 
 ALL = tuple(BACKENDS)
 BACKBONE = {"runtime": ("keras", "onnx"), "group": "backbones"}
@@ -94,7 +97,7 @@ PRESETS = {
             "names": ("convnextv2_atto",),
             "batch_size": (32,),
             "backend": ALL,
-            "mode": (None, "predict"),
+            "mode": (None, "predict", "predictor"),
             "peer": ("none",),
         },
         {
@@ -104,9 +107,10 @@ PRESETS = {
             "peer": ("open_clip",),
         },
     ),
+    # How time and memory grow, with the batch and the pixels of a small model, and with the model.
     "scaling": (
-        {"names": ("convnextv2_tiny",), "batch_size": (1, 2, 4, 8, 16, 32, 64), "across": ("batch_size",)},
-        {"names": ("convnextv2_tiny",), "image_size": (96, 160, 224, 288, 384), "across": ("image_size",)},
-        {"names": CONVNEXT_SIZES, "peer": ("none",), "across": ("name",)},
+        {"names": (SCALED,), "batch_size": (1, 2, 4, 8, 16, 32, 64), "across": ("batch_size",)},
+        {"names": (SCALED,), "image_size": (96, 160, 224, 288, 384), "across": ("image_size",)},
+        {"names": CONVNEXT_SIZES, "batch_size": (2,), "peer": ("none",), "across": ("name",)},
     ),
 }  # fmt: skip

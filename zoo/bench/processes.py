@@ -7,11 +7,31 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from zoo.bench.cases import Case
+from zoo.bench.devices import resident_bytes
 
 LEAVE_SECONDS = 10.0
+LOOK_SECONDS = 0.1  # between two looks at what a process holds
+
+
+class Limits(NamedTuple):
+    """What a case may take; a process that takes more is killed, and its case is left out.
+
+    Args:
+        seconds: from the start of its process until it is warm, and of each turn; None for any.
+        memory: bytes that its process may hold, where the system tells; None for any.
+    """
+
+    seconds: float | None = None
+    memory: float | None = None
+
+
+NO_LIMITS = Limits()
 
 
 class Worker:
@@ -19,6 +39,7 @@ class Worker:
 
     Args:
         case: to build.
+        limits: on what it may take.
 
     Attributes:
         ready: what it told when it was warm.
@@ -28,7 +49,8 @@ class Worker:
         WorkerError: it cannot be built.
     """
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, limits: Limits = NO_LIMITS):
+        self.limits = limits
         self.complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (`close` does)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "zoo.bench.worker"],
@@ -49,9 +71,12 @@ class Worker:
         """The answer to a line."""
         try:
             print(line, file=self.process.stdin, flush=True)
-            answered = self.process.stdout.readline()
+            with watched(self.process, self.limits) as broken:
+                answered = self.process.stdout.readline()
         except BrokenPipeError:
-            answered = ""
+            answered, broken = "", []
+        if broken:
+            raise WorkerError(broken[0])
         if not answered:
             self.complaints.seek(0)
             said = [text for text in self.complaints.read().splitlines() if text.strip()]
@@ -77,6 +102,36 @@ class Worker:
             self.process.wait()
         self.process.stdout.close()
         self.complaints.close()
+
+
+@contextlib.contextmanager
+def watched(process: subprocess.Popen, limits: Limits):
+    """A list; once the process goes over a limit it is killed, and the list says which."""
+    broken, done = [], threading.Event()
+
+    def watch():
+        start = time.monotonic()
+        while not done.wait(LOOK_SECONDS):
+            if limits.seconds and time.monotonic() - start > limits.seconds:
+                broken.append(f"it takes more than the {limits.seconds:g} seconds that a case may take")
+            elif limits.memory and _held(process) > limits.memory:
+                broken.append(f"it holds more than the {limits.memory / 1e9:g} GB that a case may hold")
+            if broken:
+                return process.kill()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start() if any(limits) else None
+    try:
+        yield broken
+    finally:
+        done.set()
+
+
+def _held(process):
+    try:
+        return resident_bytes(process=process.pid) or 0
+    except OSError:  # it has just ended
+        return 0
 
 
 class WorkerError(RuntimeError):

@@ -1,12 +1,15 @@
 """A report for people: Markdown, and a picture."""
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from zoo.bench import bars
 from zoo.bench.cases import Case, Ratio, Report, Result
+from zoo.bench.presets import SCALED
+from zoo.bench.reported import REPORTED, told
 from zoo.files import atomic_write
 
 
@@ -55,6 +58,7 @@ FIGURES = (
     Column("device MB", lambda r: _number(r.device_bytes, 1e-6)),
     Column("parameters M", lambda r: _number(r.parameters, 1e-6, 2)),
     Column("GFLOP an item", lambda r: _number(r.flops, 1e-9, 2)),
+    Column("similarity differs by", lambda r: "–" if r.difference is None else f"{r.difference:.1e}"),
 )
 ALWAYS = ("model", "library", "runs on")
 
@@ -66,8 +70,13 @@ def to_text(report: Report) -> str:
     varying, constant = _split(good)
     if constant:
         blocks.append(f"In all lines: {', '.join(constant)}.")
-    figures = [column for column in FIGURES if any(column.text(result) != "–" for result in good)]
+    reported = REPORTED.get(report.preset)
+    figures = [*FIGURES, *([Column("reported", lambda r: told(reported, r.case))] if reported else [])]
+    figures = [column for column in figures if any(column.text(result) != "–" for result in good)]
     blocks.append(_table([*varying, *figures], good))
+    if reported:
+        note = f" ({reported.note})" if reported.note else ""
+        blocks.append(f"Reported: what an earlier report says of {reported.hardware}{note}. It is not of this machine.")
     if report.ratios:
         blocks.append(_ratios(report, [column for column in varying if column.title != "device"]))
     blocks += _best_batches(good)
@@ -211,19 +220,16 @@ def _plot_scaling(report, path):
 
 
 def _scaling_panel(title, xlabel, points, x_of, y_of):
-    """A panel with the backends that have all the points; of two points at one x, which two sweeps share, the last."""
+    """A panel with a curve a backend, broken where a case was left out; of two points at one x, the last."""
     from zoo.report import Panel
 
     x = sorted({x_of(result) for result in points})
     values: dict[str, dict] = {}
     for result in points:
         values.setdefault(result.case.backend, {})[x_of(result)] = y_of(result)
-    curves = {backend: [ys[at] for at in x] for backend, ys in values.items() if len(ys) == len(x)}
+    curves = {backend: [ys.get(at, math.nan) for at in x] for backend, ys in values.items()}
     return Panel(title, x, curves, xlabel=xlabel, log_x=xlabel != "pixels")
 
 
 def _megabytes(result):
     return ((result.device_bytes or result.host_bytes) or 0) / 1e6
-
-
-SCALED = "convnextv2_tiny"  # the model of the preset's first two sweeps

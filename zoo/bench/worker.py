@@ -36,13 +36,13 @@ def prepare(case: Case):
     limit_threads(case)
     import_libraries(case)
     from zoo.bench.devices import resident_bytes
-    from zoo.bench.jobs import create_job
+    from zoo.bench.jobs import create_job, similarities
 
     library_bytes = resident_bytes()
     build_seconds, job = timed(lambda: create_job(case))
     if job.settle:
         job.settle()
-    first_seconds, _ = timed(job.call)
+    first_seconds, outputs = timed(job.call)
     if not case.is_short:
         warm_up(job.call)
     ready = {
@@ -52,6 +52,7 @@ def prepare(case: Case):
         "build_seconds": build_seconds,
         "first_seconds": first_seconds,
         "library_bytes": library_bytes,
+        "similarities": similarities(case, outputs),
     }
     return job.call, ready
 
