@@ -187,6 +187,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     def call(self, inputs):
         if self._is_plain() and _shifts_are_faster() and all(isinstance(n, int) for n in inputs.shape[1:3]):
             kernel = ops.cast(self.kernel, self.compute_dtype)[..., 0]
+            kernel = kernel[seen_taps(kernel.shape, inputs.shape)]
             outputs = _jax_shifted_depthwise()(inputs, kernel)
             return outputs + ops.cast(self.bias, self.compute_dtype) if self.use_bias else outputs
         if self._is_plain() and _computes_in("torch"):
@@ -213,6 +214,15 @@ LINEAR = (None, keras.activations.linear)
 RUN = 14  # columns that the kernel's gradient adds up in one expression; more compile longer and gain nothing
 
 
+def seen_taps(kernel_shape, map_shape):
+    """The rows and the columns, two slices, of an odd kernel that see more than padding on a map (B, H, W, C).
+
+    On 2 × 2 they are the middle three of seven, so that the map is padded to 4 × 4, not to 8 × 8.
+    """
+    sides = zip(kernel_shape[:2], map_shape[1:3], strict=True)
+    return tuple(slice(max(0, k // 2 - size + 1), min(k, k // 2 + size)) for k, size in sides)
+
+
 def _shifts_are_faster():
     return _computes_in("jax") and keras.distribution.list_devices()[0].startswith("cpu")
 
@@ -235,9 +245,8 @@ def _jax_shifted_depthwise():
         total = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))  # half precisions accumulate in float32
         for i in range(kh):
             for j in range(kw):
-                if abs(i - kh // 2) < height and abs(j - kw // 2) < width:  # otherwise the tap sees only padding
-                    shifted = padded[:, i : i + height, j : j + width]
-                    total = total + shifted.astype(total.dtype) * kernel[i, j].astype(total.dtype)
+                shifted = padded[:, i : i + height, j : j + width]
+                total = total + shifted.astype(total.dtype) * kernel[i, j].astype(total.dtype)
         return total.astype(x.dtype)
 
     def unfused(x, kernel):
@@ -253,8 +262,8 @@ def _jax_shifted_depthwise():
 
     def kernel_gradient(x, kernel, gradient):
         (kh, kw), (height, width, channels) = kernel.shape[:2], x.shape[1:]
-        run = min(width, RUN)
-        runs = -(-width // run)
+        runs = -(-width // RUN)
+        run = -(-width // runs)  # 16 columns are two runs of 8: of 14, they would be padded to 28
         missing = ((0, 0), (0, 0), (0, runs * run - width), (0, 0))
         padded, gradient = jnp.pad(pad(x, kernel), missing), jnp.pad(gradient, missing)
         wide = jnp.promote_types(x.dtype, jnp.float32)

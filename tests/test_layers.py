@@ -9,7 +9,7 @@ from helpers import gradients
 from keras import ops
 
 from convnext import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
-from convnext.layers import safe_sqrt
+from convnext.layers import safe_sqrt, seen_taps
 from convnext.torch_products import affine, as_matrix
 
 pytestmark = pytest.mark.backend
@@ -112,6 +112,13 @@ def test_depthwise_is_keras_own_with_its_gradients(rng, shape):
         strict=True,
     ):
         np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-4 * np.abs(reference).max())
+
+
+@pytest.mark.once
+def test_taps_that_see_only_padding_are_left_out():
+    assert seen_taps((7, 7, 4), (1, 2, 9, 4)) == (slice(2, 5), slice(0, 7))
+    assert seen_taps((7, 5, 4), (1, 1, 2, 4)) == (slice(3, 4), slice(1, 4))
+    assert seen_taps((3, 3, 4), (1, 7, 7, 4)) == (slice(0, 3), slice(0, 3))
 
 
 @pytest.mark.only("jax")  # whose gradient is our own
