@@ -43,6 +43,8 @@ def kernels_of(function: Callable, x, packed: dict[int, PackedWeight]) -> Callab
 
     graph = make_fx(function)(x)
     weights = [packed.setdefault(id(weight), PackedWeight(weight)) for weight in take_weights(graph)]
+    for weight in weights:
+        weight.current()  # raises for what was made in inference mode, of which torch notes no changes
     return lambda x: graph(x, *(weight.current() for weight in weights))
 
 
