@@ -179,6 +179,12 @@ def test_seed_epoch_and_record_each_change_the_augmentation():
         assert all(np.array_equal(batches.sample(0, i)["images"], rows[i]) for i in range(8))
 
 
+def test_a_change_of_the_batches_is_named():
+    one, other = full().identity, full(batch_size=4, augment=None).identity
+    assert {name for name in one if one[name] != other[name]} == {"batch_size", "augment"}
+    assert one["data"].startswith(f"{len(full().dataset)} records, ")
+
+
 def test_every_argument_that_changes_batches_changes_the_fingerprint_and_no_other():
     options = [
         *({}, {"seed": 8}, {"batch_size": 4}, {"shuffle": False}, {"drop_last": False}, {"replace_bad": False}),

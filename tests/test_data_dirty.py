@@ -185,7 +185,7 @@ def test_a_full_disk_loses_no_name_and_does_not_end_the_run(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", refuse)
-    with pytest.warns(UserWarning, match="bad.jsonl cannot be written: .*No space left"):
+    with pytest.warns(UserWarning, match="bad.jsonl cannot be written for now: .*No space left"):
         bad.add(0, "torn")
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
     bad.add(1, "empty")

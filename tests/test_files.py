@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zoo.files import Locked, atomic_write, folder_write, lock, remove_folder, remove_leftovers, sha256
+from zoo.files import LineFile, Locked, atomic_write, folder_write, lock, remove_folder, remove_leftovers, sha256
 
 
 def names(folder):
@@ -102,6 +102,21 @@ def test_text_has_the_same_bytes_everywhere(tmp_path):
     with atomic_write(tmp_path / "file", "w") as file:
         file.write("a\nü\n")
     assert (tmp_path / "file").read_bytes() == "a\nü\n".encode()
+
+
+def test_lines_that_a_full_disk_refuses_come_before_the_next(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    file, write = LineFile(tmp_path / "lines", begin=b"\n"), os.write
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.warns(UserWarning, match="lines cannot be written for now: .*No space left"):
+        file.add("one")
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    file.add("two")
+    monkeypatch.setattr(os, "write", write)
+    file.add("drei ä")
+    assert (tmp_path / "lines").read_bytes() == "\none\ntwo\ndrei ä\n".encode()
 
 
 def test_sha256_is_that_of_the_whole_file(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from pathlib import Path
 
 import keras
@@ -87,6 +88,7 @@ def test_an_architecture_of_ones_own_is_a_row():
         ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; it must be float"),
         ({"model_type": "vit"}, "model_type is 'vit'; it must be one of resnet, convnext, convnextv2"),
         ({"train_data": ""}, "train_data is missing"),
+        ({"output": ""}, "output is missing"),
         ({"model": "facebook/convnext-tiny-224"}, "is a convnext; model_type says 'resnet'"),
         ({"model": "resnet49"}, "resnet49"),
         ({"num_stages": 3, "depths": [1, 1]}, "num_stages is 3"),
@@ -119,6 +121,7 @@ def test_values_given_beside_the_file_count_more():
     path = EXAMPLES / "resnet_example.json"
     assert read_config(path, epochs=7, output=None).epochs == 7
     assert read_config(path, epochs=7, output=None).output == read_config(path).output
+    assert parse_config({"train_data": "pictures"}).output == "classify-output"
 
 
 # Training.
@@ -133,6 +136,7 @@ def test_a_run_leaves_a_classifier_that_loads(plain, folders):
     assert scores.shape == (2, 10)
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
     assert loaded.transform is not None
+    assert json.loads((folder / "classes.json").read_text()) == sorted(path.name for path in Path(folders).iterdir())
     assert {"loss", "accuracy", "learning_rate", "skipped"} <= set(rows(folder)[0])
 
 
@@ -243,7 +247,11 @@ def test_published_weights_are_begun_from_by_their_tag(tmp_path, monkeypatch, ca
         assert "head_fc" in capsys.readouterr().err
         for one, other in zip(published.get_weights()[:-2], fresh.get_weights()[:-2], strict=True):
             np.testing.assert_array_equal(one, other)
-    assert len(asked) == 2 and asked[0] == asked[1]
+    del start["weights"]
+    for model in ("convnextv2_atto.fcmae_ft_in1k", "timm/convnextv2_atto.fcmae_ft_in1k"):
+        fresh, _ = create_classifier(config(model=model, **start), 3)
+        np.testing.assert_array_equal(published.get_weights()[0], fresh.get_weights()[0])
+    assert len(asked) == 4 and len(set(asked)) == 1
     with pytest.raises(ValueError, match="fcmae_ft_in1k"):
         create_classifier(config(model="convnextv2_atto", **{**start, "weights": "fcmae_ft_in1"}), 3)
 
@@ -274,9 +282,24 @@ def test_losses_are_what_they_are_called():
     assert value() == pytest.approx(-log_p[1], rel=1e-5)
     assert value(label_smoothing=0.3) == pytest.approx(-(0.8 * log_p[1] + 0.1 * log_p[0] + 0.1 * log_p[2]), rel=1e-5)
     assert value(loss="focal") == pytest.approx(-((1 - np.exp(log_p[1])) ** 2) * log_p[1], rel=1e-5)
-    for wrong in ("mse", "no.such.module:loss", "test_training_classify:third"):
+    for wrong in ("mse", ".mse", "no.such.module:loss", "test_training_classify:third", "test_training_classify.third"):
         with pytest.raises(ValueError, match="loss"):
             create_loss(config(loss=wrong))
+
+
+def test_a_loss_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch):
+    assert create_loss(config(loss="test_training_classify.half")).__name__ == "half"
+    assert create_loss(config(loss="keras.losses.categorical_hinge")) is keras.losses.categorical_hinge
+    (tmp_path / "losses_beside_the_data.py").write_text("def nothing(targets, logits):\n    return 0 * logits[:, 0]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as an installed command has it
+    assert create_loss(config(loss="losses_beside_the_data.nothing")).__name__ == "nothing"
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "clip_norm", "focal_gamma"])
+def test_numbers_below_zero_are_refused(folders, tmp_path, key):
+    with pytest.raises(ValueError, match=f"{key}=-1; it must be a number of at least 0"):
+        run(tmp_path, train_data=folders, **{key: -1})
 
 
 def test_the_command_trains_as_its_file_says(folders, tmp_path, plain, capsys):

@@ -12,7 +12,7 @@ from data_writers import digits, write_captioned_folder, write_csv, write_shards
 from training_case import BASE, ROW, losses, no_curves, rows, weights  # noqa: F401
 
 import zoo
-from clip import CLIP
+from clip import CLIP, Pair, ResNet
 from zoo import cli
 from zoo.data import CONTRASTIVE, Batches, from_arrays, read_csv
 from zoo.preprocess import PreprocessSpec
@@ -48,7 +48,7 @@ def test_a_run_leaves_a_pair_that_loads(plain):
 
 
 def test_it_learns(table, tmp_path):
-    zoo.train(ROW, table, output=tmp_path, **{**BASE, "epochs": 12, "log_every": 3}, learning_rate=0.01)
+    zoo.train(ROW, table, output=tmp_path, **{**BASE, "epochs": 20, "log_every": 3}, learning_rate=0.002)
     found = losses(tmp_path)
     assert found[-1] < 0.8 * found[0]
 
@@ -117,9 +117,11 @@ def test_the_same_arguments_give_the_same_bytes(table, plain, tmp_path):
     assert weights(tmp_path) == weights(plain[0])
 
 
-def test_a_locked_tower_stays_as_it_is(table, tmp_path):
+@pytest.mark.parametrize("tower", ["vit", pytest.param("resnet", marks=once)])
+def test_a_locked_tower_stays_as_it_is_with_its_statistics(tower, table, tmp_path):
     keras.utils.set_random_seed(0)
-    pair = contrastive._pair(ROW, None, "clip")
+    row = ROW if tower == "vit" else Pair(8, 32, ResNet((1, 1, 1, 1), 2), ROW.text)
+    pair = contrastive._pair(row, None, "clip")
     before = [keras.ops.convert_to_numpy(v).copy() for v in pair.image_encoder.variables]
     text = [keras.ops.convert_to_numpy(v).copy() for v in pair.text_encoder.variables]
     zoo.train(pair, table, output=tmp_path, **BASE, lock_image=True)
@@ -291,9 +293,16 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
         ({"loss": "triplet"}, "loss='triplet'"),
         ({"accumulate": 3}, "accumulate=3 .* divide batch_size=8"),
         ({"classes": "dogs", "validation_data": "table"}, "classes='dogs'"),
+        ({"classes": "digits"}, "classes='digits' names what validation_data shows, and there is none"),
+        ({"classes": "digits", "validation_data": "table"}, "validation data has no labels; name their column"),
+        ({"validate_every": 1}, "validate_every=1, but there is no validation data"),
+        ({"validation_data": "https://a.b/c.tar"}, "is a URL or a command"),
         ({"caption_key": "text"}, "no column 'text'; nearest is"),
         ({"model": "convnextv2_atto", "image_size": 32}, "is a classifier; contrastive training takes a pair"),
         ({"epochs": 0}, "epochs=0"),
+        ({"learning_rate": -1e-3}, "learning_rate=-0.001; it must be a number of at least 0"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0"),
         ({"warmup_steps": 4}, "warmup_steps=4"),
         ({"lock_image": True, "batch_size": 1000}, "do not fill a batch of 1000"),
     ],
@@ -304,3 +313,9 @@ def test_bad_arguments_are_refused_before_training(table, tmp_path, options, mes
     with pytest.raises(ValueError, match=message):
         zoo.train(model, table, output=tmp_path, **{**BASE, **options})
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_data_that_is_not_there_is_said_to_be(table, tmp_path):
+    for missing in ("nowhere.csv", "nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"'{missing}' is not there"):
+            zoo.train(ROW, missing, output=tmp_path, **BASE)

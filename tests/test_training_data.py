@@ -134,8 +134,8 @@ def damage(table, kinds, rng):
     return sorted(int(i) for i in chosen)
 
 
-def named(folder):
-    return sorted(json.loads(line)["index"] for line in (folder / "bad_samples.jsonl").read_text().splitlines())
+def named(folder, file="bad_samples.jsonl"):
+    return sorted(json.loads(line)["index"] for line in (folder / file).read_text().splitlines())
 
 
 @once
@@ -147,6 +147,23 @@ def test_a_run_on_k_corrupt_images_finishes_and_counts_exactly_k(quick, kind, tm
     outcome = zoo.train(ROW, table, output=tmp_path / "out", **BASE, max_bad_fraction=0.1)
     assert (outcome.finished, outcome.step, outcome.bad, outcome.skipped) == (True, 4, 3, 0)
     assert named(tmp_path / "out") == chosen
+
+
+@once
+def test_bad_validation_records_are_named_and_limited_too(quick, tmp_path, rng):
+    table, held_out = write_csv(tmp_path / "data", 16), write_csv(tmp_path / "held_out", 32)
+    chosen = damage(held_out, ["empty file", "truncated JPEG", "text"], rng)
+    run = lambda name, **more: zoo.train(ROW, table, output=tmp_path / name, **BASE, **more)  # noqa: E731
+    outcome = run("out", validation_data=held_out, max_bad_fraction=0.1)
+    assert outcome.finished and outcome.bad == 0 and "val_text_to_image_recall_at_1" in outcome.rows[-1]
+    assert named(tmp_path / "out", "bad_validation_samples.jsonl") == chosen
+    with pytest.raises(ValueError, match="of 32 samples are bad, more than the 5.00% that max_bad_fraction allows"):
+        run("strict", validation_data=held_out, max_bad_fraction=0.05)
+    for path in (held_out.parent / "images").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="first 8 records none can be used, .*: the file is not there"):
+        run("none", validation_data=held_out, max_bad_fraction=1.0)
+    assert not (tmp_path / "none" / "checkpoints").exists()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

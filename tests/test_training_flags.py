@@ -16,6 +16,8 @@ from zoo import cli
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.fixture
 def plans(monkeypatch):
@@ -149,11 +151,25 @@ def test_no_flag_is_missing(command):
     assert flags_of(command) == COMMANDS[command][1].keys() | REFUSED.keys()
 
 
+@pytest.mark.parametrize(("command", "document"), [("train contrastive", "training"), ("pretrain", "pretraining")])
+def test_the_documents_name_every_flag(command, document):
+    text = (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8")
+    assert [flag for flag in sorted(flags_of(command)) if f"`{flag}" not in text and f"{flag} " not in text] == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_flag_is_refused_where_it_cannot_be(data, plans, command, capsys):
     for flag, (value, message) in REFUSED.items():
         assert run(data, plans, command, {flag: value}) is None
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_has_a_folder_of_its_own_unless_one_is_named(command, data, plans, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word for pair in COMMANDS[command][0].items() if pair[0] != "--output" for word in pair]
+    assert cli.main([*command.split(), *fill(words, data), "--backend", keras.backend.backend()]) == 0
+    assert plans.pop()["output"] == f"{command.split()[-1]}-output"
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "train classify"])

@@ -16,7 +16,7 @@ from zoo.files import Locked, lock
 from zoo.preprocess import PreprocessSpec
 from zoo.training import loop
 from zoo.training.checkpoint import newest_checkpoint
-from zoo.training.loop import Diverged, Pace, train_durably
+from zoo.training.loop import Diverged, Outcome, Pace, train_durably
 from zoo.training.optimizer import Guarded
 
 pytestmark = pytest.mark.backend
@@ -44,7 +44,9 @@ def create_batches(**options):
     pictures, captions, _ = digits(40)
     short = lambda texts: tokenize(texts, context_length=12, truncate=True)  # noqa: E731
     return Batches(
-        from_arrays(pictures, captions), SPEC, batch_size=8, tokenize=short, seed=3, threads=1, prefetch=0, **options
+        from_arrays(pictures, captions),
+        SPEC,
+        **{"batch_size": 8, "tokenize": short, "seed": 3, "threads": 1, "prefetch": 0, **options},
     )
 
 
@@ -155,6 +157,19 @@ def test_another_run_is_not_overwritten_nor_gone_on_with(alone):
         run(alone[0])
     with pytest.raises(ValueError, match="loss was None and is 'siglip'"):
         run(alone[0], identity={"loss": "siglip"}, resume=True)
+    other = from_arrays(*digits(41)[:2])
+    for batches, said in (
+        (create_batches(batch_size=4), "batch_size was 8 and is 4"),
+        (Batches(other, SPEC, batch_size=8), "data was '40 records, .*' and is '41 records"),
+    ):
+        with batches, pytest.raises(ValueError, match=said):
+            train_durably(create_pair(), batches, alone[0], PACE, resume=True)
+
+
+def test_how_a_run_ended_is_said_in_one_line():
+    assert loop.to_text(Outcome(True, 4, 4, skipped=0)) == "Finished: step 4 of 4."
+    said = loop.to_text(Outcome(False, 2, 4, skipped=1, bad=2))
+    assert said == "Stopped; --resume goes on: step 2 of 4, 1 update left out, 2 bad samples replaced."
 
 
 def test_a_folder_has_one_trainer(tmp_path):

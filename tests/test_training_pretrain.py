@@ -209,6 +209,7 @@ def test_the_picture_shows_image_mask_and_reconstruction(tmp_path, rng):
         ("convnext_tiny", {}, "is no ConvNeXt V2"),
         ("convnextv2_tinny", {}, "convnextv2_tiny"),
         (ROW, {"precision": "int8"}, "precision='int8'"),
+        (ROW, {"learning_rate": -1.0}, "learning_rate=-1.0"),
         (ROW, {"image_size": 18}, "multiples of the patches"),
         (ROW, {"weights": "some.safetensors"}, "weights belong to a name"),
     ],

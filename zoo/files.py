@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import warnings
 from pathlib import Path
 
 CHUNK = 1 << 20
@@ -59,6 +60,33 @@ def _sync_folder(folder):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class LineFile:
+    """A text file that grows by whole lines: each is one write, which a kill does not tear.
+
+    What a full disk refuses is warned of, and written before the next line.
+
+    Args:
+        path: appended to; made by the first line.
+        begin: bytes to write before the first line.
+    """
+
+    def __init__(self, path: str | Path, begin: bytes = b""):
+        self.path = Path(path)
+        self._unwritten = begin
+
+    def add(self, line: str) -> None:
+        """Appends a line; its end is added."""
+        self._unwritten += f"{line}\n".encode()
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            warnings.warn(f"{self.path} cannot be written for now: {error}", stacklevel=2)
 
 
 def sha256(path: str | Path) -> str:

@@ -173,6 +173,7 @@ def percent(share: float) -> str:
 
 BLUE, ORANGE, GREEN, RED, GREY = "#24527a", "#d1702a", "#2e8b57", "#c0392b", "#8a94a0"
 COLORS = (BLUE, ORANGE, GREEN, RED, "#7a4fa3", "#4a9aa8")
+MOST_IN_A_ROW = 6  # panels
 MOST_TICKS = 10  # positions up to which each has its tick
 MOST_NUMBERED = 20  # rows or columns up to which a cell's number can be read
 PLOT_STYLE = {
@@ -214,12 +215,13 @@ class Panel:
     Args:
         title: above it.
         x: N positions, shared by its curves.
-        curves: {label: N values}.
+        curves: {label: N values}; NaN where a curve has none.
         levels: {label: y} of dashed horizontal lines.
         marks: {label: x} of dotted vertical lines.
         xlabel: under it.
         log_x: logarithmic positions.
         percent: the values are shares, shown as percentages.
+        joined: lines go on over positions where their curve has no value, and are not broken there.
     """
 
     title: str
@@ -230,21 +232,28 @@ class Panel:
     xlabel: str = ""
     log_x: bool = False
     percent: bool = False
+    joined: bool = False
 
 
 def plot_panels(path: str | Path, panels: Sequence[Panel]) -> None:
     """Curves side by side: losses, accuracies, anything over time or over a setting."""
-    with drawing(path, 3.15 * len(panels), 2.9) as canvas:
+    rows = -(-len(panels) // MOST_IN_A_ROW)
+    columns = -(-len(panels) // rows)
+    with drawing(path, 3.15 * columns, 2.9 * rows) as canvas:
         canvas.get_layout_engine().set(wspace=0.06)
-        axes = canvas.subplots(1, len(panels), squeeze=False)[0]
-        for ax, panel in zip(axes, panels, strict=True):
+        axes = canvas.subplots(rows, columns, squeeze=False).ravel()
+        for ax, panel in zip(axes, panels, strict=False):
             _draw_panel(ax, panel)
+        for ax in axes[len(panels) :]:
+            ax.remove()
 
 
 def _draw_panel(ax, panel: Panel) -> None:
     for (label, values), color in zip(panel.curves.items(), COLORS, strict=False):
-        dots = "o" if len(panel.x) <= 30 else None
-        ax.plot(panel.x, values, color=color, label=label, marker=dots, markersize=3.5, linewidth=1.8)
+        shown = np.isfinite(values) if panel.joined else np.full(len(panel.x), True)
+        dots = "o" if shown.sum() <= 30 else None
+        x, y = np.compress(shown, panel.x), np.compress(shown, values)
+        ax.plot(x, y, color=color, label=label, marker=dots, markersize=3.5, linewidth=1.8)
     for label, y in panel.levels.items():
         ax.axhline(y, color=GREY, linestyle="--", linewidth=1.2, label=label)
     for (label, x), color in zip(panel.marks.items(), (GREY, ORANGE), strict=False):

@@ -32,7 +32,12 @@ CONTRASTIVE = (
     argument(
         "--train-data", required=True, metavar="PATH", help="CSV, TSV, parquet, a folder, or shards-{0000..9}.tar"
     ),
-    argument("--output", required=True, metavar="DIR", help="folder of model.safetensors, checkpoints and history"),
+    argument(
+        "--output",
+        default="contrastive-output",
+        metavar="DIR",
+        help="folder of model.safetensors, checkpoints and history (default contrastive-output)",
+    ),
     argument("--caption-key", default="caption", metavar="COLUMN", help="of a table (default caption)"),
     argument("--label-key", metavar="COLUMN", help="of classes: pairs of one class are positives of each other"),
     *TABLE,
@@ -61,7 +66,12 @@ CONTRASTIVE = (
 PRETRAIN = (
     argument("--model", required=True, metavar="NAME", help="of a ConvNeXt V2, e.g. convnextv2_tiny"),
     argument("--train-data", required=True, metavar="PATH", help="folder of images, CSV, TSV, parquet, or tar shards"),
-    argument("--output", required=True, metavar="DIR", help="folder of model.safetensors, the report, checkpoints"),
+    argument(
+        "--output",
+        default="pretrain-output",
+        metavar="DIR",
+        help="folder of model.safetensors, the report, checkpoints (default pretrain-output)",
+    ),
     *TABLE,
     argument("--batch-size", type=positive, default=32, help="default 32"),
     argument("--image-size", type=positive, metavar="PIXELS", help="default 224"),
@@ -100,7 +110,7 @@ COMMANDS = {
             argument("--train-data", metavar="PATH", help="in place of the file's"),
             argument("--validation-data", metavar="PATH", help="in place of the file's"),
             argument("--weights", metavar="TAG|PATH", help="in place of the file's"),
-            argument("--output", metavar="DIR", help="in place of the file's"),
+            argument("--output", metavar="DIR", help="in place of the file's (default classify-output)"),
             argument("--epochs", type=positive, help="in place of the file's"),
             argument("--layer-decay", type=float, metavar="FACTOR", help="in place of the file's"),
             argument("--devices", type=positive, metavar="N", help="in place of the file's"),

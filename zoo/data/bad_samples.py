@@ -1,11 +1,11 @@
 """Bad records: counted, named in a file once each, and too many of them end the run."""
 
 import json
-import os
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+
+from zoo.files import LineFile
 
 SHOWN = 3
 
@@ -32,9 +32,7 @@ class BadSamples:
         self._names, self._max_fraction = names, max_fraction
         self._reasons: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._unwritten = b""
-        if self.path is not None:
-            self._read()
+        self._log = None if self.path is None else self._open()
 
     def __len__(self) -> int:
         return len(self._reasons)
@@ -50,32 +48,16 @@ class BadSamples:
         with self._lock:
             if index not in self._reasons:
                 self._reasons[index] = reason
-                self._append(index, reason)
+                if self._log is not None:
+                    self._log.add(json.dumps({"index": index, "name": self._names[index], "reason": reason}))
             if len(self._reasons) > self._max_fraction * len(self._names):
                 raise TooManyBadSamples(self._complaint())
 
-    def _append(self, index: int, reason: str) -> None:
-        """One write of a whole line, which a kill does not tear. What a full disk refuses is tried again later."""
-        if self.path is None:
-            return
-        line = json.dumps({"index": index, "name": self._names[index], "reason": reason}) + "\n"
-        self._unwritten += line.encode()
-        try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            warnings.warn(f"Bad samples are counted, but {self.path} cannot be written: {error}", stacklevel=2)
-
-    def _read(self) -> None:
+    def _open(self) -> LineFile:
         """Takes over the lines that speak of these records; others, and torn ones, are passed over."""
         if not self.path.parent.is_dir():
             raise ValueError(f"bad_samples={str(self.path)!r}, but there is no such folder")
         content = self.path.read_bytes() if self.path.exists() else b""
-        if content and not content.endswith(b"\n"):
-            self._unwritten = b"\n"  # a process was killed inside its last line
         for line in content.splitlines():
             try:
                 entry = json.loads(line)
@@ -84,6 +66,8 @@ class BadSamples:
                 continue
             if isinstance(index, int) and 0 <= index < len(self._names) and self._names[index] == name:
                 self._reasons[index] = reason
+        torn = content and not content.endswith(b"\n")  # a process was killed inside its last line
+        return LineFile(self.path, begin=b"\n" if torn else b"")
 
     def _complaint(self) -> str:
         first = [f"{self._names[i]!r}: {reason}" for i, reason in list(self._reasons.items())[:SHOWN]]

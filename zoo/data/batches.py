@@ -183,14 +183,20 @@ class Batches:
         return row
 
     @property
-    def fingerprint(self) -> str:
-        """A digest of what the batches depend on, the same for all ranks: of the data and of the arguments.
+    def identity(self) -> dict[str, str | int]:
+        """What the batches depend on, the same for all ranks: a digest of the data, and the arguments by their names.
 
         A function of one's own counts by its name only.
         """
-        arguments = (self.batch_size, self.seed, self.shuffle, self.drop_last, self.replace_bad, self.spec)
-        functions = (self.augment, self.mix, self.tokenize, self.caption)
-        return digest([self.dataset.fingerprint, repr(arguments), *map(_name, functions)])
+        numbers = {name: getattr(self, name) for name in ("batch_size", "seed", "shuffle", "drop_last", "replace_bad")}
+        functions = {name: _name(getattr(self, name)) for name in ("augment", "mix", "tokenize", "caption")}
+        data = f"{len(self.dataset)} records, {self.dataset.fingerprint[:16]}"
+        return {"data": data, **numbers, "spec": repr(self.spec), **functions}
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of `identity`."""
+        return digest([repr(self.identity)])
 
     def close(self) -> None:
         """Ends the threads; what they were making ahead is dropped."""

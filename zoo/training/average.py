@@ -62,7 +62,7 @@ def _check_same(one, other, files) -> None:
     different = sorted(key for key in {**words[0], **words[1]} if words[0].get(key) != words[1].get(key))
     if different:
         pairs = [f"{key} {words[0].get(key)!r} and {words[1].get(key)!r}" for key in different]
-        raise ValueError(f"{files[0].path.name} and {files[1].path.name} differ in {'; '.join(pairs)}")
+        raise ValueError(f"{files[0].path} and {files[1].path} differ in {'; '.join(pairs)}")
     shapes = [shapes_of(file.tensors) for file in files]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"{files[0].path.name} and {files[1].path.name} do not hold the same arrays")
+        raise ValueError(f"{files[0].path} and {files[1].path} do not hold the same arrays")

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import importlib
+import json
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -18,6 +20,7 @@ from zoo.convert.native import Description
 from zoo.convert.schema import RESNET
 from zoo.data import Augment, Batches, Mix, RandAugment, one_hot
 from zoo.evaluation.metrics import top_k_accuracy
+from zoo.files import atomic_write
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.recipes import default_arguments
 from zoo.training.config import ClassifierConfig, describe_model, named_model, read_config
@@ -27,10 +30,11 @@ from zoo.training.layer_decay import update_factors
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
-from zoo.training.setup import BAD_SAMPLES, computing_in, prepare
+from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
 from zoo.training.sources import read_data
 
 IMAGE_SIZE = 224
+CLASSES = "classes.json"
 NOT_IDENTITY = {
     *("output", "train_data", "validation_data", "data_root"),
     *("threads", "devices", "save_every", "log_every", "validate_every", "max_skipped", "max_bad_fraction"),
@@ -43,7 +47,7 @@ def run(config: str | Path, *, resume: bool = False, **overrides) -> Outcome:
 
 
 def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outcome:
-    """Trains a classifier and leaves it as model.safetensors in the output folder.
+    """Trains a classifier and leaves it as model.safetensors in the output folder, its classes' names as classes.json.
 
     Args:
         config: of `read_config` or `parse_config`.
@@ -52,6 +56,8 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     Raises:
         ValueError: values that do not go together, data that cannot be used, a folder in use; all before training.
     """
+    rates = {name: getattr(config, name) for name in ("learning_rate", "weight_decay", "clip_norm", "focal_gamma")}
+    check_rates(**rates)
     pace = Pace(config.epochs, config.save_every, config.log_every, config.validate_every, config.max_skipped)
     data = {"image_key": config.image_key, "caption_key": None, "label_key": config.label_key}
     data |= {"data_root": config.data_root}
@@ -84,7 +90,15 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
                 resume=resume,
             )
     write_model(with_softmax(model, description), output, spec)
+    write_class_names(dataset.class_names, output)
     return outcome
+
+
+def write_class_names(names: Sequence[str] | None, folder: Path) -> None:
+    """classes.json: the names of classes 0 to K - 1 as a list, where the data has names."""
+    if names is not None:
+        with atomic_write(folder / CLASSES, "w") as file:
+            json.dump(list(names), file, ensure_ascii=False, indent=1)
 
 
 # The model.
@@ -107,8 +121,7 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
     spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875)
     description = Description(family, arguments, spec)
     model = native.build(dataclasses.replace(description, arguments={**arguments, "classifier_activation": None}))
-    if config.weights is not None:
-        _load(model, config)
+    _load(model, config)
     if config.freeze_backbone:
         for layer in model.layers:
             layer.trainable = layer.name == "head_fc"
@@ -116,9 +129,12 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
 
 
 def _load(model, config) -> None:
-    """Weights to begin from; those left out are named."""
+    """Weights to begin from, if any are asked for; those left out are named."""
     entry, _ = named_model(config)
-    path = config.weights if entry is None else registry.weight_file(entry.name, config.weights)
+    weights = config.weights or (entry and entry.tag)
+    if weights is None:
+        return
+    path = weights if entry is None else registry.weight_file(entry.name, weights)
     checkpoint = read_checkpoint(path)
     in_file, wanted = classes(checkpoint.tensors, detect_format(checkpoint)), model.output_shape[-1]
     fresh = {} if in_file == wanted else {"head_fc": f"it tells {in_file or 'no'} classes apart, not {wanted}"}
@@ -154,13 +170,22 @@ def create_loss(config: ClassifierConfig) -> Callable:
         return keras.losses.CategoricalCrossentropy(**options)
     if config.loss == "focal":
         return keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=config.focal_gamma, **options)
-    module, _, function = config.loss.partition(":")
-    if not function:
-        raise ValueError(f"loss is {config.loss!r}; it must be 'cross_entropy', 'focal' or 'module:function'")
+    return import_loss(config.loss)
+
+
+def import_loss(name: str) -> Callable:
+    """The function "package.module.function" or "package.module:function", also of a file in the working folder."""
+    module, _, function = name.partition(":") if ":" in name else name.rpartition(".")
+    if not (module and function):
+        raise ValueError(
+            f"loss is {name!r}; it must be 'cross_entropy', 'focal', or one of your own, 'module.function'"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where an installed command does not look
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"loss {config.loss!r} cannot be imported: {error}") from None
+        raise ValueError(f"loss {name!r} cannot be imported: {error}") from None
 
 
 # The data.
@@ -205,7 +230,8 @@ def _validation(model, config, dataset, spec, data):
     held_out = read_data(config.validation_data, **data, class_names=dataset.class_names)
     if held_out.labels is None:
         raise ValueError(f"{config.validation_data!r} has no labels")
-    batches = held_out_batches(held_out, spec, batch_size=config.batch_size, threads=config.threads)
+    sources = {"bad_samples": Path(config.output) / BAD_HELD_OUT, "max_bad_fraction": config.max_bad_fraction}
+    batches = held_out_batches(held_out, spec, batch_size=config.batch_size, threads=config.threads, **sources)
     return functools.partial(examine, model, batches)
 
 

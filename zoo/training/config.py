@@ -34,7 +34,8 @@ class ClassifierConfig:
 
     Args:
         model_type: "resnet", "convnext" or "convnextv2".
-        model: a name of the zoo ("convnextv2_tiny"), or of a hub ("facebook/convnext-tiny-224").
+        model: a name of the zoo ("convnextv2_tiny"), or of a hub ("facebook/convnext-tiny-224"). Published weights may
+            follow after a dot, as everywhere in the zoo ("convnextv2_tiny.fcmae"); `weights` counts more.
         num_labels: K; what the data has unless given.
         weights: to begin from: a file, as in `load_weights`, or the tag of published ones of `model`. Layers that do
             not fit stay new, and are named.
@@ -42,7 +43,7 @@ class ClassifierConfig:
         image_size: pixels; what the model's name says, or 224.
         warmup_steps: a tenth of the run unless given.
         layer_decay: in (0, 1]: what each group of layers has of the learning rate of the one above it.
-        loss: "cross_entropy", "focal", or "module:function" of (targets (B, K), logits (B, K)) → (B,) or ().
+        loss: "cross_entropy", "focal", or "module.function" of (targets (B, K), logits (B, K)) → (B,) or ().
         class_weights: K factors of the loss.
         mixup, cutmix: α of their Beta distributions; 0 for none.
         crop_scale: least and greatest share of a picture that a crop takes; [0.08, 1] unless given.
@@ -66,7 +67,7 @@ class ClassifierConfig:
     image_key: str = "filepath"
     label_key: str | None = "label"
     data_root: str | None = None
-    output: str = ""
+    output: str = "classify-output"
     batch_size: int = 32
     epochs: int = 10
     image_size: int | None = None
@@ -176,7 +177,7 @@ def named_model(config: ClassifierConfig) -> tuple[Entry | None, int | None]:
         joint = "" if match[1] == RESNET else "_"
         entry, size = find(f"{match[1]}{joint}{match[2]}"), match[4] and int(match[4])
     else:
-        entry, size = find(config.model), None
+        entry, size = find(config.model.removeprefix("timm/")), None
     if entry.family != config.model_type:
         raise ValueError(f"model {config.model!r} is a {entry.family}; model_type says {config.model_type!r}")
     return entry, size

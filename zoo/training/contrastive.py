@@ -19,7 +19,7 @@ from zoo.training.distillation import Teacher, load_teacher
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
-from zoo.training.setup import BAD_SAMPLES, computing_in, prepare
+from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
 from zoo.training.sources import read_data, without_labels
 from zoo.training.two_pass import accumulate as take_chunks
 from zoo.training.validation import PairValidation
@@ -42,7 +42,7 @@ def train(
     model: "str | clip.Pair | clip.CLIP",
     train_data: str | Path | Dataset,
     *,
-    output: str | Path,
+    output: str | Path = "contrastive-output",
     image_key: str = "filepath",
     caption_key: str = "caption",
     label_key: str | None = None,
@@ -87,8 +87,8 @@ def train(
             `zoo.data.from_arrays` makes of arrays.
         output: folder of the pair, checkpoints/, history.jsonl, history.csv, curves.png and bad_samples.jsonl.
         image_key, caption_key: columns of a table.
-        label_key: column of classes: pairs of one class are then positives of each other. Shards and validation data
-            have their labels without it.
+        label_key: column of classes: pairs of one class are then positives of each other. What has its labels without
+            a column, such as shards, takes any word. Validation data has the same columns.
         data_root: folder that paths in a table are seen from and may not leave; the table's own unless given.
         batch_size: pairs that are compared with each other.
         image_size, stem_stride: as in `create_clip`.
@@ -120,8 +120,11 @@ def train(
     Raises:
         ValueError: arguments that do not go together, data that cannot be used, a folder in use; all before training.
     """
+    check_rates(learning_rate=learning_rate, weight_decay=weight_decay, clip_norm=clip_norm)
     _check(loss=loss, batch_size=batch_size, accumulate=accumulate, distill_weight=distill_weight)
     _check_places(devices, model, teacher)
+    if classes is not None and validation_data is None:
+        raise ValueError(f"classes={classes!r} names what validation_data shows, and there is none")
     pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
     columns = {"image_key": image_key, "caption_key": caption_key, "label_key": label_key, "data_root": data_root}
     dataset = read_data(train_data, **columns)
@@ -149,7 +152,8 @@ def train(
                 take_chunks(pair, accumulate)
             validate = None
             if validation_data is not None:
-                validate = _validation(pair, validation_data, columns, spec, tokenize, batch_size, classes, threads)
+                sources |= {"bad_samples": Path(output) / BAD_HELD_OUT, "batch_size": batch_size}
+                validate = _validation(pair, validation_data, columns, spec, tokenize, classes, sources)
             identity = {"learning_rate": learning_rate, "epochs": epochs, **rates, "loss": loss, "ema": ema}
             identity |= {"precision": precision, "accumulate": accumulate, "locked": [lock_image, lock_text]}
             identity |= {"model": pair.architecture, "weights": weights and str(weights)}
@@ -167,8 +171,7 @@ def _check(*, loss: str, batch_size: int, accumulate: int, distill_weight: float
         raise ValueError(f"loss={loss!r}; it must be one of {', '.join(LOSSES)}")
     if accumulate < 1 or batch_size % accumulate:
         raise ValueError(f"accumulate={accumulate} must be positive and divide batch_size={batch_size}")
-    if distill_weight < 0:
-        raise ValueError(f"distill_weight={distill_weight}; it must be at least 0")
+    check_rates(distill_weight=distill_weight)
 
 
 def _check_places(devices, *models) -> None:
@@ -204,7 +207,7 @@ def preprocessing(model) -> PreprocessSpec:
     return PreprocessSpec(image_size=size) if known is None else dataclasses.replace(known, image_size=size)
 
 
-def _validation(pair, path, columns, spec, tokenize, batch_size, classes, threads):
+def _validation(pair, path, columns, spec, tokenize, classes, sources):
     """The function that examines the pair."""
     names: Sequence[str] | None = None
     templates = ("a photo of a {}.",)
@@ -213,13 +216,7 @@ def _validation(pair, path, columns, spec, tokenize, batch_size, classes, thread
             raise ValueError(f"classes={classes!r}; it must be one of {', '.join(clip.CLASS_NAMES)}")
         names, templates = clip.CLASS_NAMES[classes], clip.TEMPLATES.get(classes, templates)
     dataset = read_data(path, **columns, class_names=names)
-    validation = PairValidation(
-        dataset,
-        spec,
-        tokenize,
-        batch_size=batch_size,
-        class_names=names or dataset.class_names,
-        templates=templates,
-        threads=threads,
-    )
-    return functools.partial(validation, pair)
+    if names is not None and dataset.labels is None:
+        raise ValueError(f"classes={classes!r}, but the validation data has no labels; name their column (label_key)")
+    texts = {"class_names": names or dataset.class_names, "templates": templates}
+    return functools.partial(PairValidation(dataset, spec, tokenize, **texts, **sources), pair)

@@ -11,9 +11,17 @@ def held_out_batches(dataset: Dataset, spec: PreprocessSpec, *, batch_size: int,
 
     Args:
         dataset, spec, batch_size, options: as in `Batches`.
+
+    Raises:
+        ValueError: too many of the first records are bad, or all of them: told now, and not after an epoch.
     """
     whole = {"shuffle": False, "drop_last": False, "replace_bad": False, "max_bad_fraction": 1.0}
-    return Batches(dataset, spec, batch_size=batch_size, **whole, **options)
+    batches = Batches(dataset, spec, batch_size=batch_size, **{**whole, **options})
+    if not len(batches[0]["images"]):
+        first, reason = next(iter(batches.bad.reasons.items()))
+        names = f"first {len(batches.bad)} records none can be used, beginning with {dataset.names[first]!r}"
+        raise ValueError(f"of the validation data's {names}: {reason}")
+    return batches
 
 
 def fill_up(rows: np.ndarray, count: int) -> np.ndarray:

@@ -4,16 +4,32 @@ import csv
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.files import atomic_write
+from zoo.files import LineFile, atomic_write
 from zoo.report import Panel, plot_panels
 
 FIRST = ("epoch", "step")  # columns of every row
-MOST_PANELS = 6
 NOT_DRAWN = {*FIRST, "seconds", "event", "skipped", "left_out"}
+RECALLS = {f"R@{k}": f"recall_at_{k}" for k in (1, 5, 10)}
+PANELS = {  # title: {curve: metric}; every other metric has a panel of its own
+    "loss": {"training": "loss", "validation": "val_loss"},
+    "accuracy": {
+        **{"training": "accuracy", "validation": "val_accuracy"},
+        **{"validation, top 5": "val_top_5_accuracy", "validation, zero-shot": "val_zero_shot_accuracy"},
+    },
+    "learning rate": {"of the step": "learning_rate"},
+    "1 / temperature": {"exp(logit_scale)": "logit_scale"},
+    "image → text": {label: f"val_image_to_text_{name}" for label, name in RECALLS.items()},
+    "text → image": {label: f"val_text_to_image_{name}" for label, name in RECALLS.items()},
+    "rank": {
+        f"{kind}, {way.replace('_to_', ' → ')}": f"val_{way}_{kind}_rank"
+        for way in ("image_to_text", "text_to_image")
+        for kind in ("median", "mean")
+    },
+}
+SHARES = {"accuracy", "image → text", "text → image"}
 
 
 class History:
@@ -33,6 +49,7 @@ class History:
         self.text = text
         with atomic_write(self.path, "w") as file:
             file.write(text)
+        self._file = LineFile(self.path)
 
     @property
     def rows(self) -> list[dict]:
@@ -41,13 +58,9 @@ class History:
     def add(self, **row) -> None:
         """Logs a row; numbers that are not finite become null, which JSON can say."""
         row = {name: _plain(value) for name, value in row.items()}
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        self.text += line
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        line = json.dumps(row, ensure_ascii=False)
+        self.text += f"{line}\n"
+        self._file.add(line)
 
     def write_csv(self, path: str | Path) -> None:
         """One line a row, a column for every name there is."""
@@ -68,15 +81,33 @@ class History:
 
 
 def curves(rows: Sequence[dict]) -> list[Panel]:
-    """A panel for each metric that at least two rows have; what validation measured has panels of its own."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in NOT_DRAWN)
+    """Panels over the steps of the metrics that at least two rows have, training's and validation's in one."""
+    metrics = {name for row in rows for name in row} - NOT_DRAWN
+    drawn = {name for name in metrics if sum(_is_number(row.get(name)) for row in rows) > 1}
+    known = {name for curves in PANELS.values() for name in curves.values()}
+    others = {name.replace("_", " "): {name: name} for name in sorted(drawn - known)}
     panels = []
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-        if len(points) > 1:
-            steps, values = zip(*points, strict=True)
-            panels.append(Panel(name.replace("_", " "), steps, {name: values}, xlabel="step"))
-    return panels[:MOST_PANELS]
+    for title, curves in {**PANELS, **others}.items():
+        shown = {label: name for label, name in curves.items() if name in drawn}
+        if shown:
+            panels.append(_panel(title, shown, rows))
+    return panels
+
+
+def _panel(title: str, curves: dict[str, str], rows: Sequence[dict]) -> Panel:
+    """Metrics {label: name} over the steps that have any of them."""
+    at = {}  # step → {name: value}: what training and validation say of a step are two rows
+    for row in rows:
+        found = {name: row[name] for name in curves.values() if _is_number(row.get(name))}
+        if found:
+            at.setdefault(row["step"], {}).update(found)
+    steps = sorted(at)
+    values = {label: [at[step].get(name, math.nan) for step in steps] for label, name in curves.items()}
+    return Panel(title, steps, values, xlabel="step", percent=title in SHARES, joined=True)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _plain(value):

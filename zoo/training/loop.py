@@ -84,9 +84,13 @@ class Outcome:
 def to_text(outcome: Outcome) -> str:
     """Where a run stands, in one line."""
     how = "Finished" if outcome.finished else "Stopped; --resume goes on"
-    skipped = f", {outcome.skipped} updates left out" if outcome.skipped else ""
-    bad = f", {outcome.bad} bad samples replaced" if outcome.bad else ""
+    skipped = f", {_count(outcome.skipped, 'update')} left out" if outcome.skipped else ""
+    bad = f", {_count(outcome.bad, 'bad sample')} replaced" if outcome.bad else ""
     return f"{how}: step {outcome.step} of {outcome.steps}{skipped}{bad}."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 class Steps(keras.utils.PyDataset):
@@ -144,9 +148,11 @@ def train_durably(
         ValueError: another trainer is at work in the folder; it holds another run's checkpoints; the run `Diverged`;
             too many samples are bad.
     """
+    if validate is None and pace.validate_every is not None:
+        raise ValueError(f"validate_every={pace.validate_every}, but there is no validation data")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    identity = json.loads(json.dumps({"batches": batches.fingerprint, **(identity or {})}))
+    identity = json.loads(json.dumps({**batches.identity, **(identity or {})}))
     with lock(output / LOCK), told_to_stop() as stop:
         run = _Run(model, batches, output, pace, (arrange, validate, enough), identity, stop)
         run.begin(resume)

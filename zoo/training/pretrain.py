@@ -24,7 +24,7 @@ from zoo.training.held_out import fill_up, held_out_batches
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
-from zoo.training.setup import BAD_SAMPLES, computing_in, prepare
+from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
 from zoo.training.sources import read_data, without_labels
 
 FAMILY = "convnextv2"
@@ -39,7 +39,7 @@ def pretrain(
     model: "str | convnext.Variant | convnext.FCMAE",
     train_data: str | Path | Dataset,
     *,
-    output: str | Path,
+    output: str | Path = "pretrain-output",
     image_key: str = "filepath",
     data_root: str | Path | None = None,
     batch_size: int = 32,
@@ -96,6 +96,7 @@ def pretrain(
 
     Reference: arXiv:2301.00808, section 3.1; appendix A.1 for the recipe.
     """
+    check_rates(learning_rate=learning_rate, weight_decay=weight_decay, clip_norm=clip_norm)
     pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
     columns = {"image_key": image_key, "data_root": data_root}
     dataset = read_images(train_data, **columns)
@@ -124,8 +125,8 @@ def pretrain(
             validate = None
             if validation_data is not None:
                 held_out = read_images(validation_data, **columns)
-                shape = {"batch_size": batch_size, "seed": seed, "threads": threads}
-                validate = functools.partial(examine, fcmae, held_out_batches(held_out, spec, **shape))
+                sources |= {"bad_samples": output / BAD_HELD_OUT, "batch_size": batch_size, "seed": seed}
+                validate = functools.partial(examine, fcmae, held_out_batches(held_out, spec, **sources))
             options = {"validate": validate, "identity": identity, "resume": resume}
             outcome = train_durably(fcmae, batches, output, pace, **options)
         with fcmae.optimizer.averaged(), undivided():

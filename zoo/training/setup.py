@@ -1,15 +1,23 @@
 """What every mode of training does with a model before `train_durably`: its precision and its compilation."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import keras
 
 from zoo.training.optimizer import Guarded
 
-BAD_SAMPLES = "bad_samples.jsonl"
+BAD_SAMPLES, BAD_HELD_OUT = "bad_samples.jsonl", "bad_validation_samples.jsonl"
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 FLOAT16_SCALE = 2.0**15
+
+
+def check_rates(**values: float | None) -> None:
+    """ValueError for a learning rate, decay, limit or weight that is negative or no number; None is none."""
+    for name, value in values.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r}; it must be a number of at least 0")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoo.data import Dataset, read_csv, read_folder, read_parquet, read_shards
+from zoo.data.paths import refuse_url
 
 TABLES = (".csv", ".tsv", ".txt")
 
@@ -26,7 +27,7 @@ def read_data(
         class_names: what labels are numbered by.
 
     Raises:
-        ValueError: another kind of file, or one without such records; FileNotFoundError: it is not there.
+        ValueError: a URL, another kind of file, or one without such records; FileNotFoundError: it is not there.
     """
     if isinstance(path, Dataset):
         return path
@@ -34,6 +35,9 @@ def read_data(
     if name.endswith(".tar"):
         return read_shards(name, class_names=class_names)
     columns = {"label_key": label_key, "data_root": data_root, "class_names": class_names}
+    refuse_url(name)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{name!r} is not there")
     if Path(path).is_dir():
         return read_folder(path, class_names=class_names)
     if name.endswith(".parquet"):

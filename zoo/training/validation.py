@@ -21,7 +21,7 @@ class PairValidation:
         batch_size: records at a time; all batches are filled up to it, so that JAX compiles one program.
         class_names: K names of the labels; None for no zero-shot accuracy.
         templates: of the prompts.
-        threads: that decode.
+        sources: of `held_out_batches`.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class PairValidation:
         batch_size: int,
         class_names: Sequence[str] | None = None,
         templates: Sequence[str] = ("a photo of a {}.",),
-        threads: int | None = None,
+        **sources,
     ):
         if not dataset.captions and (class_names is None or dataset.labels is None):
             raise ValueError("validation data needs captions, or labels with class names")
         captioned = tokenize if dataset.captions else None
-        self.batches = held_out_batches(dataset, spec, batch_size=batch_size, tokenize=captioned, threads=threads)
+        self.batches = held_out_batches(dataset, spec, batch_size=batch_size, tokenize=captioned, **sources)
         self.tokenize, self.class_names, self.templates = tokenize, class_names, templates
         self.batch_size = batch_size
 
