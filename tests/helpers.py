@@ -69,7 +69,11 @@ def randomize(model, rng, scale=0.3):
 
 def draw_weights(model, seed=0):
     """Draws every weight anew, so that each matters and activations stay near 1 through a model of any depth."""
+    import keras
+
     rng = np.random.default_rng(seed)
+    batch_norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    halved = {layer.gamma.path for layer in batch_norms}  # what they scale is added to other branches
     for weight in model.weights:
         if "seed" in weight.name or "logit" in weight.name:
             continue
@@ -77,7 +81,7 @@ def draw_weights(model, seed=0):
         if "variance" in weight.name:
             value = 0.5 + np.abs(noise)
         elif weight.name == "gamma":
-            value = (0.5 if "scale" in weight.path else 1.0) + 0.2 * noise
+            value = (0.5 if "scale" in weight.path or weight.path in halved else 1.0) + 0.2 * noise
         elif len(shape) > 1 and "embedding" not in weight.name:
             fan_in = np.prod(shape[:2]) if "depthwise" in weight.path or shape[-1] == 1 else np.prod(shape[:-1])
             value = noise * fan_in**-0.5
