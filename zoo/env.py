@@ -1,6 +1,7 @@
 """The environment before anything is imported: which backend Keras takes, and who owns our import names."""
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import sys
@@ -59,6 +60,25 @@ def choose_backend(name=None):
             f"Keras already runs on {keras.backend.backend()!r} in this process; {name!r} needs a new one."
         )
     return name
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep the memory that this process frees, for what it asks for next; whether it will.
+
+    glibc hands each large block back to the system, which has to map and clear all its pages anew when the next step
+    asks for as much: a third of the processor time of a training step on JAX, and more where pages are dear, as in
+    virtual machines. Only glibc can be told so; elsewhere nothing changes. Threads have to share one arena, since in
+    those of their own large blocks are always handed back: call it before a library starts some. The process then
+    holds its greatest need until it ends.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    settings = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
+    return mallopt is not None and all([mallopt(*setting) for setting in settings])
 
 
 @contextlib.contextmanager
