@@ -25,6 +25,7 @@ from zoo.bench.cases import Case
 from zoo.bench.timing import ratios, take_turns
 from zoo.data import CLASSIFICATION, CONTRASTIVE, Batches, read_csv
 from zoo.data.throughput import write_photographs
+from zoo.env import keep_freed_memory
 from zoo.preprocess import PreprocessSpec
 
 BATCH = 64
@@ -150,6 +151,7 @@ class Again:
 
 def create_ours(case, table, threads):
     """{job: function that does so many steps of it}, with the model and the optimizer of `zoo train`."""
+    keep_freed_memory()  # as `zoo train` does, before Keras is imported
     from zoo.training.loop import Steps
 
     model = create_model(case)

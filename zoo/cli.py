@@ -10,7 +10,7 @@ import traceback
 import warnings
 
 from zoo.commands import COMMANDS, GROUPS
-from zoo.env import BACKENDS, choose_backend
+from zoo.env import BACKENDS, choose_backend, keep_freed_memory
 
 BAD_INPUT = 2
 
@@ -23,6 +23,8 @@ def main(argv=None):
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe may not know "→" or "×"
     progress = sys.stderr if as_json else sys.stdout  # with --json, stdout holds nothing else
     try:
+        if command.trains:
+            keep_freed_memory()
         if command.uses_backend:
             choose_backend(options.pop("backend"))
         with contextlib.redirect_stdout(progress), plain_warnings():

@@ -18,6 +18,10 @@ class Command(NamedTuple):
     uses_backend: bool = False
     succeeded: str | None = None
 
+    @property
+    def trains(self) -> bool:
+        return self.uses_backend and self.function.startswith("zoo.training.")
+
 
 def argument(*flags, **options):
     return flags, options
