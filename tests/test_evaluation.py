@@ -247,6 +247,7 @@ def test_the_commands_leave_json_and_pictures(loading, pairs_csv, tmp_path):
     assert json.loads((tmp_path / "r" / "retrieval.json").read_text())["texts"] == 4
     assert (tmp_path / "r" / "retrieval.png").stat().st_size > 1000
     assert "| text → image | 75.0 % |" in retrieval.to_text(result)
+    assert "\nleft out: 1, e.g. d.png: " in retrieval.to_text(result)
     folder = tmp_path / "classes"
     for i, (name, label) in enumerate([("black", 0), ("dark", 1), ("dark", 2)]):
         (folder / name).mkdir(parents=True, exist_ok=True)

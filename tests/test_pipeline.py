@@ -315,5 +315,26 @@ def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline,
         image_search.build_index(str(album), output=out, model=str(saved))
 
 
+@pytest.mark.once
+def test_facts_are_said_in_words():
+    facts = {
+        "vectors": 2,
+        "accelerators": [],
+        "sources": {"": "/photos"},
+        "left_out": {"a.png": "damaged", "b.png": ""},
+    }
+    expected = [
+        "vectors       2",
+        "accelerators  none",
+        "sources       1, e.g. /photos",
+        "left out      2, e.g. a.png: damaged",
+    ]
+    assert image_search.to_text(facts).splitlines() == expected
+    assert image_search.to_text({"accelerators": ["int8", "hnsw"], "left_out": {}}).splitlines() == [
+        "accelerators  int8, hnsw",
+        "left out      0",
+    ]
+
+
 def test_tokenizer_is_the_pairs_own(saved):
     assert ClipPipeline(saved).encoder.tokenizer is tokenize

@@ -308,12 +308,14 @@ def _absent(path: str) -> Path:
 
 def to_text(facts: dict) -> str:
     """A line a fact; of what was left out the number and the first."""
-    lines, width = [], 2 + max(map(len, facts), default=0)
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            value = f"{len(value)}, e.g. {next(iter(value.items()))}" if value else "0"
-        lines.append(f"{name.replace('_', ' '):<{width}}{value}")
-    return "\n".join(lines)
+    width = 2 + max(map(len, facts), default=0)
+    return "\n".join(f"{name.replace('_', ' '):<{width}}{_shown(value)}" for name, value in facts.items())
+
+
+def _shown(value) -> str:
+    if isinstance(value, dict):
+        return f"{len(value)}, e.g. {': '.join(filter(None, next(iter(value.items()))))}" if value else "0"
+    return ", ".join(value) or "none" if isinstance(value, list) else str(value)
 
 
 def matches_to_text(matches: list[Match]) -> str:

@@ -160,5 +160,5 @@ def to_text(result: RetrievalResult) -> str:
         shares = " | ".join(percent(found[f"recall_at_{k}"]) for k in (1, 5, 10))
         lines.append(f"| {name} | {shares} | {found['median_rank']:g} | {found['mean_rank']:.1f} |")
     if result.bad:
-        lines.append(f"\nleft out: {len(result.bad)}, e.g. {next(iter(result.bad.items()))}")
+        lines.append(f"\nleft out: {len(result.bad)}, e.g. {': '.join(next(iter(result.bad.items())))}")
     return "\n".join(lines)

@@ -148,5 +148,5 @@ def to_text(result: ZeroShotResult) -> str:
         "calibration": f"off by {percent(result.calibration['error'])}",
     }
     if result.bad:
-        lines["left out"] = f"{len(result.bad)}, e.g. {next(iter(result.bad.items()))}"
+        lines["left out"] = f"{len(result.bad)}, e.g. {': '.join(next(iter(result.bad.items())))}"
     return "\n".join(f"{name:<16}{value}" for name, value in {"model": result.model, **lines}.items())
