@@ -89,6 +89,14 @@ def test_an_architecture_of_ones_own_is_a_row():
         ({"model_type": "vit"}, "model_type is 'vit'; it must be one of resnet, convnext, convnextv2"),
         ({"train_data": ""}, "train_data is missing"),
         ({"output": ""}, "output is missing"),
+        ({"num_labels": 0}, "num_labels is 0; it must be at least 1"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"early_stopping": 0}, "early_stopping is 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0; it must be at least 0 and less than 1"),
+        ({"crop_scale": [0.5]}, "crop_scale has 1 numbers; it must have 2"),
+        ({"crop_scale": [0.5, "1"]}, "crop_scale is .*; it must be a list of numbers of at least 0"),
+        ({"class_weights": [1, -1]}, "class_weights is .*; it must be a list of numbers"),
+        ({"class_weights": [1.0, 2.0], "num_labels": 3}, "class_weights has 2 numbers; it must have 3"),
         ({"model": "facebook/convnext-tiny-224"}, "is a convnext; model_type says 'resnet'"),
         ({"model": "resnet49"}, "resnet49"),
         ({"num_stages": 3, "depths": [1, 1]}, "num_stages is 3"),
@@ -294,6 +302,11 @@ def test_a_loss_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as an installed command has it
     assert create_loss(config(loss="losses_beside_the_data.nothing")).__name__ == "nothing"
+
+
+def test_class_weights_are_as_many_as_the_classes_of_the_data(folders, tmp_path):
+    with pytest.raises(ValueError, match="class_weights has 2 numbers; the classes are 10"):
+        run(tmp_path, train_data=folders, class_weights=[1.0, 2.0])
 
 
 @pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "clip_norm", "focal_gamma"])

@@ -68,6 +68,8 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     count = config.num_labels or known
     if dataset.labels.max() >= count:
         raise ValueError(f"num_labels is {count}, and the data has a label {dataset.labels.max()}")
+    if config.class_weights is not None and len(config.class_weights) != count:
+        raise ValueError(f"class_weights has {len(config.class_weights)} numbers; the classes are {count}")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with data_parallel(config.devices, config.batch_size), computing_in(config.precision):

@@ -7,6 +7,7 @@ or change the row that `model` names.
 import dataclasses
 import difflib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +142,26 @@ def parse_config(values: dict, name: str = "config") -> ClassifierConfig:
     for key in ("train_data", "output"):
         if not getattr(config, key):
             raise ValueError(f"{name}: {key} is missing")
+    _check_ranges(config, name)
     return config
+
+
+def _check_ranges(config: ClassifierConfig, name: str) -> None:
+    """ValueError for numbers that only the first step, or nothing, would stumble over."""
+    for key in ("num_labels", "image_size", "early_stopping"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {key} is {value}; it must be at least 1")
+    if not 0 <= config.label_smoothing < 1:
+        raise ValueError(f"{name}: label_smoothing is {config.label_smoothing}; it must be at least 0 and less than 1")
+    for key, count in (("crop_scale", 2), ("class_weights", config.num_labels)):
+        values = getattr(config, key)
+        if values is None:
+            continue
+        if not all(_is(value, float) and 0 <= value < math.inf for value in values):
+            raise ValueError(f"{name}: {key} is {values}; it must be a list of numbers of at least 0")
+        if count is not None and len(values) != count:
+            raise ValueError(f"{name}: {key} has {len(values)} numbers; it must have {count}")
 
 
 def _is(value, kind) -> bool:

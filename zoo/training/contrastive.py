@@ -25,6 +25,7 @@ from zoo.training.two_pass import accumulate as take_chunks
 from zoo.training.validation import PairValidation
 
 LOSSES = ("clip", "siglip")
+MAX_CONTEXT = 77
 SIGLIP_START = {"init_logit_scale": 2.302585092994046, "init_logit_bias": -10.0}  # ln 10: arXiv:2303.15343, section 3.2
 
 
@@ -32,7 +33,7 @@ SIGLIP_START = {"init_logit_scale": 2.302585092994046, "init_logit_bias": -10.0}
 class Tokenize:
     """`clip.tokenize` that cuts what is too long. Its repr, by which a run is known, is the same in any process."""
 
-    context_length: int = 77
+    context_length: int = MAX_CONTEXT
 
     def __call__(self, texts):
         return clip.tokenize(texts, context_length=self.context_length, truncate=True)
@@ -62,7 +63,7 @@ def train(
     ema: float | None = None,
     lock_image: bool = False,
     lock_text: bool = False,
-    context_length: int = 77,
+    context_length: int = MAX_CONTEXT,
     validation_data: str | Path | Dataset | None = None,
     validate_every: int | None = None,
     classes: str | None = None,
@@ -101,7 +102,7 @@ def train(
         precision: "float32", "bfloat16" or "float16"; the weights are float32 in all of them.
         ema: share of the moving average of the weights that stays each step; it is what is validated and saved.
         lock_image, lock_text: leave a tower as it is.
-        context_length: tokens of a caption, at most 77; longer ones are cut.
+        context_length: tokens of a caption, 2 to 77; longer ones are cut.
         validation_data: as `train_data`; examined once an epoch, or every `validate_every` steps.
         classes: name of `clip.CLASS_NAMES` for zero-shot accuracy on the validation data's labels; unless given, the
             names that the data has.
@@ -123,6 +124,10 @@ def train(
     check_rates(learning_rate=learning_rate, weight_decay=weight_decay, clip_norm=clip_norm)
     _check(loss=loss, batch_size=batch_size, accumulate=accumulate, distill_weight=distill_weight)
     _check_places(devices, model, teacher)
+    if lock_image and lock_text:
+        raise ValueError("lock_image and lock_text together leave nothing to train")
+    if not 2 <= context_length <= MAX_CONTEXT:
+        raise ValueError(f"context_length={context_length}; it must be between 2, for start and end, and {MAX_CONTEXT}")
     if classes is not None and validation_data is None:
         raise ValueError(f"classes={classes!r} names what validation_data shows, and there is none")
     pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
