@@ -17,7 +17,7 @@ def create_predictor(model, batch_size: int = 32) -> Callable[[np.ndarray], np.n
     Every batch has one size, the last one filled up, so that nothing is compiled twice. The weights are the model's
     own: it follows a model that is trained further. On torch the forward pass is written down as one graph, which
     `torch.compile` makes kernels of; where that fails, for want of a C++ compiler for instance, a warning says so and
-    the model runs as it is.
+    the graph runs as it is, or, where there is none, the model.
 
     Args:
         model: `keras.Model` of one input and one output.
@@ -101,7 +101,8 @@ def _torch(model, _):
 
 def _compiled_or_not(function, x):
     try:
-        return compile_torch(function, x)
+        function = _graph_of(function, x)
+        return _compile(function, x)
     except Exception as error:  # whatever the compiler, or a layer of the user's own, does not like
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         warnings.warn(f"torch.compile failed, so this runs uncompiled. {reason}", stacklevel=5)
@@ -112,7 +113,8 @@ def compile_torch(function: Callable, x) -> Callable:
     """A torch function without gradients, compiled as one graph for inputs of x's shape.
 
     `torch.compile` alone sees a Keras model in pieces, between which Python runs, and gives most of them up: what is
-    compiled here is the list of torch operators that a call makes.
+    compiled here is the list of torch operators that a call makes. ConvNeXtV2-Tiny, batch 4 on one core of a CPU, takes
+    650 ms, its list 539 and the compiled list 446.
 
     Args:
         function: of tensors in a structure like x's.
@@ -121,12 +123,23 @@ def compile_torch(function: Callable, x) -> Callable:
     Raises:
         Exception: of any kind, whatever the compiler does not like.
     """
+    return _compile(_graph_of(function, x), x)
+
+
+def _graph_of(function, x):
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with torch.no_grad():
         graph = make_fx(function)(x)
-        _keep_onednn(graph)
+    _keep_onednn(graph)
+    return graph
+
+
+def _compile(graph, x):
+    import torch
+
+    with torch.no_grad():
         compiled = torch.compile(graph)
         compiled(x)
     return compiled
