@@ -2,7 +2,7 @@
 
     python tests/oracles.py build/oracles --giants --only 'open_clip-ViT-H-14'
 
-ViT-H-14, 3.9 GB of weights, takes 4.7 GB of memory to write, and `zoo.parity` up to 9.9 GB, the mapped file included.
+ViT-g-14, 5.5 GB of weights, takes 6.2 GB of memory to write; `zoo.parity` takes up to 15 GB, the mapped file included.
 ViT-bigG-14 alone is not among them: its 2.5 billion parameters are 10 GB in float32, and it has its narrow case.
 """
 
