@@ -32,7 +32,7 @@ from zoo.bench.harness import best_rate, compare, plan, run_group
 from zoo.bench.jobs import similarities
 from zoo.bench.machine import command_of
 from zoo.bench.presets import PRESETS
-from zoo.bench.processes import Limits, Worker, WorkerError
+from zoo.bench.processes import WorkerError
 from zoo.bench.reported import REPORTED
 from zoo.bench.table import plot, write
 from zoo.bench.timing import percentile, ratios, take_turn, take_turns, timed, warm_up
@@ -327,14 +327,6 @@ def test_similarities_are_of_our_outputs_whatever_holds_them():
     assert similarities(dataclasses.replace(case, library="timm"), rows) is None
 
 
-def test_a_case_that_takes_too_much_is_left_out():
-    with pytest.raises(WorkerError, match="more than the 0.05 seconds"):
-        Worker(Case("resnet50", library="nobody"), Limits(seconds=0.05))
-    if sys.platform == "linux":
-        with pytest.raises(WorkerError, match="more than the 0.001 GB"):
-            Worker(Case("resnet50", library="nobody"), Limits(memory=1e6))
-
-
 def test_limits_are_the_users_or_the_presets():
     assert harness.choose_limits(None, None, None) == (None, None)
     assert harness.choose_limits("scaling", None, 2.5) == (60.0, 2.5e9)
@@ -422,11 +414,6 @@ def test_scaling_has_a_panel_for_time_and_memory_of_each_sweep(monkeypatch):
 
 
 # Processes
-
-
-def test_a_worker_tells_why_it_cannot():
-    with pytest.raises(WorkerError, match="KeyError: 'nobody'"):
-        Worker(Case("resnet50", library="nobody"))
 
 
 def test_a_smoke_run_from_command_to_files(tmp_path):
