@@ -109,6 +109,7 @@ class Side:
 
 def serve(case, side, threads):
     """Answers each line, the name of a job, with the seconds a step of it took."""
+    keep_freed_memory()  # as `zoo train` does; the peer has it too, so that steps are compared and not allocators
     with tempfile.TemporaryDirectory() as scratch:
         table = write(Path(scratch), BATCH)
         jobs = create_ours(case, table, threads) if side != CASES[case]["peer"] else create_peer(case, table)
@@ -151,7 +152,6 @@ class Again:
 
 def create_ours(case, table, threads):
     """{job: function that does so many steps of it}, with the model and the optimizer of `zoo train`."""
-    keep_freed_memory()  # as `zoo train` does, before Keras is imported
     from zoo.training.loop import Steps
 
     model = create_model(case)
