@@ -89,7 +89,7 @@ def test_the_compiled_tower_follows_its_weights(model, rng, tower):
     np.testing.assert_allclose(after_one, after[:1], atol=1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch's graphs")
+@pytest.mark.only("torch")
 def test_packed_weights_follow_what_is_written_to_them(rng):
     import torch
 

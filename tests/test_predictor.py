@@ -76,7 +76,7 @@ def test_what_it_cannot_do_is_refused(model, images):
         create_predictor(two)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch's compiler")
+@pytest.mark.only("torch")
 def test_without_a_compiler_torch_runs_uncompiled(model, images, monkeypatch):
     import torch
 
@@ -92,7 +92,7 @@ def test_without_a_compiler_torch_runs_uncompiled(model, images, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch's compiler")
+@pytest.mark.only("torch")
 def test_torchs_compiler(model, images, recwarn):
     predictor = create_predictor(model, batch_size=4)
     np.testing.assert_allclose(predictor(images), model.predict(images, verbose=0), atol=1e-5)
