@@ -37,7 +37,10 @@ def split():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(folder, metrics) of one training, in a folder that held something before."""
+    """(folder, metrics) of one training, in a folder that held something before.
+
+    Its tests are not marked `once`: these have a process of their own, which would train again.
+    """
     folder = tmp_path_factory.mktemp("demo") / "made" / "for it"
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
@@ -295,7 +298,6 @@ def test_metrics_are_what_was_returned(run):
     assert metrics["train_seconds"] > 0 and metrics["cores"] >= 1
 
 
-@pytest.mark.once
 def test_predictions_are_those_counted(run, split):
     folder, metrics = run
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
@@ -309,7 +311,6 @@ def test_predictions_are_those_counted(run, split):
         assert int(np.argmax(shares)) == int(row["read_as"])
 
 
-@pytest.mark.once
 def test_the_report_holds_every_plot_and_figure(run):
     folder, metrics = run
     source = (folder / "report.html").read_text(encoding="utf-8")
@@ -320,7 +321,6 @@ def test_the_report_holds_every_plot_and_figure(run):
     assert f"{100 * metrics['zero_shot_accuracy']:.1f} %" in source
 
 
-@pytest.mark.once
 def test_onnx_files_read_as_keras_does(run, split):
     folder, metrics = run
     transform = data.PREPROCESS.eval_transform()
@@ -358,7 +358,6 @@ def test_the_classifier_reads_alone(run, split):
     np.testing.assert_allclose(scores, written, atol=2e-5)
 
 
-@pytest.mark.once
 def test_the_code_in_the_report_runs(run, monkeypatch, capsys):
     """With a picture that is there."""
     folder, _ = run
