@@ -20,7 +20,7 @@ class Command(NamedTuple):
 
     @property
     def trains(self) -> bool:
-        return self.uses_backend and self.function.startswith("zoo.training.")
+        return self.uses_backend and self.function.startswith(("zoo.training.", "zoo.demo:"))
 
 
 def argument(*flags, **options):
