@@ -23,7 +23,7 @@ def main(argv=None):
     sys.stdout.reconfigure(errors="replace")  # a Windows pipe may not know "→" or "×"
     progress = sys.stderr if as_json else sys.stdout  # with --json, stdout holds nothing else
     try:
-        if command.trains:
+        if command.runs_batches:
             keep_freed_memory()
         if command.uses_backend:
             choose_backend(options.pop("backend"))

@@ -69,8 +69,8 @@ def keep_freed_memory() -> bool:
     """Has the C library keep the memory that this process frees, for what it asks for next; whether it will.
 
     glibc hands each large block back to the system, which has to map and clear all its pages anew when the next step
-    asks for as much, which a training step on JAX feels, most in a virtual machine, where pages are dear
-    (docs/training.md). Only glibc can be told so; elsewhere nothing changes. Threads have to share one arena,
+    asks for as much, which JAX feels and PyTorch's eager layers, most in a virtual machine, where pages are dear
+    (docs/benchmarks.md). Only glibc can be told so; elsewhere nothing changes. Threads have to share one arena,
     since in those of their own large blocks are always handed back: call it before a library starts some. The process
     then holds its greatest need until it ends.
     """

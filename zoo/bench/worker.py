@@ -10,6 +10,7 @@ import sys
 
 from zoo.bench.cases import CAPTIONS, OURS, PEERS, Case
 from zoo.bench.timing import take_turn, timed, warm_up
+from zoo.env import choose_backend, keep_freed_memory
 
 
 def main():
@@ -34,6 +35,7 @@ def main():
 def prepare(case: Case):
     """(function to time, what is known so far) of a case."""
     limit_threads(case)
+    keep_freed_memory()  # as the commands that run batch after batch do; peers have it too
     import_libraries(case)
     from zoo.bench.devices import resident_bytes
     from zoo.bench.jobs import create_job, similarities
@@ -70,8 +72,6 @@ def import_libraries(case: Case) -> None:
     if case.runtime == "onnx":
         import onnxruntime  # noqa: F401
     elif case.library == OURS or PEERS[case.library].on_keras:
-        from zoo.env import choose_backend
-
         choose_backend(case.backend)
         import keras
 

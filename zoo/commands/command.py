@@ -3,6 +3,8 @@
 import argparse
 from typing import NamedTuple
 
+RUN_BATCHES = ("zoo.training.", "zoo.demo:", "zoo.evaluation.", "zoo.experiments.", "zoo.image_search:")
+
 
 class Command(NamedTuple):
     """A row: what the help says, the function ("module:name") and the one that shows its result, its arguments.
@@ -19,8 +21,9 @@ class Command(NamedTuple):
     succeeded: str | None = None
 
     @property
-    def trains(self) -> bool:
-        return self.uses_backend and self.function.startswith(("zoo.training.", "zoo.demo:"))
+    def runs_batches(self) -> bool:
+        """Whether it sends batch after batch through a model, for which memory is best kept."""
+        return self.uses_backend and self.function.startswith(RUN_BATCHES)
 
 
 def argument(*flags, **options):
