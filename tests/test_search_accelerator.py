@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from zoo.search import Index, accelerator
+from zoo.search import Index, accelerator, graph
 from zoo.search import index as module
 from zoo.search.accelerator import ASKED, EXACT, KINDS
 
@@ -147,7 +147,7 @@ def test_a_graph_is_gone_on_with(index, vectors, rng, monkeypatch):
 
 
 def test_a_graph_that_was_interrupted_holds_what_was_written(index, vectors, monkeypatch):
-    monkeypatch.setattr(accelerator, "GRAPH_PORTION", 1)
+    monkeypatch.setattr(graph, "PORTION", 1)
     write = accelerator._write_graph
 
     def killed(path, blocks, graph):

@@ -2,8 +2,8 @@
 
 `float16` and `int8` are narrow copies, a half and a quarter of the matrix, searched whole. How far each copied row lies
 from its original is known, so that a search can tell when no row it left out could be among the best: after the
-candidates are scored with the vectors themselves, the result is exact. `hnsw` is a graph over the int8 copy
-(arXiv:1603.09320) that looks at a few thousand rows; what it misses is missed.
+candidates are scored with the vectors themselves, the result is exact. `hnsw` is a graph (see `Graph`) that looks at
+a few thousand rows; what it misses is missed.
 
 An accelerator says by digest which segments it was made of. For others it does not exist; it can be made anew at any
 time. usearch is imported when one is used: `pip install "convnext-clip-zoo[search]"`.
@@ -17,14 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from zoo.files import atomic_write, sha256
+from zoo.search.graph import EXPANSION, Graph, filled, units, usearch
 
 EXACT = ("float16", "int8")  # the first that is there is searched
 KINDS = (*EXACT, "hnsw")
-STORED = {"float16": "<f2", "int8": "|i1", "hnsw": "|i1"}
-INT8_MAX = 127
+STORED = {"float16": "<f2", "int8": "|i1"}
 ROUNDING = 1e-5  # of usearch's cosines: ten times what was seen
-CONNECTIVITY, EXPANSION = 16, 128  # of the graph, as usearch has them
-GRAPH_PORTION = 100_000  # vectors after which a graph is written, so that a killed run goes on from there
 ASKED = {"float16": (256, 16), "int8": (256, 16), "hnsw": (64, 4)}  # candidates at first: at least, and for each of k
 
 
@@ -35,9 +33,10 @@ class Facts:
     Args:
         covers: SHA-256 of each segment's vectors, in order.
         count, dim: of the vectors.
-        error: the largest distance of a copied row's direction from its original's.
+        error: the largest distance of a copied row's direction from its original's; of a copy.
         norms: the least and the largest length of the vectors.
         digest: SHA-256 of the accelerator itself.
+        directions: how many its rows have; of a graph.
     """
 
     covers: list[str]
@@ -46,6 +45,7 @@ class Facts:
     error: float
     norms: tuple[float, float]
     digest: str
+    directions: int = 0
 
 
 class Accelerator:
@@ -72,7 +72,7 @@ class Accelerator:
         Args:
             covers: digests of the segments that the blocks are of.
             begun: a graph of the first of those segments, that the blocks of the others are added to.
-            options: of the graph: `connectivity`, `expansion`.
+            options: of a graph, see `Graph.new`.
 
         Raises:
             ValueError: an unknown kind, or a vector of length 0. ImportError: no usearch.
@@ -81,15 +81,15 @@ class Accelerator:
             raise ValueError(f"accelerator {kind!r}; it must be one of {', '.join(KINDS)}")
         usearch()
         measure = _Measure(begun and begun.facts)
-        rows = (measure.copied(block, kind) for block in blocks)
-        graph = None
+        graph, directions = None, 0
         if kind == "hnsw":
-            graph = begun._opened if begun else new_graph(dim, **options)
-            _write_graph(_file(folder, kind), rows, graph)
+            graph = begun._opened if begun else Graph.new(**options)
+            directions = graph.directions.shape[1]
+            _write_graph(_file(folder, kind), map(measure.units, blocks), graph)
         else:
-            _write_matrix(_file(folder, kind), rows, **options)
+            _write_matrix(_file(folder, kind), (measure.copied(block, kind) for block in blocks), **options)
         norms = (measure.shortest, measure.longest)
-        facts = Facts(list(covers), measure.count, dim, measure.error, norms, sha256(_file(folder, kind)))
+        facts = Facts(list(covers), measure.count, dim, measure.error, norms, sha256(_file(folder, kind)), directions)
         with atomic_write(_file(folder, kind).with_suffix(".json"), "w") as file:
             json.dump(asdict(facts), file)
         made = cls(folder, kind, facts)
@@ -103,15 +103,10 @@ class Accelerator:
         if begun is None or len(begun.facts.covers) == len(covers):
             return None
         try:
-            begun.verify()  # usearch trusts what it reads
+            begun._opened = Graph.unfinished(begun.path, (dim, begun.facts.directions), begun.facts.digest, **options)
         except (OSError, ValueError):
             return None
-        graph = new_graph(dim, **options)
-        connectivity, expansion = graph.connectivity, graph.expansion_add
-        graph.load(begun.path)
-        graph.expansion_add = expansion
-        begun._opened = graph
-        return begun if graph.connectivity == connectivity else None
+        return begun if begun._opened else None
 
     @classmethod
     def open(cls, folder: Path, kind: str, covers: Sequence[str], dim: int) -> "Accelerator | None":
@@ -119,6 +114,7 @@ class Accelerator:
         try:
             facts = Facts(**json.loads(_file(folder, kind).with_suffix(".json").read_text(encoding="utf-8")))
             fits = facts.dim == dim and facts.covers and facts.covers == list(covers[: len(facts.covers)])
+            fits = fits and (kind in EXACT or facts.directions)
             return cls(folder, kind, facts) if fits else None
         except (OSError, ValueError, TypeError):
             return None
@@ -140,11 +136,9 @@ class Accelerator:
         """
         length = float(np.linalg.norm(query))
         unit = (query / length)[None]
-        stored = copied(unit, self.kind)
         if self.kind == "hnsw":
-            graph = self._graph()
-            graph.expansion_search = max(count, EXPANSION if kept is True else kept)
-            return graph.search(stored[0], count).keys.astype(np.int64), None
+            return self._graph().search(unit[0], count, max(count, EXPANSION if kept is True else kept)), None
+        stored = copied(unit, self.kind)
         library = usearch()
         found = library.search(self._matrix(), stored[0], count, library.MetricKind.Cos, exact=True)
         off = float(np.linalg.norm(direction(stored) - unit))
@@ -165,10 +159,9 @@ class Accelerator:
             self._opened = np.memmap(self.path, stored, mode="r", shape=shape).view(np.ndarray)
         return self._opened
 
-    def _graph(self):
+    def _graph(self) -> Graph:
         if self._opened is None:
-            self.verify()  # usearch trusts what it reads
-            self._opened = usearch().Index(ndim=self.facts.dim, metric="cos", dtype="i8", path=self.path, view=True)
+            self._opened = Graph.open(self.path, (self.facts.dim, self.facts.directions), self.facts.digest)
         return self._opened
 
 
@@ -179,23 +172,23 @@ class _Measure:
         self.count, self.error = (facts.count, facts.error) if facts else (0, 0.0)
         self.shortest, self.longest = facts.norms if facts else (float("inf"), 0.0)
 
-    def copied(self, rows: np.ndarray, kind: str) -> np.ndarray:
+    def units(self, rows: np.ndarray) -> np.ndarray:
         lengths = np.linalg.norm(rows, axis=1)
-        if not (lengths > 0).all():
-            raise ValueError("a vector of length 0 has no direction; an index that holds one is searched as it is")
-        unit = rows / lengths[:, None]
-        stored = copied(unit, kind)
+        unit = units(rows, lengths)
         self.count += len(rows)
-        self.error = max(self.error, float(np.linalg.norm(direction(stored) - unit, axis=1).max()))
         self.shortest, self.longest = min(self.shortest, float(lengths.min())), max(self.longest, float(lengths.max()))
+        return unit
+
+    def copied(self, rows: np.ndarray, kind: str) -> np.ndarray:
+        unit = self.units(rows)
+        stored = copied(unit, kind)
+        self.error = max(self.error, float(np.linalg.norm(direction(stored) - unit, axis=1).max()))
         return stored
 
 
 def copied(unit: np.ndarray, kind: str) -> np.ndarray:
-    """Unit rows float32 (n, D) as an accelerator keeps them; int8 rows fill their range, for only directions count."""
-    if kind == "float16":
-        return unit.astype(np.float16)
-    return np.rint(unit * (INT8_MAX / np.abs(unit).max(axis=1, keepdims=True))).astype(np.int8)
+    """Unit rows float32 (n, D) as a copy of that kind keeps them."""
+    return unit.astype(np.float16) if kind == "float16" else filled(unit)
 
 
 def direction(stored: np.ndarray) -> np.ndarray:
@@ -203,33 +196,8 @@ def direction(stored: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def usearch():
-    """usearch's module; ImportError says how to get it."""
-    try:
-        import usearch.index
-    except ImportError as error:
-        raise ImportError('accelerators need usearch: pip install "convnext-clip-zoo[search]"') from error
-    return usearch.index
-
-
 def _file(folder: Path, kind: str) -> Path:
     return folder / f"accelerator-{kind}.bin"
-
-
-def new_graph(dim: int, connectivity: int = CONNECTIVITY, expansion: int = EXPANSION):
-    """usearch's index, empty."""
-    return usearch().Index(ndim=dim, metric="cos", dtype="i8", connectivity=connectivity, expansion_add=expansion)
-
-
-def portions(counts: Sequence[int], first: int) -> list[int]:
-    """After which of the segments with these counts of vectors, from the first on, a graph is written."""
-    ends, since = [], 0
-    for end, count in enumerate(counts[first:], first + 1):
-        since += count
-        if since >= GRAPH_PORTION or end == len(counts):
-            ends.append(end)
-            since = 0
-    return ends
 
 
 def _write_matrix(path: Path, blocks: Iterable[np.ndarray]) -> None:
@@ -238,10 +206,7 @@ def _write_matrix(path: Path, blocks: Iterable[np.ndarray]) -> None:
             file.write(np.ascontiguousarray(block).data)
 
 
-def _write_graph(path: Path, blocks: Iterable[np.ndarray], graph) -> None:
-    first = len(graph)
+def _write_graph(path: Path, blocks: Iterable[np.ndarray], graph: Graph) -> None:
     for block in blocks:
-        graph.add(np.arange(first, first + len(block)), block)
-        first += len(block)
-    with atomic_write(path) as file:
-        file.write(graph.save())
+        graph.add(block)
+    graph.save(path)

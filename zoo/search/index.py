@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from zoo.files import atomic_write, lock, sha256
-from zoo.search.accelerator import EXACT, KINDS, Accelerator, portions
+from zoo.search.accelerator import EXACT, KINDS, Accelerator
+from zoo.search.graph import SAMPLE, portions
 from zoo.search.segment import DTYPES, Segment, write_segment
 
 FORMAT, VERSION = "convnext-clip-zoo index", 1
@@ -255,12 +256,13 @@ class Index:
             self._accelerators = {}  # Windows does not replace a file that is mapped
             made = self._make(kind, **options)
         facts = {"kind": kind, "vectors": made.facts.count, "bytes": made.path.stat().st_size}
-        return facts if kind in EXACT else {**facts, "recall_at_10": self.recall(self._sample())}
+        return facts if kind in EXACT else {**facts, "recall_at_10": self.recall(self._sample(RECALL_QUERIES))}
 
     def _make(self, kind: str, **options) -> Accelerator:
         """An accelerator of all segments; a graph is written after each portion of them."""
         covers, ends, made = self._covers(), [len(self.segments)], None
         if kind == "hnsw":
+            options["sample"] = self._sample(SAMPLE)
             made = Accelerator.unfinished(self.path, covers, self.dim, **options)
             ends = portions([segment.count for segment in self.segments], len(made.facts.covers) if made else 0)
         for end in ends:
@@ -295,9 +297,9 @@ class Index:
     def _covers(self) -> list[str]:
         return [segment.entry["sha256"][segment.vector_file] for segment in self.segments]
 
-    def _sample(self) -> np.ndarray:
-        """Some of the vectors, evenly spread."""
-        return self._rows(np.unique(np.linspace(0, len(self._ids) - 1, RECALL_QUERIES).astype(int)))
+    def _sample(self, count: int) -> np.ndarray:
+        """float32 (n, D): so many of the vectors, or all, evenly spread."""
+        return self._rows(np.unique(np.linspace(0, len(self._ids) - 1, count).astype(int)))
 
     # Changes.
 
