@@ -8,6 +8,8 @@ from helpers import predict, randomize
 
 import clip
 import zoo
+from clip.layers import EOT_ID, TakeToken
+from clip.towers.text import create_text_tower
 from convnext import (
     LayerScale,
     ResNetVariant,
@@ -22,7 +24,7 @@ from zoo.folding import FOLDS, fold, fold_with_affine
 pytestmark = pytest.mark.backend
 
 NARROW = Variant(depths=(1, 2), dims=(8, 16))
-TEXT = clip.Text(width=16, heads=2, layers=2, context_length=10, vocabulary_size=50)
+TEXT = clip.Text(width=16, heads=2, layers=2, context_length=10, vocabulary_size=EOT_ID + 1)
 SIZE = (32, 32, 3)
 TOLERANCE = 1e-5
 
@@ -101,10 +103,23 @@ def test_pair(image, rng):
     folded = fold(model)
     assert isinstance(folded, clip.CLIP)
     tokens = rng.integers(1, 50, (2, 10)).astype("int32")
+    tokens[[0, 1], [4, 7]] = EOT_ID
     check_same(model, folded, {"images": images(rng), "tokens": tokens})
     assert float(folded.logit_scale.logit_scale) == 1.5
     assert not folded.text_encoder.get_layer("ln_final").scale
     assert not folded.text_encoder.get_layer("transformer_resblocks_0_ln_1").scale
+    for tower in (folded.image_encoder, folded.text_encoder)[isinstance(image, clip.ConvNeXt) :]:
+        shapes = [tower.get_layer(f"transformer_resblocks_{i}_mlp_c_fc").input.shape for i in (0, 1)]
+        assert [len(shape) for shape in shapes] == [3, 2]  # the last MLP sees the one token that is wanted
+
+
+@pytest.mark.once
+def test_tokens_that_are_read_are_all_kept(rng):
+    """Of a model that hands out a block's tokens too, that block sees them all."""
+    tower = create_text_tower(TEXT, 12)
+    model = keras.Model(tower.input, [tower.get_layer("transformer_resblocks_1_add_2").output, tower.output])
+    tokens = rng.integers(1, 50, (2, 10)).astype("int32")
+    check_same(model, fold(randomize(model, rng, 0.1)), tokens)
 
 
 @pytest.mark.once
@@ -219,4 +234,4 @@ def test_rules_are_for_layers_that_there_are():
     known = {name for module in (keras.layers, clip, __import__("convnext")) for name in dir(module)}
     from clip.towers import branches
 
-    assert set(FOLDS) <= known | set(dir(branches))
+    assert set(FOLDS) <= known | set(dir(branches)) | {TakeToken.__name__}

@@ -1,8 +1,9 @@
 """Exact folding: a built model becomes a faster one of the same face, by algebra in float64 NumPy.
 
 What vanishes: LayerScale and BatchNorm into the product before them; the affine part of a LayerNorm and GRN's offset
-into the products after them; branches that training needed into the one convolution they add up to; dropout. The
-result differs by rounding alone, and equal weights give equal results on every backend.
+into the products after them; branches that training needed into the one convolution they add up to; dropout. One
+token of many is taken before the last layers that see each token alone. The result differs by rounding alone, and equal
+weights give equal results on every backend.
 """
 
 import operator
@@ -19,6 +20,7 @@ LINEAR = {"Dense": "", "Conv2D": "", "DepthwiseConv2D": ""}
 LINEAR_OUT = {**LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
 LINEAR_IN = {**LINEAR, "SelfAttention": "in_proj."}
 BIAS_OPTIONS = {"": "use_bias", "in_proj.": "in_bias"}  # which of these products may come without one
+ALONE = ("Dense", "Add", "LayerScale", "Activation", "Dropout")  # (B, L, W): what they make of a token is its alone
 OUTPUT = "output"  # stands among a layer's users where the model hands its result out
 
 
@@ -171,6 +173,7 @@ class Net:
         self.skipped: set = set()
         self.nested: dict = {}  # model inside the model → the affine it shall take in, or None
         self.absorbed: list = []
+        self.early_token: EarlyToken | None = None
         for node in self.nodes:
             self._connect(node)
         for tensor in model.outputs:
@@ -233,17 +236,23 @@ class Net:
 
     def build(self):
         """The folded model."""
-        made = {}
+        made, old = {}, {}
+        inputs = keras.tree.map_structure(_same_input, self.model.input)
 
         def clone(layer):
             if layer not in made:
                 made[layer] = self._make(layer)
+                old[made[layer]] = layer
             return made[layer]
 
         def call(layer, *args, **kwargs):
-            return args[0] if layer is None else layer(*args, **kwargs)
+            if layer is None:
+                return args[0]
+            if self.early_token and old[layer] in self.early_token.after:
+                args = self.early_token.of(args, keras.tree.flatten(inputs))
+            return layer(*args, **kwargs)
 
-        model = keras.models.clone_model(self.model, clone_function=clone, call_function=call)
+        model = keras.models.clone_model(self.model, inputs, clone_function=clone, call_function=call)
         for layer, new in made.items():
             if isinstance(layer, keras.Layer) and new is not None and layer not in self.nested:
                 self.draft(layer).fill(new)
@@ -257,6 +266,36 @@ class Net:
             self.absorbed.append(absorbed)
             return new
         return self.draft(layer).make() if isinstance(layer, keras.Layer) else layer
+
+
+def _same_input(tensor):
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+
+
+@dataclass
+class EarlyToken:
+    """A TakeToken that comes before layers which it came after.
+
+    Attributes:
+        layer: the TakeToken.
+        place: of the ids it looks into among the model's inputs; None where it takes the first token.
+        after: the layers that come after it.
+    """
+
+    layer: keras.Layer
+    place: int | None
+    after: set
+    taken: dict = field(default_factory=dict)
+
+    def of(self, args, inputs):
+        """A layer's arguments, in which what still has all tokens, (B, L, W), is replaced by the one, (B, W)."""
+        return keras.tree.map_structure(lambda x: self._take(x, inputs) if len(x.shape) == len("BLW") else x, args)
+
+    def _take(self, x, inputs):
+        if x not in self.taken:
+            layer = type(self.layer).from_config(self.layer.get_config())
+            self.taken[x] = layer(x) if self.place is None else layer(x, inputs[self.place])
+        return self.taken[x]
 
 
 def _absorb_input(net, affine):
@@ -335,6 +374,33 @@ def fold_branches(net, layer):
     draft.weights |= {"reparam_conv.kernel": kernel, "reparam_conv.bias": bias}
 
 
+def take_token_early(net, layer):
+    """TakeToken: before the layers whose results at the other tokens nobody reads."""
+    after = set()
+    for other in reversed(list(net.users)):
+        users = net.users[other]
+        if users and after.issuperset(set(users) - {layer}) and net.is_called_once(other) and _sees_tokens_alone(other):
+            after.add(other)
+    for other in net.users:  # a sum of what has all tokens is taken itself, rather than its parts
+        if len(net.sources.get(other, ())) > 1 and after.isdisjoint(net.sources[other]):
+            after.discard(other)
+    read = {source for other in after for source in net.sources[other]} - after
+    places = [_place_of_input(net.model, source) for source in net.sources[layer][1:]]
+    if len(read) == 1 and None not in places:
+        net.early_token = EarlyToken(layer, *places or [None], after)
+        net.skipped.add(layer)
+
+
+def _sees_tokens_alone(layer):
+    name = type(layer).__name__
+    return name in ALONE or (name == "LayerNormalization" and layer.axis in (-1, [-1]))
+
+
+def _place_of_input(model, layer):
+    """Which input of the model a layer is; None if none."""
+    return next((i for i, tensor in enumerate(model.inputs) if tensor._keras_history.operation is layer), None)
+
+
 def drop(net, layer):
     """What does nothing in inference."""
     net.skip(layer)
@@ -349,6 +415,7 @@ FOLDS: dict[str, Callable] = {
     "BatchNormalization": fold_batch_norm,
     "LayerNormalization": fold_norm,
     "GRN": fold_grn,
+    "TakeToken": take_token_early,
     **dict.fromkeys(BRANCHES, fold_branches),
 }
 
