@@ -227,6 +227,25 @@ def test_both_passes_drop_the_same():
     assert not np.allclose(other_rate[0], whole[0], atol=1e-4)
 
 
+def test_batch_statistics_count_each_chunk_once():
+    def create():
+        images, tokens = keras.Input((8, 8, 3)), keras.Input((None,), dtype="int32")
+        x = keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization(momentum=0.5)(images))
+        y = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(64, 4)(tokens))
+        return CLIP(keras.Model(images, keras.layers.Dense(4)(x)), keras.Model(tokens, keras.layers.Dense(4)(y)))
+
+    rng = np.random.default_rng(0)
+    images, tokens = rng.standard_normal((8, 8, 8, 3)).astype(np.float32), rng.integers(1, 64, (8, 5)).astype(np.int32)
+    trained, called = create(), create()
+    prepare(trained, keras.optimizers.SGD(0.1), precision="float32", ema=None)
+    accumulate(trained, 2)
+    trained.train_on_batch({"images": images, "tokens": tokens})
+    for part in (slice(0, 4), slice(4, 8)):
+        called({"images": images[part], "tokens": tokens[part]}, training=True)
+    for one, other in zip(trained.non_trainable_variables, called.non_trainable_variables, strict=True):
+        np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (one, other)), rtol=1e-5)
+
+
 @once
 def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
     zoo.train(ROW, table, output=tmp_path, **BASE, accumulate=4)

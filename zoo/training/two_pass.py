@@ -2,8 +2,8 @@
 
 The first pass embeds every chunk without a tape; the loss of the whole batch then gives the gradient of each embedding;
 the second pass embeds each chunk again and carries its part of that gradient on to the weights. The sum is the gradient
-of the whole batch, with the activations of one chunk in memory. Dropout draws the same in both passes: the seeds are
-put back. Batch statistics, where a tower has them, are those of a chunk.
+of the whole batch, with the activations of one chunk in memory. What the first pass moved on is put back before the
+second: so Dropout draws the same in both, and BatchNorm, whose statistics are those of a chunk, counts each chunk once.
 
 This is the one train step written per backend, for each differentiates in its own way.
 Reference: arXiv:2101.06983, section 3; open_clip's `--accum-freq`.
@@ -17,6 +17,7 @@ from keras import ops
 from zoo.training.randomness import random_state, set_random_state
 
 EMBEDDINGS = ("image_embeddings", "text_embeddings")
+MOVED_ON = ("seed_generator_state", "moving_mean", "moving_variance")  # by a call of the model
 
 
 def accumulate(model: keras.Model, chunks: int) -> None:
@@ -51,19 +52,19 @@ def _inner(embeddings, gradients):
     return sum(ops.sum(embeddings[name] * gradients[name]) for name in EMBEDDINGS)
 
 
-def _seeds(model):
-    return [v for v in model.non_trainable_variables if v.name == "seed_generator_state"]
+def _moved_on(model):
+    return [v for v in model.non_trainable_variables if v.name in MOVED_ON]
 
 
 def _torch_step(model, chunks, data):
     import torch
 
     batch = _pairs(data)
-    parts, seeds, states = _split(batch, chunks), _seeds(model), []
+    parts, moved, states = _split(batch, chunks), _moved_on(model), []
     embedded = []
     with torch.no_grad():
         for part in parts:
-            states.append(([seed.value.clone() for seed in seeds], random_state()))
+            states.append(([variable.value.clone() for variable in moved], random_state()))
             embedded.append(model(part, training=True))
     whole = {name: value.detach().requires_grad_() for name, value in _join(embedded).items()}
     model.zero_grad()
@@ -72,8 +73,8 @@ def _torch_step(model, chunks, data):
     model.optimizer.scale_loss(loss).backward()
     gradients = [{name: value.grad.chunk(chunks)[i] for name, value in whole.items()} for i in range(chunks)]
     for part, gradient, (values, outside) in zip(parts, gradients, states, strict=True):
-        for seed, value in zip(seeds, values, strict=True):
-            seed.assign(value)
+        for variable, value in zip(moved, values, strict=True):
+            variable.assign(value)
         set_random_state(outside)
         _inner(model(part, training=True), gradient).backward()
     variables = model.trainable_weights
@@ -86,10 +87,10 @@ def _tensorflow_step(model, chunks, data):
     import tensorflow as tf
 
     batch = _pairs(data)
-    parts, seeds, states = _split(batch, chunks), _seeds(model), []
+    parts, moved, states = _split(batch, chunks), _moved_on(model), []
     embedded = []
     for part in parts:
-        states.append([tf.identity(seed.value) for seed in seeds])
+        states.append([tf.identity(variable.value) for variable in moved])
         embedded.append(model(part, training=True))
     whole = {name: tf.stop_gradient(value) for name, value in _join(embedded).items()}
     variables = model.trainable_weights
@@ -101,8 +102,8 @@ def _tensorflow_step(model, chunks, data):
         scaled = model.optimizer.scale_loss(loss)
     total, wanted = tape.gradient(scaled, (values, whole))
     for i, (part, state) in enumerate(zip(parts, states, strict=True)):
-        for seed, value in zip(seeds, state, strict=True):
-            seed.assign(value)
+        for variable, value in zip(moved, state, strict=True):
+            variable.assign(value)
         gradient = {name: tf.split(wanted[name], chunks)[i] for name in wanted}
         with tf.GradientTape() as tape:
             inner = _inner(model(part, training=True), gradient)
