@@ -265,10 +265,11 @@ def test_published_weights_are_begun_from_by_their_tag(tmp_path, monkeypatch, ca
 
 
 @once
-def test_a_run_that_gets_no_better_ends_early(folders, tmp_path):
+def test_a_run_that_gets_no_better_ends_early_and_says_so(folders, tmp_path, capsys):
     options = {"train_data": folders, "validation_data": folders, "epochs": 9, "learning_rate": 1e-12}
     outcome = run(tmp_path, early_stopping=2, **options)
     assert outcome.finished and outcome.step == 9 and outcome.steps == 27
+    assert capsys.readouterr().out.count("The run ends early: validations got no better.") == 1
     again = run(tmp_path, early_stopping=2, resume=True, **options)
     assert again.finished and again.step == 9
     with pytest.raises(ValueError, match="early_stopping needs validation_data"):

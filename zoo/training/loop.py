@@ -345,6 +345,8 @@ class _Run(keras.callbacks.Callback):
         text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"\nStep {self.position}: {text}", flush=True)
         self.has_enough = self.enough is not None and self.enough(self.history.rows)
+        if self.has_enough and self.position < self.steps:
+            print("The run ends early: validations got no better.", flush=True)
 
     def _go_back(self) -> None:
         """To the last checkpoint, leaving out the batches whose updates were left out one after the other."""

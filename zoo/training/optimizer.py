@@ -105,6 +105,7 @@ class Guarded(keras.optimizers.Optimizer):
     def apply(self, grads, trainable_variables=None):
         if not self.built:
             self.build(list(trainable_variables))
+        grads = [_whole(grad) for grad in grads]
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         ops.cond(all_finite(grads), lambda: self._accept(grads, variables), self._refuse)
 
@@ -186,6 +187,17 @@ class Guarded(keras.optimizers.Optimizer):
     def from_config(cls, config, custom_objects=None):
         inner = keras.saving.deserialize_keras_object(config["inner"], custom_objects=custom_objects)
         return cls(**{**config, "inner": inner})
+
+
+def _whole(grad):
+    """A gradient as one array. TensorFlow gives that of an embedding as rows, one for each token, a repeated one's too:
+    their squares, of which Keras makes the norm and Adam's second moment, are not those of the gradient.
+    """
+    if keras.backend.backend() != "tensorflow" or grad is None:
+        return grad
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(grad)
 
 
 def _copy(variable):
