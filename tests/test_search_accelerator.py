@@ -1,5 +1,6 @@
 """Accelerators: exact ones give what a full search gives, a graph says what it misses; neither is the truth."""
 
+import json
 import sys
 
 import numpy as np
@@ -164,6 +165,68 @@ def test_a_graph_that_was_interrupted_holds_what_was_written(index, vectors, mon
     monkeypatch.setattr(accelerator, "_write_graph", write)
     facts = again.accelerate("hnsw")
     assert facts["vectors"] == COUNT and facts["recall_at_10"] > 0.95
+
+
+def near_plane(rng, count, dim=256, rank=20, seed=0):
+    """Unit rows near a subspace, which the seed draws."""
+    plane = np.random.default_rng(seed).standard_normal((rank, dim))
+    return unit(rng.standard_normal((count, rank)) @ plane + 0.2 * rng.standard_normal((count, dim)))
+
+
+def test_leading_directions_are_the_fewest_that_hold_the_share(rng, monkeypatch):
+    monkeypatch.setattr(graph, "LINE", 1)
+    axes = np.eye(6, dtype=np.float32)
+    sample = 3 * axes[[4] * 60 + [1] * 39 + [0]]  # 0.6, 0.39 and 0.01 of the whole
+    monkeypatch.setattr(graph, "HELD", 0.985)
+    found = graph.leading_directions(sample)
+    np.testing.assert_allclose(np.abs(found), axes[[4, 1]].T, atol=1e-6)
+    assert graph.held(sample, found) == pytest.approx(0.99) and graph.held(axes, found) == pytest.approx(2 / 6)
+    monkeypatch.setattr(graph, "HELD", 0.995)
+    assert graph.leading_directions(sample).shape == (6, 3)
+    np.testing.assert_array_equal(graph.leading_directions(axes), axes)  # all needed: as they are
+    monkeypatch.undo()
+    rows = near_plane(rng, 500)
+    found = graph.leading_directions(rows)
+    assert found.shape == (256, graph.LINE) and graph.held(rows, found) > graph.HELD
+    np.testing.assert_allclose(found.T @ found, np.eye(graph.LINE), atol=1e-5)
+
+
+def test_a_graph_lies_along_few_directions_and_results_are_scored_with_the_vectors(tmp_path, rng):
+    vectors, others = near_plane(rng, 3000), unit(rng.standard_normal((3000, 256)))
+    index, plain = Index.build(5 * vectors, tmp_path / "i"), Index.build(others, tmp_path / "plain")
+    few, all_of_them = index.accelerate("hnsw"), plain.accelerate("hnsw")
+    assert (few["directions"], all_of_them["directions"]) == (64, 256) and few["bytes"] < 0.7 * all_of_them["bytes"]
+    queries = near_plane(rng, 30)
+    assert index.recall(queries) > 0.95
+    ids, scores = index.search(queries[0], 10, approximate=True)
+    np.testing.assert_allclose(scores, 5 * vectors[[int(i) for i in ids]] @ queries[0], atol=1e-5)
+    directions = Index.open(index.path)._accelerator("hnsw")._graph().directions
+    across = unit(queries[0] - directions @ (directions.T @ queries[0]))
+    assert len(index.search(across, 10, approximate=True)[0]) == 10  # nothing of it is left: any will do
+    assert graph.filled(np.zeros((1, 4), np.float32)).tolist() == [[0] * 4]
+
+
+def test_a_graph_of_other_directions_is_begun_anew(tmp_path, rng, monkeypatch):
+    added, write = [], accelerator._write_graph
+    counted = lambda path, blocks, graph: added.append(len(graph)) or write(path, blocks, graph)  # noqa: E731
+    monkeypatch.setattr(accelerator, "_write_graph", counted)
+    index = Index.build(near_plane(rng, 1000), tmp_path / "i")
+    for seed, begun in ((0, [0]), (1, [0, 1000]), (1, [0, 1000, 0])):
+        assert index.accelerate("hnsw")["recall_at_10"] > 0.95 and added == begun
+        more = near_plane(rng, 1000, seed=seed)
+        index.add(more, ids=[f"{len(begun)} {i}" for i in range(len(more))])
+
+
+def test_a_graph_of_an_older_layout_does_not_count(index):
+    for kind in ("int8", "hnsw"):
+        index.accelerate(kind)
+        path = index.path / f"accelerator-{kind}.json"
+        facts = json.loads(path.read_text())
+        del facts["directions"]
+        path.write_text(json.dumps(facts))
+    assert Index.open(index.path).accelerators() == ["int8"]
+    index.accelerate("hnsw")
+    assert Index.open(index.path).accelerators() == ["int8", "hnsw"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

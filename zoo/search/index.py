@@ -21,8 +21,7 @@ from zoo.search.graph import SAMPLE, portions
 from zoo.search.segment import DTYPES, Segment, write_segment
 
 FORMAT, VERSION = "convnext-clip-zoo index", 1
-ASKED_MORE = 8  # times as many candidates, where the first do not settle it
-RECALL_QUERIES = 64
+ASKED_MORE, RECALL_QUERIES = 8, 64  # times as many candidates, where the first do not settle it; stored vectors
 
 Where = Mapping | Callable[[dict], bool] | None
 
@@ -243,11 +242,11 @@ class Index:
         Args:
             kind: "float16" or "int8": a narrow copy, of which usearch finds candidates; results stay exact. "hnsw": a
                 graph for `search(…, approximate=True)`.
-            options: of the graph: `connectivity` (16) and `expansion` (128).
+            options: of the graph: `connectivity` (32) and `expansion` (128).
 
         Returns:
-            {"kind", "vectors", "bytes"}, and of a graph "recall_at_10": the share of the 10 nearest of stored vectors,
-            themselves among them, that a search through it finds.
+            {"kind", "vectors", "bytes"}, and of a graph "directions", which it lies along, and "recall_at_10": the
+            share of the 10 nearest of stored vectors, themselves among them, that a search through it finds.
         """
         with lock(self.path / ".lock"):
             self._reload()
@@ -256,7 +255,9 @@ class Index:
             self._accelerators = {}  # Windows does not replace a file that is mapped
             made = self._make(kind, **options)
         facts = {"kind": kind, "vectors": made.facts.count, "bytes": made.path.stat().st_size}
-        return facts if kind in EXACT else {**facts, "recall_at_10": self.recall(self._sample(RECALL_QUERIES))}
+        if kind == "hnsw":
+            facts |= {"directions": made.facts.directions, "recall_at_10": self.recall(self._sample(RECALL_QUERIES))}
+        return facts
 
     def _make(self, kind: str, **options) -> Accelerator:
         """An accelerator of all segments; a graph is written after each portion of them."""
