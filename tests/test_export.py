@@ -13,7 +13,7 @@ from helpers import predict, randomize
 
 import clip
 from convnext import create_convnext_v1, create_convnext_v2
-from zoo.export import emit, register_emission, to_proto
+from zoo.export import emit, products, register_emission, to_proto
 from zoo.export.emit import named_outputs
 from zoo.export.rules import RULES
 from zoo.preprocess import PreprocessSpec
@@ -152,6 +152,25 @@ def test_int8_is_for_maps_and_sequences():
     assert nodes["MatMulInteger"] == 6 and nodes["Gemm"] == 1  # the head
     weights = to_proto(emit(build("convnext v1"), precision="int8")).graph.initializer
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights) == 6
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("case", ["convnext v1", "convnext v2"])
+def test_wide_maps_in_parts_are_the_same(case, opset, rng, monkeypatch):
+    model = build(case)
+    feed = inputs(model, rng)
+    whole, halves = emit(model, opset=opset), "stages_0_blocks_0_pwconv1/"
+    monkeypatch.setattr(products, "PART", 4 * 8 * 8 * 32 // 2)  # of the first stage's map, 8 × 8 × 32; later ones fit
+    split = emit(model, opset=opset)
+    assert split.nbytes < whole.nbytes + 100  # the parts share their weights
+    proto = to_proto(split)
+    nodes = count(proto)
+    assert nodes["Split"] == nodes["Concat"] == 1
+    assert sum(node.op_type == "MatMul" and halves in node.name for node in proto.graph.node) == 2
+    np.testing.assert_allclose(run(proto, feed)["output"], run(to_proto(whole), feed)["output"], rtol=1e-4, atol=1e-5)
+    exact = in_keras(model, feed)["output"]
+    assert cosine(run(to_proto(emit(model, opset=opset, precision="int8")), feed)["output"], exact) >= COSINE["int8"]
+    assert count(to_proto(emit(model, opset=opset, precision="float16")))["Split"] == 0
 
 
 def test_float16_keeps_norms_wide():

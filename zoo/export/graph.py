@@ -28,6 +28,7 @@ class Value:
         dtype: NumPy's name of it.
         like: name of a tensor in form LAST with the same sides but the channels; None for the value itself.
         pads: zeros still to be put around it, (above, left, below, right).
+        parts: values that it is still to be joined of, one below the other; it has no name then.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Value:
     dtype: str = FLOAT32
     like: str | None = None
     pads: tuple | None = None
+    parts: tuple = ()
 
     @property
     def channels(self):
@@ -93,7 +95,7 @@ class Graph:
         for result in results:
             self._made_by[result] = len(self.nodes)
         self.nodes.append((kind, names, results, label, attributes))
-        values = [dataclasses.replace(template, name=result, pads=None) for result in results]
+        values = [dataclasses.replace(template, name=result, pads=None, parts=()) for result in results]
         return values[0] if outputs == 1 else values
 
     def _unique(self, label):
@@ -141,12 +143,13 @@ class Graph:
         """`value` in another dtype, itself where that is its own."""
         if value.dtype == dtype:
             return value
+        value = self.settled(value)
         key = (value.name, dtype)
         if key not in self._converted:
             import onnx
 
             code = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-            result = self.op("Cast", [self.settled(value)], to=int(code))
+            result = self.op("Cast", [value], to=int(code))
             self._converted[key] = dataclasses.replace(result, dtype=dtype)
         return self._converted[key]
 
@@ -174,12 +177,29 @@ class Graph:
         return dataclasses.replace(self.op("Transpose", [value], perm=order), form=form)
 
     def settled(self, value):
-        """`value` with the zeros around it that were still to come."""
+        """`value` in one piece, with the zeros around it that were still to come."""
+        if value.parts:
+            return self._joined(value)
         if not value.pads:
             return value
         above, left, below, right = value.pads
         ends = self.constant([0, 0, above, left, 0, 0, below, right], INT64)
         return self.op("Pad", [value, ends], name="pad")
+
+    def split(self, value, count):
+        """A (B, H, W, C) `value` in `count` parts of equal height, joined again where a layer wants it whole."""
+        batch, height, *others = value.shape
+        options = {"num_outputs": count} if self.opset >= 18 else {}
+        parts = self.op("Split", [self.to(value, LAST)], outputs=count, axis=1, **options)
+        shape = (batch, height // count, *others)
+        parts = tuple(dataclasses.replace(part, shape=shape, like=None) for part in parts)
+        return dataclasses.replace(value, name="", form=LAST, like=None, parts=parts)
+
+    def _joined(self, value):
+        key = ("joined", *(part.name for part in value.parts))
+        parts = [self.to(part, LAST) for part in value.parts]
+        whole = self.once(key, lambda: self.op("Concat", parts, axis=1, name="joined"))
+        return dataclasses.replace(whole, shape=value.shape, like=None)
 
     def reshape(self, value, shape, name="Reshape"):
         """`value` as a fixed shape, with −1 once at most and 0 where a side stays; its form is LAST."""

@@ -5,11 +5,13 @@ Norms, softmax and GRN are computed in float32 at every precision; products foll
 """
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
 
-from zoo.export.graph import FIRST, FLAT, FLOAT32, INT8, INT32, INT64, LAST, UINT8, Graph, Value
+from zoo.export.graph import FIRST, FLAT, FLOAT32, INT64, LAST, Graph, Value
+from zoo.export.products import each, product
 from zoo.folding import BRANCHES, batch_norm_affine, to_numpy
 
 RULES: dict = {}  # class, or the name of a class of Keras or of ours → rule
@@ -159,52 +161,6 @@ def dense(graph, layer, x):
     return activate(graph, product(graph, x, to_numpy(layer.kernel), bias), layer.activation)
 
 
-NARROW = 512  # channels from which on a bias costs less than what saves it
-
-
-def product(graph, x, kernel, bias, name="kernel"):
-    """x · kernel + bias over the last axis, (…, I) → (…, O); where int8 is asked for, maps and sequences in int8."""
-    x = graph.to(x, FLAT)
-    has_rows = any(side != 1 for side in x.shape[1:-1])  # more than one an image
-    widens = kernel.shape[0] < min(kernel.shape[1], NARROW)
-    if graph.precision == INT8 and has_rows:
-        y = _product_int8(graph, x, kernel, bias, name)
-    elif graph.precision == FLOAT32 and has_rows and bias is not None and widens:
-        y = _widening_product(graph, x, kernel, bias, name)
-    else:
-        bias_name = [] if bias is None else [graph.weight(bias, name.replace("kernel", "bias"))]
-        weights = [graph.weight(kernel, name), *bias_name]
-        y = graph.op("Gemm", [graph.cast(x, graph.compute), *weights])
-    return dataclasses.replace(y, shape=(*x.shape[:-1], kernel.shape[1]))
-
-
-def _widening_product(graph, x, kernel, bias, name):
-    """The bias as one more row of the kernel, and a one at the end of each row of x.
-
-    ONNX Runtime's Gemm first fills its result with the bias, one pass over memory that the wide side makes long: at
-    ConvNeXt-Tiny's first stage Gemm and Gelu take 22 ms, and 17 ms in this form. The wider the input, the less that
-    pass is beside the product: at 768 → 3072 this form takes 1.28 times as long for 50 rows and as long for 400.
-    """
-    ends, one = graph.constant([0, 0, 0, 1], INT64), graph.constant(1, FLOAT32)
-    padded = graph.op("Pad", [x, ends, one], name="append_one")
-    return graph.op("MatMul", [padded, graph.weight(np.vstack([kernel, bias]), f"{name}_and_bias")])
-
-
-def _product_int8(graph, x, kernel, bias, name):
-    """Weights int8 with a scale for each output; the input's scale and offset are found when it is there.
-
-    ONNX Runtime runs these six nodes as one.
-    """
-    scale = np.maximum(np.abs(kernel).max(axis=0), np.finfo(np.float32).tiny) / 127
-    quantized = graph.weight(np.rint(kernel / scale).astype(INT8), f"{name}_int8")
-    scale = graph.weight(scale, f"{name}_scale")
-    x_int8, x_scale, x_zero = graph.op("DynamicQuantizeLinear", [graph.cast(x, FLOAT32)], outputs=3)
-    y = graph.op("MatMulInteger", [dataclasses.replace(x_int8, dtype=UINT8), quantized, x_zero])
-    y = graph.cast(dataclasses.replace(y, dtype=INT32), FLOAT32)
-    y = graph.op("Mul", [y, graph.op("Mul", [x_scale, scale], name="scale")])
-    return y if bias is None else graph.op("Add", [y, graph.weight(bias, name.replace("kernel", "bias"))])
-
-
 @_register("LayerNormalization")
 def layer_norm(graph, layer, x):
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
@@ -241,20 +197,24 @@ def layer_scale(graph, layer, x):
 @_register("GRN")
 def grn(graph, layer, x):
     """x · (1 + gamma · share) + beta, share = ‖x‖ / (mean ‖x‖ + epsilon), norms over each map (arXiv:2301.00808)."""
-    x = graph.to(x, LAST)
-    dtype, x = x.dtype, graph.cast(x, FLOAT32)
-    squares = graph.op("Mul", [x, x], name="squares")  # ReduceL2 takes twice as long in ONNX Runtime
-    norm = graph.op("Sqrt", [reduce(graph, "ReduceSum", squares, (1, 2))])
+    dtype, x = x.dtype, each(x, lambda part: graph.cast(graph.to(part, LAST), FLOAT32))
+    # ReduceL2 takes twice as long in ONNX Runtime as the sum of the squares.
+    squares = (graph.op("Mul", [part, part], name="squares") for part in x.parts or (x,))
+    sums = [reduce(graph, "ReduceSum", square, (1, 2)) for square in squares]
+    norm = graph.op("Sqrt", [functools.reduce(lambda one, other: graph.op("Add", [one, other], name="sum"), sums)])
     mean = reduce(graph, "ReduceMean", norm, (-1,))
     mean = graph.op("Add", [mean, graph.constant(layer.epsilon, FLOAT32)])
     share = graph.op("Div", [norm, mean])
     share = graph.op("Mul", [share, graph.weight(to_numpy(layer.gamma), "gamma", FLOAT32)])
     factor = graph.op("Add", [share, graph.constant(1, FLOAT32)])
-    y = graph.op("Mul", [x, factor])
     beta = to_numpy(layer.beta)
-    if beta.any():
-        y = graph.op("Add", [y, graph.weight(beta, "beta", FLOAT32)])
-    return graph.cast(y, dtype)
+    beta = graph.weight(beta, "beta", FLOAT32) if beta.any() else None
+
+    def scaled(part):
+        y = graph.op("Mul", [part, factor])
+        return graph.cast(y if beta is None else graph.op("Add", [y, beta]), dtype)
+
+    return each(x, scaled)
 
 
 def reduce(graph, kind, x, axes, keepdims=1):
@@ -284,7 +244,7 @@ def activate(graph, x, function):
     name = activation_name(function)
     if name not in ACTIVATIONS:
         raise ValueError(f"Activation {name!r} has no rule for ONNX. Allowed: {', '.join(sorted(ACTIVATIONS))}.")
-    return ACTIVATIONS[name](graph, x)
+    return each(x, lambda part: ACTIVATIONS[name](graph, part))
 
 
 def activation_name(function):
