@@ -149,9 +149,10 @@ def test_branches_are_one_convolution():
 
 def test_int8_is_for_maps_and_sequences():
     nodes = count(to_proto(emit(build("convnext v1"), precision="int8")))
-    assert nodes["MatMulInteger"] == 6 and nodes["Gemm"] == 1  # the head
+    assert nodes["MatMulInteger"] == 6 + 1 and nodes["Gemm"] == 1  # of blocks, downsampling; the head
+    assert nodes["Conv"] == 3 + 1  # of blocks; the stem
     weights = to_proto(emit(build("convnext v1"), precision="int8")).graph.initializer
-    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights) == 6
+    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights) == 7
 
 
 @pytest.mark.parametrize("opset", [17, 20])

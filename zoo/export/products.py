@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from zoo.export.graph import FLAT, FLOAT16, FLOAT32, INT8, INT32, INT64, UINT8
+from zoo.export.graph import FLAT, FLOAT16, FLOAT32, INT8, INT32, INT64, LAST, UINT8
 
 NARROW = 512  # channels from which on a bias costs less than what saves it
 PART = 640_000  # bytes of an image's result from which on a widening product is made in parts
@@ -57,8 +57,8 @@ def _count_parts(graph, x, kernel):
 
 def _times(graph, kernel, bias, name):
     """A function of (N, I), which multiplies with a kernel and adds a bias."""
-    weights = [graph.weight(kernel, name)]
-    weights += [] if bias is None else [graph.weight(bias, name.replace("kernel", "bias"))]
+    bias_name = [] if bias is None else [graph.weight(bias, name.replace("kernel", "bias"))]
+    weights = [graph.weight(kernel, name), *bias_name]
     return lambda x: graph.op("Gemm", [graph.cast(x, graph.compute), *weights])
 
 
@@ -92,3 +92,13 @@ def _times_int8(graph, kernel, bias, name):
         return y if shift is None else graph.op("Add", [y, shift])
 
     return times
+
+
+def tiles(graph, x, size):
+    """(B, H, W, C) → (B·H/h·W/w, h·w·C): each window's values side by side."""
+    batch, height, width, channels = x.shape
+    shape = (batch, height // size[0], width // size[1], size[0] * size[1] * channels)
+    rows = graph.reshape(graph.to(x, LAST), [-1, size[0], shape[2], size[1] * channels], name="rows")
+    y = graph.op("Transpose", [rows], perm=(0, 2, 1, 3), name="tiles")
+    y = graph.op("Reshape", [y, graph.constant([-1, shape[-1]], INT64)], name="flatten")
+    return dataclasses.replace(y, shape=shape, form=FLAT, like=None)

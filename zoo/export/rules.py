@@ -10,8 +10,8 @@ import functools
 import keras
 import numpy as np
 
-from zoo.export.graph import FIRST, FLAT, FLOAT32, INT64, LAST, Graph, Value
-from zoo.export.products import each, product
+from zoo.export.graph import FIRST, FLAT, FLOAT32, INT8, INT64, LAST, Graph, Value
+from zoo.export.products import each, product, tiles
 from zoo.folding import BRANCHES, batch_norm_affine, to_numpy
 
 RULES: dict = {}  # class, or the name of a class of Keras or of ours → rule
@@ -69,10 +69,21 @@ def identity(graph: Graph, layer, x: Value) -> Value:  # noqa: ARG001
 
 @_register("Conv2D", "DepthwiseConv2D")
 def convolution(graph, layer, x):
-    pads = _pads(layer, x)
     bias = to_numpy(layer.bias) if layer.use_bias else None
+    if graph.precision == INT8 and _is_tiling(layer, x):
+        kernel = to_numpy(layer.kernel).reshape(-1, layer.filters)
+        return activate(graph, product(graph, tiles(graph, x, layer.kernel_size), kernel, bias), layer.activation)
+    pads = _pads(layer, x)
     y = convolve(graph, x, to_numpy(layer.kernel), bias, strides=layer.strides, pads=pads, **_kind(layer))
     return activate(graph, y, layer.activation)
+
+
+def _is_tiling(layer, x):
+    """Whether the windows lie side by side and cover a map of features: a product of what is under each window."""
+    kind = {"depthwise": False, "dilations": (1, 1), "groups": 1}
+    fits = _kind(layer) == kind and layer.padding == "valid" and (1, 1) != layer.kernel_size == layer.strides
+    covers = all(side and side % size == 0 for side, size in zip(x.shape[1:3], layer.kernel_size, strict=True))
+    return fits and covers and x.channels > 3
 
 
 def _kind(layer):
