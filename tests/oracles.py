@@ -4,7 +4,7 @@
     python tests/oracles.py build/oracles --only 'timm-*'    # --list shows the names
     python tests/oracles.py build/oracles --full             # and those too big for the suite
     python tests/oracles.py build/oracles --apple FOLDER     # and by Apple's own code (oracles_apple.py)
-    python tests/oracles.py build/oracles --giants           # and those of 0.6 to 1.4 billion parameters
+    python tests/oracles.py build/oracles --giants           # and those of 0.6 to 2.5 billion parameters
 
 A case is a folder: `model.safetensors`, the reference's own state dict; `reference.npz`, inputs and outputs, images and
 maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. `zoo.parity` compares.
@@ -132,7 +132,7 @@ def main():
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names to compute, e.g. 'timm-*'")
     parser.add_argument("--full", action="store_true", help="also the cases too big for the suite")
     parser.add_argument("--apple", metavar="FOLDER", help="also by Apple's code: a checkout of apple/ml-mobileclip")
-    parser.add_argument("--giants", action="store_true", help="also pairs of up to 5.5 GB of weights")
+    parser.add_argument("--giants", action="store_true", help="also pairs of up to 10 GB of weights")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
     wanted = [case for case in cases(options.apple, options.giants) if options.full or not case.full]
