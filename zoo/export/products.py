@@ -15,6 +15,9 @@ PART = 640_000  # bytes of an image's result from which on a widening product is
 
 def product(graph, x, kernel, bias, name="kernel"):
     """x · kernel + bias over the last axis, (…, I) → (…, O); where int8 is asked for, maps and sequences in int8."""
+    count = 1 if x.parts else _count_parts(graph, x, kernel)
+    x = graph.split(x, count) if count > 1 else x
+    x = each(x, lambda part: graph.to(part, FLAT))
     has_rows = any(side != 1 for side in x.shape[1:-1])  # more than one an image
     widens = kernel.shape[0] < min(kernel.shape[1], NARROW)
     if graph.precision == INT8 and has_rows:
@@ -23,11 +26,9 @@ def product(graph, x, kernel, bias, name="kernel"):
         times = _times_widening(graph, kernel, bias, name)
     else:
         times = _times(graph, kernel, bias, name)
-    count = 1 if x.parts else _count_parts(graph, x, kernel)
-    x = graph.split(x, count) if count > 1 else x
 
     def multiply(part):
-        return dataclasses.replace(times(graph.to(part, FLAT)), shape=(*part.shape[:-1], kernel.shape[1]))
+        return dataclasses.replace(times(part), shape=(*part.shape[:-1], kernel.shape[1]))
 
     return each(x, multiply)
 
