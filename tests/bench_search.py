@@ -50,7 +50,7 @@ def main(arguments=None) -> None:
     vectors.add_argument("--vectors", choices=("random", "low-rank"), default="random")
     vectors.add_argument("--dtype", choices=("float32", "float16", "int8"), default="float32")
     vectors.add_argument("--accelerate", nargs="*", default=[], metavar="KIND", help="float16, int8, hnsw")
-    vectors.add_argument("--connectivity", type=int, default=16, help="of the graph")
+    vectors.add_argument("--connectivity", type=int, default=32, help="of the graph")
     vectors.add_argument("--expansion", type=int, nargs="*", default=[128], metavar="N", help="vectors kept in view")
     vectors.add_argument("--queries", type=int, default=50)
     vectors.add_argument("--folder", help="to keep the index in; one that is there is searched")

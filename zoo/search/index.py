@@ -242,7 +242,7 @@ class Index:
         Args:
             kind: "float16" or "int8": a narrow copy, of which usearch finds candidates; results stay exact. "hnsw": a
                 graph for `search(…, approximate=True)`.
-            options: of the graph: `connectivity` (16) and `expansion` (128).
+            options: of the graph: `connectivity` (32) and `expansion` (128).
 
         Returns:
             {"kind", "vectors", "bytes"}, and of a graph "directions", which it lies along, and "recall_at_10": the
