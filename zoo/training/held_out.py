@@ -18,9 +18,9 @@ def held_out_batches(dataset: Dataset, spec: PreprocessSpec, *, batch_size: int,
     whole = {"shuffle": False, "drop_last": False, "replace_bad": False, "max_bad_fraction": 1.0}
     batches = Batches(dataset, spec, batch_size=batch_size, **{**whole, **options})
     if not len(batches[0]["images"]):
-        first, reason = next(iter(batches.bad.reasons.items()))
-        names = f"first {len(batches.bad)} records none can be used, beginning with {dataset.names[first]!r}"
-        raise ValueError(f"of the validation data's {names}: {reason}")
+        first, *others = batches.indices(0, 0)  # threads may have found more of the bad ones by now
+        names = f"first {1 + len(others)} records none can be used, beginning with {dataset.names[first]!r}"
+        raise ValueError(f"of the validation data's {names}: {batches.bad.reasons[int(first)]}")
     return batches
 
 
