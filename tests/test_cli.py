@@ -177,6 +177,26 @@ def test_python_m_zoo():
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (BAD_INPUT, "", 1)
 
 
+@pytest.mark.parametrize(
+    "arguments, kept",
+    [
+        (["embed", "photos", "--model", "own.safetensors", "--out", "vectors"], [True]),
+        (["pretrain", "--model", "convnextv2_atto", "--train-data", "photos"], [True]),
+        (["export", "convnextv2_atto", "own.onnx"], []),
+    ],
+    ids=lambda value: value[0] if value and isinstance(value[0], str) else None,
+)
+def test_what_runs_batches_keeps_freed_memory_before_a_backend_is_chosen(arguments, kept, monkeypatch):
+    def stop(_):
+        raise ValueError("far enough")
+
+    called = []
+    monkeypatch.setattr("zoo.cli.keep_freed_memory", lambda: called.append(True))
+    monkeypatch.setattr("zoo.cli.choose_backend", stop)
+    assert main(arguments) == BAD_INPUT
+    assert called == kept
+
+
 def test_every_function_of_the_table_exists():
     code = (
         "from zoo.cli import COMMANDS, choose_backend, resolve; choose_backend()\n"

@@ -8,7 +8,7 @@ from helpers import predict, randomize
 
 import clip
 import zoo
-from clip.layers import EOT_ID, TakeToken
+from clip.layers import EOT_ID, TakeToken, transformer_block
 from clip.towers.text import create_text_tower
 from convnext import (
     LayerScale,
@@ -111,6 +111,20 @@ def test_pair(image, rng):
     for tower in (folded.image_encoder, folded.text_encoder)[isinstance(image, clip.ConvNeXt) :]:
         shapes = [tower.get_layer(f"transformer_resblocks_{i}_mlp_c_fc").input.shape for i in (0, 1)]
         assert [len(shape) for shape in shapes] == [3, 2]  # the last MLP sees the one token that is wanted
+
+
+@pytest.mark.once
+def test_each_of_two_tokens_is_taken_early(rng):
+    tokens = keras.Input((6, 16))
+
+    def side(name):
+        shape = {"num_heads": 2, "hidden": 32, "activation": "gelu", "causal": False, "depth": 1}
+        return TakeToken(name=f"{name}_pool")(transformer_block(tokens, name=name, **shape))
+
+    model = keras.Model(tokens, [side("left"), side("right")])
+    folded = fold(randomize(model, rng, 0.1))
+    check_same(model, folded, images(rng, (6, 16)))
+    assert [len(folded.get_layer(f"{name}_mlp_c_fc").input.shape) for name in ("left", "right")] == [2, 2]
 
 
 @pytest.mark.once

@@ -68,9 +68,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 def keep_freed_memory() -> bool:
     """Has the C library keep the memory that this process frees, for what it asks for next; whether it will.
 
-    glibc hands each large block back to the system, which has to map and clear all its pages anew when the next step
-    asks for as much, which JAX feels and PyTorch's eager layers, most in a virtual machine, where pages are dear
-    (docs/benchmarks.md). Only glibc can be told so; elsewhere nothing changes. Threads have to share one arena,
+    glibc hands each large block back to the system, which has to map and clear all its pages anew when the next batch
+    asks for as much. Only glibc can be told so; elsewhere nothing changes. Threads have to share one arena,
     since in those of their own large blocks are always handed back: call it before a library starts some. The process
     then holds its greatest need until it ends.
     """

@@ -173,7 +173,7 @@ class Net:
         self.skipped: set = set()
         self.nested: dict = {}  # model inside the model → the affine it shall take in, or None
         self.absorbed: list = []
-        self.early_token: EarlyToken | None = None
+        self.early: dict = {}  # layer → the EarlyToken that comes before it
         for node in self.nodes:
             self._connect(node)
         for tensor in model.outputs:
@@ -248,8 +248,8 @@ class Net:
         def call(layer, *args, **kwargs):
             if layer is None:
                 return args[0]
-            if self.early_token and old[layer] in self.early_token.after:
-                args = self.early_token.of(args, keras.tree.flatten(inputs))
+            if token := self.early.get(old[layer]):
+                args = token.of(args, keras.tree.flatten(inputs))
             return layer(*args, **kwargs)
 
         model = keras.models.clone_model(self.model, inputs, clone_function=clone, call_function=call)
@@ -279,12 +279,10 @@ class EarlyToken:
     Attributes:
         layer: the TakeToken.
         place: of the ids it looks into among the model's inputs; None where it takes the first token.
-        after: the layers that come after it.
     """
 
     layer: keras.Layer
     place: int | None
-    after: set
     taken: dict = field(default_factory=dict)
 
     def of(self, args, inputs):
@@ -387,7 +385,7 @@ def take_token_early(net, layer):
     read = {source for other in after for source in net.sources[other]} - after
     places = [_place_of_input(net.model, source) for source in net.sources[layer][1:]]
     if len(read) == 1 and None not in places:
-        net.early_token = EarlyToken(layer, *places or [None], after)
+        net.early |= dict.fromkeys(after, EarlyToken(layer, *places or [None]))
         net.skipped.add(layer)
 
 
