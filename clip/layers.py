@@ -99,6 +99,19 @@ def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name, 
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
+class TokenEmbedding(layers.Embedding):
+    """`keras.layers.Embedding` whose gradient is one array on every backend: int32 (B, L) → (B, L, W).
+
+    TensorFlow gives that of a look-up as rows, a repeated token's several times over, and Keras' optimizers square the
+    rows before they are summed. Through a reshape it is summed first.
+    """
+
+    def call(self, inputs):
+        table = ops.reshape(self.embeddings, (self.input_dim, self.output_dim))
+        return ops.cast(ops.take(table, inputs, axis=0), self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
 class PositionalEmbedding(layers.Layer):
     """Adds a learned vector for each position: (B, L, W) → same, for any L up to `length`.
 

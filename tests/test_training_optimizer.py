@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from clip import VARIANTS, Pair, Text, create_clip
+from clip.layers import TokenEmbedding
 from clip.variants import ConvNeXt, ViT
 from convnext import Variant
 from zoo.training.optimizer import GROWTH_STEPS, NO_WEIGHT_DECAY, Guarded, create_optimizer
@@ -63,18 +64,21 @@ def test_the_guard_changes_nothing_while_all_is_finite():
     assert number(guarded.optimizer.skipped) == 0
 
 
-def test_the_gradient_of_a_repeated_token_is_one_sum():
+@pytest.mark.parametrize(
+    ("embedding", "optimizer"), [(keras.layers.Embedding, Guarded), (TokenEmbedding, lambda plain: plain)]
+)
+def test_the_gradient_of_a_repeated_token_is_one_sum(embedding, optimizer):
     """Its norm and its square too: an embedding learns as the product with one-hot rows that it is."""
     tokens = np.array([[1, 1, 1, 2], [1, 2, 3, 3]], np.int32)
     targets = np.array([[1.0, -1.0], [0.5, 2.0]], np.float32)
-    start, learned = {"_initializer": "ones"}, []
+    learned = []
     for layer, inputs in (
-        (keras.layers.Embedding(4, 2, **{f"embeddings{k}": v for k, v in start.items()}), tokens),
-        (keras.layers.Dense(2, use_bias=False, **{f"kernel{k}": v for k, v in start.items()}), np.eye(4)[tokens]),
+        (embedding(4, 2, embeddings_initializer="ones"), tokens),
+        (keras.layers.Dense(2, use_bias=False, kernel_initializer="ones"), np.eye(4)[tokens]),
     ):
         x = keras.Input(inputs.shape[1:], dtype=inputs.dtype.name)
         model = keras.Model(x, keras.layers.GlobalAveragePooling1D()(layer(x)))
-        model.compile(Guarded(keras.optimizers.Adam(0.1, global_clipnorm=1e-3)), loss="mse", auto_scale_loss=False)
+        model.compile(optimizer(keras.optimizers.Adam(0.1, global_clipnorm=1e-3)), loss="mse", auto_scale_loss=False)
         for _ in range(3):
             model.train_on_batch(inputs, targets)
         learned += values(model)

@@ -6,7 +6,7 @@ Papers: arXiv:2103.00020, section 2.4; arXiv:2311.17049, section 4.2.
 import keras
 from keras import layers
 
-from clip.layers import EOT_ID, LAYER_NORM_EPSILON, PositionalEmbedding, TakeToken, transformer_block
+from clip.layers import EOT_ID, LAYER_NORM_EPSILON, PositionalEmbedding, TakeToken, TokenEmbedding, transformer_block
 from clip.towers.branches import RepMixer
 from clip.towers.mobileclip import LAYER_SCALE, conv_mlp
 from clip.variants import Text
@@ -29,9 +29,8 @@ def create_text_tower(
         too: L is the context length and the padding 0, as in training.
     """
     tokens = keras.Input((None if text.causal else text.context_length,), dtype="int32", name="tokens")
-    x = layers.Embedding(text.vocabulary_size, text.width, embeddings_initializer=Normal(0.02), name="token_embedding")(
-        tokens
-    )  # (B, L, W)
+    size, initializer = (text.vocabulary_size, text.width), Normal(0.02)
+    x = TokenEmbedding(*size, embeddings_initializer=initializer, name="token_embedding")(tokens)  # (B, L, W)
     x = PositionalEmbedding(text.context_length, name="positional_embedding")(x)
     blocks = [attention_block] * text.layers
     if text.mixer_kernel:

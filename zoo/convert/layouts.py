@@ -125,7 +125,7 @@ TENSORS = {
     "BatchNormalization": _BATCH_NORM,
     "GRN": _AFFINE,
     "LayerScale": (Tensor(("",), "gamma"),),
-    "Embedding": (Tensor(("weight",), "embeddings"),),
+    "TokenEmbedding": (Tensor(("weight",), "embeddings"),),
     "PositionalEmbedding": (Tensor(("",), "positional_embedding"),),
     "ClassEmbedding": (Tensor(("",), "class_embedding"),),
     "SelfAttention": (*_linear("in_proj_weight", "in_proj_bias", "in_proj."), *_OUT_PROJ),

@@ -13,7 +13,7 @@ from zoo.folding import to_numpy
 SMALLEST_NORM = 1e-12  # of clip.layers.l2_normalize, whose square is under its root
 
 
-@_register("Embedding")
+@_register("Embedding", "TokenEmbedding")
 def embedding(graph, layer, tokens):
     y = graph.op("Gather", [graph.weight(to_numpy(layer.embeddings), "embeddings"), tokens], like=tokens, axis=0)
     return dataclasses.replace(y, shape=(*tokens.shape, layer.output_dim), dtype=graph.compute)
