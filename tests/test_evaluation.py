@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from data_writers import write_shards
 from PIL import Image
 
 from zoo.data import from_arrays
@@ -174,6 +175,39 @@ def test_what_is_no_data_set_is_refused(options, message):
         load_labelled(**options)
 
 
+@pytest.fixture
+def colour_folders(tmp_path):
+    """Makes tmp_path/NAME with a folder for each of some colours, and a picture of it in each."""
+
+    def make(name, colours=COLOURS[:3]):
+        for colour in colours:
+            (tmp_path / name / colour).mkdir(parents=True)
+            Image.fromarray(paint(COLOURS.index(colour))).save(tmp_path / name / colour / "a.png")
+        return tmp_path / name
+
+    return make
+
+
+def test_class_names_give_the_folders_their_order_or_other_names(colour_folders):
+    place = f"folder:{colour_folders('all')}"  # black, dark, grey
+    assert load_labelled(place, class_names=["grey", "white", "dark", "black"]).records.labels.tolist() == [3, 2, 0]
+    assert load_labelled(place, class_names=["night", "dusk", "fog"]).records.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["grey", "dark", "blak"], "no class name for its folder 'black'"),
+        (["grey", "dusk", "night"], "no class name for its folders 'black', 'dark'"),
+        (["night", "dusk"], "2 class names for 3 class folders"),
+        (["night", "dusk", "fog", "day"], "4 class names for 3 class folders"),
+    ],
+)
+def test_names_that_leave_folders_out_are_refused(names, message, colour_folders):
+    with pytest.raises(ValueError, match=message):
+        load_labelled(f"folder:{colour_folders('all')}", class_names=names)
+
+
 # Retrieval.
 
 
@@ -259,7 +293,24 @@ def test_the_commands_leave_json_and_pictures(loading, pairs_csv, tmp_path):
     assert result.accuracy == pytest.approx(2 / 3)  # grey is as far from black as from dark, and black comes first
     assert {path.name for path in (tmp_path / "z").iterdir()} == {"confusion.png", "mistakes.png", "zero_shot.json"}
     assert "accuracy        66.7 %" in zero_shot.to_text(result)
-    probe = linear_probe.run("pair", dataset=f"folder:{folder}", train=f"folder:{folder}")
-    assert (probe.classes, probe.images) == (2, 3) and "3 images to learn from" in linear_probe.to_text(probe)
+
+
+def test_a_probe_learns_from_other_pictures_than_it_is_tested_on(loading, colour_folders, monkeypatch):
+    result = linear_probe.run("pair", dataset=f"folder:{colour_folders('a')}", train=f"folder:{colour_folders('b')}")
+    assert (result.classes, result.images) == (3, 3) and "3 images to learn from" in linear_probe.to_text(result)
+    splits = {"test": labelled([0, 1, 2]), "train": labelled([0, 1, 2, 3, 4, 0])}
+    monkeypatch.setattr(linear_probe, "load_labelled", lambda *_, split="test", **__: splits[split])
+    for train in (None, "painted", "other"):
+        assert linear_probe.run("pair", dataset="painted", train=train).train_images == 6
+
+
+def test_a_probe_is_not_tested_on_what_it_learned_from(loading, colour_folders, tmp_path):
+    folder = colour_folders("a")
+    for name in (f"folder:{folder}", f"folder:{folder.parent}/./a/"):
+        with pytest.raises(ValueError, match="are the same pictures"):
+            linear_probe.run("pair", dataset=f"folder:{folder}", train=name)
     with pytest.raises(ValueError, match="has no training split"):
         linear_probe.run("pair", dataset=f"folder:{folder}")
+    shards = write_shards(tmp_path / "shards", 20)
+    with pytest.raises(ValueError, match="are the same pictures"):
+        linear_probe.run("pair", dataset=f"shards:{shards}", train=f"shards:{tmp_path}/shards/*0.tar")

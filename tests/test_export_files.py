@@ -107,6 +107,17 @@ def test_large_weights_of_a_file_that_fails_are_removed(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_large_weights_of_a_good_file_outlive_a_later_failure(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(exporter, "EXTERNAL_LIMIT", 1000)
+    path, model = tmp_path / "model.onnx", build("convnext v1")
+    zoo.export_onnx(model, path)
+    before = OnnxModel(path).predict(images)
+    with pytest.raises(ValueError, match="differs from"):
+        zoo.export_onnx(model, path, tolerance=1e-30)
+    np.testing.assert_array_equal(OnnxModel(path).predict(images), before)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "outputs"),
     [

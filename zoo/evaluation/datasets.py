@@ -72,7 +72,8 @@ def load_labelled(
         data: where the original files are: see `read_cifar`, `read_mnist`. Unless given, Keras' own cache, filled over
             the network if need be.
         class_names: a sequence, or {name: prompts of its own}, which templates do not go with; or a file of one a
-            line, or of either in JSON; the data set's own unless given.
+            line, or of either in JSON; the data set's own unless given. Those of a folder are its class folders in
+            the order of the labels, or other names for all of them, sorted.
         templates: a name in `clip.TEMPLATES`, a sequence, or a file; the data set's own unless given.
         split: "test", or "train" of the data sets that have one.
 
@@ -84,10 +85,10 @@ def load_labelled(
         raise ValueError("templates are for class names; these classes bring whole prompts of their own")
     records, known = _records(name, data, names, split)
     names = names or known
-    if names is None:
-        raise ValueError(f"{name!r} has numbers for classes; name them with class_names (--class-names FILE)")
     if records.labels is None:
         raise ValueError(f"{name!r} has captions and no classes; a folder for each class, or .cls in shards, is needed")
+    if names is None:
+        raise ValueError(f"{name!r} has numbers for classes; name them with class_names (--class-names FILE)")
     if records.labels.max() >= len(names):
         raise ValueError(f"{name!r} has labels up to {records.labels.max()}, and {len(names)} class names")
     chosen = () if prompts else find_templates(templates or DEFAULT_TEMPLATES.get(name, "simple"))
@@ -97,9 +98,7 @@ def load_labelled(
 def _records(name: str, data, names, split: str) -> tuple[Dataset, Sequence[str] | None]:
     kind, _, where = name.partition(":")
     if kind == "folder" and where:
-        records = read_folder(where)
-        if names and set(records.class_names) <= set(names):  # else they are what prompts call the sorted folders
-            records = read_folder(where, class_names=names)
+        records = _class_folders(where, names)
         return records, records.class_names
     if kind == "shards" and where:
         return read_shards(where, class_names=names), None
@@ -111,6 +110,23 @@ def _records(name: str, data, names, split: str) -> tuple[Dataset, Sequence[str]
     data = data or _cached(name)
     images, labels = read_cifar(data, name, split) if name.startswith("cifar") else read_mnist(data, split)
     return from_arrays(images, labels=labels), CLASS_NAMES[name]
+
+
+def _class_folders(where: str, names: Sequence[str] | None) -> Dataset:
+    """A folder's records with the classes in the order of `names`, or sorted where these are other names for them."""
+    records = read_folder(where)
+    folders = records.class_names
+    if names is None or folders is None:
+        return records
+    unnamed = [folder for folder in folders if folder not in names]
+    if not unnamed:
+        return read_folder(where, class_names=names)
+    if len(unnamed) < len(folders):
+        listed = ", ".join(map(repr, unnamed))
+        raise ValueError(f"{where!r}: there is no class name for its folder{'s' * (len(unnamed) > 1)} {listed}")
+    if len(names) != len(folders):
+        raise ValueError(f"{len(names)} class names for {len(folders)} class folders in {where!r}; as many are needed")
+    return records
 
 
 def _cached(name: str) -> Path:

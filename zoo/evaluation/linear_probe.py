@@ -4,10 +4,12 @@ Reference: arXiv:2103.00020, section 3.2 and appendix A.3: L-BFGS, and the stren
 of the training pictures.
 """
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 
+from zoo.data.shards import find_shards
 from zoo.encoding import Encoder
 from zoo.evaluation.datasets import Labelled, load_labelled
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
@@ -51,7 +53,10 @@ def evaluate_probe(
         seed: of the pictures held back to choose the penalty.
     """
     if train.class_names != test.class_names:
-        raise ValueError(f"the training classes {train.class_names} are not the test classes {test.class_names}")
+        raise ValueError(
+            f"the training classes {train.class_names} are not the test classes {test.class_names}; "
+            "--class-names FILE names them for both"
+        )
     (features, labels), (seen, truth) = (_embedded(encoder, data, progress) for data in (train, test))
     strength = choose_strength(features, labels, seed)
     guesses = fit(features, labels, strength).predict(seen)
@@ -93,19 +98,37 @@ def fit(features: np.ndarray, labels: np.ndarray, strength: float):
 
 
 def run(
-    model: str, *, dataset: str = "digits", data: str | None = None, train: str | None = None, batch_size: int = 64
+    model: str,
+    *,
+    dataset: str = "digits",
+    data: str | None = None,
+    train: str | None = None,
+    class_names: str | None = None,
+    batch_size: int = 64,
 ) -> ProbeResult:
     """The command `zoo eval linear-probe`.
 
     Args:
-        train: a data set to learn from, "folder:DIR" or "shards:GLOB"; the training split of `dataset` unless given.
+        train: a data set to learn from; the training split of `dataset` unless given.
+        class_names: of both, as `load_labelled` takes them.
     """
     if train is None and ":" in dataset:
         raise ValueError(f"{dataset!r} has no training split; name one: --train folder:DIR")
-    test = load_labelled(dataset, data)
-    names = test.class_names
-    learned = load_labelled(train, class_names=names) if train else load_labelled(dataset, data, split="train")
+    if train and places_of(train) & places_of(dataset):
+        raise ValueError(f"{train!r} and {dataset!r} are the same pictures; a probe is tested on others than it learned")
+    test = load_labelled(dataset, data, class_names=class_names)
+    if train and train.startswith("shards:"):  # which have numbers for classes
+        class_names = class_names or test.class_names
+    learned = load_labelled(train or dataset, None if train else data, class_names=class_names, split="train")
     return evaluate_probe(load_encoder(model, batch_size=batch_size), learned, test, progress=True)
+
+
+def places_of(name: str) -> set[str]:
+    """Real paths of what a data set is read from; none for those with a name, which have a training split."""
+    kind, _, where = name.partition(":")
+    if kind == "shards":
+        return set(find_shards(where))
+    return {os.path.realpath(where)} if kind == "folder" else set()
 
 
 def to_text(result: ProbeResult) -> str:

@@ -1,5 +1,6 @@
 """`export_onnx`: writes a model as ONNX, checks the file against the model, and only then puts it in its place."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
@@ -151,13 +152,8 @@ def _write(model, graph, path, check, tolerance, started):
     facts = {"precision": graph.precision, "opset": graph.opset, "nodes": len(graph.nodes), "tolerance": tolerance}
     if graph.nbytes <= EXTERNAL_LIMIT:
         return place(model, lambda file: file.write(_serialize(graph)), path, check, started, **facts)
-    data, weights = _with_weights_beside(graph, path)
-    try:
-        size = weights.stat().st_size
+    with _weights_beside(graph, path) as (data, size):
         return place(model, lambda file: file.write(data), path, check, started, size, **facts)
-    except BaseException:
-        weights.unlink()
-        raise
 
 
 def place(model, write, path, check, started, weight_bytes=0, *, precision, opset, nodes, tolerance):
@@ -182,12 +178,17 @@ def _serialize(graph, store=None):
     return to_proto(graph, store).SerializeToString(deterministic=True)
 
 
-def _with_weights_beside(graph, path):
-    """(the serialised `onnx.ModelProto`, path of the file that holds its weights)."""
+@contextlib.contextmanager
+def _weights_beside(graph, path):
+    """(the serialised `onnx.ModelProto`, bytes of the file of weights beside it), which goes again if the block raises.
+
+    One that was there stays: it holds the same bytes, and the older file reads it.
+    """
     digest = hashlib.sha256()
     for array in graph.weights.values():
         digest.update(array.data if array.ndim else array.tobytes())
     weights = path.with_name(f"{path.name}-{digest.hexdigest()[:16]}.data")
+    was_there = weights.exists()
     with atomic_write(weights) as file:
 
         def store(array):
@@ -196,7 +197,13 @@ def _with_weights_beside(graph, path):
             file.write(array.data)
             return {"location": weights.name, "offset": offset, "length": array.nbytes}
 
-        return _serialize(graph, store), weights
+        data = _serialize(graph, store)
+    try:
+        yield data, weights.stat().st_size
+    except BaseException:
+        if not was_there:
+            weights.unlink()
+        raise
 
 
 def _check(model, path, options, precision, tolerance):
