@@ -9,6 +9,7 @@ import pytest
 from data_writers import write_shards
 from PIL import Image
 
+from clip import CLASS_NAMES, Tokenizer, tokenize
 from zoo.data import from_arrays
 from zoo.encoding import Encoder
 from zoo.evaluation import linear_probe, retrieval, zero_shot
@@ -48,6 +49,19 @@ def labelled(labels, seen=None):
     return Labelled("painted", from_arrays(pictures, labels=labels), COLOURS, ("a photo of something {}.",))
 
 
+@pytest.fixture
+def colour_folders(tmp_path):
+    """Makes tmp_path/NAME with a folder for each of some colours, and a picture of it in each."""
+
+    def make(name, colours=COLOURS[:3]):
+        for colour in colours:
+            (tmp_path / name / colour).mkdir(parents=True)
+            Image.fromarray(paint(COLOURS.index(colour))).save(tmp_path / name / colour / "a.png")
+        return tmp_path / name
+
+    return make
+
+
 def test_a_pair_that_knows_all_is_right_everywhere(encoder):
     result, logits, kept = evaluate_zero_shot(encoder, labelled([0, 1, 2, 3, 4, 4]))
     assert (result.accuracy, result.accuracy_at_5, result.mean_per_class_recall) == (1.0, 1.0, 1.0)
@@ -76,6 +90,21 @@ def test_a_damaged_picture_is_left_out_and_named(encoder, tmp_path):
     result, _, kept = evaluate_zero_shot(encoder, data)
     assert (result.images, result.accuracy, kept.tolist()) == (3, 1.0, [0, 1, 3])
     assert list(result.bad) == ["dark/b.png"] and "not an image" in result.bad["dark/b.png"]
+
+
+def test_pictures_of_which_none_can_be_read_are_refused(encoder, colour_folders):
+    good, bad = colour_folders("good"), colour_folders("bad")
+    for path in bad.glob("*/a.png"):
+        path.write_bytes(b"not a picture")
+    good, bad = (load_labelled(f"folder:{folder}") for folder in (good, bad))
+    message = "none of the 3 pictures can be read; the first, 'black/a.png': .*not an image"
+    for evaluate in (
+        lambda: evaluate_zero_shot(encoder, bad),
+        lambda: linear_probe.evaluate_probe(encoder, bad, good),
+        lambda: linear_probe.evaluate_probe(encoder, good, bad),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
@@ -175,19 +204,6 @@ def test_what_is_no_data_set_is_refused(options, message):
         load_labelled(**options)
 
 
-@pytest.fixture
-def colour_folders(tmp_path):
-    """Makes tmp_path/NAME with a folder for each of some colours, and a picture of it in each."""
-
-    def make(name, colours=COLOURS[:3]):
-        for colour in colours:
-            (tmp_path / name / colour).mkdir(parents=True)
-            Image.fromarray(paint(COLOURS.index(colour))).save(tmp_path / name / colour / "a.png")
-        return tmp_path / name
-
-    return make
-
-
 def test_class_names_give_the_folders_their_order_or_other_names(colour_folders):
     place = f"folder:{colour_folders('all')}"  # black, dark, grey
     assert load_labelled(place, class_names=["grey", "white", "dark", "black"]).records.labels.tolist() == [3, 2, 0]
@@ -243,6 +259,34 @@ def test_retrieval_from_a_captioned_folder(encoder, tmp_path):
     np.testing.assert_allclose(pairs.images, pairs.texts)
 
 
+def test_captions_that_are_too_long_are_cut_and_counted(encoder):
+    """As CLIP_benchmark does: the last token that is kept is the end of the text."""
+    seen = []
+
+    def read(tokens):
+        seen.append(tokens)
+        return np.eye(5, dtype=np.float32)[np.arange(len(tokens)) % 5]
+
+    long = "red " * 75  # with start and end as many tokens as there may be
+    records = from_arrays([paint(0), paint(1), paint(2)], captions=["red", long, f"{long} blue green"])
+    result, pairs = evaluate_retrieval(dataclasses.replace(encoder, texts=read, tokenizer=tokenize), records)
+    (tokens,) = seen
+    assert (result.texts, result.cut, pairs.captions[2][-10:]) == (3, 1, "blue green")
+    np.testing.assert_array_equal(tokens[2], tokens[1])
+    assert tokens.shape == (3, 77) and tokens[2, -1] == Tokenizer.eot
+    assert "\ncut: 1 caption has more tokens than the pair reads" in retrieval.to_text(result)
+    assert "cut" not in retrieval.to_text(dataclasses.replace(result, cut=0))
+
+
+@pytest.mark.parametrize("part, message", [("a.png", "not an image"), ("a.txt", "the caption is empty")])
+def test_pairs_of_which_none_can_be_used_are_refused(part, message, encoder, tmp_path):
+    Image.fromarray(paint(1)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("dark")
+    (tmp_path / part).write_bytes(b"x" * (part == "a.png"))
+    with pytest.raises(ValueError, match=f"none of the 1 .* the first, 'a.png.*: .*{message}"):
+        evaluate_retrieval(encoder, read_pairs(tmp_path))
+
+
 def test_labelled_folders_are_no_pairs(tmp_path):
     (tmp_path / "cat").mkdir()
     Image.fromarray(paint(1)).save(tmp_path / "cat" / "a.png")
@@ -293,6 +337,37 @@ def test_the_commands_leave_json_and_pictures(loading, pairs_csv, tmp_path):
     assert result.accuracy == pytest.approx(2 / 3)  # grey is as far from black as from dark, and black comes first
     assert {path.name for path in (tmp_path / "z").iterdir()} == {"confusion.png", "mistakes.png", "zero_shot.json"}
     assert "accuracy        66.7 %" in zero_shot.to_text(result)
+
+
+def test_a_probe_of_few_pictures(encoder):
+    test = labelled([0, 1, 2])
+    for labels in ([0], [1, 1]):
+        with pytest.raises(
+            ValueError, match=f"the {len(labels)} training pictures show one class, '(black|dark)'; a pr"
+        ):
+            linear_probe.evaluate_probe(encoder, labelled(labels), test)
+    result = linear_probe.evaluate_probe(encoder, labelled([0, 1]), labelled([0, 1]))  # none is held back
+    assert (result.accuracy, result.strength) == (1.0, 1.0)
+
+
+def test_the_command_linear_probe_names_what_it_leaves_out(loading, colour_folders, tmp_path):
+    train, test = colour_folders("train"), colour_folders("test")
+    (test / "dark" / "b.png").write_bytes(b"not a picture")
+    (train / "dark" / "b.png").write_bytes(b"")
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps(["night", "dusk", "fog"]))
+    options = {"train": f"folder:{train}", "class_names": str(names), "output": str(tmp_path / "p")}
+    result = linear_probe.run("pair", dataset=f"folder:{test}", **options)
+    assert (result.train_images, result.images, result.class_names) == (3, 3, ("night", "dusk", "fog"))
+    assert list(result.bad) == list(result.train_bad) == ["dark/b.png"]
+    assert "left out        2, e.g. dark/b.png: " in linear_probe.to_text(result)
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"linear_probe.json", "confusion.png"}
+    found = json.loads((tmp_path / "p" / "linear_probe.json").read_text())
+    assert found["accuracy"] == 1.0 and np.trace(found["confusion"]) == 3
+    shards = write_shards(tmp_path / "shards", 20)
+    (tmp_path / "digits.txt").write_text("\n".join(CLASS_NAMES["digits"]))
+    options = {"train": "digits", "class_names": str(tmp_path / "digits.txt")}
+    assert linear_probe.run("pair", dataset=f"shards:{shards}", **options).classes == 10
 
 
 def test_a_probe_learns_from_other_pictures_than_it_is_tested_on(loading, colour_folders, monkeypatch):

@@ -27,7 +27,7 @@ ORDER = {
         *("names", "recipes", "info", "hub", "assembly", "registry", "conversion", "exchange"),
         *("torch_graph", "encoding", "predictor", "evaluation.metrics", "search"),
         *("evaluation.digits", "evaluation.published", "evaluation.datasets"),
-        *("evaluation.models", "evaluation.classifier"),
+        *("evaluation.models", "evaluation.results", "evaluation.classifier"),
         *("evaluation", "export", "training"),
         *("picture_source", "search_sheet", "pipeline", "image_search"),
         *("bench.cases", "bench.presets", "bench.timing", "bench.devices", "bench.machine"),

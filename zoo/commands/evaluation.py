@@ -8,6 +8,11 @@ DATASET = argument(
 )
 
 DATA = argument("--data", metavar="PATH", help="the data set's original files (default: Keras' cache, or its download)")
+CLASSES = argument(
+    "--class-names",
+    metavar="FILE",
+    help="one a line, in the order of the labels; or JSON, also of prompts for each: {name: [prompt, …]}",
+)
 RESULTS = argument("--output", metavar="DIR", help="folder for JSON and pictures")
 
 COMMANDS = {
@@ -20,11 +25,7 @@ COMMANDS = {
             DATASET,
             DATA,
             argument("--templates", metavar="SET|FILE", help="of clip.TEMPLATES, or one a line (default: the data's)"),
-            argument(
-                "--class-names",
-                metavar="FILE",
-                help="one a line, in the order of the labels; or JSON, also of prompts for each: {name: [prompt, …]}",
-            ),
+            CLASSES,
             IMAGES_AT_A_TIME,
             RESULTS,
         ),
@@ -53,7 +54,9 @@ COMMANDS = {
             DATASET,
             DATA,
             argument("--train", metavar="NAME", help="folder:DIR or shards:GLOB to learn from (default: the data's)"),
+            CLASSES,
             IMAGES_AT_A_TIME,
+            RESULTS,
         ),
         uses_backend=True,
     ),

@@ -6,6 +6,7 @@ of the training pictures.
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from zoo.encoding import Encoder
 from zoo.evaluation.datasets import Labelled, load_labelled
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.models import load_encoder
-from zoo.report import percent
+from zoo.evaluation.results import embed_readable, told, write_result
+from zoo.report import percent, plot_confusion
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty
 HELD_BACK = 0.2  # of the training pictures, to choose among them
@@ -31,6 +33,9 @@ class ProbeResult:
         accuracy, mean_per_class_recall: on the test pictures.
         interval: in which the accuracy lies with 95 % confidence (Wilson).
         strength: the C that was chosen.
+        confusion: counts (K, K), rows are true classes.
+        class_names: K names.
+        train_bad, bad: {record: why it was left out}.
     """
 
     model: str
@@ -42,6 +47,10 @@ class ProbeResult:
     interval: tuple[float, float]
     mean_per_class_recall: float
     strength: float
+    confusion: list
+    class_names: tuple[str, ...]
+    train_bad: dict
+    bad: dict
 
 
 def evaluate_probe(
@@ -57,10 +66,16 @@ def evaluate_probe(
             f"the training classes {train.class_names} are not the test classes {test.class_names}; "
             "--class-names FILE names them for both"
         )
-    (features, labels), (seen, truth) = (_embedded(encoder, data, progress) for data in (train, test))
+    features, labels, train_bad = _embedded(encoder, train, progress)
+    shown = np.unique(labels)
+    if len(shown) < 2:
+        name = train.class_names[shown[0]]
+        raise ValueError(f"the {len(labels)} training pictures show one class, {name!r}; a probe needs two or more")
+    seen, truth, bad = _embedded(encoder, test, progress)
     strength = choose_strength(features, labels, seed)
     guesses = fit(features, labels, strength).predict(seen)
     right = int((guesses == truth).sum())
+    counts = confusion(truth, guesses, len(test.class_names))
     return ProbeResult(
         model=encoder.name,
         dataset=test.name,
@@ -69,21 +84,31 @@ def evaluate_probe(
         classes=len(test.class_names),
         accuracy=right / len(truth),
         interval=wilson_interval(right, len(truth)),
-        mean_per_class_recall=mean_per_class_recall(confusion(truth, guesses, len(test.class_names))),
+        mean_per_class_recall=mean_per_class_recall(counts),
         strength=strength,
+        confusion=counts.tolist(),
+        class_names=test.class_names,
+        train_bad=train_bad,
+        bad=bad,
     )
 
 
 def _embedded(encoder, data, progress):
-    vectors, kept, _ = encoder.embed_records(data.records, progress=progress)
-    return vectors, data.records.labels[kept]
+    """(float32 (N, D), int (N,), {record: why it was left out})."""
+    vectors, kept, bad = embed_readable(encoder, data.records, progress=progress)
+    return vectors, data.records.labels[kept], {data.records.names[i]: reason for i, reason in bad.items()}
 
 
 def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
-    """The C of STRENGTHS that does best on a fifth of the pictures; of equals the smallest, the strongest penalty."""
+    """The C of STRENGTHS that does best on a fifth of the pictures; of equals the smallest, the strongest penalty.
+
+    It is scikit-learn's own, 1, where so few pictures are left to learn from that they show one class alone.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
     back = max(1, round(HELD_BACK * len(labels)))
     held, rest = order[:back], order[back:]
+    if len(np.unique(labels[rest])) < 2:
+        return 1.0
     scores = [fit(features[rest], labels[rest], c).score(features[held], labels[held]) for c in STRENGTHS]
     return STRENGTHS[int(np.argmax(scores))]
 
@@ -105,8 +130,9 @@ def run(
     train: str | None = None,
     class_names: str | None = None,
     batch_size: int = 64,
+    output: str | None = None,
 ) -> ProbeResult:
-    """The command `zoo eval linear-probe`.
+    """The command `zoo eval linear-probe`; with `output` it leaves linear_probe.json and confusion.png in a folder.
 
     Args:
         train: a data set to learn from; the training split of `dataset` unless given.
@@ -115,12 +141,16 @@ def run(
     if train is None and ":" in dataset:
         raise ValueError(f"{dataset!r} has no training split; name one: --train folder:DIR")
     if train and places_of(train) & places_of(dataset):
-        raise ValueError(f"{train!r} and {dataset!r} are the same pictures; a probe is tested on others than it learned")
+        raise ValueError(f"{train!r} and {dataset!r} are the same pictures; a probe learns from others than its test's")
     test = load_labelled(dataset, data, class_names=class_names)
     if train and train.startswith("shards:"):  # which have numbers for classes
         class_names = class_names or test.class_names
     learned = load_labelled(train or dataset, None if train else data, class_names=class_names, split="train")
-    return evaluate_probe(load_encoder(model, batch_size=batch_size), learned, test, progress=True)
+    result = evaluate_probe(load_encoder(model, batch_size=batch_size), learned, test, progress=True)
+    if output is not None:
+        write_result(Path(output), "linear_probe", result)
+        plot_confusion(Path(output, "confusion.png"), np.array(result.confusion), result.class_names)
+    return result
 
 
 def places_of(name: str) -> set[str]:
@@ -141,4 +171,6 @@ def to_text(result: ProbeResult) -> str:
         "recall a class": percent(result.mean_per_class_recall),
         "penalty": f"C = {result.strength:g}",
     }
+    if left_out := told(result.train_bad, result.bad):
+        lines["left out"] = left_out
     return "\n".join(f"{name:<16}{value}" for name, value in lines.items())

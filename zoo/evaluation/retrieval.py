@@ -4,17 +4,18 @@ An image with several captions counts as one image: text → image each caption 
 its captions is right. Ranks and ties: `zoo.evaluation.metrics`.
 """
 
-import json
-from dataclasses import asdict, dataclass
+import functools
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from clip import tokenize
 from zoo.data import BadSample, Dataset, open_record, read_csv, read_folder, read_shards
 from zoo.encoding import Encoder
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks
 from zoo.evaluation.models import load_encoder
-from zoo.files import atomic_write
+from zoo.evaluation.results import embed_readable, none_left, told, write_result
 from zoo.report import SheetRow, percent, plot_sheet
 
 SHOWN_QUERIES, SHOWN_RESULTS = 6, 6
@@ -27,6 +28,7 @@ class RetrievalResult:
     Args:
         model, data: names.
         images, texts: counts.
+        cut: how many of the texts have more tokens than the pair reads.
         text_to_image, image_to_text: {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank",
             "queries"}.
         bad: {record: why it was left out}.
@@ -36,6 +38,7 @@ class RetrievalResult:
     data: str
     images: int
     texts: int
+    cut: int
     text_to_image: dict
     image_to_text: dict
     bad: dict
@@ -48,6 +51,7 @@ class Pairs:
     Args:
         images: float32 (M, D); `places` int (M,) are their records.
         texts: float32 (N, D) of `captions`, N strings; `owners` int (N,) say which image each belongs to.
+        cut: how many captions were read to the longest length alone.
     """
 
     images: np.ndarray
@@ -55,6 +59,7 @@ class Pairs:
     texts: np.ndarray
     captions: list[str]
     owners: np.ndarray
+    cut: int
 
 
 def read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: str = "caption") -> Dataset:
@@ -78,7 +83,7 @@ def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) 
     for row, name in enumerate(records.names):
         rows_of.setdefault(name, []).append(row)
     firsts = np.array([rows[0] for rows in rows_of.values()])
-    images, kept, reasons = encoder.embed_records(records.subset(firsts), progress=progress)
+    images, kept, reasons = embed_readable(encoder, records.subset(firsts), progress=progress)
     bad = {records.names[firsts[i]]: reason for i, reason in reasons.items()}
     captions, owners = [], []
     for image, place in enumerate(kept):
@@ -88,8 +93,20 @@ def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) 
                 owners.append(image)
             except BadSample as error:
                 bad[f"{records.names[row]} (row {row})"] = str(error)
-    texts = encoder.embed_texts(captions)
-    return Pairs(images, firsts[kept], texts, captions, np.array(owners)), bad
+    if not captions:
+        raise none_left("captions can be used", bad)
+    encoder, cut = truncating(encoder, captions)
+    return Pairs(images, firsts[kept], encoder.embed_texts(captions), captions, np.array(owners), cut), bad
+
+
+def truncating(encoder: Encoder, captions: list[str]) -> tuple[Encoder, int]:
+    """(the encoder, reading of a longer caption its first tokens and the end id, as CLIP_benchmark does; how many such
+    captions there are). A tokenizer of the user's own is left to do as it does."""
+    if encoder.tokenizer is not tokenize:
+        return encoder, 0
+    length = tokenize("").shape[1]
+    beyond = tokenize(captions, length + 1, truncate=True)[:, length]
+    return replace(encoder, tokenizer=functools.partial(tokenize, truncate=True)), int(np.count_nonzero(beyond))
 
 
 def evaluate_retrieval(
@@ -106,6 +123,7 @@ def evaluate_retrieval(
         data=name,
         images=len(pairs.images),
         texts=len(pairs.texts),
+        cut=pairs.cut,
         text_to_image=summarize_ranks(to_image),
         image_to_text=summarize_ranks(to_text),
         bad=bad,
@@ -128,9 +146,7 @@ def run(
     result, pairs = evaluate_retrieval(encoder, records, name=str(data), progress=True)
     if output is not None:
         folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "retrieval.json", "w") as file:
-            json.dump(asdict(result), file, indent=1, ensure_ascii=False)
+        write_result(folder, "retrieval", result)
         draw_searches(folder / "retrieval.png", records, pairs)
     return result
 
@@ -159,6 +175,9 @@ def to_text(result: RetrievalResult) -> str:
     for name, found in (("text → image", result.text_to_image), ("image → text", result.image_to_text)):
         shares = " | ".join(percent(found[f"recall_at_{k}"]) for k in (1, 5, 10))
         lines.append(f"| {name} | {shares} | {found['median_rank']:g} | {found['mean_rank']:.1f} |")
+    if result.cut:
+        have = "caption has" if result.cut == 1 else "captions have"
+        lines.append(f"\ncut: {result.cut} {have} more tokens than the pair reads")
     if result.bad:
-        lines.append(f"\nleft out: {len(result.bad)}, e.g. {': '.join(next(iter(result.bad.items())))}")
+        lines.append(f"\nleft out: {told(result.bad)}")
     return "\n".join(lines)

@@ -4,8 +4,7 @@ Reference: arXiv:2103.00020, section 3.1; the figures are those of LAION's CLIP_
 recall), with a confidence interval and the calibration beside them.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from zoo.evaluation.classifier import Classifier, create_classifier
 from zoo.evaluation.datasets import Labelled, load_labelled
 from zoo.evaluation.metrics import calibration, class_ranks, confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.models import load_encoder
-from zoo.files import atomic_write
+from zoo.evaluation.results import embed_readable, told, write_result
 from zoo.report import SheetRow, percent, plot_confusion, plot_sheet
 
 SHOWN = 8
@@ -70,7 +69,7 @@ def evaluate_zero_shot(
         (result, logits float32 (N, K), int (N,) which records they are).
     """
     classifier = classifier or create_classifier(encoder, data.prompts or data.class_names, data.templates)
-    vectors, kept, bad = embedded or encoder.embed_records(data.records, progress=progress)
+    vectors, kept, bad = embedded or embed_readable(encoder, data.records, progress=progress)
     logits, labels = classifier.logits(vectors), data.records.labels[kept]
     ranks = class_ranks(logits, labels)
     counts = confusion(labels, logits.argmax(axis=1), len(data.class_names))
@@ -111,9 +110,7 @@ def run(
     result, logits, kept = evaluate_zero_shot(encoder, labelled, progress=True)
     if output is not None:
         folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "zero_shot.json", "w") as file:
-            json.dump(asdict(result), file, indent=1, ensure_ascii=False)
+        write_result(folder, "zero_shot", result)
         plot_confusion(folder / "confusion.png", np.array(result.confusion), result.class_names)
         draw_mistakes(folder / "mistakes.png", labelled, logits, kept)
     return result
@@ -148,5 +145,5 @@ def to_text(result: ZeroShotResult) -> str:
         "calibration": f"off by {percent(result.calibration['error'])}",
     }
     if result.bad:
-        lines["left out"] = f"{len(result.bad)}, e.g. {': '.join(next(iter(result.bad.items())))}"
+        lines["left out"] = told(result.bad)
     return "\n".join(f"{name:<16}{value}" for name, value in {"model": result.model, **lines}.items())
