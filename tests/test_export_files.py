@@ -12,7 +12,7 @@ from PIL import Image
 import zoo
 from zoo import cli
 from zoo.export import OnnxModel, emit, exporter, to_proto
-from zoo.export.command import class_list, export_via_keras, read_pictures, to_text
+from zoo.export.command import class_list, export, export_via_keras, read_pictures, to_text
 from zoo.export.verify import compare, random_inputs
 from zoo.files import sha256
 from zoo.preprocess import PreprocessSpec
@@ -243,6 +243,7 @@ def test_pictures_as_a_file_takes_them(pictures):
         (["{}/model.keras", "{}/model.onnx", "--include-preprocessing"], "does not say how its pictures"),
         (["{}/model.keras", "{}/model.onnx", "--part", "image"], "is of a pair"),
         (["{}/model.keras", "{}/model.onnx", "--tolerance", "1e-30"], "differs from"),
+        (["{}/model.keras", "{}/model.onnx", "--via", "keras", "--no-fold", "--logits"], "no --logits, --no-fold"),
     ],
 )
 def test_command_refuses(words, message, tmp_path, capsys):
@@ -285,3 +286,33 @@ def test_via_keras_checks_the_file_too(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="own exporter fails on 'convnext_custom': RuntimeError: an operator"):
         export_via_keras(model, path, opset=17)
     assert path.stat().st_size == report.bytes
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter
+@pytest.mark.only("torch")  # whose exporter comes with the backend itself
+def test_via_keras_of_a_file(tmp_path, capsys):
+    """A loaded model was never called, which Keras' exporter asks for."""
+    x = keras.Input((4,))
+    keras.Model(x, keras.layers.Dense(3)(keras.layers.Dense(5, activation="relu")(x))).save(tmp_path / "model.keras")
+    words = ["export", str(tmp_path / "model.keras"), str(tmp_path / "model.onnx"), "--backend", "torch"]
+    assert cli.main([*words, "--via", "keras", "--opset", "17", "--json"]) == 0
+    assert {check["batch"] for check in json.loads(capsys.readouterr().out)["checks"]} == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"precision": "int8"}, "--precision"),
+        ({"include_preprocessing": True}, "--include-preprocessing"),
+        ({"layout": "NCHW"}, "--layout"),
+        ({"normalize": True}, "--normalize"),
+        ({"logits": True}, "--logits"),
+        ({"fold": False}, "--no-fold"),
+        ({"verify": False}, "--no-verify"),
+        ({"calibration": "photos"}, "--calibration"),
+    ],
+)
+def test_via_keras_refuses_what_it_cannot_do(options, flag, tmp_path):
+    """Before the model is looked for."""
+    with pytest.raises(ValueError, match=f"Keras' own exporter has no {flag}."):
+        export(tmp_path / "nothing.keras", tmp_path / "model.onnx", via="keras", **options)

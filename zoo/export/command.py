@@ -1,6 +1,7 @@
 """What `zoo export` does: finds the model, writes the file, shows what it cost."""
 
 import dataclasses
+import inspect
 import tempfile
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from zoo.export.exporter import ExportReport, export_onnx, place, take_part
 from zoo.export.graph import FLOAT32
-from zoo.export.verify import TOLERANCES, random_inputs, sentences, to_layout
+from zoo.export.verify import TOLERANCES, keras_outputs, random_inputs, sentences, to_layout
 from zoo.preprocess import batch, open_image
 
 KERAS = "keras"
@@ -45,11 +46,15 @@ def export(
         include_preprocessing: the file takes uint8 pixels and scales them as the model's preprocessing says.
         calibration: folder of images on which the file is compared with the model, at most MOST_IMAGES of them, in
             place of scikit-learn's photographs.
-        via: "zoo", or "keras": Keras' own exporter, for models whose layers have no rule here.
+        via: "zoo", or "keras": Keras' own exporter, for models whose layers have no rule here. It knows no options but
+            weights, part, classes, opset and tolerance.
 
     Raises:
         ValueError: what `export_onnx` refuses; a model that does not say how its pictures are made ready.
     """
+    options = {"precision": precision, "layout": layout, "normalize": normalize, "logits": logits, "fold": fold}
+    if via == KERAS:
+        refuse_for_keras(include_preprocessing=include_preprocessing, verify=verify, calibration=calibration, **options)
     output = Path(output)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(output.parent)!r} to write {output.name} into.")
@@ -65,16 +70,12 @@ def export(
     return export_onnx(
         exported,
         output,
-        precision=precision,
         opset=opset,
         preprocess=spec if include_preprocessing else None,
-        layout=layout,
-        normalize=normalize,
-        logits=logits,
-        fold=fold,
         verify=verify,
         calibration=pictures or None,
         tolerance=tolerance,
+        **options,
     )
 
 
@@ -135,11 +136,21 @@ def class_list(classes):
     return names, None
 
 
+def refuse_for_keras(**options):
+    """ValueError for options of `export`, other than its defaults, that Keras' own exporter has not."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(export).parameters.items()}
+    given = [name for name, value in options.items() if value != defaults[name]]
+    if given:
+        flags = (f"--{'no-' if defaults[name] is True else ''}{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"Keras' own exporter has no {', '.join(flags)}. It takes --part, --opset and --tolerance.")
+
+
 def export_via_keras(model, path, *, opset, tolerance=None):
     """Keras' own exporter, its file checked as ours are. It bakes in what the backend's tracing sees."""
     import onnx
 
     started = time.perf_counter()
+    keras_outputs(model, random_inputs(model, None, "NHWC"), None, "NHWC")  # it refuses a model that was never called
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         try:
