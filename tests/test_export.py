@@ -242,6 +242,26 @@ def test_unknown_layer_is_refused_by_name():
         emit(with_unknown())
 
 
+class Bare(keras.layers.Layer):
+    """A layer that says nothing of its configuration: a copy of it has another name."""
+
+    def __init__(self, size):
+        super().__init__(name=f"bare_{size}")
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("layer", [keras.layers.Lambda(lambda x: x + 1, name="bare_1"), Bare(1)], ids=["Lambda", "own"])
+def test_unknown_layer_is_refused_before_folding(layer, nested):
+    images = keras.Input((4, 4, 3), name="images")
+    model = keras.Model(images, layer(images))
+    model = keras.Model(images, model(images)) if nested else model
+    with pytest.raises(ValueError, match=r"'bare_1' is a .*register_emission"):
+        emit(model)
+
+
 def test_unknown_layer_can_be_registered(rng):
     @register_emission(Twice)
     def twice(graph, layer, x):
@@ -288,7 +308,7 @@ def test_normalize_is_for_towers():
 def test_activation_without_a_rule():
     model = convnext(create_convnext_v1)
     model.get_layer("head_fc").activation = keras.activations.mish
-    with pytest.raises(ValueError, match="Activation 'mish' has no rule"):
+    with pytest.raises(ValueError, match="'head_fc' has the activation 'mish', which has no rule.*Allowed: gelu"):
         emit(model)
 
 

@@ -69,7 +69,7 @@ def emit(
 
 def check_options(model, precision, opset, layout, normalize, logits):
     """Refuses what the emitter cannot mean, before any work."""
-    check_functional(model)
+    check_layers(model)
     is_pair = hasattr(model, "image_encoder")
     for name, value, allowed in (
         ("precision", precision, PRECISIONS),
@@ -82,6 +82,14 @@ def check_options(model, precision, opset, layout, normalize, logits):
         raise ValueError("normalize=True needs a tower, one output (B, D); a pair's embeddings are normalised already.")
     if logits and not is_pair:
         raise ValueError(f"logits=True needs a pair, and {model.name!r} is none.")
+
+
+def check_layers(model):
+    """Refuses layers without a rule, before folding makes others of them."""
+    check_functional(model)
+    for node in calls(model):
+        check = check_layers if isinstance(node.operation, keras.Model) else rule_of
+        check(node.operation)
 
 
 def pixel_affine(spec):
@@ -121,7 +129,6 @@ def run(graph, model, values, path=""):
         args, kwargs = node.arguments.fill_in(known)
         scope = f"{path}{layer.name}"
         if isinstance(layer, keras.Model):
-            check_functional(layer)
             results = run(graph, layer, _in_order(layer, args), f"{scope}/")
         else:
             graph.scope = scope

@@ -254,7 +254,10 @@ def activate(graph, x, function):
     """An activation of Keras or of ours, by its name."""
     name = activation_name(function)
     if name not in ACTIVATIONS:
-        raise ValueError(f"Activation {name!r} has no rule for ONNX. Allowed: {', '.join(sorted(ACTIVATIONS))}.")
+        raise ValueError(
+            f"Layer {graph.scope!r} has the activation {name!r}, which has no rule for ONNX. "
+            f"Allowed: {', '.join(sorted(ACTIVATIONS))}."
+        )
     return each(x, lambda part: ACTIVATIONS[name](graph, part))
 
 
