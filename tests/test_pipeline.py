@@ -286,6 +286,22 @@ def test_the_cache_by_command(saved, tmp_path, capsys):
     assert main(["cache", "import", str(tmp_path / "none"), "--cache", path]) == 2
 
 
+@pytest.mark.parametrize("job", [["stats"], ["verify"], ["clear"], ["import", "FILE"]])
+def test_cache_commands_leave_other_files_where_they_are(job, pictures, tmp_path, capsys):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(encode(pictures[0]))
+    for path, message in (
+        (picture, "no cache of texts"),
+        (tmp_path, "unable to open"),
+        (tmp_path / "typo" / "x.sqlite", "No cache of texts at"),
+    ):
+        command = ["cache", *(str(path) if part == "FILE" else part for part in job)]
+        assert main(command if "FILE" in job else [*command, "--cache", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and str(path) in error
+    assert list(tmp_path.iterdir()) == [picture] and picture.read_bytes() == encode(pictures[0])
+
+
 def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, tmp_path):
     from safetensors.numpy import load_file
 

@@ -271,7 +271,7 @@ def embed_images(
 
 def cache_stats(cache: str | None = None) -> dict:
     """The command `zoo cache stats`."""
-    texts = TextCache(cache or default_cache_path())
+    texts = _cache(cache)
     stats = texts.stats()
     facts = {"file": str(texts.path), "entries": stats.entries, "bytes": stats.bytes}
     return {**facts, **texts.lifetime()}
@@ -279,25 +279,28 @@ def cache_stats(cache: str | None = None) -> dict:
 
 def cache_clear(cache: str | None = None) -> dict:
     """The command `zoo cache clear`."""
-    return {"dropped": TextCache(cache or default_cache_path()).clear()}
+    return {"dropped": _cache(cache).clear()}
 
 
 def cache_verify(cache: str | None = None) -> dict:
     """The command `zoo cache verify`."""
-    entries, damaged = TextCache(cache or default_cache_path()).verify()
+    entries, damaged = _cache(cache).verify()
     return {"entries": entries, "damaged": damaged}
 
 
 def cache_export(path: str, cache: str | None = None) -> dict:
     """The command `zoo cache export`."""
-    return {"written": TextCache(cache or default_cache_path()).copy_to(TextCache(_absent(path)))}
+    return {"written": _cache(cache).copy_to(TextCache(_absent(path)))}
 
 
 def cache_import(path: str, cache: str | None = None) -> dict:
     """The command `zoo cache import`."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No cache at {path!r}.")
-    return {"read": TextCache(path).copy_to(TextCache(cache or default_cache_path()))}
+    return {"read": _cache(path).copy_to(TextCache(cache or default_cache_path()))}
+
+
+def _cache(path: str | None) -> TextCache:
+    """The cache in a file, the user's own unless given, which is there and stays where it is."""
+    return TextCache(path or default_cache_path(), create=False)
 
 
 def _absent(path: str) -> Path:

@@ -2,7 +2,8 @@
 
 An entry's key is a digest of all that the embedding depends on: the space (weights, tokenizer, precision) and the text
 in Unicode's normal form C. Its value is the unit vector itself, float32, with a checksum: a damaged one is dropped and
-encoded again. The file is in WAL mode, so that it survives a killed writer; a file that is no database is set aside.
+encoded again. The file is in WAL mode, so that it survives a killed writer; a cache that SQLite cannot read is set
+aside, and what is no cache is refused.
 """
 
 import contextlib
@@ -28,10 +29,30 @@ TABLE = """CREATE TABLE IF NOT EXISTS vectors
 (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL, place INTEGER NOT NULL)"""
 PLACES = "CREATE INDEX IF NOT EXISTS places ON vectors(place)"  # else each write would read all that is there
 COUNTS = "CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)"
+STATEMENTS = (TABLE, PLACES, COUNTS)
+OURS = {statement.replace("IF NOT EXISTS ", "") for statement in STATEMENTS}  # as SQLite keeps them
+SUFFIX, HEAD = ".sqlite", 1 << 16  # of a file's name; bytes that hold its schema
+LAST_PLACE = "SELECT MAX(place) FROM vectors WHERE place < 1 << 62"  # no damaged one, which may be a text
+OLDEST_TENTH = "SELECT rowid FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
 USED = """SELECT (page_count - freelist_count) * page_size
 FROM pragma_page_count, pragma_freelist_count, pragma_page_size"""
 COUNTED = ("memory_hits", "disk_hits", "misses", "damaged")
 ASKED_AT_ONCE = 500  # of SQLite's parameters
+# What SQLite says of the machine, or of us. READONLY it says of the machine or of the file, all else of the file.
+MACHINE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOLFS,
+    sqlite3.SQLITE_MISUSE,
+}
+ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter where a message has a damaged name in it
 KEYS = 4096  # remembered: to make one takes a fifth of a hit's time
 
 
@@ -74,11 +95,17 @@ class TextCache:
         path: of the file, made with its folder if need be; None keeps embeddings in memory alone.
         memory: how many vectors are kept in memory, the least recently used dropped first.
         max_bytes: of the file; beyond it the entries written first are dropped.
+        create: whether a file that is missing is made, and a damaged cache set aside for a new one.
+
+    All methods raise OSError for a file that the machine does not let be read or written now, and ValueError for one
+    that is no cache; unless `create`, also FileNotFoundError and, for a damaged cache, ValueError.
     """
 
-    def __init__(self, path: str | Path | None = None, *, memory: int = 4096, max_bytes: int = 1 << 30):
+    def __init__(
+        self, path: str | Path | None = None, *, memory: int = 4096, max_bytes: int = 1 << 30, create: bool = True
+    ):
         self.path = None if path is None else Path(path)
-        self.max_bytes = max_bytes
+        self.max_bytes, self._create = max_bytes, create
         self._memory: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._most = memory
         self._counts = dict.fromkeys(COUNTED, 0)
@@ -147,7 +174,8 @@ class TextCache:
             counts = dict(self._counts)
             if self.path is not None:
                 self._run(self._tell)
-                counts |= dict(self._ask("SELECT name, value FROM counts"))
+                told = self._ask("SELECT name, value FROM counts")
+                counts |= {name: value for name, value in told if name in counts and isinstance(value, int)}
             return {**counts, "hit_rate": CacheStats(**counts, entries=0, bytes=0).hit_rate}
 
     def copy_to(self, other: "TextCache") -> int:
@@ -179,15 +207,15 @@ class TextCache:
         if self.path is None:
             return len(self._memory), 0
         with self._lock:
-            rows = self._ask("SELECT key, vector, checksum FROM vectors")
-            damaged = [key for key, vector, check in rows if checksum(key, vector) != check]
+            rows = self._ask("SELECT rowid, key, vector, checksum FROM vectors")
+            damaged = [row for row, *entry in rows if not is_sound(*entry)]
             self._drop(damaged)
             return len(rows), len(damaged)
 
     def close(self) -> None:
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
-                with contextlib.suppress(sqlite3.Error):  # what was counted matters less than that it closes
+                with contextlib.suppress(*ERRORS):  # what was counted matters less than that it closes
                     self._tell(self._connection)
                 self._connection.close()
             self._connection = None
@@ -208,13 +236,13 @@ class TextCache:
         for first in range(0, len(keys), ASKED_AT_ONCE):
             part = keys[first : first + ASKED_AT_ONCE]
             marks = ",".join("?" * len(part))
-            for key, vector, check in self._ask(
-                f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})", part
+            for row, key, vector, check in self._ask(
+                f"SELECT rowid, key, vector, checksum FROM vectors WHERE key IN ({marks})", part
             ):
-                if checksum(key, vector) == check and len(vector) % 4 == 0:
+                if is_sound(key, vector, check):
                     found[key] = np.frombuffer(vector, "<f4").astype(np.float32)
                 else:
-                    damaged.append(key)
+                    damaged.append(row)
         self._drop(damaged)
         return found
 
@@ -224,15 +252,15 @@ class TextCache:
         def write(connection):
             connection.execute("BEGIN IMMEDIATE")
             with connection:  # one transaction, which takes a fraction of what five do
-                place = (connection.execute("SELECT MAX(place) FROM vectors").fetchone()[0] or 0) + 1
+                place = (connection.execute(LAST_PLACE).fetchone()[0] or 0) + 1
                 rows = [(key, blob, checksum(key, blob), place + i) for i, (key, blob) in enumerate(blobs.items())]
                 connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
                 self._tell(connection)
 
         self._run(write)
-        while self._used_bytes() > self.max_bytes and self._ask("SELECT 1 FROM vectors LIMIT 1"):
-            tenth = "SELECT key FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
-            self._ask(f"DELETE FROM vectors WHERE key IN ({tenth})")
+        drop = f"DELETE FROM vectors WHERE rowid IN ({OLDEST_TENTH})"
+        while self._used_bytes() > self.max_bytes and self._run(lambda c: c.execute(drop).rowcount):
+            pass
 
     def _tell(self, connection: sqlite3.Connection) -> None:
         """Adds what was counted since the last time to what the file knows."""
@@ -242,10 +270,10 @@ class TextCache:
             connection.executemany(statement, rows)
             self._told = dict(self._counts)
 
-    def _drop(self, keys: list[bytes]) -> None:
-        if keys:
-            self._counts["damaged"] += len(keys)
-            self._ask("DELETE FROM vectors WHERE key = ?", [(key,) for key in keys], many=True)
+    def _drop(self, rows: list[int]) -> None:
+        if rows:
+            self._counts["damaged"] += len(rows)
+            self._ask("DELETE FROM vectors WHERE rowid = ?", [(row,) for row in rows], many=True)
 
     def _used_bytes(self) -> int:
         return self._ask(USED)[0][0]
@@ -255,30 +283,59 @@ class TextCache:
         return self._run(lambda c: (c.executemany if many else c.execute)(statement, values).fetchall())
 
     def _run(self, action: Callable):
-        """What `action` makes of the connection; a file that is no database gives way to an empty one."""
-        for attempt in (1, 2):
+        """What `action` makes of the connection; where it says that the file is damaged, of a new one: another process
+        may have set the file aside already, else it gives way to an empty one."""
+        for repair in (self.close, self._set_aside, None):
             try:
                 return action(self._open())
-            except sqlite3.OperationalError:  # locked too long, or the disk is full: the file itself is sound
-                raise
-            except sqlite3.DatabaseError:
-                if attempt == 2:
-                    raise
-                self._set_aside()
+            except ERRORS as error:
+                if not self._is_damage(error):
+                    raise OSError(f"{self.path}: {error}") from error
+                if repair is None or not (self._create and self._was_cache()):
+                    raise ValueError(f"{self.path} is no cache of texts, or a damaged one: {error}") from error
+                repair()
         raise AssertionError("unreachable")
+
+    def _is_damage(self, error: Exception) -> bool:
+        """Whether an error is of the file: not for a lock held too long or a full disk, with which it is sound."""
+        if isinstance(error, UnicodeDecodeError):
+            return True
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
+        return os.access(self.path, os.W_OK) if code == sqlite3.SQLITE_READONLY else code not in MACHINE
+
+    def _was_cache(self) -> bool:
+        """Whether a file that cannot be read may give way: by its name, or a statement of ours that is still in it."""
+        if self.path.suffix == SUFFIX:
+            return True
+        with open(self.path, "rb") as file:
+            head = file.read(HEAD)
+        return any(statement.encode() in head for statement in OURS)
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None or self._process != os.getpid():  # a forked child may not use its parent's
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._process = os.getpid()
-            _retry(lambda: self._connection.execute("PRAGMA journal_mode=WAL"))
-            self._connection.execute("PRAGMA synchronous=NORMAL")
-            for statement in (TABLE, PLACES, COUNTS):
-                self._connection.execute(statement)
+            if self._create:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            elif not self.path.exists():
+                raise FileNotFoundError(f"No cache of texts at {str(self.path)!r}.")
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection, self._process = connection, os.getpid()
         return self._connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Makes the tables where there are none; ValueError for a database that has others."""
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        there = {statement for (statement,) in connection.execute("SELECT sql FROM sqlite_master")}
+        if there.isdisjoint(OURS) and (there or not self._create):
+            raise ValueError(f"{self.path} is no cache of texts: it has other tables than one, or none")
+        _retry(lambda: connection.execute("PRAGMA journal_mode=WAL"))
+        connection.execute("PRAGMA synchronous=NORMAL")
+        for statement in STATEMENTS:
+            connection.execute(statement)
 
     def _set_aside(self) -> None:
         """Renames a file that SQLite cannot read, so that a new one takes its place."""
@@ -310,3 +367,10 @@ def make_key(space: str, text: str) -> bytes:
 
 def checksum(key: bytes, vector: bytes) -> int:
     return zlib.crc32(vector, zlib.crc32(key))
+
+
+def is_sound(key, vector, check) -> bool:
+    """Whether an entry is what was written; damage may change the type of a value, too."""
+    return (
+        isinstance(key, bytes) and isinstance(vector, bytes) and not len(vector) % 4 and checksum(key, vector) == check
+    )
