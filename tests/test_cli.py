@@ -132,7 +132,7 @@ def test_help(command, capsys):
     assert ended.value.code == 0
     assert " ".join(COMMANDS[command].summary.split()) in " ".join(printed.split())
     assert "--json" in printed
-    assert ("--backend" in printed) == (COMMANDS[command].uses_backend or command in ("bench", "doctor"))
+    assert ("--backend" in printed) == (COMMANDS[command].uses_backend or command in ("bench", "doctor", "parity"))
 
 
 def test_help_names_every_command(capsys):

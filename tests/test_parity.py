@@ -83,6 +83,27 @@ def test_the_table_shows_the_worst_size_and_marks_what_is_too_far():
     assert not parity.all_within(rows[3:])
 
 
+def test_backends_stand_side_by_side():
+    rows = [
+        parity.Row("case", "timm 1", backend, output, error, 2e-5)
+        for backend, error in (("jax 1", 1e-6), ("torch 1", 3e-5))
+        for output in ("1x1/logits", "1x1/stage_0")
+    ]
+    lines = parity.to_markdown(rows).splitlines()
+    assert lines[1] == "0 of 1 cases within their tolerance"
+    assert lines[3].count("|") == lines[4].count("|") == 7
+    assert lines[5] == "| case | timm 1 | 1.0e-06 stage_0 | 1.0e-06 | **3.0e-05** stage_0 | **3.0e-05** |"
+
+
+@pytest.mark.once
+def test_several_backends_are_compared_in_processes_of_their_own(oracle_dir):
+    rows = parity.parity_on(oracle_dir, SMALL, ("jax", "torch"))
+    assert [name.split()[0] for name in dict.fromkeys(row.backend for row in rows)] == ["jax", "torch"]
+    assert parity.all_within(rows)
+    with pytest.raises(ValueError, match=r"^torch: No case 'nothing-\*' in"):
+        parity.parity_on(oracle_dir, "nothing-*", ("torch", "jax"))
+
+
 def test_an_error_is_relative_to_the_largest_value_and_shapes_count():
     theirs = np.float32([1, -4])
     assert parity.error(np.float32([1, -3]), theirs) == 0.25
@@ -94,3 +115,5 @@ def test_a_pattern_chooses_cases_and_an_empty_choice_says_what_to_run(oracle_dir
     assert {row.case for row in parity.parity(oracle_dir, SMALL)} == {SMALL}
     with pytest.raises(ValueError, match=r"No case 'nothing-\*'.*python tests/oracles\.py"):
         parity.parity(oracle_dir, "nothing-*")
+    with pytest.raises(ValueError, match="No folder 'nowhere' of cases"):
+        parity.parity("nowhere")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import warnings
 
@@ -376,10 +377,12 @@ def test_a_converted_model_is_called_as_the_zoo_calls_it(family, variant, name):
 
 def test_convert_refuses_what_contradicts_the_tag(published, folder, tmp_path, monkeypatch):
     out = tmp_path / "own.safetensors"
-    row = dataclasses.replace(published, preprocess=dataclasses.replace(published.preprocess, mean=(0.0, 0.0, 0.0)))
-    monkeypatch.setitem(zoo.pretrained.all_weights(), "clip/small", {"openai": row})
-    with pytest.raises(ValueError, match=r"preprocessed with mean \(0.0, 0.0, 0.0\), and open_clip_config.json says"):
-        convert(folder[0], out, arch="small.openai")
+    for field, value in (("mean", (0.0, 0.0, 0.0)), ("image_size", 384)):
+        row = dataclasses.replace(published, preprocess=dataclasses.replace(published.preprocess, **{field: value}))
+        monkeypatch.setitem(zoo.pretrained.all_weights(), "clip/small", {"openai": row})
+        said = re.escape(f"preprocessed with {field} {value!r}, and open_clip_config.json says")
+        with pytest.raises(ValueError, match=said):
+            convert(folder[0], out, arch="small.openai")
     row = dataclasses.replace(published, activation="gelu")
     monkeypatch.setitem(zoo.pretrained.all_weights(), "clip/small", {"openai": row})
     with pytest.raises(ValueError, match="was trained with activation 'gelu', and 'quick_gelu' is asked for"):

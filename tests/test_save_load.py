@@ -348,6 +348,7 @@ def test_load_names_what_to_do_with_a_foreign_file(tmp_path):
         ("convnextv2_tiny.fcmea", ValueError, "no weights 'fcmea' for convnextv2_tiny. There are 'fcmae'"),
         ("nowhere.safetensors", FileNotFoundError, "nowhere"),
         ("nowhere.keras", FileNotFoundError, "nowhere"),
+        ("nowhere/", FileNotFoundError, "nowhere"),
         ("convnext_v2_small", ValueError, "'convnextv2_small'"),
     ],
 )

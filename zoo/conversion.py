@@ -11,7 +11,14 @@ from zoo.preprocess import PreprocessSpec
 from zoo.recipes import Recipe, check_activation, named, published
 from zoo.registry import HUB, located, save
 
-COMPARED = ("mean", "std", "interpolation", "resize_mode", "crop_pct")  # of two accounts of one preprocessing
+COMPARED = (
+    "image_size",
+    "mean",
+    "std",
+    "interpolation",
+    "resize_mode",
+    "crop_pct",
+)  # of two accounts of one preprocessing
 
 
 @dataclass(frozen=True)

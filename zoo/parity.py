@@ -10,12 +10,15 @@ import functools
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from zoo.convert import load_weights, native
+from zoo.env import choose_backend
 from zoo.registry import create_model
 
 
@@ -55,13 +58,40 @@ def parity(directory: str | Path, pattern: str = "*") -> list[Row]:
         A list of `Row`.
 
     Raises:
-        ValueError: the folder has no such case.
+        ValueError: there is no such folder, or it has no such case.
     """
+    if not Path(directory).is_dir():
+        raise ValueError(f"No folder {str(directory)!r} of cases. Write it: python tests/oracles.py {directory}")
     found = [case for case in find_cases(directory) if fnmatch.fnmatchcase(case.name, pattern)]
     found.sort(key=lambda case: (case.name.partition("-")[2], case.name))  # one architecture after the other
     if not found:
         raise ValueError(f"No case {pattern!r} in {directory}. Write some: python tests/oracles.py {directory}")
     return [row for case in found for row in compare(case)]
+
+
+def parity_on(directory: str | Path, pattern: str = "*", backend: tuple[str, ...] = ()) -> list[Row]:
+    """`parity` on each of several backends, one after the other, each in a process of its own.
+
+    Args:
+        directory, pattern: as of `parity`.
+        backend: of "jax", "tensorflow", "torch"; empty for the environment's choice.
+
+    Raises:
+        ValueError: a backend is not there, or the folder has no such case.
+    """
+    if len(backend) < 2:
+        choose_backend(*backend)
+        return parity(directory, pattern)
+    return [row for name in backend for row in _rows_of(name, str(directory), pattern)]
+
+
+def _rows_of(backend, directory, pattern):
+    command = [sys.executable, "-m", "zoo", "parity", directory, "--pattern", pattern, "--backend", backend, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        said = done.stderr.strip().splitlines() or ["no word"]
+        raise ValueError(f"{backend}: {said[-1].removeprefix('zoo: error: ')}")
+    return [Row(**row) for row in json.loads(done.stdout)]
 
 
 def find_cases(directory):
@@ -263,23 +293,28 @@ OUTPUTS = (
     *("image_embedding", "text_embedding", "image_normalized", "text_normalized"),
     *("logits", "loss", "logit_scale_gradient"),
 )
+INNER = "worst inner piece"
 
 
 def to_markdown(rows):
     """Markdown: a line a case, a column an output, and one for the worst of the inner pieces, which it names.
 
     Of several image sizes the largest error is shown; what is too large is bold. Above stands how many cases are good.
+    Several backends stand side by side, with one column for all outputs of each.
     """
+    backends = list(dict.fromkeys(row.backend for row in rows))
     cases = {name: [row for row in rows if row.case == name] for name in dict.fromkeys(row.case for row in rows)}
     good = sum(all_within(own) for own in cases.values())
-    outputs = [output for output in OUTPUTS if any(_piece(row) == output for row in rows)]
-    lines = [f"max |ours − theirs| / max |theirs|, float32, Keras on {rows[0].backend}:"]
+    alone = len(backends) == 1
+    shown = {o: (o,) for o in OUTPUTS if any(_piece(row) == o for row in rows)} if alone else {"outputs": OUTPUTS}
+    columns = [(backend, title, of) for backend in backends for title, of in ({INNER: ()} | shown).items()]
+    titles = [title if alone else f"{backend}: {title}" for backend, title, _ in columns]
+    lines = [f"max |ours − theirs| / max |theirs|, float32, Keras on {', '.join(backends)}:"]
     lines += [f"{good} of {len(cases)} cases within their tolerance", ""]
-    lines += [f"| case | reference | worst inner piece | {' | '.join(outputs)} |"]
-    lines += ["|---|---|---|" + "--:|" * len(outputs)]
+    lines += [f"| case | reference | {' | '.join(titles)} |"]
+    lines += ["|---|---|" + "".join("--:|" if of else "---|" for *_, of in columns)]
     for case, own in cases.items():
-        cells = [_cell([row for row in own if _piece(row) not in OUTPUTS], named=True)]
-        cells += [_cell([row for row in own if _piece(row) == output]) for output in outputs]
+        cells = [_cell([row for row in own if row.backend == backend], of) for backend, _, of in columns]
         lines.append(f"| {case} | {own[0].library} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -288,12 +323,14 @@ def _piece(row):
     return row.output.rpartition("/")[2]
 
 
-def _cell(rows, named=False):
+def _cell(rows, of):
+    """The worst error of the outputs `of`; where that is empty, of the inner pieces, with its name."""
+    rows = [row for row in rows if (_piece(row) in of if of else _piece(row) not in OUTPUTS)]
     if not rows:
         return ""
     worst = max(rows, key=lambda row: (not row.is_within, math.isnan(row.error), row.error))
     shown = f"{worst.error:.1e}" if worst.is_within else f"**{worst.error:.1e}**"
-    return f"{shown} {_piece(worst)}" if named else shown
+    return shown if of else f"{shown} {_piece(worst)}"
 
 
 def all_within(rows):

@@ -145,8 +145,7 @@ def _asked_activation(entry):
 
 
 def looks_like_path(name):
-    path = Path(name)
-    return isinstance(name, Path) or path.suffix in PATH_SUFFIXES or len(path.parts) > 1
+    return isinstance(name, Path) or Path(name).suffix in PATH_SUFFIXES or "/" in name or "\\" in name
 
 
 def located(where: str | Path) -> tuple[Recipe, Path]:
@@ -243,7 +242,7 @@ def load(name_or_path: str | Path) -> Loaded:
         return _load_file(path)
     if path.is_dir() or str(name_or_path).startswith(HUB):
         return _load_described(*located(name_or_path))
-    if path.suffix in PATH_SUFFIXES:
+    if path.suffix in PATH_SUFFIXES or (looks_like_path(name_or_path) and path.parts[:1] != ("clip",)):
         raise FileNotFoundError(f"No saved model at {str(name_or_path)!r}.")
     entry = find(str(name_or_path))
     if entry.tag is None:

@@ -155,7 +155,10 @@ def plan(names, options, preset=None, threads=None, smoke=False) -> list[list[Ca
                              if field.name not in across))  # fmt: skip
             groups.setdefault(key, {})[case] = None  # once, where sweeps of a group have it in common
     if not groups:
-        raise ValueError("Nothing runs with these options together.")
+        raise ValueError(
+            "Nothing runs with these options together: int8 takes --runtime onnx, and that takes a model of "
+            "ours, no --train, and float32, float16 or int8."
+        )
     return [list(group) for group in groups.values()]
 
 

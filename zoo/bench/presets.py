@@ -109,8 +109,8 @@ PRESETS = {
     ),
     # How time and memory grow, with the batch and the pixels of a small model, and with the model.
     "scaling": (
-        {"names": (SCALED,), "batch_size": (1, 2, 4, 8, 16, 32, 64), "across": ("batch_size",)},
-        {"names": (SCALED,), "image_size": (96, 160, 224, 288, 384), "across": ("image_size",)},
-        {"names": CONVNEXT_SIZES, "batch_size": (2,), "peer": ("none",), "across": ("name",)},
+        {"names": (SCALED,), "backend": ALL, "batch_size": (1, 2, 4, 8, 16, 32, 64), "across": ("batch_size",)},
+        {"names": (SCALED,), "backend": ALL, "image_size": (96, 160, 224, 288, 384), "across": ("image_size",)},
+        {"names": CONVNEXT_SIZES, "backend": ALL, "batch_size": (2,), "peer": ("none",), "across": ("name",)},
     ),
 }  # fmt: skip

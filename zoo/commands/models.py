@@ -1,6 +1,6 @@
 """Names, files and what they turn into."""
 
-from zoo.commands.command import Command, argument
+from zoo.commands.command import Command, argument, words
 from zoo.env import BACKENDS
 
 COMMANDS = {
@@ -78,13 +78,13 @@ COMMANDS = {
     ),
     "parity": Command(
         "compare our models with reference outputs written by tests/oracles.py",
-        "zoo.parity:parity",
+        "zoo.parity:parity_on",
         "zoo.parity:to_markdown",
         (
             argument("directory", help="folder of cases"),
             argument("--pattern", default="*", help="of case names, e.g. 'timm-*'"),
+            argument("--backend", type=words, default=(), metavar="NAME,…", help="several stand side by side"),
         ),
-        uses_backend=True,
         succeeded="zoo.parity:all_within",
     ),
     "doctor": Command(

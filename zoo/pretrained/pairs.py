@@ -1,7 +1,7 @@
 """The image–text pairs that open_clip's table of pretrained weights lists, on the rows of `clip.VARIANTS`.
 
 Facts from open_clip's table (MIT) and the repositories' model cards. Scores: zero-shot on ImageNet-1k, of
-open_clip's results, and of Apple's (apple/ml-mobileclip) for MobileCLIP.
+open_clip's docs/openclip_results.csv, and of Apple's (apple/ml-mobileclip) for MobileCLIP.
 """
 
 import dataclasses
@@ -163,7 +163,10 @@ GROUPS = (
 
 SCORES = {
     "RN50.openai": 59.82,
+    "RN50.yfcc15m": 32.75,
+    "RN50.cc12m": 36.47,
     "RN101.openai": 62.28,
+    "RN101.yfcc15m": 34.87,
     "RN50x4.openai": 66.27,
     "RN50x16.openai": 70.72,
     "RN50x64.openai": 73.91,
@@ -171,6 +174,60 @@ SCORES = {
     "ViT-B-16.openai": 68.34,
     "ViT-L-14.openai": 75.54,
     "ViT-L-14-336.openai": 76.56,
+    "ViT-B-32.laion400m_e31": 62.94,
+    "ViT-B-32.laion400m_e32": 62.93,
+    "ViT-B-32.metaclip_400m": 65.58,
+    "ViT-B-32.metaclip_fullcc": 67.66,
+    "ViT-B-16.metaclip_400m": 70.80,
+    "ViT-B-16.metaclip_fullcc": 72.12,
+    "ViT-L-14.metaclip_400m": 76.20,
+    "ViT-L-14.metaclip_fullcc": 79.17,
+    "ViT-H-14.metaclip_fullcc": 80.51,
+    "ViT-B-16.dfn2b": 76.24,
+    "ViT-L-14.dfn2b": 81.41,
+    "ViT-H-14.dfn5b": 83.44,
+    "ViT-H-14-378.dfn5b": 84.37,
+    "ViT-B-32.laion2b_e16": 65.65,
+    "ViT-B-16.laion400m_e31": 66.98,
+    "ViT-B-16.laion400m_e32": 67.05,
+    "ViT-B-16-plus-240.laion400m_e31": 69.04,
+    "ViT-B-16-plus-240.laion400m_e32": 69.19,
+    "ViT-L-14.laion400m_e31": 72.71,
+    "ViT-L-14.laion400m_e32": 72.77,
+    "ViT-B-32.laion2b_s34b_b79k": 66.56,
+    "ViT-B-32.datacomp_xl_s13b_b90k": 69.17,
+    "ViT-B-32.datacomp_m_s128m_b4k": 29.72,
+    "ViT-B-32.commonpool_m_clip_s128m_b4k": 27.25,
+    "ViT-B-32.commonpool_m_laion_s128m_b4k": 23.04,
+    "ViT-B-32.commonpool_m_image_s128m_b4k": 26.78,
+    "ViT-B-32.commonpool_m_text_s128m_b4k": 25.48,
+    "ViT-B-32.commonpool_m_basic_s128m_b4k": 22.55,
+    "ViT-B-32.commonpool_m_s128m_b4k": 17.55,
+    "ViT-B-32.datacomp_s_s13m_b4k": 3.92,
+    "ViT-B-32.commonpool_s_clip_s13m_b4k": 5.05,
+    "ViT-B-32.commonpool_s_laion_s13m_b4k": 3.05,
+    "ViT-B-32.commonpool_s_image_s13m_b4k": 3.92,
+    "ViT-B-32.commonpool_s_text_s13m_b4k": 4.60,
+    "ViT-B-32.commonpool_s_basic_s13m_b4k": 3.77,
+    "ViT-B-32.commonpool_s_s13m_b4k": 2.70,
+    "ViT-B-32-256.datacomp_s34b_b86k": 72.81,
+    "ViT-B-16.laion2b_s34b_b88k": 70.23,
+    "ViT-B-16.datacomp_xl_s13b_b90k": 73.49,
+    "ViT-B-16.datacomp_l_s1b_b8k": 63.10,
+    "ViT-B-16.commonpool_l_clip_s1b_b8k": 57.77,
+    "ViT-B-16.commonpool_l_laion_s1b_b8k": 55.26,
+    "ViT-B-16.commonpool_l_image_s1b_b8k": 57.19,
+    "ViT-B-16.commonpool_l_text_s1b_b8k": 56.05,
+    "ViT-B-16.commonpool_l_basic_s1b_b8k": 51.55,
+    "ViT-B-16.commonpool_l_s1b_b8k": 45.93,
+    "ViT-L-14.datacomp_xl_s13b_b90k": 79.21,
+    "ViT-L-14.commonpool_xl_clip_s13b_b90k": 76.37,
+    "ViT-L-14.commonpool_xl_laion_s13b_b90k": 75.45,
+    "ViT-L-14.commonpool_xl_s13b_b90k": 72.29,
+    "ViT-H-14.laion2b_s32b_b79k": 77.96,
+    "ViT-g-14.laion2b_s12b_b42k": 76.63,
+    "ViT-g-14.laion2b_s34b_b88k": 78.47,
+    "ViT-bigG-14.laion2b_s39b_b160k": 80.09,
     "convnext_base.laion400m_s13b_b51k": 66.27,
     "convnext_base_w.laion2b_s13b_b82k": 70.78,
     "convnext_base_w.laion2b_s13b_b82k_augreg": 71.47,
@@ -194,6 +251,7 @@ SCORES = {
     "MobileCLIP2-S3.dfndr2b": 80.68,
     "MobileCLIP2-S4.dfndr2b": 81.85,
     "MobileCLIP2-L-14.dfndr2b": 81.90,
+    "ViT-L-14.laion2b_s32b_b82k": 75.25,
 }
 
 
