@@ -133,6 +133,57 @@ def test_damage_is_found(vectors, tmp_path):
         Index.open(tmp_path / "i")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"ids": ["a", "a"]},
+        {"ids": ["a", "\udcff"]},
+        {"ids": ["a"]},
+        {"metadata": [{}, {"a": "\udcff"}]},
+        {"metadata": [{}, {"a": object()}]},
+    ],
+)
+def test_what_is_refused_leaves_nothing_behind(arguments, vectors, tmp_path):
+    with pytest.raises((ValueError, TypeError)):
+        Index.build(vectors[:2], tmp_path / "i", **arguments)
+    with pytest.raises(ValueError):
+        Index.build(vectors[:2] * np.nan, tmp_path / "i")
+    assert not list(tmp_path.rglob("*.json")) + list(tmp_path.rglob("*.bin"))
+    index = Index.build(vectors[2:4], tmp_path / "i", ids=["c", "d"])
+    there = set(index.path.iterdir())
+    with pytest.raises((ValueError, TypeError)):
+        index.add(vectors[:2], **arguments)
+    assert set(index.path.iterdir()) == there and len(Index.open(index.path)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"removed": "0"},
+        {"removed": ["0"]},
+        {"removed": [5]},
+        {"removed": [-1]},
+        {"removed": None},
+        {"model": 1},
+        {"facts": []},
+        {"segments": [{"name": "000001", "count": 5, "metadata": False}]},
+        {"segments": [{"name": "000001", "count": 5, "metadata": False, "sha256": {"../secret": "0"}}]},
+        {"segments": [{"name": "000001", "count": 5, "sha256": {}}]},
+    ],
+)
+def test_a_manifest_that_says_too_little_is_refused(change, vectors, tmp_path):
+    Index.build(vectors[:5], tmp_path / "i").remove(["0"])
+    file = tmp_path / "i" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match="not the manifest of an index"):
+        Index.open(tmp_path / "i")
+
+
+def test_any_integer_says_how_many(vectors, tmp_path):
+    index = Index.build(vectors, tmp_path / "i")
+    assert index.search(vectors[0], np.int8(100))[0] == index.search(vectors[0], 100)[0]
+
+
 @pytest.mark.parametrize("cut", [0, 1, 50, 200])
 def test_a_torn_manifest_is_refused(cut, vectors, tmp_path):
     Index.build(vectors[:5], tmp_path / "i")
@@ -197,7 +248,10 @@ def test_a_killed_writer_leaves_whole_portions(tmp_path):
         (lambda v, p: Index.build(v, p).search(v[0, :5]), r"query is \(5,\); it must be \(32,\)"),
         (lambda v, p: Index.build(v, p).search(v[0], 0), "k=0"),
         (lambda v, p: Index.build(v, p).search(v[0] * np.nan), "query is not finite"),
+        (lambda v, p: Index.build(v, p).search(v[0], 1.0), "k=1.0"),
         (lambda v, p: (Index.build(v, p), Index.build(v, p)), "holds an index already"),
+        (lambda v, p: Index.build(v[:1], p, ids=["\udcff.png"]), r"'\\udcff.png' is no id"),
+        (lambda v, p: Index.build(v[:1], p, ids=[1]), "1 is no id"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message, vectors, tmp_path):

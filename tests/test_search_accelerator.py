@@ -263,6 +263,10 @@ def test_what_cannot_be_accelerated(index, vectors, tmp_path, monkeypatch):
         index.accelerate("faiss")
     with pytest.raises(ValueError, match="is empty"):
         Index.build(vectors[:0], tmp_path / "empty").accelerate("int8")
+    emptied = Index.build(vectors[:2], tmp_path / "emptied")
+    emptied.remove(["0", "1"])
+    with pytest.raises(ValueError, match="is empty"):
+        emptied.accelerate("hnsw")
     with pytest.raises(ValueError, match="length 0"):
         Index.build(np.zeros((3, 4)), tmp_path / "zero").accelerate("int8")
     for name in ("usearch", "usearch.index"):

@@ -9,7 +9,6 @@ widened block by block, so that memory stays near one block. `accelerate` adds f
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 from zoo.files import atomic_write, lock, sha256
 from zoo.search.accelerator import EXACT, KINDS, Accelerator
 from zoo.search.graph import SAMPLE, portions
-from zoo.search.segment import DTYPES, Segment, write_segment
+from zoo.search.segment import DTYPES, Segment, check_entry, checked_ids, write_segment
 
 FORMAT, VERSION = "convnext-clip-zoo index", 1
 ASKED_MORE, RECALL_QUERIES = 8, 64  # times as many candidates, where the first do not settle it; stored vectors
@@ -76,12 +75,13 @@ class Index:
         vectors = np.asarray(vectors, np.float32)
         if vectors.ndim != 2 or not vectors.shape[1]:
             raise ValueError(f"vectors are {vectors.shape}; they must be (N, D)")
+        ids = checked_ids(vectors, ids, metadata, vectors.shape[1])
         path.mkdir(parents=True, exist_ok=True)
         manifest = {"format": FORMAT, "version": VERSION, "dim": vectors.shape[1], "dtype": dtype, "model": model}
         manifest |= {"facts": dict(facts or {}), "segments": [], "removed": []}
-        _write_manifest(path, manifest)
         index = cls(path, manifest)
-        index.add(vectors, ids=ids, metadata=metadata)
+        with lock(path / ".lock"):
+            index._extend(vectors, ids, metadata)
         return index
 
     @classmethod
@@ -153,8 +153,9 @@ class Index:
         queries = query[None] if single else query
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"query is {query.shape}; it must be ({self.dim},) or (Q, {self.dim})")
-        if not isinstance(k, int) or k < 1:
+        if not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k={k!r}; it must be an integer of at least 1")
+        k = int(k)
         if not np.isfinite(queries).all():
             raise ValueError("the query is not finite")
         helper = self._helper(bool(approximate))
@@ -250,7 +251,7 @@ class Index:
         """
         with lock(self.path / ".lock"):
             self._reload()
-            if not self.segments:
+            if not len(self):
                 raise ValueError(f"{self.path} is empty; there is nothing to make an accelerator of")
             self._accelerators = {}  # Windows does not replace a file that is mapped
             made = self._make(kind, **options)
@@ -324,18 +325,16 @@ class Index:
         vectors = np.asarray(vectors, np.float32)
         with lock(self.path / ".lock"):
             self._reload()
-            known = set(self.ids)
-            first = len(self._ids)
-            ids = [str(first + i) for i in range(len(vectors))] if ids is None else list(ids)
-            _check_rows(vectors, ids, metadata, self.dim, known)
-            facts = {**self.manifest["facts"], **(facts or {})}
-            if not len(vectors):
-                self._commit({**self.manifest, "facts": facts})
-                return
-            name = f"{1 + max((int(entry['name']) for entry in self.manifest['segments']), default=0):06d}"
-            entry = write_segment(self.path, name, vectors, ids, metadata, self.manifest["dtype"])
-            segments = [*self.manifest["segments"], entry]
-            self._commit({**self.manifest, "segments": segments, "facts": facts})
+            ids = checked_ids(vectors, ids, metadata, self.dim, first=len(self._ids), known=set(self.ids))
+            self._extend(vectors, ids, metadata, facts)
+
+    def _extend(self, vectors: np.ndarray, ids: list[str], metadata, facts: Mapping | None = None) -> None:
+        """Writes a segment, where there are vectors, and then the manifest."""
+        segments = list(self.manifest["segments"])
+        if len(vectors):
+            name = f"{1 + max((int(entry['name']) for entry in segments), default=0):06d}"
+            segments.append(write_segment(self.path, name, vectors, ids, metadata, self.manifest["dtype"]))
+        self._commit({**self.manifest, "segments": segments, "facts": {**self.manifest["facts"], **(facts or {})}})
 
     def remove(self, ids: Sequence[str]) -> None:
         """Takes ids out; their bytes stay in the file until it is built anew. KeyError for one that is not there."""
@@ -413,19 +412,6 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
     return chosen[np.argsort(-scores[chosen], kind="stable")]
 
 
-def _check_rows(vectors, ids, metadata, dim: int, known: set[str]) -> None:
-    if vectors.ndim != 2 or vectors.shape[1] != dim or not np.isfinite(vectors).all():
-        raise ValueError(f"vectors are {vectors.shape}; they must be finite, (N, {dim})")
-    if len(ids) != len(vectors) or (metadata is not None and len(metadata) != len(vectors)):
-        raise ValueError(f"{len(vectors)} vectors, {len(ids)} ids, {len(metadata or ids)} metadata; as many are needed")
-    if not all(isinstance(identity, str) for identity in ids):
-        raise ValueError("ids must be strings")
-    counts = Counter(ids)
-    twice = [identity for identity in counts if counts[identity] > 1 or identity in known]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is in the index already, or twice among the new ones")
-
-
 def _write_manifest(path: Path, manifest: dict) -> None:
     with atomic_write(path / "manifest.json", "w") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)
@@ -440,10 +426,12 @@ def _read_manifest(path: Path) -> dict:
         if manifest["dtype"] not in DTYPES or not isinstance(manifest["dim"], int) or manifest["dim"] < 1:
             raise ValueError(f"dim {manifest['dim']!r} of {manifest['dtype']!r}")
         for entry in manifest["segments"]:
-            if not entry["name"].isdigit() or not isinstance(entry["count"], int) or entry["count"] < 1:
-                raise ValueError(f"a segment {entry['name']!r} of {entry['count']!r}")
-        if not {"model", "facts", "removed"} <= set(manifest):
-            raise ValueError("it lacks entries")
+            check_entry(entry, manifest["dtype"])
+        if not isinstance(manifest["model"], str | None) or not isinstance(manifest["facts"], dict):
+            raise ValueError(f"model {manifest['model']!r}, facts {manifest['facts']!r}")
+        places = range(sum(entry["count"] for entry in manifest["segments"]))
+        if wrong := [place for place in manifest["removed"] if type(place) is not int or place not in places]:
+            raise ValueError(f"{wrong[0]!r} removed, of {len(places)} vectors")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the manifest of an index: {error}") from error
     return manifest

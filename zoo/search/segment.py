@@ -1,7 +1,8 @@
 """One segment of an index: a matrix of raw little-endian numbers, its ids and what is said of them."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,28 @@ class Segment:
             yield part, rows, 1.0 if self._scales is None else self._scales[part]
 
 
+def checked_ids(vectors, ids, metadata, dim: int, *, first: int = 0, known: Set[str] = frozenset()) -> list[str]:
+    """The ids of further vectors, numbers from the first on unless given; ValueError for what does not fit."""
+    ids = [str(first + i) for i in range(len(vectors))] if ids is None else list(ids)
+    if vectors.ndim != 2 or vectors.shape[1] != dim or not np.isfinite(vectors).all():
+        raise ValueError(f"vectors are {vectors.shape}; they must be finite, (N, {dim})")
+    if len(ids) != len(vectors) or (metadata is not None and len(metadata) != len(vectors)):
+        raise ValueError(f"{len(vectors)} vectors, {len(ids)} ids, {len(metadata or ids)} metadata; as many are needed")
+    for identity in ids:
+        if not isinstance(identity, str) or not is_utf8(identity):
+            raise ValueError(f"{identity!r} is no id; it must be a string that UTF-8 has bytes for")
+    counts = Counter(ids)
+    twice = [identity for identity in counts if counts[identity] > 1 or identity in known]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is in the index already, or twice among the new ones")
+    return ids
+
+
 def write_segment(path: Path, name: str, vectors, ids, metadata, dtype: str) -> dict:
     """Writes a segment's files; returns its entry in the manifest."""
+    texts = {f"ids-{name}.json": _json(ids)}  # what cannot be written is to fail before a file is
+    if metadata is not None:
+        texts[f"metadata-{name}.json"] = _json([dict(entry) for entry in metadata])
     arrays = {f"vectors-{name}.bin": vectors}
     if dtype == "int8":
         scales = np.maximum(np.abs(vectors).max(axis=1), 1e-30) / INT8_MAX
@@ -74,14 +95,36 @@ def write_segment(path: Path, name: str, vectors, ids, metadata, dtype: str) -> 
         stored = DTYPES[dtype] if file_name.startswith("vectors") else "<f4"
         with atomic_write(path / file_name) as file:
             file.write(np.ascontiguousarray(array.astype(stored)).data)
-    texts = {f"ids-{name}.json": ids}
-    if metadata is not None:
-        texts[f"metadata-{name}.json"] = [dict(entry) for entry in metadata]
     for file_name, content in texts.items():
-        with atomic_write(path / file_name, "w") as file:
-            json.dump(content, file, ensure_ascii=False)
+        with atomic_write(path / file_name) as file:
+            file.write(content)
     digests = {file_name: sha256(path / file_name) for file_name in (*arrays, *texts)}
     return {"name": name, "count": len(vectors), "metadata": metadata is not None, "sha256": digests}
+
+
+def check_entry(entry: dict, dtype: str) -> None:
+    """ValueError, KeyError or TypeError for what is no entry of a segment, as `write_segment` returns one."""
+    name, count = entry["name"], entry["count"]
+    if not name.isdecimal() or not isinstance(count, int) or count < 1:
+        raise ValueError(f"a segment {name!r} of {count!r}")
+    files = {f"vectors-{name}.bin", f"ids-{name}.json"}
+    files |= {f"scales-{name}.bin"} if dtype == "int8" else set()
+    files |= {f"metadata-{name}.json"} if entry["metadata"] else set()
+    if set(entry["sha256"]) != files:
+        raise ValueError(f"a segment {name!r} with digests of {sorted(entry['sha256'])}, not of {sorted(files)}")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: names of files may hold bytes that are none, as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _json(content: list) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
