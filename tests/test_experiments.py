@@ -9,6 +9,7 @@ import pytest
 from data_writers import encode, write_class_folders
 
 from clip import CLASS_NAMES
+from zoo import report
 from zoo.encoding import Encoder
 from zoo.evaluation.digits import load_split
 from zoo.experiments import (
@@ -249,6 +250,64 @@ def test_pictures_in_one_folder_are_asked_about_the_classes_given(setting, undra
     assert setting.main.data.name == "digits"
 
 
+@pytest.fixture
+def own(setting, tmp_path):
+    """Makes the user's pictures: a folder a class with so many digits of it."""
+
+    def make(*counts):
+        for label, count in enumerate(counts):
+            folder = tmp_path / "own" / WORDS[label]
+            folder.mkdir(parents=True)
+            part = load_split()[1]
+            for i in range(count):
+                (folder / f"{i}.png").write_bytes(encode(part.pictures[part.labels == label][i]))
+        setting.images = tmp_path / "own"
+
+    return make
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("counts", [(1,), (3,), (1, 1), (2, 1)])
+def test_few_pictures_of_ones_own(counts, setting, own, monkeypatch):
+    monkeypatch.setattr(report, "DPI", 40)
+    own(*counts)
+    apart = embedding_space.run(setting)
+    for figure, there in (("within", max(counts) > 1), ("between", len(counts) > 1), ("nearest_same", sum(counts) > 1)):
+        assert np.isfinite(apart.metrics["image_image"][figure]) == there, figure
+    assert "nan" not in "".join([*apart.headline, *map(text_of, apart.blocks)])
+    assert prompts.run(setting).metrics["images"] == retrieval.run(setting).metrics["images"] == sum(counts)
+    assert len(classification.run(setting).metrics["groups"][0]["pictures"]) == sum(counts)
+    if len(counts) > 1:
+        assert temperature.run(setting).metrics["fitted"]["judged_on"] == sum(counts) - sum(counts) // 2
+        return
+    with pytest.raises(ValueError, match="one class, 'zero'; a temperature is fitted to two or more"):
+        temperature.run(setting)
+
+
+def text_of(block):
+    """A block of a report without its pictures."""
+    return re.sub(r'src="[^"]*"', "", block)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_picture_and_two_classes(setting, own):
+    own(1, 0)
+    with pytest.raises(ValueError, match="1 picture cannot be halved"):
+        temperature.run(setting)
+    assert prompts.run(setting).metrics["agreement_of_halves"] is None
+
+
+def test_pictures_that_cannot_be_read_are_the_reason(setting, own, tmp_path):
+    own(2, 1)
+    for path in tmp_path.glob("own/*/*.png"):
+        path.write_bytes(b"not a picture")
+    for module in (classification, embedding_space, prompts, retrieval, temperature):
+        with pytest.raises(
+            ValueError, match="none of the 3 pictures can be read; the first, 'one/0.png': .*not an image"
+        ):
+            module.run(setting)
+
+
 # The command.
 
 
@@ -260,7 +319,7 @@ def test_experiments_are_chosen_by_name(names, expected):
     assert command.chosen(names) == expected
 
 
-def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_bad_input_is_refused_before_anything_is_written(own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="Unknown experiment 'promts'. Did you mean 'prompts'"):
         command.run_experiments(["promts"])
@@ -268,7 +327,15 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch):
         command.run_experiments(["prompts"])
     with pytest.raises(ValueError, match="images='nowhere' is not a folder"):
         command.run_experiments(["prompts"], model="x", images="nowhere")
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="classes=',' names no class"):
+        command.run_experiments(["prompts"], model="x", classes=",")
+    monkeypatch.setattr(command, "load_pair", lambda _: None)
+    own(1, 1)
+    for images, message in (("own", "no class name for its folder 'one'"), ("empty", "holds no images")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(ValueError, match=message):
+            command.run_experiments(["prompts"], model="x", images=images, classes="zero,onne")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "own"]
 
 
 def test_json_has_nothing_that_is_not_json():

@@ -1,11 +1,13 @@
 """The command `zoo experiment` from a saved pair to its report, and what it measures of a real pair."""
 
+import html
 import json
 import re
 
 import keras
 import numpy as np
 import pytest
+from data_writers import write_class_folders
 from helpers import randomize
 
 import zoo
@@ -107,6 +109,34 @@ def test_the_command_describes_and_calibrates_a_pair_on_every_backend(pair, mode
     assert found["learned"]["factor"] == pytest.approx(own["logit_scale"]) and found["images"] == 120
     assert found["fitted"]["fitted_on"] == found["fitted"]["judged_on"] == 60
     assert results["run"]["backend"] == keras.backend.backend() and list(results["run"]["seconds"]) == arguments[1:3]
+
+
+@pytest.mark.once
+def test_one_that_fails_loses_none_of_the_others(pair, tmp_path, capsys, monkeypatch):
+    write_class_folders(tmp_path / "own", 1)
+    monkeypatch.setattr(report, "DPI", 72)
+
+    def broken(*_):
+        left = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+        assert list(left) == ["run", "exploration", "temperature"], "what is done is left before the next begins"
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("zoo.experiments.mnist.run", broken)
+    names = ["exploration", "temperature", "mnist", "embedding_space"]
+    arguments = ["experiment", *names, "--model", str(pair), "--images", str(tmp_path / "own")]
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--backend", keras.backend.backend()]) == 1
+    printed, source = capsys.readouterr(), (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert list(results) == ["run", *names] and "model" in results["exploration"]
+    reasons = {"temperature": "show one class, '0_zero'", "mnist": "ZeroDivisionError: division by zero"}
+    for name in names:
+        found = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
+        assert found.pop("run") == results["run"] and found == results[name]
+        assert ("error" in found) == (name in reasons)
+    for name, reason in reasons.items():
+        assert reason in results[name]["error"] and html.escape(results[name]["error"]) in source
+        assert f"zoo: {name} failed: {results[name]['error']}" in printed.err
+    assert "Traceback" in printed.err and printed.err.count("Traceback") == 1  # of what no input should bring about
 
 
 @pytest.mark.once

@@ -75,6 +75,7 @@ COMMANDS = {
             argument("--seed", type=int, default=0, help="of what is drawn (default 0)"),
         ),
         uses_backend=True,
+        succeeded="zoo.experiments.command:all_succeeded",
     ),
     "bench": Command(
         "time models beside other libraries' in one run, turn by turn",

@@ -384,7 +384,7 @@ def separation(vectors: np.ndarray, labels: np.ndarray, *, block: int = BLOCK) -
 
     Returns:
         {"within": mean cosine over pairs of rows of one class, "between": over pairs of rows of two classes,
-        "nearest_same": share of rows whose nearest other row is of their class}.
+        "nearest_same": share of rows whose nearest other row is of their class}; NaN for what there is no pair of.
     """
     labels = np.unique(labels, return_inverse=True)[1]
     sizes = np.bincount(labels)
@@ -395,8 +395,11 @@ def separation(vectors: np.ndarray, labels: np.ndarray, *, block: int = BLOCK) -
     for rows, scores in score_blocks(vectors, vectors, block=block):
         scores[np.arange(len(scores)), np.arange(len(vectors))[rows]] = -np.inf
         hits += (labels[scores.argmax(axis=1)] == labels[rows]).sum()
-    within, between = (float((means * pairs)[where].sum() / max(pairs[where].sum(), 1)) for where in (same, ~same))
-    return {"within": within, "between": between, "nearest_same": float(hits / len(labels))}
+    counts = [pairs[where].sum() for where in (same, ~same)]
+    sums = [(means * pairs)[where].sum() for where in (same, ~same)]
+    within, between = (float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True))
+    nearest = float(hits / len(labels)) if len(labels) > 1 else math.nan
+    return {"within": within, "between": between, "nearest_same": nearest}
 
 
 def principal_components(vectors: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -404,11 +407,12 @@ def principal_components(vectors: np.ndarray, count: int = 2) -> tuple[np.ndarra
 
     Returns:
         (mean (D,), axes (count, D) with unit rows, shares (count,) of the variance). A row x is drawn at
-        (x - mean) @ axes.T.
+        (x - mean) @ axes.T. Fewer rows than `count` are filled up with axes that have no share.
     """
     vectors = np.asarray(vectors, np.float64)
     mean = vectors.mean(axis=0)
-    _, sizes, axes = np.linalg.svd(vectors - mean, full_matrices=False)
+    padded = np.pad(vectors - mean, ((0, max(0, count - len(vectors))), (0, 0)))
+    _, sizes, axes = np.linalg.svd(padded, full_matrices=False)
     axes = axes[:count]
     axes *= np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
     return mean, axes, (sizes**2 / max((sizes**2).sum(), np.finfo(float).tiny))[:count]

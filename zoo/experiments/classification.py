@@ -9,6 +9,7 @@ import numpy as np
 from clip import CLASS_NAMES, TEMPLATES
 from zoo import report
 from zoo.data import Dataset, Record
+from zoo.evaluation.results import embed_readable
 from zoo.experiments.plots import Guess, plot_guesses
 from zoo.experiments.setting import Outcome, Setting, has_classes, shown_picture
 from zoo.picture_source import read_source
@@ -113,11 +114,7 @@ def find_photographs() -> list[Path]:
 
 def classify(setting: Setting, group: Group) -> tuple[dict, list[Guess]]:
     """(figures, what to show) of a group."""
-    vectors, kept, bad = group.embedded or setting.pipeline.encoder.embed_records(group.records)
-    if not len(kept):
-        raise ValueError(
-            f"none of the {len(group.records)} pictures can be read; the first: {next(iter(bad.values()))}"
-        )
+    vectors, kept, bad = group.embedded or embed_readable(setting.pipeline.encoder, group.records)
     shares = setting.pipeline.classifier(group.names, group.templates).probabilities(vectors)
     pictures, guesses = [], []
     for place, row in zip(kept, shares, strict=True):

@@ -5,7 +5,9 @@ import importlib.util
 import json
 import math
 import platform
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +41,8 @@ def run_experiments(
 ) -> dict:
     """Runs experiments and writes report.html, metrics.json, a JSON file for each experiment, and their PNGs.
 
+    What is done is left before the next experiment begins. One that fails has its error in the place of its figures.
+
     Args:
         names: of EXPERIMENTS, in the order they run; "all" for all.
         model: what `zoo.load` takes; the pair that `make demo` trained unless given.
@@ -50,38 +54,58 @@ def run_experiments(
         seed: of what is drawn.
 
     Returns:
-        What metrics.json holds.
+        What metrics.json holds: {"run": facts, experiment: its figures, or {"error": why it failed}}.
 
     Raises:
-        ValueError: an unknown experiment, no pair, a folder that is none; ImportError: a library is missing.
+        ValueError: an unknown experiment, no pair, a folder that is none, pictures or classes that do not go together;
+            ImportError: a library is missing.
     """
     names = chosen(names)
     check_libraries()
     folders = [checked_folder(option, path) for option, path in (("images", images), ("data", data))]
+    wanted = split_names(classes)
     model = find_model(model)
-    folder = Path(output)
-    setting = Setting(str(model), load_pair(model), folder, *folders, split_names(classes), smoke, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    outcomes, seconds = run_each(names, setting)
-    results = plain({"run": facts(setting, seconds), **{name: found.metrics for name, found in outcomes.items()}})
-    for name in names:
-        write_json(folder / f"{name}.json", {"run": results["run"], **results[name]})
-    write_json(folder / "metrics.json", results)
-    write_report(folder / "report.html", setting, outcomes, results["run"])
-    print(f"report          {folder / 'report.html'}")
-    return results
-
-
-def run_each(names: Sequence[str], setting: Setting) -> tuple[dict[str, Outcome], dict[str, float]]:
-    """({experiment: what it found}, {experiment: seconds}), with a line for each as it ends."""
+    setting = Setting(str(model), load_pair(model), Path(output), *folders, wanted, smoke, seed)
+    setting.check_images()
+    setting.folder.mkdir(parents=True, exist_ok=True)
     outcomes, seconds = {}, {}
     for name in names:
         start = time.perf_counter()
-        outcomes[name] = importlib.import_module(f"zoo.experiments.{name}").run(setting)
+        outcomes[name] = attempt(name, setting)
         seconds[name] = time.perf_counter() - start
+        results = leave(setting, outcomes, seconds)
         what, figure = outcomes[name].headline
         print(f"{name:<16}{seconds[name]:6.1f} s   {figure} {what}", flush=True)
-    return outcomes, seconds
+    print(f"report          {setting.folder / 'report.html'}")
+    return results
+
+
+def attempt(name: str, setting: Setting) -> Outcome:
+    """What an experiment found, or why it failed, which is said on stderr too."""
+    try:
+        return importlib.import_module(f"zoo.experiments.{name}").run(setting)
+    except Exception as error:  # one that fails must not lose the others
+        why = " ".join(str(error).split())
+        if not isinstance(error, ValueError | OSError | ImportError):  # which no input should bring about
+            why = f"{type(error).__name__}: {why}"
+            traceback.print_exc()
+    print(f"zoo: {name} failed: {why}", file=sys.stderr)
+    return Outcome(name, (f"in {name}", "failed"), {"error": why}, (report.paragraph(f"It failed: {why}"),))
+
+
+def all_succeeded(results: dict) -> bool:
+    """Whether no experiment failed, of what metrics.json holds."""
+    return not any("error" in found for found in results.values())
+
+
+def leave(setting: Setting, outcomes: dict[str, Outcome], seconds: dict[str, float]) -> dict:
+    """Writes the files of what is done so far; returns what metrics.json holds."""
+    results = plain({"run": facts(setting, seconds), **{name: found.metrics for name, found in outcomes.items()}})
+    for name in outcomes:
+        write_json(setting.folder / f"{name}.json", {"run": results["run"], **results[name]})
+    write_json(setting.folder / "metrics.json", results)
+    write_report(setting.folder / "report.html", setting, outcomes, results["run"])
+    return results
 
 
 def chosen(names: str | Sequence[str]) -> list[str]:
@@ -96,9 +120,12 @@ def chosen(names: str | Sequence[str]) -> list[str]:
 
 
 def split_names(classes: str | Sequence[str] | None) -> list[str] | None:
-    if not isinstance(classes, str):
-        return classes and list(classes)
-    return [name.strip() for name in classes.split(",") if name.strip()]
+    """The class names given, or None; ValueError for a list of none."""
+    names = classes.split(",") if isinstance(classes, str) else classes
+    names = names and [name.strip() for name in names if name.strip()]
+    if classes is not None and not names:
+        raise ValueError(f"classes={classes!r} names no class; write them with commas between: 'cat,dog'")
+    return names
 
 
 def checked_folder(option: str, path: str | Path | None) -> Path | None:

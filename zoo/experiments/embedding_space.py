@@ -1,5 +1,8 @@
 """Experiment 6: the space that pictures and texts share: classes, concepts, and the gap between both kinds."""
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from clip import CLASS_NAMES, prompts_for
@@ -44,10 +47,9 @@ def run(setting: Setting) -> Outcome:
         ],
     )
     apart = metrics["image_image"]
-    label = f"mean cosine of two pictures of one class; of two classes {apart['between']:.2f}"
-    return Outcome(
-        "One space for pictures and texts", (label, f"{apart['within']:.2f}"), metrics, told(metrics, subject, paths)
-    )
+    label = f"mean cosine of two pictures of one class; of two classes {written(apart['between'], '{:.2f}'.format)}"
+    headline = (label, written(apart["within"], "{:.2f}".format))
+    return Outcome("One space for pictures and texts", headline, metrics, told(metrics, subject, paths))
 
 
 def class_texts(setting: Setting, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +69,8 @@ def concepts_of(setting: Setting, subject: Subject) -> tuple[list[str], np.ndarr
 def image_text(subject: Subject, texts: np.ndarray, text_labels: np.ndarray) -> dict[str, float]:
     """Mean cosines between pictures and the texts of their own class, and of others."""
     cosines, own = subject.vectors @ texts.T, subject.labels[:, None] == text_labels
-    return {"own_class": float(cosines[own].mean()), "other_classes": float(cosines[~own].mean())}
+    pairs = {"own_class": cosines[own], "other_classes": cosines[~own]}
+    return {kind: float(values.mean()) if len(values) else math.nan for kind, values in pairs.items()}
 
 
 def relations(pictures: np.ndarray, concepts: np.ndarray) -> float | None:
@@ -111,6 +114,11 @@ def texts_histogram(subject: Subject, texts: np.ndarray, text_labels: np.ndarray
     return Histogram("A picture and a text", {"of its class": cosines[own], "of another class": cosines[~own]})
 
 
+def written(value: float, write: Callable[[float], str] = "{:.3f}".format) -> str:
+    """A figure; a dash for one that too few pictures leave without a value."""
+    return "–" if math.isnan(value) else write(value)
+
+
 def told(metrics: dict, subject: Subject, paths: dict) -> tuple[str, ...]:
     apart, across, related = metrics["image_image"], metrics["image_text"], metrics["concept_relations"]
     agree = (
@@ -121,10 +129,10 @@ def told(metrics: dict, subject: Subject, paths: dict) -> tuple[str, ...]:
     both = " At the right words and numerals; the line beside the diagonal is a word with its numeral."
     return (
         report.paragraph(
-            f"Two pictures of one class have a mean cosine of {apart['within']:.3f}, of two classes "
-            f"{apart['between']:.3f}; {percent(apart['nearest_same'])} of the pictures have one of their own class as "
-            f"the nearest. A picture and a text of its class: {across['own_class']:.3f}; of another: "
-            f"{across['other_classes']:.3f}. The middle of all pictures and the middle of all texts lie "
+            f"Two pictures of one class have a mean cosine of {written(apart['within'])}, of two classes "
+            f"{written(apart['between'])}; {written(apart['nearest_same'], percent)} of the pictures have one of their "
+            f"own class as the nearest. A picture and a text of its class: {written(across['own_class'])}; of another: "
+            f"{written(across['other_classes'])}. The middle of all pictures and the middle of all texts lie "
             f"{metrics['modality_gap']:.3f} apart: the modality gap, 0 for kinds that share one region, 2 at most."
         ),
         report.figure(

@@ -109,7 +109,8 @@ def plot_matrices(path: str | Path, matrices: Sequence[Matrix]) -> None:
         canvas.get_layout_engine().set(wspace=0.06)
         for ax, matrix in zip(canvas.subplots(1, len(matrices), squeeze=False)[0], matrices, strict=True):
             values = np.asarray(matrix.values, float)
-            low, high = np.nanmin(values), np.nanmax(values)
+            known = values[np.isfinite(values)]
+            low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
             ax.imshow(values, cmap="Blues", vmin=low, vmax=high + 0.25 * (high - low) + 1e-9)
             side = max(values.shape)
             if side <= MOST_NUMBERED // 2 + 2:
@@ -135,7 +136,7 @@ def _write_cosines(ax, values: np.ndarray, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distributions of `plot_histograms` over one axis: {label: values}, with dotted marks {label: x}."""
+    """Distributions of `plot_histograms` over one axis: {label: values, or none}, with dotted marks {label: x}."""
 
     title: str
     values: Mapping[str, np.ndarray]
@@ -149,11 +150,14 @@ def plot_histograms(path: str | Path, histograms: Sequence[Histogram], bins: int
     with drawing(path, 9.6 if len(histograms) > 1 else 6.4, 3.1) as canvas:
         canvas.get_layout_engine().set(wspace=0.05)
         for ax, histogram in zip(canvas.subplots(1, len(histograms), squeeze=False)[0], histograms, strict=True):
-            low = min(np.min(values) for values in histogram.values.values())
-            high = max(np.max(values) for values in histogram.values.values())
+            every = np.concatenate(list(histogram.values.values()))
+            low, high = (every.min(), every.max()) if len(every) else (0.0, 1.0)
             edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
             highest = 0.0
             for (label, values), color in zip(histogram.values.items(), COLORS, strict=False):
+                if not len(values):
+                    ax.plot([], [], color=color, label=f"{label}: none")
+                    continue
                 share, _ = np.histogram(values, edges)
                 share = share / share.sum()
                 highest = max(highest, share.max())
@@ -167,7 +171,7 @@ def plot_histograms(path: str | Path, histograms: Sequence[Histogram], bins: int
             ax.set_axisbelow(True)
             ax.set_title(histogram.title, loc="left")
             ax.set(xlabel=histogram.xlabel, ylabel="share of them")
-            ax.set_ylim(0, 1.38 * highest)
+            ax.set_ylim(0, 1.38 * highest or 1)
             ax.legend(fontsize=8.5, loc="upper left")
 
 

@@ -107,7 +107,12 @@ def kind_mean(rows: list[dict], kind: str) -> float:
 
 
 def agreement(logits: list[np.ndarray], labels: np.ndarray, seed: int) -> float | None:
-    """Whether prompts rank alike, by loss, on two halves of the pictures: Spearman's correlation; None if all tie."""
+    """Whether prompts rank alike, by loss, on two halves of the pictures: Spearman's correlation.
+
+    None where all tie, and for one picture.
+    """
+    if len(labels) < 2:
+        return None
     one, other = ([calibration(x[half], labels[half])["loss"] for x in logits] for half in halves(labels, seed))
     correlation = rank_correlation(one, other)
     return None if np.isnan(correlation) else correlation

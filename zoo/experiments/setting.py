@@ -10,6 +10,7 @@ import numpy as np
 from zoo.data import open_record
 from zoo.data.records import Record
 from zoo.evaluation.datasets import ORIGINS, Labelled, load_labelled
+from zoo.evaluation.results import embed_readable
 from zoo.pipeline import ClipPipeline
 from zoo.registry import Loaded
 
@@ -121,6 +122,11 @@ class Setting:
         """The user's pictures where they lie in a folder for each class, else the held-out digits."""
         return self.subject("own" if self.images and has_classes(self.images) else "digits")
 
+    def check_images(self) -> None:
+        """ValueError for a folder without pictures, or class names that are not those of its folders."""
+        if self.images and has_classes(self.images):
+            self._find("own")
+
     def subject(self, name: str) -> Subject:
         """ "digits", "cifar10", "mnist" or "own", embedded once; the digits in the place of what is missing."""
         if name not in self._subjects:
@@ -130,7 +136,9 @@ class Setting:
             else:
                 if self.smoke:
                     data = few_of_each(data, SMOKE_PER_CLASS)
-                self._subjects[name] = Subject(data, *self.pipeline.encoder.embed_records(data.records, progress=True))
+                self._subjects[name] = Subject(
+                    data, *embed_readable(self.pipeline.encoder, data.records, progress=True)
+                )
         return self._subjects[name]
 
     def _find(self, name: str) -> tuple[Labelled | None, str]:
@@ -187,7 +195,13 @@ def few_of_each(data: Labelled, count: int) -> Labelled:
 
 
 def halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two halves of the pictures, int each, drawn by the seed: one to fit on and one to judge by."""
+    """Two halves of the pictures, int each, drawn by the seed: one to fit on and one to judge by.
+
+    Raises:
+        ValueError: there is one picture.
+    """
+    if len(labels) < 2:
+        raise ValueError("1 picture cannot be halved into one to fit on and one to judge by; two are needed")
     order = np.random.default_rng(seed).permutation(len(labels))
     return np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
 

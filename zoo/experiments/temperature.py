@@ -14,6 +14,10 @@ TABLED = (0.2, 0.5, 1, 2, 5)  # times the learned temperature
 
 def run(setting: Setting) -> Outcome:
     subject, factor = setting.main, setting.pipeline.scale
+    if len(subject.names) < 2:
+        raise ValueError(
+            f"{subject.title} show one class, {subject.names[0]!r}; a temperature is fitted to two or more"
+        )
     classifier = setting.pipeline.classifier(subject.names, subject.data.templates)
     cosines, labels = subject.vectors @ classifier.matrix, subject.labels
     learning, judged = halves(labels, setting.seed)
@@ -60,11 +64,13 @@ def histograms(cosines: np.ndarray, labels: np.ndarray, factor: float) -> list[H
     right = np.arange(cosines.shape[1]) == labels[:, None]
     shares = softmax(factor * cosines).max(axis=1)
     correct = cosines.argmax(axis=1) == labels
-    sure = {"read right": shares[correct], "read wrong": shares[~correct]}
     return [
         Histogram("Cosines with the classes", {"its own": cosines[right], "the others": cosines[~right]}),
         Histogram(
-            "Confidence, as learned", {k: v for k, v in sure.items() if len(v)}, "highest probability", percent=True
+            "Confidence, as learned",
+            {"read right": shares[correct], "read wrong": shares[~correct]},
+            "highest probability",
+            percent=True,
         ),
     ]
 
