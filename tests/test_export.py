@@ -303,6 +303,13 @@ def test_bad_options(options, message):
 def test_normalize_is_for_towers():
     with pytest.raises(ValueError, match="needs a tower"):
         emit(build("vit pair"), normalize=True)
+    images = keras.Input((4,), name="images")
+    own = keras.Model(images, keras.layers.Softmax()(keras.layers.Dense(2)(images)))
+    for classifier in (build("softmax"), build("convnext v2"), build("resnet basic"), build("zero-shot"), own):
+        with pytest.raises(ValueError, match="is for embeddings, and .* ends in a classifier"):
+            emit(classifier, normalize=True)
+    for tower in (build("trunk"), build("mlp pair").image_encoder, build("vit pair").text_encoder):
+        assert emit(tower, normalize=True).outputs
 
 
 def test_activation_without_a_rule():

@@ -1,6 +1,8 @@
 """Files: written whole or not at all, checked against the model, reported, read back by `OnnxModel` and the command."""
 
 import json
+import re
+import sys
 
 import keras
 import numpy as np
@@ -63,6 +65,40 @@ def test_file_is_kept_when_the_new_one_fails(tmp_path):
         zoo.export_onnx(build("convnext v1"), path, precision="int8", tolerance=1e-12)
     assert path.read_bytes() == b"what was there"
     assert [path] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tolerance", [0, -1.0, float("nan"), float("inf")])
+def test_tolerance_is_refused_before_any_work(tolerance, tmp_path):
+    """No model is needed for that."""
+    words = f"tolerance must be a number above 0, got {tolerance}"
+    with pytest.raises(ValueError, match=words):
+        zoo.export_onnx(None, tmp_path / "model.onnx", tolerance=tolerance)
+    for via in ("zoo", "keras"):
+        with pytest.raises(ValueError, match=words):
+            export(tmp_path / "nothing.keras", tmp_path / "model.onnx", tolerance=tolerance, via=via)
+
+
+@pytest.mark.parametrize("library", ["onnx", "onnxruntime"])
+def test_missing_libraries_are_named_before_any_work(library, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"")
+    monkeypatch.setitem(sys.modules, library, None)
+    missing = rf"need {library}: pip install 'convnext-clip-zoo\[onnx\]'"
+    with pytest.raises(ImportError, match=missing):
+        zoo.export_onnx(None, path)
+    with pytest.raises(ImportError, match=missing):
+        export(tmp_path / "nothing.keras", path)
+    if library == "onnxruntime":
+        assert zoo.export_onnx(build("convnext v1"), path, verify=False).bytes == path.stat().st_size
+        with pytest.raises(ImportError, match=missing):
+            OnnxModel(path)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder '.*nowhere' to write model.onnx into"):
+        zoo.export_onnx(None, tmp_path / "nowhere" / "model.onnx")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        zoo.export_onnx(None, tmp_path)
 
 
 def test_wrong_weights_are_noticed(tmp_path, monkeypatch):
@@ -174,6 +210,9 @@ def test_model_refuses_what_it_cannot_mean(tmp_path, images):
         model.predict(np.zeros((1, *SIZE), np.int64))
     with pytest.raises(ValueError, match="takes images, got pictures"):
         model.predict({"pictures": images})
+    for shape in ((1, 32, 32, 4), (1, 64, 64, 3), SIZE):
+        with pytest.raises(ValueError, match=re.escape(f"images of model.onnx are (batch, 32, 32, 3), got {shape}.")):
+            model.predict(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="at least one"):
         model.predict(np.zeros((0, *SIZE), np.uint8))
     with pytest.raises(ValueError, match="has no NoSuchProvider"):
@@ -216,7 +255,12 @@ def test_command_compares_on_pictures_of_ones_own(tmp_path, pictures, capsys):
         checks = json.loads(capsys.readouterr().out)["checks"]
         assert [check["inputs"] for check in checks] == ["random", "random", "given", "given"]
     assert cli.main([*words, str(tmp_path / "nowhere")]) == cli.BAD_INPUT
-    assert "holds no images" in capsys.readouterr().err
+    assert "nowhere' of images to compare on" in capsys.readouterr().err
+    build("convnext v1").save(tmp_path / "model.keras")
+    words[1] = str(tmp_path / "model.keras")
+    for folder, message in ((tmp_path / "nowhere", "no folder"), (pictures, "zoo.save(model")):
+        assert cli.main([*words, str(folder)]) == cli.BAD_INPUT
+        assert message in capsys.readouterr().err
 
 
 def test_pictures_as_a_file_takes_them(pictures):
@@ -229,9 +273,8 @@ def test_pictures_as_a_file_takes_them(pictures):
     np.testing.assert_allclose(
         feed["images"], (pixels.transpose(0, 2, 3, 1) / np.float32(255) - spec.mean) / spec.std, atol=1e-5
     )
-    for part, known in ((model.text_encoder, spec), (model, None)):
-        with pytest.raises(ValueError, match="how its pictures are made ready"):
-            read_pictures(part, pictures, known, False, "NHWC")
+    with pytest.raises(ValueError, match=r"'text_encoder'.* takes no pictures"):
+        read_pictures(model.text_encoder, pictures, spec, False, "NHWC")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +283,7 @@ def test_pictures_as_a_file_takes_them(pictures):
         (["convnext_atto", "{}/no/model.onnx"], "There is no folder"),
         (["convnext_tinny", "{}/model.onnx"], "'convnext_tiny'"),
         (["{}/nothing.safetensors", "{}/model.onnx"], "nothing.safetensors"),
-        (["{}/model.keras", "{}/model.onnx", "--include-preprocessing"], "does not say how its pictures"),
+        (["{}/model.keras", "{}/model.onnx", "--include-preprocessing"], "zoo.save(model, 'model.saf"),
         (["{}/model.keras", "{}/model.onnx", "--part", "image"], "is of a pair"),
         (["{}/model.keras", "{}/model.onnx", "--tolerance", "1e-30"], "differs from"),
         (["{}/model.keras", "{}/model.onnx", "--via", "keras", "--no-fold", "--logits"], "no --logits, --no-fold"),

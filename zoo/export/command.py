@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.export.exporter import ExportReport, export_onnx, place, take_part
+from zoo.export.exporter import ExportReport, check_request, export_onnx, place, take_part
 from zoo.export.graph import FLOAT32
 from zoo.export.verify import TOLERANCES, keras_outputs, random_inputs, sentences, to_layout
 from zoo.preprocess import batch, open_image
 
 KERAS = "keras"
+NO_PREPROCESSING = (
+    "does not say how its pictures are made ready. Store that in its file: "
+    "zoo.save(model, 'model.safetensors', preprocess=PreprocessSpec(…))."
+)
 MOST_IMAGES = 64  # of a folder given for calibration
 
 
@@ -51,16 +55,16 @@ def export(
 
     Raises:
         ValueError: what `export_onnx` refuses; a model that does not say how its pictures are made ready.
+        FileNotFoundError, ImportError: as `export_onnx`; no folder of images.
     """
     options = {"precision": precision, "layout": layout, "normalize": normalize, "logits": logits, "fold": fold}
     if via == KERAS:
         refuse_for_keras(include_preprocessing=include_preprocessing, verify=verify, calibration=calibration, **options)
     output = Path(output)
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(output.parent)!r} to write {output.name} into.")
+    tolerance = check_request(output, precision, tolerance, verify)
     model, spec = find_model(name, weights)
     if include_preprocessing and spec is None:
-        raise ValueError(f"{name!r} does not say how its pictures are made ready, so that cannot be part of the file.")
+        raise ValueError(f"{name!r} {NO_PREPROCESSING}")
     names, templates = class_list(classes)
     exported = take_part(model, part, names, templates)
     pictures = calibration and read_pictures(exported, calibration, spec, include_preprocessing, layout)
@@ -83,12 +87,17 @@ def read_pictures(model, folder, spec, as_pixels, layout):
     """{input: array} of a folder's images, as the file takes them; beside them as many captions where it takes texts.
 
     Raises:
+        FileNotFoundError: no such folder.
         ValueError: no images there, a model that reads none, or one that does not say how they are made ready.
     """
     from zoo.data.folders import image_names
 
-    if spec is None or not any(len(tensor.shape) == 4 for tensor in model.inputs):
-        raise ValueError(f"--calibration is for a model that says how its pictures are made ready; {model.name!r} not.")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r} of images to compare on.")
+    if not any(len(tensor.shape) == 4 for tensor in model.inputs):
+        raise ValueError(f"--calibration is of pictures, and {model.name!r} takes no pictures.")
+    if spec is None:
+        raise ValueError(f"{model.name!r} {NO_PREPROCESSING}")
     paths = [Path(folder, name) for name in image_names(folder)[:MOST_IMAGES]]
     if as_pixels:
         spec = dataclasses.replace(spec, mean=(0.0,) * 3, std=(1 / 255,) * 3)
@@ -145,7 +154,7 @@ def refuse_for_keras(**options):
         raise ValueError(f"Keras' own exporter has no {', '.join(flags)}. It takes --part, --opset and --tolerance.")
 
 
-def export_via_keras(model, path, *, opset, tolerance=None):
+def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
     """Keras' own exporter, its file checked as ours are. It bakes in what the backend's tracing sees."""
     import onnx
 
@@ -159,7 +168,7 @@ def export_via_keras(model, path, *, opset, tolerance=None):
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise ValueError(f"Keras' own exporter fails on {model.name!r}: {reason}") from error
         data, nodes = file.read_bytes(), len(onnx.load(file).graph.node)
-    facts = {"precision": FLOAT32, "opset": opset, "nodes": nodes, "tolerance": tolerance or TOLERANCES[FLOAT32]}
+    facts = {"precision": FLOAT32, "opset": opset, "nodes": nodes, "tolerance": tolerance}
     return place(model, lambda target: target.write(data), path, {}, started, **facts)
 
 

@@ -17,6 +17,7 @@ from zoo.folding import calls, check_functional, fold_with_affine
 PRODUCER = "convnext-clip-zoo"
 IR_VERSION = {17: 8, 20: 9}
 SMALL = 1024  # bytes up to which a weight stays in the model in any case
+CLASSIFIERS = ("head_fc", "zero_shot_head")  # heads' names in `convnext` and `clip`
 SIDE_NAMES = {4: ("batch", "height", "width"), 2: ("batch", "length")}
 PAIR_SIDES = {"tokens": ("texts", "length"), "text_embeddings": ("texts",), "logits": ("batch", "texts")}
 
@@ -80,8 +81,20 @@ def check_options(model, precision, opset, layout, normalize, logits):
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
     if normalize and (is_pair or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2):
         raise ValueError("normalize=True needs a tower, one output (B, D); a pair's embeddings are normalised already.")
+    if normalize and ends_in_classifier(model):
+        raise ValueError(f"normalize=True is for embeddings, and {model.name!r} ends in a classifier.")
     if logits and not is_pair:
         raise ValueError(f"logits=True needs a pair, and {model.name!r} is none.")
+
+
+def ends_in_classifier(model):
+    """Whether a model's one output is class scores: by the name of the head, or because they are probabilities."""
+    last = model.outputs[0]._keras_history.operation
+    if isinstance(last, keras.Model):
+        return ends_in_classifier(last)
+    activation = getattr(last, "activation", None)
+    is_probability = activation in (keras.activations.softmax, keras.activations.sigmoid)
+    return last.name in CLASSIFIERS or is_probability or isinstance(last, keras.layers.Softmax)
 
 
 def check_layers(model):

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zoo.export import verify as verification
 from zoo.export.graph import FLOAT32
+from zoo.export.runtime import check_installed
 from zoo.export.verify import TOLERANCES, Check
 from zoo.files import atomic_write, sha256
 from zoo.preprocess import PreprocessSpec
@@ -114,18 +116,34 @@ def export_onnx(
 
     Raises:
         ValueError: an option that does not fit, a layer without a rule, or a file that differs by more than the
-            tolerance; nothing is replaced then.
+            tolerance; nothing is replaced then. FileNotFoundError: no such folder. ImportError: onnx or onnxruntime is
+            missing.
     """
     from zoo.export.emit import emit
 
-    if precision not in TOLERANCES:
-        raise ValueError(f"precision must be one of {', '.join(map(repr, TOLERANCES))}, got {precision!r}.")
+    path = Path(path)
+    tolerance = check_request(path, precision, tolerance, verify)
     model = take_part(model, part, class_names, templates)
     started = time.perf_counter()
     options = {"preprocess": preprocess, "layout": layout, "normalize": normalize, "logits": logits}
     graph = emit(model, precision=precision, opset=opset, fold=fold, **options)
     check = {"calibration": calibration, **options} if verify else None
-    return _write(model, graph, Path(path), check, tolerance or TOLERANCES[precision], started)
+    return _write(model, graph, path, check, tolerance, started)
+
+
+def check_request(path, precision=FLOAT32, tolerance=None, verify=True):
+    """The tolerance; refuses before any work what could not be written or checked."""
+    check_installed("onnx", *(["onnxruntime"] if verify else []))
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; the name of a file is needed.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
+    if precision not in TOLERANCES:
+        raise ValueError(f"precision must be one of {', '.join(map(repr, TOLERANCES))}, got {precision!r}.")
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance must be a number above 0, got {tolerance!r}.")
+    return tolerance
 
 
 def take_part(model, part, class_names=None, templates=None):

@@ -1,5 +1,6 @@
 """Prediction with ONNX Runtime."""
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +25,8 @@ class OnnxModel:
         inputs, outputs: names.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is no ONNX model, or a provider is not there.
+        FileNotFoundError: no such file. ValueError: it is no ONNX model, or a provider is not there. ImportError:
+            onnxruntime is missing.
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None, providers: list[str] | None = None):
@@ -47,7 +49,7 @@ class OnnxModel:
             float32 (N, …), or {name: array} where the model has several outputs.
 
         Raises:
-            ValueError: names or kinds of inputs that are not the model's, or no rows.
+            ValueError: names, kinds or shapes of inputs that are not the model's, or no rows.
         """
         feed = self._feed(inputs)
         rows = {len(array) for array in feed.values()}
@@ -67,6 +69,10 @@ class OnnxModel:
         return {entry.name: self._cast(entry, np.asarray(given[entry.name])) for entry in self.session.get_inputs()}
 
     def _cast(self, entry, array):
+        sides = zip(entry.shape[1:], array.shape[1:], strict=False)
+        if array.ndim != len(entry.shape) or any(isinstance(side, int) and side != given for side, given in sides):
+            wanted = ", ".join(map(str, entry.shape))
+            raise ValueError(f"{entry.name} of {self.path.name} are ({wanted}), got {array.shape}.")
         dtype = DTYPES.get(entry.type)
         if dtype is None or array.dtype == dtype:
             return np.ascontiguousarray(array)
@@ -77,8 +83,16 @@ class OnnxModel:
         return np.ascontiguousarray(array.astype(dtype))
 
 
+def check_installed(*libraries):
+    """ImportError that names what to install."""
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install 'convnext-clip-zoo[onnx]'")
+
+
 def start_session(model, *, threads=None, providers=None):
     """An `onnxruntime.InferenceSession` of a path or of bytes."""
+    check_installed("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
