@@ -176,6 +176,31 @@ def test_templates_and_names_from_files(tmp_path):
     assert len(load_labelled("digits", templates="imagenet").templates) == 80
 
 
+@pytest.mark.parametrize(
+    "option, content, message",
+    [
+        ("class_names", b'{"zero": ', "n.txt is no JSON: Expecting value"),
+        ("class_names", b'["zero", ', "n.txt is no JSON"),
+        ("class_names", "grün\n".encode("latin-1"), "n.txt is not UTF-8"),
+        ("templates", b'["a {}"', "n.txt is no JSON"),
+        ("templates", "für {}\n".encode("latin-1"), "n.txt is not UTF-8"),
+        ("class_names", b"\n\n", "class_names must be strings, at least one"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(option, content, message, tmp_path):
+    (tmp_path / "n.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_labelled("digits", **{option: tmp_path / "n.txt"})
+
+
+@pytest.mark.parametrize("class_names", [None, ["dark"]])
+def test_captions_are_no_classes(class_names, colour_folders):
+    folder = colour_folders("captioned", ["dark"])
+    (folder / "dark" / "a.txt").write_text("something dark")
+    with pytest.raises(ValueError, match="has captions and no classes"):
+        load_labelled(f"folder:{folder}", class_names=class_names)
+
+
 def test_classes_may_bring_prompts_of_their_own(encoder, tmp_path):
     own = {"pitch": ["so black"], "dusk": "quite dark", "fog": ["grey"], "day": ["light", "so light"], "snow": ["grey"]}
     (tmp_path / "own.json").write_text(json.dumps(own))
@@ -196,7 +221,14 @@ def test_classes_may_bring_prompts_of_their_own(encoder, tmp_path):
         ({"name": "digits", "class_names": []}, "at least one"),
         ({"name": "digits", "class_names": {"a": ["a 0"], "b": 5}}, "the prompts of 'b' must be strings"),
         ({"name": "digits", "class_names": {"a": ["a 0"]}, "templates": "simple"}, "whole prompts of their own"),
+        (
+            {"name": "digits", "class_names": {"zero": None}},
+            "the prompts of 'zero' must be strings, at least one, got None",
+        ),
         ({"name": "folder:/no/such/folder"}, "is not a folder"),
+        ({"name": "digits", "data": "x"}, "data='x' is for cifar10, .*fashion_mnist; 'digits' needs no other files"),
+        ({"name": "mnist", "data": "nosuch"}, "data='nosuch' is not there"),
+        ({"name": "cifar10", "data": "nosuch.tar.gz"}, "data='nosuch.tar.gz' is not there"),
     ],
 )
 def test_what_is_no_data_set_is_refused(options, message):

@@ -123,6 +123,59 @@ def test_mnist(end, rng, tmp_path):
     np.testing.assert_array_equal(data.records.record(0).image, images[0])
 
 
+@pytest.mark.parametrize("place", ["t10k-images-idx3-ubyte.gz", ".", "MNIST/raw", "MNIST", "raw"])
+def test_mnist_is_found_in_the_usual_layouts(place, rng, tmp_path):
+    images, labels = rng.integers(0, 256, (5, 28, 28), np.uint8), np.array([7, 2, 1, 0, 4], np.uint8)
+    inside = place if place[0] != "t" else "."
+    (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+    write_mnist(tmp_path / inside, images, labels)
+    data = load_labelled("mnist", tmp_path / place if place[0] == "t" else tmp_path)
+    np.testing.assert_array_equal(data.records.labels, labels)
+
+
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("mnist", "mnist.npz"),
+        ("cifar10", "cifar10.npz"),
+        ("cifar100", "cifar100.npz"),
+        ("cifar100", "cifar-100-python/test"),
+        ("fashion_mnist", "fashion_mnist.npz"),
+        ("fashion_mnist", "FashionMNIST/raw"),
+    ],
+)
+def test_other_files_are_found_in_the_usual_layouts(name, place, pictures, tmp_path):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    if place.endswith(".npz"):
+        np.savez(tmp_path / place, x_test=pictures[0], y_test=pictures[1])
+    elif place.endswith("raw"):
+        (tmp_path / place).mkdir()
+        write_mnist(tmp_path / place, pictures[0][..., 0], pictures[1])
+    else:
+        (tmp_path / place).write_bytes(python2_batch(rows_of(pictures[0]), pictures[1], b"fine_labels"))
+    assert load_labelled(name, tmp_path).records.labels.tolist() == pictures[1].tolist()
+
+
+def test_no_damaged_byte_of_a_packed_file_lets_another_error_through(rng, tmp_path):
+    labels = np.array([7, 2, 1], np.uint8)
+    write_mnist(tmp_path, rng.integers(0, 256, (3, 4, 4), np.uint8), labels)
+    packed = write_archive(tmp_path / "c.tar.gz", {"test_batch": python2_batch(ONE, [1])})
+    for path, read in (
+        (tmp_path / "t10k-images-idx3-ubyte.gz", lambda: read_mnist(tmp_path)),
+        (packed, lambda: read_cifar(packed, "cifar10")),
+    ):
+        whole, refused = path.read_bytes(), 0
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+            try:
+                read()
+            except ValueError as error:
+                assert str(path) in str(error)
+                refused += 1
+        assert refused > len(whole) // 2
+        path.write_bytes(whole)
+
+
 @pytest.mark.parametrize(
     "images, message",
     [

@@ -7,7 +7,7 @@ DATASET = argument(
     "--dataset", default="digits", metavar="NAME", help="digits, cifar10, cifar100, mnist, …, folder:DIR, shards:GLOB"
 )
 
-DATA = argument("--data", metavar="PATH", help="the data set's original files (default: Keras' cache, or its download)")
+DATA = argument("--data", metavar="PATH", help="its original files, or where they lie (default: Keras' cache, or its download)")
 CLASSES = argument(
     "--class-names",
     metavar="FILE",

@@ -97,18 +97,20 @@ def load_labelled(
 
 def _records(name: str, data, names, split: str) -> tuple[Dataset, Sequence[str] | None]:
     kind, _, where = name.partition(":")
-    if kind == "folder" and where:
+    if name not in DEFAULT_TEMPLATES and not (kind in ("folder", "shards") and where):
+        raise ValueError(f"Unknown data set {name!r}. Allowed: {', '.join(NAMES)}.")
+    if data is not None and name not in ORIGINS:
+        raise ValueError(f"data={str(data)!r} is for {', '.join(ORIGINS)}; {name!r} needs no other files")
+    if kind == "folder":
         records = _class_folders(where, names)
         return records, records.class_names
-    if kind == "shards" and where:
+    if kind == "shards":
         return read_shards(where, class_names=names), None
-    if name not in DEFAULT_TEMPLATES:
-        raise ValueError(f"Unknown data set {name!r}. Allowed: {', '.join(NAMES)}.")
     if name == "digits":
         part = load_split()[split == "test"]
         return from_arrays(part.pictures, labels=part.labels), CLASS_NAMES[name]
     data = data or _cached(name)
-    images, labels = read_cifar(data, name, split) if name.startswith("cifar") else read_mnist(data, split)
+    images, labels = read_cifar(data, name, split) if name.startswith("cifar") else read_mnist(data, split, name)
     return from_arrays(images, labels=labels), CLASS_NAMES[name]
 
 
@@ -158,10 +160,10 @@ def read_names(
     source: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None,
 ) -> tuple[tuple[str, ...] | None, dict[str, tuple[str, ...]] | None]:
     """(class names, the whole prompts of each or None) of what `load_labelled` takes for class names."""
+    if source is None:
+        return None, None
     if isinstance(source, str | Path):
-        text = Path(source).read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith("{"):
-            source = json.loads(text)
+        source = _content(source, "{[")
     if not isinstance(source, Mapping):
         return read_lines(source, "class_names"), None
     prompts = {
@@ -171,20 +173,28 @@ def read_names(
     return read_lines(list(prompts), "class_names"), prompts
 
 
-def read_lines(source: str | Path | Sequence[str] | None, what: str) -> tuple[str, ...] | None:
-    """The strings of a sequence, of a file with one a line, or of a JSON list in a file; None for None.
+def read_lines(source: str | Path | Sequence[str], what: str) -> tuple[str, ...]:
+    """The strings of a sequence, of a file with one a line, or of a JSON list in a file.
 
     Raises:
         ValueError: nothing in it, or something else than strings.
     """
     if isinstance(source, str | Path):
-        text = Path(source).read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith("["):
-            source = json.loads(text)
-        else:
-            source = [line.strip() for line in text.splitlines() if line.strip()]
-    if source is None:
-        return None
+        source = _content(source, "[")
     if not isinstance(source, Sequence) or not source or not all(isinstance(item, str) for item in source):
         raise ValueError(f"{what} must be strings, at least one, got {source!r}")
     return tuple(source)
+
+
+def _content(path: str | Path, opening: str) -> Sequence[str] | Mapping:
+    """The lines of a file that are not blank, or what it says in JSON where it begins with one of `opening`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    if not text.lstrip().startswith(tuple(opening)):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None

@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import tarfile
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,6 @@ from zoo.convert import read_checkpoint
 MAX_BYTES = 512 << 20  # of one member, unpacked: CIFAR's largest has 154 MB, MNIST's 47 MB
 CIFAR_SIDE = 32
 CIFAR_LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
-CIFAR_ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 CIFAR_FILES = {
     ("cifar10", "test"): ("test_batch",),
     ("cifar10", "train"): tuple(f"data_batch_{i}" for i in range(1, 6)),
@@ -29,27 +29,52 @@ CIFAR_FILES = {
     ("cifar100", "train"): ("train",),
 }
 IDX_PREFIXES = {"test": "t10k", "train": "train"}
+IDX_FILES = ("t10k-images-idx3-ubyte*", "t10k-images.idx3-ubyte*")
+LAYOUTS = {  # of a folder, as published, as torchvision and Keras unpack it: what is in it, and in that where it is one
+    "cifar10": (("cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10.npz"), ("test_batch",)),
+    "cifar100": (("cifar-100-python.tar.gz", "cifar-100-python", "cifar100.npz"), ("test",)),
+    "mnist": (("mnist.npz", "MNIST/raw", "MNIST", "raw"), IDX_FILES),
+    "fashion_mnist": (("fashion_mnist.npz", "FashionMNIST/raw", "FashionMNIST", "raw"), IDX_FILES),
+}
 IDX_UBYTE = 0x08
 
 Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def find_files(folder: Path, name: str) -> Path | None:
+    """Where below a folder the original files of a data set are, in any of LAYOUTS; None where they are not."""
+    places, files = LAYOUTS[name]
+    for path in (folder / place for place in places):
+        if path.is_file() or any(list(path.glob(file)) for file in files):
+            return path
+    return folder if any(list(folder.glob(file)) for file in files) else None
+
+
+def _original(path: str | Path, name: str) -> Path:
+    """The file or folder to read, at a path or below it; ValueError for a path that is not there."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(
+            f"data={str(path)!r} is not there; it must be a file or folder with the original files of {name}"
+        )
+    return (path.is_dir() and find_files(path, name)) or path
 
 
 def read_cifar(path: str | Path, name: str, split: str = "test") -> Arrays:
     """The pictures of a split, uint8 (N, 32, 32, 3), and labels, int32 (N,).
 
     Args:
-        path: the published `.tar.gz` or where it lies, the folder that is in it, one of its batches, or an `.npz` with
-            x_test, y_test.
+        path: the published `.tar.gz`, the folder that is in it, where either lies, one of its batches, or an `.npz`
+            with x_test, y_test.
         name: "cifar10" or "cifar100", of which the fine labels are taken.
         split: "test" or "train".
 
     Raises:
         ValueError: no such file in there, or one that holds what no CIFAR batch does.
     """
-    path = Path(path)
+    path = _original(path, name)
     if path.suffix == ".npz":
         return _from_npz(path, split)
-    path = path / CIFAR_ARCHIVES[name] if (path / CIFAR_ARCHIVES[name]).is_file() else path
     parts = [_read_batch(path, file, name) for file in CIFAR_FILES[name, split]]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
@@ -63,20 +88,22 @@ def _read_batch(path: Path, file: str, name: str) -> Arrays:
     return _checked(np.ascontiguousarray(pictures), batch[key], path)
 
 
-def read_mnist(path: str | Path, split: str = "test") -> Arrays:
+def read_mnist(path: str | Path, split: str = "test", name: str = "mnist") -> Arrays:
     """The pictures of a split, uint8 (N, 28, 28), and labels, int32 (N,), of MNIST or Fashion-MNIST.
 
     Args:
         path: a folder with t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (train-… for the training pictures),
-            each as it is or `.gz`; or an `.npz` with x_test, y_test.
+            each as it is or `.gz`; one of these files; an `.npz` with x_test, y_test; or where either lies.
+        name: "mnist" or "fashion_mnist".
         split: "test" or "train".
 
     Raises:
         ValueError: no such files, or files whose size is not what their header says.
     """
-    path = Path(path)
+    path = _original(path, name)
     if path.suffix == ".npz":
         return _from_npz(path, split)
+    path = path.parent if path.is_file() else path
     names = (f"{IDX_PREFIXES[split]}-{what}-ubyte" for what in ("images-idx3", "labels-idx1"))
     images, labels = (_read_idx(_idx_file(path, name)) for name in names)
     return _checked(images, labels, path)
@@ -117,7 +144,7 @@ def _member(path: Path, name: str) -> bytes:
             for member in archive:
                 if member.isreg() and member.name.rpartition("/")[2] == name:
                     return _read_all(archive.extractfile(member), f"{path}: {member.name}")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} is a damaged archive: {error}") from error
     raise ValueError(f"{path} has no member {name!r}")
 
@@ -209,7 +236,7 @@ def _read_idx(path: Path) -> np.ndarray:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             data = _read_all(file, path)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     sides = data[3] if len(data) > 3 else 0
     if data[:3] != bytes([0, 0, IDX_UBYTE]) or len(data) < 4 + 4 * sides:

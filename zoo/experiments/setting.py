@@ -10,6 +10,7 @@ import numpy as np
 from zoo.data import open_record
 from zoo.data.records import Record
 from zoo.evaluation.datasets import ORIGINS, Labelled, load_labelled
+from zoo.evaluation.published import find_files
 from zoo.evaluation.results import embed_readable
 from zoo.pipeline import ClipPipeline
 from zoo.registry import Loaded
@@ -17,11 +18,6 @@ from zoo.registry import Loaded
 SMOKE_PER_CLASS = 12  # pictures
 SHOWN_SIDE = 160  # pixels of a picture in a report
 TITLES = {"digits": "the held-out digits", "cifar10": "CIFAR-10", "mnist": "MNIST"}
-PLACES = {  # below the folder of --data: as published, as torchvision and Keras unpack it
-    "cifar10": ("cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10.npz"),
-    "mnist": ("mnist.npz", "MNIST/raw", "MNIST"),
-}
-FILES = {"cifar10": ("test_batch",), "mnist": ("t10k-images-idx3-ubyte*", "t10k-images.idx3-ubyte*")}
 
 
 @dataclass(frozen=True)
@@ -161,23 +157,6 @@ class Setting:
             return load_labelled(name), ""
         except ValueError:
             return None, f"{TITLES[name]} is not on this machine, and could not be fetched. {advice}"
-
-
-def find_files(folder: Path, name: str) -> Path | None:
-    """Where below a folder the original files of a data set are, in any of the usual layouts; None where they are not.
-
-    Raises:
-        ValueError: no such folder.
-    """
-    if not folder.is_dir():
-        raise ValueError(
-            f"data={str(folder)!r} is not a folder; the original files of CIFAR-10 and MNIST are sought in it"
-        )
-    for place in PLACES[name]:
-        path = folder / place
-        if path.is_file() or any(list(path.glob(file)) for file in FILES[name]):
-            return path
-    return folder if any(list(folder.glob(file)) for file in FILES[name]) else None
 
 
 def has_classes(folder: Path) -> bool:
