@@ -153,6 +153,26 @@ def test_classifiers_are_saved_loaded_and_averaged(encoder, tmp_path):
         average([one, create_classifier(encoder, ["dark", "white"], ["a {}"])])
 
 
+def test_a_classifier_says_which_pair_it_was_made_with(encoder, tmp_path):
+    class Fingerprinted:
+        """What `ClipPipeline` is to a classifier."""
+
+        scale, bias, embed_texts = 1.0, 0.0, encoder.embed_texts
+
+        def __init__(self, fingerprint):
+            self.fingerprint = fingerprint
+
+    path = tmp_path / "c.safetensors"
+    one, same, other = (create_classifier(Fingerprinted(f), ["dark", "grey"]) for f in ("a" * 64, "a" * 64, "b" * 64))
+    one.save(path)
+    assert Classifier.load(path, model="a" * 64).model == Classifier.load(path).model == "a" * 64
+    with pytest.raises(ValueError, match="made with another pair .aaaaaaaaaaaaaaaa…. than the images' .bbbb"):
+        Classifier.load(path, model="b" * 64)
+    assert (average([one, same]).model, average([one, other]).model) == ("a" * 64, None)
+    create_classifier(encoder, ["dark", "grey"]).save(path)  # an `Encoder` has no fingerprint: any pair is taken
+    assert Classifier.load(path, model="b" * 64).model is None
+
+
 def test_other_files_are_no_classifiers(tmp_path):
     np.savez(tmp_path / "c.npz", matrix=np.eye(2))
     with pytest.raises(ValueError, match="not a saved classifier"):

@@ -7,7 +7,9 @@ DATASET = argument(
     "--dataset", default="digits", metavar="NAME", help="digits, cifar10, cifar100, mnist, …, folder:DIR, shards:GLOB"
 )
 
-DATA = argument("--data", metavar="PATH", help="its original files, or where they lie (default: Keras' cache, or its download)")
+DATA = argument(
+    "--data", metavar="PATH", help="the original files, or their folder (default: Keras' cache or download)"
+)
 CLASSES = argument(
     "--class-names",
     metavar="FILE",
