@@ -52,6 +52,35 @@ def test_without_checks(tmp_path):
     assert "was not compared" in to_text(report)
 
 
+def test_without_real_inputs_the_report_says_why(tmp_path, images, monkeypatch):
+    path, model = tmp_path / "model.onnx", build("convnext v1")
+    assert zoo.export_onnx(model, path).note == ""
+    texts = zoo.export_onnx(build("vit pair"), path, part="text")
+    assert "random inputs alone" in texts.note and "CLIP's vocabulary" in texts.note
+    for name in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = zoo.export_onnx(model, path)
+    assert "random inputs alone" in report.note and "'convnext-clip-zoo[report]'" in report.note
+    assert report.note in to_text(report)
+    assert zoo.export_onnx(model, path, calibration=images).note == ""
+
+
+def test_progress_is_told_line_by_line_where_asked(tmp_path, capsys):
+    path, model = tmp_path / "model.onnx", build("convnext v1")
+    zoo.export_onnx(model, path)
+    assert capsys.readouterr().out == ""
+    zoo.export_onnx(model, path, progress=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "Folding convnext_custom",
+        f"Writing {path}, float32, opset 20",
+        "Checking that the file is valid",
+        "Comparing with convnext_custom: random",
+        "Comparing with convnext_custom: photographs",
+    ]
+    zoo.export_onnx(model, path, progress=True, fold=False, verify=False)
+    assert capsys.readouterr().out.splitlines() == [f"Writing {path}, float32, opset 20"]
+
+
 def test_what_a_precision_costs_is_told_on_given_images(tmp_path, images):
     report = zoo.export_onnx(build("convnext v1"), tmp_path / "model.onnx", precision="int8", calibration=images)
     assert {check.inputs for check in report.checks} == {"random", "given"}
@@ -229,7 +258,8 @@ def test_command(tmp_path, capsys):
     arguments = ["export", str(tmp_path / "model.safetensors"), str(tmp_path / "model.onnx")]
     backend = ["--backend", keras.backend.backend()]
     assert cli.main([*arguments, *backend]) == 0
-    assert "All within the tolerance" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Comparing with convnext_custom: random\n" in out and "All within the tolerance" in out
     assert cli.main([*arguments, *backend, "--include-preprocessing", "--precision", "int8", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["precision"] == "int8" and len(report["checks"]) == 4

@@ -68,7 +68,6 @@ def export(
     names, templates = class_list(classes)
     exported = take_part(model, part, names, templates)
     pictures = calibration and read_pictures(exported, calibration, spec, include_preprocessing, layout)
-    print(f"Writing {output}, {precision}, opset {opset}" + (", and checking it" if verify else ""), flush=True)
     if via == KERAS:
         return export_via_keras(exported, output, opset=opset, tolerance=tolerance)
     return export_onnx(
@@ -79,6 +78,7 @@ def export(
         verify=verify,
         calibration=pictures or None,
         tolerance=tolerance,
+        progress=True,
         **options,
     )
 
@@ -159,6 +159,7 @@ def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
     import onnx
 
     started = time.perf_counter()
+    print(f"Writing {path} by Keras' own exporter, opset {opset}", flush=True)
     keras_outputs(model, random_inputs(model, None, "NHWC"), None, "NHWC")  # it refuses a model that was never called
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
@@ -169,7 +170,7 @@ def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
             raise ValueError(f"Keras' own exporter fails on {model.name!r}: {reason}") from error
         data, nodes = file.read_bytes(), len(onnx.load(file).graph.node)
     facts = {"precision": FLOAT32, "opset": opset, "nodes": nodes, "tolerance": tolerance}
-    return place(model, lambda target: target.write(data), path, {}, started, **facts)
+    return place(model, lambda target: target.write(data), path, {"progress": True}, started, **facts)
 
 
 def to_text(report: ExportReport) -> str:
@@ -182,7 +183,7 @@ def to_text(report: ExportReport) -> str:
     }
     lines = [f"{key:<9}{value}" for key, value in facts.items()]
     if not report.checks:
-        return "\n".join([*lines, "The file was not compared with the model."])
+        return "\n".join([*lines, report.note])
     lines += ["", "| inputs | batch | output | error | cosine | largest entry agrees |", "|---|--:|---|--:|--:|--:|"]
     lines += [
         f"| {check.inputs} | {check.batch} | {check.output} | {check.error:.1e} | {check.cosine:.6f} "
@@ -190,4 +191,5 @@ def to_text(report: ExportReport) -> str:
         for check in report.checks
     ]
     of = "error" if report.precision == FLOAT32 else "1 − cosine"
-    return "\n".join([*lines, "", f"All within the tolerance: {of} at most {report.tolerance:g}."])
+    lines += ["", f"All within the tolerance: {of} at most {report.tolerance:g}."]
+    return "\n".join([*lines, *([report.note] if report.note else [])])

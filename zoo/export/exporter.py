@@ -38,6 +38,7 @@ class ExportReport:
         seconds: to write the file, and to check it.
         tolerance: that no check exceeded: of the error in float32, of 1 − cosine in lower precisions.
         checks: what was compared; () with verify=False.
+        note: what was not compared, and why; "" where nothing is missing.
     """
 
     path: str
@@ -50,6 +51,7 @@ class ExportReport:
     seconds: tuple[float, float]
     tolerance: float
     checks: tuple[Check, ...]
+    note: str
 
     @property
     def error(self) -> float | None:
@@ -84,6 +86,7 @@ def export_onnx(
     normalize: bool = False,
     logits: bool = False,
     tolerance: float | None = None,
+    progress: bool = False,
 ) -> ExportReport:
     """Writes a model as one ONNX file, the same bytes from every backend, and checks it.
 
@@ -110,6 +113,7 @@ def export_onnx(
         logits: a third result of a pair, exp(logit_scale) · cosine (+ bias).
         tolerance: of the error max |ONNX − Keras| / max |Keras| in float32 (1e-4 unless given), of 1 − cosine in
             float16 (1e-3) and int8 (1e-2).
+        progress: print a line for each step.
 
     Returns:
         `ExportReport`.
@@ -126,8 +130,10 @@ def export_onnx(
     model = take_part(model, part, class_names, templates)
     started = time.perf_counter()
     options = {"preprocess": preprocess, "layout": layout, "normalize": normalize, "logits": logits}
+    verification.tell(progress and fold, f"Folding {model.name}")
     graph = emit(model, precision=precision, opset=opset, fold=fold, **options)
-    check = {"calibration": calibration, **options} if verify else None
+    check = {"calibration": calibration, "progress": progress, **options} if verify else None
+    verification.tell(progress, f"Writing {path}, {precision}, opset {opset}")
     return _write(model, graph, path, check, tolerance, started)
 
 
@@ -187,7 +193,8 @@ def place(model, write, path, check, started, weight_bytes=0, *, precision, opse
         checks = [] if check is None else _check(model, temporary, check, precision, tolerance)
     seconds = (written - started, time.perf_counter() - written)
     face = (str(path), model.name, precision, opset)
-    return ExportReport(*face, size, digest, nodes, seconds, tolerance, tuple(checks))
+    note = verification.note_on(model, checks)
+    return ExportReport(*face, size, digest, nodes, seconds, tolerance, tuple(checks), note)
 
 
 def _serialize(graph, store=None):
@@ -232,6 +239,7 @@ def _check(model, path, options, precision, tolerance):
     """
     import onnx
 
+    verification.tell(options.get("progress"), "Checking that the file is valid")
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -1,6 +1,7 @@
 """An ONNX file against the Keras model that it was made from: random and real inputs, batches of one and three."""
 
 import contextlib
+import importlib.util
 from dataclasses import dataclass
 
 import keras
@@ -11,6 +12,7 @@ from zoo.export.graph import FLOAT16, FLOAT32, INT8
 from zoo.export.runtime import OnnxModel
 from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 
+RANDOM = "random"
 BATCH = 3
 SEED = 0
 TOLERANCES = {FLOAT32: 1e-4, FLOAT16: 1e-3, INT8: 1e-2}  # of the error in float32, of 1 − cosine in the others
@@ -48,7 +50,15 @@ class Check:
 
 
 def verify(
-    model: keras.Model, path, *, preprocess=None, layout="NHWC", normalize=False, logits=False, calibration=None
+    model: keras.Model,
+    path,
+    *,
+    preprocess=None,
+    layout="NHWC",
+    normalize=False,
+    logits=False,
+    calibration=None,
+    progress=False,
 ) -> list[Check]:
     """Compares a file with its Keras model, at batch 1 on the first row, at batch 3 on all.
 
@@ -58,15 +68,17 @@ def verify(
         preprocess, layout, normalize, logits: what `export_onnx` was told.
         calibration: images as the file takes them, N at least 1, or {input: array}, in place of photographs and
             sentences.
+        progress: print a line for each kind of inputs.
 
     Returns:
         A list of `Check`, for each kind of inputs, batch and output.
     """
     onnx_model = OnnxModel(path)
-    kinds = {"random": random_inputs(model, preprocess, layout)}
+    kinds = {RANDOM: random_inputs(model, preprocess, layout)}
     kinds |= real_inputs(model, preprocess, layout) if calibration is None else {"given": named(model, calibration)}
     checks = []
     for kind, feed in kinds.items():
+        tell(progress, f"Comparing with {model.name}: {kind}")
         feed = {name: array[:BATCH] for name, array in feed.items()} if logits else feed  # they are of one batch
         expected = keras_outputs(model, feed, preprocess, layout)
         expected |= {name: l2_normalized(value) for name, value in expected.items()} if normalize else {}
@@ -78,6 +90,25 @@ def verify(
             ours = ours if set(ours) == set(theirs) else dict(zip(theirs, ours.values(), strict=True))
             checks += [compare(kind, batch, name, ours[name], theirs[name]) for name in theirs]
     return checks
+
+
+def tell(progress, line):
+    if progress:
+        print(line, flush=True)
+
+
+def note_on(model, checks):
+    """What a file was not compared on, and why; "" where nothing is missing."""
+    if not checks:
+        return "The file was not compared with the model."
+    if any(check.inputs != RANDOM for check in checks):
+        return ""
+    takes_pictures = any(len(tensor.shape) == 4 and tensor.shape[-1] == 3 for tensor in model.inputs)
+    if takes_pictures and importlib.util.find_spec("sklearn") is None:
+        why = "photographs come with scikit-learn: pip install 'convnext-clip-zoo[report]'"
+    else:
+        why = "the model takes something else than pictures of three channels and texts in CLIP's vocabulary"
+    return f"Compared on random inputs alone: {why}. Inputs of your own: calibration."
 
 
 def predict(onnx_model, feed, batch):
