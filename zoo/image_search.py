@@ -1,18 +1,19 @@
 """Pictures embedded and searched, as commands: `zoo embed`, `zoo index`, `zoo search`, `zoo cache`."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from zoo.data import open_record
+from zoo.data import Dataset, open_record
 from zoo.files import atomic_write, sha256
 from zoo.picture_source import embed_source, read_metadata, read_source
 from zoo.pipeline import ClipPipeline
 from zoo.search import Index, TextCache, default_cache_path
-from zoo.search_sheet import write_sheet
+from zoo.search_sheet import check_sheet_path, write_sheet
 
 TWIN = "the same bytes as "
 
@@ -32,7 +33,7 @@ def build_index(
     *,
     model: str,
     output: str,
-    dtype: str = "float32",
+    dtype: str | None = None,
     batch_size: int = 64,
     runtime: str = "keras",
     precision: str = "float32",
@@ -43,22 +44,28 @@ def build_index(
     where it was.
 
     Args:
-        dtype: of the vectors kept.
+        dtype: of the vectors kept: float32 unless given, or what an index that is there has.
         runtime, precision: of `ClipPipeline`; the index remembers them.
 
     Returns:
         What `Index.info` says.
+
+    Raises:
+        ValueError: nothing to read at the source, in which case nothing is written, or an index of another dtype.
     """
+    pictures = Pictures.of(source)
     pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     path = Path(output)
     if (path / "manifest.json").is_file():
         index = Index.open(path, model=pipeline.fingerprint)
+        if dtype not in (None, index.manifest["dtype"]):
+            raise ValueError(f"{path} keeps {index.manifest['dtype']}, not {dtype}; build another index for that")
     else:
         weights = str(Path(model).resolve()) if Path(model).exists() else model
         facts = {"weights": weights, "runtime": runtime, "precision": precision, "sources": {}, "left_out": {}}
         empty = np.empty((0, pipeline.embed_texts(["a"]).shape[1]), np.float32)
-        index = Index.build(empty, path, dtype=dtype, model=pipeline.fingerprint, facts=facts)
-    _go_on(index, pipeline, source)
+        index = Index.build(empty, path, dtype=dtype or "float32", model=pipeline.fingerprint, facts=facts)
+    _go_on(index, pipeline, pictures)
     return index.info()
 
 
@@ -71,7 +78,7 @@ def index_add(index: str, source: str | None = None, *, model: str | None = None
     opened = Index.open(index)
     pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
     for place in [source] if source else list(opened.info().get("sources", {}).values()):
-        _go_on(opened, pipeline, place)
+        _go_on(opened, pipeline, Pictures.of(place))
     return opened.info()
 
 
@@ -83,22 +90,39 @@ def open_pipeline(index: Index, model: str | None = None, **options) -> ClipPipe
         options: of `ClipPipeline`.
 
     Raises:
-        ValueError: the index does not say, or was made with another model.
+        ValueError: the index does not say, or was made with another model. FileNotFoundError: it has moved.
     """
     facts = index.info()
-    model = model or facts.get("weights")
-    if model is None:
+    made = facts.get("weights")
+    if (model or made) is None:
         raise ValueError(f"{index.path} does not say which model made it; name it with --model")
     encoded = {"runtime": facts.get("runtime", "keras"), "precision": facts.get("precision", "float32")}
-    pipeline = ClipPipeline(model, **encoded, **options)
+    try:
+        pipeline = ClipPipeline(model or made, **encoded, **options)
+    except FileNotFoundError as error:
+        if model is not None:
+            raise
+        raise FileNotFoundError(f"{error} It made {index.path}; say with --model where it is now.") from error
     index.require(pipeline.fingerprint)
     return pipeline
 
 
-def _go_on(index: Index, pipeline: ClipPipeline, source: str | Path) -> None:
+@dataclass(frozen=True)
+class Pictures:
+    """A source that was read: its place, its records, and what it says of each by name."""
+
+    place: str
+    records: Dataset
+    about: Callable[[str], dict[str, str]]
+
+    @classmethod
+    def of(cls, source: str | Path) -> "Pictures":
+        return cls(str(Path(source).resolve()), read_source(source), read_metadata(source))
+
+
+def _go_on(index: Index, pipeline: ClipPipeline, pictures: Pictures) -> None:
     """Indexes what is not there yet. A portion of images and what is left out of it are committed together."""
-    prefix = _prefix(index, source)
-    records, about = read_source(source), read_metadata(source)
+    prefix, records = _prefix(index, pictures.place), pictures.records
     seen = {index.metadata(identity).get("sha256"): identity for identity in index.ids}
     known = {*index.ids, *_twins(index)}
     todo = [i for i, name in enumerate(records.names) if prefix + name not in known]
@@ -114,23 +138,22 @@ def _go_on(index: Index, pipeline: ClipPipeline, source: str | Path) -> None:
             else:
                 left_out[prefix + name] = TWIN + twin
         ids = [prefix + names[i] for i in fresh]
-        metadata = [{"sha256": digests[i], **about(names[i])} for i in fresh]
+        metadata = [{**pictures.about(names[i]), "sha256": digests[i]} for i in fresh]
         vectors = vectors[fresh] if fresh else np.empty((0, index.dim), np.float32)
         index.add(vectors, ids=ids, metadata=metadata, facts={"left_out": left_out})
 
     embed_source(pipeline.encoder, records.subset(todo), keep)
 
 
-def _prefix(index: Index, source: str | Path) -> str:
+def _prefix(index: Index, place: str) -> str:
     """What the ids of a source's images begin with: nothing for the first source, its name for a further one."""
-    place = str(Path(source).resolve())
     sources = index.info().get("sources", {})
     for prefix, known in sources.items():
         if known == place:
             return prefix
     name, number = Path(place).name, 2
     prefix = f"{name}/" if sources else ""
-    while prefix in sources:
+    while prefix in sources or prefix and any(identity.startswith(prefix) for identity in index.ids):
         prefix, number = f"{name}~{number}/", number + 1
     index.state({"sources": {**sources, prefix: place}})
     return prefix
@@ -188,11 +211,13 @@ def search_images(
         where: "KEY=VALUE" each, that the metadata must have.
         approximate: through the graph of `zoo index accelerate --kind hnsw`.
         expansion: the same, with so many vectors kept in view.
-        sheet: .png or .html of them to write.
+        sheet: .png or .html of them to write; a warning names those that are no longer where they were.
         cache: file of the text cache; the user's own unless given.
     """
     if (query is None) == (image is None):
         raise ValueError("give a sentence or --image FILE, one of the two")
+    if sheet is not None:
+        check_sheet_path(Path(sheet))
     opened = Index.open(index)
     fits = _filter(where)
     texts = TextCache(cache or default_cache_path())
@@ -217,19 +242,39 @@ def _filter(where: Sequence[str] | None) -> Callable[[dict], bool] | None:
 
 
 def draw_sheet(path: Path, text: str, matches: list[Match], sources: dict[str, str]) -> None:
-    """The matches as pictures, where a source still has them."""
-    records = {prefix: read_source(place) for prefix, place in sources.items() if Path(place).exists()}
-    places = {prefix + name: (some, i) for prefix, some in records.items() for i, name in enumerate(some.names)}
-    found = []
+    """The matches as pictures. Warns of one that cannot be drawn; ValueError when that is all of them."""
+    if not matches:
+        raise ValueError("nothing was found, so that there is nothing to draw")
+    places, found, reasons = _places(sources), [], []
     for match in matches:
-        if match.id in places:
-            some, i = places[match.id]
-            picture = np.asarray(open_record(some.record(i)).convert("RGB"))
-            found.append((picture, f"{match.score:.3f}", match.id))
+        try:
+            found.append((_picture(match.id, places), f"{match.score:.3f}", match.id))
+        except (OSError, ValueError) as error:
+            reasons.append(f"{match.id} is not drawn: {error}")
+            warnings.warn(reasons[-1], stacklevel=2)
     if not found:
         where = ", ".join(sources.values()) or "any place that the index names"
-        raise ValueError(f"none of the images found is still in {where}, so that there is nothing to draw")
+        raise ValueError(f"none of the images found can still be read from {where}; {reasons[0]}")
     write_sheet(path, text, found)
+
+
+def _places(sources: dict[str, str]) -> dict[str, tuple[Dataset, int]]:
+    """{id: (records, which of them)} of all that the sources still have."""
+    places = {}
+    for prefix, place in sources.items():
+        try:
+            records = read_source(place)
+        except (OSError, ValueError):  # its pictures are named where they are missed
+            continue
+        places |= {prefix + name: (records, i) for i, name in enumerate(records.names)}
+    return places
+
+
+def _picture(identity: str, places: dict[str, tuple[Dataset, int]]) -> np.ndarray:
+    if identity not in places:
+        raise ValueError("no source of the index has it any more")
+    records, i = places[identity]
+    return np.asarray(open_record(records.record(i)).convert("RGB"))
 
 
 def embed_images(
@@ -243,13 +288,15 @@ def embed_images(
 ) -> dict:
     """The command `zoo embed`: unit vectors with their ids, in shards of safetensors, and a manifest with digests.
 
-    Shard i holds `embeddings` float32 (n, D); the manifest names the ids of each, and what was left out.
+    Shard i holds `embeddings` float32 (n, D); the manifest names the ids of each, and what was left out. Shards of an
+    earlier run in the same folder give way.
 
     Args:
         runtime, precision: of `ClipPipeline`.
     """
     from zoo.convert import write_safetensors
 
+    records = read_source(source)
     pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,10 +309,12 @@ def embed_images(
             write_safetensors(path, {"embeddings": vectors}, {"model": pipeline.fingerprint})
             shards.append({"file": path.name, "sha256": sha256(path), "ids": names, "images": digests})
 
-    embed_source(pipeline.encoder, read_source(source), keep)
+    embed_source(pipeline.encoder, records, keep)
     manifest = {"model": pipeline.fingerprint, "source": str(source), "shards": shards, "left_out": left_out}
     with atomic_write(folder / "manifest.json", "w") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)
+    for path in set(folder.glob("embeddings-*.safetensors")) - {folder / shard["file"] for shard in shards}:
+        path.unlink()  # of a longer run before
     return {"images": sum(len(shard["ids"]) for shard in shards), "shards": len(shards), "left out": len(left_out)}
 
 

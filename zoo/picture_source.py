@@ -13,6 +13,7 @@ from zoo.data.folders import image_names
 from zoo.data.paths import inside, read_file
 from zoo.data.tables import SEPARATORS
 from zoo.encoding import Encoder
+from zoo.search.segment import is_utf8
 
 PORTION = 1024  # images between two commits
 TABLES = (".csv", ".tsv")
@@ -66,14 +67,16 @@ def embed_source(
         part = _digested(records.subset(range(first, min(first + PORTION, len(records)))), digests)
         vectors, kept, bad = encoder.embed_records(part, progress=True)
         names = [part.names[i] for i in kept]
-        left_out = {part.names[i]: reason for i, reason in bad.items()}
+        left_out = {part.names[i].encode("utf-8", "backslashreplace").decode(): why for i, why in bad.items()}
         keep(names, vectors, [digests[name] for name in names], left_out)
 
 
 def _digested(records: Dataset, digests: dict[str, str]) -> Dataset:
-    """The same records; reading one notes the digest of its bytes."""
+    """The same records, but for those whose name cannot be written; reading one notes the digest of its bytes."""
 
     def read(i: int) -> Record:
+        if not is_utf8(records.names[i]):
+            raise ValueError("its name is not UTF-8")
         record = records.read(i)
         data = record.image.tobytes() if isinstance(record.image, np.ndarray) else record.image
         digests[records.names[i]] = hashlib.sha256(data).hexdigest()

@@ -18,6 +18,14 @@ PAGES = (".html", ".htm")
 Found = tuple[np.ndarray, str, str]  # a picture uint8 (H, W, 3), its score, its id
 
 
+def check_sheet_path(path: Path) -> None:
+    """ValueError or FileNotFoundError for a place where no sheet can be written, before the work that leads to it."""
+    if path.suffix.lower() not in (".png", *PAGES):
+        raise ValueError(f"{path} cannot be a sheet; its name must end in .png, {' or '.join(PAGES)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"No folder {str(path.parent)!r} to write {path.name} into.")
+
+
 def write_sheet(path: str | Path, text: str, found: Sequence[Found]) -> None:
     """Draws pictures with their scores, best first, under what was searched for.
 

@@ -17,7 +17,7 @@ NEW_INDEX = (
     argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
     PAIR,
     argument("--output", "--out", required=True, metavar="INDEX", help="folder; one that is there is gone on with"),
-    argument("--dtype", choices=("float32", "float16", "int8"), default="float32", help="of the vectors kept"),
+    argument("--dtype", choices=("float32", "float16", "int8"), help="of the vectors kept (default float32)"),
     RUNTIME,
     PRECISION,
     IMAGES_AT_A_TIME,

@@ -1,0 +1,296 @@
+"""The commands around search: indices built, resumed and shown, the cache looked after, embeddings written."""
+
+# ruff: noqa: F811  (arguments have the names of fixtures, which are imported)
+
+import json
+
+import numpy as np
+import pytest
+from data_writers import encode, write_class_folders, write_shards
+from pipeline_case import album, model, pictures, pipeline, saved  # noqa: F401
+
+from zoo import ClipPipeline, image_search, picture_source
+from zoo.cli import main
+from zoo.search import Index
+
+pytestmark = [pytest.mark.backend, pytest.mark.once]
+
+
+def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "i")
+    build = {"model": str(saved), "output": out}
+    monkeypatch.setattr(picture_source, "PORTION", 3)
+    add = Index.add
+
+    def die_at_the_third(self, *arguments, **options):
+        if len(self.segments) == 2:
+            raise KeyboardInterrupt
+        add(self, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Index, "add", die_at_the_third)
+        image_search.build_index(str(album), **build)
+    there = Index.open(out).ids
+    assert 0 < len(there) < 7
+    info = image_search.build_index(str(album), **build)
+    assert info["vectors"] == 7 and Index.open(out).ids[: len(there)] == there
+    assert set(info["left_out"]) == {"right/bad.png", "right/copy.png"}
+    assert info["left_out"]["right/copy.png"] == "the same bytes as left/0.png"
+    assert image_search.build_index(str(album), **build) == info  # nothing is twice
+
+    cache = str(tmp_path / "t.sqlite")
+    matches = image_search.search_images(out, "a seven", k=3, cache=cache, sheet=str(tmp_path / "s.png"))
+    assert [match.rank for match in matches] == [1, 2, 3] and (tmp_path / "s.png").stat().st_size > 1000
+    (found,) = image_search.search_images(out, model=str(saved), image=str(album / "right/5.png"), k=1, cache=cache)
+    assert found.id == "right/5.png" and found.score == pytest.approx(1, abs=1e-5)
+    assert image_search.cache_stats(cache)["entries"] == 1
+    with pytest.raises(ValueError, match="one of the two"):
+        image_search.search_images(out, model=str(saved))
+
+    capsys.readouterr()
+    assert main(["index", "remove", out, "left/1.png"]) == 0 and main(["index", "verify", out]) == 0
+    assert "vectors 6" in " ".join(capsys.readouterr().out.split())
+    assert main(["index", "remove", out, "left/1.png"]) == 2
+    assert "is not in the index" in capsys.readouterr().err
+
+
+def test_further_sources_are_added_and_filtered(album, saved, pictures, tmp_path, capsys):
+    out, cache = str(tmp_path / "i"), str(tmp_path / "t.sqlite")
+    image_search.build_index(str(album / "left"), model=str(saved), output=out)
+    more = tmp_path / "more" / "left"
+    more.mkdir(parents=True)
+    for name, picture in (("4.png", pictures[4]), ("0.png", pictures[0]), ("5.png", pictures[5])):
+        (more / name).write_bytes(encode(picture))
+    (more / "list.csv").write_text("filepath,author,year\n4.png,Ann,2001\n0.png,Bob,2002\n5.png,Bob,2003\n4.png,,\n")
+    info = image_search.index_add(out, str(more / "list.csv"))
+    assert Index.open(out).ids[4:] == ["list.csv/4.png", "list.csv/5.png"]
+    assert info["left_out"] == {"list.csv/0.png": "the same bytes as 0.png"}
+    assert Index.open(out).metadata("list.csv/5.png")["year"] == "2003"
+    assert image_search.index_add(out) == info  # nothing new in either source
+
+    (album / "left" / "9.png").write_bytes(encode(pictures[6]))
+    assert main(["index", "add", out]) == 0
+    assert "vectors 7" in " ".join(capsys.readouterr().out.split())
+    search = ["search", out, "a seven", "--cache", cache, "-k", "9"]
+    page = tmp_path / "found.html"
+    assert main([*search, "--where", "author=Bob", "--where", "year=2003", "--sheet", str(page), "--json"]) == 0
+    (match,) = json.loads(capsys.readouterr().out)
+    assert match["id"] == "list.csv/5.png" and match["metadata"]["author"] == "Bob"
+    assert "a seven</h1>" in page.read_text() and page.read_text().count("data:image/png") == 1
+    assert main([*search, "--where", "author"]) == 2 and "is not KEY=VALUE" in capsys.readouterr().err
+    for option in (["--approximate"], ["--expansion", "64"]):
+        assert main([*search, *option]) == 2 and "no graph" in capsys.readouterr().err
+    assert image_search.search_images(out, "a seven", k=9, where=["folder="], cache=cache)[0].rank == 1
+
+
+def no_folder(folder):
+    return folder / "nosuch"
+
+
+def no_images(folder):
+    return folder
+
+
+def no_column(folder):
+    (folder / "a.csv").write_text("path\na.png\n")
+    return folder / "a.csv"
+
+
+def empty_table(folder):
+    (folder / "a.csv").write_text("")
+    return folder / "a.csv"
+
+
+@pytest.mark.parametrize("make", [no_folder, no_images, no_column, empty_table])
+def test_a_source_that_cannot_be_read_leaves_nothing_behind(make, album, saved, tmp_path):
+    (tmp_path / "wrong").mkdir()
+    wrong = str(make(tmp_path / "wrong"))
+    for command, out in (("index build", "i"), ("embed", "e")):
+        assert main([*command.split(), wrong, "--model", str(saved), "--out", str(tmp_path / out)]) == 2
+        assert not (tmp_path / out).exists()
+    out = str(tmp_path / "i")
+    image_search.build_index(str(album), model=str(saved), output=out)
+    with pytest.raises(ValueError):
+        image_search.index_add(out, wrong)
+    info = image_search.index_add(out)
+    assert list(info["sources"]) == [""] and "left/0.png" in Index.open(out).ids
+
+
+def test_a_name_that_cannot_be_written_is_left_out(album, saved, tmp_path):
+    try:
+        (album / "left" / "\udcff.png").write_bytes((album / "left" / "2.png").read_bytes() + b"\0")
+    except (OSError, UnicodeError):
+        pytest.skip("the file system takes no such name")
+    out, why = str(tmp_path / "i"), "its name is not UTF-8"
+    info = image_search.build_index(str(album), model=str(saved), output=out)
+    assert info["vectors"] == 7 and info["left_out"]["left/\\udcff.png"] == why
+    image_search.embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
+    assert json.loads((tmp_path / "e" / "manifest.json").read_text("utf-8"))["left_out"]["left/\\udcff.png"] == why
+
+
+def test_a_column_does_not_stand_for_the_digest(album, saved, pictures, tmp_path):
+    table = album / "list.csv"
+    table.write_text("filepath,sha256\nleft/0.png,one\nright/copy.png,two\n")
+    info = image_search.build_index(str(table), model=str(saved), output=str(tmp_path / "i"))
+    again = image_search.index_add(str(tmp_path / "i"), str(album / "left"))
+    assert info["left_out"] == {"right/copy.png": "the same bytes as left/0.png"}
+    assert again["left_out"]["left~2/0.png"] == "the same bytes as left/0.png" and again["vectors"] == 4
+
+
+def test_an_index_keeps_its_storage(album, saved, tmp_path):
+    build = {"source": str(album), "model": str(saved), "output": str(tmp_path / "i")}
+    image_search.build_index(**build, dtype="int8")
+    with pytest.raises(ValueError, match="i keeps int8, not float32"):
+        image_search.build_index(**build, dtype="float32")
+    assert image_search.build_index(**build)["dtype"] == "int8"
+
+
+def test_a_model_that_has_moved_is_asked_for(album, saved, tmp_path):
+    model, out = tmp_path / "own.safetensors", str(tmp_path / "i")
+    model.write_bytes(saved.read_bytes())
+    image_search.build_index(str(album), model=str(model), output=out)
+    model.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"No saved model at .*own.safetensors.*It made .*i; say with --model"):
+        image_search.index_add(out)
+    with pytest.raises(FileNotFoundError, match=r"^No saved model at '/nosuch'\.$"):
+        image_search.index_add(out, model="/nosuch")
+    assert image_search.index_add(out, model=str(tmp_path / "moved.safetensors"))["vectors"] == 7
+
+
+def test_sheets_show_what_is_still_there(saved, tmp_path, capsys):
+    pattern = write_shards(tmp_path / "shards", 5)
+    out, page = str(tmp_path / "i"), tmp_path / "found.html"
+    image_search.build_index(pattern, model=str(saved), output=out)
+    search = {"index": out, "query": "a seven", "k": 9, "cache": str(tmp_path / "t.sqlite")}
+    image_search.search_images(**search, sheet=str(page))
+    assert page.read_text("utf-8").count("data:image/png") == 5
+
+    folder = write_class_folders(tmp_path / "folder", 7)
+    image_search.index_add(out, str(folder))  # five of them are the shards'
+    gone, changed = (next(folder.rglob(f"*{i}.png")) for i in (5, 6))
+    gone.unlink()
+    changed.write_bytes(b"no picture")
+    arguments = ["search", out, "a seven", "-k", "9", "--cache", search["cache"], "--sheet"]
+    assert main([*arguments, str(page)]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 7 and page.read_text("utf-8").count("data:image/png") == 5
+    assert f"{gone.name} is not drawn: no source" in shown.err and f"{changed.name} is not drawn: the" in shown.err
+    for shard in (tmp_path / "shards").iterdir():
+        shard.unlink()
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"none of the images found .*; .* is not drawn: "):
+        image_search.search_images(**search, sheet=str(page))
+    with pytest.raises(ValueError, match="nothing was found"):
+        image_search.search_images(**search, sheet=str(page), where=["folder=none"])
+
+
+@pytest.mark.parametrize(
+    "name, message", [("s.jpg", r"s\.jpg cannot be a sheet.* \.png, \.html or \.htm"), ("no/s.png", "No folder .*no'")]
+)
+def test_a_sheet_that_cannot_be_written_is_refused_before_the_search(name, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        image_search.search_images(str(tmp_path / "no index"), "a", sheet=str(tmp_path / name))
+
+
+def test_an_index_is_accelerated_by_command(album, saved, tmp_path, capsys):
+    pytest.importorskip("usearch")
+    out = str(tmp_path / "i")
+    image_search.build_index(str(album), model=str(saved), output=out)
+    assert main(["index", "accelerate", out]) == 0 and main(["index", "accelerate", out, "--kind", "hnsw"]) == 0
+    assert "recall at 10" in capsys.readouterr().out
+    assert image_search.index_info(out)["accelerators"] == ["int8", "hnsw"]
+
+
+def test_an_index_that_does_not_know_its_model_asks_for_it(pipeline, pictures, saved, album, tmp_path):
+    Index.build(pipeline.embed_images(pictures), tmp_path / "i", model=pipeline.fingerprint)
+    with pytest.raises(ValueError, match="does not say which model made it"):
+        image_search.search_images(str(tmp_path / "i"), "a")
+    cache = str(tmp_path / "t.sqlite")
+    assert len(image_search.search_images(str(tmp_path / "i"), "a", model=str(saved), cache=cache)) == 5
+    info = image_search.index_add(str(tmp_path / "i"), str(album), model=str(saved))
+    assert info["vectors"] == 14 and set(info["left_out"]) == {"right/bad.png", "right/copy.png"}
+
+
+def test_the_cache_by_command(saved, tmp_path, capsys):
+    path, other = str(tmp_path / "a.sqlite"), str(tmp_path / "b.sqlite")
+    pipeline = ClipPipeline(saved, cache=path)
+    pipeline.embed_texts(["one", "two"])
+    pipeline.embed_texts(["one"])
+    pipeline.cache.close()
+    stats = image_search.cache_stats(path)
+    assert (stats["entries"], stats["misses"], stats["memory_hits"], stats["hit_rate"]) == (2, 2, 1, 1 / 3)
+    assert main(["cache", "export", other, "--cache", path]) == 0
+    assert main(["cache", "export", other, "--cache", path]) == 2 and "is there already" in capsys.readouterr().err
+    assert image_search.cache_clear(path) == {"dropped": 2} and image_search.cache_import(other, path) == {"read": 2}
+    again = ClipPipeline(saved, cache=path)
+    again.embed_texts(["one", "two"])
+    assert again.cache.stats().disk_hits == 2 and image_search.cache_verify(path) == {"entries": 2, "damaged": 0}
+    assert main(["cache", "import", str(tmp_path / "none"), "--cache", path]) == 2
+
+
+@pytest.mark.parametrize("job", [["stats"], ["verify"], ["clear"], ["import", "FILE"]])
+def test_cache_commands_leave_other_files_where_they_are(job, pictures, tmp_path, capsys):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(encode(pictures[0]))
+    for path, message in (
+        (picture, "no cache of texts"),
+        (tmp_path, "unable to open"),
+        (tmp_path / "typo" / "x.sqlite", "No cache of texts at"),
+    ):
+        command = ["cache", *(str(path) if part == "FILE" else part for part in job)]
+        assert main(command if "FILE" in job else [*command, "--cache", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and str(path) in error
+    assert list(tmp_path.iterdir()) == [picture] and picture.read_bytes() == encode(pictures[0])
+
+
+def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, tmp_path):
+    from safetensors.numpy import load_file
+
+    result = image_search.embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
+    assert result == {"images": 8, "shards": 1, "left out": 1}
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    (shard,) = manifest["shards"]
+    vectors = load_file(tmp_path / "e" / shard["file"])["embeddings"]
+    place = shard["ids"].index("right/6.png")
+    np.testing.assert_allclose(vectors[place], pipeline.embed_images([pictures[6]])[0], atol=1e-5)
+    assert list(manifest["left_out"]) == ["right/bad.png"]
+    (tmp_path / "e" / "embeddings-00001.safetensors").write_bytes(b"of a longer run")
+    image_search.embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["embeddings-00000.safetensors", "manifest.json"]
+
+
+def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline, pictures, tmp_path):
+    from safetensors.numpy import load_file
+
+    out, narrow = str(tmp_path / "i"), {"model": str(saved), "precision": "bfloat16"}
+    image_search.build_index(str(album), output=out, **narrow)
+    image_search.embed_images(str(album), output=str(tmp_path / "e"), **narrow)
+    shard = json.loads((tmp_path / "e" / "manifest.json").read_text())["shards"][0]
+    embedded = load_file(tmp_path / "e" / shard["file"])["embeddings"][shard["ids"].index("left/0.png")]
+    indexed = Index.open(out).vector("left/0.png")
+    np.testing.assert_allclose(embedded, indexed, atol=1e-3)
+    assert 1e-5 < np.abs(indexed - pipeline.embed_images([pictures[0]])[0]).max() < 0.05
+    assert main(["search", out, "a seven", "--cache", str(tmp_path / "t.sqlite")]) == 0
+    with pytest.raises(ValueError, match="another model"):
+        image_search.build_index(str(album), output=out, model=str(saved))
+
+
+@pytest.mark.once
+def test_facts_are_said_in_words():
+    facts = {
+        "vectors": 2,
+        "accelerators": [],
+        "sources": {"": "/photos"},
+        "left_out": {"a.png": "damaged", "b.png": ""},
+    }
+    expected = [
+        "vectors       2",
+        "accelerators  none",
+        "sources       1, e.g. /photos",
+        "left out      2, e.g. a.png: damaged",
+    ]
+    assert image_search.to_text(facts).splitlines() == expected
+    assert image_search.to_text({"accelerators": ["int8", "hnsw"], "left_out": {}}).splitlines() == [
+        "accelerators  int8, hnsw",
+        "left out      0",
+    ]
