@@ -4,7 +4,7 @@
 
 Writes pictures of noise in the layout of cifar-100-python.tar.gz, as many of each of the 100 classes, saves a pair with
 random weights, and runs the command on them. An evaluation that leaked labels, or broke ties its own way, would not
-come to 1 %.
+come to 1 %. The last line is what a public report gives of its own ConvNeXt-V2 pair.
 """
 
 import argparse
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from published_files import write_cifar100  # noqa: E402
 
 SIDE, CLASSES = 32, 100
+REPORTED = "1.03 % of CIFAR-100, with random weights"
 
 
 def main(arguments=None) -> int:
@@ -46,7 +47,9 @@ def main(arguments=None) -> int:
         model = Path(folder, "random.safetensors")
         zoo.save(pair, model, preprocess=PreprocessSpec(image_size=SIDE))
         words = ["eval", "zero-shot", "--model", str(model), "--dataset", "cifar100", "--data", str(data)]
-        return command([*words, "--backend", options.backend])
+        failed = command([*words, "--backend", options.backend])
+    print(f"{'reported':<16}{REPORTED}")
+    return failed
 
 
 if __name__ == "__main__":

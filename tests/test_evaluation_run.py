@@ -2,7 +2,10 @@
 
 import json
 import pickle
+import re
 
+import keras
+import measure_chance
 import numpy as np
 import pytest
 from helpers import randomize
@@ -61,3 +64,10 @@ def test_an_archive_with_a_foreign_pickle_is_refused_in_one_line(saved, tmp_path
     assert main(["eval", "zero-shot", "--model", str(saved), "--dataset", "cifar10", "--data", str(path)]) == 2
     error = capsys.readouterr().err.strip()
     assert "it names builtins.print, which no CIFAR batch does" in error and "\n" not in error
+
+
+def test_chance_is_printed_beside_what_is_reported(capsys):
+    assert measure_chance.main(["--images", "100", "--backend", keras.backend.backend()]) == 0
+    printed = capsys.readouterr().out
+    assert "cifar100: 100 images, 100 classes, 18 templates" in printed
+    assert re.search(r"^accuracy +\d\.0 % .*^reported +1\.03 % of CIFAR-100", printed, re.DOTALL | re.MULTILINE)

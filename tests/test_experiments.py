@@ -169,9 +169,11 @@ def test_ways_to_name_a_digit_are_ranked(setting, undrawn):
 
 
 def test_sentences_find_pictures(setting, undrawn):
-    found = retrieval.run(setting).metrics
+    outcome = retrieval.run(setting)
+    found = outcome.metrics
     assert (found["texts"], found["images"]) == (80, 360)
-    assert found["text_to_image"]["precision_at_10"] >= 0.97
+    assert found["text_to_image"]["precision_at_10"] >= retrieval.BAR
+    assert outcome.headline[0].endswith("first 10 pictures that a sentence finds are right (the demo's bar: 97.0 %)")
     assert set(found["text_to_image_by_spelling"]) == {"words", "numerals"}
     assert found["image_to_text"]["queries"] == 360
 
@@ -229,8 +231,8 @@ def test_pictures_of_ones_own_take_the_digits_place(setting, undrawn, tmp_path):
     found = prompts.run(setting).metrics
     assert found["data"].startswith("folder:") and found["images"] == 60
     assert any(row["prompt"] == "a photo of a {}." for row in found["ranking"])  # of photographs, not of digits
-    found = retrieval.run(setting).metrics
-    assert list(found["text_to_image_by_spelling"]) == ["names"]
+    outcome = retrieval.run(setting)
+    assert list(outcome.metrics["text_to_image_by_spelling"]) == ["names"] and "bar" not in outcome.headline[0]
     (group,) = classification.run(setting).metrics["groups"]
     assert list(group["left_out"]) == ["0_zero/bad.png"] and len(group["pictures"]) == 60
     assert group["accuracy"] >= 0.7 and group["pictures"][0]["truth"] == "zero"
