@@ -7,8 +7,8 @@ Sources:
         (MIT), in the order of open_clip's `zero_shot_metadata.py` (MIT).
     Fashion-MNIST names: zalandoresearch/fashion-mnist (MIT, Copyright (c) 2017 Zalando SE).
     The digits templates are this project's own.
-Names stand in the order of the data sets' labels. ImageNet's 1,000 class names are not included: give them in a file of
-one a line, in the order of the labels, to `zoo eval zero-shot --class-names FILE`, or as a list in place of CLASS_NAMES.
+Names stand in the order of the data sets' labels. ImageNet's 1,000 class names are not included: give them as a list to
+`zero_shot_classifier`, or in a file of one a line, in the order of the labels, to `zoo eval zero-shot --class-names FILE`.
 """
 
 import string
