@@ -7,8 +7,9 @@ Sources:
         (MIT), in the order of open_clip's `zero_shot_metadata.py` (MIT).
     Fashion-MNIST names: zalandoresearch/fashion-mnist (MIT, Copyright (c) 2017 Zalando SE).
     The digits templates are this project's own.
-Names stand in the order of the data sets' labels. ImageNet's 1,000 class names are not included: give them as a list to
-`zero_shot_classifier`, or in a file of one a line, in the order of the labels, to `zoo eval zero-shot --class-names FILE`.
+Names stand in the order of the data sets' labels. ImageNet's 1,000 class names are not included. In the order of its
+labels they can be given as a list to `zero_shot_classifier`, or in a file of one a line to `zoo eval zero-shot` with
+`--class-names FILE`.
 """
 
 import string

@@ -431,6 +431,18 @@ def test_a_probe_learns_from_other_pictures_than_it_is_tested_on(loading, colour
         assert linear_probe.run("pair", dataset="painted", train=train).train_images == 6
 
 
+@pytest.mark.parametrize("dataset, train", [("mnist", None), ("mnist", "digits"), ("digits", "mnist")])
+def test_original_files_go_to_the_data_set_that_needs_them(dataset, train, loading, tmp_path):
+    rows = np.arange(60) % 10
+    pictures = np.stack([paint(row % 5)[..., 0] for row in rows])
+    np.savez(tmp_path / "mnist.npz", x_test=pictures, y_test=rows, x_train=pictures[:40], y_train=rows[:40])
+    (tmp_path / "names.txt").write_text("\n".join(CLASS_NAMES["mnist"]))
+    options = {"data": str(tmp_path), "class_names": str(tmp_path / "names.txt")}
+    result = linear_probe.run("pair", dataset=dataset, train=train, **options)
+    counts = {"mnist": (40, 60), "digits": (1437, 360)}
+    assert (result.train_images, result.images) == (counts[train or dataset][0], counts[dataset][1])
+
+
 def test_a_probe_is_not_tested_on_what_it_learned_from(loading, colour_folders, tmp_path):
     folder = colour_folders("a")
     for name in (f"folder:{folder}", f"folder:{folder.parent}/./a/"):

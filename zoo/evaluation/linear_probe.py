@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.data.shards import find_shards
 from zoo.encoding import Encoder
-from zoo.evaluation.datasets import Labelled, load_labelled
+from zoo.evaluation.datasets import ORIGINS, Labelled, load_labelled
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.models import load_encoder
 from zoo.evaluation.results import embed_readable, told, write_result
@@ -136,21 +136,27 @@ def run(
 
     Args:
         train: a data set to learn from; the training split of `dataset` unless given.
-        class_names: of both, as `load_labelled` takes them.
+        data, class_names: of both, as `load_labelled` takes them.
     """
     if train is None and ":" in dataset:
         raise ValueError(f"{dataset!r} has no training split; name one: --train folder:DIR")
     if train and places_of(train) & places_of(dataset):
         raise ValueError(f"{train!r} and {dataset!r} are the same pictures; a probe learns from others than its test's")
-    test = load_labelled(dataset, data, class_names=class_names)
+    test = load_labelled(dataset, files_of(dataset, train, data), class_names=class_names)
     if train and train.startswith("shards:"):  # which have numbers for classes
         class_names = class_names or test.class_names
-    learned = load_labelled(train or dataset, None if train else data, class_names=class_names, split="train")
+    train = train or dataset
+    learned = load_labelled(train, files_of(train, dataset, data), class_names=class_names, split="train")
     result = evaluate_probe(load_encoder(model, batch_size=batch_size), learned, test, progress=True)
     if output is not None:
         write_result(Path(output), "linear_probe", result)
         plot_confusion(Path(output, "confusion.png"), np.array(result.confusion), result.class_names)
     return result
+
+
+def files_of(name: str, other: str | None, data: str | None) -> str | None:
+    """What `data` is to a data set: nothing to one that needs no files where the other does."""
+    return None if name not in ORIGINS and other in ORIGINS else data
 
 
 def places_of(name: str) -> set[str]:
