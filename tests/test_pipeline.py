@@ -12,6 +12,7 @@ from helpers import predict
 from PIL import Image
 from pipeline_case import SPEC, model, pair, pictures, pipeline, saved  # noqa: F401
 
+import zoo
 from clip import tokenize, zero_shot_classifier
 from zoo import ClipPipeline
 from zoo.pipeline import weights_digest
@@ -48,6 +49,28 @@ def test_any_kind_of_image_gives_the_same(kind, pipeline, pictures, tmp_path):
     np.testing.assert_allclose(pipeline.embed_images(given), pipeline.embed_images(pictures), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["array", "gray", "bytearray", "memoryview", "stream", "file", "one channel"])
+def test_one_image_of_any_kind_is_one(kind, pipeline, pictures, tmp_path):
+    content, gray = encode(pictures[3]), pictures[3][..., 0]
+    (tmp_path / "a.png").write_bytes(content)
+    with open(tmp_path / "a.png", "rb") as file:
+        given = {
+            "array": pictures[3],
+            "gray": gray,
+            "one channel": gray[..., None],
+            "bytearray": bytearray(content),
+            "memoryview": memoryview(content),
+            "stream": io.BytesIO(content),
+            "file": file,
+        }[kind]
+        np.testing.assert_allclose(pipeline.embed_images(given), pipeline.embed_images(pictures[3:4]), atol=1e-6)
+
+
+def test_stacks_of_arrays_are_several_images(pipeline, pictures):
+    assert len(pipeline.embed_images(np.stack(pictures))) == 7
+    assert len(pipeline.embed_images(np.stack(pictures)[..., 0])) == 7
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
 def test_batching_does_not_matter(batch_size, model, pipeline, pictures):
     other = ClipPipeline(model, preprocess=SPEC, batch_size=batch_size)
@@ -63,6 +86,56 @@ def test_texts_are_encoded_once_and_cached_ones_are_the_same(model):
     np.testing.assert_allclose(first, plain.embed_texts(texts), atol=1e-6)
     np.testing.assert_array_equal(cached.embed_texts(texts), first)
     assert cached.cache.stats().misses == 2 and plain.cache is None
+
+
+@pytest.mark.parametrize("options", [{}, {"fold": True}, {"precision": "bfloat16"}, {"runtime": "onnx"}])
+def test_a_refreshed_pipeline_is_one_of_the_weights_as_they_are(options, pictures, tmp_path):
+    trained = pair(0)
+    made = ClipPipeline(trained, preprocess=SPEC, cache=tmp_path / "t.sqlite", **options)
+    before = (made.embed_texts(LABELS), made.embed_images(pictures), made.classify(pictures, LABELS), made.scale)
+    Index.build(before[1], tmp_path / "i", model=made.fingerprint)
+    for weight in trained.weights:
+        weight.assign(0.9 * weight + 0.01)
+    made.refresh()
+    new = ClipPipeline(trained, preprocess=SPEC, **options)
+    after = (made.embed_texts(LABELS), made.embed_images(pictures), made.classify(pictures, LABELS), made.scale)
+    now = (new.embed_texts(LABELS), new.embed_images(pictures), new.classify(pictures, LABELS), new.scale)
+    for one, other, old in zip(after, now, before, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert np.abs(one - old).max() > 1e-4
+    assert made.fingerprint == new.fingerprint
+    with pytest.raises(ValueError, match="made with another model"):
+        made.search(tmp_path / "i", "a seven")
+
+
+def test_a_refreshed_pipeline_reads_its_file_again(tmp_path):
+    path = tmp_path / "own.safetensors"
+    zoo.save(pair(0), path, preprocess=SPEC)
+    made = ClipPipeline(path, batch_size="auto")
+    size, before = made.encoder.batch_size, made.embed_texts(LABELS)
+    zoo.save(pair(1), path, preprocess=SPEC)
+    made.refresh()
+    assert made.encoder.batch_size == size and np.abs(made.embed_texts(LABELS) - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_progress_is_shown_where_it_is_asked_for(cache, model, pictures, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("zoo.encoding.TEXT_BATCH_SIZE", 2)
+    made = ClipPipeline(model, preprocess=SPEC, batch_size=4, cache=cache)
+    for ask, steps in (
+        (lambda **how: made.embed_images(pictures, **how), ["2 of 2 batches"]),
+        (lambda **how: made.embed_texts([*LABELS, "three"], **how), ["2 of 2 batches of texts"]),
+        (
+            lambda **how: made.similarity(pictures, ["a", "b", "c"], **how),
+            ["2 of 2 batches", "2 of 2 batches of texts"],
+        ),
+        (lambda **how: made.classify(pictures, LABELS, **how), ["2 of 2 batches"]),
+    ):
+        shown = ask(progress=True), capsys.readouterr().err
+        assert all(step in shown[1] for step in steps)
+        np.testing.assert_allclose(ask(), shown[0], atol=1e-6)
+        assert capsys.readouterr().err == ""
 
 
 def test_other_weights_have_another_fingerprint(model, saved, pipeline):

@@ -101,18 +101,19 @@ class Encoder:
             kept.append(np.array([i for i in batches.indices(0, step) if int(i) not in reasons], int))
             yield batch
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """float32 (N, D), unit rows. A text's row does not depend on the others, but for rounding."""
         tokens = np.asarray(self.tokenizer(list(texts)), np.int32)
         lengths = self._lengths(tokens)
-        features = None
+        features, chunks = None, []
         for length in np.unique(lengths):
             places = np.flatnonzero(lengths == length)
-            for chunk in np.split(places, range(TEXT_BATCH_SIZE, len(places), TEXT_BATCH_SIZE)):
-                rows = self._run(self.texts, tokens[chunk, :length], TEXT_BATCH_SIZE)
-                if features is None:
-                    features = np.empty((len(tokens), rows.shape[1]), np.float32)
-                features[chunk] = rows
+            chunks += np.split(places, range(TEXT_BATCH_SIZE, len(places), TEXT_BATCH_SIZE))
+        for chunk in shown(chunks, "batches of texts", progress):
+            rows = self._run(self.texts, tokens[chunk, : lengths[chunk[0]]], TEXT_BATCH_SIZE)
+            if features is None:
+                features = np.empty((len(tokens), rows.shape[1]), np.float32)
+            features[chunk] = rows
         if features is None:
             raise ValueError("there are no texts to encode")
         return unit(features)

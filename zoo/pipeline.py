@@ -1,5 +1,6 @@
 """`ClipPipeline`: a pair in use: pictures and texts in, embeddings, classes and matches out."""
 
+import functools
 import hashlib
 import io
 import os
@@ -26,13 +27,17 @@ PRECISIONS = {
     "onnx": ("float32", "float16", "int8"),
 }
 CLASSIFIERS = 16  # class matrices kept
+BYTES = bytes | bytearray | memoryview
+MOST_CHANNELS = 4
 
 
 class ClipPipeline:
     """A pair that embeds, classifies and searches, with texts embedded once.
 
-    Images are paths, PIL images, uint8 arrays (H, W[, C]), bytes of a file or open binary files; never URLs. Results do
-    not depend on how many are given at a time, but for rounding.
+    Images are paths, PIL images, uint8 arrays (H, W[, C]), bytes of a file or open binary files, one or several; never
+    URLs. Results do not depend on how many are given at a time, but for rounding.
+
+    The weights are those of when it was made: where they change, call `refresh` before anything else.
 
     Args:
         model_or_name: a `clip.CLIP`, or what `zoo.load` takes.
@@ -64,18 +69,23 @@ class ClipPipeline:
             raise ValueError(f"precision={precision!r}; with {runtime} it is one of {', '.join(PRECISIONS[runtime])}")
         if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
             raise ValueError(f'batch_size={batch_size!r}; it must be a positive integer or "auto"')
-        model, spec, tokenizer = _resolve(model_or_name, preprocess)
-        digest = weights_digest(model)
-        size = 1 if batch_size == "auto" else batch_size
-        if runtime == "onnx":
-            self.encoder = _onnx_encoder(model, spec, tokenizer, size, precision)
-        else:
-            self.encoder = _keras_encoder(in_precision(model, precision), spec, tokenizer, size, fold)
-        if batch_size == "auto":
-            self.encoder = replace(self.encoder, batch_size=fastest_batch(self.encoder))
-        name = getattr(self.encoder.tokenizer, "__qualname__", repr(self.encoder.tokenizer))
-        self.fingerprint = hashlib.sha256(f"{digest}|{name}|{spec}|{runtime}|{precision}".encode()).hexdigest()
+        self._made_of = functools.partial(_encoder, model_or_name, preprocess, runtime, precision, fold)
+        self._batch_size = batch_size
         self.cache = cache if isinstance(cache, TextCache) else _cache(cache)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the weights as they are now, with their fingerprint, for images, texts and classifiers alike.
+
+        Needed after a model that was handed in was trained further or given other weights. Until then new images and
+        texts may come from the new weights while kept texts and classifiers are of the old ones. A name or a file is
+        loaded again.
+        """
+        auto = self._batch_size == "auto"
+        self.encoder, self.fingerprint = self._made_of(1 if auto else self._batch_size)
+        if auto:
+            self._batch_size = fastest_batch(self.encoder)
+            self.encoder = replace(self.encoder, batch_size=self._batch_size)
         self._classifiers: dict[tuple, Classifier] = {}
 
     @property
@@ -92,33 +102,36 @@ class ClipPipeline:
         images = _as_list(images)
         size = self.encoder.batch_size
         batches = prepared(images, lambda image: preprocess(open_any(image), self.encoder.spec), batch_size=size)
-        if progress:
-            batches = (next(batches) for _ in shown(range(-(-len(images) // size)), "batches"))
-        return self.encoder.embed_batches(batches)
+        steps = shown(range(-(-len(images) // size)), "batches", progress)
+        return self.encoder.embed_batches(batch for _, batch in zip(steps, batches, strict=True))
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """float32 (N, D), unit rows; those that the cache holds are not encoded."""
         texts = [texts] if isinstance(texts, str) else list(texts)
+        encode = functools.partial(self.encoder.embed_texts, progress=progress)
         if self.cache is None or not texts:
-            return self.encoder.embed_texts(texts)
-        return self.cache.embed(self.fingerprint, texts, self.encoder.embed_texts)
+            return encode(texts)
+        return self.cache.embed(self.fingerprint, texts, encode)
 
-    def similarity(self, images: Sequence, texts: Sequence[str]) -> np.ndarray:
+    def similarity(self, images: Sequence, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """Cosines, float32 (N, M)."""
-        return self.embed_images(images) @ self.embed_texts(texts).T
+        return self.embed_images(images, progress=progress) @ self.embed_texts(texts, progress=progress).T
 
     def classify(
         self,
         images: Sequence,
         labels: Sequence[str] | Mapping[str, Sequence[str]],
         templates: Sequence[str] = ("a photo of a {}.",),
+        *,
+        progress: bool = False,
     ) -> np.ndarray:
         """Probabilities, float64 (N, K).
 
         Args:
             labels: K names, each put into every template; or {name: prompts of its own}.
+            progress: of the images.
         """
-        return self.classifier(labels, templates).probabilities(self.embed_images(images))
+        return self.classifier(labels, templates).probabilities(self.embed_images(images, progress=progress))
 
     def classifier(
         self, labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str] = ("a photo of a {}.",)
@@ -152,7 +165,7 @@ def open_any(image) -> Image.Image | np.ndarray:
     """A picture from a path, PIL image, array, bytes or binary file, for `preprocess`."""
     if isinstance(image, Image.Image | np.ndarray):
         return image
-    if isinstance(image, bytes | bytearray | memoryview):
+    if isinstance(image, BYTES):
         return decode_image(io.BytesIO(image), "the image")
     if hasattr(image, "read"):
         return decode_image(image, getattr(image, "name", "the image"))
@@ -213,6 +226,20 @@ def _resolve(model_or_name, spec: PreprocessSpec | None):
     return model_or_name, spec, tokenizer
 
 
+def _encoder(
+    model_or_name, spec: PreprocessSpec | None, runtime: str, precision: str, fold: bool, batch_size: int
+) -> tuple[Encoder, str]:
+    """A pair's encoder, and the digest of all that its embeddings depend on."""
+    model, spec, tokenizer = _resolve(model_or_name, spec)
+    if runtime == "onnx":
+        encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision)
+    else:
+        encoder = _keras_encoder(in_precision(model, precision), spec, tokenizer, batch_size, fold)
+    name = getattr(encoder.tokenizer, "__qualname__", repr(encoder.tokenizer))
+    facts = f"{weights_digest(model)}|{name}|{spec}|{runtime}|{precision}"
+    return encoder, hashlib.sha256(facts.encode()).hexdigest()
+
+
 def _keras_encoder(model, spec, tokenizer, batch_size: int, fold: bool) -> Encoder:
     encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
     if not fold:
@@ -250,6 +277,7 @@ def _cache(cache) -> TextCache | None:
 
 
 def _as_list(images) -> list:
-    if isinstance(images, str | bytes | os.PathLike | Image.Image):
-        return [images]
-    return list(images)
+    one = isinstance(images, BYTES | str | os.PathLike | Image.Image) or hasattr(images, "read")
+    if isinstance(images, np.ndarray):  # (H, W) or (H, W, C), not (N, H, W)
+        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] <= MOST_CHANNELS)
+    return [images] if one else list(images)
