@@ -112,7 +112,7 @@ def export_onnx(
         normalize: L2-normalise the embeddings of a tower.
         logits: a third result of a pair, exp(logit_scale) · cosine (+ bias).
         tolerance: of the error max |ONNX − Keras| / max |Keras| in float32 (1e-4 unless given), of 1 − cosine in
-            float16 (1e-3) and int8 (1e-2).
+            float16 and int8 (1e-3).
         progress: print a line for each step.
 
     Returns:
