@@ -132,7 +132,7 @@ def main():
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names to compute, e.g. 'timm-*'")
     parser.add_argument("--full", action="store_true", help="also the cases too big for the suite")
     parser.add_argument("--apple", metavar="FOLDER", help="also by Apple's code: a checkout of apple/ml-mobileclip")
-    parser.add_argument("--giants", action="store_true", help="also pairs of up to 10 GB of weights")
+    parser.add_argument("--giants", action="store_true", help="also models of up to 10 GB of weights")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
     wanted = [case for case in cases(options.apple, options.giants) if options.full or not case.full]

@@ -232,17 +232,14 @@ def classifier_cases():
     yield from full_cases()
 
 
+GIANTS = ("convnextv2_huge", "convnext_xxlarge")  # of 0.7 and 0.8 billion parameters
 IN_SUITE = ("convnext_atto", "convnextv2_atto", "convnext_tiny", "convnextv2_tiny", "resnet18", "resnet50")
 
 
 def whole_cases():
     """The rows that the suite has whole, and one whose epsilon shows."""
     for name in IN_SUITE:
-        arguments, sizes = (
-            LOGITS if "resnet" in name else CONVNEXT,
-            SIZES if name[-4:] in ("atto", "et18") else SIZES[:2],
-        )
-        yield Case("timm", name, lambda name=name: timm_classifier(name), run_classifier, arguments, sizes=sizes)
+        yield whole_case(name, SIZES if name[-4:] in ("atto", "et18") else SIZES[:2])
     create, label = lambda: timm_convnext(WIDER_EPSILON), "convnext_epsilon_1e-5"
     yield Case("timm", "convnext", create, run_classifier, CONVNEXT, WIDER_EPSILON, ((96, 64),), label)
     for family in ("convnext", "convnextv2"):
@@ -294,10 +291,15 @@ def fcmae_cases():
 
 
 def full_cases():
-    """timm's of every row, at full size."""
-    for family, table in TABLES.items():
-        for name in (full_name(family, label) for label in table):
-            if name not in IN_SUITE:
-                arguments = LOGITS if family == "resnet" else CONVNEXT
-                create = lambda name=name: timm_classifier(name)  # noqa: E731
-                yield Case("timm", name, create, run_classifier, arguments, sizes=SIZES[:1], full=True)
+    """timm's of every row but the giants, at full size."""
+    names = [full_name(family, label) for family, table in TABLES.items() for label in table]
+    return [whole_case(name, full=True) for name in names if name not in (*IN_SUITE, *GIANTS)]
+
+
+def giant_cases():
+    return [whole_case(name) for name in GIANTS]
+
+
+def whole_case(name, sizes=SIZES[:1], full=False):
+    arguments = LOGITS if "resnet" in name else CONVNEXT
+    return Case("timm", name, lambda: timm_classifier(name), run_classifier, arguments, sizes=sizes, full=full)
