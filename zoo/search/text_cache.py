@@ -340,9 +340,10 @@ class TextCache:
     def _set_aside(self) -> None:
         """Renames a file that SQLite cannot read, so that a new one takes its place."""
         self.close()
+        aside = f"{self.path}.damaged-{secrets.token_hex(4)}"
         for end in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
-                os.replace(f"{self.path}{end}", f"{self.path}.damaged-{secrets.token_hex(4)}{end}")
+                os.replace(f"{self.path}{end}", f"{aside}{end}")
 
 
 def _retry(action: Callable, times: int = 100) -> None:
