@@ -97,14 +97,12 @@ def test_pictures_of_which_none_can_be_read_are_refused(encoder, colour_folders)
     for path in bad.glob("*/a.png"):
         path.write_bytes(b"not a picture")
     good, bad = (load_labelled(f"folder:{folder}") for folder in (good, bad))
-    message = "none of the 3 pictures can be read; the first, 'black/a.png': .*not an image"
-    for evaluate in (
-        lambda: evaluate_zero_shot(encoder, bad),
-        lambda: linear_probe.evaluate_probe(encoder, bad, good),
-        lambda: linear_probe.evaluate_probe(encoder, good, bad),
-    ):
-        with pytest.raises(ValueError, match=message):
-            evaluate()
+    probe = linear_probe.evaluate_probe
+    for evaluate, data in ((evaluate_zero_shot, [bad]), (probe, [bad, good]), (probe, [good, bad])):
+        with pytest.raises(
+            ValueError, match="none of the 3 pictures can be read; the first, 'black/a.png': .*not an im"
+        ):
+            evaluate(encoder, *data)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
@@ -394,9 +392,7 @@ def test_the_commands_leave_json_and_pictures(loading, pairs_csv, tmp_path):
 def test_a_probe_of_few_pictures(encoder):
     test = labelled([0, 1, 2])
     for labels in ([0], [1, 1]):
-        with pytest.raises(
-            ValueError, match=f"the {len(labels)} training pictures show one class, '(black|dark)'; a pr"
-        ):
+        with pytest.raises(ValueError, match=f"the {len(labels)} training pictures show one class, '(black|dark)'"):
             linear_probe.evaluate_probe(encoder, labelled(labels), test)
     result = linear_probe.evaluate_probe(encoder, labelled([0, 1]), labelled([0, 1]))  # none is held back
     assert (result.accuracy, result.strength) == (1.0, 1.0)
