@@ -99,9 +99,7 @@ def test_pictures_of_which_none_can_be_read_are_refused(encoder, colour_folders)
     good, bad = (load_labelled(f"folder:{folder}") for folder in (good, bad))
     probe = linear_probe.evaluate_probe
     for evaluate, data in ((evaluate_zero_shot, [bad]), (probe, [bad, good]), (probe, [good, bad])):
-        with pytest.raises(
-            ValueError, match="none of the 3 pictures can be read; the first, 'black/a.png': .*not an im"
-        ):
+        with pytest.raises(ValueError, match="none of the 3 pictures can be read; the first, 'black/a.png': .*image"):
             evaluate(encoder, *data)
 
 
