@@ -51,7 +51,7 @@ def test_every_row_is_whole(row):
     assert row.files and all(file.endswith((".safetensors", ".bin", ".pt")) for file in row.files)
     assert row.revision is None or re.fullmatch("[0-9a-f]{40}", row.revision)
     assert row.sha256 is None or re.fullmatch("[0-9a-f]{64}", row.sha256)
-    assert row.score is None or 20 < row.score < 100
+    assert row.score is None or 1 < row.score < 100
     assert (row.activation in ("gelu", "quick_gelu")) == (row.classes is None)
     assert row.test is None or dataclasses.replace(row.test, image_size=1, crop_pct=1.0) == dataclasses.replace(
         row.preprocess, image_size=1, crop_pct=1.0
