@@ -16,7 +16,7 @@ from zoo.bench.processes import Worker
 
 pytestmark = [pytest.mark.backend, pytest.mark.slow]
 
-SETTLED, SHARE, STEPS = 50, 100, 500
+SETTLED, SHARE, STEPS = 150, 100, 500
 MOST_GROWTH = 8 * 2**20  # a float32 batch of 64 images of 32 pixels a step would be 337 MiB
 ROW = Variant(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64))
 SIZES = (64, 61, 3)  # of batches
