@@ -11,14 +11,8 @@ from zoo.preprocess import PreprocessSpec
 from zoo.recipes import Recipe, check_activation, named, published
 from zoo.registry import HUB, located, save
 
-COMPARED = (
-    "image_size",
-    "mean",
-    "std",
-    "interpolation",
-    "resize_mode",
-    "crop_pct",
-)  # of two accounts of one preprocessing
+# Of two accounts of one preprocessing.
+COMPARED = ("image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def _pair_arguments(model):
     if model.architecture is None:
         raise ValueError(
             f"The towers of {model.name!r} are your own or folded, and a .safetensors file could not say how to "
-            "rebuild them. Save the pair whole with model.save('….keras'), or that which was folded."
+            "rebuild them. Save the pair as it was before folding, or whole with model.save('….keras')."
         )
     own = {
         "init_logit_scale": model.init_logit_scale,

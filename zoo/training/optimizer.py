@@ -190,8 +190,9 @@ class Guarded(keras.optimizers.Optimizer):
 
 
 def _whole(grad):
-    """A gradient as one array. TensorFlow gives that of an embedding as rows, one for each token, a repeated one's too:
-    their squares, of which Keras makes the norm and Adam's second moment, are not those of the gradient.
+    """A gradient as one array. TensorFlow gives that of Keras' Embedding as rows, one for each token, a repeated one's
+    too: their squares, of which Keras makes the norm and Adam's second moment, are not those of the gradient. Ours,
+    `clip.layers.TokenEmbedding`, gives one array; a tower of one's own may not.
     """
     if keras.backend.backend() != "tensorflow" or grad is None:
         return grad
