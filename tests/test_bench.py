@@ -198,6 +198,11 @@ def test_flops_are_those_of_the_part_and_the_size():
         (("convnext_tiny",), {"part": ("text",)}, "convnext_tiny is a classifier and has no part 'text'"),
         (("ViT-B-32",), {"part": ("classifier",)}, "clip/ViT-B-32 is a pair and has no part 'classifier'"),
         (("ViT-B-32",), {"part": ("image",), "train": True, "runtime": ("onnx",), "dtype": ("bfloat16",)}, "Nothing"),
+        (
+            ("resnet50",),
+            {"dtype": ("int8",)},
+            "Nothing runs by `zoo bench resnet50 --dtype int8`: int8 takes --runtime onnx",
+        ),
         (("resnet50",), {"dtype": ("float8",)}, "dtype must be one of 'float32'.*got 'float8'"),
         (("resnet50",), {"peer": ("timmm",)}, "peer must be one of 'timm'.*got 'timmm'"),
         (("resnet50",), {"backend": ("theano",)}, "Unknown backend 'theano'"),

@@ -1,5 +1,7 @@
 """The command `zoo experiment` from a saved pair to its report, and what it measures of a real pair."""
 
+# ruff: noqa: F811  (arguments have the names of fixtures, which are imported)
+
 import html
 import json
 import re
@@ -8,11 +10,9 @@ import keras
 import numpy as np
 import pytest
 from data_writers import write_class_folders
-from helpers import randomize
+from pipeline_case import SPEC, model, saved  # noqa: F401
 
-import zoo
-from clip import CLASS_NAMES, create_clip
-from clip.variants import Pair, Text, ViT
+from clip import CLASS_NAMES
 from zoo import report
 from zoo.cli import main
 from zoo.data import from_arrays
@@ -21,12 +21,10 @@ from zoo.evaluation.datasets import Labelled, find_templates
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.experiments import EXPERIMENTS, performance
 from zoo.experiments.command import run_experiments
-from zoo.preprocess import PreprocessSpec
 from zoo.report import png_size
 
 pytestmark = pytest.mark.backend
 
-SPEC = PreprocessSpec(image_size=16)
 PNGS = {
     "exploration": ["sizes"],
     "classification": ["0", "1"],
@@ -41,26 +39,12 @@ PNGS = {
 
 
 @pytest.fixture(scope="module")
-def model():
-    keras.utils.set_random_seed(0)
-    row = Pair(16, 16, ViT(32, 1, 8, head_width=16), Text(width=32, heads=2, layers=1))
-    return randomize(create_clip(row), np.random.default_rng(0), scale=0.1)
-
-
-@pytest.fixture(scope="module")
-def pair(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("pair") / "pair.safetensors"
-    zoo.save(model, path, preprocess=SPEC)
-    return path
-
-
-@pytest.fixture(scope="module")
-def run(pair, tmp_path_factory):
+def run(saved, tmp_path_factory):
     """(folder, results) of all nine on a few digits."""
     folder = tmp_path_factory.mktemp("experiments") / "made" / "for it"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "DPI", 72)  # half of the pixels' side takes a third of the time
-        return folder, run_experiments("all", model=pair, output=folder, smoke=True)
+        return folder, run_experiments("all", model=saved, output=folder, smoke=True)
 
 
 @pytest.mark.once
@@ -99,8 +83,17 @@ def test_speed_and_what_narrower_numbers_change(run):
     assert 0 < cached < found["latency"]["one sentence encoded"]["median"]
 
 
-def test_the_command_describes_and_calibrates_a_pair_on_every_backend(pair, model, tmp_path, capsys):
-    arguments = ["experiment", "exploration", "temperature", "--smoke", "--output", str(tmp_path), "--model", str(pair)]
+def test_the_command_describes_and_calibrates_a_pair_on_every_backend(saved, model, tmp_path, capsys):
+    arguments = [
+        "experiment",
+        "exploration",
+        "temperature",
+        "--smoke",
+        "--output",
+        str(tmp_path),
+        "--model",
+        str(saved),
+    ]
     assert main([*arguments, "--backend", keras.backend.backend(), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     own, found = results["exploration"]["model"], results["temperature"]
@@ -112,7 +105,7 @@ def test_the_command_describes_and_calibrates_a_pair_on_every_backend(pair, mode
 
 
 @pytest.mark.once
-def test_one_that_fails_loses_none_of_the_others(pair, tmp_path, capsys, monkeypatch):
+def test_one_that_fails_loses_none_of_the_others(saved, tmp_path, capsys, monkeypatch):
     write_class_folders(tmp_path / "own", 1)
     monkeypatch.setattr(report, "DPI", 72)
 
@@ -123,7 +116,7 @@ def test_one_that_fails_loses_none_of_the_others(pair, tmp_path, capsys, monkeyp
 
     monkeypatch.setattr("zoo.experiments.mnist.run", broken)
     names = ["exploration", "temperature", "mnist", "embedding_space"]
-    arguments = ["experiment", *names, "--model", str(pair), "--images", str(tmp_path / "own")]
+    arguments = ["experiment", *names, "--model", str(saved), "--images", str(tmp_path / "own")]
     assert main([*arguments, "--output", str(tmp_path / "out"), "--backend", keras.backend.backend()]) == 1
     printed, source = capsys.readouterr(), (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     results = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
