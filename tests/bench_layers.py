@@ -3,7 +3,9 @@
     KERAS_BACKEND=jax python tests/bench_layers.py [--rounds 7]        # or torch, tensorflow
 
 Each line is one formulation beside another of the same result, turn and turn about, at the four stages of
-ConvNeXt-Tiny for a batch of 8 images of 224 pixels; the ratio is other / ours, the median over rounds.
+ConvNeXt-Tiny for a batch of 8 images of 224 pixels; the ratio is other / ours, the median over rounds. The last lines
+are the towers of ViT-B-32 and, as the other, their products of matrices with nothing between them: what is left of
+the time is all that another formulation of the rest could save.
 """
 
 import argparse
@@ -14,9 +16,14 @@ import keras
 import numpy as np
 from keras import ops
 
+import clip
 from convnext import Dense, DepthwiseConv2D
 from convnext.layers import _jax_shifted_depthwise
+from zoo.bench.cases import USUAL_MODE, Case
+from zoo.bench.jobs import _keras_forward as create_forward
+from zoo.bench.jobs import create_job
 from zoo.bench.timing import ratios, take_turn, take_turns, warm_up
+from zoo.env import available_cores, keep_freed_memory
 
 BATCH = 8
 STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))  # side of the map, channels
@@ -26,12 +33,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default %(default)s)")
     options = parser.parse_args()
+    keep_freed_memory()
     backend = keras.backend.backend()
     columns = (backend, "map", "ours ms", "other ms", "times as fast", "over rounds")
     print(f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * 4}", sep="\n", flush=True)
     for side, channels in STAGES:
         for what, ours, other in PAIRS[backend](side, channels):
             compare(f"{what} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
+    for part in ("image", "text"):
+        rows, width, tower, products = tower_and_products(part)
+        compare(f"{part} tower, its products | {rows}×{width}", tower, products, options.rounds)
 
 
 def compare(label, ours, other, rounds):
@@ -48,6 +59,20 @@ def compare(label, ours, other, rounds):
 
 def maps(*shape):
     return ops.convert_to_tensor(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+def tower_and_products(part):
+    """(rows, width, the tower's call, its products' call) of one of ViT-B-32's towers."""
+    row, backend = clip.VARIANTS["ViT-B-32"], keras.backend.backend()
+    case = Case("clip/ViT-B-32", part=part, backend=backend, mode=USUAL_MODE[backend], threads=available_cores())
+    side = row.image if part == "image" else row.text
+    tokens = (case.image_size // row.image.patch_size) ** 2 + 1 if part == "image" else row.text.context_length
+    narrow, wide = keras.Input((side.width,)), keras.Input((4 * side.width,))
+    of_block = (narrow, 3 * side.width), (narrow, side.width), (narrow, 4 * side.width), (wide, side.width)
+    outputs = [Dense(units, use_bias=False)(x) for _ in range(side.layers) for x, units in of_block]
+    rows = [maps(BATCH * tokens, width) for width in (side.width, 4 * side.width)]
+    products = create_forward(keras.Model([narrow, wide], outputs), case, rows)
+    return BATCH * tokens, side.width, create_job(case).call, products
 
 
 def built(layer, x):

@@ -132,6 +132,16 @@ def test_what_runs_nowhere_is_no_case():
     ]
 
 
+def test_only_forward_passes_of_ours_are_folded():
+    options = {"runtime": ("folded",), "backend": ("jax", "torch"), "peer": ("keras_applications", "timm")}
+    assert fields(combine(["resnet50"], options), "library", "backend", "mode", "runs_on") == [
+        (OURS, "jax", "compiled", "jax, folded"),
+        (OURS, "torch", "eager", "torch, folded"),
+    ]
+    assert combine(["resnet50"], {**options, "train": (True,)}) == []
+    assert combine(["ViT-B-32"], {"runtime": ("folded",), "part": ("pictures", "search", "captions")}) == []
+
+
 def test_usual_values_come_from_the_model():
     (case,) = combine(["clip/convnext_base_w"], {})
     assert (case.part, case.image_size, case.library) == ("pair", 256, OURS)

@@ -189,6 +189,10 @@ def own_towers():
     return clip.create_clip(image_tower=towers[0], text_tower=towers[1])
 
 
+def folded_pair():
+    return zoo.fold(MODELS["pair"]())
+
+
 def with_another_head():
     import keras
 
@@ -221,6 +225,7 @@ def no_zoo_model():
     ("create", "message"),
     [
         (own_towers, "towers of 'clip' are your own"),
+        (folded_pair, "are your own or folded"),
         (with_another_head, "it differs from what they make in"),
         (with_a_changed_layer, "stages_1_blocks_0_dwconv"),
         (no_zoo_model, "was not made by"),

@@ -175,6 +175,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#24527a", "#d1702a", "#2e8b57", "#c0392b", "#8
 COLORS = (BLUE, ORANGE, GREEN, RED, "#7a4fa3", "#4a9aa8")
 MOST_IN_A_ROW = 6  # panels
 MOST_TICKS = 10  # positions up to which each has its tick
+TICK_DISTANCE = 0.1  # of a logarithmic axis, between two of them
 MOST_NUMBERED = 20  # rows or columns up to which a cell's number can be read
 PLOT_STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -262,7 +263,7 @@ def _draw_panel(ax, panel: Panel) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         if len(panel.x) <= MOST_TICKS:
-            ax.set_xticks(panel.x)
+            ax.set_xticks(_apart(sorted(panel.x)))
             ax.minorticks_off()
     elif np.all(np.mod(panel.x, 1) == 0):
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -271,6 +272,16 @@ def _draw_panel(ax, panel: Panel) -> None:
     ax.set_title(panel.title, loc="left")
     ax.set_xlabel(panel.xlabel)
     ax.legend(fontsize=8.5)
+
+
+def _apart(x):
+    """Those of ascending positions on a logarithmic axis whose labels do not run into each other."""
+    least = TICK_DISTANCE * np.log(x[-1] / x[0])
+    shown = [x[0]]
+    for position in x[1:]:
+        if np.log(position / shown[-1]) >= least:
+            shown.append(position)
+    return shown
 
 
 def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[str]) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 OURS = "zoo"
 SEARCHES = ("texts", "cached-texts", "search", "cached-search")  # of a pair's text tower in use
 CAPTIONS = ("captions", "mixed-captions")  # made tokens: ASCII alone, or one in two with more than that
-PARTS = ("classifier", "image", "text", "pair", "zero-shot", "pictures", *SEARCHES, *CAPTIONS)
+FORWARD = ("classifier", "image", "text", "pair", "zero-shot")  # a model's own forward pass
+PARTS = (*FORWARD, "pictures", *SEARCHES, *CAPTIONS)
 DTYPES = ("float32", "tfloat32", "bfloat16", "float16", "int8")  # int8 is ONNX Runtime's alone, tfloat32 CUDA's
 MODES = ("eager", "compiled", "predict", "predictor")
 WHOLE = ("predict", "predictor")  # modes that are given many images at once, as NumPy arrays
-RUNTIMES = ("keras", "onnx")
+RUNTIMES = ("keras", "folded", "onnx")
 PREDICTED = 256  # images that these are given
 USUAL_MODE = {"jax": "compiled", "tensorflow": "compiled", "torch": "eager"}  # what users of the backend do
 
@@ -56,7 +57,8 @@ class Case:
         dtype: of weights and activations; training keeps the weights in float32.
         mode: "eager"; "compiled" by the backend (jax.jit, tf.function, torch.compile); "predict", Keras' own loop;
             "predictor", that of `zoo.create_predictor`.
-        runtime: "keras", or "onnx": ONNX Runtime with the file that `zoo.export_onnx` writes.
+        runtime: "keras"; "folded", by Keras too, the model that `zoo.fold` makes; or "onnx": ONNX Runtime with the
+            file that `zoo.export_onnx` writes.
         train: a training step in place of a forward pass.
         threads: that a call may use.
         is_short: hardly any warm-up, for tests.
@@ -80,7 +82,7 @@ class Case:
         """Backend or runtime."""
         if self.part in CAPTIONS:
             return "–"
-        return "ONNX Runtime" if self.runtime == "onnx" else self.backend
+        return {"onnx": "ONNX Runtime", "folded": f"{self.backend}, folded"}.get(self.runtime, self.backend)
 
     @property
     def items(self) -> int:
@@ -216,6 +218,8 @@ def _complete(fields):
         fields = {**fields, "backend": "torch", "mode": "compiled"}
     else:
         impossible = fields["dtype"] == "int8"
+        if runtime == "folded":
+            impossible |= library != OURS or fields["train"] or fields["part"] not in FORWARD
         if library != OURS and not PEERS[library].on_keras:
             impossible |= fields["mode"] in WHOLE
             fields = {**fields, "backend": "torch"}

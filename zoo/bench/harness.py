@@ -55,7 +55,7 @@ def bench(
         dtype: "float32", "bfloat16", "float16"; "tfloat32" on CUDA; "int8" with ONNX Runtime.
         part: "classifier"; of a pair "image", "text", "pair" or "zero-shot".
         mode: "eager", "compiled", "predict", "predictor"; eager in torch and compiled elsewhere unless given.
-        runtime: "keras", "onnx".
+        runtime: "keras", "folded", "onnx".
         peer: libraries to time the same architecture from; keras.applications where it has it unless given; "none".
         train: time a training step too.
         preset: of `zoo.bench.presets`.
@@ -325,7 +325,7 @@ def is_peer(other: Case, case: Case) -> bool:
 def label(case: Case) -> str:
     """A case in one line."""
     what = case.part + (" training" if case.train else "")
-    where = f"{case.runs_on} {case.mode}" if case.runtime == "keras" else case.runs_on
+    where = f"{case.runs_on} {case.mode}" if case.runtime != "onnx" else case.runs_on
     return f"{case.name} {what}, {case.library}, {where}, {case.dtype}, {case.batch_size} × {case.image_size} px"
 
 

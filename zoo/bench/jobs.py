@@ -151,6 +151,10 @@ def _keras(case, inputs):
     keras.utils.set_random_seed(SEED)
     set_precision(case)
     model = create_ours(case) if case.library == OURS else _keras_peer(case)
+    if case.runtime == "folded":
+        from zoo.folding import fold
+
+        model = fold(model)
     parameters = _keras_parameters(model)
     if case.train:
         call = _keras_step(model, case, inputs)

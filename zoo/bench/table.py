@@ -30,7 +30,7 @@ DESCRIPTIONS = (
     Column("part", _work, False),
     Column("library", lambda r: r.case.library, False),
     Column("runs on", lambda r: r.case.runs_on, False),
-    Column("mode", lambda r: r.case.mode if r.case.runtime == "keras" else "–", False),
+    Column("mode", lambda r: r.case.mode if r.case.runtime != "onnx" else "–", False),
     Column("dtype", lambda r: r.case.dtype, False),
     Column("device", lambda r: r.device or "–", False),
     Column("batch", lambda r: str(r.case.batch_size)),

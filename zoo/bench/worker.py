@@ -76,7 +76,7 @@ def import_libraries(case: Case) -> None:
         import keras
 
         keras.saving.serialize_keras_object(keras.initializers.Zeros())  # has Keras look for TensorFlow, and import it
-    if case.backend == "torch" and case.runtime == "keras":
+    if case.backend == "torch" and case.runtime != "onnx":
         import torch
 
         torch.set_num_threads(case.threads)
@@ -89,7 +89,7 @@ def import_libraries(case: Case) -> None:
 def memory(case: Case) -> dict:
     from zoo.bench.devices import peak_device_bytes, resident_bytes
 
-    on_backend = case.runtime == "keras" and case.part not in CAPTIONS
+    on_backend = case.runtime != "onnx" and case.part not in CAPTIONS
     device_bytes = peak_device_bytes(case.backend) if on_backend else None
     return {"host_bytes": resident_bytes(peak=True), "device_bytes": device_bytes}
 

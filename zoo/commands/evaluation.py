@@ -106,7 +106,7 @@ COMMANDS = {
                 metavar="A,B",
                 help="eager, compiled, predict, predictor (default: the backend's usual)",
             ),
-            argument("--runtime", type=words, metavar="A,B", help="keras, onnx (default keras)"),
+            argument("--runtime", type=words, metavar="A,B", help="keras, folded, onnx (default keras)"),
             argument(
                 "--peer",
                 type=words,
