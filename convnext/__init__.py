@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from convnext.fcmae import FCMAE, create_fcmae
     from convnext.functional import Functional
-    from convnext.layers import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
+    from convnext.layers import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, computes_in_jax_on_cpu, drop_path
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
     from convnext.resnet import create_resnet
     from convnext.variants import TABLES, ResNetVariant, Variant, closest, flops, parameters
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 _MODULES = {
     "convnext.fcmae": ("FCMAE", "create_fcmae"),
     "convnext.functional": ("Functional",),
-    "convnext.layers": ("GRN", "Dense", "DepthwiseConv2D", "LayerScale", "Normal", "drop_path"),
+    "convnext.layers": (
+        "GRN",
+        "Dense",
+        "DepthwiseConv2D",
+        "LayerScale",
+        "Normal",
+        "computes_in_jax_on_cpu",
+        "drop_path",
+    ),
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
     "convnext.resnet": ("create_resnet",),
     "convnext.variants": ("TABLES", "ResNetVariant", "Variant", "closest", "flops", "parameters"),
@@ -36,6 +44,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "ResNetVariant",
     "Variant",
     "closest",
+    "computes_in_jax_on_cpu",
     "create_convnext_v1",
     "create_convnext_v2",
     "create_fcmae",

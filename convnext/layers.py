@@ -172,6 +172,11 @@ def _computes_in(backend):
     return keras.backend.backend() == backend
 
 
+def computes_in_jax_on_cpu():
+    """Whether XLA makes the kernels of a CPU, which is slow at some operators that are fast elsewhere."""
+    return _computes_in("jax") and keras.distribution.list_devices()[0].startswith("cpu")
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """Keras' depthwise convolution, in the formulation that is fast on the backend and device at hand.
@@ -185,7 +190,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """
 
     def call(self, inputs):
-        if self._is_plain() and _shifts_are_faster() and all(isinstance(n, int) for n in inputs.shape[1:3]):
+        if self._is_plain() and computes_in_jax_on_cpu() and all(isinstance(n, int) for n in inputs.shape[1:3]):
             kernel = ops.cast(self.kernel, self.compute_dtype)[..., 0]
             kernel = kernel[seen_taps(kernel.shape, inputs.shape)]
             outputs = _jax_shifted_depthwise()(inputs, kernel)
@@ -221,10 +226,6 @@ def seen_taps(kernel_shape, map_shape):
     """
     sides = zip(kernel_shape[:2], map_shape[1:3], strict=True)
     return tuple(slice(max(0, k // 2 - size + 1), min(k, k // 2 + size)) for k, size in sides)
-
-
-def _shifts_are_faster():
-    return _computes_in("jax") and keras.distribution.list_devices()[0].startswith("cpu")
 
 
 @functools.cache

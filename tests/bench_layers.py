@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 import clip
+from clip.layers import attend_fused, attend_heads_first
 from convnext import Dense, DepthwiseConv2D
 from convnext.layers import _jax_shifted_depthwise
 from zoo.bench.cases import USUAL_MODE, Case
@@ -40,6 +41,10 @@ def main():
     for side, channels in STAGES:
         for what, ours, other in PAIRS[backend](side, channels):
             compare(f"{what} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
+    if backend == "jax":
+        for length, heads, depth, causal in ((50, 12, 64, False), (77, 8, 64, True), (197, 12, 64, False)):
+            label = f"attention{', causal' * causal}: heads first, Keras' | {BATCH}×{length}×{heads}×{depth}"
+            compare(label, *attention(length, heads, depth, causal), options.rounds)
     for part in ("image", "text"):
         rows, width, tower, products = tower_and_products(part)
         compare(f"{part} tower, its products | {rows}×{width}", tower, products, options.rounds)
@@ -59,6 +64,15 @@ def compare(label, ours, other, rounds):
 
 def maps(*shape):
     return ops.convert_to_tensor(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+def attention(length, heads, depth, causal):
+    """(ours, other), as in `jax_pairs`."""
+    import jax
+
+    x = maps(BATCH, length, 3, heads, depth)
+    for attend in (attend_heads_first, attend_fused):
+        yield _ended(jax, jax.jit(functools.partial(attend, causal=causal)), x)
 
 
 def tower_and_products(part):
