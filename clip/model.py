@@ -18,7 +18,7 @@ from clip.towers.resnet import create_resnet_tower
 from clip.towers.text import create_text_tower
 from clip.towers.vit import create_vit_tower
 from clip.variants import VARIANTS, ConvNeXt, Pair, ResNet, canonical_name
-from convnext import closest
+from convnext import build_optimizer, closest
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 
@@ -120,6 +120,10 @@ class CLIP(keras.Model):
     def get_compile_config(self):
         config = super().get_compile_config()
         return {**config, "loss": self.contrastive_loss, "distill_weight": self.distill_weight} if config else config
+
+    def make_train_function(self, force=False):
+        build_optimizer(self)
+        return super().make_train_function(force)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
         if y is not None or sample_weight is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from convnext.fcmae import FCMAE, create_fcmae
-    from convnext.functional import Functional
+    from convnext.functional import Functional, build_optimizer
     from convnext.layers import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, computes_in_jax_on_cpu, drop_path
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
     from convnext.resnet import create_resnet
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "convnext.fcmae": ("FCMAE", "create_fcmae"),
-    "convnext.functional": ("Functional",),
+    "convnext.functional": ("Functional", "build_optimizer"),
     "convnext.layers": (
         "GRN",
         "Dense",
@@ -43,6 +43,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "Normal",
     "ResNetVariant",
     "Variant",
+    "build_optimizer",
     "closest",
     "computes_in_jax_on_cpu",
     "create_convnext_v1",

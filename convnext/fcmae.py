@@ -19,7 +19,7 @@ In a mask 0 is keep, 1 is hide.
 import keras
 from keras import layers, ops
 
-from convnext.functional import Functional
+from convnext.functional import Functional, build_optimizer
 from convnext.layers import PACKAGE, Dense, Normal, at_least_float32
 from convnext.model import INIT_STDDEV, Shape, block, create_convnext_v2, resolve_variant
 from convnext.variants import Variant
@@ -127,6 +127,10 @@ class FCMAE(keras.Model):
         noise = keras.random.uniform((count, height * width), dtype="float32", seed=self.seed_generator)
         places = ops.argsort(ops.argsort(noise, axis=1), axis=1)
         return ops.reshape(ops.cast(places >= self.kept, "float32"), (count, height, width))
+
+    def make_train_function(self, force=False):
+        build_optimizer(self)
+        return super().make_train_function(force)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
         if y is not None or sample_weight is not None:

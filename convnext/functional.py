@@ -8,6 +8,18 @@ from keras import tree
 from convnext.layers import PACKAGE
 
 
+def build_optimizer(model: keras.Model) -> None:
+    """Makes the variables of a compiled model's optimizer, where they are not there yet.
+
+    A `make_train_function` that does so first has TensorFlow trace the training step once. Keras makes them inside the
+    step, which is then traced anew.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if keras.backend.backend() == "tensorflow" and optimizer is not None and not optimizer.built:
+        with model.distribute_strategy.scope():
+            optimizer.build(model.trainable_variables)
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class Functional(keras.Model):
     """A functional `keras.Model` that lets go of each intermediate result after the last layer that reads it.
@@ -17,6 +29,10 @@ class Functional(keras.Model):
     takes 332 MB in torch, and 1,163 as keras.applications makes it (docs/benchmarks/bars). Results, summary, weights
     and saved files are those of a `keras.Model`.
     """
+
+    def make_train_function(self, force=False):
+        build_optimizer(self)
+        return super().make_train_function(force)
 
     def _run_through_graph(self, inputs, operation_fn=lambda operation: operation, call_fn=None):
         if call_fn is not None:  # shapes alone

@@ -8,11 +8,45 @@ import pytest
 from helpers import predict
 from keras import layers, ops
 
-from convnext import Functional, Variant, create_convnext_v2, create_resnet, feature_maps
+from clip import ConvNeXt, Pair, Text, create_clip, tokenize
+from convnext import Functional, Variant, create_convnext_v2, create_fcmae, create_resnet, feature_maps
 
 pytestmark = pytest.mark.backend
 
 SMALL = Variant(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
+
+
+def classifier():
+    model = create_convnext_v2(SMALL, num_classes=3, input_shape=(32, 32, 3))
+    model.compile("adamw", "sparse_categorical_crossentropy")
+    return model, (np.zeros((2, 32, 32, 3), "float32"), np.zeros(2, "int32"))
+
+
+def pair():
+    text = Text(width=16, heads=2, layers=1)
+    model = create_clip(Pair(8, 32, ConvNeXt("convnextv2", "atto"), text), image_size=32)
+    model.compile("adamw")
+    return model, ({"images": np.zeros((2, 32, 32, 3), "float32"), "tokens": tokenize(["a", "b"], 8)},)
+
+
+def masked():
+    model = create_fcmae(SMALL, input_shape=(64, 64, 3), decoder_dim=8)
+    model.compile("adamw")
+    return model, (np.zeros((2, 64, 64, 3), "float32"),)
+
+
+@pytest.mark.only("tensorflow")
+@pytest.mark.parametrize("create", [classifier, pair, masked])
+def test_a_training_step_is_traced_once_and_again_after_another_compile(create, monkeypatch):
+    model, batch = create()
+    traced, step = [], model.train_step
+    monkeypatch.setattr(model, "train_step", lambda data: traced.append(data) or step(data))
+    for _ in range(2):
+        model.train_on_batch(*batch)
+    assert len(traced) == 1
+    model.compile(**({"loss": "sparse_categorical_crossentropy"} if create is classifier else {}), optimizer="sgd")
+    model.train_on_batch(*batch)
+    assert len(traced) == 2
 
 
 class AddOne(layers.Layer):

@@ -31,7 +31,6 @@ def train_pair(model, train: Digits, held_out: Digits, *, seed: int, epochs: int
     data = CaptionedDigits(train, TRAIN_TEMPLATES, seed=seed, epochs=epochs)
     watched = CaptionedDigits(held_out, HELD_OUT_TEMPLATES, seed=seed, augment=False)
     model.compile(create_optimizer(data.steps, epochs))
-    model.optimizer.build(model.trainable_variables)  # made inside the step, they would have TensorFlow trace it twice
     start = time.perf_counter()
     history = model.fit(
         data,
