@@ -21,8 +21,7 @@ from clip.layers import attend_fused, attend_heads_first
 from convnext import Dense, DepthwiseConv2D
 from convnext.layers import _jax_shifted_depthwise
 from zoo.bench.cases import USUAL_MODE, Case
-from zoo.bench.jobs import _keras_forward as create_forward
-from zoo.bench.jobs import create_job
+from zoo.bench.jobs import create_job, keras_forward
 from zoo.bench.timing import ratios, take_turn, take_turns, warm_up
 from zoo.env import available_cores, keep_freed_memory
 
@@ -85,7 +84,7 @@ def tower_and_products(part):
     of_block = (narrow, 3 * side.width), (narrow, side.width), (narrow, 4 * side.width), (wide, side.width)
     outputs = [Dense(units, use_bias=False)(x) for _ in range(side.layers) for x, units in of_block]
     rows = [maps(BATCH * tokens, width) for width in (side.width, 4 * side.width)]
-    products = create_forward(keras.Model([narrow, wide], outputs), case, rows)
+    products = keras_forward(keras.Model([narrow, wide], outputs), case, rows)
     return BATCH * tokens, side.width, create_job(case).call, products
 
 

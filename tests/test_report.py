@@ -253,6 +253,12 @@ def test_plots_leave_settings_and_windows_alone(tmp_path):
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "plot.png")], check=True, timeout=120)
 
 
+def test_ticks_whose_labels_would_meet_are_left_out():
+    assert report.ticks_apart([1.1, 1.6, 2.7, 4.9, 8.9, 17, 31, 69]) == [1.1, 2.7, 4.9, 8.9, 17, 31, 69]
+    assert report.ticks_apart([1, 2, 4, 8, 16, 32, 64]) == [1, 2, 4, 8, 16, 32, 64]
+    assert report.ticks_apart([8]) == [8]
+
+
 def test_matplotlib_is_imported_when_something_is_drawn():
     script = "import sys, zoo.report; assert not {'matplotlib', 'keras'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

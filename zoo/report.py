@@ -263,7 +263,7 @@ def _draw_panel(ax, panel: Panel) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         if len(panel.x) <= MOST_TICKS:
-            ax.set_xticks(_apart(sorted(panel.x)))
+            ax.set_xticks(ticks_apart(sorted(panel.x)))
             ax.minorticks_off()
     elif np.all(np.mod(panel.x, 1) == 0):
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -274,7 +274,7 @@ def _draw_panel(ax, panel: Panel) -> None:
     ax.legend(fontsize=8.5)
 
 
-def _apart(x):
+def ticks_apart(x):
     """Those of ascending positions on a logarithmic axis whose labels do not run into each other."""
     least = TICK_DISTANCE * np.log(x[-1] / x[0])
     shown = [x[0]]

@@ -156,8 +156,8 @@ def plan(names, options, preset=None, threads=None, smoke=False) -> list[list[Ca
             groups.setdefault(key, {})[case] = None  # once, where sweeps of a group have it in common
     if not groups:
         raise ValueError(
-            f"Nothing runs by `{command_of(names, own)}`: int8 takes --runtime onnx, and that takes a model of ours, "
-            "no --train, and float32, float16 or int8."
+            f"Nothing runs by `{command_of(names, own)}`: int8 takes --runtime onnx; onnx and folded take a forward "
+            "pass of a model of ours, no --train, and onnx float32, float16 or int8."
         )
     return [list(group) for group in groups.values()]
 

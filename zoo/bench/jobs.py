@@ -165,7 +165,7 @@ def _keras(case, inputs):
     else:
         x = {key: inputs[key] for key in ("images", "tokens") if key in inputs}
         x = x if len(x) > 1 else next(iter(x.values()))
-        call = _keras_forward(model, case, x)
+        call = keras_forward(model, case, x)
     return Job(call, keras_device(), parameters)
 
 
@@ -229,7 +229,8 @@ def _keras_peer(case):
     return peers.create_keras(case)
 
 
-def _keras_forward(model, case, x):
+def keras_forward(model, case: Case, x) -> Callable:
+    """A function without arguments that runs a `keras.Model` forwards on NumPy arrays, in the case's mode."""
     import keras
 
     if case.mode in WHOLE:
