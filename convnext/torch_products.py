@@ -1,13 +1,16 @@
 """Products of matrices on torch, by whichever of its two libraries is faster on the processor at hand.
 
 torch multiplies float32 matrices on a CPU by MKL, which uses half of what an AMD processor with AVX-512 can do; oneDNN,
-on which torch runs its convolutions, uses nearly all: (392, 768) → (392, 3072) takes 17 ms and 7 on two cores, as
+on which torch runs its convolutions, uses nearly all: (392, 768) → (392, 3072) takes 17 ms and 7 on two cores. Without
+AVX-512 it is MKL that uses nearly all, 10.5 ms and 19, but of few rows, and oneDNN's GELU is slow there. Both as
 KERAS_BACKEND=torch python tests/bench_layers.py shows.
 """
 
 import functools
+import sys
 
 FEWEST_ROWS = 8  # below, what a call of oneDNN costs shows
+FEW_ROWS = 128  # up to so many oneDNN is faster without AVX-512 too
 
 
 def affine(x, kernel, bias=None, gelu=False):
@@ -17,21 +20,22 @@ def affine(x, kernel, bias=None, gelu=False):
     """
     import torch
 
-    is_differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, bias))
-    if not is_differentiated and _suits_onednn(x, kernel):
-        return _onednn_product(x, kernel, bias, gelu)
-    if _suits_onednn(x, kernel):
-        outputs = _differentiable().apply(x, kernel, bias)
-    else:
+    if not _suits_onednn(x, kernel):
         outputs = torch.matmul(x, kernel) if bias is None else torch.addmm(bias, x, kernel)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, bias)):
+        outputs = _differentiable().apply(x, kernel, bias)
+    elif gelu and fuses_gelu():
+        return _onednn_product(x, kernel, bias, gelu)
+    else:
+        outputs = _onednn_product(x, kernel, bias)
     return torch.nn.functional.gelu(outputs) if gelu else outputs
 
 
 def _suits_onednn(x, kernel):
     import torch
 
-    is_plain = x.dtype == kernel.dtype == torch.float32 and x.shape[0] >= FEWEST_ROWS
-    return is_plain and runs_at_once(x) and _has_onednn()
+    is_plain = x.dtype == kernel.dtype == torch.float32
+    return is_plain and runs_at_once(x) and x.shape[0] in onednn_rows()
 
 
 def runs_at_once(x):
@@ -42,12 +46,20 @@ def runs_at_once(x):
 
 
 @functools.cache
-def _has_onednn():
-    """Whether this torch has the operator, on a processor it was measured on."""
+def onednn_rows() -> range:
+    """The numbers of rows of which oneDNN's product is the faster one; none where it was not measured."""
     import torch
 
-    is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    return is_x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    most = {"AVX512": sys.maxsize, "AVX2": FEW_ROWS + 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    return range(FEWEST_ROWS, most if is_there else 0)
+
+
+def fuses_gelu() -> bool:
+    """Whether oneDNN computes the GELU faster than torch does after it."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _onednn_product(x, kernel, bias, gelu=False):

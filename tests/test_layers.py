@@ -8,7 +8,7 @@ import pytest
 from helpers import gradients
 from keras import ops
 
-from convnext import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
+from convnext import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path, torch_products
 from convnext.layers import safe_sqrt, seen_taps
 from convnext.torch_products import affine, as_matrix
 
@@ -189,9 +189,27 @@ def test_dense_is_keras_own(rng, shape, activation):
     np.testing.assert_allclose(ops.convert_to_numpy(ours(x)), ops.convert_to_numpy(theirs(x)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(params=["AVX512", "AVX2", "DEFAULT"])
+def processor(request, monkeypatch):
+    """What torch says of the processor, whichever it is: the choice of a library follows it, the results do not."""
+    import torch
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    torch_products.onednn_rows.cache_clear()
+    yield request.param
+    torch_products.onednn_rows.cache_clear()
+
+
 @pytest.mark.only("torch")
-@pytest.mark.parametrize("rows", [3, 12])  # without oneDNN, with
-def test_products_end_in_a_gelu_where_asked_with_or_without_gradients(rows):
+def test_the_library_of_a_product_is_chosen_by_the_processor(processor):
+    few, many = 8 in torch_products.onednn_rows(), 129 in torch_products.onednn_rows()
+    assert (few, many) == {"AVX512": (True, True), "AVX2": (True, False), "DEFAULT": (False, False)}[processor]
+    assert 7 not in torch_products.onednn_rows()
+
+
+@pytest.mark.only("torch")
+@pytest.mark.parametrize("rows", [3, 12])  # too few for oneDNN, enough
+def test_products_end_in_a_gelu_where_asked_with_or_without_gradients(rows, processor):
     import torch
 
     torch.manual_seed(0)
@@ -205,7 +223,7 @@ def test_products_end_in_a_gelu_where_asked_with_or_without_gradients(rows):
 
 @pytest.mark.only("torch")
 @pytest.mark.parametrize("sizes", [(12, 5, 7), (12, 7, 5), (3, 5, 7)])  # wider, narrower, too few rows for oneDNN
-def test_products_have_torchs_gradients_and_their_gradients(sizes):
+def test_products_have_torchs_gradients_and_their_gradients(sizes, processor):
     import torch
 
     rows, width, units = sizes
