@@ -5,7 +5,7 @@ import math
 import keras
 from keras import layers, ops
 
-from convnext import Dense, Normal, computes_in_jax_on_cpu
+from convnext import Dense, Normal, call_layer, computes_in_jax_on_cpu
 
 PACKAGE = "convnext_clip_zoo"
 LAYER_NORM_EPSILON = 1e-5
@@ -68,9 +68,9 @@ class SelfAttention(layers.Layer):
 
     def call(self, inputs):
         length, width = ops.shape(inputs)[1], inputs.shape[-1]
-        heads = ops.reshape(self.in_proj(inputs), (-1, length, 3, self.num_heads, width // self.num_heads))
+        heads = ops.reshape(call_layer(self.in_proj, inputs), (-1, length, 3, self.num_heads, width // self.num_heads))
         attend = attend_heads_first if computes_in_jax_on_cpu() and self.compute_dtype == "float32" else attend_fused
-        return self.out_proj(ops.reshape(attend(heads, self.causal), (-1, length, width)))
+        return call_layer(self.out_proj, ops.reshape(attend(heads, self.causal), (-1, length, width)))
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from convnext.fcmae import FCMAE, create_fcmae
     from convnext.functional import Functional, build_optimizer
-    from convnext.layers import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, computes_in_jax_on_cpu, drop_path
+    from convnext.layers import (
+        GRN,
+        Conv2D,
+        Dense,
+        DepthwiseConv2D,
+        LayerScale,
+        Normal,
+        computes_in_jax_on_cpu,
+        drop_path,
+    )
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
     from convnext.resnet import create_resnet
+    from convnext.torch_calls import call_layer
     from convnext.variants import TABLES, ResNetVariant, Variant, closest, flops, parameters
 
 _MODULES = {
@@ -19,6 +29,7 @@ _MODULES = {
     "convnext.functional": ("Functional", "build_optimizer"),
     "convnext.layers": (
         "GRN",
+        "Conv2D",
         "Dense",
         "DepthwiseConv2D",
         "LayerScale",
@@ -28,6 +39,7 @@ _MODULES = {
     ),
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
     "convnext.resnet": ("create_resnet",),
+    "convnext.torch_calls": ("call_layer",),
     "convnext.variants": ("TABLES", "ResNetVariant", "Variant", "closest", "flops", "parameters"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -36,6 +48,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "FCMAE",
     "GRN",
     "TABLES",
+    "Conv2D",
     "Dense",
     "DepthwiseConv2D",
     "Functional",
@@ -44,6 +57,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "ResNetVariant",
     "Variant",
     "build_optimizer",
+    "call_layer",
     "closest",
     "computes_in_jax_on_cpu",
     "create_convnext_v1",

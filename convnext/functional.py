@@ -3,9 +3,10 @@
 import functools
 
 import keras
-from keras import tree
+from keras import ops, tree
 
 from convnext.layers import PACKAGE
+from convnext.torch_calls import call_layer
 
 
 def build_optimizer(model: keras.Model) -> None:
@@ -34,6 +35,23 @@ class Functional(keras.Model):
         build_optimizer(self)
         return super().make_train_function(force)
 
+    def call(self, inputs, training=None, mask=None, **context):
+        is_of_one_dtype = self.compute_dtype == self.variable_dtype
+        if keras.backend.backend() != "torch" or not is_of_one_dtype or mask is not None or context:
+            return super().call(inputs, training=training, mask=mask, **context)
+
+        operation_fn = functools.partial(self._direct_call, training=training)
+        outputs = self._run_through_graph(self._standardize_inputs(inputs), operation_fn)
+        return outputs[0] if isinstance(outputs, list | tuple) and len(outputs) == 1 else outputs
+
+    def _direct_call(self, layer, training):
+        """What runs a layer: `call_layer` where it has the model's dtype; `training` goes to those that know of it."""
+        knows = training is not None and "training" in getattr(layer, "_call_context_args", ())
+        options = {"training": training} if knows else {}
+        is_of_same_dtype = getattr(layer, "compute_dtype", None) == self.compute_dtype
+        call = functools.partial(call_layer, layer) if is_of_same_dtype else layer
+        return lambda *args, **own: call(*args, **{**own, **options})
+
     def _run_through_graph(self, inputs, operation_fn=lambda operation: operation, call_fn=None):
         if call_fn is not None:  # shapes alone
             return super()._run_through_graph(inputs, operation_fn, call_fn)
@@ -41,7 +59,8 @@ class Functional(keras.Model):
         for node, spent in self._schedule:
             args, kwargs = node.arguments.fill_in(values)
             outputs = operation_fn(self._get_operation_for_node(node))(*args, **kwargs)
-            values |= {id(tensor): value for tensor, value in zip(node.outputs, tree.flatten(outputs), strict=True)}
+            outputs = [outputs] if len(node.outputs) == 1 and ops.is_tensor(outputs) else tree.flatten(outputs)
+            values |= {id(tensor): value for tensor, value in zip(node.outputs, outputs, strict=True)}
             del args, kwargs, outputs
             for tensor in spent:
                 del values[tensor]

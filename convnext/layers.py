@@ -145,10 +145,10 @@ class Dense(keras.layers.Dense):
     """
 
     def call(self, inputs, training=None):
-        flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
         if _computes_in("torch"):
-            outputs = self._call_torch(flat)
-        elif _computes_in("jax") and self._ends_in_gelu() and self.compute_dtype == "float32":
+            return self._call_torch(inputs)
+        flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
+        if _computes_in("jax") and self._ends_in_gelu() and self.compute_dtype == "float32":
             outputs = self._call_jax(flat)
         else:
             outputs = super().call(flat, training=training)
@@ -157,10 +157,12 @@ class Dense(keras.layers.Dense):
     def _ends_in_gelu(self):
         return self.activation is keras.activations.gelu
 
-    def _call_torch(self, flat):
+    def _call_torch(self, inputs):
+        flat = inputs.reshape(-1, inputs.shape[-1])  # torch's own: that of `ops` looks for symbols in the shape first
         bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
         outputs = affine(flat, ops.convert_to_tensor(self.kernel), bias, gelu=self._ends_in_gelu())
-        return outputs if self._ends_in_gelu() or self.activation is None else self.activation(outputs)
+        outputs = outputs if self._ends_in_gelu() or self.activation is None else self.activation(outputs)
+        return outputs.reshape(*inputs.shape[:-1], self.units)
 
     def _call_jax(self, flat):
         x = ops.matmul(flat, self.kernel)
@@ -175,6 +177,110 @@ def _computes_in(backend):
 def computes_in_jax_on_cpu():
     """Whether XLA makes the kernels of a CPU, which is slow at some operators that are fast elsewhere."""
     return _computes_in("jax") and keras.distribution.list_devices()[0].startswith("cpu")
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Conv2D(keras.layers.Conv2D):
+    """Keras' convolution, as a product of matrices where no two patches overlap, on the CPUs that are faster so.
+
+    A kernel that moves by its own size, and one of 1 × 1 at any stride, is one product of patches as rows. XLA on a CPU
+    takes up to three times as long for its own operator, five for the gradients; torch takes up to twice as long, as
+    tests/bench_layers.py shows. Other kernels see the same memory on torch as a channels_first view, without two copies
+    of the activations. Weights, result and configuration are Keras' own; the choice is made when the layer is called.
+
+    Input (B, H, W, C); weights: kernel (k, k, C, filters), bias (filters,).
+    """
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        if _computes_in("torch") and self._is_plain() and not self._takes_patches():
+            lie_as_torch_reads(self._kernel, TORCH_ORDER)
+
+    def call(self, inputs):
+        if not self._is_plain():
+            return super().call(inputs)
+        if self._takes_patches() and _computes_in_float32_on_cpu(inputs):
+            return self._call_product(inputs)
+        if _computes_in("torch"):
+            return torch_convolution(self, inputs, TORCH_ORDER, self.groups)
+        return super().call(inputs)
+
+    def _is_plain(self):
+        pads_alike = self.padding == "valid" or self.kernel_size == (1, 1) or _keeps_size(self)
+        return pads_alike and _is_usual(self)
+
+    def _takes_patches(self):
+        no_overlap = self.padding == "valid" and self.kernel_size == self.strides
+        return self.groups == 1 and (no_overlap or self.kernel_size == (1, 1))
+
+    def _call_product(self, inputs):
+        kernel, bias = ops.convert_to_tensor(self.kernel), self.bias if self.use_bias else None
+        rows, shape = patches_as_rows(inputs, self.kernel_size, self.strides)
+        kernel = kernel.reshape(-1, self.filters)
+        if _computes_in("torch"):
+            outputs = affine(rows, kernel, None if bias is None else ops.convert_to_tensor(bias))
+        else:
+            outputs = ops.matmul(rows, kernel)
+            outputs = outputs if bias is None else outputs + bias
+        return outputs.reshape(*shape, self.filters)
+
+
+def patches_as_rows(x, kernel_size, strides):
+    """(B, H, W, C) → (B·h·w, k·k·C), and (B, h, w): the patches of a kernel that moves by its size, or of 1 × 1.
+
+    Rows and columns past the last whole patch are left out. For arrays of torch, JAX and NumPy alike.
+    """
+    if kernel_size == (1, 1):
+        x = x[:, :: strides[0], :: strides[1]]
+    (kh, kw), (batch, height, width, channels) = kernel_size, x.shape
+    h, w = height // kh, width // kw
+    x = x[:, : h * kh, : w * kw].reshape(batch, h, kh, w, kw, channels)
+    return ops.transpose(x, (0, 1, 3, 2, 4, 5)).reshape(batch * h * w, kh * kw * channels), (batch, h, w)
+
+
+def _computes_in_float32_on_cpu(x):
+    """Whether x is float32 on a CPU, of JAX or of torch."""
+    if keras.backend.standardize_dtype(x.dtype) != "float32":
+        return False
+    return x.device.type == "cpu" if _computes_in("torch") else computes_in_jax_on_cpu()
+
+
+def _keeps_size(layer):
+    return layer.padding == "same" and set(layer.strides) == {1} and all(k % 2 for k in layer.kernel_size)
+
+
+def _is_usual(layer):
+    is_linear = layer.activation in (None, keras.activations.linear)
+    return is_linear and set(layer.dilation_rate) == {1} and layer.data_format == CHANNELS_LAST
+
+
+TORCH_ORDER = (3, 2, 0, 1)  # axes of (k, k, C, filters) that are torch's (filters, C, k, k)
+
+
+def lie_as_torch_reads(variable, order):
+    """Leaves a kernel what it is, but in memory as torch's convolution wants it, which would copy it in every call."""
+    import torch
+
+    value = variable.value
+    if isinstance(value, torch.Tensor) and value.device.type != "meta":
+        back = sorted(range(len(order)), key=order.__getitem__)
+        value.data = value.data.permute(order).contiguous(memory_format=torch.channels_last).permute(back)
+
+
+def torch_convolution(layer, inputs, order, groups):
+    """A plain convolution layer's result by torch's operator, whose channels_first view keeps the memory as it is.
+
+    Args:
+        order: of the kernel's axes that makes it torch's (filters, C / groups, k, k).
+    """
+    import torch
+
+    kernel = ops.cast(layer.kernel, layer.compute_dtype).permute(order)
+    bias = ops.cast(layer.bias, layer.compute_dtype) if layer.use_bias else None
+    padding = tuple(k // 2 for k in layer.kernel_size) if layer.padding == "same" else (0, 0)
+    view = inputs.permute(0, 3, 1, 2)  # its memory stays channels_last
+    outputs = torch.nn.functional.conv2d(view, kernel, bias, layer.strides, padding, groups=groups)
+    return outputs.permute(0, 2, 3, 1)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -196,26 +302,13 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             outputs = _jax_shifted_depthwise()(inputs, kernel)
             return outputs + ops.cast(self.bias, self.compute_dtype) if self.use_bias else outputs
         if self._is_plain() and _computes_in("torch"):
-            return self._call_channels_first(inputs)
+            return torch_convolution(self, inputs, (2, 3, 0, 1), groups=inputs.shape[-1])
         return super().call(inputs)
 
     def _is_plain(self):
-        same = self.padding == "same" and all(k % 2 for k in self.kernel_size)
-        ones = (*self.strides, *self.dilation_rate, self.depth_multiplier)
-        return same and set(ones) == {1} and self.data_format == CHANNELS_LAST and self.activation in LINEAR
-
-    def _call_channels_first(self, inputs):
-        import torch
-
-        kernel = ops.cast(self.kernel, self.compute_dtype).permute(2, 3, 0, 1)  # (C, 1, k, k)
-        bias = ops.cast(self.bias, self.compute_dtype) if self.use_bias else None
-        padding = tuple(k // 2 for k in self.kernel_size)
-        view = inputs.permute(0, 3, 1, 2)  # its memory stays channels_last
-        outputs = torch.nn.functional.conv2d(view, kernel, bias, padding=padding, groups=view.shape[1])
-        return outputs.permute(0, 2, 3, 1)
+        return _keeps_size(self) and self.depth_multiplier == 1 and _is_usual(self)
 
 
-LINEAR = (None, keras.activations.linear)
 RUN = 14  # columns that the kernel's gradient adds up in one expression; more compile longer and gain nothing
 
 

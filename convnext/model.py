@@ -19,6 +19,7 @@ from convnext.functional import Functional
 from convnext.layers import (
     CHANNELS_LAST,
     GRN,
+    Conv2D,
     Dense,
     DepthwiseConv2D,
     LayerScale,
@@ -129,7 +130,7 @@ def _create_convnext(family, variant, num_classes, input_shape, *, stem_stride, 
 
 def stem(images, row, stride):
     """(B, H, W, 3) → (B, H/stride, W/stride, dims[0]): a patch convolution and its norm."""
-    x = layers.Conv2D(
+    x = Conv2D(
         row.dims[0],
         row.patch_size,
         strides=stride,
@@ -144,7 +145,7 @@ def stem(images, row, stride):
 def downsample(x, dim, epsilon, name):
     """(B, H, W, C) → (B, H/2, W/2, dim); an odd last row or column is dropped, as in the reference."""
     x = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_norm")(x)
-    return layers.Conv2D(
+    return Conv2D(
         dim,
         2,
         strides=2,

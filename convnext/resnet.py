@@ -13,7 +13,7 @@ import keras
 from keras import layers
 
 from convnext.functional import Functional
-from convnext.layers import CHANNELS_LAST, Normal
+from convnext.layers import CHANNELS_LAST, Conv2D, Normal
 from convnext.model import Shape, check_input_shape, check_options, classifier, pool, resolve_variant
 from convnext.variants import EXPANSION, ResNetVariant
 
@@ -100,7 +100,7 @@ def conv_norm(x, dim, size, stride, row, conv_name, norm_name):
     """A convolution without bias and its BatchNorm, padded by size // 2 on every side, which "same" is not."""
     if stride > 1 and size > 1:
         x = layers.ZeroPadding2D(size // 2, data_format=CHANNELS_LAST, name=f"{conv_name}_pad")(x)
-    x = layers.Conv2D(
+    x = Conv2D(
         dim,
         size,
         strides=stride,

@@ -10,7 +10,7 @@ import functools
 import sys
 
 FEWEST_ROWS = 8  # below, what a call of oneDNN costs shows
-FEW_ROWS = 128  # up to so many oneDNN is faster without AVX-512 too
+FEW_ROWS = 32  # up to so many oneDNN is faster without AVX-512 too
 
 
 def affine(x, kernel, bias=None, gelu=False):

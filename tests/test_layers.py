@@ -202,7 +202,7 @@ def processor(request, monkeypatch):
 
 @pytest.mark.only("torch")
 def test_the_library_of_a_product_is_chosen_by_the_processor(processor):
-    few, many = 8 in torch_products.onednn_rows(), 129 in torch_products.onednn_rows()
+    few, many = 8 in torch_products.onednn_rows(), 33 in torch_products.onednn_rows()
     assert (few, many) == {"AVX512": (True, True), "AVX2": (True, False), "DEFAULT": (False, False)}[processor]
     assert 7 not in torch_products.onednn_rows()
 

@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers, ops
 
 from clip.layers import PACKAGE
-from convnext import DepthwiseConv2D, LayerScale, Normal
+from convnext import Conv2D, DepthwiseConv2D, LayerScale, Normal
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -90,7 +90,7 @@ class Branches(layers.Layer):
         fan_in = kernel_size[0] * kernel_size[1] * (input_shape[-1] if self.filters else 1)
         initializer = Normal((3 * fan_in) ** -0.5)  # the deviation of torch's default
         if self.filters:
-            layer = layers.Conv2D(self.filters, kernel_initializer=initializer, **options)
+            layer = Conv2D(self.filters, kernel_initializer=initializer, **options)
         else:
             options |= {"depth_multiplier": self.depth_multiplier, "depthwise_initializer": initializer}
             layer = DepthwiseConv2D(**options)

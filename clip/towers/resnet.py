@@ -13,7 +13,7 @@ from keras import layers
 
 from clip.layers import AttentionPool
 from clip.variants import ResNet
-from convnext import Functional, Normal
+from convnext import Conv2D, Functional, Normal
 
 CHANNELS_LAST = "channels_last"
 EPSILON = 1e-5
@@ -79,7 +79,7 @@ def bottleneck(x, dim, halves, name):
 
 def conv_norm(x, dim, size, conv_name, norm_name, *, strides=1, padding="same", gamma="ones"):
     """A convolution without bias and its BatchNorm. A block whose last `gamma` is 0 starts as its shortcut."""
-    x = layers.Conv2D(
+    x = Conv2D(
         dim,
         size,
         strides=strides,

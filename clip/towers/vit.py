@@ -17,7 +17,7 @@ from clip.layers import (
 )
 from clip.towers.branches import batch_norm
 from clip.variants import ViT
-from convnext import Functional, Normal
+from convnext import Conv2D, Functional, Normal
 
 
 def create_vit_tower(
@@ -90,4 +90,4 @@ def convolution(x, filters, stride, name, use_bias=False):
     """A convolution whose kernel is as wide as its stride."""
     drawn = Normal((3 * stride**2 * x.shape[-1]) ** -0.5)  # the deviation of torch's default
     options = {"use_bias": use_bias, "kernel_initializer": drawn, "data_format": "channels_last"}
-    return layers.Conv2D(filters, stride, strides=stride, name=name, **options)(x)
+    return Conv2D(filters, stride, strides=stride, name=name, **options)(x)
