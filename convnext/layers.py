@@ -158,11 +158,11 @@ class Dense(keras.layers.Dense):
         return self.activation is keras.activations.gelu
 
     def _call_torch(self, inputs):
-        flat = inputs.reshape(-1, inputs.shape[-1])  # torch's own: that of `ops` looks for symbols in the shape first
+        flat = reshape(inputs, (-1, inputs.shape[-1]))
         bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
         outputs = affine(flat, ops.convert_to_tensor(self.kernel), bias, gelu=self._ends_in_gelu())
         outputs = outputs if self._ends_in_gelu() or self.activation is None else self.activation(outputs)
-        return outputs.reshape(*inputs.shape[:-1], self.units)
+        return reshape(outputs, (*inputs.shape[:-1], self.units))
 
     def _call_jax(self, flat):
         x = ops.matmul(flat, self.kernel)
@@ -176,17 +176,22 @@ def _computes_in(backend):
 
 def computes_in_jax_on_cpu():
     """Whether XLA makes the kernels of a CPU, which is slow at some operators that are fast elsewhere."""
-    return _computes_in("jax") and keras.distribution.list_devices()[0].startswith("cpu")
+    return _computes_in("jax") and _has_cpu_alone()
+
+
+def _has_cpu_alone():
+    return keras.distribution.list_devices()[0].startswith("cpu")
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Conv2D(keras.layers.Conv2D):
     """Keras' convolution, as a product of matrices where no two patches overlap, on the CPUs that are faster so.
 
-    A kernel that moves by its own size, and one of 1 × 1 at any stride, is one product of patches as rows. XLA on a CPU
-    takes up to three times as long for its own operator, five for the gradients; torch takes up to twice as long, as
-    tests/bench_layers.py shows. Other kernels see the same memory on torch as a channels_first view, without two copies
-    of the activations. Weights, result and configuration are Keras' own; the choice is made when the layer is called.
+    A kernel that moves by its own size, and one of 1 × 1 at any stride, is one product of patches as rows. For its own
+    operator XLA on a CPU takes up to three times as long, five for the gradients; torch up to twice as long; TensorFlow
+    as long, but more for the gradients: tests/bench_layers.py shows it. For other kernels torch sees the same memory as
+    a channels_first view, which saves two copies of the activations, and finds the kernel in the order that it reads.
+    Weights, result and configuration are Keras' own; the choice is made when the layer is called and is not saved.
 
     Input (B, H, W, C); weights: kernel (k, k, C, filters), bias (filters,).
     """
@@ -214,35 +219,41 @@ class Conv2D(keras.layers.Conv2D):
         return self.groups == 1 and (no_overlap or self.kernel_size == (1, 1))
 
     def _call_product(self, inputs):
-        kernel, bias = ops.convert_to_tensor(self.kernel), self.bias if self.use_bias else None
-        rows, shape = patches_as_rows(inputs, self.kernel_size, self.strides)
-        kernel = kernel.reshape(-1, self.filters)
+        rows, sides = patches_as_rows(inputs, self.kernel_size, self.strides)
+        kernel = reshape(ops.convert_to_tensor(self.kernel), (-1, self.filters))
+        bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
         if _computes_in("torch"):
-            outputs = affine(rows, kernel, None if bias is None else ops.convert_to_tensor(bias))
+            outputs = affine(rows, kernel, bias)
         else:
             outputs = ops.matmul(rows, kernel)
             outputs = outputs if bias is None else outputs + bias
-        return outputs.reshape(*shape, self.filters)
+        return reshape(outputs, (-1, *sides, self.filters))
 
 
 def patches_as_rows(x, kernel_size, strides):
-    """(B, H, W, C) → (B·h·w, k·k·C), and (B, h, w): the patches of a kernel that moves by its size, or of 1 × 1.
+    """(B, H, W, C) → (B·h·w, k·k·C), and (h, w): the patches of a kernel that moves by its size, or of 1 × 1.
 
-    Rows and columns past the last whole patch are left out. For arrays of torch, JAX and NumPy alike.
+    Rows and columns past the last whole patch are left out.
     """
-    if kernel_size == (1, 1):
+    if kernel_size == (1, 1) and strides != (1, 1):
         x = x[:, :: strides[0], :: strides[1]]
-    (kh, kw), (batch, height, width, channels) = kernel_size, x.shape
+    (kh, kw), (height, width, channels) = kernel_size, ops.shape(x)[1:]
     h, w = height // kh, width // kw
-    x = x[:, : h * kh, : w * kw].reshape(batch, h, kh, w, kw, channels)
-    return ops.transpose(x, (0, 1, 3, 2, 4, 5)).reshape(batch * h * w, kh * kw * channels), (batch, h, w)
+    if kernel_size != (1, 1):
+        x = reshape(x[:, : h * kh, : w * kw], (-1, h, kh, w, kw, channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    return reshape(x, (-1, kh * kw * channels)), (h, w)
+
+
+def reshape(x, shape):
+    """`ops.reshape`, on torch by its own, since that of `ops` looks for symbols in the shape first."""
+    return x.reshape(shape) if _computes_in("torch") else ops.reshape(x, shape)
 
 
 def _computes_in_float32_on_cpu(x):
-    """Whether x is float32 on a CPU, of JAX or of torch."""
     if keras.backend.standardize_dtype(x.dtype) != "float32":
         return False
-    return x.device.type == "cpu" if _computes_in("torch") else computes_in_jax_on_cpu()
+    return x.device.type == "cpu" if _computes_in("torch") else _has_cpu_alone()
 
 
 def _keeps_size(layer):

@@ -18,7 +18,7 @@ from keras import ops
 
 import clip
 from clip.layers import attend_fused, attend_heads_first
-from convnext import Dense, DepthwiseConv2D
+from convnext import Conv2D, Dense, DepthwiseConv2D
 from convnext.layers import _jax_shifted_depthwise
 from zoo.bench.cases import USUAL_MODE, Case
 from zoo.bench.jobs import create_job, keras_forward
@@ -40,6 +40,9 @@ def main():
     for side, channels in STAGES:
         for what, ours, other in PAIRS[backend](side, channels):
             compare(f"{what} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
+    for what, size, stride, side, channels, filters in CONVOLUTIONS:
+        for label, ours, other in convolutions(size, stride, side, channels, filters):
+            compare(f"{what}{label} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
     if backend == "jax":
         for length, heads, depth, causal in ((50, 12, 64, False), (77, 8, 64, True), (197, 12, 64, False)):
             label = f"attention{', causal' * causal}: heads first, Keras' | {BATCH}×{length}×{heads}×{depth}"
@@ -47,6 +50,71 @@ def main():
     for part in ("image", "text"):
         rows, width, tower, products = tower_and_products(part)
         compare(f"{part} tower, its products | {rows}×{width}", tower, products, options.rounds)
+
+
+CONVOLUTIONS = (  # what, kernel, stride, side of the map, channels, filters
+    ("stem", 4, 4, 224, 3, 96),
+    *((f"downsampling {i}", 2, 2, side, channels, 2 * channels) for i, (side, channels) in enumerate(STAGES[:3], 1)),
+    ("patches of ViT-B-32", 32, 32, 224, 3, 768),
+    ("ResNet-50, 1×1", 1, 1, 56, 256, 64),
+    ("ResNet-50, 1×1", 1, 1, 14, 1024, 256),
+    ("ResNet-50, 3×3", 3, 1, 14, 256, 256),
+)
+
+
+def convolutions(size, stride, side, channels, filters):
+    """(what, ours, Keras'): forward, and the gradients of input and weights."""
+    x = maps(BATCH, side, side, channels)
+    options = {"strides": stride, "padding": "same" if stride == 1 else "valid"}
+    layers = [built(cls(filters, size, **options), x) for cls in (Conv2D, keras.layers.Conv2D)]
+    yield ": ours, Keras'", *(forward_of(layer, x) for layer in layers)
+    yield ", its gradients: ours, Keras'", *(gradients_of(layer, x) for layer in layers)
+
+
+def forward_of(layer, x):
+    """A call of a built layer, compiled where the backend compiles."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        return _without(torch, layer, x)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        graph = tf.function(layer)
+        return lambda: graph(x).numpy()
+    import jax
+
+    weights = [weight.value for weight in layer.weights]
+    return _ended(jax, jax.jit(lambda weights, x: layer.stateless_call(weights, [], x)[0]), weights, x)
+
+
+def gradients_of(layer, x):
+    """The gradients of its input and its weights, with the forward pass that they need; likewise."""
+    backend = keras.backend.backend()
+    weights = [weight.value for weight in layer.weights]
+    if backend == "torch":
+        import torch
+
+        return _trained(torch, layer, x)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def graph(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                outputs = layer(x)
+            return tape.gradient(outputs, [x, *weights])
+
+        return lambda: [gradient.numpy() for gradient in graph(x)]
+    import jax
+
+    def gradients(weights, x):
+        outputs, back = jax.vjp(lambda weights, x: layer.stateless_call(weights, [], x)[0], weights, x)
+        return back(outputs)
+
+    return _ended(jax, jax.jit(gradients), weights, x)
 
 
 def compare(label, ours, other, rounds):

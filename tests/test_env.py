@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def installed(monkeypatch):
     """A function that says which backends there are, as if by pip; no KERAS_BACKEND is set."""
     monkeypatch.setenv("KERAS_BACKEND", "")
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # choose_backend sets both for good; so they are put back
+    for name in (
+        "TF_CPP_MIN_LOG_LEVEL",
+        "TF_ENABLE_ONEDNN_OPTS",
+    ):  # choose_backend sets them for good; they are put back
+        monkeypatch.setenv(name, "0")
 
     def install(*names):
         monkeypatch.setattr(env.importlib.util, "find_spec", lambda name: object() if name in names else None)
@@ -31,13 +35,13 @@ def installed(monkeypatch):
 def choose(monkeypatch):
     """choose_backend with a stand-in for Keras, which is gone again when the call ends."""
 
-    def run(name=None, runs_on=None):
+    def run(name=None, runs_on=None, **options):
         fake = SimpleNamespace(
             backend=SimpleNamespace(backend=lambda: runs_on or os.environ["KERAS_BACKEND"]),
         )
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "keras", fake)
-            return env.choose_backend(name)
+            return env.choose_backend(name, **options)
 
     return run
 
@@ -47,6 +51,17 @@ def test_backends_are_listed_in_the_order_of_preference(installed):
     assert env.installed_backends() == ["jax", "tensorflow", "torch"]
     installed("torch", "tensorflow")
     assert env.installed_backends() == ["tensorflow", "torch"]
+
+
+def test_tensorflow_gets_onednn_where_nothing_trains_and_nothing_else_was_said(installed, choose, monkeypatch):
+    installed("tensorflow")
+    choose()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+    for trains, expected in ((True, None), (False, "1")):
+        monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+        choose(trains=trains)
+        assert os.environ.get("TF_ENABLE_ONEDNN_OPTS") == expected
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 def test_the_argument_comes_first_then_the_environment_then_what_is_there(installed, choose, monkeypatch):

@@ -9,7 +9,7 @@ from helpers import predict
 from keras import layers, ops
 
 from clip import ConvNeXt, Pair, Text, create_clip, tokenize
-from convnext import Functional, Variant, create_convnext_v2, create_fcmae, create_resnet, feature_maps
+from convnext import Functional, Variant, create_convnext_v2, create_fcmae, create_resnet, feature_maps, torch_calls
 
 pytestmark = pytest.mark.backend
 
@@ -82,6 +82,114 @@ def test_results_are_let_go_after_their_last_reader(kind, in_memory):
     assert AddOne.in_memory == in_memory
     assert (ops.convert_to_numpy(second) == 2).all()
     assert (ops.convert_to_numpy(last) == 12).all()
+
+
+class Noting(layers.Layer):
+    """x + 1, with a note of every way it is called by."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.called = []
+
+    def __call__(self, *args, **kwargs):
+        self.called.append("whole")
+        return super().__call__(*args, **kwargs)
+
+    def call(self, inputs, training=None):
+        self.called.append(training)
+        return inputs + 1.0
+
+
+@pytest.fixture
+def by_keras(monkeypatch):
+    """Classes of the layers that Keras' own `__call__` ran, in order."""
+    called, call = [], layers.Layer.__call__
+
+    def noting(self, *args, **kwargs):
+        called.append(type(self).__name__)
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(layers.Layer, "__call__", noting)
+    return called
+
+
+def straight(layer, shape=(4,)):
+    entry = keras.Input(shape)
+    return Functional(entry, layer(entry))
+
+
+@pytest.mark.only("torch")
+def test_layers_of_a_model_are_called_directly(by_keras, rng):
+    model = create_convnext_v2(SMALL, 3, (32, 32, 3), drop_path_rate=0.1)
+    images = rng.standard_normal((2, 32, 32, 3)).astype("float32")
+    for training in (False, True):
+        by_keras.clear()
+        model(images, training=training)
+        assert by_keras == ["Functional"]
+    tower = create_clip(Pair(8, 32, ConvNeXt("convnextv2", "atto"), Text(16, 2, 1)), image_size=32).text_encoder
+    by_keras.clear()
+    tower(tokenize(["a", "b"]))
+    assert by_keras == ["Functional"]
+
+
+@pytest.mark.only("torch")
+def test_layers_that_direct_calls_would_change_are_called_by_keras(by_keras, rng):
+    x = rng.standard_normal((2, 4)).astype("float32")
+
+    def expect(layer, *names):
+        model = layer if isinstance(layer, keras.Model) else straight(layer)
+        by_keras.clear()
+        model(x)
+        assert by_keras == ["Functional", *names]
+
+    expect(layers.Dense(3))
+    expect(layers.Dense(3, activity_regularizer="l2"), "Dense")
+    expect(layers.Dense(3, dtype="mixed_bfloat16"), "Dense")
+    expect(layers.Dense(3, dtype="float64"), "Dense")
+    expect(layers.Masking(), "Masking")
+    entry = keras.Input((4,))
+    expect(Functional(entry, layers.Dense(3)(layers.Masking()(entry[:, None]))), "Masking", "Dense")
+    with keras.RematScope("full"):
+        expect(layers.Dense(3), "Dense")
+    quantized = straight(layers.Dense(3))
+    quantized.quantize("int8")
+    expect(quantized, "Dense")
+
+
+@pytest.mark.only("torch")
+def test_hooks_of_torch_see_the_layers(rng):
+    model = straight(layers.Dense(3))
+    seen = []
+    model.layers[1].register_forward_hook(lambda *given: seen.append(given[-1]))
+    outputs = model(rng.standard_normal((2, 4)).astype("float32"))
+    assert seen and seen[0] is outputs
+
+
+@pytest.mark.only("torch")
+def test_layers_with_a_call_of_their_own_keep_it(rng):
+    layer = Noting()
+    model = straight(layer)
+    for training in (None, True, False):
+        layer.called.clear()
+        model(rng.standard_normal((2, 4)).astype("float32"), training=training)
+        assert layer.called == ["whole", training]
+
+
+@pytest.mark.only("torch")
+@pytest.mark.parametrize("create", [classifier, pair, masked])
+def test_direct_calls_change_nothing(create, monkeypatch):
+    """The losses of two steps of training and the weights after them, beside calls by Keras."""
+
+    def run():
+        keras.utils.set_random_seed(0)
+        model, batch = create()
+        losses = [float(np.ravel(model.train_on_batch(*batch))[0]) for _ in range(2)]
+        return [*losses, *(np.asarray(weight) for weight in model.get_weights())]
+
+    ours = run()
+    monkeypatch.setattr(torch_calls, "_is_plain", lambda _: False)
+    for own, theirs in zip(ours, run(), strict=True):
+        np.testing.assert_array_equal(own, theirs)
 
 
 @pytest.mark.once

@@ -8,7 +8,7 @@ import pytest
 from helpers import gradients
 from keras import ops
 
-from convnext import GRN, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path, torch_products
+from convnext import GRN, Conv2D, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path, torch_products
 from convnext.layers import safe_sqrt, seen_taps
 from convnext.torch_products import affine, as_matrix
 
@@ -165,6 +165,69 @@ def test_depthwise_options_are_keras_own(rng, options):
     theirs.set_weights(ours.get_weights())
     expected = ops.convert_to_numpy(theirs(x))
     np.testing.assert_allclose(ops.convert_to_numpy(ours(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+CONVOLUTIONS = {  # size, and what else is not Keras' default
+    "patches": (2, {"strides": 2}),  # 9 × 8: the last row is of no whole patch
+    "patches, no bias": (4, {"strides": 4, "use_bias": False}),
+    "oblong patches": ((2, 4), {"strides": (2, 4)}),
+    "1x1": (1, {}),
+    "1x1, same": (1, {"padding": "same"}),
+    "1x1, strides": (1, {"strides": 2, "padding": "same"}),
+    "1x1, groups": (1, {"groups": 2}),
+    "same": (3, {"padding": "same"}),
+    "valid": (3, {}),
+    "strides": (3, {"strides": 2}),
+    "groups": (3, {"groups": 2, "padding": "same"}),
+    "same, even": (4, {"padding": "same"}),
+    "same, strides": (3, {"padding": "same", "strides": 2}),
+    "dilated": (3, {"dilation_rate": 2}),
+    "activation": (2, {"strides": 2, "activation": "relu"}),
+}
+
+
+@pytest.mark.parametrize("form", CONVOLUTIONS)
+def test_convolutions_and_their_gradients_are_keras_own(rng, form):
+    size, options = CONVOLUTIONS[form]
+    x = keras.Variable(rng.standard_normal((2, 9, 8, 4)).astype("float32"))
+    layers = [cls(6, size, data_format="channels_last", **options) for cls in (Conv2D, keras.layers.Conv2D)]
+    built(layers[0], x, rng)
+    layers[1].build(x.shape)
+    layers[1].set_weights(layers[0].get_weights())
+    ours, theirs = (ops.convert_to_numpy(layer(x.value)) for layer in layers)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    target = ops.convert_to_tensor(rng.standard_normal(theirs.shape).astype("float32"))
+    found, expected = (
+        gradients(lambda call=layer: ops.sum(target * call(x.value)), [x, *layer.trainable_variables])
+        for layer in layers
+    )
+    for own, reference in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_take_any_batch_and_any_sides(rng):
+    for size, strides in ((2, 2), (1, 1), (1, 2), (3, 1)):
+        entry = keras.Input((None, None, 3))
+        model = keras.Model(entry, Conv2D(5, size, strides=strides)(entry))
+        for batch, height, width in ((1, 8, 6), (3, 7, 9)):
+            x = rng.standard_normal((batch, height, width, 3)).astype("float32")
+            expected = keras.layers.Conv2D.call(model.layers[1], ops.convert_to_tensor(x))
+            found = model.predict(x, verbose=0)
+            np.testing.assert_allclose(found, ops.convert_to_numpy(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.only("torch")
+def test_kernels_lie_as_torch_reads_them_and_stay_so(rng):
+    import torch
+
+    layer = Conv2D(6, 3, padding="same")
+    layer.build((None, 8, 8, 4))
+    lies = lambda: layer.kernel.value.permute(3, 2, 0, 1).is_contiguous(memory_format=torch.channels_last)  # noqa: E731
+    assert lies()
+    kernel = rng.standard_normal((3, 3, 4, 6)).astype("float32")
+    layer.set_weights([kernel, np.zeros(6, "float32")])
+    assert lies()
+    np.testing.assert_array_equal(layer.get_weights()[0], kernel)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])

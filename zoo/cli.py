@@ -26,7 +26,7 @@ def main(argv=None):
         if command.runs_batches:
             keep_freed_memory()
         if command.uses_backend:
-            choose_backend(options.pop("backend"))
+            choose_backend(options.pop("backend"), command.trains)
         with contextlib.redirect_stdout(progress), plain_warnings():
             result = resolve(command.function)(**options)
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -26,11 +26,16 @@ def installed_backends():
     return [name for name, module in BACKENDS.items() if importlib.util.find_spec(module)]
 
 
-def choose_backend(name=None):
+def choose_backend(name=None, trains=False):
     """Sets KERAS_BACKEND for this process and imports Keras with it.
+
+    TensorFlow takes to oneDNN by itself on some of the processors with AVX-512 alone. Elsewhere forward passes are
+    faster by it too (ConvNeXt-Tiny 1.20 times, ViT-B-32's towers 1.11 and 1.35 on an AMD processor with AVX2), and
+    training is slower (0.87): so it is turned on where nothing trains and TF_ENABLE_ONEDNN_OPTS says nothing else.
 
     Args:
         name: "jax", "tensorflow" or "torch"; None for the environment's choice, else the first one installed.
+        trains: whether this process will train.
 
     Returns:
         The backend's name.
@@ -53,6 +58,8 @@ def choose_backend(name=None):
         )
     os.environ["KERAS_BACKEND"] = name
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not trains:
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with quiet_stderr():
         import keras
     if keras.backend.backend() != name:

@@ -72,7 +72,7 @@ def import_libraries(case: Case) -> None:
     if case.runtime == "onnx":
         import onnxruntime  # noqa: F401
     elif case.library == OURS or PEERS[case.library].on_keras:
-        choose_backend(case.backend)
+        choose_backend(case.backend, trains=case.train)
         import keras
 
         keras.saving.serialize_keras_object(keras.initializers.Zeros())  # has Keras look for TensorFlow, and import it

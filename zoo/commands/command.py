@@ -3,7 +3,8 @@
 import argparse
 from typing import NamedTuple
 
-RUN_BATCHES = ("zoo.training.", "zoo.demo:", "zoo.evaluation.", "zoo.experiments.", "zoo.image_search:")
+TRAIN = ("zoo.training.", "zoo.demo:")
+RUN_BATCHES = (*TRAIN, "zoo.evaluation.", "zoo.experiments.", "zoo.image_search:")
 
 
 class Command(NamedTuple):
@@ -24,6 +25,11 @@ class Command(NamedTuple):
     def runs_batches(self) -> bool:
         """Whether it sends batch after batch through a model, for which memory is best kept."""
         return self.uses_backend and self.function.startswith(RUN_BATCHES)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it may take steps of training."""
+        return self.function.startswith(TRAIN)
 
 
 def argument(*flags, **options):
