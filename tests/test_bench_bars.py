@@ -24,21 +24,22 @@ def test_every_bar_has_its_cases_in_one_group_of_the_preset():
 def test_a_bar_compares_the_best_of_both_sides():
     text = {"name": "clip/ViT-B-32", "part": "text"}
     results = [
-        result([[4.0], [4.0], [4.0]], backend="jax", **text),
+        result([[5.0], [5.0], [5.0]], backend="jax", **text),
+        result([[4.0], [4.0], [4.0]], backend="jax", runtime="folded", **text),
         result([[8.0], [12.0], [6.0]], backend="jax", library="keras_hub", **text),
         result([[2.0], [2.0], [6.0]], library="open_clip", **text),
         result([[1.0]], error="it broke", backend="torch", **text),
     ]
     told_of = dataclasses.replace(REPORT, results=tuple(results), commands={"zoo list": 0.3, "zoo info x": 0.5})
     told = {(v.bar.work, v.bar.against): v for v in bars.judge(told_of) if v.ratio is not None}
-    work = "ViT-B-32 text tower, JAX"
+    work = "ViT-B-32 text tower, as built or folded, JAX"
     assert [(key, v.ratio, v.low, v.high, v.is_met) for key, v in told.items()] == [
         ((work, "keras-hub on JAX"), 2.0, 1.5, 3.0, True),
         ((work, "open_clip, torch"), 0.5, 0.5, 1.5, False),
     ]
     lines = bars.to_text(told_of).splitlines()
     assert len(lines) == 2 + len(bars.bars()) + 2
-    sides = "jax 4,000 ms, open_clip, torch 2,000 ms"
+    sides = "jax, folded 4,000 ms, open_clip, torch 2,000 ms"
     assert f"| {work} | open_clip, torch | ≥ 1 | **0.50** | 0.50 to 1.50 | {sides} | missed |" in lines
     assert [line.split(" | ")[-1] for line in lines[-2:]] == ["met |", "missed |"]
     assert sum(line.endswith("| not timed |") for line in lines) == len(bars.bars()) - 2

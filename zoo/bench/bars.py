@@ -95,7 +95,7 @@ def _towers():
                 where = {"backend": backend} if library == "keras_hub" else {}
                 other = is_(ours=False, name="clip/ViT-B-32", part=part, library=library, **where)
                 against = f"keras-hub on {label}" if where else "open_clip, torch"
-                yield Bar(f"ViT-B-32 {part} tower, {label}", against, mine, other, least)
+                yield Bar(f"ViT-B-32 {part} tower, as built or folded, {label}", against, mine, other, least)
 
 
 def _uses():

@@ -81,7 +81,13 @@ PRESETS = {
             "group": "backbones",
             "ours": False,
         },
-        {"names": ("ViT-B-32",), "part": ("image", "text"), "backend": ALL, "peer": ("keras_hub", "open_clip")},
+        {
+            "names": ("ViT-B-32",),
+            "part": ("image", "text"),
+            "backend": ALL,
+            "runtime": ("keras", "folded"),
+            "peer": ("keras_hub", "open_clip"),
+        },
         {
             "names": ("convnext_v2_tiny",),
             "part": ("pictures",),
