@@ -27,7 +27,7 @@ from zoo.bench.cases import (
 )
 from zoo.bench.harness import best_rate, compare, plan, run_group
 from zoo.bench.jobs import similarities
-from zoo.bench.machine import command_of
+from zoo.bench.machine import command_of, describe_processor
 from zoo.bench.presets import PRESETS
 from zoo.bench.processes import WorkerError
 from zoo.bench.reported import REPORTED
@@ -395,6 +395,14 @@ def test_the_command_is_one_that_makes_the_same_run():
     options = {"batch_size": (1, 8), "peer": ("timm",)}
     command = command_of(("resnet50",), options, train=True, rounds=None, smoke=False, output="a folder")
     assert command == "zoo bench resnet50 --batch-size 1,8 --peer timm --train --output 'a folder'"
+
+
+def test_a_processor_is_told_with_its_widest_vectors():
+    cpu = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 fma{}\n\n"
+    assert describe_processor(2 * cpu.format("")) == "AMD EPYC, AVX2"
+    assert describe_processor(cpu.format(" avx512f avx512dq")) == "AMD EPYC, AVX-512"
+    assert describe_processor("processor\t: 0\nFeatures\t: fp asimd\n").endswith(", NEON")
+    assert describe_processor("") != ""
 
 
 def test_files_are_written(tmp_path):

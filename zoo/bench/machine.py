@@ -48,12 +48,23 @@ def _version(package):
     return None
 
 
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}  # Linux' names of what kernels are chosen by
+
+
 def _processor():
-    names = []
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    """The processor's name and its widest vectors."""
+    if sys.platform != "linux":
+        return platform.processor() or platform.machine()
+    return describe_processor(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+
+
+def describe_processor(cpuinfo: str) -> str:
+    """Likewise, of the text of Linux' /proc/cpuinfo."""
+    entries = (line.partition(":") for line in cpuinfo.splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in entries}
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    widest = [label for flag, label in VECTORS.items() if flag in flags][:1]
+    return ", ".join([facts.get("model name") or platform.machine(), *widest])
 
 
 def _memory():
