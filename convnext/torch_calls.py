@@ -24,11 +24,19 @@ def call_layer(layer, *inputs, **options):
         inputs: tensors, or lists of them.
         options: `training` keeps to this way, others do not.
     """
-    if keras.backend.backend() != "torch" or not options.keys() <= {"training"} or not _is_plain(layer):
-        return layer(*inputs, **options)
-    if not all(_suits(layer, x) for x in inputs):
+    is_direct = _runs_on_torch() and options.keys() <= {"training"} and _is_plain(layer)
+    if not is_direct or not all(_suits(layer, x) for x in inputs):
         return layer(*inputs, **options)
     return layer.call(*inputs, **(options if _takes_training(type(layer)) else {}))
+
+
+def _runs_on_torch():
+    """Whether torch is at hand, and not its compiler, which has no use for this."""
+    if keras.backend.backend() != "torch":
+        return False
+    import torch
+
+    return not torch.compiler.is_compiling()
 
 
 @functools.cache
