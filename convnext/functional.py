@@ -27,8 +27,8 @@ class Functional(keras.Model):
 
     Keras holds all of them until the call ends, which where layers run one by one (torch; the others when eager) costs
     memory and, since memory not yet touched is slow, time: beyond the libraries ConvNeXt-Tiny on 8 images of 224 pixels
-    takes 332 MB in torch, and 1,163 as keras.applications makes it (docs/benchmarks/bars). Results, summary, weights
-    and saved files are those of a `keras.Model`.
+    takes 332 MB in torch, and 1,163 as keras.applications makes it (docs/benchmarks/bars). On torch it calls layers by
+    `call_layer`, too. Results, summary, weights and saved files are those of a `keras.Model`.
     """
 
     def make_train_function(self, force=False):

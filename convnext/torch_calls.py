@@ -2,7 +2,7 @@
 
 `Layer.__call__` binds arguments, walks through structures of tensors, opens scopes, looks for masks and wraps the call
 anew each time. On torch, where layers run one by one, that takes about 0.2 ms a layer, more than most kernels of a
-single image do.
+single image do: KERAS_BACKEND=torch python tests/bench_layers.py times a model of 119 layers both ways.
 """
 
 import functools
@@ -31,12 +31,12 @@ def call_layer(layer, *inputs, **options):
 
 
 def _runs_on_torch():
-    """Whether torch is at hand, and not its compiler, which has no use for this."""
+    """Whether torch is at hand, without its compiler, which has no use for this, and without hooks on every module."""
     if keras.backend.backend() != "torch":
         return False
     import torch
 
-    return not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and not torch.nn.modules.module._has_any_global_hook()
 
 
 @functools.cache

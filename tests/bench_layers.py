@@ -18,7 +18,7 @@ from keras import ops
 
 import clip
 from clip.layers import attend_fused, attend_heads_first
-from convnext import Conv2D, Dense, DepthwiseConv2D
+from convnext import Conv2D, Dense, DepthwiseConv2D, create_convnext_v1
 from convnext.layers import _jax_shifted_depthwise
 from zoo.bench.cases import USUAL_MODE, Case
 from zoo.bench.jobs import create_job, keras_forward
@@ -40,6 +40,8 @@ def main():
     for side, channels in STAGES:
         for what, ours, other in PAIRS[backend](side, channels):
             compare(f"{what} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
+    if backend == "torch":
+        compare("a model of 119 layers: its calls, Keras' | 1×32×32×3", *whole_model(), options.rounds)
     for what, size, stride, side, channels, filters in CONVOLUTIONS:
         for label, ours, other in convolutions(size, stride, side, channels, filters):
             compare(f"{what}{label} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
@@ -140,6 +142,15 @@ def attention(length, heads, depth, causal):
     x = maps(BATCH, length, 3, heads, depth)
     for attend in (attend_heads_first, attend_fused):
         yield _ended(jax, jax.jit(functools.partial(attend, causal=causal)), x)
+
+
+def whole_model():
+    """(ours, Keras') of the smallest work that ConvNeXt-Tiny's layers can have: what is left is mostly their calls."""
+    import torch
+
+    model = create_convnext_v1("tiny", input_shape=(32, 32, 3), stem_stride=4)
+    x = maps(1, 32, 32, 3)
+    return [_without(torch, same, x) for same in (model, keras.Model(model.input, model.output))]
 
 
 def tower_and_products(part):

@@ -158,11 +158,18 @@ def test_layers_that_direct_calls_would_change_are_called_by_keras(by_keras, rng
 
 @pytest.mark.only("torch")
 def test_hooks_of_torch_see_the_layers(rng):
+    import torch
+
     model = straight(layers.Dense(3))
     seen = []
     model.layers[1].register_forward_hook(lambda *given: seen.append(given[-1]))
     outputs = model(rng.standard_normal((2, 4)).astype("float32"))
     assert seen and seen[0] is outputs
+    model = straight(layers.Dense(2))
+    everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *given: seen.append(given[0]))
+    model(np.zeros((1, 4), "float32"))
+    everywhere.remove()
+    assert [type(module).__name__ for module in seen[1:]] == ["Dense", "Functional"]
 
 
 @pytest.mark.only("torch")
