@@ -152,7 +152,18 @@ def test_int8_is_for_maps_and_sequences():
     assert nodes["MatMulInteger"] == 6 + 1 and nodes["Gemm"] == 1  # of blocks, downsampling; the head
     assert nodes["Conv"] == 3 + 1  # of blocks; the stem
     weights = to_proto(emit(build("convnext v1"), precision="int8")).graph.initializer
-    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights) == 7
+    assert sum(tensor.data_type == onnx.TensorProto.UINT8 and len(tensor.dims) == 2 for tensor in weights) == 7
+
+
+def test_int8_sums_do_not_saturate(rng):
+    """The largest products there can be, which signed weights get wrong on processors with AVX2 alone."""
+    entry = keras.Input((4, 4, 64))
+    model = keras.Model(entry, keras.layers.Dense(64, use_bias=False, name="dense")(entry))
+    model.set_weights([np.where(rng.random((64, 64)) < 0.9, 1.0, -1.0)])
+    feed = {entry.name: rng.uniform(0.99, 1.0, (2, 4, 4, 64)).astype("float32")}
+    (found,) = run(to_proto(emit(model, precision="int8")), feed).values()
+    (exact,) = in_keras(model, feed).values()
+    np.testing.assert_allclose(found, exact, rtol=5e-3)
 
 
 @pytest.mark.parametrize("opset", [17, 20])

@@ -175,7 +175,7 @@ def test_a_run_has_a_folder_of_its_own_unless_one_is_named(command, data, plans,
 @pytest.mark.parametrize("command", [*COMMANDS, "train classify"])
 def test_general_flags_are_obeyed(command, data, plans, capsys, monkeypatch):
     chosen = []
-    monkeypatch.setattr(cli, "choose_backend", chosen.append)
+    monkeypatch.setattr(cli, "choose_backend", lambda *given: chosen.append(given))
     if command in COMMANDS:
         words = [word for pair in COMMANDS[command][0].items() for word in pair]
     else:
@@ -189,6 +189,6 @@ def test_general_flags_are_obeyed(command, data, plans, capsys, monkeypatch):
 
     assert "Finished" in say().out
     assert json.loads(say("--json").out)["finished"] is True
-    assert say("--backend", "jax") and chosen == [None, None, "jax"]
+    assert say("--backend", "jax") and chosen == [(None, True), (None, True), ("jax", True)]
     wrong = ["--epochs", "1", "--train-data", "nowhere.csv"]
     assert "Traceback" not in say(*wrong).err and "Traceback" in say(*wrong, "--traceback").err
