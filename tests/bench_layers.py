@@ -20,6 +20,7 @@ import clip
 from clip.layers import attend_fused, attend_heads_first
 from convnext import Conv2D, Dense, DepthwiseConv2D, create_convnext_v1
 from convnext.layers import _jax_shifted_depthwise
+from convnext.torch_products import _onednn_product
 from zoo.bench.cases import USUAL_MODE, Case
 from zoo.bench.jobs import create_job, keras_forward
 from zoo.bench.timing import ratios, take_turn, take_turns, warm_up
@@ -220,6 +221,9 @@ def torch_pairs(side, channels):
     import torch
 
     x = maps(BATCH, side, side, channels)
+    rows, weights, bias = x.reshape(-1, channels), maps(channels, 4 * channels), maps(4 * channels)
+    products = [functools.partial(multiply, rows, weights, bias) for multiply in (_onednn_product, _mkl_product)]
+    yield f"product to {4 * channels}: oneDNN, MKL", *(_without(torch, product) for product in products)
     for units in (4 * channels, channels // 2):
         ours, theirs = (built(layer(units), x) for layer in (Dense, keras.layers.Dense))
         name = f"Dense to {units}"
@@ -229,10 +233,16 @@ def torch_pairs(side, channels):
     yield "depthwise: a view, Keras'", _without(torch, ours, x), _without(torch, theirs, x)
 
 
-def _without(torch, layer, x):
+def _mkl_product(x, kernel, bias):
+    import torch
+
+    return torch.addmm(bias, x, kernel)
+
+
+def _without(torch, layer, *inputs):
     def call():
         with torch.no_grad():
-            layer(x)
+            layer(*inputs)
 
     return call
 
