@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         DepthwiseConv2D,
         LayerScale,
         Normal,
-        computes_in_jax_on_cpu,
+        computes_on_cpu,
         drop_path,
     )
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
@@ -34,7 +34,7 @@ _MODULES = {
         "DepthwiseConv2D",
         "LayerScale",
         "Normal",
-        "computes_in_jax_on_cpu",
+        "computes_on_cpu",
         "drop_path",
     ),
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
@@ -59,7 +59,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "build_optimizer",
     "call_layer",
     "closest",
-    "computes_in_jax_on_cpu",
+    "computes_on_cpu",
     "create_convnext_v1",
     "create_convnext_v2",
     "create_fcmae",

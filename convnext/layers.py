@@ -174,9 +174,9 @@ def _computes_in(backend):
     return keras.backend.backend() == backend
 
 
-def computes_in_jax_on_cpu():
-    """Whether XLA makes the kernels of a CPU, which is slow at some operators that are fast elsewhere."""
-    return _computes_in("jax") and _has_cpu_alone()
+def computes_on_cpu(*backends):
+    """Whether one of these backends runs on a CPU, where it is slow at some operators that are fast elsewhere."""
+    return keras.backend.backend() in backends and _has_cpu_alone()
 
 
 def _has_cpu_alone():
@@ -307,7 +307,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """
 
     def call(self, inputs):
-        if self._is_plain() and computes_in_jax_on_cpu() and all(isinstance(n, int) for n in inputs.shape[1:3]):
+        if self._is_plain() and computes_on_cpu("jax") and all(isinstance(n, int) for n in inputs.shape[1:3]):
             kernel = ops.cast(self.kernel, self.compute_dtype)[..., 0]
             kernel = kernel[seen_taps(kernel.shape, inputs.shape)]
             outputs = _jax_shifted_depthwise()(inputs, kernel)

@@ -46,10 +46,10 @@ def main():
     for what, size, stride, side, channels, filters in CONVOLUTIONS:
         for label, ours, other in convolutions(size, stride, side, channels, filters):
             compare(f"{what}{label} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
-    if backend == "jax":
-        for length, heads, depth, causal in ((50, 12, 64, False), (77, 8, 64, True), (197, 12, 64, False)):
-            label = f"attention{', causal' * causal}: heads first, Keras' | {BATCH}×{length}×{heads}×{depth}"
-            compare(label, *attention(length, heads, depth, causal), options.rounds)
+    for length, heads, depth, causal in ((50, 12, 64, False), (77, 8, 64, True), (197, 12, 64, False)):
+        for label, ours, other in attention(length, heads, depth, causal):
+            label = f"attention{', causal' * causal}{label}: heads first, Keras' | {BATCH}×{length}×{heads}×{depth}"
+            compare(label, ours, other, options.rounds)
     for part in ("image", "text"):
         rows, width, tower, products = tower_and_products(part)
         compare(f"{part} tower, its products | {rows}×{width}", tower, products, options.rounds)
@@ -137,12 +137,17 @@ def maps(*shape):
 
 
 def attention(length, heads, depth, causal):
-    """(ours, other), as in `jax_pairs`."""
-    import jax
-
+    """(what, ours, other): forward, and the gradient of queries, keys and values."""
     x = maps(BATCH, length, 3, heads, depth)
-    for attend in (attend_heads_first, attend_fused):
-        yield _ended(jax, jax.jit(functools.partial(attend, causal=causal)), x)
+    layers = [built(Attention(attend, causal), x) for attend in (attend_heads_first, attend_fused)]
+    yield "", *(forward_of(layer, x) for layer in layers)
+    yield ", its gradients", *(gradients_of(layer, x) for layer in layers)
+
+
+class Attention(keras.layers.Layer):
+    def __init__(self, attend, causal):
+        super().__init__()
+        self.call = functools.partial(attend, causal=causal)
 
 
 def whole_model():
