@@ -11,6 +11,7 @@ import inspect
 import keras
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a torch module
+UNKNOWN = "unknown"
 
 
 def call_layer(layer, *inputs, **options):
@@ -18,6 +19,7 @@ def call_layer(layer, *inputs, **options):
 
     It is the same for a built layer of one dtype without regularised activities, hooks, rematerialisation or quantised
     weights, on tensors of that dtype without masks. Whoever calls has seen to it that no other dtype's autocast is on.
+    Some of this stands in private attributes of Keras and torch; where a version has not got one, the call is Keras'.
 
     Args:
         layer: `keras.layers.Layer` or another operation of a functional model.
@@ -36,7 +38,8 @@ def _runs_on_torch():
         return False
     import torch
 
-    return not torch.compiler.is_compiling() and not torch.nn.modules.module._has_any_global_hook()
+    has_global_hook = getattr(torch.nn.modules.module, "_has_any_global_hook", lambda: True)
+    return not torch.compiler.is_compiling() and not has_global_hook()
 
 
 @functools.cache
@@ -51,10 +54,10 @@ def _is_plain(layer):
         and layer.built
         and layer.compute_dtype == layer.variable_dtype
         and layer.activity_regularizer is None
-        and layer._remat_mode is None
+        and getattr(layer, "_remat_mode", UNKNOWN) is None
         and getattr(layer, "quantization_mode", None) is None
-        and not any(getattr(layer, name) for name in HOOKS)
-        and layer._call_context_args <= {"training"}
+        and not any(getattr(layer, name, UNKNOWN) for name in HOOKS)
+        and getattr(layer, "_call_context_args", {UNKNOWN}) <= {"training"}
         and _makes_no_mask(layer)
     )
 

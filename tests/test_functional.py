@@ -173,6 +173,22 @@ def test_hooks_of_torch_see_the_layers(rng):
 
 
 @pytest.mark.only("torch")
+def test_versions_without_the_attributes_that_are_asked_have_layers_called_by_keras(by_keras, rng):
+    import torch
+
+    model, x = straight(layers.Dense(3)), rng.standard_normal((2, 4)).astype("float32")
+    for change in (
+        lambda patch: patch.setattr(torch_calls, "HOOKS", ("_hooks_by_another_name",)),
+        lambda patch: patch.delattr(torch.nn.modules.module, "_has_any_global_hook"),
+    ):
+        by_keras.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            change(patch)
+            model(x)
+        assert by_keras == ["Functional", "Dense"]
+
+
+@pytest.mark.only("torch")
 def test_layers_with_a_call_of_their_own_keep_it(rng):
     layer = Noting()
     model = straight(layer)
