@@ -129,11 +129,23 @@ def test_what_runs_nowhere_is_no_case():
     ]
 
 
+def test_peers_run_beside_any_runtime_of_ours():
+    options = {"runtime": ("onnx",), "dtype": ("int8",), "peer": ("open_clip",), "part": ("pictures",)}
+    assert fields(combine(["ViT-B-32"], options), "library", "runtime", "dtype", "mode") == [
+        (OURS, "onnx", "int8", "compiled"),
+        ("open_clip", "keras", "float32", "eager"),
+    ]
+    assert combine(["ViT-B-32"], {**options, "dtype": ("bfloat16",)}) == []
+
+
 def test_only_forward_passes_of_ours_are_folded():
     options = {"runtime": ("folded",), "backend": ("jax", "torch"), "peer": ("keras_applications", "timm")}
     assert fields(combine(["resnet50"], options), "library", "backend", "mode", "runs_on") == [
         (OURS, "jax", "compiled", "jax, folded"),
         (OURS, "torch", "eager", "torch, folded"),
+        ("keras_applications", "jax", "compiled", "jax"),
+        ("keras_applications", "torch", "eager", "torch"),
+        ("timm", "torch", "eager", "torch"),
     ]
     assert combine(["resnet50"], {**options, "train": (True,)}) == []
     assert combine(["ViT-B-32"], {"runtime": ("folded",), "part": ("pictures", "search", "captions")}) == []

@@ -214,13 +214,14 @@ def _complete(fields):
     """The `Case` of these fields, or None where nothing runs so."""
     library, runtime = fields["library"], fields["runtime"]
     if runtime == "onnx":
-        impossible = library != OURS or fields["train"] or fields["dtype"] in ("bfloat16", "tfloat32")
-        fields = {**fields, "backend": "torch", "mode": "compiled"}
+        impossible = fields["train"] or fields["dtype"] in ("bfloat16", "tfloat32")
+        fields = {**fields, "backend": "torch", "mode": "compiled"} if library == OURS else fields
     else:
         impossible = fields["dtype"] == "int8"
-        if runtime == "folded":
-            impossible |= library != OURS or fields["train"] or fields["part"] not in FORWARD
-        if library != OURS and not PEERS[library].on_keras:
+        impossible |= runtime == "folded" and (fields["train"] or fields["part"] not in FORWARD)
+    if library != OURS:  # beside a runtime of ours a peer runs as it always does
+        fields = {**fields, "runtime": "keras", "dtype": fields["dtype"].replace("int8", "float32")}
+        if not PEERS[library].on_keras:
             impossible |= fields["mode"] in WHOLE
             fields = {**fields, "backend": "torch"}
     impossible |= fields["mode"] == "predictor" and (library != OURS or fields["part"] == "pair")
