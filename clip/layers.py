@@ -83,13 +83,13 @@ class SelfAttention(layers.Layer):
 
 def attend_fused(heads, causal):
     """softmax(q kᵀ / √d) v by the backend's own operator: q, k and v, (B, L, 3, heads, d) → (B, L, heads, d)."""
-    query, key, value = ops.unstack(heads, axis=2)
+    query, key, value = ops.unstack(heads, axis=2)  # slices would each have an array of zeros made for the gradient
     return ops.dot_product_attention(query, key, value, is_causal=causal)
 
 
 def attend_heads_first(heads, causal):
-    """The same as products of matrices that lie head by head, which takes JAX on a CPU two thirds of the time, and
-    TensorFlow, gradients included, a third to a half."""
+    """The same as products of matrices that lie head by head, 1.2 to 1.5 times as fast on JAX's CPU and 1.0 to 1.3
+    times on TensorFlow's, gradients included (tests/bench_layers.py)."""
     query, key, value = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)))  # (B, heads, L, d) each
     scores = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, 2, 3))
     if causal:
