@@ -79,7 +79,7 @@ def keep_freed_memory() -> bool:
     asks for as much. Only glibc can be told so; elsewhere nothing changes. Threads have to share one arena,
     since in those of their own large blocks are always handed back: call it before a library starts some. The process
     then holds its greatest need until it ends, and more where a small block comes to lie in what a large one left:
-    ConvNeXt-Tiny's training step on JAX, 1.5 GB of it one block, holds 3.3 GB at first and 6.4 from the seventh on.
+    that of ConvNeXt-Tiny's training step on JAX comes to 6.6 GB (docs/benchmarks/depthwise-jax).
     """
     if not sys.platform.startswith("linux"):
         return False
