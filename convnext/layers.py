@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from convnext import tensorflow_products
 from convnext.torch_products import affine, runs_at_once
 
 PACKAGE = "convnext_clip_zoo"
@@ -140,16 +141,20 @@ class Dense(keras.layers.Dense):
     """Keras' Dense as one product of two matrices, whatever the rank of the input: (…, C) → (…, units).
 
     The result is the same. On JAX's CPU the gradients of a product over (B, H, W, C) take up to twice as long as those
-    over the (B·H·W, C) view, as tests/bench_layers.py shows, and so does the exact GELU by erfc, which is what Keras
-    takes there, beside that by erf. On torch see `torch_products`.
+    over the (B·H·W, C) view, as tests/bench_layers.py shows. The exact GELU by erfc, which is what Keras takes, is
+    slower than that by erf there and on TensorFlow's. Training on TensorFlow's has `tensorflow_products`, torch
+    `torch_products`.
     """
 
     def call(self, inputs, training=None):
         if _computes_in("torch"):
             return self._call_torch(inputs)
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
-        if _computes_in("jax") and self._ends_in_gelu() and self.compute_dtype == "float32":
-            outputs = self._call_jax(flat)
+        is_float32 = self.compute_dtype == "float32"
+        if training and is_float32 and computes_on_cpu("tensorflow"):
+            outputs = self._call_written_out(flat)
+        elif is_float32 and self._ends_in_gelu() and (_computes_in("jax") or computes_on_cpu("tensorflow")):
+            outputs = self._call_erf(flat)
         else:
             outputs = super().call(flat, training=training)
         return ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
@@ -164,10 +169,16 @@ class Dense(keras.layers.Dense):
         outputs = outputs if self._ends_in_gelu() or self.activation is None else self.activation(outputs)
         return reshape(outputs, (*inputs.shape[:-1], self.units))
 
-    def _call_jax(self, flat):
+    def _call_erf(self, flat):
         x = ops.matmul(flat, self.kernel)
-        x = x + self.bias if self.use_bias else x
-        return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))
+        x = ops.add(x, self.bias) if self.use_bias else x
+        return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))  # in this form TensorFlow's optimizer knows it
+
+    def _call_written_out(self, flat):
+        x = tensorflow_products.affine(flat, self.kernel, self.bias)
+        if self._ends_in_gelu():
+            return tensorflow_products.gelu(x)
+        return x if self.activation is None else self.activation(x)
 
 
 def _computes_in(backend):

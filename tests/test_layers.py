@@ -252,6 +252,55 @@ def test_dense_is_keras_own(rng, shape, activation):
     np.testing.assert_allclose(ops.convert_to_numpy(ours(x)), ops.convert_to_numpy(theirs(x)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.only("tensorflow")
+@pytest.mark.parametrize("activation", [None, "tanh", "gelu"])
+@pytest.mark.parametrize("units", [3, 6])  # narrower than the input, wider
+def test_dense_has_keras_gradients_and_their_gradients_in_training(rng, units, activation):
+    import tensorflow as tf
+
+    x = tf.constant(2.0 * rng.standard_normal((2, 5, 4)).astype("float32"))
+    weight = rng.standard_normal((2, 5, units)).astype("float32")
+    layers = [kind(units, activation=activation) for kind in (Dense, keras.layers.Dense)]
+    built(layers[0], x, rng)
+    layers[1].build(x.shape)
+    layers[1].set_weights(layers[0].get_weights())
+
+    def derivatives(layer):
+        variables = [x, *(variable.value for variable in layer.trainable_variables)]
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                outputs = layer(x, training=True)
+                total = tf.reduce_sum(weight * outputs)
+            first = inner.gradient(total, variables)
+            squares = tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in first])
+        return [outputs, *first, *outer.gradient(squares, variables[:2])]
+
+    for ours, theirs in zip(*map(derivatives, layers), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.only("tensorflow")
+@pytest.mark.parametrize("activation, kinds", [(None, {"transpose"}), ("gelu", {"transpose", "exp"})])
+def test_the_gradients_of_training_are_the_ones_written_out(rng, activation, kinds):
+    """A product with the narrower matrix first is transposed afterwards; Keras' GELU has an erfc."""
+    import tensorflow as tf
+
+    x = rng.standard_normal((8, 6)).astype("float32")
+    layer = built(Dense(3, activation=activation), x, rng)
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(layer(x, training=True))
+        return tape.gradient(total, [layer.kernel.value])
+
+    found = {operation.type.lower() for operation in step.get_concrete_function(x).graph.get_operations()}
+    assert kinds <= found
+    assert "erfc" not in found
+
+
 @pytest.fixture(params=["AVX512", "AVX2", "DEFAULT"])
 def processor(request, monkeypatch):
     """What torch says of the processor, whichever it is: the choice of a library follows it, the results do not."""

@@ -55,7 +55,7 @@ def describe(model, batches, output, pace, *, arrange=None, validate=None, enoug
         "shapes": [tuple(w.shape) for w in model.weights],
         "layers": [[getattr(layer, name, None) for name in DETAILS] for layer in model._flatten_layers()],
         "stride": next(c.strides for c in encoder._flatten_layers() if isinstance(c, keras.layers.Conv2D)),
-        "weights": digest([w for w in model.get_weights() if w.dtype == np.float32]),
+        "weights": digest([np.asarray(w) for w in model.get_weights() if w.dtype == np.float32]),
         "trainable": [id(v) in trainable for v in model.weights],
         "precision": sorted({layer.dtype_policy.name for layer in encoder.layers}),
         "loss": loss_name(model),
