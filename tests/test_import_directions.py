@@ -16,7 +16,17 @@ ROOT = Path(__file__).resolve().parent.parent
 # Lowest first: a file imports only what stands before it. A name covers the modules below it,
 # unless a longer one stands here too.
 ORDER = {
-    "convnext": ["variants", "torch_products", "torch_calls", "layers", "functional", "model", "resnet", "fcmae"],
+    "convnext": [
+        "variants",
+        "torch_products",
+        "tensorflow_products",
+        "torch_calls",
+        "layers",
+        "functional",
+        "model",
+        "resnet",
+        "fcmae",
+    ],
     "clip": ["mci", "variants", "layers", "towers", "losses", "tokenizer", "prompts", "model", "zero_shot"],
     "zoo": [
         *("env", "files", "report"),
