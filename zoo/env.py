@@ -79,7 +79,8 @@ def keep_freed_memory() -> bool:
     asks for as much. Only glibc can be told so; elsewhere nothing changes. Threads have to share one arena,
     since in those of their own large blocks are always handed back: call it before a library starts some. The process
     then holds its greatest need until it ends, and more where a small block comes to lie in what a large one left:
-    that of ConvNeXt-Tiny's training step on JAX comes to 6.6 GB (docs/benchmarks/depthwise-jax).
+    that of ConvNeXt-Tiny's training step on JAX comes to 6.6 GB (docs/benchmarks/depthwise-jax). glibc cuts a block
+    that has to be aligned out of a longer one, gives the ends to small blocks, and then finds it too short.
     """
     if not sys.platform.startswith("linux"):
         return False
