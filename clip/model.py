@@ -18,7 +18,7 @@ from clip.towers.resnet import create_resnet_tower
 from clip.towers.text import create_text_tower
 from clip.towers.vit import create_vit_tower
 from clip.variants import VARIANTS, ConvNeXt, Pair, ResNet, canonical_name
-from convnext import build_optimizer, closest
+from convnext import AdamW, build_optimizer, closest
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 
@@ -97,6 +97,7 @@ class CLIP(keras.Model):
         """As `keras.Model.compile`, with a contrastive loss by name.
 
         Args:
+            optimizer: as in Keras; "adamw" is `convnext.AdamW`, faster on TensorFlow.
             loss: "clip" (softmax both ways) or "siglip" (sigmoid; the pair needs a logit bias).
             distill_weight: of `distillation_loss`, which is added where batches have a teacher's logits.
 
@@ -109,6 +110,8 @@ class CLIP(keras.Model):
         if loss == "siglip" and self.init_logit_bias is None:
             raise ValueError("loss='siglip' needs a logit bias: create the pair with init_logit_bias=-10.0.")
         self.contrastive_loss, self.distill_weight = loss, distill_weight
+        if isinstance(optimizer, str) and optimizer.lower() == "adamw":
+            optimizer = AdamW()
         super().compile(optimizer=optimizer, loss=None, **kwargs)
 
     def compile_from_config(self, config):

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from convnext.adamw import AdamW
     from convnext.fcmae import FCMAE, create_fcmae
     from convnext.functional import Functional, build_optimizer
     from convnext.layers import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from convnext.variants import TABLES, ResNetVariant, Variant, closest, flops, parameters
 
 _MODULES = {
+    "convnext.adamw": ("AdamW",),
     "convnext.fcmae": ("FCMAE", "create_fcmae"),
     "convnext.functional": ("Functional", "build_optimizer"),
     "convnext.layers": (
@@ -48,6 +50,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "FCMAE",
     "GRN",
     "TABLES",
+    "AdamW",
     "Conv2D",
     "Dense",
     "DepthwiseConv2D",

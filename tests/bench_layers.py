@@ -18,7 +18,7 @@ from keras import ops
 
 import clip
 from clip.layers import attend_fused, attend_heads_first
-from convnext import Conv2D, Dense, DepthwiseConv2D, create_convnext_v1
+from convnext import AdamW, Conv2D, Dense, DepthwiseConv2D, create_convnext_v1
 from convnext.layers import _jax_shifted_depthwise
 from convnext.torch_products import _onednn_product
 from zoo.bench.cases import USUAL_MODE, Case
@@ -43,6 +43,8 @@ def main():
             compare(f"{what} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
     if backend == "torch":
         compare("a model of 119 layers: its calls, Keras' | 1×32×32×3", *whole_model(), options.rounds)
+    if backend == "tensorflow":
+        compare("AdamW's update: in one operation, Keras' | 24×512×2048", *updates(24, 512, 2048), options.rounds)
     for what, size, stride, side, channels, filters in CONVOLUTIONS:
         for label, ours, other in convolutions(size, stride, side, channels, filters):
             compare(f"{what}{label} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
@@ -272,6 +274,19 @@ def tensorflow_pairs(side, channels):
     yield "Dense with GELU: erf, erfc", *(_without_gradients(tf, layer, rows) for layer in widens)
     yield "its gradients: written out, Keras'", *(_with_gradients(tf, layer, rows) for layer in widens)
     yield f"Dense from {4 * channels}, gradients", *(_with_gradients(tf, layer, wide) for layer in narrows)
+
+
+def updates(number, *shape):
+    """(ours, Keras') of as many weights of a shape, with decay."""
+    import tensorflow as tf
+
+    def update(optimizer):
+        variables = [keras.Variable(np.ones(shape, np.float32)) for _ in range(number)]
+        optimizer.build(variables)
+        gradients = [maps(*shape)] * number
+        return tf.function(lambda: optimizer.apply(gradients, variables))
+
+    return update(AdamW()), update(keras.optimizers.AdamW())
 
 
 def _without_gradients(tf, layer, x):

@@ -12,6 +12,7 @@ import clip
 from clip import CLIP, create_clip, create_text_tower, create_vit_tower, tokenize
 from clip.layers import EOT_ID, MAX_LOGIT_SCALE, PositionalEmbedding, quick_gelu
 from clip.variants import Pair, Text, ViT
+from convnext import AdamW
 
 pytestmark = pytest.mark.backend
 
@@ -305,6 +306,12 @@ def test_an_update_brings_logit_scale_back_into_its_bounds(start, bound, optimiz
     model.optimizer.learning_rate = 1e-6
     model.fit(training_data(rng), batch_size=24, verbose=0)
     assert float(array(model.logit_scale.logit_scale)) == pytest.approx(bound, abs=1e-5)
+
+
+@pytest.mark.parametrize("name, kind", [("adamw", AdamW), ("AdamW", AdamW), ("adam", keras.optimizers.Adam)])
+def test_optimizers_by_name(pair, name, kind):
+    pair.compile(name)
+    assert type(pair.optimizer) is kind
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])

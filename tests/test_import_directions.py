@@ -22,6 +22,7 @@ ORDER = {
         "tensorflow_products",
         "torch_calls",
         "layers",
+        "adamw",
         "functional",
         "model",
         "resnet",

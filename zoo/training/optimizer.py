@@ -5,6 +5,8 @@ import contextlib
 import keras
 from keras import ops
 
+from convnext import AdamW
+
 PACKAGE = "convnext_clip_zoo"  # as in clip and convnext; it never changes
 
 NO_WEIGHT_DECAY = ["bias", "gamma", "beta", "embedding", "logit_scale"]
@@ -38,7 +40,7 @@ def create_optimizer(
         )
     else:
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay, global_clipnorm=clip_norm)
+    optimizer = AdamW(schedule, weight_decay=weight_decay, global_clipnorm=clip_norm)
     optimizer.exclude_from_weight_decay(var_list=excluded, var_names=NO_WEIGHT_DECAY)
     return optimizer
 

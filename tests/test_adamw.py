@@ -1,0 +1,138 @@
+"""`convnext.AdamW` makes the updates of Keras' AdamW, on TensorFlow as one operation for each variable."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras.ops import convert_to_numpy
+
+from convnext import AdamW
+
+pytestmark = pytest.mark.backend
+
+BATCHES = 6
+COMPILES = keras.backend.backend() != "torch"
+
+
+def train(optimizer, **compilation):
+    """A model of a few layers after a few steps on batches that are always the same."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([layers.Input((4,)), layers.Dense(7), layers.Dense(2)])
+    model.compile(optimizer, "mse", **compilation)
+    rng = np.random.default_rng(2)
+    x, y = (rng.standard_normal((8 * BATCHES, width)) for width in (4, 2))
+    model.fit(x, y, 8, shuffle=False, verbose=0)
+    return model
+
+
+def assert_same_training(model, other):
+    """Weights, moments, averages and the count of steps, but for rounding."""
+    assert int(convert_to_numpy(model.optimizer.iterations)) == int(convert_to_numpy(other.optimizer.iterations)) > 0
+    for variable, expected in zip(variables(model), variables(other), strict=True):
+        np.testing.assert_allclose(
+            convert_to_numpy(variable), convert_to_numpy(expected), rtol=1e-4, atol=1e-6, err_msg=variable.path
+        )
+
+
+def variables(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+def update(optimizer, gradient):
+    """A variable after three updates by TensorFlow, and the types of the operations in their graph."""
+    import tensorflow as tf
+
+    variable = keras.Variable(np.ones((3, 2), "float32"))
+    optimizer.build([variable])
+    function = tf.function(lambda: optimizer.apply([gradient], [variable]))
+    for _ in range(3):
+        function()
+    operations = function.get_concrete_function().graph.get_operations()
+    return convert_to_numpy(variable), {operation.type for operation in operations}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.3, "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3},
+        {"global_clipnorm": 0.05},
+        {"use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 2},
+        {"gradient_accumulation_steps": 2},
+        {"learning_rate": keras.optimizers.schedules.CosineDecay(0.0, 5, warmup_target=0.1, warmup_steps=2)},
+        {"amsgrad": True},
+    ],
+    ids=lambda options: ",".join(options) or "default",
+)
+def test_updates_are_those_of_keras(options):
+    options = {"learning_rate": 0.03, **options}
+    models = [train(kind(**options)) for kind in (AdamW, keras.optimizers.AdamW)]
+    assert_same_training(*models)
+
+
+@pytest.mark.parametrize("compilation", [{"jit_compile": COMPILES}, {"run_eagerly": True}], ids=["jit", "eager"])
+def test_updates_are_those_of_keras_however_the_step_runs(compilation):
+    models = [train(kind(0.03), **compilation) for kind in (AdamW, keras.optimizers.AdamW)]
+    assert_same_training(*models)
+
+
+def test_no_decay_of_excluded_variables():
+    models = []
+    for kind in (AdamW, keras.optimizers.AdamW):
+        optimizer = kind(0.03, weight_decay=0.5)
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        models.append(train(optimizer))
+    assert_same_training(*models)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_updates_below_float32(policy):
+    keras.config.set_dtype_policy(policy)
+    optimizer = AdamW(0.03)
+    model = train(keras.optimizers.LossScaleOptimizer(optimizer, 8.0) if policy == "mixed_float16" else optimizer)
+    assert int(convert_to_numpy(optimizer.iterations)) == BATCHES
+    assert all(
+        np.isfinite(convert_to_numpy(keras.ops.cast(variable, "float32"))).all() for variable in variables(model)
+    )
+
+
+def test_a_saved_model_goes_on_where_it_was(tmp_path):
+    model = train(AdamW(0.03))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(again.optimizer) is AdamW
+    assert_same_training(again, model)
+    x, y = np.ones((8, 4)), np.zeros((8, 2))
+    for each in (model, again):
+        each.train_on_batch(x, y)
+    assert_same_training(again, model)
+
+
+@pytest.mark.only("tensorflow")
+def test_an_update_is_one_operation_but_with_amsgrad(rng):
+    gradient = rng.standard_normal((3, 2)).astype("float32")
+    for options, kind in (({}, AdamW), ({"amsgrad": True}, AdamW), ({}, keras.optimizers.AdamW)):
+        _, operations = update(kind(**options), gradient)
+        assert ("ResourceApplyAdam" in operations) == (kind is AdamW and not options)
+
+
+@pytest.mark.only("tensorflow")
+def test_rows_of_a_gradient_that_come_twice_are_summed(rng):
+    import tensorflow as tf
+
+    values = rng.standard_normal((3, 2)).astype("float32")
+    rows = tf.IndexedSlices(tf.constant(values), tf.constant([2, 0, 2]), tf.constant([3, 2]))
+    whole = np.stack([values[1], np.zeros(2, "float32"), values[0] + values[2]])
+    np.testing.assert_array_equal(update(AdamW(0.03), rows)[0], update(AdamW(0.03), whole)[0])
+    np.testing.assert_allclose(update(keras.optimizers.AdamW(0.03), whole)[0], update(AdamW(0.03), whole)[0], rtol=1e-6)
+
+
+@pytest.mark.only("tensorflow")
+def test_updates_are_those_of_keras_under_a_strategy():
+    import tensorflow as tf
+
+    models = []
+    for kind in (AdamW, keras.optimizers.AdamW):
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            models.append(train(kind(0.03)))
+    assert_same_training(*models)
