@@ -6,9 +6,12 @@ import keras
 
 from convnext.layers import PACKAGE
 
+# The class of what `keras.optimizers.AdamW()` makes: on torch one that updates all variables together.
+_KerasAdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
+
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class AdamW(keras.optimizers.AdamW):
+class AdamW(_KerasAdamW):
     """`keras.optimizers.AdamW`, which on TensorFlow updates a variable by one operation.
 
     Keras takes a dozen, each a pass over arrays of the variable's size, and twice as long (KERAS_BACKEND=tensorflow

@@ -108,6 +108,10 @@ def test_a_saved_model_goes_on_where_it_was(tmp_path):
     assert_same_training(again, model)
 
 
+def test_it_is_what_keras_makes():
+    assert isinstance(AdamW(), type(keras.optimizers.AdamW()))  # on torch a subclass, which is faster
+
+
 @pytest.mark.only("tensorflow")
 def test_an_update_is_one_operation_but_with_amsgrad(rng):
     gradient = rng.standard_normal((3, 2)).astype("float32")

@@ -311,7 +311,7 @@ def test_an_update_brings_logit_scale_back_into_its_bounds(start, bound, optimiz
 @pytest.mark.parametrize("name, kind", [("adamw", AdamW), ("AdamW", AdamW), ("adam", keras.optimizers.Adam)])
 def test_optimizers_by_name(pair, name, kind):
     pair.compile(name)
-    assert type(pair.optimizer) is kind
+    assert isinstance(pair.optimizer, kind)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
