@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         DepthwiseConv2D,
         LayerScale,
         Normal,
-        computes_on_cpu,
+        computes_in_float32_on_cpu,
         drop_path,
     )
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
@@ -36,7 +36,7 @@ _MODULES = {
         "DepthwiseConv2D",
         "LayerScale",
         "Normal",
-        "computes_on_cpu",
+        "computes_in_float32_on_cpu",
         "drop_path",
     ),
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
@@ -62,7 +62,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "build_optimizer",
     "call_layer",
     "closest",
-    "computes_on_cpu",
+    "computes_in_float32_on_cpu",
     "create_convnext_v1",
     "create_convnext_v2",
     "create_fcmae",

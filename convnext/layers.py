@@ -151,9 +151,9 @@ class Dense(keras.layers.Dense):
             return self._call_torch(inputs)
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
         is_float32 = self.compute_dtype == "float32"
-        if training and is_float32 and computes_on_cpu("tensorflow"):
+        if training and is_float32 and _computes_on_cpu("tensorflow"):
             outputs = self._call_written_out(flat)
-        elif is_float32 and self._ends_in_gelu() and (_computes_in("jax") or computes_on_cpu("tensorflow")):
+        elif is_float32 and self._ends_in_gelu() and (_computes_in("jax") or _computes_on_cpu("tensorflow")):
             outputs = self._call_erf(flat)
         else:
             outputs = super().call(flat, training=training)
@@ -185,7 +185,7 @@ def _computes_in(backend):
     return keras.backend.backend() == backend
 
 
-def computes_on_cpu(*backends):
+def _computes_on_cpu(*backends):
     """Whether one of these backends runs on a CPU, where it is slow at some operators that are fast elsewhere."""
     return keras.backend.backend() in backends and _has_cpu_alone()
 
@@ -215,7 +215,7 @@ class Conv2D(keras.layers.Conv2D):
     def call(self, inputs):
         if not self._is_plain():
             return super().call(inputs)
-        if self._takes_patches() and _computes_in_float32_on_cpu(inputs):
+        if self._takes_patches() and computes_in_float32_on_cpu(inputs):
             return self._call_product(inputs)
         if _computes_in("torch"):
             return torch_convolution(self, inputs, TORCH_ORDER, self.groups)
@@ -261,7 +261,8 @@ def reshape(x, shape):
     return x.reshape(shape) if _computes_in("torch") else ops.reshape(x, shape)
 
 
-def _computes_in_float32_on_cpu(x):
+def computes_in_float32_on_cpu(x):
+    """Whether a tensor is of float32 and its backend computes on a CPU, which is slow at operators fast elsewhere."""
     if keras.backend.standardize_dtype(x.dtype) != "float32":
         return False
     return x.device.type == "cpu" if _computes_in("torch") else _has_cpu_alone()
@@ -318,7 +319,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """
 
     def call(self, inputs):
-        if self._is_plain() and computes_on_cpu("jax") and all(isinstance(n, int) for n in inputs.shape[1:3]):
+        if self._is_plain() and _computes_on_cpu("jax") and all(isinstance(n, int) for n in inputs.shape[1:3]):
             kernel = ops.cast(self.kernel, self.compute_dtype)[..., 0]
             kernel = kernel[seen_taps(kernel.shape, inputs.shape)]
             outputs = _jax_shifted_depthwise()(inputs, kernel)

@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 import clip
-from clip.layers import attend_fused, attend_heads_first
+from clip.layers import attend_by_torch, attend_fused, attend_heads_first
 from convnext import AdamW, Conv2D, Dense, DepthwiseConv2D, create_convnext_v1
 from convnext.layers import _jax_shifted_depthwise
 from convnext.torch_products import _onednn_product
@@ -50,7 +50,7 @@ def main():
             compare(f"{what}{label} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
     for length, heads, depth, causal in ((50, 12, 64, False), (77, 8, 64, True), (197, 12, 64, False)):
         for label, ours, other in attention(length, heads, depth, causal):
-            label = f"attention{', causal' * causal}{label}: heads first, Keras' | {BATCH}×{length}×{heads}×{depth}"
+            label = f"attention{', causal' * causal}{label}: ours, Keras' | {BATCH}×{length}×{heads}×{depth}"
             compare(label, ours, other, options.rounds)
     for part in ("image", "text"):
         rows, width, tower, products = tower_and_products(part)
@@ -141,7 +141,8 @@ def maps(*shape):
 def attention(length, heads, depth, causal):
     """(what, ours, other): forward, and the gradient of queries, keys and values."""
     x = maps(BATCH, length, 3, heads, depth)
-    layers = [built(Attention(attend, causal), x) for attend in (attend_heads_first, attend_fused)]
+    ours = attend_by_torch if keras.backend.backend() == "torch" else attend_heads_first
+    layers = [built(Attention(attend, causal), x) for attend in (ours, attend_fused)]
     yield "", *(forward_of(layer, x) for layer in layers)
     yield ", its gradients", *(gradients_of(layer, x) for layer in layers)
 
@@ -149,7 +150,10 @@ def attention(length, heads, depth, causal):
 class Attention(keras.layers.Layer):
     def __init__(self, attend, causal):
         super().__init__()
-        self.call = functools.partial(attend, causal=causal)
+        self.attend, self.causal = attend, causal
+
+    def call(self, heads):
+        return ops.reshape(self.attend(heads, self.causal), (*heads.shape[:2], -1))
 
 
 def whole_model():
