@@ -17,7 +17,7 @@ class AdamW(_KerasAdamW):
     Keras takes a dozen, each a pass over arrays of the variable's size, and twice as long (KERAS_BACKEND=tensorflow
     python tests/bench_layers.py). JAX, torch, `amsgrad` and `tf.distribute` are left to Keras. Results differ by
     rounding alone, but for gradients in rows (`tf.IndexedSlices`, as Keras' Embedding has them): rows that come twice
-    are summed, as on the other backends, where Keras squares each by itself.
+    are summed, as on the other backends; Keras' own squares each by itself.
 
     Papers: "Decoupled Weight Decay Regularization", arXiv:1711.05101; "Adam", arXiv:1412.6980, end of section 2.
     """
