@@ -19,12 +19,13 @@ PAIRS = {
 }
 
 
-def network(**options):
+def network(build=True, **options):
     """y = w x + b on one number, compiled with a guard around plain gradient descent."""
     inputs = keras.Input((1,))
     model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="ones", name="dense")(inputs))
     model.compile(Guarded(keras.optimizers.SGD(0.1), **options), loss="mse", auto_scale_loss=False)
-    model.optimizer.build(model.trainable_variables)
+    if build:
+        model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -83,6 +84,15 @@ def test_the_gradient_of_a_repeated_token_is_one_sum(embedding, optimizer):
             model.train_on_batch(inputs, targets)
         learned += values(model)
     np.testing.assert_allclose(*learned, rtol=1e-5)
+
+
+def test_a_guard_that_is_built_by_its_first_step_scales_as_one_built_before():
+    models = [network(build=build, initial_scale=8.0) for build in (True, False)]
+    for model in models:
+        step(model, 1.0)
+        step(model, 2.0)
+    for early, late in zip(*map(values, models), strict=True):
+        np.testing.assert_array_equal(early, late)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -102,7 +102,9 @@ class Guarded(keras.optimizers.Optimizer):
         self.inner.learning_rate = value
 
     def scale_loss(self, loss):
-        return loss if self.initial_scale is None else loss * ops.cast(self.scale, loss.dtype)
+        if self.initial_scale is None:
+            return loss
+        return loss * ops.cast(self.scale if self.built else self.initial_scale, loss.dtype)
 
     def apply(self, grads, trainable_variables=None):
         if not self.built:
