@@ -10,7 +10,7 @@ from keras import ops
 
 import clip
 from clip import Pair, ResNet, Text, ViT, clip_loss, create_clip, create_resnet_tower, tokenize
-from clip.layers import AttentionPool, attend_by_torch, attend_fused, attend_heads_first
+from clip.layers import SHORT, AttentionPool, attend_by_torch, attend_fused, attend_heads_first, attention_for
 from clip.variants import resnet_map
 from zoo import convert
 
@@ -49,6 +49,15 @@ def test_forms_of_attention_agree_and_so_do_their_gradients(rng, causal):
     for value, slope in zip(values[1:], slopes[1:], strict=True):
         np.testing.assert_allclose(value, values[0], atol=1e-6)
         np.testing.assert_allclose(slope, slopes[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_attention_has_the_form_that_is_fastest(on_cpu, monkeypatch):
+    monkeypatch.setattr("clip.layers.computes_in_float32_on_cpu", lambda heads: on_cpu)
+    on_torch = keras.backend.backend() == "torch"
+    for length, of_torch in ((SHORT, attend_by_torch), (SHORT + 1, attend_fused)):
+        expected = (of_torch if on_torch else attend_heads_first) if on_cpu else attend_fused
+        assert attention_for(ops.zeros((1, length, 3, 1, 2))) is expected
 
 
 def test_attention_pool_is_the_papers(rng):
