@@ -53,7 +53,7 @@ def test_forms_of_attention_agree_and_so_do_their_gradients(rng, causal):
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_attention_has_the_form_that_is_fastest(on_cpu, monkeypatch):
-    monkeypatch.setattr("clip.layers.computes_in_float32_on_cpu", lambda heads: on_cpu)
+    monkeypatch.setattr("clip.layers.computes_in_float32_on_cpu", lambda _: on_cpu)
     on_torch = keras.backend.backend() == "torch"
     for length, of_torch in ((SHORT, attend_by_torch), (SHORT + 1, attend_fused)):
         expected = (of_torch if on_torch else attend_heads_first) if on_cpu else attend_fused
