@@ -12,8 +12,8 @@ import numpy as np
 
 import zoo
 from clip import CLASS_NAMES, create_clip
-from zoo.evaluation.digits import load_split
-from zoo.preprocess import PreprocessSpec
+from zoo.data.digits import load_split
+from zoo.data.preprocess import PreprocessSpec
 from zoo.search import Index
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import zoo
 from convnext import Variant
-from zoo.evaluation.digits import load_split
+from zoo.data.digits import load_split
 from zoo.training.classify import train_classifier
 from zoo.training.config import parse_config
 

@@ -57,8 +57,8 @@ def compare(name, batch, threads, rounds, oracles):
     from bench_onnx import ratio, timed_in_turn
 
     import zoo
+    from zoo.bench.parity import error
     from zoo.bench.timing import percentile
-    from zoo.parity import error
 
     torch.set_num_threads(threads)
     model = create(name, oracles)

@@ -24,7 +24,7 @@ from convnext.torch_products import _onednn_product
 from zoo.bench.cases import USUAL_MODE, Case
 from zoo.bench.jobs import create_job, keras_forward
 from zoo.bench.timing import ratios, take_turn, take_turns, warm_up
-from zoo.env import available_cores, keep_freed_memory
+from zoo.utils.env import available_cores, keep_freed_memory
 
 BATCH = 8
 STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))  # side of the map, channels

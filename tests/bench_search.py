@@ -156,7 +156,7 @@ def time_pipeline(backend, model, runtime, precision, rounds) -> list[Figure]:
 
     from clip import create_clip
     from zoo import ClipPipeline
-    from zoo.preprocess import PreprocessSpec
+    from zoo.data.preprocess import PreprocessSpec
 
     pair = create_clip(model)
     spec = PreprocessSpec(image_size=pair.image_encoder.input_shape[1])
@@ -186,22 +186,22 @@ def time_pipeline(backend, model, runtime, precision, rounds) -> list[Figure]:
 
 def time_one_row(pipeline, tower, rounds: int) -> list[Figure]:
     """A sentence as batches are run, beside the function of its own that one row gets where it comes again."""
-    import zoo.encoding
+    import zoo.inference.encoding
 
-    encoder, most = pipeline.encoder, zoo.encoding.MOST_SHAPES
+    encoder, most = pipeline.encoder, zoo.inference.encoding.MOST_SHAPES
     tokens = np.asarray(encoder.tokenizer([SHORT]), np.int32)
     cut = tokens[:, : int(encoder._lengths(tokens).max())]
     own, _ = milliseconds(lambda _: encoder.texts(cut), rounds)
-    zoo.encoding.MOST_SHAPES = 0
-    any_batch = zoo.encoding.compiled(tower)
+    zoo.inference.encoding.MOST_SHAPES = 0
+    any_batch = zoo.inference.encoding.compiled(tower)
     plain, _ = milliseconds(lambda _: any_batch(cut), rounds)
-    zoo.encoding.MOST_SHAPES = most
+    zoo.inference.encoding.MOST_SHAPES = most
     return [Figure("one sentence as batches run", plain, "ms"), Figure("one sentence as it runs", own, "ms")]
 
 
 def time_lengths(pipeline, rounds: int) -> list[Figure]:
     """Prompts cut after their end, against all 77 tokens of them: one, and 64 at a time."""
-    from zoo.encoding import TIMES_TOGETHER
+    from zoo.inference.encoding import TIMES_TOGETHER
 
     encoder, figures = pipeline.encoder, []
     for texts, times in (([SHORT], rounds), (PROMPTS, max(3, rounds // 4))):

@@ -24,9 +24,9 @@ from pathlib import Path
 from zoo.bench.cases import Case
 from zoo.bench.timing import ratios, take_turns
 from zoo.data import CLASSIFICATION, CONTRASTIVE, Batches, read_csv
+from zoo.data.preprocess import PreprocessSpec
 from zoo.data.throughput import write_photographs
-from zoo.env import keep_freed_memory
-from zoo.preprocess import PreprocessSpec
+from zoo.utils.env import keep_freed_memory
 
 BATCH = 64
 STEPS, LONGER = 4, 6  # of a turn; of one with the pipeline, whose first batch nothing is done beside

@@ -17,7 +17,7 @@ import clip
 from convnext import TABLES, ResNetVariant, Variant, create_convnext_v1, create_convnext_v2, create_resnet, feature_maps
 from zoo import create_model
 from zoo.export import emit, to_proto
-from zoo.names import find
+from zoo.models.names import find
 
 ROW = Variant(depths=(1, 2), dims=(8, 16))
 TEXT = clip.Text(width=16, heads=2, layers=2, context_length=10, vocabulary_size=50)

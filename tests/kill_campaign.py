@@ -22,7 +22,7 @@ import threading
 import time
 from pathlib import Path
 
-from zoo.files import TEMPORARY_PREFIX
+from zoo.utils.files import TEMPORARY_PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, SAVE_EVERY, BATCH_SIZE, RECORDS = 5, 3, 8, 80
@@ -121,7 +121,7 @@ def create(mode: str):
     from data_writers import digits
 
     from zoo.data import Batches, from_arrays
-    from zoo.preprocess import PreprocessSpec
+    from zoo.data.preprocess import PreprocessSpec
     from zoo.training.setup import prepare
 
     keras.utils.set_random_seed(5)

@@ -26,10 +26,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from zoo import image_search, picture_source  # noqa: E402
-from zoo.encoding import Encoder  # noqa: E402
-from zoo.preprocess import PreprocessSpec  # noqa: E402
+from zoo.data import image_source as picture_source  # noqa: E402
+from zoo.data.preprocess import PreprocessSpec  # noqa: E402
+from zoo.inference.encoding import Encoder  # noqa: E402
 from zoo.search import Index  # noqa: E402
+from zoo.search import build as image_search  # noqa: E402
 
 SIDE, RARE = 8, 50  # one file in so many is corrupt, and as many are copies
 PORTIONS = 20

@@ -35,7 +35,7 @@ def main(arguments=None) -> int:
     import zoo
     from clip import create_clip
     from zoo.cli import main as command
-    from zoo.preprocess import PreprocessSpec
+    from zoo.data.preprocess import PreprocessSpec
 
     keras.utils.set_random_seed(options.seed)
     rng = np.random.default_rng(options.seed)

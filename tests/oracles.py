@@ -7,7 +7,8 @@
     python tests/oracles.py build/oracles --giants           # and those of 0.6 to 2.5 billion parameters
 
 A case is a folder: `model.safetensors`, the reference's own state dict; `reference.npz`, inputs and outputs, images and
-maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last. `zoo.parity` compares.
+maps as (B, H, W, C); `case.json`, which model of ours it is and how it was made, written last.
+`zoo.bench.parity` compares.
 The cases are in oracles_classifiers.py, oracles_pairs.py and oracles_mobileclip.py.
 """
 
@@ -32,7 +33,7 @@ import oracles_pairs
 from helpers import declare_torchvision_operators
 from oracle_case import SEED, randomise
 
-from zoo.convert import write_safetensors
+from zoo.weights import write_safetensors
 
 LIBRARIES = {  # source of a case → the distribution that computes it
     "timm": "timm",

@@ -2,7 +2,8 @@
 
     python tests/oracles.py build/oracles --giants --only 'open_clip-ViT-H-14'
 
-ViT-g-14, 5.5 GB of weights, takes 6.2 GB of memory to write; `zoo.parity` takes up to 15 GB, the mapped file included.
+ViT-g-14, 5.5 GB of weights, takes 6.2 GB of memory to write; `zoo.bench.parity` takes up to 15 GB, the mapped
+file included.
 ViT-bigG-14, 10 GB of weights, takes 11 GB and up to 22 GB.
 """
 

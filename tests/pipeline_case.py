@@ -10,7 +10,7 @@ import zoo
 from clip import create_clip
 from clip.variants import Pair, Text, ViT
 from zoo import ClipPipeline
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(image_size=16)
 

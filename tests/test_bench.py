@@ -12,19 +12,9 @@ import pytest
 from bench_results import OURS_ON_JAX, OURS_ON_TORCH, REPORT, THEIRS_ON_JAX, TIMM, fields, result
 
 import clip
-from zoo import list_models, model_info, report
+from zoo import list_models, model_info
 from zoo.bench import bench, harness, timing, to_text
-from zoo.bench.cases import (
-    CAPTIONS,
-    KERAS_APPLICATIONS,
-    OURS,
-    PEERS,
-    SEARCHES,
-    Case,
-    Result,
-    combine,
-    flops_of,
-)
+from zoo.bench.cases import CAPTIONS, KERAS_APPLICATIONS, OURS, PEERS, SEARCHES, Case, Result, combine, flops_of
 from zoo.bench.harness import best_rate, compare, plan, run_group
 from zoo.bench.jobs import similarities
 from zoo.bench.machine import command_of, describe_processor
@@ -33,6 +23,7 @@ from zoo.bench.processes import WorkerError
 from zoo.bench.reported import REPORTED
 from zoo.bench.table import plot, write
 from zoo.bench.timing import percentile, ratios, take_turn, take_turns, timed, warm_up
+from zoo.utils import report
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import random
 import pytest
 from bench_results import REPORT, fields, result
 
-from zoo import model_info, report
+from zoo import model_info
 from zoo.bench import bars, captions
 from zoo.bench.bars import compare_two
 from zoo.bench.cases import OURS, Result, combine
 from zoo.bench.harness import plan
+from zoo.utils import report
 
 
 def test_every_bar_has_its_cases_in_one_group_of_the_preset():
@@ -64,7 +65,7 @@ def test_a_picture_has_a_line_for_each_bar_measured(tmp_path, monkeypatch):
             yield canvas
             drawn.extend(label.get_text() for label in canvas.axes[0].get_yticklabels())
 
-    monkeypatch.setattr("zoo.report.drawing", drawing)
+    monkeypatch.setattr("zoo.utils.report.drawing", drawing)
     ours = result([[2.0], [4.0]], backend="jax", mode="compiled")
     theirs = result([[8.0], [8.0]], library="timm", mode="compiled")
     bars.draw(dataclasses.replace(REPORT, results=(ours, theirs)), tmp_path / "bars.png")

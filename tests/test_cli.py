@@ -49,7 +49,7 @@ FINE_TUNED = "convnextv2_tiny.fcmae_ft_in1k "
 
 def test_what_the_library_remarks_on_is_one_line_without_a_place_in_the_code(monkeypatch, capsys):
     remark = functools.partial(warnings.warn, "m.pth: the classifier is new.", stacklevel=1)
-    monkeypatch.setattr("zoo.names.listed", lambda **_: remark() or ["x"])
+    monkeypatch.setattr("zoo.models.names.listed", lambda **_: remark() or ["x"])
     assert main(["list"]) == 0
     assert capsys.readouterr() == ("x\n", "zoo: m.pth: the classifier is new.\n")
 

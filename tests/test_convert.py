@@ -10,8 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 import clip
 import convnext
-from zoo import convert, parity
-from zoo.convert import engine, load_weights, mobileclip
+from zoo import weights as convert
+from zoo.bench import parity
+from zoo.weights import engine, load_weights
+from zoo.weights.sources import mobileclip
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

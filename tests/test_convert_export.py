@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import clip
 import convnext
 import zoo
-from zoo.parity import error
+from zoo.bench.parity import error
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
@@ -180,7 +180,7 @@ def test_timm_makes_the_model_that_a_folder_describes(tmp_path, rng, name):
     import timm
 
     model, folder = randomize(TIMM_FOLDERS[name](), rng, scale=0.1), tmp_path / "there"
-    spec = zoo.preprocess.PreprocessSpec(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", "squash", crop_pct=0.9)
+    spec = zoo.data.preprocess.PreprocessSpec(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", "squash", crop_pct=0.9)
     zoo.export_weights(model, folder, format="timm", preprocess=spec)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert set(theirs.state_dict()) == set(load_file(folder / "model.safetensors"))
@@ -198,7 +198,7 @@ def test_timm_makes_the_model_that_a_folder_describes(tmp_path, rng, name):
 @pytest.mark.parametrize("name", TIMM_FOLDERS)
 def test_what_timm_was_told_is_what_the_zoo_reads(tmp_path, rng, name):
     model = randomize(TIMM_FOLDERS[name](), rng)
-    spec = zoo.preprocess.PreprocessSpec(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", crop_pct=0.9, rgb_first=True)
+    spec = zoo.data.preprocess.PreprocessSpec(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", crop_pct=0.9, rgb_first=True)
     zoo.export_weights(model, tmp_path / "there", format="timm", preprocess=spec)
     again = zoo.load(tmp_path / "there")
     assert again.info.preprocess == spec
@@ -296,7 +296,7 @@ def test_a_pair_answers_the_same_in_transformers(tmp_path, rng, name):
 
 
 def test_open_clips_configuration_says_how_pictures_are_prepared(tmp_path):
-    spec = zoo.preprocess.PreprocessSpec(64, (0.5,) * 3, (0.25,) * 3, "bilinear", "squash")
+    spec = zoo.data.preprocess.PreprocessSpec(64, (0.5,) * 3, (0.25,) * 3, "bilinear", "squash")
     zoo.export_weights(pair(VIT), tmp_path / "a.safetensors", format="open_clip", preprocess=spec)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     assert config["preprocess_cfg"] == {
@@ -307,7 +307,7 @@ def test_open_clips_configuration_says_how_pictures_are_prepared(tmp_path):
     }
     zoo.export_weights(pair(VIT), tmp_path / "a.safetensors", format="open_clip")
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
-    assert config["preprocess_cfg"]["mean"] == list(zoo.preprocess.OPENAI_MEAN)
+    assert config["preprocess_cfg"]["mean"] == list(zoo.data.preprocess.OPENAI_MEAN)
 
 
 # What goes nowhere

@@ -7,8 +7,8 @@ from helpers import declare_torchvision_operators, predict
 from oracle_case import SEED, draw_images, randomise
 
 import convnext
-from zoo.convert import load_weights
-from zoo.parity import error
+from zoo.bench.parity import error
+from zoo.weights import load_weights
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
@@ -143,7 +143,7 @@ def test_what_masked_pretraining_leaves_is_no_classifier(tmp_path):
 
 def test_a_sparse_kernel_is_stored_column_by_column():
     """Window position k of a kernel of side n is row k mod n, column k // n."""
-    from zoo.convert.facebook import SPARSE, SPARSE_DEPTHWISE
+    from zoo.weights.sources.facebook import SPARSE, SPARSE_DEPTHWISE
 
     kernel = np.arange(9 * 2 * 3).reshape(9, 2, 3)
     dense = SPARSE.to_ours([kernel])

@@ -12,8 +12,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import convnext
-from zoo import convert, load_weights
-from zoo.convert import read_checkpoint, timm
+from zoo import load_weights
+from zoo import weights as convert
+from zoo.weights import read_checkpoint
+from zoo.weights.sources import timm
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

@@ -8,9 +8,10 @@ from helpers import declare_torchvision_operators, predict, randomize
 from safetensors.numpy import save_file
 
 import clip
-from zoo import convert
-from zoo.convert import load_weights, mobileclip
-from zoo.parity import error
+from zoo import weights as convert
+from zoo.bench.parity import error
+from zoo.weights import load_weights
+from zoo.weights.sources import mobileclip
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

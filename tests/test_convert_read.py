@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from zoo.convert import read, read_checkpoint, write_safetensors
+from zoo.weights import read, read_checkpoint, write_safetensors
 
 TENSORS = {"a.weight": np.float32([[1, 2], [3, 4]]), "b": np.float32([0.5])}
 

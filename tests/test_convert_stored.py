@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 import convnext
 import zoo
-from zoo.convert import load_weights, read_checkpoint
-from zoo.convert.stored import Stored, count_numbers, shapes_of
+from zoo.weights import load_weights, read_checkpoint
+from zoo.weights.stored import Stored, count_numbers, shapes_of
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

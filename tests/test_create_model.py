@@ -6,7 +6,8 @@ from test_save_load import MODELS, fill, values
 
 import convnext
 import zoo
-from zoo.convert import export_tensors, timm, write_safetensors
+from zoo.weights import export_tensors, write_safetensors
+from zoo.weights.sources import timm
 
 pytestmark = pytest.mark.backend
 

@@ -24,7 +24,7 @@ from zoo.data import (
 )
 from zoo.data.augment import draw_crop, random_erase, random_flip, random_resized_crop
 from zoo.data.mix import cut_mix, mix_up, neighbours
-from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec, preprocess
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec, preprocess
 
 SPEC = PreprocessSpec(image_size=24, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 UNLIKELY = 1e-4  # p values below this fail; the draws are seeded, so a test that passes once passes always

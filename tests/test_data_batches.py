@@ -26,7 +26,7 @@ from zoo.data import (
     read_shards,
     throughput,
 )
-from zoo.preprocess import PreprocessSpec, batch
+from zoo.data.preprocess import PreprocessSpec, batch
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = PreprocessSpec(image_size=16)

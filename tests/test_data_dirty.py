@@ -12,7 +12,7 @@ from corrupt_images import CORRUPTIONS, corrupt
 from data_writers import digits, encode, write_class_folders, write_csv, write_tar
 
 from zoo.data import BadSample, BadSamples, Batches, TooManyBadSamples, from_arrays, read_csv, read_folder, read_shards
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(image_size=16)
 COUNT, BATCH = 96, 8

@@ -12,7 +12,7 @@ from data_writers import digits, encode, write_captioned_folder, write_class_fol
 
 from zoo.data import BadSample, Batches, read_csv, read_folder, read_shards
 from zoo.data.paths import inside, read_file
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = PreprocessSpec(image_size=16)

@@ -16,11 +16,11 @@ from PIL import Image
 import zoo
 from clip import clip_loss, tokenize
 from zoo import demo
+from zoo.data.digits import draw, load_split
 from zoo.demo import data, page, reading, training
-from zoo.evaluation.digits import draw, load_split
 from zoo.evaluation.metrics import calibration
 from zoo.export import OnnxModel
-from zoo.report import png_size
+from zoo.utils.report import png_size
 
 pytestmark = pytest.mark.backend
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hub_cache import COMMIT
 
-from zoo.download import RECORD, fetch, fetch_file, recorded, verify
+from zoo.weights.download import RECORD, fetch, fetch_file, recorded, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = "owner/name"
@@ -79,7 +79,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(hub_cache, monkeypatch):
     def refuse(*_):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("zoo.download.atomic_write", refuse)
+    monkeypatch.setattr("zoo.weights.download.atomic_write", refuse)
     assert fetch(REPOSITORY, FILES) == path
     assert recorded(path) is None
 
@@ -177,5 +177,5 @@ def test_verify_gives_the_digest(tmp_path):
 
 
 def test_import_needs_neither_the_library_nor_a_framework():
-    code = "import sys, zoo.download; assert not {'huggingface_hub', 'keras', 'torch'} & set(sys.modules)"
+    code = "import sys, zoo.weights.download; assert not {'huggingface_hub', 'keras', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

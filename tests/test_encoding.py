@@ -9,10 +9,10 @@ from clip import create_clip, tokenize
 from clip.variants import Pair, Text, ViT
 from convnext import Dense, torch_products
 from zoo.data import from_arrays
-from zoo.encoding import by_shape, compiled, fastest_batch, is_causal, keras_encoder, prepared, unit
-from zoo.evaluation.datasets import Labelled
+from zoo.data.datasets import Labelled
+from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation.zero_shot import evaluate_zero_shot
-from zoo.preprocess import PreprocessSpec
+from zoo.inference.encoding import by_shape, compiled, fastest_batch, is_causal, keras_encoder, prepared, unit
 
 pytestmark = pytest.mark.backend
 
@@ -93,7 +93,7 @@ def test_the_compiled_tower_follows_its_weights(model, rng, tower):
 def test_packed_weights_follow_what_is_written_to_them(rng):
     import torch
 
-    from zoo.torch_graph import kernels_of
+    from zoo.inference.torch_graph import kernels_of
 
     entry = keras.Input((16,))
     x = Dense(32, "gelu")(entry)
@@ -154,7 +154,7 @@ def test_a_shape_that_comes_again_gets_a_function_of_its_own():
 
 def test_the_fastest_batch_is_the_last_that_was_worth_doubling(encoder, monkeypatch):
     rates = {1: 100, 2: 180, 4: 250, 8: 260, 16: 900}
-    monkeypatch.setattr("zoo.encoding._rate", lambda _encoder, _picture, size: rates[size])
+    monkeypatch.setattr("zoo.inference.encoding._rate", lambda _encoder, _picture, size: rates[size])
     assert fastest_batch(encoder) == 4 and fastest_batch(encoder, largest=2) == 2
     monkeypatch.undo()
     assert fastest_batch(encoder, largest=4) in (1, 2, 4)

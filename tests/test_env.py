@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zoo import env
+from zoo.utils import env
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,13 +11,13 @@ from PIL import Image
 
 from clip import CLASS_NAMES, Tokenizer, tokenize
 from zoo.data import from_arrays
-from zoo.encoding import Encoder
+from zoo.data.datasets import Labelled, load_labelled, read_names
+from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation import linear_probe, retrieval, zero_shot
 from zoo.evaluation.classifier import Classifier, average, create_classifier
-from zoo.evaluation.datasets import Labelled, load_labelled, read_names
 from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval, read_pairs
 from zoo.evaluation.zero_shot import evaluate_zero_shot
-from zoo.preprocess import PreprocessSpec
+from zoo.inference.encoding import Encoder
 
 COLOURS = ("black", "dark", "grey", "light", "white")  # class k has pixels of 60 k
 SPEC = PreprocessSpec(image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_evaluation_published import idx, python2_batch, rows_of, write_archive
 
-from zoo.evaluation import datasets
-from zoo.evaluation.datasets import load_labelled
+from zoo.data import datasets
+from zoo.data.datasets import load_labelled
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 MNIST_LABELS = np.array([7, 2, 1], np.uint8)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from published_files import idx, python2_batch, rows_of, write_archive, write_cifar10, write_cifar100, write_mnist
 
-from zoo.evaluation.datasets import load_labelled
-from zoo.evaluation.published import read_cifar, read_mnist
+from zoo.data.benchmarks import read_cifar, read_mnist
+from zoo.data.datasets import load_labelled
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import zoo
 from clip import create_clip
 from clip.variants import Pair, Text, ViT
 from zoo.cli import main
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

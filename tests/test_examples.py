@@ -11,8 +11,8 @@ import pytest
 
 import zoo
 from convnext import create_convnext_v2
+from zoo.data.preprocess import PreprocessSpec
 from zoo.demo import load_split
-from zoo.preprocess import PreprocessSpec
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

@@ -9,9 +9,8 @@ import pytest
 from data_writers import encode, write_class_folders
 
 from clip import CLASS_NAMES
-from zoo import report
-from zoo.encoding import Encoder
-from zoo.evaluation.digits import load_split
+from zoo.data.digits import load_split
+from zoo.data.preprocess import PreprocessSpec
 from zoo.experiments import (
     EXPERIMENTS,
     cifar10,
@@ -26,9 +25,10 @@ from zoo.experiments import (
 from zoo.experiments import setting as settings
 from zoo.experiments.published import PUBLISHED
 from zoo.experiments.setting import Setting
-from zoo.pipeline import ClipPipeline
-from zoo.preprocess import PreprocessSpec
-from zoo.pretrained import find_weights
+from zoo.inference.encoding import Encoder
+from zoo.inference.pipeline import ClipPipeline
+from zoo.utils import report
+from zoo.weights.published import find_weights
 
 WORDS, NUMERALS = CLASS_NAMES["digits"], CLASS_NAMES["mnist"]
 SPEC = PreprocessSpec(image_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -13,15 +13,15 @@ from data_writers import write_class_folders
 from pipeline_case import SPEC, model, saved  # noqa: F401
 
 from clip import CLASS_NAMES
-from zoo import report
 from zoo.cli import main
 from zoo.data import from_arrays
-from zoo.encoding import keras_encoder
-from zoo.evaluation.datasets import Labelled, find_templates
+from zoo.data.datasets import Labelled, find_templates
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.experiments import EXPERIMENTS, performance
 from zoo.experiments.command import run_experiments
-from zoo.report import png_size
+from zoo.inference.encoding import keras_encoder
+from zoo.utils import report
+from zoo.utils.report import png_size
 
 pytestmark = pytest.mark.backend
 

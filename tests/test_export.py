@@ -13,10 +13,10 @@ from helpers import predict, randomize
 
 import clip
 from convnext import create_convnext_v1, create_convnext_v2
+from zoo.data.preprocess import PreprocessSpec
 from zoo.export import emit, products, register_emission, to_proto
 from zoo.export.emit import named_outputs
 from zoo.export.rules import RULES
-from zoo.preprocess import PreprocessSpec
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.env import installed_backends
+from zoo.utils.env import installed_backends
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 import zoo
 from zoo import cli
+from zoo.data.preprocess import PreprocessSpec
 from zoo.export import OnnxModel, emit, exporter, to_proto
 from zoo.export.command import class_list, export, export_via_keras, read_pictures, to_text
 from zoo.export.verify import compare, random_inputs
-from zoo.files import sha256
-from zoo.preprocess import PreprocessSpec
+from zoo.utils.files import sha256
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

@@ -1,4 +1,4 @@
-"""zoo.files: what is written is whole, what was there survives a failure."""
+"""zoo.utils.files: what is written is whole, what was there survives a failure."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zoo.files import LineFile, Locked, atomic_write, folder_write, lock, remove_folder, remove_leftovers, sha256
+from zoo.utils.files import LineFile, Locked, atomic_write, folder_write, lock, remove_folder, remove_leftovers, sha256
 
 
 def names(folder):
@@ -172,7 +172,7 @@ def test_folders_are_removed_and_leftovers_too(tmp_path):
 
 
 def test_a_lock_is_held_by_one(tmp_path):
-    code = "import sys, time; from zoo.files import lock\nwith lock(sys.argv[1]): print('held', flush=True); input()"
+    code = "import sys; from zoo.utils.files import lock\nwith lock(sys.argv[1]): print('held', flush=True); input()"
     path = tmp_path / "lock"
     command = [sys.executable, "-c", code, str(path)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -19,7 +19,7 @@ from convnext import (
     create_resnet,
     feature_maps,
 )
-from zoo.folding import FOLDS, fold, fold_with_affine
+from zoo.models.folding import FOLDS, fold, fold_with_affine
 
 pytestmark = pytest.mark.backend
 

@@ -8,10 +8,10 @@ from helpers import declare_torchvision_operators
 
 import clip
 import convnext
-from zoo.convert.native import row_of
-from zoo.hub import locate, read_recipe
-from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, PreprocessSpec
-from zoo.pretrained import all_weights
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, PreprocessSpec
+from zoo.models.hub import locate, read_recipe
+from zoo.weights.native import row_of
+from zoo.weights.published import all_weights
 
 TIMM_ROWS = [row for group in all_weights().values() for row in group.values() if row.classes is not None]
 

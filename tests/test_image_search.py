@@ -9,9 +9,11 @@ import pytest
 from data_writers import encode, write_class_folders, write_shards
 from pipeline_case import album, model, pictures, pipeline, saved  # noqa: F401
 
-from zoo import ClipPipeline, image_search, picture_source
+from zoo import ClipPipeline
 from zoo.cli import main
+from zoo.data import image_source as picture_source
 from zoo.search import Index
+from zoo.search import build as image_search
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

@@ -11,8 +11,8 @@ from keras import ops
 import clip
 import zoo
 from clip.towers.branches import MobileOneConv2D, RepConditionalPosEnc, RepLargeKernelConv2D, RepMixer
-from zoo.convert import FORMATS, export_tensors
-from zoo.convert.layouts import ZERO, depthwise
+from zoo.weights import FORMATS, export_tensors
+from zoo.weights.layouts import ZERO, depthwise
 
 pytestmark = pytest.mark.backend
 

@@ -10,7 +10,7 @@ import oracle_case
 import oracles
 import pytest
 
-from zoo import parity
+from zoo.bench import parity
 
 pytestmark = pytest.mark.backend
 

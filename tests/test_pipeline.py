@@ -15,8 +15,8 @@ from pipeline_case import SPEC, model, pair, pictures, pipeline, saved  # noqa: 
 import zoo
 from clip import tokenize, zero_shot_classifier
 from zoo import ClipPipeline
-from zoo.pipeline import weights_digest
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
+from zoo.inference.pipeline import weights_digest
 from zoo.search import Index, TextCache
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
@@ -121,7 +121,7 @@ def test_a_refreshed_pipeline_reads_its_file_again(tmp_path):
 @pytest.mark.parametrize("cache", [True, False])
 def test_progress_is_shown_where_it_is_asked_for(cache, model, pictures, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("zoo.encoding.TEXT_BATCH_SIZE", 2)
+    monkeypatch.setattr("zoo.inference.encoding.TEXT_BATCH_SIZE", 2)
     made = ClipPipeline(model, preprocess=SPEC, batch_size=4, cache=cache)
     for ask, steps in (
         (lambda **how: made.embed_images(pictures, **how), ["2 of 2 batches"]),

@@ -15,15 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo import preprocess as module
-from zoo.preprocess import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    MAX_PIXELS,
-    PreprocessSpec,
-    batch,
-    open_image,
-)
+from zoo.data import preprocess as module
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, PreprocessSpec, batch, open_image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -266,7 +259,7 @@ def test_missing_files_folders_and_pipes(tmp_path):
 
 
 def test_import_needs_no_framework():
-    code = "import sys, zoo.preprocess; assert not {'keras', 'torch', 'jax', 'tensorflow'} & set(sys.modules)"
+    code = "import sys, zoo.data.preprocess; assert not {'keras', 'torch', 'jax', 'tensorflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from test_preprocess import picture
 
-from zoo.preprocess import (
+from zoo.data.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     INTERPOLATIONS,
@@ -19,7 +19,7 @@ from zoo.preprocess import (
     PreprocessSpec,
     open_image,
 )
-from zoo.pretrained import all_weights
+from zoo.weights.published import all_weights
 
 MODES = [
     "RGB",

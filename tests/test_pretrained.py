@@ -9,10 +9,10 @@ from helpers import declare_torchvision_operators
 
 import clip
 from zoo import list_models
-from zoo.preprocess import PreprocessSpec
-from zoo.pretrained import RESTRICTED, all_weights, find_weights, tags
-from zoo.pretrained.classifiers import SCORES as CLASSIFIER_SCORES
-from zoo.pretrained.pairs import SCORES as PAIR_SCORES
+from zoo.data.preprocess import PreprocessSpec
+from zoo.weights.published import RESTRICTED, all_weights, find_weights, tags
+from zoo.weights.published.classifiers import SCORES as CLASSIFIER_SCORES
+from zoo.weights.published.pairs import SCORES as PAIR_SCORES
 
 ROWS = [row for group in all_weights().values() for row in group.values()]
 CLASSIFIERS = [row for row in ROWS if row.classes is not None]

@@ -14,15 +14,16 @@ from helpers import declare_torchvision_operators, predict
 import clip
 import convnext
 import zoo
-import zoo.pretrained
-import zoo.recipes
-from zoo import assembly, names
-from zoo.conversion import convert
-from zoo.convert import export_tensors, native, open_clip, timm, write_safetensors
-from zoo.files import sha256
-from zoo.preprocess import OPENAI_STD, PreprocessSpec
-from zoo.pretrained import Weights, find_weights
-from zoo.recipes import Recipe
+import zoo.models.recipes
+import zoo.weights.published
+from zoo.data.preprocess import OPENAI_STD, PreprocessSpec
+from zoo.models import assembly, names
+from zoo.models.conversion import convert
+from zoo.models.recipes import Recipe
+from zoo.utils.files import sha256
+from zoo.weights import export_tensors, native, write_safetensors
+from zoo.weights.published import Weights, find_weights
+from zoo.weights.sources import open_clip, timm
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
@@ -212,7 +213,7 @@ def published(folder, hub_cache, monkeypatch):
     )
     hub_cache.put("owner/pair", "open_clip_model.safetensors", (path / "open_clip_model.safetensors").read_bytes())
     monkeypatch.setitem(clip.VARIANTS, "small", SMALL)
-    monkeypatch.setitem(zoo.pretrained.all_weights(), "clip/small", {"openai": row})
+    monkeypatch.setitem(zoo.weights.published.all_weights(), "clip/small", {"openai": row})
     names.catalogue.cache_clear()
     assembly._say.cache_clear()
     yield row
@@ -255,7 +256,7 @@ def test_a_spelling_that_asks_for_another_activation_is_refused():
 
 def test_a_pinned_digest_that_differs_is_refused(published, monkeypatch):
     row = dataclasses.replace(published, sha256="0" * 64)
-    monkeypatch.setitem(zoo.pretrained.all_weights(), "clip/small", {"openai": row})
+    monkeypatch.setitem(zoo.weights.published.all_weights(), "clip/small", {"openai": row})
     with pytest.raises(ValueError, match=f"the table of published weights says {'0' * 64}"):
         zoo.load("small.openai")
 
@@ -299,7 +300,7 @@ def test_an_attention_pool_is_resized_too(tmp_path):
 
 
 def open_clip_resnet(model):
-    from zoo.convert.engine import match_slots
+    from zoo.weights.engine import match_slots
 
     wholes = [known for known in open_clip.FORMATS if {"image", "text"} <= known.parts.keys()]
     return next(known for known in wholes if not match_slots(model, known)[1])
@@ -312,7 +313,7 @@ def open_clip_resnet(model):
 def test_a_tags_recipe_loads_what_timm_publishes(hub_cache, name, tmp_path):
     entry = names.find(name)
     row = find_weights(entry.name, entry.tag)
-    recipe = zoo.recipes.published(entry, row)
+    recipe = zoo.models.recipes.published(entry, row)
     source = native.build(recipe.description)
     formats = [known for known in timm.FORMATS if known.name.startswith("timm")]
     target = next(known for known in formats if _fits(source, known))
@@ -324,7 +325,7 @@ def test_a_tags_recipe_loads_what_timm_publishes(hub_cache, name, tmp_path):
 
 
 def _fits(model, known):
-    from zoo.convert.engine import match_slots
+    from zoo.weights.engine import match_slots
 
     keys = {key: np.zeros([1] * rank) for key, rank in known.signature.items()}
     slots, homeless = match_slots(model, known)
@@ -379,12 +380,12 @@ def test_convert_refuses_what_contradicts_the_tag(published, folder, tmp_path, m
     out = tmp_path / "own.safetensors"
     for field, value in (("mean", (0.0, 0.0, 0.0)), ("image_size", 384)):
         row = dataclasses.replace(published, preprocess=dataclasses.replace(published.preprocess, **{field: value}))
-        monkeypatch.setitem(zoo.pretrained.all_weights(), "clip/small", {"openai": row})
+        monkeypatch.setitem(zoo.weights.published.all_weights(), "clip/small", {"openai": row})
         said = re.escape(f"preprocessed with {field} {value!r}, and open_clip_config.json says")
         with pytest.raises(ValueError, match=said):
             convert(folder[0], out, arch="small.openai")
     row = dataclasses.replace(published, activation="gelu")
-    monkeypatch.setitem(zoo.pretrained.all_weights(), "clip/small", {"openai": row})
+    monkeypatch.setitem(zoo.weights.published.all_weights(), "clip/small", {"openai": row})
     with pytest.raises(ValueError, match="was trained with activation 'gelu', and 'quick_gelu' is asked for"):
         convert(folder[0], out, arch="small.openai")
     with pytest.raises(ValueError, match="has variant 'small', and clip/ViT-B-16 has 'ViT-B-16'"):

@@ -9,8 +9,8 @@ import pytest
 import clip
 import convnext
 from zoo import list_models, model_info
-from zoo.names import find, find_tagged, listed
-from zoo.pretrained import all_weights
+from zoo.models.names import find, find_tagged, listed
+from zoo.weights.published import all_weights
 
 CLASSIFIERS = len(convnext.TABLES["convnext"]) + len(convnext.TABLES["convnextv2"]) + len(convnext.TABLES["resnet"])
 

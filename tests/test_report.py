@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo import report
+from zoo.utils import report
 
 HOSTILE = '<script>alert("1")</script> & \'"><img src=x onerror=y>'
 VOID = {"meta", "img", "br"}
@@ -260,5 +260,5 @@ def test_ticks_whose_labels_would_meet_are_left_out():
 
 
 def test_matplotlib_is_imported_when_something_is_drawn():
-    script = "import sys, zoo.report; assert not {'matplotlib', 'keras'} & set(sys.modules)"
+    script = "import sys, zoo.utils.report; assert not {'matplotlib', 'keras'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -10,8 +10,9 @@ import pytest
 import clip
 import convnext
 import zoo
-from zoo.convert import export_tensors, timm, write_safetensors
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
+from zoo.weights import export_tensors, write_safetensors
+from zoo.weights.sources import timm
 
 pytestmark = pytest.mark.backend
 

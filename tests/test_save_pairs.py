@@ -9,7 +9,7 @@ from test_save_load import assert_same_model, fill, rewrite, set_argument
 import clip
 import zoo
 from clip.variants import IMAGE_TOWERS
-from zoo.convert import schema
+from zoo.weights import schema
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.files import lock
+from zoo.embeddings.index import best
 from zoo.search import Index
-from zoo.search.index import best
+from zoo.utils.files import lock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,7 +49,7 @@ def test_several_queries_at_once(vectors, tmp_path):
 
 @pytest.mark.parametrize("dtype, error", [("float32", 1e-6), ("float16", 1e-3), ("int8", 1e-2)])
 def test_storage_changes_size_and_little_else(dtype, error, vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.search.segment.BLOCK_BYTES", 32 * 4 * 7)  # several blocks
+    monkeypatch.setattr("zoo.embeddings.segment.BLOCK_BYTES", 32 * 4 * 7)  # several blocks
     index = Index.build(vectors, tmp_path / "i", dtype=dtype)
     _, scores = index.search(vectors[9], 500)
     np.testing.assert_allclose(scores, np.sort(vectors @ vectors[9])[::-1], atol=error)
@@ -199,7 +199,7 @@ def test_a_write_that_fails_leaves_the_index_as_it_was(vectors, tmp_path, monkey
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr("zoo.search.index._write_manifest", full)
+    monkeypatch.setattr("zoo.embeddings.index._write_manifest", full)
     with pytest.raises(OSError, match="no space"):
         index.add(vectors[10:], ids=[f"n{i}" for i in range(490)])
     monkeypatch.undo()

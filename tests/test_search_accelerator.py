@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from zoo.search import Index, accelerator, graph
-from zoo.search import index as module
-from zoo.search.accelerator import ASKED, EXACT, KINDS
+from zoo.embeddings import accelerator, graph
+from zoo.embeddings import index as module
+from zoo.embeddings.accelerator import ASKED, EXACT, KINDS
+from zoo.search import Index
 
 pytest.importorskip("usearch")
 COUNT, DIM = 3000, 32

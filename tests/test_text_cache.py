@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zoo.embeddings.text_cache import make_key
 from zoo.search import TextCache
-from zoo.search.text_cache import make_key
 
 ROOT = Path(__file__).resolve().parent.parent
 DIM = 6
@@ -245,7 +245,7 @@ def test_what_the_machine_refuses_is_said_and_moves_nothing(error, cache, tmp_pa
 
 def test_a_locked_file_is_waited_for_and_then_refused(cache, tmp_path, monkeypatch):
     cache.embed("w", ["a"], encode)
-    monkeypatch.setattr("zoo.search.text_cache.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("zoo.embeddings.text_cache.BUSY_SECONDS", 0.01)
     other = TextCache(tmp_path / "texts.sqlite")
     cache._ask("BEGIN IMMEDIATE")
     with pytest.raises(OSError, match="texts.sqlite: database is locked"):

@@ -12,7 +12,7 @@ import clip
 from clip import Pair, ResNet, Text, ViT, clip_loss, create_clip, create_resnet_tower, tokenize
 from clip.layers import SHORT, AttentionPool, attend_by_torch, attend_fused, attend_heads_first, attention_for
 from clip.variants import resnet_map
-from zoo import convert
+from zoo import weights as convert
 
 pytestmark = pytest.mark.backend
 

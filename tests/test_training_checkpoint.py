@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.files import TEMPORARY_PREFIX, remove_leftovers
 from zoo.training.checkpoint import MANIFEST, STATE, newest_checkpoint, read_checkpoint, save_checkpoint
+from zoo.utils.files import TEMPORARY_PREFIX, remove_leftovers
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITER = """

@@ -12,7 +12,8 @@ from data_writers import write_class_folders, write_csv, write_shards
 from training_case import assert_goes_on, losses, no_curves, rows, weights  # noqa: F401
 
 import zoo
-from zoo import cli, registry
+from zoo import cli
+from zoo.models import registry
 from zoo.training.classify import create_classifier, create_loss, enough, train_classifier
 from zoo.training.config import describe_model, parse_config, read_config
 

@@ -15,7 +15,7 @@ import zoo
 from clip import CLIP, Pair, ResNet
 from zoo import cli
 from zoo.data import CONTRASTIVE, Batches, from_arrays, read_csv
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
 from zoo.training import contrastive
 from zoo.training.average import average
 from zoo.training.checkpoint import newest_checkpoint
@@ -264,7 +264,8 @@ def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
 def test_a_run_is_recognised_in_another_process(table):
     """What the batches depend on is told by values, never by where an object lies in memory."""
     code = (
-        "import sys; from zoo.training import contrastive as c; from zoo.data import *; from zoo.preprocess import *\n"
+        "import sys; from zoo.training import contrastive as c; from zoo.data import *\n"
+        "from zoo.data.preprocess import *\n"
         "print(Batches(read_csv(sys.argv[1]), PreprocessSpec(image_size=16), batch_size=8, augment=CONTRASTIVE, "
         "tokenize=c.Tokenize(12)).fingerprint)"
     )

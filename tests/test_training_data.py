@@ -17,7 +17,8 @@ from training_case import BASE, ROW, losses, no_curves  # noqa: F401
 import zoo
 from clip import create_clip
 from convnext import Variant, create_convnext_v2
-from zoo import cli, registry
+from zoo import cli
+from zoo.models import registry
 from zoo.training.classify import train_classifier
 from zoo.training.config import parse_config
 

@@ -9,7 +9,7 @@ from training_case import BASE, ROW, losses, no_curves  # noqa: F401
 import zoo
 from clip import Pair, Text, ViT, create_clip
 from convnext import create_convnext_v2
-from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.training import contrastive
 from zoo.training.distillation import Teacher
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.report import Panel, plot_panels
 from zoo.training.history import History, curves
+from zoo.utils.report import Panel, plot_panels
 
 WAYS = ("image_to_text", "text_to_image")
 EXAMINED = {f"val_{way}_{name}": 0.5 for way in WAYS for name in ("recall_at_1", "recall_at_5", "recall_at_10")}

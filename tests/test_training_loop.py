@@ -12,12 +12,12 @@ from data_writers import digits
 
 from clip import CLIP, tokenize
 from zoo.data import Batches, from_arrays
-from zoo.files import Locked, lock
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
 from zoo.training import loop
 from zoo.training.checkpoint import newest_checkpoint
 from zoo.training.loop import Diverged, Outcome, Pace, train_durably
 from zoo.training.optimizer import Guarded
+from zoo.utils.files import Locked, lock
 
 pytestmark = pytest.mark.backend
 

@@ -15,7 +15,7 @@ import convnext
 import zoo
 from zoo import cli
 from zoo.data import from_arrays
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
 from zoo.training import pretrain as pretraining
 from zoo.training.classify import create_classifier, train_classifier
 from zoo.training.config import parse_config

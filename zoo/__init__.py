@@ -3,7 +3,7 @@
 Importing it loads no Keras and no backend; names are imported when first used.
 """
 
-from zoo.env import check_names
+from zoo.utils.env import check_names
 
 check_names()  # another package may own the names `clip` or `zoo`; say so before anything fails strangely
 
@@ -11,29 +11,29 @@ import importlib  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
-    from zoo.convert import load_weights
-    from zoo.exchange import export_weights
     from zoo.export import export_onnx
-    from zoo.folding import fold
-    from zoo.pipeline import ClipPipeline
-    from zoo.predictor import create_predictor
-    from zoo.registry import create_model, list_models, load, model_info, save
+    from zoo.inference.pipeline import ClipPipeline
+    from zoo.inference.predictor import create_predictor
+    from zoo.models.exchange import export_weights
+    from zoo.models.folding import fold
+    from zoo.models.registry import create_model, list_models, load, model_info, save
     from zoo.training.contrastive import train
     from zoo.training.pretrain import pretrain
+    from zoo.weights import load_weights
 
 _MODULE_OF = {
-    "ClipPipeline": "zoo.pipeline",
-    "create_model": "zoo.registry",
-    "create_predictor": "zoo.predictor",
-    "export_weights": "zoo.exchange",
+    "ClipPipeline": "zoo.inference.pipeline",
+    "create_model": "zoo.models.registry",
+    "create_predictor": "zoo.inference.predictor",
+    "export_weights": "zoo.models.exchange",
     "export_onnx": "zoo.export",
-    "fold": "zoo.folding",
-    "list_models": "zoo.registry",
-    "load": "zoo.registry",
-    "load_weights": "zoo.convert",
-    "model_info": "zoo.registry",
+    "fold": "zoo.models.folding",
+    "list_models": "zoo.models.registry",
+    "load": "zoo.models.registry",
+    "load_weights": "zoo.weights",
+    "model_info": "zoo.models.registry",
     "pretrain": "zoo.training.pretrain",
-    "save": "zoo.registry",
+    "save": "zoo.models.registry",
     "train": "zoo.training.contrastive",
 }
 

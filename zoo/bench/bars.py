@@ -191,7 +191,7 @@ def to_text(report: Report) -> str:
 
 def draw(report: Report, path: Path) -> None:
     """Each bar as a line: what was measured, over its range, in units of the bar; to the right of 1 it is met."""
-    from zoo.report import BLUE, RED, drawing
+    from zoo.utils.report import BLUE, RED, drawing
 
     verdicts = [verdict for verdict in judge(report) if verdict.ratio is not None]
     with drawing(path, 9.0, 1.0 + 0.28 * len(verdicts)) as canvas:

@@ -270,7 +270,7 @@ def facts_of(name: str) -> Facts:
     Raises:
         ValueError: an unknown name; the nearest are offered.
     """
-    from zoo.info import model_info
+    from zoo.models.info import model_info
 
     info = model_info(name)
     return Facts(info.name, info.family == "clip", info.input[0])
@@ -281,9 +281,9 @@ def flops_of(case: Case) -> int | None:
     if case.part in (*SEARCHES, *CAPTIONS):
         return None
     import clip
-    from zoo.info import info_of
-    from zoo.names import find
-    from zoo.recipes import named
+    from zoo.models.info import info_of
+    from zoo.models.names import find
+    from zoo.models.recipes import named
 
     recipe = named(find(case.name))
     if case.part == "classifier":

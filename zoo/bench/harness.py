@@ -14,7 +14,7 @@ from zoo.bench.machine import command_of, describe_machine
 from zoo.bench.presets import ACROSS, LIMITS, PRESETS
 from zoo.bench.processes import NO_LIMITS, Limits, Worker, WorkerError
 from zoo.bench.table import write
-from zoo.env import BACKENDS, available_cores, installed_backends
+from zoo.utils.env import BACKENDS, available_cores, installed_backends
 
 ROUNDS = 5
 SMOKE = {"batch_size": (2,), "image_size": (32,), "is_short": (True,)}

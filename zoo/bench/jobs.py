@@ -17,7 +17,7 @@ import numpy as np
 from zoo.bench.cases import CAPTIONS, OURS, PEERS, SEARCHES, WHOLE, Case
 from zoo.bench.devices import keras_device, on_cuda, torch_device, wait_for_cuda
 from zoo.bench.timing import timed
-from zoo.predictor import compile_torch, create_predictor
+from zoo.inference.predictor import compile_torch, create_predictor
 
 SEED = 0
 CLASSES = 1000
@@ -152,7 +152,7 @@ def _keras(case, inputs):
     set_precision(case)
     model = create_ours(case) if case.library == OURS else _keras_peer(case)
     if case.runtime == "folded":
-        from zoo.folding import fold
+        from zoo.models.folding import fold
 
         model = fold(model)
     parameters = _keras_parameters(model)
@@ -199,8 +199,8 @@ def allow_tf32(backend: str, allow: bool) -> None:
 
 def create_ours(case: Case):
     """Our model of a case, with random weights: logits, the embeddings of a tower, or a pair."""
-    from zoo.names import find
-    from zoo.registry import create_model
+    from zoo.models.names import find
+    from zoo.models.registry import create_model
 
     entry = find(case.name)
     stem = {"stem_stride": 4} if _is_convnext(entry) else {}  # the published one, whatever the size of the images

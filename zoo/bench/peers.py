@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import clip
 import convnext
 from zoo.bench.cases import KERAS_APPLICATIONS, PEERS, Case
-from zoo.convert.pair_targets import transformers_config
-from zoo.names import find
+from zoo.models.names import find
+from zoo.weights.pair_targets import transformers_config
 
 CLASSES = 1000
 

@@ -23,9 +23,9 @@ def write_files(count: int) -> list[str]:
 
 def create_call(pair, case: Case, paths: Sequence[str]) -> Callable:
     """The work of a case with a `clip.CLIP`: the class texts are encoded anew at each call."""
+    from zoo.data.preprocess import PreprocessSpec
     from zoo.evaluation.classifier import create_classifier
-    from zoo.pipeline import ClipPipeline
-    from zoo.preprocess import PreprocessSpec
+    from zoo.inference.pipeline import ClipPipeline
 
     spec = PreprocessSpec(case.image_size)
     options = {"precision": case.dtype, "runtime": case.runtime, "preprocess": spec}

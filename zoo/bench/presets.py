@@ -5,7 +5,7 @@ A preset is a tuple of sweeps; a sweep says which options make up its cases, as 
 With `ours` False its cases are the peers'. An option that the user gives replaces the preset's.
 """
 
-from zoo.env import BACKENDS
+from zoo.utils.env import BACKENDS
 
 ACROSS = ("library", "backend", "dtype", "mode", "runtime")  # where no preset says otherwise
 

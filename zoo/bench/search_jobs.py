@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from zoo.bench.cases import Case
-from zoo.encoding import keras_encoder
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
+from zoo.inference.encoding import keras_encoder
 from zoo.search import Index, TextCache
 
 VECTORS = 1000  # of the index

@@ -10,7 +10,7 @@ from zoo.bench import bars
 from zoo.bench.cases import Case, Ratio, Report, Result
 from zoo.bench.presets import SCALED
 from zoo.bench.reported import REPORTED, told
-from zoo.files import atomic_write
+from zoo.utils.files import atomic_write
 
 
 class Column(NamedTuple):
@@ -177,7 +177,7 @@ def plot(report: Report, path: Path) -> None:
 
 def _plot_bars(report, path):
     """Milliseconds an item, a bar a case, with how many times as fast the case is that it is compared with."""
-    from zoo.report import BLUE, GREY, drawing
+    from zoo.utils.report import BLUE, GREY, drawing
 
     results = [result for result in report.results if not result.error]
     columns, _ = _split(results)
@@ -201,7 +201,7 @@ def _plot_bars(report, path):
 
 def _plot_scaling(report, path):
     """Time and memory against batch size, image size, and FLOPs of the model, a curve a backend."""
-    from zoo.report import plot_panels
+    from zoo.utils.report import plot_panels
 
     results = [result for result in report.results if not result.error]
     scaled = [result for result in results if result.case.name == SCALED]
@@ -221,7 +221,7 @@ def _plot_scaling(report, path):
 
 def _scaling_panel(title, xlabel, points, x_of, y_of):
     """A panel with a curve a backend, broken where a case was left out; of two points at one x, the last."""
-    from zoo.report import Panel
+    from zoo.utils.report import Panel
 
     x = sorted({x_of(result) for result in points})
     values: dict[str, dict] = {}

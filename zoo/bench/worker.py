@@ -10,7 +10,7 @@ import sys
 
 from zoo.bench.cases import CAPTIONS, OURS, PEERS, Case
 from zoo.bench.timing import take_turn, timed, warm_up
-from zoo.env import choose_backend, keep_freed_memory
+from zoo.utils.env import choose_backend, keep_freed_memory
 
 
 def main():

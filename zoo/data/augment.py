@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from zoo.data.preprocess import PreprocessSpec, preprocess
 from zoo.data.rand_augment import RandAugment
-from zoo.preprocess import PreprocessSpec, preprocess
 
 ATTEMPTS = 10
 RATIO = (3 / 4, 4 / 3)

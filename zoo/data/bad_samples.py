@@ -5,7 +5,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.files import LineFile
+from zoo.utils.files import LineFile
 
 SHOWN = 3
 

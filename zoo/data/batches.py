@@ -19,8 +19,8 @@ from PIL import Image
 
 from zoo.data.bad_samples import BadSamples, TooManyBadSamples
 from zoo.data.mix import Mix
+from zoo.data.preprocess import MAX_PIXELS, PreprocessSpec, preprocess
 from zoo.data.records import BadSample, Dataset, Record, digest, open_record
-from zoo.preprocess import MAX_PIXELS, PreprocessSpec, preprocess
 
 ORDER, AUGMENT, CAPTION, MIX = range(4)  # what a stream of random numbers is for
 CHUNK = 8  # samples a thread makes at a time

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from zoo.preprocess import MAX_PIXELS, decode_image
+from zoo.data.preprocess import MAX_PIXELS, decode_image
 
 # Errors of the machine: the record may be sound, and would be read the next time.
 MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT}

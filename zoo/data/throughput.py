@@ -19,8 +19,8 @@ from PIL import Image
 from zoo.data.augment import CLASSIFICATION, CONTRASTIVE
 from zoo.data.batches import Batches, default_threads
 from zoo.data.folders import read_folder
+from zoo.data.preprocess import PreprocessSpec
 from zoo.data.records import Dataset
-from zoo.preprocess import PreprocessSpec
 
 BATCH_SIZE = 32
 

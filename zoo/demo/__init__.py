@@ -18,15 +18,15 @@ from pathlib import Path
 import keras
 
 from clip import zero_shot_classifier
-from zoo import registry
+from zoo.data.digits import Digits, load_split
 from zoo.demo.data import BATCH_SIZE, HELD_OUT_TEMPLATES, PREPROCESS, WORDS, short_tokens
 from zoo.demo.deploy import export_reader
 from zoo.demo.page import draw_plots, write_report
 from zoo.demo.reading import Readings, measure, read_digits
 from zoo.demo.training import EPOCHS, VARIANT, create_pair, train_pair
-from zoo.evaluation.digits import Digits, load_split
-from zoo.files import atomic_write
-from zoo.report import percent
+from zoo.models import registry
+from zoo.utils.files import atomic_write
+from zoo.utils.report import percent
 
 
 def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, train_images: int | None = None) -> dict:

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from clip import CLASS_NAMES, TEMPLATES, tokenize
-from zoo.evaluation.digits import IMAGE_SIZE
-from zoo.preprocess import PreprocessSpec, batch
+from zoo.data.digits import IMAGE_SIZE
+from zoo.data.preprocess import PreprocessSpec, batch
 
 DIGITS_MEAN, DIGITS_STD = 0.69, 0.35  # of the drawn training pictures, on the scale 0...1
 PREPROCESS = PreprocessSpec(image_size=IMAGE_SIZE, mean=(DIGITS_MEAN,) * 3, std=(DIGITS_STD,) * 3)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data.digits import Digits
 from zoo.demo.data import PREPROCESS
 from zoo.demo.reading import Readings
-from zoo.evaluation.digits import Digits
 from zoo.export import OnnxModel, export_onnx
 
 PRECISIONS = ("float32", "float16", "int8")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo import report
+from zoo.data.digits import Digits
 from zoo.demo.data import HELD_OUT_TEMPLATES, NUMERALS, TRAIN_TEMPLATES, WORDS, captions, jiggle
 from zoo.demo.reading import Readings
-from zoo.evaluation.digits import Digits
-from zoo.report import percent
+from zoo.utils import report
+from zoo.utils.report import percent
 
 SHOWN_TEMPLATE = 2  # of HELD_OUT_TEMPLATES, in the similarity matrix
 

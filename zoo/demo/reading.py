@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from clip import class_matrix
+from zoo.data.digits import HELD_OUT_IMAGES, Digits
 from zoo.demo.data import HELD_OUT_TEMPLATES, NUMERALS, PREPROCESS, WORDS, short_tokens
-from zoo.evaluation.digits import HELD_OUT_IMAGES, Digits
 from zoo.evaluation.metrics import calibration, confusion, softmax, temperature_sweep
 
 READING_BATCH_SIZE = HELD_OUT_IMAGES // 3  # so that all batches have one shape, which JAX compiles once

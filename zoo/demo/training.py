@@ -6,8 +6,8 @@ import time
 import keras
 
 from clip import create_clip
+from zoo.data.digits import IMAGE_SIZE, Digits
 from zoo.demo.data import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, CaptionedDigits, lowest_loss
-from zoo.evaluation.digits import IMAGE_SIZE, Digits
 from zoo.training import optimizer
 
 VARIANT, STEM_STRIDE = "convnext_v2_atto", 2

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from clip import prompts_for
-from zoo.convert import read_checkpoint, write_safetensors
-from zoo.encoding import Encoder, unit
 from zoo.evaluation.metrics import softmax
+from zoo.inference.encoding import Encoder, unit
+from zoo.weights import read_checkpoint, write_safetensors
 
 FORMAT = "convnext-clip-zoo classifier"
 

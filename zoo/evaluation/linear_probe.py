@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data.datasets import ORIGINS, Labelled, load_labelled
 from zoo.data.shards import find_shards
-from zoo.encoding import Encoder
-from zoo.evaluation.datasets import ORIGINS, Labelled, load_labelled
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.models import load_encoder
 from zoo.evaluation.results import embed_readable, told, write_result
-from zoo.report import percent, plot_confusion
+from zoo.inference.encoding import Encoder
+from zoo.utils.report import percent, plot_confusion
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty
 HELD_BACK = 0.2  # of the training pictures, to choose among them

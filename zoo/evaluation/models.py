@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from zoo.encoding import Encoder, keras_encoder
-from zoo.preprocess import PreprocessSpec
-from zoo.registry import load
+from zoo.data.preprocess import PreprocessSpec
+from zoo.inference.encoding import Encoder, keras_encoder
+from zoo.models.registry import load
 
 
 def load_encoder(model: str | Path, *, batch_size: int = 64, preprocess: PreprocessSpec | None = None) -> Encoder:

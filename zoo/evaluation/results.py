@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import Dataset
-from zoo.encoding import Encoder
-from zoo.files import atomic_write
+from zoo.inference.encoding import Encoder
+from zoo.utils.files import atomic_write
 
 
 def embed_readable(

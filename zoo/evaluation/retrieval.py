@@ -12,11 +12,11 @@ import numpy as np
 
 from clip import tokenize
 from zoo.data import BadSample, Dataset, open_record, read_csv, read_folder, read_shards
-from zoo.encoding import Encoder
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks
 from zoo.evaluation.models import load_encoder
 from zoo.evaluation.results import embed_readable, none_left, told, write_result
-from zoo.report import SheetRow, percent, plot_sheet
+from zoo.inference.encoding import Encoder
+from zoo.utils.report import SheetRow, percent, plot_sheet
 
 SHOWN_QUERIES, SHOWN_RESULTS = 6, 6
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from zoo import report
 from zoo.evaluation.zero_shot import ZeroShotResult, draw_mistakes, evaluate_zero_shot
 from zoo.experiments.published import published
 from zoo.experiments.setting import Outcome, Setting
-from zoo.report import percent, plot_confusion
+from zoo.utils import report
+from zoo.utils.report import percent, plot_confusion
 
 
 def run(setting: Setting) -> Outcome:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from clip import CLASS_NAMES, TEMPLATES
-from zoo import report
 from zoo.data import Dataset, Record
+from zoo.data.image_source import read_source
 from zoo.evaluation.results import embed_readable
 from zoo.experiments.plots import Guess, plot_guesses
 from zoo.experiments.setting import Outcome, Setting, has_classes, shown_picture
-from zoo.picture_source import read_source
-from zoo.report import percent
+from zoo.utils import report
+from zoo.utils.report import percent
 
 SHOWN, BARS = 10, 4
 PHOTOGRAPHS = {  # what shows on the pictures that come with scikit-learn and scikit-image

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from convnext import closest
-from zoo import report
 from zoo.experiments import EXPERIMENTS
 from zoo.experiments.setting import Outcome, Setting
-from zoo.files import atomic_write
-from zoo.registry import Loaded, load
+from zoo.models.registry import Loaded, load
+from zoo.utils import report
+from zoo.utils.files import atomic_write
 
 DEMO_PAIR = Path("demo-output/model.safetensors")
 USE = """import zoo

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import numpy as np
 
 from clip import CLASS_NAMES, prompts_for
-from zoo import report
 from zoo.evaluation.classifier import create_classifier
 from zoo.evaluation.metrics import class_similarity, modality_gap, principal_components, rank_correlation, separation
 from zoo.experiments.plots import Cloud, Histogram, Matrix, plot_clouds, plot_histograms, plot_matrices
 from zoo.experiments.setting import Outcome, Setting, Subject
-from zoo.report import percent
+from zoo.utils import report
+from zoo.utils.report import percent
 
 MOST_COMPARED = 1500  # pictures, evenly chosen, in the distribution of pairs
 

@@ -1,14 +1,14 @@
 """Experiment 1: what the pair is made of, among all the pairs that the zoo builds."""
 
 import clip
-from zoo import report
-from zoo.convert import native
-from zoo.convert.describe import describe
-from zoo.convert.schema import CLIP
 from zoo.experiments.plots import plot_sizes
 from zoo.experiments.setting import Outcome, Setting
-from zoo.info import model_info
-from zoo.pretrained import tags
+from zoo.models.info import model_info
+from zoo.utils import report
+from zoo.weights import native
+from zoo.weights.describe import describe
+from zoo.weights.published import tags
+from zoo.weights.schema import CLIP
 
 KINDS = {"ViT": clip.ViT, "ConvNeXt": clip.ConvNeXt, "ResNet": clip.ResNet, "MobileCLIP": clip.MCi}
 

@@ -3,13 +3,13 @@
 import numpy as np
 
 from clip import CLASS_NAMES, TEMPLATES
-from zoo import report
 from zoo.evaluation.classifier import Classifier, average
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, top_k_accuracy, wilson_interval
 from zoo.experiments.plots import Ranked, plot_ranking
 from zoo.experiments.published import published
 from zoo.experiments.setting import Outcome, Setting
-from zoo.report import percent, plot_confusion
+from zoo.utils import report
+from zoo.utils.report import percent, plot_confusion
 
 NUMERALS, WORDS = CLASS_NAMES["mnist"], CLASS_NAMES["digits"]
 STRATEGIES = {  # name: (kind, class names, templates)

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 from clip import prompts_for
-from zoo import report
 from zoo.bench.devices import on_cuda, peak_device_bytes, resident_bytes
 from zoo.bench.timing import percentile, take_turn, take_turns, timed, warm_up
+from zoo.data.preprocess import batch
 from zoo.experiments.setting import Outcome, Setting
-from zoo.pipeline import ClipPipeline
-from zoo.preprocess import batch
-from zoo.report import Panel, percent, plot_panels
+from zoo.inference.pipeline import ClipPipeline
+from zoo.utils import report
+from zoo.utils.report import Panel, percent, plot_panels
 
 BATCHES, SMOKE_BATCHES = (1, 2, 4, 8, 16, 32, 64), (1, 4)
 PUBLISHED_THROUGHPUT = {1: 148, 4: 465, 8: 994, 16: 1234, 32: 1304, 64: 1608}  # ViT-B/32 on an RTX 4060 laptop

@@ -1,4 +1,4 @@
-"""The experiments' own plots: arrays and a path in, a PNG out, in the manner of `zoo.report`."""
+"""The experiments' own plots: arrays and a path in, a PNG out, in the manner of `zoo.utils.report`."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.report import BLUE, COLORS, GREEN, GREY, MOST_NUMBERED, RED, drawing, percent
+from zoo.utils.report import BLUE, COLORS, GREEN, GREY, MOST_NUMBERED, RED, drawing, percent
 
 BRIGHT = "#9db8cf"  # of bars that are not the right one
 CLASS_COLORS = "tab10"

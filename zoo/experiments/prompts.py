@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from clip import TEMPLATES
-from zoo import report
 from zoo.evaluation.classifier import Classifier
 from zoo.evaluation.metrics import calibration, first_places, rank_correlation, wilson_interval
 from zoo.experiments.plots import Ranked, plot_ranking
 from zoo.experiments.setting import Outcome, Setting, Subject, halves
-from zoo.report import percent
+from zoo.utils import report
+from zoo.utils.report import percent
 
 SINGLE = {
     "simple": ("{}", "a {}.", "a photo of a {}.", "a picture of the {}."),

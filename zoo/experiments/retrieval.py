@@ -3,10 +3,10 @@
 import numpy as np
 
 from clip import CLASS_NAMES, prompts_for
-from zoo import report
 from zoo.evaluation.metrics import precision_at_k, retrieval_curves, retrieval_ranks, summarize_ranks
 from zoo.experiments.setting import Outcome, Setting, Subject
-from zoo.report import Panel, SheetRow, percent, plot_panels, plot_sheet
+from zoo.utils import report
+from zoo.utils.report import Panel, SheetRow, percent, plot_panels, plot_sheet
 
 CUTS, SHOWN, SHEET_ROWS = (1, 5, 10), 8, 10
 BAR = 0.97  # of the first ten held-out digits that a sentence finds, with the demo's pair

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import open_record
+from zoo.data.benchmarks import find_files
+from zoo.data.datasets import ORIGINS, Labelled, load_labelled
 from zoo.data.records import Record
-from zoo.evaluation.datasets import ORIGINS, Labelled, load_labelled
-from zoo.evaluation.published import find_files
 from zoo.evaluation.results import embed_readable
-from zoo.pipeline import ClipPipeline
-from zoo.registry import Loaded
+from zoo.inference.pipeline import ClipPipeline
+from zoo.models.registry import Loaded
 
 SMOKE_PER_CLASS = 12  # pictures
 SHOWN_SIDE = 160  # pixels of a picture in a report
@@ -28,7 +28,7 @@ class Outcome:
         title: of its section in the report.
         headline: (what it is, the figure) of its tile.
         metrics: what its JSON file holds.
-        blocks: of its section, made by `zoo.report`.
+        blocks: of its section, made by `zoo.utils.report`.
     """
 
     title: str

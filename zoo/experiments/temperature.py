@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from zoo import report
 from zoo.evaluation.metrics import calibration, lowest_loss_factor, reliability, softmax, temperature_sweep
 from zoo.experiments.plots import Histogram, plot_histograms, plot_reliability
 from zoo.experiments.setting import Outcome, Setting, halves
-from zoo.report import Panel, percent, plot_panels
+from zoo.utils import report
+from zoo.utils.report import Panel, percent, plot_panels
 
 FACTORS = np.geomspace(1, 1000, 61)
 TABLED = (0.2, 0.5, 1, 2, 5)  # times the learned temperature

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data.preprocess import batch, open_image
 from zoo.export.exporter import ExportReport, check_request, export_onnx, place, take_part
 from zoo.export.graph import FLOAT32
 from zoo.export.verify import TOLERANCES, keras_outputs, random_inputs, sentences, to_layout
-from zoo.preprocess import batch, open_image
 
 KERAS = "keras"
 NO_PREPROCESSING = (
@@ -118,7 +118,7 @@ def captions(model, tensor, count):
 
 def find_model(name, weights):
     """(model, `PreprocessSpec` or None) of a name or a file."""
-    from zoo.registry import PATH_SUFFIXES, create_model, load, model_info
+    from zoo.models.registry import PATH_SUFFIXES, create_model, load, model_info
 
     path = Path(name)
     is_file = path.exists() or path.suffix in PATH_SUFFIXES or str(name).startswith("hf-hub:")

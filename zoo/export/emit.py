@@ -12,7 +12,7 @@ import numpy as np
 from zoo.export.graph import FIRST, FLOAT32, LAST, OPSETS, PRECISIONS, UINT8, Graph, Value
 from zoo.export.rules import rule_of
 from zoo.export.rules_clip import l2_normalize, pair_logits
-from zoo.folding import calls, check_functional, fold_with_affine
+from zoo.models.folding import calls, check_functional, fold_with_affine
 
 PRODUCER = "convnext-clip-zoo"
 IR_VERSION = {17: 8, 20: 9}

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoo.data.preprocess import PreprocessSpec
 from zoo.export import verify as verification
 from zoo.export.graph import FLOAT32
 from zoo.export.runtime import check_installed
 from zoo.export.verify import TOLERANCES, Check
-from zoo.files import atomic_write, sha256
-from zoo.preprocess import PreprocessSpec
+from zoo.utils.files import atomic_write, sha256
 
 if TYPE_CHECKING:
     import keras

@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.export.graph import FIRST, FLAT, FLOAT32, INT8, INT64, LAST, Graph, Value
 from zoo.export.products import each, product, tiles
-from zoo.folding import BRANCHES, batch_norm_affine, to_numpy
+from zoo.models.folding import BRANCHES, batch_norm_affine, to_numpy
 
 RULES: dict = {}  # class, or the name of a class of Keras or of ours → rule
 OWN_PACKAGES = ("keras", "convnext", "clip")

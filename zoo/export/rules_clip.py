@@ -8,7 +8,7 @@ import numpy as np
 from zoo.export.graph import FLAT, FLOAT32, INT32, INT64, LAST
 from zoo.export.products import product
 from zoo.export.rules import _register, activate, reduce, softmax
-from zoo.folding import to_numpy
+from zoo.models.folding import to_numpy
 
 SMALLEST_NORM = 1e-12  # of clip.layers.l2_normalize, whose square is under its root
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.env import available_cores
+from zoo.utils.env import available_cores
 
 DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")

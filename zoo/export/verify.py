@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.export.emit import named_outputs
 from zoo.export.graph import FLOAT16, FLOAT32, INT8
 from zoo.export.runtime import OnnxModel
-from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 
 RANDOM = "random"
 BATCH = 3

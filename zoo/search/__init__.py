@@ -1,6 +1,5 @@
-"""Search: a cache of text embeddings and an index of vectors, both on disk and both without Keras."""
+"""The search application: build an index of images, query it, draw what was found."""
 
-from zoo.search.index import Index
-from zoo.search.text_cache import TextCache, default_cache_path
+from zoo.embeddings import Index, TextCache, default_cache_path  # this room's own names before they moved
 
 __all__ = ["Index", "TextCache", "default_cache_path"]

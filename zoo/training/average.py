@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zoo.convert import native, read_checkpoint
-from zoo.convert.stored import shapes_of
-from zoo.convert.write import write_safetensors
+from zoo.weights import native, read_checkpoint
+from zoo.weights.stored import shapes_of
+from zoo.weights.write import write_safetensors
 
 
 class Averaged(NamedTuple):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.files import folder_write, remove_folder, sha256
+from zoo.utils.files import folder_write, remove_folder, sha256
 
 FORMAT = 1
 STATE, PROGRESS, HISTORY, MANIFEST = "state.safetensors", "progress.json", "history.jsonl", "manifest.json"

@@ -14,15 +14,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo import registry
-from zoo.convert import classes, detect_format, load_checkpoint, native, read_checkpoint
-from zoo.convert.native import Description
-from zoo.convert.schema import RESNET
 from zoo.data import Augment, Batches, Mix, RandAugment, one_hot
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.evaluation.metrics import top_k_accuracy
-from zoo.files import atomic_write
-from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
-from zoo.recipes import default_arguments
+from zoo.models import registry
+from zoo.models.recipes import default_arguments
 from zoo.training.config import ClassifierConfig, describe_model, named_model, read_config
 from zoo.training.devices import data_parallel
 from zoo.training.held_out import fill_up, held_out_batches
@@ -32,6 +28,10 @@ from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
 from zoo.training.sources import read_data
+from zoo.utils.files import atomic_write
+from zoo.weights import classes, detect_format, load_checkpoint, native, read_checkpoint
+from zoo.weights.native import Description
+from zoo.weights.schema import RESNET
 
 IMAGE_SIZE = 224
 CLASSES = "classes.json"

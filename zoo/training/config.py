@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zoo.convert.schema import RESNET
-from zoo.hub import transformers
-from zoo.names import Entry, find
+from zoo.models.names import Entry, find
+from zoo.weights.schema import RESNET
+from zoo.weights.sources import hub_transformers as transformers
 
 ARCHITECTURE = {  # key: kind
     **{"num_channels": int, "patch_size": int, "num_stages": int, "embedding_size": int},

@@ -9,11 +9,9 @@ from pathlib import Path
 import keras
 
 import clip
-from zoo import registry
-from zoo.convert import native
-from zoo.convert.schema import CLIP
 from zoo.data import CONTRASTIVE, Batches, Dataset
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
+from zoo.models import registry
 from zoo.training.devices import data_parallel
 from zoo.training.distillation import Teacher, load_teacher
 from zoo.training.loop import Outcome, Pace, train_durably
@@ -23,6 +21,8 @@ from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing
 from zoo.training.sources import read_data, without_labels
 from zoo.training.two_pass import accumulate as take_chunks
 from zoo.training.validation import PairValidation
+from zoo.weights import native
+from zoo.weights.schema import CLIP
 
 LOSSES = ("clip", "siglip")
 MAX_CONTEXT = 77

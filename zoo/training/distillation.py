@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 
 import clip
-from zoo import registry
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
+from zoo.models import registry
 
 EMBEDDINGS = ("image_embeddings", "text_embeddings")
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from zoo.data import Batches, Dataset
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
 
 
 def held_out_batches(dataset: Dataset, spec: PreprocessSpec, *, batch_size: int, **options) -> Batches:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.files import LineFile, atomic_write
-from zoo.report import Panel, plot_panels
+from zoo.utils.files import LineFile, atomic_write
+from zoo.utils.report import Panel, plot_panels
 
 FIRST = ("epoch", "step")  # columns of every row
 NOT_DRAWN = {*FIRST, "seconds", "event", "skipped", "left_out"}

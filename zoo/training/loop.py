@@ -18,11 +18,11 @@ from pathlib import Path
 import keras
 from keras import ops
 
-from zoo.files import lock, remove_leftovers
 from zoo.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from zoo.training.devices import undivided
 from zoo.training.history import History
 from zoo.training.randomness import random_state, set_random_state
+from zoo.utils.files import lock, remove_leftovers
 
 CHECKPOINTS, LOCK, HISTORY = "checkpoints", ".lock", "history.jsonl"
 RANDOM = "random"

@@ -11,14 +11,12 @@ import numpy as np
 from PIL import Image
 
 import convnext
-from zoo import registry, report
-from zoo.convert.describe import describe
 from zoo.data import Augment, Batches, Dataset, Record
 from zoo.data.folders import image_names
 from zoo.data.paths import inside, read_file
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.data.records import digest
-from zoo.files import atomic_write
-from zoo.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from zoo.models import registry
 from zoo.training.devices import data_parallel, undivided
 from zoo.training.held_out import fill_up, held_out_batches
 from zoo.training.loop import Outcome, Pace, train_durably
@@ -26,6 +24,9 @@ from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
 from zoo.training.sources import read_data, without_labels
+from zoo.utils import report
+from zoo.utils.files import atomic_write
+from zoo.weights.describe import describe
 
 FAMILY = "convnextv2"
 IMAGE_SIZE = 224

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import keras
 
-from zoo import registry
-from zoo.convert.describe import describe
-from zoo.preprocess import PreprocessSpec
+from zoo.data.preprocess import PreprocessSpec
+from zoo.models import registry
+from zoo.weights.describe import describe
 
 MODEL = "model.safetensors"
 

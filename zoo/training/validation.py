@@ -6,8 +6,8 @@ import numpy as np
 
 from clip import CLIP, class_matrix
 from zoo.data import Dataset
+from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks, top_k_accuracy
-from zoo.preprocess import PreprocessSpec
 from zoo.training.held_out import fill_up, held_out_batches
 
 

@@ -1,0 +1,338 @@
+"""Our models against the reference implementations, piece by piece.
+
+`tests/oracles.py` runs the references once on random weights and writes one folder a case: their weights, inputs and
+outputs. Here each case is loaded as a user would load it and compared; no reference library is imported. An error is
+max |ours − theirs| / max |theirs|.
+"""
+
+import fnmatch
+import functools
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zoo.models.registry import create_model
+from zoo.utils.env import choose_backend
+from zoo.weights import load_weights, native
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the parity table.
+
+    Args:
+        case: name of the case's folder.
+        library: the reference and its version.
+        backend: Keras' backend and its version.
+        output: what was compared, with the image size where a case has several.
+        error: max |ours − theirs| / max |theirs|; NaN where the shapes differ or a value is not finite.
+        tolerance: that the error must not exceed.
+    """
+
+    case: str
+    library: str
+    backend: str
+    output: str
+    error: float
+    tolerance: float
+
+    @property
+    def is_within(self):
+        return self.error <= self.tolerance
+
+
+def parity(directory: str | Path, pattern: str = "*") -> list[Row]:
+    """Compares every case of a folder that `tests/oracles.py` wrote.
+
+    Args:
+        directory: the folder of cases.
+        pattern: of case names, e.g. "timm-*".
+
+    Returns:
+        A list of `Row`.
+
+    Raises:
+        ValueError: there is no such folder, or it has no such case.
+    """
+    if not Path(directory).is_dir():
+        raise ValueError(f"No folder {str(directory)!r} of cases. Write it: python tests/oracles.py {directory}")
+    found = [case for case in find_cases(directory) if fnmatch.fnmatchcase(case.name, pattern)]
+    found.sort(key=lambda case: (case.name.partition("-")[2], case.name))  # one architecture after the other
+    if not found:
+        raise ValueError(f"No case {pattern!r} in {directory}. Write some: python tests/oracles.py {directory}")
+    return [row for case in found for row in compare(case)]
+
+
+def parity_on(directory: str | Path, pattern: str = "*", backend: tuple[str, ...] = ()) -> list[Row]:
+    """`parity` on each of several backends, one after the other, each in a process of its own.
+
+    Args:
+        directory, pattern: as of `parity`.
+        backend: of "jax", "tensorflow", "torch"; empty for the environment's choice.
+
+    Raises:
+        ValueError: a backend is not there, or the folder has no such case.
+    """
+    if len(backend) < 2:
+        choose_backend(*backend)
+        return parity(directory, pattern)
+    return [row for name in backend for row in _rows_of(name, str(directory), pattern)]
+
+
+def _rows_of(backend, directory, pattern):
+    command = [sys.executable, "-m", "zoo", "parity", directory, "--pattern", pattern, "--backend", backend, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        said = done.stderr.strip().splitlines() or ["no word"]
+        raise ValueError(f"{backend}: {said[-1].removeprefix('zoo: error: ')}")
+    return [Row(**row) for row in json.loads(done.stdout)]
+
+
+def find_cases(directory):
+    """Folders of complete cases, sorted by name."""
+    return sorted(path.parent for path in Path(directory).glob("*/case.json"))
+
+
+def compare(case_dir: str | Path) -> list[Row]:
+    """The `Row`s of one case."""
+    case_dir = Path(case_dir)
+    case = json.loads((case_dir / "case.json").read_text(encoding="utf-8"))
+    reference = dict(np.load(case_dir / "reference.npz", allow_pickle=False))
+    model = load_case(case_dir, case)
+    outputs = run_pair(model, reference) if hasattr(model, "image_encoder") else run_classifier(model, reference)
+    return [
+        Row(case_dir.name, case["library"], backend_version(), name, error(ours, reference[name]), case["tolerance"])
+        for name, ours in outputs.items()
+    ]
+
+
+def load_case(case_dir, case):
+    """Our model of a case with the reference's weights in it."""
+    if case["row"] is None:
+        return create_model(case["model"], weights=case_dir / "model.safetensors", **case["arguments"])
+    model = create_row(case["model"], json.dumps([case["row"], case["arguments"]]))
+    load_weights(model, case_dir / "model.safetensors")
+    return model
+
+
+@functools.lru_cache(maxsize=1)
+def create_row(family, row_and_arguments):
+    """A model of a row that has no name.
+
+    The last one is kept: several libraries have files for the same row, and JAX takes seconds to compile it.
+    """
+    import clip
+    import convnext
+
+    create = {
+        "convnext": convnext.create_convnext_v1,
+        "convnextv2": convnext.create_convnext_v2,
+        "resnet": convnext.create_resnet,
+        native.CLIP: clip.create_clip,
+    }[family]
+    row, arguments = json.loads(row_and_arguments)
+    return create(native.row_of(family, row), **arguments)
+
+
+def run_classifier(model, reference):
+    """{"224x224/stem": array, "224x224/stage_0": array, …} for each size the reference was run at."""
+    pieces, probe = classifier_probe(model)
+    outputs = {}
+    for key in reference:
+        size, _, what = key.partition("/")
+        if what == "images":
+            results = predict(probe, reference[key])
+            outputs |= {f"{size}/{name}": result for name, result in zip(pieces, results, strict=True)}
+    return outputs
+
+
+@functools.lru_cache(maxsize=1)
+def classifier_probe(model):
+    """(names, a model with these outputs) of a classifier's pieces."""
+    import keras
+
+    pieces = tower_pieces(model)
+    if "head_fc" in pieces:
+        pieces["logits"] = pieces.pop("head_fc")
+    return tuple(pieces), keras.Model(model.input, list(pieces.values()))
+
+
+def run_pair(model, reference):
+    """The towers' outputs and inner pieces, logits, loss, and d loss / d logit_scale of one batch."""
+    from keras import ops
+
+    outputs = {}
+    for side, tower, key in (("image", model.image_encoder, "images"), ("text", model.text_encoder, "tokens")):
+        outputs |= run_tower(side, tower, reference[key], reference)
+    pair = predict(model, {key: reference[key] for key in ("images", "tokens")})
+    image, text = pair["image_embeddings"], pair["text_embeddings"]
+    loss, gradient = loss_and_gradient(model, image, text)
+    return {
+        **outputs,
+        "image_normalized": image,
+        "text_normalized": text,
+        "logits": ops.convert_to_numpy(model.logits(image, text)),
+        "loss": loss,
+        "logit_scale_gradient": gradient,
+    }
+
+
+def run_tower(side, tower, inputs, reference):
+    """{"image_stem": array, …, "image_embedding": array}: of the inner pieces those that the reference has."""
+    import keras
+
+    named = {f"{side}_{name}": tensor for name, tensor in tower_pieces(tower).items()}
+    pieces = {name: tensor for name, tensor in named.items() if name in reference}
+    pieces[f"{side}_embedding"] = tower.output
+    results = predict(keras.Model(tower.input, list(pieces.values())), inputs)
+    return dict(zip(pieces, results, strict=True))
+
+
+PIECES = {  # our layer → the piece that it makes; where a model has several, the last counts
+    **dict.fromkeys(("class_embedding", "stem_norm", "maxpool", "avgpool", "ln_pre", "stem_2_act"), "stem"),
+    **dict.fromkeys(("head_pool", "head_norm", "ln_post", "ln_final"), "pooled"),
+    **{name: name for name in ("token_embedding", "head_fc")},
+}
+STAGES = ("stages_0_blocks_0_out", "layer1_0_out")  # one of which every model with stages has
+BLOCK = re.compile(r"transformer_resblocks_(\d+)_(?:add_2|sequence)")  # the last layer of a transformer's block
+
+
+def tower_pieces(tower):
+    """{"stem", "stage_0", …, "token_embedding", "block_0", …, "pooled", "head_fc": symbolic tensor} of what it has."""
+    from convnext import feature_maps
+
+    layers = {layer.name: layer for layer in tower.layers}
+    pieces = {piece: layers[name].output for name, piece in PIECES.items() if name in layers}
+    if any(name in layers for name in STAGES):
+        pieces |= {f"stage_{index}": stage for index, stage in enumerate(feature_maps(tower).outputs)}
+    found = {name: BLOCK.fullmatch(name) for name in layers}
+    return pieces | {f"block_{match[1]}": layers[name].output for name, match in found.items() if match}
+
+
+def predict(model, x):
+    """A model's outputs in inference as NumPy arrays: JAX compiles the whole, PyTorch keeps nothing for gradients."""
+    import keras
+    from keras import ops
+
+    if keras.backend.backend() != "tensorflow":
+        return model.predict_on_batch(x)
+    return keras.tree.map_structure(ops.convert_to_numpy, model(x, training=False))
+
+
+def loss_and_gradient(model, image, text):
+    """(clip_loss, its derivative by logit_scale) as numpy scalars, by the backend's own differentiation."""
+    import keras
+
+    from clip import clip_loss
+
+    variable = model.logit_scale.logit_scale
+
+    def loss_of(scale):
+        with keras.StatelessScope(state_mapping=[(variable, scale)]):
+            return clip_loss(model.logits(image, text))
+
+    differentiate = {"jax": _differentiate_jax, "tensorflow": _differentiate_tensorflow, "torch": _differentiate_torch}
+    value, gradient = differentiate[keras.backend.backend()](loss_of, keras.ops.convert_to_numpy(variable.value))
+    return keras.ops.convert_to_numpy(value), keras.ops.convert_to_numpy(gradient)
+
+
+def _differentiate_jax(function, x):
+    import jax
+
+    return jax.value_and_grad(function)(x)
+
+
+def _differentiate_tensorflow(function, x):
+    import tensorflow as tf
+
+    x = tf.convert_to_tensor(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return value, tape.gradient(value, x)
+
+
+def _differentiate_torch(function, x):
+    import torch
+
+    x = torch.tensor(x, requires_grad=True)
+    value = function(x)
+    return value, torch.autograd.grad(value, x)[0]
+
+
+def error(ours, theirs):
+    """max |ours − theirs| / max |theirs|, worked out in float64; NaN where the shapes differ."""
+    if ours.shape != theirs.shape:
+        return float("nan")
+    ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+def backend_version():
+    """ "jax 0.10.2"."""
+    import importlib.metadata
+
+    import keras
+
+    backend = keras.backend.backend()
+    for distribution in (backend, f"{backend}-cpu"):
+        try:
+            return f"{backend} {importlib.metadata.version(distribution)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return backend
+
+
+OUTPUTS = (
+    *("image_embedding", "text_embedding", "image_normalized", "text_normalized"),
+    *("logits", "loss", "logit_scale_gradient"),
+)
+INNER = "worst inner piece"
+
+
+def to_markdown(rows):
+    """Markdown: a line a case, a column an output, and one for the worst of the inner pieces, which it names.
+
+    Of several image sizes the largest error is shown; what is too large is bold. Above stands how many cases are good.
+    Several backends stand side by side, with one column for all outputs of each.
+    """
+    backends = list(dict.fromkeys(row.backend for row in rows))
+    cases = {name: [row for row in rows if row.case == name] for name in dict.fromkeys(row.case for row in rows)}
+    good = sum(all_within(own) for own in cases.values())
+    alone = len(backends) == 1
+    shown = {o: (o,) for o in OUTPUTS if any(_piece(row) == o for row in rows)} if alone else {"outputs": OUTPUTS}
+    columns = [(backend, title, of) for backend in backends for title, of in ({INNER: ()} | shown).items()]
+    titles = [title if alone else f"{backend}: {title}" for backend, title, _ in columns]
+    lines = [f"max |ours − theirs| / max |theirs|, float32, Keras on {', '.join(backends)}:"]
+    lines += [f"{good} of {len(cases)} cases within their tolerance", ""]
+    lines += [f"| case | reference | {' | '.join(titles)} |"]
+    lines += ["|---|---|" + "".join("--:|" if of else "---|" for *_, of in columns)]
+    for case, own in cases.items():
+        cells = [_cell([row for row in own if row.backend == backend], of) for backend, _, of in columns]
+        lines.append(f"| {case} | {own[0].library} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _piece(row):
+    return row.output.rpartition("/")[2]
+
+
+def _cell(rows, of):
+    """The worst error of the outputs `of`; where that is empty, of the inner pieces, with its name."""
+    rows = [row for row in rows if (_piece(row) in of if of else _piece(row) not in OUTPUTS)]
+    if not rows:
+        return ""
+    worst = max(rows, key=lambda row: (not row.is_within, math.isnan(row.error), row.error))
+    shown = f"{worst.error:.1e}" if worst.is_within else f"**{worst.error:.1e}**"
+    return shown if of else f"{shown} {_piece(worst)}"
+
+
+def all_within(rows):
+    """Whether no error exceeds its tolerance."""
+    return all(row.is_within for row in rows)

@@ -1,0 +1,247 @@
+"""The original files of CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST, read without trusting them.
+
+CIFAR's batches are pickles. They are read by an unpickler that knows bytes, numbers, lists, dictionaries and the three
+names under which NumPy writes an array; it imports nothing, and an array is made only of uint8 that are there.
+
+Formats: https://www.cs.toronto.edu/~kriz/cifar.html, http://yann.lecun.com/exdb/mnist/.
+"""
+
+import gzip
+import io
+import math
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from zoo.weights import read_checkpoint
+
+MAX_BYTES = 512 << 20  # of one member, unpacked: CIFAR's largest has 154 MB, MNIST's 47 MB
+CIFAR_SIDE = 32
+CIFAR_LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
+CIFAR_FILES = {
+    ("cifar10", "test"): ("test_batch",),
+    ("cifar10", "train"): tuple(f"data_batch_{i}" for i in range(1, 6)),
+    ("cifar100", "test"): ("test",),
+    ("cifar100", "train"): ("train",),
+}
+IDX_PREFIXES = {"test": "t10k", "train": "train"}
+IDX_FILES = ("t10k-images-idx3-ubyte*", "t10k-images.idx3-ubyte*")
+LAYOUTS = {  # of a folder, as published, as torchvision and Keras unpack it: what is in it, and in that where it is one
+    "cifar10": (("cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10.npz"), ("test_batch",)),
+    "cifar100": (("cifar-100-python.tar.gz", "cifar-100-python", "cifar100.npz"), ("test",)),
+    "mnist": (("mnist.npz", "MNIST/raw", "MNIST", "raw"), IDX_FILES),
+    "fashion_mnist": (("fashion_mnist.npz", "FashionMNIST/raw", "FashionMNIST", "raw"), IDX_FILES),
+}
+IDX_UBYTE = 0x08
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def find_files(folder: Path, name: str) -> Path | None:
+    """Where below a folder the original files of a data set are, in any of LAYOUTS; None where they are not."""
+    places, files = LAYOUTS[name]
+    for path in (folder / place for place in places):
+        if path.is_file() or any(list(path.glob(file)) for file in files):
+            return path
+    return folder if any(list(folder.glob(file)) for file in files) else None
+
+
+def _original(path: str | Path, name: str) -> Path:
+    """The file or folder to read, at a path or below it; ValueError for a path that is not there."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(
+            f"data={str(path)!r} is not there; it must be a file or folder with the original files of {name}"
+        )
+    return (path.is_dir() and find_files(path, name)) or path
+
+
+def read_cifar(path: str | Path, name: str, split: str = "test") -> Arrays:
+    """The pictures of a split, uint8 (N, 32, 32, 3), and labels, int32 (N,).
+
+    Args:
+        path: the published `.tar.gz`, the folder that is in it, where either lies, one of its batches, or an `.npz`
+            with x_test, y_test.
+        name: "cifar10" or "cifar100", of which the fine labels are taken.
+        split: "test" or "train".
+
+    Raises:
+        ValueError: no such file in there, or one that holds what no CIFAR batch does.
+    """
+    path = _original(path, name)
+    if path.suffix == ".npz":
+        return _from_npz(path, split)
+    parts = [_read_batch(path, file, name) for file in CIFAR_FILES[name, split]]
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+
+def _read_batch(path: Path, file: str, name: str) -> Arrays:
+    batch = _unpickle(_member(path, file), path)
+    data, key = batch.get(b"data"), CIFAR_LABELS[name]
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * CIFAR_SIDE**2 or key not in batch:
+        raise ValueError(f"{path} holds no {name} batch: data (N, 3072) and {key.decode()} are needed")
+    pictures = data.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
+    return _checked(np.ascontiguousarray(pictures), batch[key], path)
+
+
+def read_mnist(path: str | Path, split: str = "test", name: str = "mnist") -> Arrays:
+    """The pictures of a split, uint8 (N, 28, 28), and labels, int32 (N,), of MNIST or Fashion-MNIST.
+
+    Args:
+        path: a folder with t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (train-… for the training pictures),
+            each as it is or `.gz`; one of these files; an `.npz` with x_test, y_test; or where either lies.
+        name: "mnist" or "fashion_mnist".
+        split: "test" or "train".
+
+    Raises:
+        ValueError: no such files, or files whose size is not what their header says.
+    """
+    path = _original(path, name)
+    if path.suffix == ".npz":
+        return _from_npz(path, split)
+    path = path.parent if path.is_file() else path
+    names = (f"{IDX_PREFIXES[split]}-{what}-ubyte" for what in ("images-idx3", "labels-idx1"))
+    images, labels = (_read_idx(_idx_file(path, name)) for name in names)
+    return _checked(images, labels, path)
+
+
+def _checked(images: np.ndarray, labels, path: Path) -> Arrays:
+    try:
+        labels = np.array([int(label) for label in labels], np.int32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the labels in {path} are no whole numbers: {error}") from error
+    if images.ndim not in (3, 4) or len(images) != len(labels) or not len(labels):
+        raise ValueError(f"{path} holds images {images.shape} and {len(labels)} labels; as many are needed")
+    return images, labels
+
+
+def _from_npz(path: Path, split: str) -> Arrays:
+    arrays = read_checkpoint(path).tensors
+    if not {f"x_{split}", f"y_{split}"} <= set(arrays):
+        raise ValueError(f"{path} has no x_{split} and y_{split}; it has {sorted(arrays)[:8]}")
+    images = arrays[f"x_{split}"]
+    if images.size and not (images.min() >= 0 and images.max() <= 255 and (images == np.rint(images)).all()):
+        raise ValueError(f"x_{split} in {path} is not made of whole numbers from 0 to 255")
+    return _checked(images.astype(np.uint8), arrays[f"y_{split}"].ravel(), path)
+
+
+def _member(path: Path, name: str) -> bytes:
+    """The bytes of a CIFAR batch, from its archive, its folder, or itself. Nothing is unpacked on the disk."""
+    if path.is_dir():
+        found = [file for file in (path / name, *sorted(path.glob(f"*/{name}"))) if file.is_file()]
+        if not found:
+            raise ValueError(f"{path} has neither CIFAR's archive (cifar-…-python.tar.gz) nor the file {name!r} of it")
+        path = found[0]
+    if not path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        with open(path, "rb") as file:
+            return _read_all(file, path)
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isreg() and member.name.rpartition("/")[2] == name:
+                    return _read_all(archive.extractfile(member), f"{path}: {member.name}")
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is a damaged archive: {error}") from error
+    raise ValueError(f"{path} has no member {name!r}")
+
+
+def _read_all(file: BinaryIO, name) -> bytes:
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{name} has more than {MAX_BYTES} bytes")
+    return data
+
+
+class _Array:
+    """Stands for a pickled array: what NumPy would be told to fill it with, kept."""
+
+    state = None
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _Type:
+    """Stands for a pickled dtype; its later state, the byte order, does not matter to bytes."""
+
+    def __init__(self, name="", *_):
+        self.name = name.decode("latin-1") if isinstance(name, bytes) else name
+
+    def __setstate__(self, state):
+        pass
+
+
+def _encode(text, encoding):
+    """How Python 3 writes bytes in a pickle that Python 2 can read."""
+    if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin-1")
+
+
+STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) not in STAND_INS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR batch does")
+        return STAND_INS[module, name]
+
+
+def _unpickle(data: bytes, path: Path) -> dict:
+    """{bytes: value} of a batch; ValueError for whatever else it is."""
+    try:
+        batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+        if not isinstance(batch, dict):
+            raise pickle.UnpicklingError(f"it is a {type(batch).__name__}")
+        return {_key(key): _array(value) if isinstance(value, _Array) else value for key, value in batch.items()}
+    except Exception as error:  # a pickle can be wrong in any way
+        raise ValueError(f"{path} is not a CIFAR batch: {error}") from error
+
+
+def _key(key) -> bytes:
+    return key.encode("latin-1") if isinstance(key, str) else key
+
+
+def _array(stand_in: _Array) -> np.ndarray:
+    _, shape, dtype, fortran, data = stand_in.state
+    if dtype.name not in ("u1", "uint8") or fortran or not isinstance(data, bytes):
+        raise pickle.UnpicklingError("an array is not made of uint8 in C order")
+    if math.prod(shape) != len(data) or any(side < 0 for side in shape):
+        raise pickle.UnpicklingError(f"an array of shape {shape} has {len(data)} bytes")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _idx_file(folder: Path, name: str) -> Path:
+    """The file of that name, as MNIST's page and Keras' cache spell it."""
+    spellings = [f"{stem}{end}" for stem in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+    for path in (folder / spelling for spelling in spellings):
+        if path.is_file():
+            return path
+    raise ValueError(f"{folder} has no {name}, also not as .gz")
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """uint8 of the shape that the header says and the size confirms."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            data = _read_all(file, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    sides = data[3] if len(data) > 3 else 0
+    if data[:3] != bytes([0, 0, IDX_UBYTE]) or len(data) < 4 + 4 * sides:
+        raise ValueError(f"{path} is not an idx file of bytes; it begins with {data[:4]!r}")
+    shape = tuple(np.frombuffer(data, ">u4", sides, 4).tolist())
+    if math.prod(shape) != len(data) - 4 - 4 * sides:
+        raise ValueError(f"{path} declares {shape}, and holds {len(data) - 4 - 4 * sides} bytes")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * sides).reshape(shape)

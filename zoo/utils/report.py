@@ -1,0 +1,415 @@
+"""Reports: one HTML page that needs no other file and no network, and the plots that go on it.
+
+A page is `page(title, …blocks)`; a block is what `section`, `paragraph`, `tiles`, `table`, `figure`, `code` and
+`details` return.
+They escape every text they are given. A plot takes arrays and a path and writes a PNG.
+"""
+
+import base64
+import contextlib
+import html
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from zoo.utils.files import atomic_write
+
+FIGURE = re.compile(r"[\d.,]+( ?(%|×|s|ms|µs|MB|M))?|–")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CSS_PIXELS_PER_INCH, DPI = 96, 144
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1d2430; --soft: #5b6675; --page: #f6f7f9; --card: #ffffff;
+  --line: #dfe3e8; --accent: #24527a; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e9ee; --soft: #a3adba; --page: #14171c; --card: #1d2229;
+  --line: #333b46; --accent: #8fc1ea; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--text);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 960px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.3rem; margin: 2.75rem 0 .5rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
+p { margin: .6rem 0; max-width: 46rem; }
+.lead { font-size: 1.1rem; color: var(--soft); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem; margin: 1.5rem 0; }
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .9rem 1rem; }
+.tile b { display: block; font-size: 1.7rem; line-height: 1.2; color: var(--accent);
+  font-variant-numeric: tabular-nums; }
+.tile span { color: var(--soft); font-size: .88rem; }
+figure { margin: 1.25rem 0; }
+figure div { background: #ffffff; border: 1px solid var(--line); border-radius: 10px; padding: .75rem; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figcaption { color: var(--soft); font-size: .9rem; margin-top: .5rem; max-width: 46rem; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; background: var(--card); font-size: .94rem; }
+th, td { border: 1px solid var(--line); padding: .4rem .75rem; text-align: left; vertical-align: top; }
+th { color: var(--soft); font-weight: 600; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; overflow-x: auto;
+  font: .88rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }
+@media print { body { background: #ffffff; } figure, .tiles, table, pre { break-inside: avoid; } }
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{content}
+</main>
+</body>
+</html>
+"""
+
+
+def page(title: str, *blocks: str, lead: str = "") -> str:
+    """A whole HTML document.
+
+    Args:
+        title: heading and title of the window.
+        blocks: what the functions below return.
+        lead: one or two sentences under the heading.
+    """
+    heading = f"<h1>{html.escape(title)}</h1>"
+    opening = [f'<p class="lead">{html.escape(lead)}</p>'] if lead else []
+    return PAGE.format(title=html.escape(title), style=STYLE, content="\n".join([heading, *opening, *blocks]))
+
+
+def write_page(path: str | Path, title: str, *blocks: str, lead: str = "") -> None:
+    """Writes `page(…)` to a file, whole or not at all."""
+    with atomic_write(path, "w") as file:
+        file.write(page(title, *blocks, lead=lead))
+
+
+def section(title: str, *blocks: str) -> str:
+    """Blocks under a heading of their own."""
+    return "\n".join([f"<section><h2>{html.escape(title)}</h2>", *blocks, "</section>"])
+
+
+def paragraph(text: str) -> str:
+    """Running text; "%" stays on the line of its number."""
+    return f"<p>{html.escape(text).replace(' %', '&nbsp;%')}</p>"
+
+
+def tiles(values: Mapping[str, object]) -> str:
+    """A row of large figures: {what it is: the figure}."""
+    inner = "".join(
+        f'<div class="tile"><b>{html.escape(str(value))}</b><span>{html.escape(label)}</span></div>'
+        for label, value in values.items()
+    )
+    return f'<div class="tiles">{inner}</div>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table; a column of figures, with or without a unit, stands on the right, where "–" is a figure that is missing.
+
+    Raises:
+        ValueError: a row is not as long as the header.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"row {list(row)!r} has {len(row)} cells; the header has {len(header)}")
+    numeric = [bool(rows) and all(_is_figure(row[i]) for row in rows) for i in range(len(header))]
+    head = _row("th", header, numeric)
+    body = "\n".join(_row("td", row, numeric) for row in rows)
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _row(tag: str, cells: Sequence[object], numeric: Sequence[bool]) -> str:
+    marks = [' class="number"' if is_number else "" for is_number in numeric]
+    inner = "".join(f"<{tag}{mark}>{html.escape(str(cell))}</{tag}>" for cell, mark in zip(cells, marks, strict=True))
+    return f"<tr>{inner}</tr>"
+
+
+def _is_figure(cell: object) -> bool:
+    return not isinstance(cell, str) or FIGURE.fullmatch(cell) is not None
+
+
+def figure(png: str | Path, caption: str) -> str:
+    """A PNG file, embedded, with its caption. A plot is shown at the size it was drawn for, or smaller to fit."""
+    data = Path(png).read_bytes()
+    width = round(png_size(data)[0] * CSS_PIXELS_PER_INCH / DPI)
+    text = html.escape(caption)
+    source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    image = f'<div><img src="{source}" width="{width}" alt="{text}"></div>'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels, from a PNG's header."""
+    if not data.startswith(PNG_SIGNATURE):
+        raise ValueError(f"not a PNG: it begins with {data[:8]!r}, a PNG with {PNG_SIGNATURE!r}")
+    return struct.unpack(">II", data[16:24])
+
+
+def code(text: str) -> str:
+    """Lines to copy."""
+    return f"<pre><code>{html.escape(text)}</code></pre>"
+
+
+def details(summary: str, *blocks: str) -> str:
+    """Blocks behind a line that opens them."""
+    return "\n".join([f"<details><summary>{html.escape(summary)}</summary>", *blocks, "</details>"])
+
+
+def percent(share: float) -> str:
+    """0.98056 → "98.1 %"."""
+    return f"{100 * share:.1f} %"
+
+
+# Plots.
+
+BLUE, ORANGE, GREEN, RED, GREY = "#24527a", "#d1702a", "#2e8b57", "#c0392b", "#8a94a0"
+COLORS = (BLUE, ORANGE, GREEN, RED, "#7a4fa3", "#4a9aa8")
+MOST_IN_A_ROW = 6  # panels
+MOST_TICKS = 10  # positions up to which each has its tick
+TICK_DISTANCE = 0.1  # of a logarithmic axis, between two of them
+MOST_NUMBERED = 20  # rows or columns up to which a cell's number can be read
+PLOT_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e9ed",
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "white",
+    "text.parse_math": False,  # a "$" in a class name is a dollar
+}
+
+
+@contextlib.contextmanager
+def drawing(path: str | Path, width: float, height: float):
+    """A matplotlib figure of that many inches; leaving the block writes it to `path` as PNG.
+
+    The figure belongs to no window system, and matplotlib's settings are as before afterwards.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(PLOT_STYLE):
+        canvas = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        yield canvas
+        with atomic_write(path) as file:
+            canvas.savefig(file, format="png", dpi=DPI)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes in `plot_panels`.
+
+    Args:
+        title: above it.
+        x: N positions, shared by its curves.
+        curves: {label: N values}; NaN where a curve has none.
+        levels: {label: y} of dashed horizontal lines.
+        marks: {label: x} of dotted vertical lines.
+        xlabel: under it.
+        log_x: logarithmic positions.
+        percent: the values are shares, shown as percentages.
+        joined: lines go on over positions where their curve has no value, and are not broken there.
+    """
+
+    title: str
+    x: Sequence[float]
+    curves: Mapping[str, Sequence[float]]
+    levels: Mapping[str, float] = field(default_factory=dict)
+    marks: Mapping[str, float] = field(default_factory=dict)
+    xlabel: str = ""
+    log_x: bool = False
+    percent: bool = False
+    joined: bool = False
+
+
+def plot_panels(path: str | Path, panels: Sequence[Panel]) -> None:
+    """Curves side by side: losses, accuracies, anything over time or over a setting."""
+    rows = -(-len(panels) // MOST_IN_A_ROW)
+    columns = -(-len(panels) // rows)
+    with drawing(path, 3.15 * columns, 2.9 * rows) as canvas:
+        canvas.get_layout_engine().set(wspace=0.06)
+        axes = canvas.subplots(rows, columns, squeeze=False).ravel()
+        for ax, panel in zip(axes, panels, strict=False):
+            _draw_panel(ax, panel)
+        for ax in axes[len(panels) :]:
+            ax.remove()
+
+
+def _draw_panel(ax, panel: Panel) -> None:
+    for (label, values), color in zip(panel.curves.items(), COLORS, strict=False):
+        shown = np.isfinite(values) if panel.joined else np.full(len(panel.x), True)
+        dots = "o" if shown.sum() <= 30 else None
+        x, y = np.compress(shown, panel.x), np.compress(shown, values)
+        ax.plot(x, y, color=color, label=label, marker=dots, markersize=3.5, linewidth=1.8)
+    for label, y in panel.levels.items():
+        ax.axhline(y, color=GREY, linestyle="--", linewidth=1.2, label=label)
+    for (label, x), color in zip(panel.marks.items(), (GREY, ORANGE), strict=False):
+        ax.axvline(x, color=color, linestyle=":", linewidth=1.6, label=label)
+    if panel.log_x:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        if len(panel.x) <= MOST_TICKS:
+            ax.set_xticks(ticks_apart(sorted(panel.x)))
+            ax.minorticks_off()
+    elif np.all(np.mod(panel.x, 1) == 0):
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    if panel.percent:
+        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    ax.set_title(panel.title, loc="left")
+    ax.set_xlabel(panel.xlabel)
+    ax.legend(fontsize=8.5)
+
+
+def ticks_apart(x):
+    """Those of ascending positions on a logarithmic axis whose labels do not run into each other."""
+    least = TICK_DISTANCE * np.log(x[-1] / x[0])
+    shown = [x[0]]
+    for position in x[1:]:
+        if np.log(position / shown[-1]) >= least:
+            shown.append(position)
+    return shown
+
+
+def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """A confusion matrix: blue where it is right, orange where it is wrong, each row as shares of its sum.
+
+    Args:
+        path: of the PNG.
+        counts: int (K, K), rows are true classes, columns predicted ones.
+        class_names: K strings.
+    """
+    counts = np.asarray(counts)
+    _check_shape("counts", counts, (len(class_names), len(class_names)))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    right = np.eye(len(counts), dtype=bool)
+    side = 2.2 + 0.46 * min(len(counts), MOST_NUMBERED)
+    with drawing(path, side + 0.4, side) as canvas:
+        ax = canvas.subplots()
+        ax.imshow(np.where(right, shares, np.nan), cmap="Blues", vmin=0, vmax=1.25)
+        # An error in a hundred must not look like none: the root lifts small shares.
+        ax.imshow(np.where(right | (counts == 0), np.nan, np.sqrt(shares)), cmap="Oranges", vmin=-0.1, vmax=1)
+        if len(counts) <= MOST_NUMBERED:
+            _write_cells(ax, counts, lambda n: str(n) if n else "·", dark=shares > 0.6)
+        _name_ticks(ax, class_names, class_names)
+        ax.set_xlabel("read as")
+        ax.set_ylabel("is")
+
+
+def plot_similarity(
+    path: str | Path, cosines: np.ndarray, pictures: Sequence[np.ndarray], captions: Sequence[str]
+) -> None:
+    """Images against captions, with the pictures along the side and the cosine in each cell.
+
+    Args:
+        path: of the PNG.
+        cosines: float (N, M), in [-1, 1].
+        pictures: N uint8 arrays (H, W, 3).
+        captions: M strings.
+    """
+    cosines = np.asarray(cosines)
+    _check_shape("cosines", cosines, (len(pictures), len(captions)))
+    rows, columns = cosines.shape
+    low, high = float(cosines.min()), float(cosines.max())
+    with drawing(path, 2.2 + 0.62 * columns, 1.6 + 0.62 * rows) as canvas:
+        ax = canvas.subplots()
+        ax.imshow(cosines, cmap="Blues", vmin=low, vmax=high + 0.2 * (high - low))
+        if max(rows, columns) <= MOST_NUMBERED:
+            _write_cells(ax, cosines, lambda c: f"{c:.2f}", dark=cosines > low + 0.75 * (high - low))
+        _name_ticks(ax, [""] * rows, captions)
+        for row, picture in enumerate(pictures):
+            _draw_tick_picture(ax, row, picture)
+
+
+def _draw_tick_picture(ax, row: int, picture: np.ndarray) -> None:
+    """The picture left of a row, in place of a label."""
+    inset = ax.inset_axes((-1.5, row - 0.45, 0.9, 0.9), transform=ax.transData)
+    inset.imshow(picture)
+    inset.set_axis_off()
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One row of `plot_sheet`.
+
+    Args:
+        text: before the pictures.
+        pictures: uint8 arrays (H, W, 3).
+        notes: one string a picture, under it; none when empty.
+        right: one bool a picture: framed in green or red; no frames when empty.
+    """
+
+    text: str
+    pictures: Sequence[np.ndarray]
+    notes: Sequence[str] = ()
+    right: Sequence[bool] = ()
+
+
+def plot_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
+    """A sheet of pictures, a row for each text: searches, examples of a class, mistakes."""
+    columns = max(len(row.pictures) for row in rows)
+    with drawing(path, 2.6 + 0.86 * columns, 0.3 + 1.0 * len(rows)) as canvas:
+        grid = canvas.add_gridspec(len(rows), columns + 1, width_ratios=[2.6, *[0.86] * columns])
+        for r, row in enumerate(rows):
+            label = canvas.add_subplot(grid[r, 0])
+            label.set_axis_off()
+            label.text(1, 0.5, _wrap(row.text, 30), ha="right", va="center", transform=label.transAxes)
+            for c, picture in enumerate(row.pictures):
+                ax = canvas.add_subplot(grid[r, c + 1])
+                _draw_picture(
+                    ax,
+                    picture,
+                    note=row.notes[c] if len(row.notes) else "",
+                    color=(GREEN if row.right[c] else RED) if len(row.right) else "#ffffff",
+                )
+
+
+def _draw_picture(ax, picture: np.ndarray, note: str, color: str) -> None:
+    ax.imshow(picture, interpolation="nearest")
+    ax.grid(False)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel(note, fontsize=8, color=GREY, labelpad=2)
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=color, linewidth=2.2)
+
+
+def _write_cells(ax, values: np.ndarray, text, dark: np.ndarray) -> None:
+    """`text(value)` in each cell, white where the cell is dark."""
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if dark[row, column] else "#3a4450"
+        ax.text(column, row, text(value), ha="center", va="center", fontsize=9, color=color)
+
+
+def _name_ticks(ax, rows: Sequence[str], columns: Sequence[str]) -> None:
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    longest = max(map(len, columns), default=0)
+    slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if longest > 4 else {}
+    ax.set_xticks(range(len(columns)), columns, **slant)
+    ax.set_yticks(range(len(rows)), rows)
+
+
+def _wrap(text: str, width: int) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; the names and pictures beside it make it {shape}")

@@ -1,0 +1,147 @@
+"""Files from huggingface.co: fetched once into that library's own cache, and verified each time they are used.
+
+The cache is huggingface_hub's ($HF_HOME), shared with every library that uses it; so are resuming, progress bars,
+tokens and $HF_HUB_OFFLINE. That library does not check what it cached, so a digest is written down beside each file at
+its first use, and a file that has changed since is refused.
+"""
+
+import contextlib
+import hmac
+import re
+from pathlib import Path
+
+from zoo.utils.files import atomic_write, sha256
+
+RECORD = ".sha256"  # appended to a file's name, in the form that sha256sum writes and checks
+DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def fetch(repository: str, files: tuple[str, ...], *, revision: str | None = None, digest: str | None = None) -> Path:
+    """The first of `files` that a repository has, downloaded unless it is cached, and verified.
+
+    What is cached is used as it is, without asking the network.
+
+    Args:
+        repository: "owner/name" on huggingface.co.
+        files: names in order of preference.
+        revision: commit, branch or tag; None for the newest.
+        digest: SHA-256 that the first of `files` must have; None where nobody documents one.
+
+    Returns:
+        Path of the file in the cache.
+
+    Raises:
+        FileNotFoundError: the repository is not there, or has none of the files.
+        ConnectionError: the file is not cached, and the hub cannot be reached.
+        ImportError: huggingface_hub is missing.
+        ValueError: the file does not have the digest it should have.
+    """
+    unreachable = None
+    for name in files:
+        try:
+            path = fetch_file(repository, name, revision=revision, offline=unreachable is not None)
+        except ConnectionError as error:
+            unreachable = unreachable or error
+            continue  # another of the files may be cached
+        if path is not None:
+            verify(path, digest if name == files[0] else None)
+            return path
+    raise unreachable or FileNotFoundError(f"{_url(repository, revision)} has none of {', '.join(files)}.")
+
+
+def fetch_file(repository: str, name: str, *, revision: str | None = None, offline: bool = False) -> Path | None:
+    """One file of a repository, unverified, or None where the repository has no such file; errors as of `fetch`."""
+    hub = _hub()
+    try:
+        cached = hub.try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+        return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
+    except hub.errors.LocalEntryNotFoundError as error:
+        raise ConnectionError(_not_cached(hub, repository, name, error)) from error
+    except hub.errors.EntryNotFoundError:
+        return None
+    except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError) as error:
+        raise FileNotFoundError(f"{_url(repository, revision)} is not there, or not for you: {_line(error)}") from error
+    except hub.errors.HFValidationError as error:
+        raise ValueError(f"{repository!r} is no repository's name: {_line(error)}") from error
+    except Exception as error:  # a full disk, or whatever the library beneath raises when a connection breaks
+        raise ConnectionError(f"{name} of {repository} could not be downloaded: {_line(error)}") from error
+
+
+def _hub():
+    try:
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise ImportError(
+            'Published weights are downloaded with huggingface_hub: pip install "convnext-clip-zoo[hub]". '
+            "Without it, load a file or a folder that you have."
+        ) from error
+    return huggingface_hub
+
+
+def _not_cached(hub, repository, name, error):
+    cache, reason = hub.constants.HF_HUB_CACHE, _line(error.__cause__ or error)
+    return (
+        f"{name} of {repository} is not in the cache ({cache}), and huggingface.co cannot be reached: {reason} "
+        "With a network the same call downloads it; without one, copy the repository's files here and load the folder."
+    )
+
+
+def _url(repository, revision):
+    return f"https://huggingface.co/{repository}" + (f"/tree/{revision}" if revision else "")
+
+
+def _line(error):
+    """The first line of an error's text, ended with a full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{lines[0].rstrip('. ')}."
+
+
+def verify(path: Path, digest: str | None = None) -> str:
+    """The SHA-256 of a cached file, after comparison with what is known of it.
+
+    That is `digest`, the digest written down at the first use, and the one that the hub announced, by which the cache
+    names the content of a large file.
+
+    Raises:
+        ValueError: one of them is another; both digests are in the message.
+    """
+    actual, record = sha256(path), path.with_name(path.name + RECORD)
+    known = _read_record(record)
+    for source, expected in {
+        "the table of published weights": digest,
+        f"{record.name}, written when it was first used": known,
+        "the hub's announcement": _announced(path),
+    }.items():
+        if expected and not hmac.compare_digest(expected, actual):
+            raise ValueError(
+                f"{path} has SHA-256 {actual}, and {source} says {expected}. The file was damaged or changed: delete "
+                "it, and it is downloaded again."
+            )
+    if known is None:
+        with contextlib.suppress(OSError), atomic_write(record, "w") as file:  # a cache may be read-only
+            file.write(f"{actual}  {path.name}\n")
+    return actual
+
+
+def recorded(path: Path) -> str | None:
+    """The digest written down for a cached file, or None."""
+    return _read_record(path.with_name(path.name + RECORD))
+
+
+def _read_record(record):
+    """The digest in a record, or None; a record that is none counts as a difference, not as permission."""
+    try:
+        return record.read_text(encoding="utf-8").split(maxsplit=1)[0].lower()
+    except FileNotFoundError:
+        return None
+    except (IndexError, UnicodeDecodeError):
+        return "nothing readable"
+
+
+def _announced(path):
+    """The digest by which the cache names a large file's content, or None for a small file or another layout."""
+    name = path.resolve().name
+    return name if path.is_symlink() and DIGEST.fullmatch(name) else None

@@ -1,0 +1,272 @@
+"""Foreign and own weight files → {key: numpy array}, told apart by their first bytes.
+
+safetensors (one file, or shards with an index) and `.npz` are read without torch. A torch zip checkpoint goes through
+`torch.load(weights_only=True)` of torch ≥ 2.10 (CVE-2026-24747) and through nothing else; older pickles are refused.
+safetensors and torch files are mapped, and an array is copied out of them when it is asked for; a member of an `.npz`,
+which may be compressed, is unpacked then.
+"""
+
+import contextlib
+import json
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from zoo.weights.stored import Stored
+
+OLDEST_TORCH = (2, 10)
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # around the weights in the checkpoints of training scripts
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, in front of every key
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
+SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+LARGEST_INDEX = 64 << 20  # bytes
+LARGEST_GROWTH, FREE_GROWTH = 100, 64 << 20  # a compressed .npz may grow a hundredfold, and to 64 MiB in any case
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Args:
+        tensors: key → array, read at each look; float16, bfloat16 and float64 are float32 here, integers are as stored.
+        metadata: str → str, of a safetensors file.
+        path: where it was read.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    metadata: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def read_checkpoint(path):
+    """The `Checkpoint` in a `.safetensors`, `.safetensors.index.json`, `.npz` or torch zip file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is none of these, is damaged, or holds something else than arrays.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No weight file at {str(path)!r}.")
+    tensors, metadata = _reader(path)(path)
+    return Checkpoint(_plain_keys(tensors), metadata, path)
+
+
+def _reader(path):
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[:2] == b"PK":
+        return _read_zip
+    if path.suffix == ".json":
+        return _read_sharded
+    if len(head) == 9 and head[8:] == b"{":
+        return _read_safetensors
+    raise ValueError(
+        f"{path.name} is not a weight file this package reads: .safetensors, .safetensors.index.json, .npz, or a torch "
+        f"checkpoint in the zip form that torch.save writes. It starts with {head!r}."
+    )
+
+
+def _read_safetensors(path):
+    import ml_dtypes  # noqa: F401 (teaches numpy the name "bfloat16", which safetensors asks for)
+    from safetensors import SafetensorError, safe_open
+
+    def unsound(error):
+        return ValueError(f"{path.name} is not a sound safetensors file: {error}")
+
+    def read(key):
+        try:
+            return file.get_tensor(key)
+        except (SafetensorError, TypeError, AttributeError) as error:
+            raise unsound(f"{key}: {error}") from error
+
+    try:
+        file = safe_open(path, framework="numpy")  # mapped until the last who may read it is gone
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, AttributeError) as error:
+        raise unsound(error) from error
+    foreign = sorted({entry.get_dtype() for entry in slices.values()} - SAFETENSORS_TYPES)
+    if foreign:
+        raise unsound(f"it holds {', '.join(foreign)}, and what is read is {', '.join(sorted(SAFETENSORS_TYPES))}")
+    shapes = {key: tuple(entry.get_shape()) for key, entry in slices.items()}
+    return Stored(shapes, read), file.metadata() or {}
+
+
+def _read_sharded(path):
+    """All shards that an index names; they must lie beside it."""
+    if path.stat().st_size > LARGEST_INDEX:
+        raise ValueError(
+            f"{path.name} has {path.stat().st_size} bytes, too many for the index of a sharded checkpoint."
+        )
+    try:
+        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = {str(name): {key for key in where if where[key] == name} for name in sorted(set(where.values()))}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not the index of a sharded checkpoint: no usable 'weight_map'.") from error
+    holder = {}  # key → the shard that has it
+    for name, keys in shards.items():
+        shard = path.parent / name
+        if Path(name).name != name or not name.endswith(".safetensors") or not shard.is_file():
+            raise ValueError(f"{path.name} names the shard {name!r}, and there is no such .safetensors file beside it.")
+        found = _read_safetensors(shard)[0]
+        if set(found) != keys:
+            difference = sorted(set(found) ^ keys)
+            raise ValueError(f"{name} and {path.name} disagree about {len(difference)} keys, e.g. {difference[0]!r}.")
+        holder |= dict.fromkeys(found, found)
+    shapes = {key: found.shapes[key] for key, found in holder.items()}
+    return Stored(shapes, lambda key: holder[key][key]), {}
+
+
+def _read_zip(path):
+    with _told_of_damage(path), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise ValueError(
+                f"{path.name} is a TorchScript archive, which holds a program beside the weights and is not read. "
+                "Look for a .safetensors copy of it."
+            )
+        if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+            return _read_torch(path, _is_stored(archive)), {}
+        if names and all(name.endswith(".npy") for name in names):
+            return _read_npz(path), {}
+    raise ValueError(f"{path.name} is a zip file, but neither .npz nor a torch checkpoint. It holds {names[:5]}.")
+
+
+@contextlib.contextmanager
+def _told_of_damage(path):
+    """Turns what zipfile says of a damaged file into a ValueError with the file's name."""
+    try:
+        yield
+    except ZIP_ERRORS as error:
+        raise ValueError(f"{path.name} is a damaged zip file: {error}") from error
+
+
+def _read_npz(path):
+    archive = zipfile.ZipFile(path)  # open until the last who may read it is gone
+    _check_growth(path, archive)
+
+    def read(key):
+        with _told_of_damage(path):
+            return _read_npy(archive, f"{key}.npy")
+
+    return Stored({name.removesuffix(".npy"): _npy_shape(archive, name) for name in archive.namelist()}, read)
+
+
+def _check_growth(path, archive):
+    """ValueError for a small file that would unpack into a very large one."""
+    before, after = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if after > LARGEST_GROWTH * before + FREE_GROWTH:
+        raise ValueError(f"{path.name} has {before:,} bytes and would unpack into {after:,}; weights do not.")
+
+
+def _npy_shape(archive, name):
+    """The shape of one member of an .npz file, checked against its size before any of it is allocated."""
+    size = archive.getinfo(name).file_size
+    with archive.open(name) as file, _told_of_unsound(name):
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = read_header[version](file)
+        declared = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or min(shape, default=0) < 0 or declared > size:
+        raise ValueError(f"{name} in the .npz file declares {shape} of {dtype}, which does not fit its {size} bytes.")
+    return shape
+
+
+def _read_npy(archive, name):
+    with archive.open(name) as file, _told_of_unsound(name):
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read(1)  # zipfile compares a member's checksum when it meets the end
+        return array
+
+
+@contextlib.contextmanager
+def _told_of_unsound(name):
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{name} in the .npz file is not a sound array: {error}") from error
+
+
+def _is_stored(archive):
+    """Whether no member is compressed, as torch.save leaves them: only then a member can be mapped."""
+    return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+
+
+def _read_torch(path, can_map):
+    torch = _recent_torch()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+    except Exception as error:  # the unpickler refuses in many ways; none of them ran anything
+        first_line = str(error).strip().splitlines()[:1]
+        raise ValueError(f"{path.name} is not a plain torch checkpoint of tensors: {first_line}") from error
+    state = _unwrap(content)
+    if not state:
+        raise ValueError(f"{path.name} holds no weights, neither at its top nor under {', '.join(WRAPPERS)}.")
+    for key, value in state.items():
+        _check_plain(torch, key, value, path)
+    return Stored({key: tuple(value.shape) for key, value in state.items()}, lambda key: _to_numpy(torch, state[key]))
+
+
+def _recent_torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            'A torch checkpoint can only be read with torch: pip install "torch>=2.10", or use a .safetensors copy.'
+        ) from error
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < OLDEST_TORCH:
+        raise ImportError(
+            f"torch {torch.__version__} is not safe for loading checkpoints from elsewhere. "
+            'Install "torch>=2.10", or use a .safetensors copy.'
+        )
+    return torch
+
+
+def _unwrap(content):
+    """The mapping of keys to tensors inside a checkpoint, or {}."""
+    while isinstance(content, Mapping):
+        tensors = {key: value for key, value in content.items() if isinstance(key, str) and hasattr(value, "detach")}
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if tensors or inner is None:
+            return tensors
+        content = inner
+    return {}
+
+
+def _check_plain(torch, key, value, path):
+    """ValueError for a tensor that is no array, or repeats its numbers, as `expand` does, up to any size."""
+    if value.numel() * value.element_size() > path.stat().st_size:
+        raise ValueError(f"{key} in {path.name} declares {tuple(value.shape)}, more than the whole file holds.")
+    try:
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise TypeError(f"{value.layout}, {value.dtype}, on {value.device}")
+        _to_numpy(torch, torch.empty(0, dtype=value.dtype))
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{key} in {path.name} is not a plain tensor: {error}") from error
+
+
+def _to_numpy(torch, value):
+    value = value.detach()
+    return (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
+
+
+def _plain_keys(tensors):
+    """`tensors` without the prefix that wrappers put in front of every key."""
+    for prefix in PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = tensors.without_prefix(prefix)
+    return tensors

@@ -1,0 +1,1 @@
+"""One file a library: its tensor names, its configuration read and written."""
