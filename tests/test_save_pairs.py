@@ -91,3 +91,35 @@ def test_a_row_that_no_pair_has_is_refused(tmp_path, kind, field, value, message
     rewrite(path, set_argument(field, value))
     with pytest.raises(ValueError, match=rf"hostile\.safetensors: .*{message}"):
         zoo.load(path)
+
+
+def test_load_pair_takes_a_file_a_loaded_model_and_a_model(tmp_path):
+    from zoo.data.preprocess import PreprocessSpec
+    from zoo.models import load_pair
+
+    spec = PreprocessSpec(32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    model = fill(clip.create_clip(ROWS["vit"], name="small"))
+    with pytest.raises(ValueError, match=r"The preprocessing of 'small' is unknown; pass preprocess="):
+        load_pair(model)
+    pair = load_pair(model, preprocess=spec)
+    assert (pair.model, pair.preprocess, pair.info.preprocess) == (model, spec, None)
+    zoo.save(model, tmp_path / "m.safetensors", preprocess=spec)
+    for source in (tmp_path / "m.safetensors", str(tmp_path / "m.safetensors"), zoo.load(tmp_path / "m.safetensors")):
+        pair = load_pair(source)
+        assert_same_model(pair.model, model)
+        assert (pair.preprocess, pair.tokenizer, pair.info.preprocess) == (spec, clip.tokenize, spec)
+        assert load_pair(pair) == load_pair(pair.model) == pair
+    assert load_pair(pair, preprocess=PreprocessSpec(32)).preprocess == PreprocessSpec(32)
+    model.save(tmp_path / "m.keras")  # says nothing of preprocessing
+    with pytest.raises(ValueError, match="preprocessing of '.*m.keras' is unknown"):
+        load_pair(tmp_path / "m.keras")
+
+
+def test_load_pair_refuses_a_classifier(tmp_path):
+    from zoo.models import load_pair
+
+    model = zoo.create_model("convnext_atto", input_shape=(32, 32, 3), num_classes=2)
+    zoo.save(model, tmp_path / "m.safetensors")
+    for source in (tmp_path / "m.safetensors", model):
+        with pytest.raises(ValueError, match="is not a CLIP pair"):
+            load_pair(source)

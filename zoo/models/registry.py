@@ -23,7 +23,21 @@ from zoo.weights.schema import CLIP, RESNET
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["Loaded", "ModelInfo", "create_model", "find", "list_models", "load", "model_info", "save", "weight_file"]
+    import clip
+
+__all__ = [
+    "Loaded",
+    "LoadedPair",
+    "ModelInfo",
+    "create_model",
+    "find",
+    "list_models",
+    "load",
+    "load_pair",
+    "model_info",
+    "save",
+    "weight_file",
+]
 
 PATH_SUFFIXES = (".safetensors", ".keras", ".json", ".npz", ".pt", ".pth", ".bin", ".h5")
 HUB = "hf-hub:"
@@ -43,6 +57,22 @@ class Loaded(NamedTuple):
     transform: Callable | None
     tokenizer: Callable | None
     info: ModelInfo
+
+
+class LoadedPair(NamedTuple):
+    """A CLIP pair with everything needed to use it.
+
+    Fields:
+        model: `clip.CLIP`.
+        preprocess: how images are prepared for it.
+        tokenizer: texts → int32 (N, L).
+        info: `ModelInfo`, or None for a pair in memory with custom or folded towers.
+    """
+
+    model: "clip.CLIP"
+    preprocess: PreprocessSpec
+    tokenizer: Callable
+    info: ModelInfo | None
 
 
 def create_model(
@@ -248,6 +278,42 @@ def load(name_or_path: str | Path) -> Loaded:
     if entry.tag is None:
         raise ValueError(_without_weights(entry))
     return _load_described(*_found(entry))
+
+
+def load_pair(
+    model_or_name: "str | Path | keras.Model | Loaded | LoadedPair", *, preprocess: PreprocessSpec | None = None
+) -> LoadedPair:
+    """Return a CLIP pair ready for use: model, preprocessing, tokenizer and info.
+
+    Args:
+        model_or_name: what `load` takes, what it returned, or a `clip.CLIP` in memory.
+        preprocess: how images are prepared; unless given, what the weights' file says.
+
+    Raises:
+        ValueError: it is a classifier, or its preprocessing is unknown and none is given; further errors as of `load`.
+    """
+    if isinstance(model_or_name, LoadedPair):
+        return model_or_name._replace(preprocess=preprocess or model_or_name.preprocess)
+    shown, loaded = model_or_name, model_or_name
+    if isinstance(model_or_name, str | Path):
+        loaded = load(model_or_name)
+    if isinstance(loaded, Loaded):
+        model, info = loaded.model, loaded.info
+        shown = shown if isinstance(shown, str | Path) else model.name
+        known = info.preprocess
+    else:
+        model, info, shown = loaded, None, getattr(loaded, "name", loaded)
+        known = native.recall(model).preprocess
+    tokenizer = _tokenizer(model)
+    if tokenizer is None:
+        raise ValueError(f"{str(shown)!r} is not a CLIP pair: an image tower and a text tower are needed.")
+    spec = preprocess or known
+    if spec is None:
+        raise ValueError(f"The preprocessing of {str(shown)!r} is unknown; pass preprocess=PreprocessSpec(…).")
+    if info is None and model.architecture is not None:
+        description = dataclasses.replace(describe(model), **native.recall(model)._asdict())
+        info = described(description, model.name, trainable_weights(model))
+    return LoadedPair(model, spec, tokenizer, info)
 
 
 def _without_weights(entry):
