@@ -1,8 +1,11 @@
-"""The command `zoo`: what it prints, what it refuses, and that its table leads to functions that exist."""
+"""The command `zoo`: output, errors, and a command table that matches the functions it names."""
 
+import argparse
 import functools
+import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -11,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from zoo import list_models
-from zoo.cli import BAD_INPUT, COMMANDS, GROUPS, main
+from zoo.cli import BAD_INPUT, COMMANDS, GROUPS, build_parser, main, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*arguments, **environment):
-    """`python -m zoo` with these arguments, finished."""
+    """Run `python -m zoo` with these arguments."""
     return subprocess.run(
         [sys.executable, "-m", "zoo", *arguments],
         cwd=ROOT,
@@ -33,12 +36,12 @@ def test_list(capsys):
     assert capsys.readouterr().out.splitlines() == list_models()
 
 
-def test_list_a_pattern(capsys):
+def test_list_by_pattern(capsys):
     assert main(["list", "convnextv2_*"]) == 0
     assert capsys.readouterr().out.split() == list_models("convnextv2_*") != []
 
 
-def test_list_of_nothing(capsys):
+def test_list_without_a_match(capsys):
     assert main(["list", "nothing*"]) == BAD_INPUT
     out, err = capsys.readouterr()
     assert (out, err) == ("", "zoo: error: No model matches 'nothing*'.\n")
@@ -47,7 +50,7 @@ def test_list_of_nothing(capsys):
 FINE_TUNED = "convnextv2_tiny.fcmae_ft_in1k "
 
 
-def test_what_the_library_remarks_on_is_one_line_without_a_place_in_the_code(monkeypatch, capsys):
+def test_library_warnings_are_one_line_without_a_source_location(monkeypatch, capsys):
     remark = functools.partial(warnings.warn, "m.pth: the classifier is new.", stacklevel=1)
     monkeypatch.setattr("zoo.models.names.listed", lambda **_: remark() or ["x"])
     assert main(["list"]) == 0
@@ -64,7 +67,7 @@ def test_list_published_weights(capsys):
     assert "  83.00 %  CC-BY-NC-4.0 (not for commercial use)" in next(line for line in lines if FINE_TUNED in line)
 
 
-def test_list_for_programs(capsys):
+def test_list_as_json(capsys):
     assert main(["list", "resnet*", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
@@ -92,7 +95,7 @@ def test_info(name, facts, capsys):
     assert [fact for fact in facts if fact not in printed] == []
 
 
-def test_info_for_programs(capsys):
+def test_info_as_json(capsys):
     assert main(["info", "convnext_v2_tiny", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert (info["name"], info["parameters"], info["input"]) == ("clip/convnext_v2_tiny", 91_687_809, [224, 224, 3])
@@ -109,7 +112,7 @@ def test_info_for_programs(capsys):
         ("convnextv2_tiny.fcmea", "There are 'fcmae'"),
     ],
 )
-def test_unknown_name(name, suggestion, capsys):
+def test_unknown_model_names_get_a_suggestion(name, suggestion, capsys):
     assert main(["info", name]) == BAD_INPUT == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -130,9 +133,17 @@ def test_help(command, capsys):
         main([*command.split(), "--help"])
     printed = capsys.readouterr().out
     assert ended.value.code == 0
-    assert " ".join(COMMANDS[command].summary.split()) in " ".join(printed.split())
+    assert COMMANDS[command].summary[1:] in " ".join(printed.split())
     assert "--json" in printed
     assert ("--backend" in printed) == (COMMANDS[command].uses_backend or command in ("bench", "doctor", "parity"))
+
+
+@pytest.mark.parametrize("line", [line for command in COMMANDS.values() for line in command.examples])
+def test_examples_in_the_help_parse(line):
+    program, *arguments = shlex.split(line)
+    assert program == "zoo"
+    options = build_parser().parse_args(arguments)
+    assert line in COMMANDS[options.command].examples
 
 
 def test_help_names_every_command(capsys):
@@ -156,7 +167,7 @@ def test_help_of_a_group_names_its_commands(group, capsys):
     [[], ["lst"], ["info"], ["list", "--colour"], ["demo", "--backend", "theano"], ["demo", "--epochs", "many"]],
     ids=" ".join,
 )
-def test_command_lines_that_cannot_be_read(arguments, capsys):
+def test_invalid_command_lines(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == BAD_INPUT
@@ -186,7 +197,7 @@ def test_python_m_zoo():
     ],
     ids=lambda value: value[0] if value and isinstance(value[0], str) else None,
 )
-def test_what_runs_batches_keeps_freed_memory_before_a_backend_is_chosen(arguments, kept, monkeypatch):
+def test_batch_commands_keep_freed_memory_before_a_backend_is_chosen(arguments, kept, monkeypatch):
     def stop(_):
         raise ValueError("far enough")
 
@@ -197,25 +208,60 @@ def test_what_runs_batches_keeps_freed_memory_before_a_backend_is_chosen(argumen
     assert called == kept
 
 
-def test_every_function_of_the_table_exists():
-    code = (
-        "from zoo.cli import COMMANDS, choose_backend, resolve; choose_backend()\n"
-        "for command in COMMANDS.values():\n"
-        "    for path in (command.function, command.show, command.succeeded):\n"
-        "        assert path is None or callable(resolve(path)), path\n"
+@pytest.mark.parametrize(
+    ("command", "level"),
+    [("list", None), ("average", None), ("export", "model"), ("search", "batches"), ("experiment", "batches")]
+    + [(name, "training") for name in ("train contrastive", "train classify", "pretrain", "demo")],
+)
+def test_every_command_says_what_it_does_with_a_backend(command, level):
+    row = COMMANDS[command]
+    assert row.backend == level
+    assert row.uses_backend == (level is not None)
+    assert row.runs_batches == (level in ("batches", "training"))
+    assert row.trains == (level == "training")
+
+
+CHECK_FUNCTIONS = """
+import test_cli
+from zoo.cli import choose_backend
+choose_backend()
+for name, command in test_cli.COMMANDS.items():
+    test_cli.check_functions(name, command)
+"""
+
+
+def test_every_command_calls_functions_that_take_its_arguments():
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK_FUNCTIONS],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
-def test_bad_name_of_a_command_that_runs_a_backend():
+def check_functions(name, command):
+    """The function takes every argument by name, with none missing; `show` and `succeeded` take the result."""
+    parser = argparse.ArgumentParser()
+    options = {parser.add_argument(*flags, **options).dest for flags, options in command.arguments}
+    inspect.signature(resolve(command.function)).bind(**dict.fromkeys(options))
+    for path in filter(None, (command.show, command.succeeded)):
+        function = resolve(path)
+        assert callable(function), f"{name}: {path}"
+        if function is not str:
+            inspect.signature(function).bind("result")
+
+
+def test_unknown_model_of_a_command_that_runs_a_backend():
     done = run("bench", "convnext_tinny")
     assert done.returncode == BAD_INPUT
     assert done.stderr.splitlines()[-1].startswith("zoo: error: Unknown model 'convnext_tinny'. Did you mean")
     assert "Traceback" not in done.stderr
 
 
-def test_doctor_for_programs():
+def test_doctor_as_json():
     done = run("doctor", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     checks = {check["name"]: check for check in json.loads(done.stdout)}

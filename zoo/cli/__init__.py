@@ -1,13 +1,16 @@
-"""The command `zoo`: reads the command line, runs the function that COMMANDS names, shows its result."""
+"""The command `zoo`: parses the command line, calls the function that `COMMANDS` names and prints its result."""
 
 import argparse
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from zoo.cli import evaluation, models, search, training
 from zoo.cli.command import Command
@@ -17,23 +20,35 @@ __all__ = ["COMMANDS", "GROUPS", "Command", "main"]
 
 BAD_INPUT = 2
 
-GROUPS = {  # first words of commands of two
-    "train": "train a pair or a classifier",
-    "eval": "measure a pair",
-    "index": "make and examine an index of images",
-    "cache": "examine the cache of text embeddings",
+GROUPS = {  # the first word of two-word commands
+    "train": "train a CLIP pair or a classifier",
+    "eval": "evaluate a CLIP pair",
+    "index": "build and maintain a search index of images",
+    "cache": "inspect and maintain the cache of text embeddings",
 }
 
 COMMANDS = models.COMMANDS | training.COMMANDS | evaluation.COMMANDS | search.COMMANDS
 
+EXAMPLES = (
+    "zoo demo",
+    "zoo list 'convnextv2_*' --weights",
+    "zoo info ViT-B-32.openai",
+    'zoo search photos-index "a dog on a beach"',
+)
 
-def main(argv=None):
-    """Runs one command; returns 0, 1 when what it looked at failed, or 2 on bad input with one line saying why."""
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        Exit code: 0; 1 when a check or an experiment failed; 2 on bad input, with one line on stderr.
+    """
     options = vars(build_parser().parse_args(argv))
     command = COMMANDS[options.pop("command")]
     as_json, show_traceback = options.pop("json"), options.pop("traceback")
-    sys.stdout.reconfigure(errors="replace")  # a Windows pipe may not know "→" or "×"
-    progress = sys.stderr if as_json else sys.stdout  # with --json, stdout holds nothing else
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a Windows pipe may lack "→" or "×"
+    progress = sys.stderr if as_json else sys.stdout  # with --json, stdout holds nothing but the result
     try:
         if command.runs_batches:
             keep_freed_memory()
@@ -44,22 +59,22 @@ def main(argv=None):
     except (ValueError, TypeError, OSError, ImportError) as error:
         if show_traceback:
             traceback.print_exc()
-        return refuse(error)
+        return report_error(error)
     text = to_json(result) if as_json else resolve(command.show)(result)
-    with contextlib.suppress(BrokenPipeError):  # the reader, such as `head`, may have seen enough
+    with contextlib.suppress(BrokenPipeError):  # a reader such as `head` may have closed the pipe
         print(text, end="\n" if text else "", flush=True)
     return 0 if command.succeeded is None or resolve(command.succeeded)(result) else 1
 
 
-def refuse(error):
-    """One line on stderr, whatever the message's own lines; the exit code of bad input."""
+def report_error(error: object) -> int:
+    """Print an error as one line on stderr; return the exit code of bad input."""
     print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
     return BAD_INPUT
 
 
 @contextlib.contextmanager
-def plain_warnings():
-    """Shows what the library remarks on as one line each, without the place in the code that Python adds."""
+def plain_warnings() -> Iterator[None]:
+    """Print the library's own warnings as one line each, without the source location that Python adds."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -74,24 +89,25 @@ def plain_warnings():
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without the usage lines above an error."""
+    """argparse that prints an error as one line, without the usage above it."""
 
-    def error(self, message):
-        sys.exit(refuse(message))
+    def error(self, message: str) -> NoReturn:
+        sys.exit(report_error(message))
 
 
-def build_parser():
-    parser = Parser(prog="zoo", description="ConvNeXt, ResNet and CLIP models in Keras 3.")
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="zoo", **help_texts("ConvNeXt, ResNet and CLIP models in Keras 3.", EXAMPLES))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     groups = {
-        group: commands.add_parser(group, help=summary, description=summary).add_subparsers(
+        group: commands.add_parser(group, help=summary, description=sentence(summary)).add_subparsers(
             required=True, metavar="JOB"
         )
         for group, summary in GROUPS.items()
     }
     for name, command in COMMANDS.items():
         group, _, job = name.rpartition(" ")
-        sub = groups.get(group, commands).add_parser(job, help=command.summary, description=command.summary)
+        texts = help_texts(sentence(command.summary), command.examples)
+        sub = groups.get(group, commands).add_parser(job, help=command.summary, **texts)
         sub.set_defaults(command=name)
         for flags, options in command.arguments:
             sub.add_argument(*flags, **options)
@@ -99,24 +115,35 @@ def build_parser():
             sub.add_argument(
                 "--backend", choices=BACKENDS, help="default: $KERAS_BACKEND, else the first one installed"
             )
-        sub.add_argument("--json", action="store_true", help="print the result for a program to read")
-        sub.add_argument("--traceback", action="store_true", help="on an error, show where it arose")
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        sub.add_argument("--traceback", action="store_true", help="print the traceback of an error")
     return parser
 
 
-def resolve(path):
-    """The function "module:name"."""
+def help_texts(description: str, examples: Sequence[str]) -> dict[str, Any]:
+    """argparse's options for a help with a description above and examples below."""
+    epilog = "\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples]) if examples else None
+    return {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
+def sentence(summary: str) -> str:
+    """A command's summary as a sentence."""
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def resolve(path: str) -> Callable:
+    """Import the function "module:name"."""
     module, name = path.split(":")
     return getattr(importlib.import_module(module), name)
 
 
-def to_json(result):
-    """JSON of dataclasses, named tuples, and lists of them."""
+def to_json(result: object) -> str:
+    """Format dataclasses, named tuples and lists of them as JSON."""
     return json.dumps(_plain(result), indent=1, ensure_ascii=False)
 
 
-def _plain(value):
-    if dataclasses.is_dataclass(value):
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if hasattr(value, "_asdict"):
         return value._asdict()

@@ -1,63 +1,74 @@
-"""A command as a row of a table, and the arguments that several commands take."""
+"""`Command`, a row of the command table, and the arguments that several commands share."""
 
 import argparse
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-TRAIN = ("zoo.training.", "zoo.demo:")
-RUN_BATCHES = (*TRAIN, "zoo.evaluation.", "zoo.experiments.", "zoo.search.build:")
+Argument = tuple[tuple[str, ...], dict[str, Any]]  # what `add_argument` takes: flags and options
 
 
 class Command(NamedTuple):
-    """A row: what the help says, the function ("module:name") and the one that shows its result, its arguments.
+    """One command: its help, the function it calls and the function that formats the result.
 
-    `uses_backend` chooses Keras' backend before the function is imported and adds --backend; `succeeded` names the
-    function that tells from the result whether the exit code is 0 or 1.
+    Args:
+        summary: one line for the help.
+        function: "module:name", called with the parsed arguments by name.
+        show: "module:name", result → text for stdout.
+        arguments: from `argument`.
+        backend: what the command does with a Keras backend. None: nothing, or it chooses one itself. "model": build or
+            run a model; "batches": run batch after batch, for which freed memory is kept; "training": batches with
+            gradients. Anything but None adds --backend and imports Keras before the function is imported.
+        succeeded: "module:name", result → whether the exit code is 0 rather than 1; None for always 0.
+        examples: command lines for the end of the help.
     """
 
     summary: str
     function: str
     show: str
-    arguments: tuple = ()
-    uses_backend: bool = False
+    arguments: tuple[Argument, ...] = ()
+    backend: Literal[None, "model", "batches", "training"] = None
     succeeded: str | None = None
+    examples: tuple[str, ...] = ()
+
+    @property
+    def uses_backend(self) -> bool:
+        return self.backend is not None
 
     @property
     def runs_batches(self) -> bool:
-        """Whether it sends batch after batch through a model, for which memory is best kept."""
-        return self.uses_backend and self.function.startswith(RUN_BATCHES)
+        return self.backend in ("batches", "training")
 
     @property
     def trains(self) -> bool:
-        """Whether it may take steps of training."""
-        return self.function.startswith(TRAIN)
+        return self.backend == "training"
 
 
-def argument(*flags, **options):
+def argument(*flags: str, **options: Any) -> Argument:
+    """What `argparse.ArgumentParser.add_argument` will be called with."""
     return flags, options
 
 
-def positive(text):
-    """An integer of at least 1, for argparse."""
+def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
     number = int(text) if text.lstrip("+-").isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return number
 
 
-def words(text):
-    """Words with commas between them, for argparse."""
+def words(text: str) -> tuple[str, ...]:
+    """Parse comma-separated words."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def numbers(text):
-    """Positive integers with commas between them, for argparse."""
+def numbers(text: str) -> tuple[int, ...]:
+    """Parse comma-separated positive integers."""
     return tuple(positive(word) for word in words(text))
 
 
-def show_nothing(_):
-    """For commands that say what they do while they do it."""
+def show_nothing(_: object) -> str:
+    """For commands that print while they run."""
     return ""
 
 
-PAIR = argument("--model", required=True, metavar="NAME|PATH", help="a saved file, or a pair's name with weights")
-IMAGES_AT_A_TIME = argument("--batch-size", type=positive, default=64, help="images at a time (default 64)")
+PAIR = argument("--model", required=True, metavar="NAME|PATH", help="saved CLIP pair, or name of one with weights")
+BATCH_SIZE = argument("--batch-size", type=positive, default=64, help="images per batch (default 64)")

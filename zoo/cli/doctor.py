@@ -1,16 +1,17 @@
-"""Looks at an installation: versions, backends, owners of our import names, assets, and one model that runs."""
+"""The command `zoo doctor`: checks versions, backends, import names and packaged files, and runs a small model."""
 
 import importlib.metadata
 import importlib.util
 import platform
 import sys
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from zoo.utils.env import OWN_NAMES, REPAIR, choose_backend, foreign_owners, installed_backends
 
 DISTRIBUTION = "convnext-clip-zoo"
 MIN_PYTHON, MIN_KERAS = (3, 11), (3, 15, 1)
-EXTRAS = {  # module: the extra that brings it
+EXTRAS = {  # module: the extra that installs it
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "usearch": "search",
@@ -21,63 +22,64 @@ HELLO_WORLD = [49406, 3306, 1002, 49407]
 
 
 class Check(NamedTuple):
-    """One line of the report. `passed` is None for a thing one can do without."""
+    """One line of the report. `passed` is None for an optional package that is not installed."""
 
     name: str
     passed: bool | None
     detail: str
 
 
-def examine(backend=None):
-    """Every check, in the order one would repair them.
+def examine(backend: str | None = None) -> list[Check]:
+    """Run every check, in the order in which failures should be repaired.
 
     Args:
-        backend: the one to run a model on; None for the environment's choice, else the first one installed.
-
-    Returns:
-        A list of `Check`.
+        backend: backend to run a model on; None for $KERAS_BACKEND, else the first one installed.
     """
     checks = [check_python(), check_owners(), check_backends(), check_keras(), *check_extras(), check_tokenizer()]
-    if all(check.passed is not False for check in checks):
+    if all_passed(checks):
         checks.append(check_model(backend))
     return checks
 
 
-def check_python():
-    return Check("python", sys.version_info >= MIN_PYTHON, f"{platform.python_version()} on {platform.platform()}")
+def check_python() -> Check:
+    version = f"{platform.python_version()} on {platform.platform()}"
+    return Check(
+        "python", sys.version_info >= MIN_PYTHON, f"{version}, needs {'.'.join(map(str, MIN_PYTHON))} or later"
+    )
 
 
-def check_owners():
-    """Our import names belong to our distribution alone, in the files that load and in pip's records."""
+def check_owners() -> Check:
+    """No other package owns our import names, neither by the files that load nor by pip's records."""
     owners = importlib.metadata.packages_distributions()
     others = {name: sorted({*owners.get(name, [])} - {DISTRIBUTION}) for name in OWN_NAMES}
-    trouble = [f"{name}: {', '.join(names)}" for name, names in others.items() if names]
-    trouble += [f"{name}: {where}" for name, where in foreign_owners()]
-    detail = f"also owned by {'; '.join(trouble)}. Repair: {REPAIR}" if trouble else ", ".join(OWN_NAMES)
-    return Check("import names", not trouble, detail)
+    conflicts = [f"{name}: {', '.join(names)}" for name, names in others.items() if names]
+    conflicts += [f"{name}: {where}" for name, where in foreign_owners()]
+    detail = f"also owned by {'; '.join(conflicts)}. To repair: {REPAIR}" if conflicts else ", ".join(OWN_NAMES)
+    return Check("import names", not conflicts, detail)
 
 
-def check_backends():
+def check_backends() -> Check:
     installed = installed_backends()
     versions = ", ".join(f"{name} {version_of(name)}" for name in installed)
-    return Check("backends", bool(installed), versions or f"none; pip install '{DISTRIBUTION}[jax]'")
+    return Check("backends", bool(installed), versions or f"none installed; pip install '{DISTRIBUTION}[jax]'")
 
 
-def check_keras():
+def check_keras() -> Check:
     version = version_of("keras")
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    return Check("keras", numbers >= MIN_KERAS, f"{version}, at least {'.'.join(map(str, MIN_KERAS))} is needed")
+    return Check("keras", numbers >= MIN_KERAS, f"{version}, needs {'.'.join(map(str, MIN_KERAS))} or later")
 
 
-def check_extras():
+def check_extras() -> Iterator[Check]:
     for module, extra in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        detail = version_of(module) if there else f"not there; pip install '{DISTRIBUTION}[{extra}]'"
-        yield Check(module, True if there else None, detail)
+        if importlib.util.find_spec(module) is not None:
+            yield Check(module, True, version_of(module))
+        else:
+            yield Check(module, None, f"optional, not installed; pip install '{DISTRIBUTION}[{extra}]'")
 
 
-def check_tokenizer():
-    """The merges came with the installation and give the known ids."""
+def check_tokenizer() -> Check:
+    """The packaged vocabulary gives the expected token ids."""
     from clip import tokenize
 
     try:
@@ -87,8 +89,8 @@ def check_tokenizer():
     return Check("tokenizer", ids == HELLO_WORLD, f"'hello world' → {ids}")
 
 
-def check_model(backend):
-    """A small ConvNeXt V2 runs on the backend and its probabilities sum to one."""
+def check_model(backend: str | None) -> Check:
+    """A small ConvNeXt V2 runs on the backend and its probabilities sum to 1."""
     try:
         backend = choose_backend(backend)
         import numpy as np
@@ -103,8 +105,8 @@ def check_model(backend):
     return Check("model", abs(total - 1) < 1e-5, f"ConvNeXt V2 on {backend}: probabilities sum to {total:.6f}")
 
 
-def version_of(module):
-    """Version of the distribution that brings a module, "?" where none is recorded."""
+def version_of(module: str) -> str:
+    """Version of the distribution that installed a module; "?" when none is recorded."""
     for name in (module, f"{module}-cpu", {"sklearn": "scikit-learn"}.get(module, module)):
         try:
             return importlib.metadata.version(name)
@@ -113,11 +115,11 @@ def version_of(module):
     return "?"
 
 
-def all_passed(checks):
+def all_passed(checks: Sequence[Check]) -> bool:
     return all(check.passed is not False for check in checks)
 
 
-def to_text(checks):
-    """One line a check: ok, FAIL, or - for what one can do without."""
+def to_text(checks: Sequence[Check]) -> str:
+    """One line per check: ok, FAIL, or - for an optional package that is not installed."""
     mark = {True: "ok  ", False: "FAIL", None: "-   "}
     return "\n".join(f"{mark[check.passed]}  {check.name:<13} {check.detail}" for check in checks)

@@ -1,51 +1,56 @@
-"""What measures."""
+"""Commands that evaluate, experiment with and benchmark models."""
 
-from zoo.cli.command import IMAGES_AT_A_TIME, PAIR, Command, argument, numbers, positive, words
+from zoo.cli.command import BATCH_SIZE, PAIR, Command, argument, numbers, positive, words
 from zoo.experiments import EXPERIMENTS
 
 DATASET = argument(
     "--dataset", default="digits", metavar="NAME", help="digits, cifar10, cifar100, mnist, …, folder:DIR, shards:GLOB"
 )
-
 DATA = argument(
-    "--data", metavar="PATH", help="the original files, or their folder (default: Keras' cache or download)"
+    "--data", metavar="PATH", help="the original files or their folder (default: Keras' cache, else downloaded)"
 )
 CLASSES = argument(
     "--class-names",
     metavar="FILE",
-    help="one a line, in the order of the labels; or JSON, also of prompts for each: {name: [prompt, …]}",
+    help="one name per line, in label order; or JSON, optionally with each class's prompts: {name: [prompt, …]}",
 )
-RESULTS = argument("--output", metavar="DIR", help="folder for JSON and pictures")
+RESULTS = argument("--output", metavar="DIR", help="folder for the results as JSON and plots")
 
 COMMANDS = {
     "eval zero-shot": Command(
-        "classify a data set from prompts alone: accuracy, recall, confusion, calibration",
+        "evaluate zero-shot classification: accuracy, recall, confusion matrix, calibration",
         "zoo.evaluation.zero_shot:run",
         "zoo.evaluation.zero_shot:to_text",
         (
             PAIR,
             DATASET,
             DATA,
-            argument("--templates", metavar="SET|FILE", help="of clip.TEMPLATES, or one a line (default: the data's)"),
+            argument(
+                "--templates",
+                metavar="SET|FILE",
+                help="name in clip.TEMPLATES, or file with one per line (default: the data set's)",
+            ),
             CLASSES,
-            IMAGES_AT_A_TIME,
+            BATCH_SIZE,
             RESULTS,
         ),
-        uses_backend=True,
+        backend="batches",
+        examples=("zoo eval zero-shot --model ViT-B-32.openai --dataset cifar10",),
     ),
     "eval retrieval": Command(
-        "rank images for captions and captions for images",
+        "evaluate image–text retrieval in both directions",
         "zoo.evaluation.retrieval:run",
         "zoo.evaluation.retrieval:to_text",
         (
             PAIR,
             argument("--data", required=True, metavar="PATH", help="CSV or TSV, captioned folder, or tar shards"),
-            argument("--image-key", default="filepath", metavar="COLUMN", help="of a table (default filepath)"),
-            argument("--caption-key", default="caption", metavar="COLUMN", help="of a table (default caption)"),
-            IMAGES_AT_A_TIME,
+            argument("--image-key", default="filepath", metavar="COLUMN", help="image column (default filepath)"),
+            argument("--caption-key", default="caption", metavar="COLUMN", help="caption column (default caption)"),
+            BATCH_SIZE,
             RESULTS,
         ),
-        uses_backend=True,
+        backend="batches",
+        examples=("zoo eval retrieval --model ViT-B-32.openai --data captions.csv",),
     ),
     "eval linear-probe": Command(
         "fit logistic regression to frozen image embeddings",
@@ -55,38 +60,51 @@ COMMANDS = {
             PAIR,
             DATASET,
             DATA,
-            argument("--train", metavar="NAME", help="folder:DIR or shards:GLOB to learn from (default: the data's)"),
+            argument(
+                "--train", metavar="NAME", help="training data, folder:DIR or shards:GLOB (default: the data set's own)"
+            ),
             CLASSES,
-            IMAGES_AT_A_TIME,
+            BATCH_SIZE,
             RESULTS,
         ),
-        uses_backend=True,
+        backend="batches",
+        examples=(
+            "zoo eval linear-probe --model ViT-B-32.openai --dataset folder:photos/test --train folder:photos/train",
+        ),
     ),
     "experiment": Command(
-        "run experiments with a pair: figures, plots and one report of them",
+        "run experiments with a CLIP pair and write plots and a report",
         "zoo.experiments.command:run_experiments",
         "zoo.cli.command:show_nothing",
         (
-            argument("names", nargs="+", metavar="LIST", help=f"all, or some of {', '.join(EXPERIMENTS)}"),
-            argument("--model", metavar="NAME|PATH", help="a saved file, or a pair with weights (default: the demo's)"),
+            argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(EXPERIMENTS)}"),
+            argument(
+                "--model", metavar="NAME|PATH", help="saved pair, or name with weights (default: the demo's pair)"
+            ),
             argument("--output", default="experiment-output", metavar="DIR", help="default experiment-output"),
-            argument("--images", metavar="DIR", help="your pictures; in a folder a class, they replace the digits"),
-            argument("--classes", metavar="NAMES", help="what your pictures may show: 'cat,dog'"),
+            argument("--images", metavar="DIR", help="your images; with one folder per class they replace the digits"),
+            argument("--classes", metavar="NAMES", help="possible classes of your images: 'cat,dog'"),
             argument("--data", metavar="DIR", help="folder with the original files of CIFAR-10 and MNIST"),
-            argument("--smoke", action="store_true", help="few pictures, few rounds, nothing fetched"),
-            argument("--seed", type=int, default=0, help="of what is drawn (default 0)"),
+            argument("--smoke", action="store_true", help="few images, few rounds, no download"),
+            argument("--seed", type=int, default=0, help="random seed (default 0)"),
         ),
-        uses_backend=True,
+        backend="batches",
         succeeded="zoo.experiments.command:all_succeeded",
+        examples=(
+            "zoo experiment all --smoke",
+            "zoo experiment classification --model ViT-B-32.openai --images photos",
+        ),
     ),
     "bench": Command(
-        "time models beside other libraries' in one run, turn by turn",
+        "benchmark models beside other libraries, in alternating rounds",
         "zoo.bench:bench",
         "zoo.bench:to_text",
         (
             argument("names", nargs="*", metavar="NAME", help="e.g. convnext_tiny clip/ViT-B-32"),
             argument(
-                "--preset", metavar="NAME", help="towers, runtimes, batching, variants, bars, … in docs/benchmarks.md"
+                "--preset",
+                metavar="NAME",
+                help="predefined cases: towers, runtimes, batching, variants, bars, … (docs/benchmarks.md)",
             ),
             argument(
                 "--backend", type=words, metavar="A,B", help="default: $KERAS_BACKEND, else the first one installed"
@@ -95,16 +113,13 @@ COMMANDS = {
             argument("--image-size", type=numbers, metavar="N,M", help="pixels (default: the model's own)"),
             argument("--dtype", type=words, metavar="A,B", help="float32, tfloat32, bfloat16, float16, int8"),
             argument(
-                "--part",
-                type=words,
-                metavar="A,B",
-                help="of a pair: image, text, zero-shot, … (default pair)",
+                "--part", type=words, metavar="A,B", help="part of a pair: image, text, zero-shot, … (default pair)"
             ),
             argument(
                 "--mode",
                 type=words,
                 metavar="A,B",
-                help="eager, compiled, predict, predictor (default: the backend's usual)",
+                help="eager, compiled, predict, predictor (default: eager in torch, else compiled)",
             ),
             argument("--runtime", type=words, metavar="A,B", help="keras, folded, onnx (default keras)"),
             argument(
@@ -114,13 +129,14 @@ COMMANDS = {
                 help="timm, open_clip, transformers, keras_applications, keras_hub, zeromodels, none "
                 "(default: keras_applications where it has the model)",
             ),
-            argument("--train", action="store_true", help="time a training step too"),
-            argument("--rounds", type=positive, help="turns of each case (default 5)"),
-            argument("--threads", type=positive, help="of a call (default: the cores this process may use)"),
-            argument("--limit", type=float, metavar="SECONDS", help="leave out a case that takes longer to get warm"),
-            argument("--memory", type=float, metavar="GB", help="leave out a case whose process holds more"),
-            argument("--smoke", action="store_true", help="a tiny run, to see that everything works"),
+            argument("--train", action="store_true", help="also time a training step"),
+            argument("--rounds", type=positive, help="rounds per case (default 5)"),
+            argument("--threads", type=positive, help="threads per call (default: the available cores)"),
+            argument("--limit", type=float, metavar="SECONDS", help="skip cases whose warm-up takes longer"),
+            argument("--memory", type=float, metavar="GB", help="skip cases whose process needs more memory"),
+            argument("--smoke", action="store_true", help="a tiny run to check that everything works"),
             argument("--output", metavar="DIR", help="folder for bench.md, bench.json, bench.png"),
         ),
+        examples=("zoo bench convnext_tiny --backend jax,torch --peer timm", "zoo bench --preset bars --output bars"),
     ),
 }

@@ -1,65 +1,71 @@
-"""Embeddings, indexes of images and the cache of texts."""
+"""Commands for embeddings, search indices and the text cache."""
 
-from zoo.cli.command import IMAGES_AT_A_TIME, PAIR, Command, argument, positive
+from zoo.cli.command import BATCH_SIZE, PAIR, Command, argument, positive
 
-TEXT_CACHE = argument("--cache", metavar="FILE", help="of texts' embeddings (default: $ZOO_TEXT_CACHE, or the user's)")
-INDEX = argument("index", metavar="INDEX", help="folder of an index")
-INDEX_MODEL = argument("--model", metavar="NAME|PATH", help="that made the index (default: as the index says)")
-CACHE_FILE = argument("path", metavar="FILE", help="of a cache")
+SOURCE = argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards")
 RUNTIME = argument("--runtime", choices=("keras", "onnx"), default="keras", help="default keras")
 PRECISION = argument(
     "--precision",
     default="float32",
     metavar="NAME",
-    help="of the towers: with keras float32, bfloat16, float16 and mixed_…, with onnx float32, float16, int8",
+    help="of the towers. keras: float32, bfloat16, float16 or mixed_…; onnx: float32, float16 or int8",
 )
-NEW_INDEX = (
-    argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
-    PAIR,
-    argument("--output", "--out", required=True, metavar="INDEX", help="folder; one that is there is gone on with"),
-    argument("--dtype", choices=("float32", "float16", "int8"), help="of the vectors kept (default float32)"),
-    RUNTIME,
-    PRECISION,
-    IMAGES_AT_A_TIME,
+INDEX = argument("index", metavar="INDEX", help="folder of an index")
+INDEX_MODEL = argument(
+    "--model", metavar="NAME|PATH", help="the pair that the index was built with (default: as recorded in the index)"
 )
-
+TEXT_CACHE = argument(
+    "--cache", metavar="FILE", help="cache of text embeddings (default: $ZOO_TEXT_CACHE, else the user's)"
+)
+CACHE_FILE = argument("path", metavar="FILE", help="another cache file")
 
 COMMANDS = {
     "embed": Command(
-        "write the embeddings of images, with their ids",
+        "write the embeddings of images with their ids",
         "zoo.search.build:embed_images",
         "zoo.search.build:to_text",
         (
-            argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
+            SOURCE,
             PAIR,
             argument("--output", "--out", required=True, metavar="DIR", help="folder for shards and a manifest"),
             RUNTIME,
             PRECISION,
-            IMAGES_AT_A_TIME,
+            BATCH_SIZE,
         ),
-        uses_backend=True,
+        backend="batches",
+        examples=("zoo embed photos --model ViT-B-32.openai --output vectors",),
     ),
     "index build": Command(
-        "index images for search; goes on where it was stopped",
+        "build a search index of images; an interrupted build resumes",
         "zoo.search.build:build_index",
         "zoo.search.build:to_text",
-        NEW_INDEX,
-        uses_backend=True,
+        (
+            SOURCE,
+            PAIR,
+            argument("--output", "--out", required=True, metavar="INDEX", help="folder; an existing index is resumed"),
+            argument("--dtype", choices=("float32", "float16", "int8"), help="of the stored vectors (default float32)"),
+            RUNTIME,
+            PRECISION,
+            BATCH_SIZE,
+        ),
+        backend="batches",
+        examples=("zoo index build photos --model ViT-B-32.openai --output photos-index",),
     ),
     "index add": Command(
-        "add another source to an index, or what is new in its own",
+        "add a source to an index, or the new images of its own sources",
         "zoo.search.build:index_add",
         "zoo.search.build:to_text",
         (
             INDEX,
-            argument("source", nargs="?", help="folder, table or shards (default: the index's own sources)"),
+            argument("source", nargs="?", help="folder, table or shards (default: the sources of the index)"),
             INDEX_MODEL,
-            IMAGES_AT_A_TIME,
+            BATCH_SIZE,
         ),
-        uses_backend=True,
+        backend="batches",
+        examples=("zoo index add photos-index more-photos",),
     ),
     "index accelerate": Command(
-        "make searches of a large index faster, by usearch",
+        "make searches of a large index faster with usearch",
         "zoo.search.build:index_accelerate",
         "zoo.search.build:to_text",
         (
@@ -68,56 +74,68 @@ COMMANDS = {
                 "--kind",
                 choices=("float16", "int8", "hnsw"),
                 default="int8",
-                help="a narrow copy, with which results stay exact, or a graph for --approximate (default int8)",
+                help="float16, int8: a smaller copy of the vectors, results stay exact; hnsw: a graph, for searches "
+                "with --approximate (default int8)",
             ),
         ),
+        examples=("zoo index accelerate photos-index --kind hnsw",),
     ),
     "index remove": Command(
-        "take images out of an index",
+        "remove images from an index",
         "zoo.search.build:index_remove",
         "zoo.search.build:to_text",
-        (INDEX, argument("ids", nargs="+", metavar="ID", help="as a search prints them")),
+        (INDEX, argument("ids", nargs="+", metavar="ID", help="as printed by zoo search")),
+        examples=("zoo index remove photos-index 2023/beach.jpg",),
     ),
     "index info": Command(
-        "size, storage and source of an index",
+        "show the size, storage and sources of an index",
         "zoo.search.build:index_info",
         "zoo.search.build:to_text",
         (INDEX,),
     ),
     "index verify": Command(
-        "compare every file of an index with its digest",
+        "check every file of an index against its digest",
         "zoo.search.build:index_verify",
         "zoo.search.build:to_text",
         (INDEX,),
     ),
     "search": Command(
-        "find the images that match a sentence or an image",
+        "find the images that match a text or an image",
         "zoo.search.build:search_images",
         "zoo.search.build:matches_to_text",
         (
             INDEX,
-            argument("query", nargs="?", help='e.g. "a photo of a seven"'),
+            argument("query", nargs="?", help='text, e.g. "a photo of a seven"'),
             INDEX_MODEL,
-            argument("--image", metavar="FILE", help="an image in place of the sentence"),
-            argument("-k", type=positive, default=5, help="how many (default 5)"),
-            argument("--where", action="append", metavar="KEY=VALUE", help="only images of which the index says so"),
-            argument("--approximate", action="store_true", help="through the graph of zoo index accelerate"),
-            argument("--expansion", type=positive, metavar="N", help="the same, with N vectors in view (default 128)"),
-            argument("--sheet", metavar="FILE", help=".png or .html of what was found"),
+            argument("--image", metavar="FILE", help="search with an image instead of a text"),
+            argument("-k", type=positive, default=5, help="number of results (default 5)"),
+            argument(
+                "--where",
+                action="append",
+                metavar="KEY=VALUE",
+                help="only images with this metadata; repeat for several conditions",
+            ),
+            argument("--approximate", action="store_true", help="use the graph of zoo index accelerate --kind hnsw"),
+            argument("--expansion", type=positive, metavar="N", help="--approximate with N candidates (default 128)"),
+            argument("--sheet", metavar="FILE", help="write the results as .png or .html"),
             TEXT_CACHE,
         ),
-        uses_backend=True,
+        backend="batches",
+        examples=(
+            'zoo search photos-index "a dog on a beach" -k 10 --sheet found.html',
+            "zoo search photos-index --image dog.jpg",
+        ),
     ),
     **{
         f"cache {job}": Command(
             summary, f"zoo.search.build:cache_{job}", "zoo.search.build:to_text", (*arguments, TEXT_CACHE)
         )
         for job, summary, arguments in (
-            ("stats", "how many texts it holds, and how often they were there", ()),
-            ("clear", "drop all it holds", ()),
+            ("stats", "show the number of texts and the hit rate", ()),
+            ("clear", "delete all entries", ()),
             ("verify", "read and check every entry", ()),
-            ("export", "copy it to another file", (CACHE_FILE,)),
-            ("import", "take in what another file holds", (CACHE_FILE,)),
+            ("export", "copy the cache to another file", (CACHE_FILE,)),
+            ("import", "add the entries of another cache file", (CACHE_FILE,)),
         )
     },
 }

@@ -95,14 +95,15 @@ PRETRAIN = (
 
 COMMANDS = {
     "train contrastive": Command(
-        "train a pair on captioned images",
+        "train a CLIP pair on captioned images",
         "zoo.training.contrastive:train",
         "zoo.training.loop:to_text",
         CONTRASTIVE,
-        uses_backend=True,
+        backend="training",
+        examples=("zoo train contrastive --model convnext_v2_tiny --train-data captions.csv",),
     ),
     "train classify": Command(
-        "train a classifier as a JSON file says",
+        "train a classifier from a JSON config",
         "zoo.training.classify:run",
         "zoo.training.loop:to_text",
         (
@@ -117,26 +118,26 @@ COMMANDS = {
             argument("--seed", type=int, help="in place of the file's"),
             RESUME,
         ),
-        uses_backend=True,
+        backend="training",
+        examples=("zoo train classify --config examples/config/convnext_example.json --epochs 5",),
     ),
     "pretrain": Command(
-        "pretrain a ConvNeXt V2 on images alone: hide most of each, rebuild it",
+        "pretrain a ConvNeXt V2 on unlabelled images (masked autoencoder)",
         "zoo.training.pretrain:pretrain",
         "zoo.training.loop:to_text",
         PRETRAIN,
-        uses_backend=True,
+        backend="training",
+        examples=("zoo pretrain --model convnextv2_tiny --train-data photos",),
     ),
     "demo": Command(
-        "train a pair on handwritten digits, classify them from sentences, write a report",
+        "train a small CLIP pair on handwritten digits, evaluate it and write a report",
         "zoo.demo:run_demo",
         "zoo.cli.command:show_nothing",
         (
-            argument(
-                "--output", default="demo-output", metavar="DIR", help="folder of the report (default demo-output)"
-            ),
+            argument("--output", default="demo-output", metavar="DIR", help="output folder (default demo-output)"),
             SEED,
-            argument("--epochs", type=int, default=None, help="of training (default: the demo's own)"),
+            argument("--epochs", type=int, default=None, help="training epochs (default 10)"),
         ),
-        uses_backend=True,
+        backend="training",
     ),
 }
