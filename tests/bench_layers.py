@@ -21,7 +21,7 @@ from clip.layers import attend_by_torch, attend_fused, attend_heads_first
 from convnext import AdamW, Conv2D, Dense, DepthwiseConv2D, create_convnext_v1
 from convnext.layers import _jax_shifted_depthwise
 from convnext.torch_products import _onednn_product
-from zoo.bench.cases import USUAL_MODE, Case
+from zoo.bench.cases import DEFAULT_MODE, Case
 from zoo.bench.jobs import create_job, keras_forward
 from zoo.bench.timing import ratios, take_turn, take_turns, warm_up
 from zoo.utils.env import available_cores, keep_freed_memory
@@ -168,7 +168,7 @@ def whole_model():
 def tower_and_products(part):
     """(rows, width, the tower's call, its products' call) of one of ViT-B-32's towers."""
     row, backend = clip.VARIANTS["ViT-B-32"], keras.backend.backend()
-    case = Case("clip/ViT-B-32", part=part, backend=backend, mode=USUAL_MODE[backend], threads=available_cores())
+    case = Case("clip/ViT-B-32", part=part, backend=backend, mode=DEFAULT_MODE[backend], threads=available_cores())
     side = row.image if part == "image" else row.text
     tokens = (case.image_size // row.image.patch_size) ** 2 + 1 if part == "image" else row.text.context_length
     narrow, wide = keras.Input((side.width,)), keras.Input((4 * side.width,))

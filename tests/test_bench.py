@@ -18,9 +18,8 @@ from zoo.bench.cases import CAPTIONS, KERAS_APPLICATIONS, OURS, PEERS, SEARCHES,
 from zoo.bench.harness import best_rate, compare, plan, run_group
 from zoo.bench.jobs import similarities
 from zoo.bench.machine import command_of, describe_processor
-from zoo.bench.presets import PRESETS
+from zoo.bench.presets import PRESETS, REPORTED
 from zoo.bench.processes import WorkerError
-from zoo.bench.reported import REPORTED
 from zoo.bench.table import plot, write
 from zoo.bench.timing import percentile, ratios, take_turn, take_turns, timed, warm_up
 from zoo.utils import report
@@ -207,12 +206,20 @@ def test_flops_are_those_of_the_part_and_the_size():
         (("convnext_tinny",), {}, "Unknown model 'convnext_tinny'. Did you mean"),
         (("convnext_tiny",), {"part": ("text",)}, "convnext_tiny is a classifier and has no part 'text'"),
         (("ViT-B-32",), {"part": ("classifier",)}, "clip/ViT-B-32 is a pair and has no part 'classifier'"),
-        (("ViT-B-32",), {"part": ("image",), "train": True, "runtime": ("onnx",), "dtype": ("bfloat16",)}, "Nothing"),
-        (("ViT-B-32",), {"part": ("captions",), "runtime": ("folded",)}, "Nothing.*folded take a forward pass"),
+        (
+            ("ViT-B-32",),
+            {"part": ("image",), "train": True, "runtime": ("onnx",), "dtype": ("bfloat16",)},
+            "no supported case",
+        ),
+        (
+            ("ViT-B-32",),
+            {"part": ("captions",), "runtime": ("folded",)},
+            "no supported case.*folded support only forward",
+        ),
         (
             ("resnet50",),
             {"dtype": ("int8",)},
-            "Nothing runs by `zoo bench resnet50 --dtype int8`: int8 takes --runtime onnx",
+            "`zoo bench resnet50 --dtype int8` has no supported case: int8 needs --runtime onnx",
         ),
         (("resnet50",), {"dtype": ("float8",)}, "dtype must be one of 'float32'.*got 'float8'"),
         (("resnet50",), {"peer": ("timmm",)}, "peer must be one of 'timm'.*got 'timmm'"),

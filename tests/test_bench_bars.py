@@ -8,7 +8,7 @@ import pytest
 from bench_results import REPORT, fields, result
 
 from zoo import model_info
-from zoo.bench import bars, captions
+from zoo.bench import bars, uses
 from zoo.bench.bars import compare_two
 from zoo.bench.cases import OURS, Result, combine
 from zoo.bench.harness import plan
@@ -86,7 +86,7 @@ def test_predict_is_given_many_images_and_is_compared_item_by_item():
 
 @pytest.mark.parametrize("is_mixed", [False, True])
 def test_captions_are_ascii_or_one_in_two_is_not(is_mixed):
-    drawn = captions.draw_captions(random.Random(0), 100, is_mixed)
+    drawn = uses.draw_captions(random.Random(0), 100, is_mixed)
     assert [caption.isascii() or "&amp;" in caption for caption in drawn[::2]] == [True] * 50
     assert sum(not caption.isascii() or "&amp;" in caption for caption in drawn) == (50 if is_mixed else 0)
     assert len(set(drawn)) == 100

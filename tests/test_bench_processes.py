@@ -17,10 +17,10 @@ from zoo.bench.processes import Limits, Worker, WorkerError, watched
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (Limits(seconds=0.05), "takes more than the 0.05 seconds"),
+        (Limits(seconds=0.05), "exceeded the limit of 0.05 seconds"),
         pytest.param(
             Limits(memory=1e6),
-            "holds more than the 0.001 GB",
+            "exceeded the limit of 0.001 GB",
             marks=pytest.mark.skipif(sys.platform != "linux", reason="no memory of another process is told"),
         ),
     ],
@@ -35,8 +35,8 @@ def test_a_process_that_takes_too_much_is_killed(limits, words):
 
 
 def test_a_case_that_takes_too_much_is_left_out(monkeypatch):
-    monkeypatch.setattr("zoo.bench.processes.watched", lambda *_: contextlib.nullcontext(["it takes too much"]))
-    with pytest.raises(WorkerError, match="it takes too much"):
+    monkeypatch.setattr("zoo.bench.processes.watched", lambda *_: contextlib.nullcontext(["it exceeded"]))
+    with pytest.raises(WorkerError, match="it exceeded"):
         Worker(Case("resnet50", library="nobody"))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from convnext import Variant, create_convnext_v2
 from zoo.bench.cases import combine
-from zoo.bench.devices import resident_bytes
+from zoo.bench.machine import resident_bytes
 from zoo.bench.processes import Worker
 
 pytestmark = [pytest.mark.backend, pytest.mark.slow]

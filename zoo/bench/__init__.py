@@ -1,4 +1,4 @@
-"""Our models beside their peers in one run: a process for each case, turn and turn about."""
+"""Benchmarks of our models and the same models of other libraries: a process per case, in turns."""
 
 from zoo.bench.cases import Case, Ratio, Report, Result
 from zoo.bench.harness import bench

@@ -1,6 +1,6 @@
-"""What this project holds itself to, as data, and a report of the preset `bars` measured by it.
+"""The project's speed targets ("bars") as data, and how a report of the preset `bars` is judged by them.
 
-A bar compares the best of ours with the best of others that took turns with it, or with a floor.
+A bar compares our fastest case with the fastest peer case of the same group, or with a lower bound on the time.
 """
 
 import statistics
@@ -15,17 +15,18 @@ from zoo.bench.cases import OURS, PEERS, Case, Report, Result
 
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "torch"}
 COMMANDS = {"zoo list": ("list",), "zoo info convnextv2_tiny": ("info", "convnextv2_tiny")}
-MOST_SECONDS = 0.4  # of a command
+MOST_SECONDS = 0.4  # target for a command
 
 
 class Bar(NamedTuple):
-    """A line of the table: how many times as fast ours is to be.
+    """A speed target, one line of the table.
 
     Args:
-        work, against: in words.
-        ours, others: which cases are meant.
-        least: the ratio that meets the bar.
-        floor: in place of others: the bar is a most, of our time over the FLOPs' at the best matrix rate.
+        work, against: labels of the two sides.
+        ours, others: predicates that select the cases of each side.
+        least: how many times as fast ours must be.
+        floor: compare with the time that the FLOPs take at the best matrix-product rate; `least` is then the largest
+            allowed multiple of it, and `others` is None.
     """
 
     work: str
@@ -37,7 +38,7 @@ class Bar(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A bar and what was measured; `ratio` None where a side could not be timed."""
+    """A bar and its measurement; `ratio` is None if a side was not timed."""
 
     bar: Bar
     ratio: float | None
@@ -54,7 +55,7 @@ class Verdict(NamedTuple):
 
 
 def is_(*, ours: bool = True, **wanted) -> Callable[[Case], bool]:
-    """A test of cases: of ours or of others, with these values; a tuple allows any of its values."""
+    """Return a predicate on cases: ours or a peer's, with these field values; a tuple allows each of its values."""
 
     def matches(case):
         allowed = {key: value if isinstance(value, tuple) else (value,) for key, value in wanted.items()}
@@ -76,50 +77,50 @@ def bars() -> list[Bar]:
 
 def _backbones():
     for name, most in FLOOR.items():
-        works = {"name": name, "part": "classifier", "batch_size": 8, "train": False}
+        fields = {"name": name, "part": "classifier", "batch_size": 8, "train": False}
         for backend, label in NAMES.items():
-            mine = is_(backend=backend, runtime="keras", **works)
-            same = is_(ours=False, library=KERAS_PEERS, backend=backend, **works)
+            ours = is_(backend=backend, runtime="keras", **fields)
+            same = is_(ours=False, library=KERAS_PEERS, backend=backend, **fields)
             least, mode = TIMM[backend]
-            timm = is_(ours=False, library="timm", mode=mode, **works)
-            yield Bar(f"{name}, {label}", f"best Keras peer on {label}", mine, same, BEST_PEER[backend])
-            yield Bar(f"{name}, {label}", f"timm, torch {mode}", mine, timm, least)
-        yield Bar(f"{name}, best backend or runtime", "the floor", is_(dtype="float32", **works), None, most, True)
+            timm = is_(ours=False, library="timm", mode=mode, **fields)
+            yield Bar(f"{name}, {label}", f"best Keras peer on {label}", ours, same, BEST_PEER[backend])
+            yield Bar(f"{name}, {label}", f"timm, torch {mode}", ours, timm, least)
+        yield Bar(f"{name}, best backend or runtime", "the floor", is_(dtype="float32", **fields), None, most, True)
 
 
 def _towers():
     for part in ("image", "text"):
         for backend, label in NAMES.items():
-            mine = is_(name="clip/ViT-B-32", part=part, backend=backend)
+            ours = is_(name="clip/ViT-B-32", part=part, backend=backend)
             for library, least in (("keras_hub", 1.2), ("open_clip", 1.0)):
                 where = {"backend": backend} if library == "keras_hub" else {}
                 other = is_(ours=False, name="clip/ViT-B-32", part=part, library=library, **where)
                 against = f"keras-hub on {label}" if where else "open_clip, torch"
-                yield Bar(f"ViT-B-32 {part} tower, as built or folded, {label}", against, mine, other, least)
+                yield Bar(f"ViT-B-32 {part} tower, as built or folded, {label}", against, ours, other, least)
 
 
 def _uses():
-    works = {"name": "clip/convnext_v2_tiny", "part": "pictures"}
+    fields = {"name": "clip/convnext_v2_tiny", "part": "pictures"}
     work = "convnext_v2_tiny, files to probabilities over 100 classes"
     for dtype in ("float32", "int8"):
         label = "float32" if dtype == "float32" else "int8 in ONNX Runtime"
-        yield Bar(f"{work}, {label}", "open_clip, torch", is_(dtype=dtype, **works), is_(ours=False, **works), 2.0)
+        yield Bar(f"{work}, {label}", "open_clip, torch", is_(dtype=dtype, **fields), is_(ours=False, **fields), 2.0)
 
 
 def _training():
     for name, (what, library) in TRAINED.items():
         for backend, label in NAMES.items():
-            mine = is_(name=name, train=True, backend=backend)
+            ours = is_(name=name, train=True, backend=backend)
             other = is_(ours=False, name=name, train=True)
-            yield Bar(f"training step, {what}, {label}", f"{library}, torch", mine, other, 1.0)
+            yield Bar(f"training step, {what}, {label}", f"{library}, torch", ours, other, 1.0)
 
 
 def _predict():
-    works = {"name": "convnextv2_atto", "batch_size": 32, "train": False}
+    fields = {"name": "convnextv2_atto", "batch_size": 32, "train": False}
     for backend, label in NAMES.items():
-        bare = is_(backend=backend, mode=("compiled", "eager"), **works)
+        bare = is_(backend=backend, mode=("compiled", "eager"), **fields)
         for mode, what in (("predict", "model.predict"), ("predictor", "compiled predictor")):
-            whole = is_(backend=backend, mode=mode, **works)
+            whole = is_(backend=backend, mode=mode, **fields)
             yield Bar(f"{what}, 256 images, {label}", "the bare forward", whole, bare, 0.8)
 
 
@@ -128,11 +129,11 @@ def _tokens():
         yield Bar(f"tokenisation, {what}", "open_clip", is_(part=part), is_(ours=False, part=part), least)
 
 
-# Measuring by them.
+# Judging a report.
 
 
 def judge(report: Report) -> list[Verdict]:
-    """Each bar with what a report says of it."""
+    """Return the `Verdict` of each bar."""
     good = [result for result in report.results if not result.error]
     return [_floor(bar, good, report.rates) if bar.floor else _beside(bar, good) for bar in bars()]
 
@@ -155,20 +156,20 @@ def _floor(bar, results, rates):
 
 
 def _best(results: Sequence[Result], matches) -> Result | None:
-    """The one with the most items a second."""
+    """Return the matching result with the most items per second."""
     found = [result for result in results if matches(result.case)]
     return max(found, key=lambda result: result.items_per_second, default=None)
 
 
 def compare_two(ours: Result, other: Result) -> tuple[float, float, float]:
-    """How many times as fast ours is, item by item: (median over rounds, least, most)."""
+    """Return how many times as fast ours is per item: (median over rounds, least, most)."""
     per_item = ours.case.items / other.case.items
     values = [per_item * value for value in timing.ratios(other.rounds, ours.rounds)]
     return statistics.median(values), min(values), max(values)
 
 
 def time_commands(repeats: int = 3) -> dict[str, float]:
-    """{command: least wall seconds} of those that are to answer at once."""
+    """Return {command: least wall seconds} of the commands in COMMANDS."""
 
     def run(words):
         subprocess.run([sys.executable, "-m", "zoo", *words], check=True, stdout=subprocess.DEVNULL)
@@ -180,7 +181,7 @@ def time_commands(repeats: int = 3) -> dict[str, float]:
 
 
 def to_text(report: Report) -> str:
-    """The table of bars in Markdown."""
+    """Return the table of bars in Markdown."""
     lines = ["| work | against | bar | measured | over rounds | ours, theirs | |", "|---|---|--:|--:|--:|---|---|"]
     lines += [_line(verdict) for verdict in judge(report)]
     for name, seconds in report.commands.items():
@@ -190,7 +191,7 @@ def to_text(report: Report) -> str:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Each bar as a line: what was measured, over its range, in units of the bar; to the right of 1 it is met."""
+    """Plot each measured ratio and its range in units of its bar; a bar is met to the right of 1."""
     from zoo.utils.report import BLUE, RED, drawing
 
     verdicts = [verdict for verdict in judge(report) if verdict.ratio is not None]

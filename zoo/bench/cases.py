@@ -1,4 +1,4 @@
-"""What is timed, and what came out: `Case`, `Result`, `Ratio`, `Report`; and the options that make up cases."""
+"""What is timed and what came out: `Case`, `Result`, `Ratio`, `Report`; and how options combine into cases."""
 
 import dataclasses
 import itertools
@@ -6,21 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 OURS = "zoo"
-SEARCHES = ("texts", "cached-texts", "search", "cached-search")  # of a pair's text tower in use
-CAPTIONS = ("captions", "mixed-captions")  # made tokens: ASCII alone, or one in two with more than that
-FORWARD = ("classifier", "image", "text", "pair", "zero-shot")  # a model's own forward pass
+SEARCHES = ("texts", "cached-texts", "search", "cached-search")  # text encoding and search, see uses.py
+CAPTIONS = ("captions", "mixed-captions")  # tokenisation: ASCII only, or every second caption with other characters
+FORWARD = ("classifier", "image", "text", "pair", "zero-shot")  # a forward pass of the model
 PARTS = (*FORWARD, "pictures", *SEARCHES, *CAPTIONS)
-DTYPES = ("float32", "tfloat32", "bfloat16", "float16", "int8")  # int8 is ONNX Runtime's alone, tfloat32 CUDA's
+DTYPES = ("float32", "tfloat32", "bfloat16", "float16", "int8")  # int8 needs ONNX Runtime, tfloat32 needs CUDA
 MODES = ("eager", "compiled", "predict", "predictor")
-WHOLE = ("predict", "predictor")  # modes that are given many images at once, as NumPy arrays
+WHOLE = ("predict", "predictor")  # modes that take a whole NumPy array of images and batch it themselves
 RUNTIMES = ("keras", "folded", "onnx")
-PREDICTED = 256  # images that these are given
-USUAL_MODE = {"jax": "compiled", "tensorflow": "compiled", "torch": "eager"}  # what users of the backend do
+PREDICTED = 256  # images in that array
+DEFAULT_MODE = {"jax": "compiled", "tensorflow": "compiled", "torch": "eager"}  # what most users of the backend do
 
 
 @dataclass(frozen=True)
 class Library:
-    """A library beside us: the module that must be there, what pip calls it, whether it runs on Keras."""
+    """A library to compare with: its module, its package on PyPI, whether it runs on Keras."""
 
     module: str
     package: str
@@ -35,7 +35,7 @@ PEERS = {
     "keras_hub": Library("keras_hub", "keras-hub", on_keras=True),
     "zeromodels": Library("zeromodels", "zeromodels", on_keras=True),
 }
-KERAS_APPLICATIONS = {  # our name: keras.applications' builder of the same size
+KERAS_APPLICATIONS = {  # our name → keras.applications' builder of the same architecture
     **{f"convnext_{size}": f"ConvNeXt{name}" for size, name in (
         ("tiny", "Tiny"), ("small", "Small"), ("base", "Base"), ("large", "Large"), ("xlarge", "XLarge"),
     )},
@@ -48,20 +48,20 @@ class Case:
     """What one process times.
 
     Args:
-        name: of a model of the zoo; a peer's is the same architecture.
+        name: a zoo model; a peer builds the same architecture.
         library: OURS, or one of PEERS.
-        backend: Keras' name; "torch" for a peer that is written in it.
-        part: of the model, one of PARTS; or "matmul", the yardstick, which has no model.
-        batch_size: images, texts or pairs of a call; of a batch where `predict` makes several.
-        image_size: side of the images in pixels.
-        dtype: of weights and activations; training keeps the weights in float32.
+        backend: Keras backend; "torch" for peers written in torch.
+        part: one of PARTS; or "matmul", a matrix product that measures the machine's rate.
+        batch_size: images, texts or pairs per call; per batch if `predict` makes several.
+        image_size: image side in pixels.
+        dtype: dtype of weights and activations; training keeps float32 weights.
         mode: "eager"; "compiled" by the backend (jax.jit, tf.function, torch.compile); "predict", Keras' own loop;
-            "predictor", that of `zoo.create_predictor`.
-        runtime: "keras"; "folded", by Keras too, the model that `zoo.fold` makes; or "onnx": ONNX Runtime with the
-            file that `zoo.export_onnx` writes.
-        train: a training step in place of a forward pass.
-        threads: that a call may use.
-        is_short: hardly any warm-up, for tests.
+            "predictor", the loop of `zoo.create_predictor`.
+        runtime: "keras"; "folded", `zoo.fold` of the model in Keras; or "onnx", the file of `zoo.export_onnx` in
+            ONNX Runtime.
+        train: time a training step instead of a forward pass.
+        threads: CPU threads that a call may use.
+        is_short: skip nearly all warm-up, for tests.
     """
 
     name: str
@@ -79,38 +79,39 @@ class Case:
 
     @property
     def runs_on(self) -> str:
-        """Backend or runtime."""
+        """Backend or runtime, for display."""
         if self.part in CAPTIONS:
             return "–"
         return {"onnx": "ONNX Runtime", "folded": f"{self.backend}, folded"}.get(self.runtime, self.backend)
 
     @property
     def items(self) -> int:
-        """Images, texts or pairs of a call."""
+        """Images, texts or pairs per call."""
         return max(PREDICTED, self.batch_size) if self.mode in WHOLE and not self.is_short else self.batch_size
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a case.
+    """What one case measured.
 
     Args:
         case: what was timed.
-        device: it ran on.
-        parameters: trainable ones.
-        flops: of one item by the tables' arithmetic, two for each multiply–add, a training step counted as three
-            forward passes; None where it is not known.
-        build_seconds: to make the model with random weights (for ONNX to write and load the file), imports left out.
-        first_seconds: of the first call, tracing and compiling included.
-        rounds: seconds of each call, round by round.
-        p50, p90: seconds over all calls.
-        items_per_second: items of a call / p50.
-        library_bytes, host_bytes: the process' memory before the model was built, and its peak.
-        device_bytes: peak of an accelerator's memory; None on a CPU.
-        share: of the best matrix-product rate measured in the same run, in [0, 1].
-        similarities: cosines of its first outputs with directions that all cases share; of ours alone.
-        difference: the largest of those from the same case's in float32 by Keras; None where none took turns with it.
-        error: why there are no figures; then all of them are None.
+        device: name of the device.
+        parameters: trainable parameters.
+        flops: FLOPs per item from the model tables, two per multiply–add, three forward passes per training step;
+            None if unknown.
+        build_seconds: time to build the model with random weights (for ONNX: to write and load the file), without
+            imports.
+        first_seconds: time of the first call, with tracing and compilation.
+        rounds: seconds of each call, by round.
+        p50, p90: percentiles over all calls, in seconds.
+        items_per_second: items per call / p50.
+        library_bytes, host_bytes: resident memory before the model was built, and its peak.
+        device_bytes: peak accelerator memory; None on a CPU.
+        share: achieved FLOP/s / the best matrix-product rate of the same run, in [0, 1].
+        similarities: cosines of the first outputs with directions shared by all cases; of our models only.
+        difference: largest difference of those cosines from the same case in float32 Keras; None without such a case.
+        error: why the case was not timed; all figures are then None.
     """
 
     case: Case
@@ -134,10 +135,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast one case is as another, in seconds an item: the median over rounds, and its range.
+    """How many times as fast one case is as another, per item: median over rounds, and range.
 
     Args:
-        case, other: indices of results.
+        case, other: indices into the results.
     """
 
     case: int
@@ -149,16 +150,16 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Report:
-    """A run of the benchmark.
+    """One run of the benchmark.
 
     Args:
-        command: that makes the same run.
-        machine: {what: value} of hardware, system and versions.
-        rates: {"backend, dtype": FLOP/s} of matrix products, the yardstick.
+        command: command line that repeats the run.
+        machine: {label: value} of hardware, system and versions.
+        rates: {"backend, dtype": FLOP/s} of matrix products.
         results: by group, ours first.
         ratios: between results whose cases took turns.
-        preset: its name, or None.
-        commands: {command line: seconds, the least}, of the preset `bars`.
+        preset: name of the preset, or None.
+        commands: {command line: least seconds}, measured by the preset `bars`.
     """
 
     command: str
@@ -171,34 +172,33 @@ class Report:
 
 
 def combine(names: Iterable[str], options: dict) -> list[Case]:
-    """Every combination of options as a `Case`, ours before the peers, impossible ones left out.
+    """Return every combination of options as a `Case`, ours before the peers, without unsupported combinations.
 
     Args:
-        names: of models.
-        options: tuples of values by field; `peer` has the libraries beside OURS. What is None, or not there, has the
-            usual value.
+        names: model names.
+        options: {field: tuple of values}; `peer` lists the libraries besides OURS. Absent or None means the default.
 
     Raises:
-        ValueError: a name that is not there, or a part that a model does not have.
+        ValueError: unknown model name, or a part that the model does not have.
     """
     cases = []
     for name in names:
         facts = facts_of(name)
-        parts = options.get("part") or (facts.usual_part,)
+        parts = options.get("part") or (facts.default_part,)
         for part in parts:
             facts.check_part(part)
         axes = {
             "library": (OURS, *_peers(facts, options.get("peer"))),
             "part": parts,
             "image_size": options.get("image_size") or (facts.image_size,),
-            **{field: options.get(field) or usual for field, usual in USUAL.items()},
+            **{field: options.get(field) or default for field, default in DEFAULTS.items()},
         }
         fields = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         cases += [case for case in map(_complete, [{"name": facts.name, **own} for own in fields]) if case]
     return list(dict.fromkeys(cases))
 
 
-USUAL = {
+DEFAULTS = {
     "batch_size": (8,),
     "train": (False,),
     "backend": ("torch",),
@@ -211,7 +211,7 @@ USUAL = {
 
 
 def _complete(fields):
-    """The `Case` of these fields, or None where nothing runs so."""
+    """Return the `Case` of these fields, or None if the combination is unsupported."""
     library, runtime = fields["library"], fields["runtime"]
     if runtime == "onnx":
         impossible = fields["train"] or fields["dtype"] in ("bfloat16", "tfloat32")
@@ -219,7 +219,7 @@ def _complete(fields):
     else:
         impossible = fields["dtype"] == "int8"
         impossible |= runtime == "folded" and (fields["train"] or fields["part"] not in FORWARD)
-    if library != OURS:  # beside a runtime of ours a peer runs as it always does
+    if library != OURS:  # peers have no runtime or int8 of their own
         fields = {**fields, "runtime": "keras", "dtype": fields["dtype"].replace("int8", "float32")}
         if not PEERS[library].on_keras:
             impossible |= fields["mode"] in WHOLE
@@ -227,33 +227,33 @@ def _complete(fields):
     impossible |= fields["mode"] == "predictor" and (library != OURS or fields["part"] == "pair")
     if fields["part"] == "pictures":
         impossible |= library not in (OURS, "open_clip") or fields["mode"] in WHOLE or fields["train"]
-    if fields["part"] in CAPTIONS:  # a tokenizer runs on no backend
+    if fields["part"] in CAPTIONS:  # tokenizers need no backend
         impossible |= runtime == "onnx" or fields["mode"] in WHOLE or library not in (OURS, "open_clip")
         fields = {**fields, "backend": "torch", "mode": "eager"}
     impossible |= fields["part"] in SEARCHES and (library != OURS or runtime == "onnx" or fields["dtype"] != "float32")
-    if fields["train"]:  # Keras' own loop is how it trains in any mode
+    if fields["train"]:
         impossible |= fields["part"] not in ("classifier", "pair") or fields["mode"] in WHOLE
     if impossible:
         return None
-    return Case(**{**fields, "mode": fields["mode"] or USUAL_MODE[fields["backend"]]})
+    return Case(**{**fields, "mode": fields["mode"] or DEFAULT_MODE[fields["backend"]]})
 
 
-def _peers(facts, asked):
-    if asked is None:
+def _peers(facts, peers):
+    if peers is None:
         return ("keras_applications",) if facts.name in KERAS_APPLICATIONS else ()
-    return tuple(peer for peer in asked if peer != "none")
+    return tuple(peer for peer in peers if peer != "none")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the tables know of a name."""
+    """What a benchmark needs to know about a model before it is built."""
 
     name: str
     is_pair: bool
     image_size: int
 
     @property
-    def usual_part(self):
+    def default_part(self):
         return "pair" if self.is_pair else "classifier"
 
     def check_part(self, part):
@@ -265,10 +265,10 @@ class Facts:
 
 
 def facts_of(name: str) -> Facts:
-    """The `Facts` of a name.
+    """Return the `Facts` of a model name.
 
     Raises:
-        ValueError: an unknown name; the nearest are offered.
+        ValueError: unknown name; the message suggests the nearest.
     """
     from zoo.models.info import model_info
 
@@ -277,7 +277,7 @@ def facts_of(name: str) -> Facts:
 
 
 def flops_of(case: Case) -> int | None:
-    """Floating-point operations of an item by the tables' arithmetic; None of a search (it cuts texts) and of ids."""
+    """Return the FLOPs per item from the model tables; None for searches (texts are cut) and tokenisation."""
     if case.part in (*SEARCHES, *CAPTIONS):
         return None
     import clip

@@ -1,4 +1,4 @@
-"""`bench`: starts a process for each case, lets them take turns, and gathers a `Report`."""
+"""`bench`: start a process per case, let the cases take turns, collect a `Report`."""
 
 import contextlib
 import dataclasses
@@ -18,8 +18,7 @@ from zoo.utils.env import BACKENDS, available_cores, installed_backends
 
 ROUNDS = 5
 SMOKE = {"batch_size": (2,), "image_size": (32,), "is_short": (True,)}
-SMOKE_NAME = "resnet50"  # the smallest that a library which is always there, Keras, has as well
-YARDSTICK = "matmul"
+SMOKE_NAME = "resnet50"  # the smallest model that keras.applications also has
 ALLOWED = {"part": PARTS, "dtype": DTYPES, "mode": MODES, "runtime": RUNTIMES, "peer": (*PEERS, "none")}
 
 
@@ -43,32 +42,35 @@ def bench(
     smoke: bool = False,
     output: str | Path | None = None,
 ) -> Report:
-    """Times models beside peers, each case in a process of its own, turn and turn about.
+    """Time models and the same models of other libraries, each case in its own process, in turns.
 
-    Every combination of the options is a case. Cases of one name, part, batch size and image size take turns.
+    Every combination of the options is a case. Cases with the same name, part, batch size and image size take turns.
 
     Args:
-        names: of models; a preset has its own.
-        backend: Keras' names; $KERAS_BACKEND or the first one installed unless given.
-        batch_size: 8 unless given.
-        image_size: in pixels, the model's own unless given.
+        names: model names; a preset has its own.
+        backend: Keras backends; default $KERAS_BACKEND, else the first one installed.
+        batch_size: default 8.
+        image_size: in pixels; default the model's.
         dtype: "float32", "bfloat16", "float16"; "tfloat32" on CUDA; "int8" with ONNX Runtime.
-        part: "classifier"; of a pair "image", "text", "pair" or "zero-shot".
-        mode: "eager", "compiled", "predict", "predictor"; eager in torch and compiled elsewhere unless given.
+        part: "classifier"; for a pair "image", "text", "pair" or "zero-shot".
+        mode: "eager", "compiled", "predict", "predictor"; default eager in torch, compiled elsewhere.
         runtime: "keras", "folded", "onnx".
-        peer: libraries to time the same architecture from; keras.applications where it has it unless given; "none".
-        train: time a training step too.
-        preset: of `zoo.bench.presets`.
-        rounds: turns of each case, 5 unless given.
-        threads: of a call; the cores this process may use unless given.
-        limit: seconds that a case may take until it is warm, and for a turn; what takes longer is left out. Any unless
-            given or the preset has one.
-        memory: gigabytes (10⁹ bytes) that the process of a case may hold; likewise.
-        smoke: a tiny run, to see that everything works; its figures mean nothing.
+        peer: libraries to compare with, or "none"; default keras.applications if it has the architecture.
+        train: also time a training step.
+        preset: a name in `zoo.bench.presets`.
+        rounds: turns per case, default 5.
+        threads: CPU threads per call; default all cores this process may use.
+        limit: seconds that a case may take until it is warm, and per turn; slower cases are skipped. Default the
+            preset's, else no limit.
+        memory: GB (10⁹ bytes) that the process of a case may hold. Default the preset's, else no limit.
+        smoke: a tiny run that checks that everything works; its figures mean nothing.
         output: folder for bench.md, bench.json and bench.png.
 
+    Returns:
+        `Report`.
+
     Raises:
-        ValueError: unknown names or values, a backend or a peer that is not installed, or nothing that could be timed.
+        ValueError: unknown names or values, a backend or peer that is not installed, or no case could be timed.
     """
     options = {
         "backend": backend,
@@ -88,20 +90,19 @@ def bench(
     rounds = rounds or (2 if smoke else ROUNDS)
     groups = plan(names, options, preset, threads, smoke)
     limits = choose_limits(preset, limit, memory)
-    yardsticks = plan_yardsticks(groups, smoke)
-    machine = describe_machine(groups[0][0].threads)
-    rates = {f"{case.backend}, {case.dtype}": rate for case, rate in measure_rates(yardsticks, rounds)}
+    machine = describe_machine(groups[0][0].threads)  # before any load of ours
+    rates = measure_rates(plan_matmuls(groups, smoke), rounds)
     commands = time_commands() if preset == "bars" else {}
-    results, ratios = [], []
+    report = Report(command, machine, rates, (), (), preset, commands)
     for group in groups:
         found = run_group(group, rounds, rates, limits)
-        ratios += compare(found, len(results))
-        results += found
-        report = Report(command, machine, rates, tuple(results), tuple(ratios), preset, commands)
-        if output is not None and any(not result.error for result in results):
-            write(report, Path(output))  # after each group: a run that is stopped has not been for nothing
-    if all(result.error for result in results):
-        raise ValueError(f"No case could be timed. {label(results[0].case)}: {results[0].error}")
+        ratios = compare(found, len(report.results))
+        report = dataclasses.replace(report, results=(*report.results, *found), ratios=(*report.ratios, *ratios))
+        if output is not None and any(not result.error for result in report.results):
+            write(report, Path(output))  # after each group, so that an interrupted run leaves its results
+    if all(result.error for result in report.results):
+        first = report.results[0]
+        raise ValueError(f"No case could be timed. {label(first.case)}: {first.error}")
     return report
 
 
@@ -109,7 +110,7 @@ def bench(
 
 
 def check_options(options: dict) -> None:
-    """ValueError for a value that an option does not have, or a library that is not there."""
+    """Raise ValueError for a value that an option does not allow, or a library that is not installed."""
     for key, allowed in ALLOWED.items():
         unknown = [value for value in options.get(key, ()) if value not in allowed]
         if unknown:
@@ -129,10 +130,10 @@ def check_options(options: dict) -> None:
 
 
 def plan(names, options, preset=None, threads=None, smoke=False) -> list[list[Case]]:
-    """Groups of cases that take turns.
+    """Return groups of cases that take turns.
 
     Raises:
-        ValueError: no names, an unknown preset, or no case.
+        ValueError: no names, an unknown preset, or no supported case.
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {preset!r}.")
@@ -141,32 +142,32 @@ def plan(names, options, preset=None, threads=None, smoke=False) -> list[list[Ca
     cores = available_cores()
     if threads is not None and not 1 <= threads <= cores:
         raise ValueError(f"threads must be 1 to {cores}, the cores this process may use, got {threads}.")
-    usual = {"threads": (threads or cores,), "backend": (usual_backend(),)}
-    own = {**(SMOKE if smoke else {}), **options}
+    defaults = {"threads": (threads or cores,), "backend": (default_backend(),)}
+    given = {**(SMOKE if smoke else {}), **options}
     groups: dict[tuple, dict[Case, None]] = {}
     for number, sweep in enumerate(PRESETS[preset] if preset else ({"names": (SMOKE_NAME,)},)):
         sweep = {"across": ACROSS, **sweep}
-        across, its_names, label = sweep.pop("across"), sweep.pop("names"), sweep.pop("group", number)
+        across, sweep_names, group = sweep.pop("across"), sweep.pop("names"), sweep.pop("group", number)
         with_ours = sweep.pop("ours", True)
-        for case in combine(names or its_names, {**usual, **sweep, **own}):
+        for case in combine(names or sweep_names, {**defaults, **sweep, **given}):
             if case.library == OURS and not with_ours:
                 continue
-            key = (label, *(getattr(case, field.name) for field in dataclasses.fields(case)
-                             if field.name not in across))  # fmt: skip
-            groups.setdefault(key, {})[case] = None  # once, where sweeps of a group have it in common
+            fields = (field.name for field in dataclasses.fields(case) if field.name not in across)
+            key = (group, *(getattr(case, field) for field in fields))
+            groups.setdefault(key, {})[case] = None  # sweeps of a group may share cases
     if not groups:
         raise ValueError(
-            f"Nothing runs by `{command_of(names, own)}`: int8 takes --runtime onnx; onnx and folded take a forward "
-            "pass of a model of ours, no --train, and onnx float32, float16 or int8."
+            f"`{command_of(names, given)}` has no supported case: int8 needs --runtime onnx; onnx and folded support "
+            "only forward passes of our models, without --train, and onnx only float32, float16 and int8."
         )
     return [list(group) for group in groups.values()]
 
 
-def usual_backend() -> str:
-    """The environment's choice, else the first backend installed.
+def default_backend() -> str:
+    """Return $KERAS_BACKEND, else the first backend installed.
 
     Raises:
-        ValueError: none is.
+        ValueError: no backend is installed, or $KERAS_BACKEND is not.
     """
     installed = installed_backends()
     if not installed:
@@ -177,10 +178,10 @@ def usual_backend() -> str:
 
 
 def choose_limits(preset: str | None, limit: float | None, memory: float | None) -> Limits:
-    """What the user gives, else what the preset has.
+    """Return the user's limits, else the preset's.
 
     Raises:
-        ValueError: a limit that leaves nothing.
+        ValueError: a limit that is not positive.
     """
     for name, value in (("limit", limit), ("memory", memory)):
         if value is not None and not value > 0:
@@ -190,14 +191,14 @@ def choose_limits(preset: str | None, limit: float | None, memory: float | None)
     return Limits(seconds, gigabytes and 1e9 * gigabytes)
 
 
-def plan_yardsticks(groups, smoke) -> list[Case]:
-    """A matrix product for each dtype of the cases and each backend that is installed."""
+def plan_matmuls(groups, smoke) -> list[Case]:
+    """Return a matrix-product case for each dtype of the cases and each installed backend."""
     cases = [case for group in groups for case in group]
     backends = {case.backend for case in cases} if smoke else installed_backends()
     dtypes = dict.fromkeys(["float32", *(case.dtype for case in cases if case.dtype != "int8")])
     short = {"threads": cases[0].threads, "is_short": smoke}
     return [
-        Case(YARDSTICK, part="matmul", backend=name, dtype=dtype, **short)
+        Case("matmul", part="matmul", backend=name, dtype=dtype, **short)
         for dtype in dtypes
         for name in sorted(backends)
     ]
@@ -207,7 +208,7 @@ def plan_yardsticks(groups, smoke) -> list[Case]:
 
 
 def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float], limits: Limits = NO_LIMITS) -> list[Result]:
-    """The results of cases that take turns."""
+    """Run cases in turns; return their results in the same order."""
     workers, results = {}, {}
     try:
         for case in cases:
@@ -220,7 +221,7 @@ def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float], limit
         say(f"{len(workers)} taking turns, {rounds} rounds")
         try:
             turns = timing.take_turns({case: worker.take_turn for case, worker in workers.items()}, rounds)
-        except WorkerError as error:  # which one it was is not known any more, and the turns are not comparable
+        except WorkerError as error:  # the turns so far are not comparable any more
             turns = {}
             results |= {case: Result(case, error=f"a process of its group failed: {error}") for case in workers}
         results |= {case: gather(case, workers[case], turns[case], rates) for case in turns}
@@ -231,7 +232,7 @@ def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float], limit
 
 
 def gather(case: Case, worker: Worker, rounds, rates: dict[str, float]) -> Result:
-    """The `Result` of a worker's turns."""
+    """Return the `Result` of a worker's turns."""
     p50, p90 = timing.percentile(rounds, 0.5), timing.percentile(rounds, 0.9)
     flops, best = flops_of(case), best_rate(case, rates)
     per_second = case.items / p50
@@ -255,7 +256,7 @@ def gather(case: Case, worker: Worker, rounds, rates: dict[str, float]) -> Resul
 
 
 def with_differences(results: Sequence[Result]) -> list[Result]:
-    """The results of a group with how far those in other precisions and runtimes are from float32's by Keras."""
+    """Return the results of a group with `difference` filled in against the same work in float32 Keras."""
     exact: dict[Case, Result] = {}
     for result in results:
         if result.similarities and (result.case.dtype, result.case.runtime) == ("float32", "keras"):
@@ -272,14 +273,14 @@ def with_differences(results: Sequence[Result]) -> list[Result]:
 
 
 def same_work(case: Case) -> Case:
-    """A case without what may change its rounding alone. Random weights are the same on one backend."""
+    """Return the case with the fields that only change rounding reset. One backend draws the same random weights."""
     return dataclasses.replace(case, dtype="float32", mode="eager", runtime="keras")
 
 
 def best_rate(case: Case, rates: dict[str, float]) -> float | None:
-    """FLOP/s of the best matrix product in a case's dtype or in float32, by any backend; of int8 there is none.
+    """Return the best matrix-product FLOP/s of any backend in the case's dtype or float32; None for int8.
 
-    float32 counts for the others because CPUs without half-precision products are faster by way of it.
+    float32 counts too because CPUs without half-precision products are faster in it.
     """
     if case.dtype == "int8":
         return None
@@ -287,25 +288,25 @@ def best_rate(case: Case, rates: dict[str, float]) -> float | None:
     return max((rate for key, rate in rates.items() if key.partition(", ")[2] in dtypes), default=None)
 
 
-def measure_rates(cases: Sequence[Case], rounds: int) -> list[tuple[Case, float]]:
-    """(case, FLOP/s) of the yardsticks that can be measured, the best call of each."""
-    rates = []
+def measure_rates(cases: Sequence[Case], rounds: int) -> dict[str, float]:
+    """Return {"backend, dtype": FLOP/s} of matrix products, from the best call of each; failures are skipped."""
+    rates = {}
     for case in cases:
         say(f"matrix product, {case.backend}, {case.dtype}")
         try:
             with contextlib.closing(Worker(case)) as worker:
                 calls = [seconds for _ in range(rounds) for seconds in worker.take_turn()]
-                rates.append((case, worker.ready["call_flops"] / min(calls)))
+                rates[f"{case.backend}, {case.dtype}"] = worker.ready["call_flops"] / min(calls)
         except WorkerError as error:
-            say(f"left out: {error}")
+            say(f"skipped: {error}")
     return rates
 
 
 def compare(results: Sequence[Result], start: int = 0) -> list[Ratio]:
-    """The ratios of a group: each of ours to each peer of it; where there is none, the first to all others.
+    """Return the ratios of a group: each of our cases to each of its peers; without peers, the first case to all others.
 
     Args:
-        start: number of the first of these results among all.
+        start: index of the first of these results in the report.
     """
     timed = [i for i, result in enumerate(results) if not result.error]
     pairs = [(i, j) for i in timed for j in timed if is_peer(results[j].case, results[i].case)]
@@ -314,7 +315,7 @@ def compare(results: Sequence[Result], start: int = 0) -> list[Ratio]:
 
 
 def is_peer(other: Case, case: Case) -> bool:
-    """Whether `other` is another library's of the same work; a library on Keras on the same backend."""
+    """Return whether `other` is the same work in another library; Keras libraries only on the same backend."""
     if case.library != OURS or other.library == OURS:
         return False
     same = all(getattr(case, f) == getattr(other, f) for f in ("name", "part", "batch_size", "image_size", "train"))
@@ -323,7 +324,7 @@ def is_peer(other: Case, case: Case) -> bool:
 
 
 def label(case: Case) -> str:
-    """A case in one line."""
+    """Return a one-line label of a case."""
     what = case.part + (" training" if case.train else "")
     where = f"{case.runs_on} {case.mode}" if case.runtime != "onnx" else case.runs_on
     return f"{case.name} {what}, {case.library}, {where}, {case.dtype}, {case.batch_size} × {case.image_size} px"

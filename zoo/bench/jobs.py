@@ -1,7 +1,7 @@
-"""Cases made runnable: models with inputs, on a Keras backend, in torch itself, in ONNX Runtime.
+"""From a `Case` to a function to time: models with inputs, on a Keras backend, in torch, or in ONNX Runtime.
 
-A call ends when its result is there: accelerators are waited for. Inputs are on the device beforehand, except for
-`predict`, training by Keras, and ONNX Runtime, which take NumPy arrays as their users give them.
+A call returns when its result is ready, on accelerators too. Inputs are already on the device, except for `predict`,
+Keras training and ONNX Runtime, which take NumPy arrays as they do in use.
 """
 
 import contextlib
@@ -14,29 +14,30 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.bench import uses
 from zoo.bench.cases import CAPTIONS, OURS, PEERS, SEARCHES, WHOLE, Case
-from zoo.bench.devices import keras_device, on_cuda, torch_device, wait_for_cuda
+from zoo.bench.machine import keras_device, on_cuda, torch_device, wait_for_cuda
 from zoo.bench.timing import timed
 from zoo.inference.predictor import compile_torch, create_predictor
 
 SEED = 0
 CLASSES = 1000
 ZERO_SHOT_CLASSES = 100
-START, END = 49406, 49407  # of a caption
+START, END = 49406, 49407  # first and last token of a caption
 COMPARED = 8  # rows of outputs, and directions
-MATMUL_SECONDS = 0.2  # the yardstick's matrices grow until a product takes that long
+MATMUL_SECONDS = 0.2  # matrices grow until a product takes that long
 
 
 @dataclass
 class Job:
-    """A case ready to be called.
+    """A case ready to run.
 
     Args:
-        call: does the work once, and gives what came out where that is arrays of the backend.
-        device: that does it.
-        parameters: trainable ones of the model.
-        settle: what is to be tried out before the first call, or None.
-        flops: of one call, where the job alone knows.
+        call: does the work once; returns the outputs if they are arrays of the backend.
+        device: name of the device.
+        parameters: trainable parameters of the model.
+        settle: choices to make by measurement before the first call, or None.
+        flops: FLOPs of one call, if the model tables do not know them.
     """
 
     call: Callable
@@ -47,10 +48,10 @@ class Job:
 
 
 def create_job(case: Case) -> Job:
-    """The job of a case.
+    """Return the `Job` of a case.
 
     Raises:
-        ValueError: nothing runs so. ImportError: the peer is not installed.
+        ValueError: an unsupported case. ImportError: the peer is not installed.
     """
     if case.part == "matmul":
         return _matmul(case)
@@ -67,23 +68,19 @@ def create_job(case: Case) -> Job:
 
 
 def create_tokenizing(case: Case) -> Job:
-    """Captions to ids, cleaning included."""
-    from zoo.bench import captions
-
+    """Return the job that tokenises captions, cleaning included."""
     if case.library == OURS:
         from clip import tokenize
 
-        return Job(captions.create_call(lambda texts: tokenize(texts, truncate=True), case), "cpu")
+        return Job(uses.tokenize_call(lambda texts: tokenize(texts, truncate=True), case), "cpu")
     from zoo.bench import peers
 
-    return Job(captions.create_call(peers.create_tokenizer(case), case), "cpu")
+    return Job(uses.tokenize_call(peers.create_tokenizer(case), case), "cpu")
 
 
 def create_pictures(case: Case) -> Job:
-    """Zero-shot classification from files to probabilities: the classes' texts, decoding, preparation, both towers."""
-    from zoo.bench import pictures
-
-    paths = pictures.write_files(case.batch_size)
+    """Return the job of zero-shot classification from files to probabilities: class texts, decoding, both towers."""
+    paths = uses.write_photographs(case.batch_size)
     if case.library != OURS:
         from zoo.bench import peers
 
@@ -94,9 +91,9 @@ def create_pictures(case: Case) -> Job:
     import keras
 
     keras.utils.set_random_seed(SEED)
-    set_precision(replace(case, dtype="float32"))  # the pipeline makes the others of it
+    set_precision(replace(case, dtype="float32"))  # the pipeline converts it to other precisions
     pair = create_ours(replace(case, part="pair"))
-    return Job(pictures.create_call(pair, case, paths), keras_device(), _keras_parameters(pair))
+    return Job(uses.classify_call(pair, case, paths), keras_device(), _keras_parameters(pair))
 
 
 def _keras_parameters(model):
@@ -108,14 +105,14 @@ def _torch_parameters(peer):
 
 
 def torch_images(images):
-    """float32 (B, H, H, 3) → torch's (B, 3, H, H), on its device."""
+    """Convert float32 (B, H, H, 3) to a torch tensor (B, 3, H, H) on torch's device."""
     import torch
 
     return torch.from_numpy(images).to("cuda" if torch.cuda.is_available() else "cpu").permute(0, 3, 1, 2)
 
 
 def draw_inputs(case: Case) -> dict[str, np.ndarray]:
-    """{"images": float32 (B, H, H, 3), "tokens": int32 (B, 77), "labels": int32 (B,)}, what the part takes."""
+    """Return those of {"images": float32 (B, H, H, 3), "tokens": int32 (B, 77), "labels": int32 (B,)} the part needs."""
     rng = np.random.default_rng(SEED)
     images = rng.standard_normal((case.batch_size, case.image_size, case.image_size, 3), np.float32)
     tokens = rng.integers(1, START, (case.batch_size, 77), np.int32)  # captions of full length
@@ -123,14 +120,14 @@ def draw_inputs(case: Case) -> dict[str, np.ndarray]:
     inputs = {"images": images, "tokens": tokens}
     if case.train and case.part == "classifier":
         inputs["labels"] = rng.integers(0, CLASSES, case.batch_size, np.int32)
-    left_out = {"classifier": "tokens", "image": "tokens", "zero-shot": "tokens", "text": "images"}.get(case.part)
-    return {key: value for key, value in inputs.items() if key != left_out}
+    unused = {"classifier": "tokens", "image": "tokens", "zero-shot": "tokens", "text": "images"}.get(case.part)
+    return {key: value for key, value in inputs.items() if key != unused}
 
 
 def similarities(case: Case, outputs) -> list[float] | None:
-    """Cosines of the first rows of a call's outputs (B, D) with directions that are the same in every process.
+    """Return cosines of the first output rows (B, D) with fixed random directions, the same in every process.
 
-    They stand for the similarities of pictures with texts. None where the outputs are not rows of ours.
+    They stand in for image–text similarities. None for peers, training and outputs that are not rows.
     """
     if case.library != OURS or case.train or case.part not in ("classifier", "image", "text", "zero-shot"):
         return None
@@ -142,7 +139,7 @@ def similarities(case: Case, outputs) -> list[float] | None:
     return (rows @ directions / lengths).ravel().tolist()
 
 
-# Keras: ours, and peers that run on it.
+# Keras: our models, and peers that run on Keras.
 
 
 def _keras(case, inputs):
@@ -159,9 +156,7 @@ def _keras(case, inputs):
     if case.train:
         call = _keras_step(model, case, inputs)
     elif case.part in SEARCHES:
-        from zoo.bench.search_jobs import create_call
-
-        call = create_call(model, case)
+        call = uses.search_call(model, case)
     else:
         x = {key: inputs[key] for key in ("images", "tokens") if key in inputs}
         x = x if len(x) > 1 else next(iter(x.values()))
@@ -170,19 +165,23 @@ def _keras(case, inputs):
 
 
 def set_precision(case: Case) -> None:
-    """Keras' dtype policy, and whether float32 products may take TensorFloat-32's shorter way."""
+    """Set Keras' dtype policy, and whether float32 products may use TensorFloat-32."""
     import keras
 
-    is_tf32 = case.dtype == "tfloat32"
-    if is_tf32 and not on_cuda(case.backend):
-        raise ValueError("TensorFloat-32 is of CUDA devices, and there is none.")
-    allow_tf32(case.backend, is_tf32)
-    dtype = "float32" if is_tf32 else case.dtype
+    dtype = allow_tf32(case)
     is_mixed = case.train and dtype != "float32"
     keras.config.set_dtype_policy(f"mixed_{dtype}" if is_mixed else dtype)
 
 
-def allow_tf32(backend: str, allow: bool) -> None:
+def allow_tf32(case: Case) -> str:
+    """Allow TensorFloat-32 products for dtype "tfloat32", forbid them otherwise; return the dtype of the arrays.
+
+    Raises:
+        ValueError: TensorFloat-32 without a CUDA device.
+    """
+    backend, allow = case.backend, case.dtype == "tfloat32"
+    if allow and not on_cuda(backend):
+        raise ValueError("dtype 'tfloat32' needs a CUDA device; none was found.")
     if backend == "torch":
         import torch
 
@@ -195,15 +194,16 @@ def allow_tf32(backend: str, allow: bool) -> None:
         import jax
 
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if allow else "float32")
+    return "float32" if allow else case.dtype
 
 
 def create_ours(case: Case):
-    """Our model of a case, with random weights: logits, the embeddings of a tower, or a pair."""
+    """Return our model of a case with random weights: a classifier with logits, a tower, or a pair."""
     from zoo.models.names import find
     from zoo.models.registry import create_model
 
     entry = find(case.name)
-    stem = {"stem_stride": 4} if _is_convnext(entry) else {}  # the published one, whatever the size of the images
+    stem = {"stem_stride": 4} if _is_convnext(entry) else {}  # as published, at every image size
     if case.part == "classifier":
         size = (case.image_size, case.image_size, 3)
         return create_model(case.name, input_shape=size, classifier_activation=None, **stem)
@@ -230,7 +230,7 @@ def _keras_peer(case):
 
 
 def keras_forward(model, case: Case, x) -> Callable:
-    """A function without arguments that runs a `keras.Model` forwards on NumPy arrays, in the case's mode."""
+    """Return a function without arguments that runs a `keras.Model` on NumPy arrays in the case's mode."""
     import keras
 
     if case.mode in WHOLE:
@@ -272,7 +272,7 @@ def _torch_forward(model, x, case):
     def forward(x):
         return model(x, training=False)
 
-    if case.mode == "compiled":  # ours as `zoo.create_predictor` compiles it, peers as their users do
+    if case.mode == "compiled":  # our models as `zoo.create_predictor` compiles them, peers by torch.compile
         forward = compile_torch(forward, x) if case.library == OURS else torch.compile(forward)
 
     def call():
@@ -296,7 +296,7 @@ def _keras_step(model, case, inputs):
     return lambda: model.train_on_batch(inputs["images"], inputs["labels"])
 
 
-# torch: peers that are written in it.
+# torch: peers written in torch.
 
 
 def _torch(case, inputs):
@@ -305,12 +305,8 @@ def _torch(case, inputs):
     from zoo.bench import peers
 
     torch.manual_seed(SEED)
-    is_tf32 = case.dtype == "tfloat32"
-    if is_tf32 and not torch.cuda.is_available():
-        raise ValueError("TensorFloat-32 is of CUDA devices, and there is none.")
-    allow_tf32("torch", is_tf32)
+    dtype = getattr(torch, allow_tf32(case))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if is_tf32 else getattr(torch, case.dtype)
     peer = peers.create_torch(case)
     peer.module.to(device, torch.float32 if case.train else dtype).train(case.train)
     x = {key: torch.from_numpy(value).to(device) for key, value in inputs.items()}
@@ -336,7 +332,7 @@ def _torch_peer_forward(peer, mode):
 
 
 def _torch_step(peer, dtype, mode):
-    """AdamW on the peer's loss; below float32 by autocast, as Keras' mixed policies do."""
+    """Return a step of AdamW on the peer's loss; below float32 with autocast, like Keras' mixed policies."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -357,7 +353,7 @@ def _torch_step(peer, dtype, mode):
 
 
 def _choose_layout(peer, x):
-    """Leaves module and images in the layout, channels first or last, in which the peer's forward pass is faster."""
+    """Bring module and images into the memory format, contiguous or channels last, in which the peer is faster."""
     import torch
 
     images = x["images"]
@@ -383,7 +379,7 @@ def _onnx(case, inputs):
 
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         path = Path(folder) / "model.onnx"
-        parameters = pool.submit(write_onnx, case, path).result()  # elsewhere: its memory is not the runtime's
+        parameters = pool.submit(write_onnx, case, path).result()  # its memory must not count as the runtime's
         session = start_session(path, threads=case.threads)
     names = [entry.name for entry in session.get_inputs()]
     feed = inputs if len(names) > 1 else dict(zip(names, inputs.values(), strict=True))
@@ -392,7 +388,7 @@ def _onnx(case, inputs):
 
 
 def write_onnx(case: Case, path: Path) -> int:
-    """Writes our model of a case; its trainable parameters."""
+    """Write our model of a case as ONNX; return its number of trainable parameters."""
     import keras
 
     from zoo.export import export_onnx
@@ -403,11 +399,11 @@ def write_onnx(case: Case, path: Path) -> int:
     return _keras_parameters(model)
 
 
-# The yardstick.
+# Matrix products, which measure the machine's rate.
 
 
 def _matmul(case):
-    """A product of two square matrices, as large as takes a while, up to 16384²."""
+    """Return the job of a product of square matrices that takes at least MATMUL_SECONDS or has 16384 rows."""
     set_precision(case)
     side, call = 512, None
     enough = 0 if case.is_short else MATMUL_SECONDS

@@ -1,7 +1,7 @@
 """Our models against the reference implementations, piece by piece.
 
-`tests/oracles.py` runs the references once on random weights and writes one folder a case: their weights, inputs and
-outputs. Here each case is loaded as a user would load it and compared; no reference library is imported. An error is
+`tests/oracles.py` runs the references on random weights and writes one folder per case with weights, inputs and
+outputs. This module loads each case as a user would and compares; it imports no reference library. Errors are
 max |ours − theirs| / max |theirs|.
 """
 
@@ -28,11 +28,11 @@ class Row:
 
     Args:
         case: name of the case's folder.
-        library: the reference and its version.
+        library: the reference library and its version.
         backend: Keras' backend and its version.
-        output: what was compared, with the image size where a case has several.
-        error: max |ours − theirs| / max |theirs|; NaN where the shapes differ or a value is not finite.
-        tolerance: that the error must not exceed.
+        output: the piece compared, after the image size if a case has several.
+        error: max |ours − theirs| / max |theirs|; NaN if the shapes differ or a value is not finite.
+        tolerance: largest allowed error.
     """
 
     case: str
@@ -48,36 +48,36 @@ class Row:
 
 
 def parity(directory: str | Path, pattern: str = "*") -> list[Row]:
-    """Compares every case of a folder that `tests/oracles.py` wrote.
+    """Compare every case of a folder written by `tests/oracles.py`.
 
     Args:
         directory: the folder of cases.
-        pattern: of case names, e.g. "timm-*".
+        pattern: glob of case names, e.g. "timm-*".
 
     Returns:
         A list of `Row`.
 
     Raises:
-        ValueError: there is no such folder, or it has no such case.
+        ValueError: no such folder, or no case matches.
     """
     if not Path(directory).is_dir():
-        raise ValueError(f"No folder {str(directory)!r} of cases. Write it: python tests/oracles.py {directory}")
+        raise ValueError(f"There is no folder {str(directory)!r}. Create it with: python tests/oracles.py {directory}")
     found = [case for case in find_cases(directory) if fnmatch.fnmatchcase(case.name, pattern)]
-    found.sort(key=lambda case: (case.name.partition("-")[2], case.name))  # one architecture after the other
+    found.sort(key=lambda case: (case.name.partition("-")[2], case.name))  # by architecture, for create_row's cache
     if not found:
-        raise ValueError(f"No case {pattern!r} in {directory}. Write some: python tests/oracles.py {directory}")
+        raise ValueError(f"No case matches {pattern!r} in {directory}. Cases come from: python tests/oracles.py")
     return [row for case in found for row in compare(case)]
 
 
 def parity_on(directory: str | Path, pattern: str = "*", backend: tuple[str, ...] = ()) -> list[Row]:
-    """`parity` on each of several backends, one after the other, each in a process of its own.
+    """Run `parity` on one or several backends, several one after the other in processes of their own.
 
     Args:
-        directory, pattern: as of `parity`.
-        backend: of "jax", "tensorflow", "torch"; empty for the environment's choice.
+        directory, pattern: as in `parity`.
+        backend: any of "jax", "tensorflow", "torch"; empty for the environment's choice.
 
     Raises:
-        ValueError: a backend is not there, or the folder has no such case.
+        ValueError: a backend is not installed, or no case matches.
     """
     if len(backend) < 2:
         choose_backend(*backend)
@@ -89,18 +89,18 @@ def _rows_of(backend, directory, pattern):
     command = [sys.executable, "-m", "zoo", "parity", directory, "--pattern", pattern, "--backend", backend, "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in (0, 1):
-        said = done.stderr.strip().splitlines() or ["no word"]
-        raise ValueError(f"{backend}: {said[-1].removeprefix('zoo: error: ')}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ValueError(f"{backend}: {lines[-1].removeprefix('zoo: error: ')}")
     return [Row(**row) for row in json.loads(done.stdout)]
 
 
 def find_cases(directory):
-    """Folders of complete cases, sorted by name."""
+    """Return the folders of complete cases, sorted by name."""
     return sorted(path.parent for path in Path(directory).glob("*/case.json"))
 
 
 def compare(case_dir: str | Path) -> list[Row]:
-    """The `Row`s of one case."""
+    """Return the `Row`s of one case."""
     case_dir = Path(case_dir)
     case = json.loads((case_dir / "case.json").read_text(encoding="utf-8"))
     reference = dict(np.load(case_dir / "reference.npz", allow_pickle=False))
@@ -113,7 +113,7 @@ def compare(case_dir: str | Path) -> list[Row]:
 
 
 def load_case(case_dir, case):
-    """Our model of a case with the reference's weights in it."""
+    """Return our model of a case with the reference's weights."""
     if case["row"] is None:
         return create_model(case["model"], weights=case_dir / "model.safetensors", **case["arguments"])
     model = create_row(case["model"], json.dumps([case["row"], case["arguments"]]))
@@ -123,9 +123,9 @@ def load_case(case_dir, case):
 
 @functools.lru_cache(maxsize=1)
 def create_row(family, row_and_arguments):
-    """A model of a row that has no name.
+    """Return a model of a row that is in no table.
 
-    The last one is kept: several libraries have files for the same row, and JAX takes seconds to compile it.
+    The last one is cached: several libraries have files for the same row, and JAX takes seconds to compile it.
     """
     import clip
     import convnext
@@ -141,7 +141,7 @@ def create_row(family, row_and_arguments):
 
 
 def run_classifier(model, reference):
-    """{"224x224/stem": array, "224x224/stage_0": array, …} for each size the reference was run at."""
+    """Return {"224x224/stem": array, "224x224/stage_0": array, …} for each image size of the reference."""
     pieces, probe = classifier_probe(model)
     outputs = {}
     for key in reference:
@@ -154,7 +154,7 @@ def run_classifier(model, reference):
 
 @functools.lru_cache(maxsize=1)
 def classifier_probe(model):
-    """(names, a model with these outputs) of a classifier's pieces."""
+    """Return (names, model with these outputs) of a classifier's pieces."""
     import keras
 
     pieces = tower_pieces(model)
@@ -164,7 +164,7 @@ def classifier_probe(model):
 
 
 def run_pair(model, reference):
-    """The towers' outputs and inner pieces, logits, loss, and d loss / d logit_scale of one batch."""
+    """Return the towers' outputs and inner pieces, logits, loss and d loss / d logit_scale of one batch."""
     from keras import ops
 
     outputs = {}
@@ -184,7 +184,7 @@ def run_pair(model, reference):
 
 
 def run_tower(side, tower, inputs, reference):
-    """{"image_stem": array, …, "image_embedding": array}: of the inner pieces those that the reference has."""
+    """Return {"image_stem": array, …, "image_embedding": array} with the inner pieces that the reference has."""
     import keras
 
     named = {f"{side}_{name}": tensor for name, tensor in tower_pieces(tower).items()}
@@ -194,17 +194,17 @@ def run_tower(side, tower, inputs, reference):
     return dict(zip(pieces, results, strict=True))
 
 
-PIECES = {  # our layer → the piece that it makes; where a model has several, the last counts
+PIECES = {  # our layer → the piece that it computes; if a model has several, the last counts
     **dict.fromkeys(("class_embedding", "stem_norm", "maxpool", "avgpool", "ln_pre", "stem_2_act"), "stem"),
     **dict.fromkeys(("head_pool", "head_norm", "ln_post", "ln_final"), "pooled"),
     **{name: name for name in ("token_embedding", "head_fc")},
 }
-STAGES = ("stages_0_blocks_0_out", "layer1_0_out")  # one of which every model with stages has
+STAGES = ("stages_0_blocks_0_out", "layer1_0_out")  # every model with stages has one of these layers
 BLOCK = re.compile(r"transformer_resblocks_(\d+)_(?:add_2|sequence)")  # the last layer of a transformer's block
 
 
 def tower_pieces(tower):
-    """{"stem", "stage_0", …, "token_embedding", "block_0", …, "pooled", "head_fc": symbolic tensor} of what it has."""
+    """Return {"stem", "stage_0", …, "token_embedding", "block_0", …, "pooled", "head_fc": tensor}, as far as present."""
     from convnext import feature_maps
 
     layers = {layer.name: layer for layer in tower.layers}
@@ -216,7 +216,7 @@ def tower_pieces(tower):
 
 
 def predict(model, x):
-    """A model's outputs in inference as NumPy arrays: JAX compiles the whole, PyTorch keeps nothing for gradients."""
+    """Return a model's inference outputs as NumPy arrays; compiled on JAX, without gradients on torch."""
     import keras
     from keras import ops
 
@@ -226,7 +226,7 @@ def predict(model, x):
 
 
 def loss_and_gradient(model, image, text):
-    """(clip_loss, its derivative by logit_scale) as numpy scalars, by the backend's own differentiation."""
+    """Return (clip_loss, its derivative by logit_scale) as NumPy scalars, by the backend's autodiff."""
     import keras
 
     from clip import clip_loss
@@ -267,7 +267,7 @@ def _differentiate_torch(function, x):
 
 
 def error(ours, theirs):
-    """max |ours − theirs| / max |theirs|, worked out in float64; NaN where the shapes differ."""
+    """Return max |ours − theirs| / max |theirs| in float64; NaN if the shapes differ."""
     if ours.shape != theirs.shape:
         return float("nan")
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
@@ -275,7 +275,7 @@ def error(ours, theirs):
 
 
 def backend_version():
-    """ "jax 0.10.2"."""
+    """Return the backend and its version, like "jax 0.10.2"."""
     import importlib.metadata
 
     import keras
@@ -297,17 +297,17 @@ INNER = "worst inner piece"
 
 
 def to_markdown(rows):
-    """Markdown: a line a case, a column an output, and one for the worst of the inner pieces, which it names.
+    """Return a Markdown table: a row per case, a column per output and one for the worst inner piece, with its name.
 
-    Of several image sizes the largest error is shown; what is too large is bold. Above stands how many cases are good.
-    Several backends stand side by side, with one column for all outputs of each.
+    With several image sizes the largest error is shown; errors above the tolerance are bold. The line above the table
+    counts the cases within tolerance. With several backends, each has one column for all its outputs.
     """
     backends = list(dict.fromkeys(row.backend for row in rows))
     cases = {name: [row for row in rows if row.case == name] for name in dict.fromkeys(row.case for row in rows)}
     good = sum(all_within(own) for own in cases.values())
     alone = len(backends) == 1
-    shown = {o: (o,) for o in OUTPUTS if any(_piece(row) == o for row in rows)} if alone else {"outputs": OUTPUTS}
-    columns = [(backend, title, of) for backend in backends for title, of in ({INNER: ()} | shown).items()]
+    outputs = {o: (o,) for o in OUTPUTS if any(_piece(row) == o for row in rows)} if alone else {"outputs": OUTPUTS}
+    columns = [(backend, title, of) for backend in backends for title, of in ({INNER: ()} | outputs).items()]
     titles = [title if alone else f"{backend}: {title}" for backend, title, _ in columns]
     lines = [f"max |ours − theirs| / max |theirs|, float32, Keras on {', '.join(backends)}:"]
     lines += [f"{good} of {len(cases)} cases within their tolerance", ""]
@@ -324,15 +324,15 @@ def _piece(row):
 
 
 def _cell(rows, of):
-    """The worst error of the outputs `of`; where that is empty, of the inner pieces, with its name."""
+    """Return the worst error of the outputs `of`; if `of` is empty, of the inner pieces, with the piece's name."""
     rows = [row for row in rows if (_piece(row) in of if of else _piece(row) not in OUTPUTS)]
     if not rows:
         return ""
     worst = max(rows, key=lambda row: (not row.is_within, math.isnan(row.error), row.error))
-    shown = f"{worst.error:.1e}" if worst.is_within else f"**{worst.error:.1e}**"
-    return shown if of else f"{shown} {_piece(worst)}"
+    text = f"{worst.error:.1e}" if worst.is_within else f"**{worst.error:.1e}**"
+    return text if of else f"{text} {_piece(worst)}"
 
 
 def all_within(rows):
-    """Whether no error exceeds its tolerance."""
+    """Return whether no error exceeds its tolerance."""
     return all(row.is_within for row in rows)

@@ -1,6 +1,6 @@
 """The same architectures from other libraries, with random weights.
 
-This module alone imports them, inside its functions, and only a benchmark's worker imports this module.
+Only this module imports those libraries, inside its functions, and only a benchmark's worker imports this module.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import clip
 import convnext
 from zoo.bench.cases import KERAS_APPLICATIONS, PEERS, Case
+from zoo.bench.uses import CLASS_NAMES, PEER_BATCH, PROMPT
 from zoo.models.names import find
 from zoo.weights.pair_targets import transformers_config
 
@@ -22,7 +23,7 @@ class TorchPeer:
     Args:
         module: `torch.nn.Module`.
         forward: {"images": (B, 3, H, H), "tokens": (B, 77)} → the outputs of the case's part.
-        loss: the same with "labels" (B,) for a classifier → a scalar; None where the part is not trained.
+        loss: the same inputs, for a classifier with "labels" (B,), → a scalar; None if the part is not trained.
     """
 
     module: object
@@ -31,22 +32,26 @@ class TorchPeer:
 
 
 def create_torch(case: Case) -> TorchPeer:
-    """The peer of a case, written in torch.
+    """Return the torch peer of a case.
 
     Raises:
         ImportError: the library cannot be imported. ValueError: it has no such model.
     """
     create = {"timm": _timm, "open_clip": _open_clip, "transformers": _transformers}[case.library]
-    return _tell_missing(create, case)
+    return _explain_missing(create, case)
 
 
 def create_keras(case: Case):
-    """The peer of a case, a `keras.Model`: logits, or the embeddings of a tower or a pair."""
+    """Return the Keras peer of a case: a `keras.Model` with logits, or a tower with embeddings.
+
+    Raises:
+        ImportError: the library cannot be imported. ValueError: it has no such model.
+    """
     create = {"keras_applications": _keras_applications, "keras_hub": _keras_hub, "zeromodels": _zeromodels}
-    return _tell_missing(create[case.library], case)
+    return _explain_missing(create[case.library], case)
 
 
-def _tell_missing(create, case):
+def _explain_missing(create, case):
     try:
         return create(case)
     except ImportError as error:
@@ -54,15 +59,18 @@ def _tell_missing(create, case):
         raise ImportError(f"{case.library} cannot be imported: {error}. Install it: pip install {package}") from error
 
 
-def _leave_out(module, part, **useless):
-    """Drops the submodules that a part does not need, so that parameters and memory are that part's."""
-    for name, useless_for in useless.items():
-        if useless_for == {"zero-shot": "image"}.get(part, part):
+def _drop_unused(module, part, **unused):
+    """Drop the submodules that a part does not use, so that parameters and memory are the part's.
+
+    `unused` holds {submodule: the tower, "image" or "text", that does not use it}.
+    """
+    for name, tower in unused.items():
+        if tower == {"zero-shot": "image"}.get(part, part):
             setattr(module, name, None)
 
 
-def _lacks(case):
-    return ValueError(f"{case.library} has no {case.name}, part {case.part!r}, that this benchmark knows of.")
+def _unsupported(case):
+    return ValueError(f"This benchmark has no {case.name}, part {case.part!r}, from {case.library}.")
 
 
 # In torch.
@@ -73,7 +81,7 @@ def _timm(case):
     import torch
 
     if case.part != "classifier" or not timm.is_model(case.name):
-        raise _lacks(case)
+        raise _unsupported(case)
     module = timm.create_model(case.name, pretrained=False)
     return TorchPeer(
         module,
@@ -88,7 +96,7 @@ def _open_clip(case):
 
     entry = find(case.name)
     if entry.family != "clip":
-        raise _lacks(case)
+        raise _unsupported(case)
     module = _open_clip_pair(entry, case.image_size)
     criterion = ClipLoss()
 
@@ -103,31 +111,36 @@ def _open_clip(case):
         "zero-shot": zero_shot,
     }
     classes = torch.nn.functional.normalize(torch.randn(clip.VARIANTS[entry.label].embed_dim, 100), dim=0)
-    _leave_out(module, case.part, visual="text", transformer="image", token_embedding="image", text="image")
+    _drop_unused(module, case.part, visual="text", transformer="image", token_embedding="image", text="image")
     return TorchPeer(module, forward[case.part], lambda x: criterion(*module(x["images"], x["tokens"])[:3]))
 
 
 def create_tokenizer(case: Case) -> Callable:
-    """open_clip's tokenizer: captions → ids (B, 77).
+    """Return open_clip's tokenizer: captions → ids (B, 77).
 
     Raises:
-        ImportError: it cannot be imported. ValueError: another library's is asked for.
+        ImportError: open_clip cannot be imported. ValueError: the case is of another library.
     """
     if case.library != "open_clip":
-        raise _lacks(case)
+        raise _unsupported(case)
 
     def create(_):
         from open_clip import tokenize
 
         return tokenize
 
-    return _tell_missing(create, case)
+    return _explain_missing(create, case)
 
 
 def create_pictures(case: Case, paths: Sequence[str]) -> tuple[TorchPeer, Callable]:
-    """open_clip's zero-shot classification of picture files as its own evaluation does it, with as many loading
-    processes as threads: (the pair, whose forward takes images alone; the call)."""
-    return _tell_missing(lambda case: _open_clip_pictures(case, paths), case)
+    """Return open_clip's zero-shot classification of image files, as its evaluation does it.
+
+    It has as many loader processes as threads.
+
+    Returns:
+        (the pair as a `TorchPeer` whose forward takes only images, the call to time).
+    """
+    return _explain_missing(lambda case: _open_clip_pictures(case, paths), case)
 
 
 def _open_clip_pictures(case, paths):
@@ -135,14 +148,12 @@ def _open_clip_pictures(case, paths):
     from open_clip import image_transform, tokenize
     from PIL import Image
 
-    from zoo.bench.pictures import BATCH, CLASSES, PROMPT
-
     entry = find(case.name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module = _open_clip_pair(entry, case.image_size).eval().to(device)
     transform = image_transform(case.image_size, is_train=False)
 
-    class Pictures(torch.utils.data.Dataset):
+    class ImageFiles(torch.utils.data.Dataset):
         def __len__(self):
             return len(paths)
 
@@ -150,11 +161,11 @@ def _open_clip_pictures(case, paths):
             return transform(Image.open(paths[index]))
 
     options = {"num_workers": case.threads, "persistent_workers": True, "pin_memory": device == "cuda"}
-    loader = torch.utils.data.DataLoader(Pictures(), BATCH, **options)
+    loader = torch.utils.data.DataLoader(ImageFiles(), PEER_BATCH, **options)
 
     def call():
         with torch.inference_mode():
-            texts = tokenize([PROMPT.format(name) for name in CLASSES]).to(device)
+            texts = tokenize([PROMPT.format(name) for name in CLASS_NAMES]).to(device)
             classes = module.encode_text(texts, normalize=True).T
             scale = module.logit_scale.exp()
             batches = (images.to(device, non_blocking=True) for images in loader)
@@ -165,7 +176,7 @@ def _open_clip_pictures(case, paths):
 
 
 def _open_clip_pair(entry, image_size):
-    """open_clip's model of that name, or, of a pair of ours, its classes put together as it does for such towers."""
+    """Return open_clip's model of that name, or for a pair it does not list, one built of its classes."""
     import open_clip
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -212,7 +223,7 @@ def _transformers_pair(case, row):
     import transformers
 
     if not isinstance(row.image, clip.ViT) or row.image.stem_dim or not row.text.causal or case.part == "zero-shot":
-        raise _lacks(case)
+        raise _unsupported(case)
     config = transformers_config(row, {"image_size": case.image_size, "activation": row.activation})
     module = transformers.CLIPModel(transformers.CLIPConfig(**config))
     forward = {
@@ -221,8 +232,8 @@ def _transformers_pair(case, row):
         "pair": lambda x: module(input_ids=x["tokens"], pixel_values=x["images"]),
     }
 
-    _leave_out(module, case.part, vision_model="text", visual_projection="text")
-    _leave_out(module, case.part, text_model="image", text_projection="image")
+    _drop_unused(module, case.part, vision_model="text", visual_projection="text")
+    _drop_unused(module, case.part, text_model="image", text_projection="image")
 
     def loss(x):
         return module(input_ids=x["tokens"], pixel_values=x["images"], return_loss=True).loss
@@ -237,7 +248,7 @@ def _keras_applications(case):
     import keras
 
     if case.name not in KERAS_APPLICATIONS:
-        raise _lacks(case)
+        raise _unsupported(case)
     own_pixels = {"include_preprocessing": False} if case.name.startswith("convnext") else {}
     builder = getattr(keras.applications, KERAS_APPLICATIONS[case.name])
     size = (case.image_size, case.image_size, 3)
@@ -251,7 +262,7 @@ def _keras_hub(case):
     entry = find(case.name)
     row = clip.VARIANTS.get(entry.label) if entry.family == "clip" else None
     if row is None or not isinstance(row.image, clip.ViT) or row.image.stem_dim or case.part not in KERAS_HUB_PARTS:
-        raise _lacks(case)
+        raise _unsupported(case)
     image, text, size = row.image, row.text, case.image_size
     vision_encoder = CLIPVisionEncoder(
         patch_size=image.patch_size,
@@ -290,6 +301,6 @@ def _zeromodels(case):
     entry = find(case.name)
     builders = {"convnext": ConvNeXtImageClassify, "convnextv2": ConvNeXtV2ImageClassify}
     if entry.family not in builders:
-        raise _lacks(case)
+        raise _unsupported(case)
     row = convnext.TABLES[entry.family][entry.label]
     return builders[entry.family](depths=row.depths, projection_dim=row.dims, image_size=case.image_size)

@@ -1,27 +1,30 @@
-"""Benchmarks by name, as data.
+"""Benchmarks by name, as data; and the figures of earlier reports that some of them reproduce.
 
-A preset is a tuple of sweeps; a sweep says which options make up its cases, as `zoo bench` would be given them, and
-`across` which fields may differ between cases that take turns with each other, those of sweeps of one `group` too.
-With `ours` False its cases are the peers'. An option that the user gives replaces the preset's.
+A preset is a tuple of sweeps. A sweep holds `zoo bench` options; its cases are all their combinations. `across` names
+the fields in which cases that take turns may differ; sweeps with the same `group` take turns together. `ours=False`
+keeps only the peers' cases. An option given by the user replaces the preset's.
 """
 
+from typing import NamedTuple
+
+from zoo.bench.cases import Case
 from zoo.utils.env import BACKENDS
 
-ACROSS = ("library", "backend", "dtype", "mode", "runtime")  # where no preset says otherwise
+ACROSS = ("library", "backend", "dtype", "mode", "runtime")  # the default
 
-SCALED = "convnextv2_atto"  # the model of the first two sweeps of `scaling`
+SCALED = "convnextv2_atto"  # model of the first two sweeps of `scaling`
 CONVNEXT_SIZES = tuple(
     f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
 )
 
-LIMITS = {"scaling": (60.0, 6.0)}  # seconds and gigabytes that a case may take, where the user gives none
+LIMITS = {"scaling": (60.0, 6.0)}  # seconds and GB allowed per case by default
 
 ALL = tuple(BACKENDS)
 BACKBONE = {"runtime": ("keras", "onnx"), "group": "backbones"}
 TRAINING = {"batch_size": (64,), "backend": ALL, "train": (True,)}
 
 PRESETS = {
-    # The tables of the reports that this project started from.
+    # These reproduce tables of earlier reports; see REPORTED.
     "towers": ({"names": ("ViT-B-32", "convnext_v2_tiny"), "batch_size": (1, 32), "across": ("name", "library")},),
     "runtimes": (
         {
@@ -70,7 +73,7 @@ PRESETS = {
     ),
     "cache": ({"names": ("ViT-B-32",), "part": ("cached-texts", "texts"), "batch_size": (100,), "across": ("part",)},),
     "search": ({"names": ("ViT-B-32",), "part": ("cached-search", "search"), "batch_size": (1,), "across": ("part",)},),
-    # What the project holds itself to.
+    # The project's speed targets; see bars.py.
     "bars": (
         {**BACKBONE, "names": ("convnext_tiny",), "backend": ALL, "peer": ("keras_applications", "zeromodels")},
         {**BACKBONE, "names": ("convnextv2_tiny",), "backend": ALL, "peer": ("zeromodels",)},
@@ -113,10 +116,91 @@ PRESETS = {
             "peer": ("open_clip",),
         },
     ),
-    # How time and memory grow, with the batch and the pixels of a small model, and with the model.
+    # How time and memory grow with batch size, image size and model size.
     "scaling": (
         {"names": (SCALED,), "backend": ALL, "batch_size": (1, 2, 4, 8, 16, 32, 64), "across": ("batch_size",)},
         {"names": (SCALED,), "backend": ALL, "image_size": (96, 160, 224, 288, 384), "across": ("image_size",)},
         {"names": CONVNEXT_SIZES, "backend": ALL, "batch_size": (2,), "peer": ("none",), "across": ("name",)},
     ),
 }  # fmt: skip
+
+# Figures of earlier reports, printed beside ours: the same models in PyTorch on a GPU. None was measured here.
+
+UNNAMED_GPU = "PyTorch on an NVIDIA GPU that the report does not name"
+LAPTOP = "PyTorch on an NVIDIA GeForce RTX 4060 Laptop GPU"
+
+
+class Table(NamedTuple):
+    """A table of an earlier report.
+
+    Args:
+        hardware: hardware and software of its figures.
+        fields: case fields that identify a row.
+        figures: {values of these fields: text of the row}.
+        note: remark on the table, or "".
+    """
+
+    hardware: str
+    fields: tuple[str, ...]
+    figures: dict[tuple, str]
+    note: str = ""
+
+
+def _rates(rates):
+    """Return {(key,): text} from {key: images per second}."""
+    return {(key,): f"{rate:,} a second" for key, rate in rates.items()}
+
+
+REPORTED = {
+    "towers": Table(
+        UNNAMED_GPU,
+        ("name", "batch_size"),
+        {
+            ("clip/ViT-B-32", 1): "16.35 ms, 592 MB",
+            ("clip/ViT-B-32", 32): "180.75 ms, 665 MB",
+            ("clip/convnext_v2_tiny", 1): "21.96 ms, 383 MB",
+            ("clip/convnext_v2_tiny", 32): "239.73 ms, 935 MB",
+        },
+        "151.28 M and 91.69 M parameters",
+    ),
+    "runtimes": Table(
+        UNNAMED_GPU,
+        ("runtime", "dtype"),
+        {
+            ("keras", "float32"): "20.22 ms",
+            ("keras", "float16"): "28.28 ms",
+            ("onnx", "float32"): "15.84 ms",
+        },
+    ),
+    "batching": Table(
+        LAPTOP,
+        ("batch_size",),
+        _rates({1: 148, 4: 465, 8: 994, 16: 1234, 32: 1304, 64: 1608}),
+    ),
+    "variants": Table(
+        LAPTOP,
+        ("name",),
+        _rates(
+            {"clip/ViT-B-32": 1265, "clip/RN50": 902, "clip/RN101": 622, "clip/ViT-B-16": 432, "clip/ViT-L-14": 106}
+        ),
+    ),
+    "precision": Table(
+        LAPTOP,
+        ("dtype", "batch_size"),
+        {
+            ("float16", 1): "1.01×, differs by 2.8e-5",
+            ("float16", 8): "1.03×",
+            ("float16", 32): "1.00×",
+            ("float16", 64): "1.00×",
+        },
+        "× : how many times as fast as float32",
+    ),
+    "combined": Table(LAPTOP, ("library",), {("zoo",): "below 100 ms an image"}),
+    "cache": Table(LAPTOP, ("part",), {("texts",): "204 ms", ("cached-texts",): "6 ms, 35×"}),
+    "search": Table(LAPTOP, ("part",), {("search",): "25 ms"}),
+}
+
+
+def reported_figure(table: Table, case: Case) -> str:
+    """Return what a report says about a case; "–" if nothing."""
+    return table.figures.get(tuple(getattr(case, field) for field in table.fields), "–")

@@ -1,4 +1,4 @@
-"""The process of a case as the benchmark sees it; worker.py is what runs in it."""
+"""The process of a case, from the benchmark's side; worker.py runs in it."""
 
 import contextlib
 import dataclasses
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zoo.bench.cases import Case
-from zoo.bench.devices import resident_bytes
+from zoo.bench.machine import resident_bytes
 
-LEAVE_SECONDS = 10.0
-LOOK_SECONDS = 0.1  # between two looks at what a process holds
+EXIT_SECONDS = 10.0
+POLL_SECONDS = 0.1  # between checks of the limits
 
 
 class Limits(NamedTuple):
-    """What a case may take; a process that takes more is killed, and its case is left out.
+    """Limits of a case; a process that exceeds one is killed, and its case is skipped.
 
     Args:
-        seconds: from the start of its process until it is warm, and of each turn; None for any.
-        memory: bytes that its process may hold, where the system tells; None for any.
+        seconds: from the start of the process until it is warm, and per turn; None for no limit.
+        memory: resident bytes of the process, where the system reports them; None for no limit.
     """
 
     seconds: float | None = None
@@ -35,28 +35,28 @@ NO_LIMITS = Limits()
 
 
 class Worker:
-    """The process of a case, from its first answer on.
+    """A running process of a case, built and warm.
 
     Args:
-        case: to build.
-        limits: on what it may take.
+        case: the case to build.
+        limits: its limits.
 
     Attributes:
-        ready: what it told when it was warm.
-        last: what it told with its last turn.
+        ready: its first answer, {"device", "parameters", …}.
+        last: its answer to the last turn.
 
     Raises:
-        WorkerError: it cannot be built.
+        WorkerError: the case cannot be built.
     """
 
     def __init__(self, case: Case, limits: Limits = NO_LIMITS):
         self.limits = limits
-        self.complaints = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (`close` does)
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (`close` does)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "zoo.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.complaints,
+            stderr=self.errors,
             env=environment(case),
             encoding="utf-8",
         )
@@ -68,78 +68,83 @@ class Worker:
             raise
 
     def ask(self, line: str = "") -> dict:
-        """The answer to a line."""
+        """Send a line; return the answer.
+
+        Raises:
+            WorkerError: a limit was exceeded, the process ended, or it answered with an error.
+        """
         try:
             print(line, file=self.process.stdin, flush=True)
-            with watched(self.process, self.limits) as broken:
-                answered = self.process.stdout.readline()
+            with watched(self.process, self.limits) as exceeded:
+                received = self.process.stdout.readline()
         except BrokenPipeError:
-            answered, broken = "", []
-        if broken:
-            raise WorkerError(broken[0])
-        if not answered:
-            self.complaints.seek(0)
-            said = [text for text in self.complaints.read().splitlines() if text.strip()]
-            raise WorkerError(f"its process ended with code {self.process.wait()}. {' '.join(said[-1:])}")
-        answer = json.loads(answered)
+            received, exceeded = "", []
+        if exceeded:
+            raise WorkerError(exceeded[0])
+        if not received:
+            self.errors.seek(0)
+            lines = [text for text in self.errors.read().splitlines() if text.strip()]
+            raise WorkerError(f"its process ended with code {self.process.wait()}. {' '.join(lines[-1:])}")
+        answer = json.loads(received)
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer
 
     def take_turn(self) -> list[float]:
-        """Seconds of each call of one turn."""
+        """Run one turn; return the seconds of each call."""
         self.last = self.ask()
         return self.last["seconds"]
 
     def close(self) -> None:
-        """Ends the process: at the end of its input it leaves; one that does not is killed."""
+        """End the process: it exits when its input ends, and is killed if it does not."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
-            self.process.wait(LEAVE_SECONDS)
+            self.process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
-        self.complaints.close()
+        self.errors.close()
 
 
 @contextlib.contextmanager
 def watched(process: subprocess.Popen, limits: Limits):
-    """A list; once the process goes over a limit it is killed, and the list says which."""
-    broken, done = [], threading.Event()
+    """Yield a list; once the process exceeds a limit it is killed and the list holds the reason."""
+    exceeded, done = [], threading.Event()
 
     def watch():
         start = time.monotonic()
-        while not done.wait(LOOK_SECONDS):
+        while not done.wait(POLL_SECONDS):
             if limits.seconds and time.monotonic() - start > limits.seconds:
-                broken.append(f"it takes more than the {limits.seconds:g} seconds that a case may take")
-            elif limits.memory and _held(process) > limits.memory:
-                broken.append(f"it holds more than the {limits.memory / 1e9:g} GB that a case may hold")
-            if broken:
+                exceeded.append(f"it exceeded the limit of {limits.seconds:g} seconds")
+            elif limits.memory and _resident(process) > limits.memory:
+                exceeded.append(f"it exceeded the limit of {limits.memory / 1e9:g} GB")
+            if exceeded:
                 return process.kill()
 
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start() if any(limits) else None
+    if any(limits):
+        watcher.start()
     try:
-        yield broken
+        yield exceeded
     finally:
         done.set()
 
 
-def _held(process):
+def _resident(process):
     try:
         return resident_bytes(process=process.pid) or 0
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return 0
 
 
 class WorkerError(RuntimeError):
-    """A case that cannot be timed, and why."""
+    """A case cannot be timed; the message says why."""
 
 
 def environment(case: Case) -> dict[str, str]:
-    """This process' environment with what the libraries of a worker read when they are imported."""
+    """Return this process' environment with what a worker's libraries read at import."""
     root = str(Path(__file__).resolve().parents[2])
     counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
     return {
@@ -148,6 +153,6 @@ def environment(case: Case) -> dict[str, str]:
         "KERAS_BACKEND": case.backend,
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # else all of the device's memory is taken at once
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # otherwise TensorFlow allocates all device memory at once
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }

@@ -1,23 +1,23 @@
-"""A report for people: Markdown, and a picture."""
+"""A benchmark report as Markdown, JSON and a plot."""
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from zoo.bench import bars
 from zoo.bench.cases import Case, Ratio, Report, Result
-from zoo.bench.presets import SCALED
-from zoo.bench.reported import REPORTED, told
+from zoo.bench.presets import REPORTED, SCALED, reported_figure
 from zoo.utils.files import atomic_write
 
 
 class Column(NamedTuple):
-    """A column of the table: what it tells of a result. One that tells all the same is said once, above."""
+    """A column of the table; a description that is the same for all results is printed once, above the table."""
 
     title: str
-    text: object
+    text: Callable[[Result], str]
     is_figure: bool = True
 
 
@@ -64,19 +64,19 @@ ALWAYS = ("model", "library", "runs on")
 
 
 def to_text(report: Report) -> str:
-    """Markdown: the command, the machine, a line a case, a line a ratio."""
+    """Return the report in Markdown: command, machine, a row per case, a row per ratio."""
     blocks = [f"```sh\n{report.command}\n```", _machine(report)]
     good = [result for result in report.results if not result.error]
     varying, constant = _split(good)
     if constant:
         blocks.append(f"In all lines: {', '.join(constant)}.")
     reported = REPORTED.get(report.preset)
-    figures = [*FIGURES, *([Column("reported", lambda r: told(reported, r.case))] if reported else [])]
+    figures = [*FIGURES, *([Column("reported", lambda r: reported_figure(reported, r.case))] if reported else [])]
     figures = [column for column in figures if any(column.text(result) != "–" for result in good)]
     blocks.append(_table([*varying, *figures], good))
     if reported:
         note = f" ({reported.note})" if reported.note else ""
-        blocks.append(f"Reported: what an earlier report says of {reported.hardware}{note}. It is not of this machine.")
+        blocks.append(f"Reported: figures of an earlier report, on {reported.hardware}{note}; not from this machine.")
     if report.ratios:
         blocks.append(_ratios(report, [column for column in varying if column.title != "device"]))
     blocks += _best_batches(good)
@@ -99,7 +99,7 @@ def _machine(report):
 
 
 def _split(results):
-    """(columns whose text differs between results, ["float32", "batch 8", …] of the others)."""
+    """Return (columns whose text differs between results, ["dtype float32", "batch 8", …] of the others)."""
     varying, constant = [], []
     for column in DESCRIPTIONS:
         texts = {column.text(result) for result in results}
@@ -118,7 +118,7 @@ def _table(columns, results):
 
 
 def _ratios(report, columns):
-    """How many times as fast, per item, with the range over rounds."""
+    """Return the table of ratios, per item, with their range over rounds."""
     lines = ["| this | against | times as fast | over rounds |", "|---|---|--:|--:|"]
     for ratio in report.ratios:
         one, other = (_name(report.results[i].case, columns, report.results[i]) for i in (ratio.case, ratio.other))
@@ -127,7 +127,7 @@ def _ratios(report, columns):
 
 
 def _best_batches(results):
-    """A line for each case that was timed at several batch sizes: where most items a second came out."""
+    """Return, for cases timed at several batch sizes, a list of the sizes with the most items per second."""
     sizes: dict[Case, list[Result]] = {}
     for result in results:
         sizes.setdefault(replace(result.case, batch_size=0), []).append(result)
@@ -142,7 +142,7 @@ def _best_batches(results):
 
 
 def _name(case: Case, columns, result: Result):
-    """The case in the words of these columns."""
+    """Return a label of a case made of these columns."""
     before = {"batch": "batch ", "pixels": ""}
     after = {"pixels": " px"}
     words = [f"{before.get(c.title, '')}{c.text(result)}{after.get(c.title, '')}" for c in columns]
@@ -150,7 +150,7 @@ def _name(case: Case, columns, result: Result):
 
 
 def write(report: Report, folder: Path) -> None:
-    """bench.md, bench.json and, where matplotlib is, bench.png."""
+    """Write bench.md, bench.json and, if matplotlib is installed, bench.png."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "bench.md", "w") as file:
         file.write(to_text(report) + "\n")
@@ -159,14 +159,14 @@ def write(report: Report, folder: Path) -> None:
     try:
         plot(report, folder / "bench.png")
     except ImportError:
-        print("No picture: it needs matplotlib. pip install 'convnext-clip-zoo[report]'", flush=True)
+        print("bench.png needs matplotlib: pip install 'convnext-clip-zoo[report]'", flush=True)
 
 
-# Pictures.
+# Plots.
 
 
 def plot(report: Report, path: Path) -> None:
-    """Curves for the preset `scaling`, ratios for `bars`, times for all others."""
+    """Plot curves for the preset `scaling`, ratios for `bars`, times otherwise."""
     if report.preset == "scaling":
         _plot_scaling(report, path)
     elif report.preset == "bars":
@@ -176,7 +176,7 @@ def plot(report: Report, path: Path) -> None:
 
 
 def _plot_bars(report, path):
-    """Milliseconds an item, a bar a case, with how many times as fast the case is that it is compared with."""
+    """Plot milliseconds per item, a bar per case, labelled with the ratios of our cases to it."""
     from zoo.utils.report import BLUE, GREY, drawing
 
     results = [result for result in report.results if not result.error]
@@ -196,11 +196,11 @@ def _plot_bars(report, path):
         ax.invert_yaxis()
         ax.margins(x=0.25)
         ax.grid(False, axis="y")
-        ax.set_xlabel("milliseconds an item, median; × : how many times as fast ours is")
+        ax.set_xlabel("milliseconds per item, median; × : how many times as fast ours is")
 
 
 def _plot_scaling(report, path):
-    """Time and memory against batch size, image size, and FLOPs of the model, a curve a backend."""
+    """Plot time and memory against batch size, image size and FLOPs of the model, a curve per backend."""
     from zoo.utils.report import plot_panels
 
     results = [result for result in report.results if not result.error]
@@ -220,7 +220,7 @@ def _plot_scaling(report, path):
 
 
 def _scaling_panel(title, xlabel, points, x_of, y_of):
-    """A panel with a curve a backend, broken where a case was left out; of two points at one x, the last."""
+    """Return a panel with a curve per backend, broken where a case is missing; of two points at one x, the last."""
     from zoo.utils.report import Panel
 
     x = sorted({x_of(result) for result in points})

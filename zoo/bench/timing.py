@@ -1,4 +1,4 @@
-"""Timing that survives a noisy machine: cases take turns, medians are quoted, ratios are taken round by round."""
+"""Timing on a noisy machine: cases take turns, medians are reported, ratios are taken within each round."""
 
 import math
 import random
@@ -6,25 +6,25 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-TURN_SECONDS = 0.2  # a turn repeats short calls for that long
-MOST_CALLS = 1000  # of a turn
-REST_SECONDS = 0.2  # before a turn: threads of the one before spin on for a while
-STEADY = 0.02  # warm-up ends when the last three calls differ by no more
-WARM_UP_CALLS, WARM_UP_SECONDS = 10, 5.0  # or after that many calls, or that long
+TURN_SECONDS = 0.2  # minimum duration of a turn; short calls are repeated
+MOST_CALLS = 1000  # per turn
+REST_SECONDS = 0.2  # before a turn: threads of the previous case may still spin
+STEADY = 0.02  # warm-up ends once the last three calls differ by at most this share
+WARM_UP_CALLS, WARM_UP_SECONDS = 10, 5.0  # limits of the warm-up
 
 Turn = Callable[[], Sequence[float]]
 Rounds = Sequence[Sequence[float]]
 
 
 def timed(function):
-    """(seconds, result) of one call."""
+    """Call a function; return (seconds, result)."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
 
 
 def warm_up(function: Callable) -> int:
-    """Calls a function until it takes as long as before; the number of calls."""
+    """Call a function until its time is steady; return the number of calls."""
     calls, total = [], 0.0
     while len(calls) < WARM_UP_CALLS and total < WARM_UP_SECONDS:
         calls.append(timed(function)[0])
@@ -35,7 +35,7 @@ def warm_up(function: Callable) -> int:
 
 
 def take_turn(function: Callable, at_least: float = TURN_SECONDS) -> list[float]:
-    """Seconds of each call of one turn, at least one call."""
+    """Call a function for one turn, at least once; return the seconds of each call."""
     calls, total = [], 0.0
     while not calls or (total < at_least and len(calls) < MOST_CALLS):
         calls.append(timed(function)[0])
@@ -44,18 +44,18 @@ def take_turn(function: Callable, at_least: float = TURN_SECONDS) -> list[float]
 
 
 def take_turns(turns: Mapping[str, Turn], rounds: int, rest: float = REST_SECONDS) -> dict[str, list[Sequence[float]]]:
-    """Every case once a round, so that a slow minute of the machine falls on all of them.
+    """Run every case once per round, so that slow phases of the machine affect all of them.
 
-    The order is drawn anew for each round, the same in every run: what a case leaves behind, caches and threads that
-    spin on, falls on another one each time.
+    Each round has its own random order, the same in every run, so that the after-effects of a case (caches, spinning
+    threads) fall on a different one each time.
 
     Args:
-        turns: {key: function that runs one turn and gives the seconds of its calls}.
-        rounds: turns of each.
-        rest: seconds without work before each turn.
+        turns: {key: function that runs one turn and returns the seconds of its calls}.
+        rounds: turns per case.
+        rest: idle seconds before each turn.
 
     Returns:
-        {key: what its turns gave, round by round}.
+        {key: results of its turns, by round}.
     """
     runs = {key: [] for key in turns}
     order, drawn = list(turns), random.Random(0)
@@ -68,12 +68,12 @@ def take_turns(turns: Mapping[str, Turn], rounds: int, rest: float = REST_SECOND
 
 
 def ratios(theirs: Rounds, ours: Rounds) -> list[float]:
-    """How many times as long they take, round by round: of the medians of a round's calls."""
+    """Return, for each round, the ratio of the median times theirs / ours."""
     pairs = zip(theirs, ours, strict=True)
     return [statistics.median(their_calls) / statistics.median(our_calls) for their_calls, our_calls in pairs]
 
 
 def percentile(rounds: Rounds, share: float) -> float:
-    """The smallest time that this share of all calls does not exceed."""
+    """Return the smallest measured time that at least this share of all calls does not exceed."""
     calls = sorted(seconds for calls in rounds for seconds in calls)
     return calls[max(0, math.ceil(share * len(calls)) - 1)]

@@ -1,7 +1,7 @@
-"""The process of one case: `python -m zoo.bench.worker`, which the benchmark starts and talks to.
+"""The process of one case, `python -m zoo.bench.worker`, started by processes.py.
 
-The first line of its standard input is a `Case` as JSON. It answers when the model is built and warm; then each line
-asks for one turn, whose seconds it answers. Between turns it waits and uses no core. Answers are JSON, a line each.
+The first line on standard input is a `Case` as JSON; the answer comes when the model is built and warm. Each further
+line starts one turn; the answer holds its seconds. Between turns the process sleeps. Answers are one line of JSON.
 """
 
 import json
@@ -15,7 +15,7 @@ from zoo.utils.env import choose_backend, keep_freed_memory
 
 def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries that print must not mix with the answers
 
     def answer(**values):
         print(json.dumps(values), file=answers, flush=True)
@@ -27,18 +27,18 @@ def main():
         turn_seconds = {"at_least": 0} if case.is_short else {}
         for _ in sys.stdin:
             answer(seconds=take_turn(call, **turn_seconds), **memory(case))
-    except Exception as error:  # whatever a backend or a peer raises is the case's result
+    except Exception as error:  # any error of a backend or peer becomes the case's result
         answer(error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
         raise
 
 
 def prepare(case: Case):
-    """(function to time, what is known so far) of a case."""
+    """Build and warm up a case; return (function to time, first answer)."""
     limit_threads(case)
-    keep_freed_memory()  # as the commands that run batch after batch do; peers have it too
+    keep_freed_memory()  # as in the commands that run many batches; peers profit as well
     import_libraries(case)
-    from zoo.bench.devices import resident_bytes
     from zoo.bench.jobs import create_job, similarities
+    from zoo.bench.machine import resident_bytes
 
     library_bytes = resident_bytes()
     build_seconds, job = timed(lambda: create_job(case))
@@ -60,13 +60,13 @@ def prepare(case: Case):
 
 
 def limit_threads(case: Case) -> None:
-    """Keeps this process to as many cores as it may have threads, where the system can; its libraries ask for that."""
+    """Bind this process to as many cores as it may have threads, where supported; libraries count these cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
 
 
 def import_libraries(case: Case) -> None:
-    """Imports what the case runs on, so that neither the build's time nor the model's memory has it."""
+    """Import what the case runs on, so that build time and memory do not include it."""
     if case.part in CAPTIONS:
         return
     if case.runtime == "onnx":
@@ -75,7 +75,7 @@ def import_libraries(case: Case) -> None:
         choose_backend(case.backend, trains=case.train)
         import keras
 
-        keras.saving.serialize_keras_object(keras.initializers.Zeros())  # has Keras look for TensorFlow, and import it
+        keras.saving.serialize_keras_object(keras.initializers.Zeros())  # Keras imports TensorFlow here, if installed
     if case.backend == "torch" and case.runtime != "onnx":
         import torch
 
@@ -86,8 +86,9 @@ def import_libraries(case: Case) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(case.threads)
 
 
-def memory(case: Case) -> dict:
-    from zoo.bench.devices import peak_device_bytes, resident_bytes
+def memory(case: Case) -> dict[str, int | None]:
+    """Return {"host_bytes", "device_bytes"}, the peaks so far."""
+    from zoo.bench.machine import peak_device_bytes, resident_bytes
 
     on_backend = case.runtime != "onnx" and case.part not in CAPTIONS
     device_bytes = peak_device_bytes(case.backend) if on_backend else None

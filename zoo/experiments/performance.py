@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from clip import prompts_for
-from zoo.bench.devices import on_cuda, peak_device_bytes, resident_bytes
+from zoo.bench.machine import on_cuda, peak_device_bytes, resident_bytes
 from zoo.bench.timing import percentile, take_turn, take_turns, timed, warm_up
 from zoo.data.preprocess import batch
 from zoo.experiments.setting import Outcome, Setting
