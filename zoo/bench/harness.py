@@ -303,7 +303,7 @@ def measure_rates(cases: Sequence[Case], rounds: int) -> dict[str, float]:
 
 
 def compare(results: Sequence[Result], start: int = 0) -> list[Ratio]:
-    """Return the ratios of a group: each of our cases to each of its peers; without peers, the first case to all others.
+    """Return the ratios of a group: each of our cases to each of its peers; without peers, the first to all others.
 
     Args:
         start: index of the first of these results in the report.

@@ -112,7 +112,7 @@ def torch_images(images):
 
 
 def draw_inputs(case: Case) -> dict[str, np.ndarray]:
-    """Return those of {"images": float32 (B, H, H, 3), "tokens": int32 (B, 77), "labels": int32 (B,)} the part needs."""
+    """Return those of {"images": float32 (B, H, H, 3), "tokens": int32 (B, 77), "labels": int32 (B,)} for the part."""
     rng = np.random.default_rng(SEED)
     images = rng.standard_normal((case.batch_size, case.image_size, case.image_size, 3), np.float32)
     tokens = rng.integers(1, START, (case.batch_size, 77), np.int32)  # captions of full length

@@ -204,7 +204,7 @@ BLOCK = re.compile(r"transformer_resblocks_(\d+)_(?:add_2|sequence)")  # the las
 
 
 def tower_pieces(tower):
-    """Return {"stem", "stage_0", …, "token_embedding", "block_0", …, "pooled", "head_fc": tensor}, as far as present."""
+    """Return {"stem", "stage_0", …, "token_embedding", "block_0", …, "pooled", "head_fc": tensor}, if present."""
     from convnext import feature_maps
 
     layers = {layer.name: layer for layer in tower.layers}

@@ -51,7 +51,7 @@ PROMPT = "a photo of a {}."
 
 
 def write_photographs(count: int) -> list[str]:
-    """Write `count` JPEG copies of scikit-learn's photographs to a folder that is removed at exit; return their paths."""
+    """Write `count` JPEG copies of scikit-learn's photographs to a folder removed at exit; return their paths."""
     from zoo.data.throughput import write_photographs as write
 
     folder = Path(temporary_folder())

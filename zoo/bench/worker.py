@@ -75,7 +75,8 @@ def import_libraries(case: Case) -> None:
         choose_backend(case.backend, trains=case.train)
         import keras
 
-        keras.saving.serialize_keras_object(keras.initializers.Zeros())  # Keras imports TensorFlow here, if installed
+        if not case.is_short:  # Keras imports TensorFlow here, if installed, which takes seconds
+            keras.saving.serialize_keras_object(keras.initializers.Zeros())
     if case.backend == "torch" and case.runtime != "onnx":
         import torch
 
