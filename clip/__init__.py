@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from clip.losses import clip_loss, distillation_loss, siglip_loss
     from clip.mci import MCi
     from clip.model import CLIP, create_clip
-    from clip.prompts import CLASS_NAMES, TEMPLATES, prompts_for
+    from clip.prompts import CLASS_NAMES, TEMPLATES, class_matrix, prompts_for
     from clip.tokenizer import Tokenizer, tokenize
     from clip.towers.convnext import create_convnext_tower
     from clip.towers.mobileclip import create_mobileclip_tower
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
         parameters,
         text_flops,
     )
-    from clip.zero_shot import class_matrix, zero_shot_classifier
+    from clip.zero_shot import zero_shot_classifier
 
 _MODULES = {
     "clip.layers": ("SelfAttention",),
     "clip.losses": ("clip_loss", "distillation_loss", "siglip_loss"),
     "clip.mci": ("MCi",),
     "clip.model": ("CLIP", "create_clip"),
-    "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "prompts_for"),
+    "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "class_matrix", "prompts_for"),
     "clip.tokenizer": ("Tokenizer", "tokenize"),
     "clip.towers.convnext": ("create_convnext_tower",),
     "clip.towers.mobileclip": ("create_mobileclip_tower",),
@@ -48,7 +48,7 @@ _MODULES = {
         *("VARIANTS", "ConvNeXt", "Pair", "ResNet", "Text", "ViT", "canonical_name"),
         *("flops", "image_flops", "parameters", "text_flops"),
     ),
-    "clip.zero_shot": ("class_matrix", "zero_shot_classifier"),
+    "clip.zero_shot": ("zero_shot_classifier",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

