@@ -25,6 +25,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zoo.search import Index, TextCache  # noqa: E402
+from zoo.utils.arrays import unit_rows  # noqa: E402
+from zoo.utils.env import available_cores  # noqa: E402
 
 DIM, PORTION, RANK = 512, 50_000, 32
 WARMING = 4  # times as many queries, before a graph is timed
@@ -144,7 +146,7 @@ def draw(vectors: str, count: int, seed: int) -> np.ndarray:
     if vectors == "low-rank":
         plane = np.random.default_rng(0).standard_normal((RANK, DIM), np.float32)
         rows = rng.standard_normal((count, RANK), np.float32) @ plane / RANK**0.5 + 0.1 * rows
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit_rows(rows)
 
 
 # Pipeline and cache.
@@ -171,7 +173,7 @@ def time_pipeline(backend, model, runtime, precision, rounds) -> list[Figure]:
         again, _ = milliseconds(lambda _: pipeline.search(index, SENTENCES[0], 5), 500)
         beyond, _ = milliseconds(lambda i: index.search(index.vector(str(i % 1000)), 5), 500)
         classify = lambda _: pipeline.classify([file.getvalue()], SENTENCES[:10])  # noqa: E731
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = available_cores()
         figures = [
             Figure(f"{model}, {backend if runtime == 'keras' else 'ONNX Runtime'}, {precision}", cores, "cores"),
             Figure("a new sentence among 1,000 images", asked, "ms", "≤ 25 ms", "25 ms"),
@@ -186,31 +188,31 @@ def time_pipeline(backend, model, runtime, precision, rounds) -> list[Figure]:
 
 def time_one_row(pipeline, tower, rounds: int) -> list[Figure]:
     """A sentence as batches are run, beside the function of its own that one row gets where it comes again."""
-    import zoo.inference.encoding
+    import zoo.inference.forward
 
-    encoder, most = pipeline.encoder, zoo.inference.encoding.MOST_SHAPES
+    encoder, most = pipeline.encoder, zoo.inference.forward.MAX_SHAPES
     tokens = np.asarray(encoder.tokenizer([SHORT]), np.int32)
-    cut = tokens[:, : int(encoder._lengths(tokens).max())]
+    cut = tokens[:, : int(encoder.token_lengths(tokens).max())]
     own, _ = milliseconds(lambda _: encoder.texts(cut), rounds)
-    zoo.inference.encoding.MOST_SHAPES = 0
-    any_batch = zoo.inference.encoding.compiled(tower)
+    zoo.inference.forward.MAX_SHAPES = 0
+    any_batch = zoo.inference.forward.compiled(tower)
     plain, _ = milliseconds(lambda _: any_batch(cut), rounds)
-    zoo.inference.encoding.MOST_SHAPES = most
+    zoo.inference.forward.MAX_SHAPES = most
     return [Figure("one sentence as batches run", plain, "ms"), Figure("one sentence as it runs", own, "ms")]
 
 
 def time_lengths(pipeline, rounds: int) -> list[Figure]:
     """Prompts cut after their end, against all 77 tokens of them: one, and 64 at a time."""
-    from zoo.inference.encoding import TIMES_TOGETHER
+    from zoo.inference.forward import CALLS_MANY_ROWS
 
     encoder, figures = pipeline.encoder, []
     for texts, times in (([SHORT], rounds), (PROMPTS, max(3, rounds // 4))):
         tokens = np.asarray(encoder.tokenizer(texts), np.int32)
-        cut = tokens[:, : int(encoder._lengths(tokens).max())]
-        for rows in [cut, tokens] * TIMES_TOGETHER:  # until both shapes have functions of their own
+        cut = tokens[:, : int(encoder.token_lengths(tokens).max())]
+        for rows in [cut, tokens] * CALLS_MANY_ROWS:  # until both shapes have functions of their own
             encoder.texts(rows)
         short, whole = (milliseconds(lambda _, rows=rows: encoder.texts(rows), times)[0] for rows in (cut, tokens))
-        unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in map(encoder.texts, (cut, tokens))]
+        unit = [unit_rows(encoder.texts(rows)) for rows in (cut, tokens)]
         what = f"{len(texts)} × {cut.shape[1]} tokens in {short:.1f} ms, × 77 in {whole:.1f} ms"
         figures.append(Figure(what, whole / short, "×", "≥ 3×"))
         figures.append(Figure("their difference", float(np.abs(unit[0] - unit[1]).max()), "", "≤ 1e-5"))

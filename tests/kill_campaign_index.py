@@ -26,11 +26,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from zoo.data import image_source as picture_source  # noqa: E402
 from zoo.data.preprocess import PreprocessSpec  # noqa: E402
-from zoo.inference.encoding import Encoder  # noqa: E402
+from zoo.inference.encoder import Encoder  # noqa: E402
 from zoo.search import Index  # noqa: E402
 from zoo.search import build as image_search  # noqa: E402
+from zoo.search import embed as search_embed  # noqa: E402
 
 SIDE, RARE = 8, 50  # one file in so many is corrupt, and as many are copies
 PORTIONS = 20
@@ -160,10 +160,7 @@ class Sums:
 
     def __init__(self, *_, **__):
         spec = PreprocessSpec(image_size=SIDE)
-        self.encoder = Encoder(lambda batch: batch.sum(axis=2).reshape(len(batch), -1), None, spec)
-
-    def embed_texts(self, texts):
-        return np.ones((len(texts), 3 * SIDE), np.float32)
+        self.encoder = Encoder(lambda batch: batch.sum(axis=2).reshape(len(batch), -1), None, spec, 3 * SIDE)
 
 
 def build(images: Path, path: Path, portion: int) -> None:
@@ -174,7 +171,7 @@ def build(images: Path, path: Path, portion: int) -> None:
         print(SAVING, flush=True)
         add(*arguments, **options)
 
-    Index.add, image_search.ClipPipeline, picture_source.PORTION = say_and_add, Sums, portion
+    Index.add, image_search.ClipPipeline, search_embed.PORTION = say_and_add, Sums, portion
     image_search.build_index(str(images), model="sums", output=str(path))
 
 

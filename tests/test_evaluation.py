@@ -17,7 +17,7 @@ from zoo.evaluation import linear_probe, retrieval, zero_shot
 from zoo.evaluation.classifier import Classifier, average, create_classifier
 from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval, read_pairs
 from zoo.evaluation.zero_shot import evaluate_zero_shot
-from zoo.inference.encoding import Encoder
+from zoo.inference.encoder import Encoder
 
 COLOURS = ("black", "dark", "grey", "light", "white")  # class k has pixels of 60 k
 SPEC = PreprocessSpec(image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -36,7 +36,9 @@ def see(images):
 @pytest.fixture
 def encoder():
     """A pair that knows the five colours."""
-    return Encoder(see, lambda tokens: np.eye(5, dtype=np.float32)[tokens[:, 0]], SPEC, scale=10.0, tokenizer=tokenizer)
+    return Encoder(
+        see, lambda tokens: np.eye(5, dtype=np.float32)[tokens[:, 0]], SPEC, 5, scale=10.0, tokenizer=tokenizer
+    )
 
 
 def paint(label, side=6):
@@ -162,7 +164,7 @@ def test_a_classifier_says_which_pair_it_was_made_with(encoder, tmp_path):
     one, same, other = (create_classifier(Fingerprinted(f), ["dark", "grey"]) for f in ("a" * 64, "a" * 64, "b" * 64))
     one.save(path)
     assert Classifier.load(path, model="a" * 64).model == Classifier.load(path).model == "a" * 64
-    with pytest.raises(ValueError, match="made with another pair .aaaaaaaaaaaaaaaa…. than the images' .bbbb"):
+    with pytest.raises(ValueError, match="made with another model .aaaaaaaaaaaaaaaa…. than the images .bbbb"):
         Classifier.load(path, model="b" * 64)
     assert (average([one, same]).model, average([one, other]).model) == ("a" * 64, None)
     create_classifier(encoder, ["dark", "grey"]).save(path)  # an `Encoder` has no fingerprint: any pair is taken

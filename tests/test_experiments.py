@@ -25,7 +25,7 @@ from zoo.experiments import (
 from zoo.experiments import setting as settings
 from zoo.experiments.published import PUBLISHED
 from zoo.experiments.setting import Setting
-from zoo.inference.encoding import Encoder
+from zoo.inference.encoder import Encoder
 from zoo.inference.pipeline import ClipPipeline
 from zoo.utils import report
 from zoo.weights.published import find_weights
@@ -33,6 +33,7 @@ from zoo.weights.published import find_weights
 WORDS, NUMERALS = CLASS_NAMES["digits"], CLASS_NAMES["mnist"]
 SPEC = PreprocessSpec(image_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
 OTHERS = 6  # dimensions that say how a sentence is put, not which digit it names
+DIM = 10 + OTHERS
 
 
 class NumpyPipeline(ClipPipeline):
@@ -70,7 +71,7 @@ def pipeline():
         scores = images[..., 0].reshape(len(images), -1) @ weights
         return np.concatenate([scores, np.full((len(images), OTHERS), 0.1)], axis=1)
 
-    return NumpyPipeline(Encoder(see, read_text, SPEC, scale=5.0, tokenizer=tokenizer, name="least squares"))
+    return NumpyPipeline(Encoder(see, read_text, SPEC, DIM, scale=5.0, tokenizer=tokenizer, name="least squares"))
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_sentences_find_pictures(setting, undrawn):
 
 def test_a_pair_that_knows_nothing_finds_by_chance(setting, undrawn, pipeline, rng):
     blind = lambda images: rng.standard_normal((len(images), 16))  # noqa: E731
-    setting.pipeline = NumpyPipeline(Encoder(blind, read_text, SPEC, scale=5.0, tokenizer=tokenizer))
+    setting.pipeline = NumpyPipeline(Encoder(blind, read_text, SPEC, DIM, scale=5.0, tokenizer=tokenizer))
     assert retrieval.run(setting).metrics["text_to_image"]["precision_at_10"] == pytest.approx(0.1, abs=0.06)
 
 

@@ -19,7 +19,7 @@ from zoo.data.datasets import Labelled, find_templates
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.experiments import EXPERIMENTS, performance
 from zoo.experiments.command import run_experiments
-from zoo.inference.encoding import keras_encoder
+from zoo.inference.encoder import keras_encoder
 from zoo.utils import report
 from zoo.utils.report import png_size
 

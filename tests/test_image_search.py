@@ -11,17 +11,17 @@ from pipeline_case import album, model, pictures, pipeline, saved  # noqa: F401
 
 from zoo import ClipPipeline
 from zoo.cli import main
-from zoo.data import image_source as picture_source
 from zoo.search import Index
 from zoo.search import build as image_search
+from zoo.search import embed as search_embed
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 
 def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "i")
-    build = {"model": str(saved), "output": out}
-    monkeypatch.setattr(picture_source, "PORTION", 3)
+    build = {"model": str(saved), "output": out, "batch_size": 3}
+    monkeypatch.setattr(search_embed, "PORTION", 3)
     add = Index.add
 
     def die_at_the_third(self, *arguments, **options):

@@ -121,7 +121,7 @@ def test_a_refreshed_pipeline_reads_its_file_again(tmp_path):
 @pytest.mark.parametrize("cache", [True, False])
 def test_progress_is_shown_where_it_is_asked_for(cache, model, pictures, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("zoo.inference.encoding.TEXT_BATCH_SIZE", 2)
+    monkeypatch.setattr("zoo.inference.encoder.TEXT_BATCH_SIZE", 2)
     made = ClipPipeline(model, preprocess=SPEC, batch_size=4, cache=cache)
     for ask, steps in (
         (lambda **how: made.embed_images(pictures, **how), ["2 of 2 batches"]),
@@ -190,10 +190,10 @@ def test_onnx_gives_what_keras_gives(model, pipeline, pictures):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"runtime": "torch"}, "one of keras, onnx"),
+        ({"runtime": "torch"}, "allowed are keras, onnx"),
         ({"batch_size": 0}, 'positive integer or "auto"'),
-        ({"precision": "int8"}, "with keras it is one of float32"),
-        ({"precision": "bfloat16", "runtime": "onnx"}, "with onnx it is one of"),
+        ({"precision": "int8"}, "with runtime='keras' allowed are float32"),
+        ({"precision": "bfloat16", "runtime": "onnx"}, "with runtime='onnx' allowed are"),
     ],
 )
 def test_unknown_options_are_refused(options, message, model):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
     from zoo.export import export_onnx
+    from zoo.inference.forward import create_predictor
     from zoo.inference.pipeline import ClipPipeline
-    from zoo.inference.predictor import create_predictor
     from zoo.models.exchange import export_weights
     from zoo.models.folding import fold
     from zoo.models.registry import create_model, list_models, load, model_info, save
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "ClipPipeline": "zoo.inference.pipeline",
     "create_model": "zoo.models.registry",
-    "create_predictor": "zoo.inference.predictor",
+    "create_predictor": "zoo.inference.forward",
     "export_weights": "zoo.models.exchange",
     "export_onnx": "zoo.export",
     "fold": "zoo.models.folding",

@@ -18,7 +18,8 @@ from zoo.bench import uses
 from zoo.bench.cases import CAPTIONS, OURS, PEERS, SEARCHES, WHOLE, Case
 from zoo.bench.machine import keras_device, on_cuda, torch_device, wait_for_cuda
 from zoo.bench.timing import timed
-from zoo.inference.predictor import compile_torch, create_predictor
+from zoo.inference.forward import create_predictor
+from zoo.inference.torch_graph import compile_torch
 
 SEED = 0
 CLASSES = 1000

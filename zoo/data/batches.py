@@ -6,7 +6,6 @@ index). Threads, read-ahead and the number of processes change when a batch is m
 
 import functools
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from zoo.data.bad_samples import BadSamples, TooManyBadSamples
 from zoo.data.mix import Mix
 from zoo.data.preprocess import MAX_PIXELS, PreprocessSpec, preprocess
 from zoo.data.records import BadSample, Dataset, Record, digest, open_record
+from zoo.utils.env import available_cores
 
 ORDER, AUGMENT, CAPTION, MIX = range(4)  # what a stream of random numbers is for
 CHUNK = 8  # samples a thread makes at a time
@@ -297,5 +297,4 @@ def _name(function: Callable | None) -> str:
 
 
 def default_threads() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_THREADS, cores)
+    return min(MAX_THREADS, available_cores())

@@ -1,21 +1,14 @@
 """Pictures of any source, one by one, with what the source says of them: for embedding and for indices."""
 
 import csv
-import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from zoo.data import Dataset, Record, read_csv, read_shards
 from zoo.data.folders import image_names
 from zoo.data.paths import inside, read_file
 from zoo.data.tables import SEPARATORS
-from zoo.embeddings.segment import is_utf8
-from zoo.inference.encoding import Encoder
 
-PORTION = 1024  # images between two commits
 TABLES = (".csv", ".tsv")
 PATHS = "filepath"  # column of a table
 
@@ -52,34 +45,3 @@ def read_metadata(source: str | Path) -> Callable[[str], dict[str, str]]:
         for row in csv.DictReader(file, delimiter=separator, restkey=""):
             rows.setdefault(row[PATHS], {key: row[key] or "" for key in row if key not in (PATHS, "")})
     return lambda name: rows.get(name, {})
-
-
-def embed_source(
-    encoder: Encoder, records: Dataset, keep: Callable[[list[str], np.ndarray, list[str], dict[str, str]], None]
-) -> None:
-    """Embeds pictures, a portion at a time: keep(names, float32 (n, D) unit rows, SHA-256 of each, what is left out).
-
-    Args:
-        keep: is handed each portion; what it has returned from is done with. Left out is {name: why}.
-    """
-    for first in range(0, len(records), PORTION):
-        digests = {}
-        part = _digested(records.subset(range(first, min(first + PORTION, len(records)))), digests)
-        vectors, kept, bad = encoder.embed_records(part, progress=True)
-        names = [part.names[i] for i in kept]
-        left_out = {part.names[i].encode("utf-8", "backslashreplace").decode(): why for i, why in bad.items()}
-        keep(names, vectors, [digests[name] for name in names], left_out)
-
-
-def _digested(records: Dataset, digests: dict[str, str]) -> Dataset:
-    """The same records, but for those whose name cannot be written; reading one notes the digest of its bytes."""
-
-    def read(i: int) -> Record:
-        if not is_utf8(records.names[i]):
-            raise ValueError("its name is not UTF-8")
-        record = records.read(i)
-        data = record.image.tobytes() if isinstance(record.image, np.ndarray) else record.image
-        digests[records.names[i]] = hashlib.sha256(data).hexdigest()
-        return record
-
-    return replace(records, read=read)

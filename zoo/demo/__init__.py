@@ -25,6 +25,7 @@ from zoo.demo.page import draw_plots, write_report
 from zoo.demo.reading import Readings, measure, read_digits
 from zoo.demo.training import EPOCHS, VARIANT, create_pair, train_pair
 from zoo.models import registry
+from zoo.utils.env import available_cores
 from zoo.utils.files import atomic_write
 from zoo.utils.report import percent
 
@@ -60,7 +61,7 @@ def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, tr
     model = create_pair()
     tell(f"Created {VARIANT} on {keras.backend.backend()}: {model.count_params():,} parameters.")
 
-    tell(f"Training for {epochs} epochs on {cores()} cores.")
+    tell(f"Training for {epochs} epochs on {available_cores()} cores.")
     history, train_seconds = train_pair(model, train, held_out, seed=seed, epochs=epochs)
     tell(f"Trained in {train_seconds:.0f} s. Reading the held-out digits from sentences it never saw.")
     readings = read_digits(model, held_out)
@@ -129,11 +130,6 @@ def stopwatch() -> Callable[[str], None]:
     return lambda text: print(f"[{time.perf_counter() - start:5.1f} s] {text}", flush=True)
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def save_model(model, folder: Path) -> keras.Model:
     """The pair as model.safetensors; as zero_shot_classifier.keras, and returned, what reads without the text tower."""
     registry.save(model, folder / "model.safetensors", preprocess=PREPROCESS)
@@ -166,7 +162,7 @@ def describe_run(*, seed: int, epochs: int, train: Digits, model) -> dict:
         "parameters": model.count_params(),
         "backend": backend,
         "versions": {"python": platform.python_version()} | {name: m.__version__ for name, m in modules.items()},
-        "cores": cores(),
+        "cores": available_cores(),
         "machine": platform.machine(),
     }
 

@@ -11,6 +11,7 @@ from clip import class_matrix
 from zoo.data.digits import HELD_OUT_IMAGES, Digits
 from zoo.demo.data import HELD_OUT_TEMPLATES, NUMERALS, PREPROCESS, WORDS, short_tokens
 from zoo.evaluation.metrics import calibration, confusion, softmax, temperature_sweep
+from zoo.utils.arrays import unit_rows
 
 READING_BATCH_SIZE = HELD_OUT_IMAGES // 3  # so that all batches have one shape, which JAX compiles once
 FACTORS = np.geomspace(1, 1000, 61)  # of the temperature plots
@@ -53,9 +54,9 @@ def read_digits(model, digits: Digits, transform: Callable | None = None) -> Rea
     """
     transform = transform or PREPROCESS.eval_transform()
     pictures = np.stack([transform(picture) for picture in digits.pictures])
-    images = unit(model.image_encoder.predict(pictures, batch_size=READING_BATCH_SIZE, verbose=0))
+    images = unit_rows(model.image_encoder.predict(pictures, batch_size=READING_BATCH_SIZE, verbose=0))
     prompts = [t.format(name) for names in (NUMERALS, WORDS) for t in HELD_OUT_TEMPLATES for name in names]
-    texts = unit(model.text_encoder.predict(short_tokens(prompts), batch_size=len(prompts), verbose=0))
+    texts = unit_rows(model.text_encoder.predict(short_tokens(prompts), batch_size=len(prompts), verbose=0))
     matrix = class_matrix(model, WORDS, HELD_OUT_TEMPLATES, tokenizer=short_tokens)
     return Readings(
         images=images,
@@ -102,8 +103,3 @@ def text_to_image_ranks(readings: Readings) -> np.ndarray:
     asked = np.tile(np.arange(len(WORDS)), len(texts) // len(WORDS))
     order = np.argsort(-texts @ readings.images.T, axis=1, kind="stable")
     return readings.labels[order] == asked[:, None]
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """x / ‖x‖₂ over the last axis."""
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)

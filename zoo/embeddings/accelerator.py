@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.embeddings.graph import EXPANSION, Graph, filled, units, usearch
+from zoo.embeddings.graph import EXPANSION, Graph, filled, usearch
+from zoo.utils.arrays import unit_rows
 from zoo.utils.files import atomic_write, sha256
 
 EXACT = ("float16", "int8")  # the first that is there is searched
@@ -141,7 +142,7 @@ class Accelerator:
         stored = copied(unit, self.kind)
         library = usearch()
         found = library.search(self._matrix(), stored[0], count, library.MetricKind.Cos, exact=True)
-        off = float(np.linalg.norm(direction(stored) - unit))
+        off = float(np.linalg.norm(unit_rows(stored) - unit))
         cosine = 1 - float(found.distances[-1]) + self.facts.error + off + ROUNDING
         return found.keys.astype(np.int64), length * cosine * self.facts.norms[cosine > 0]
 
@@ -174,7 +175,7 @@ class _Measure:
 
     def units(self, rows: np.ndarray) -> np.ndarray:
         lengths = np.linalg.norm(rows, axis=1)
-        unit = units(rows, lengths)
+        unit = unit_rows(rows)
         self.count += len(rows)
         self.shortest, self.longest = min(self.shortest, float(lengths.min())), max(self.longest, float(lengths.max()))
         return unit
@@ -182,18 +183,13 @@ class _Measure:
     def copied(self, rows: np.ndarray, kind: str) -> np.ndarray:
         unit = self.units(rows)
         stored = copied(unit, kind)
-        self.error = max(self.error, float(np.linalg.norm(direction(stored) - unit, axis=1).max()))
+        self.error = max(self.error, float(np.linalg.norm(unit_rows(stored) - unit, axis=1).max()))
         return stored
 
 
 def copied(unit: np.ndarray, kind: str) -> np.ndarray:
     """Unit rows float32 (n, D) as a copy of that kind keeps them."""
     return unit.astype(np.float16) if kind == "float16" else filled(unit)
-
-
-def direction(stored: np.ndarray) -> np.ndarray:
-    rows = stored.astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _file(folder: Path, kind: str) -> Path:

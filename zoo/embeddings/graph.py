@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.utils.arrays import unit_rows
 from zoo.utils.files import atomic_write, sha256
 
 CONNECTIVITY, EXPANSION = 32, 128  # usearch has 16: of a million vectors that finds fewer, or takes longer
@@ -99,7 +100,7 @@ def leading_directions(sample: np.ndarray) -> np.ndarray:
     """float32 (D, d), orthonormal: the fewest principal directions, in whole LINEs, that hold the share HELD of rows'
     squared length, float32 (n, D); where it takes them all, those that the vectors come with.
     """
-    unit = units(sample)
+    unit = unit_rows(sample)
     lengths, directions = np.linalg.eigh(unit.T @ unit)  # rising
     needed = 1 + int(np.searchsorted(np.cumsum(lengths[::-1]), HELD * len(unit)))
     count = -(-needed // LINE) * LINE
@@ -110,15 +111,7 @@ def leading_directions(sample: np.ndarray) -> np.ndarray:
 
 def held(rows: np.ndarray, directions: np.ndarray) -> float:
     """The mean share of their squared length that rows float32 (n, D) have along directions (D, d)."""
-    return float(np.square(units(rows) @ directions).sum() / len(rows))
-
-
-def units(rows: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
-    """Rows float32 (n, D) of length 1. ValueError: one has none."""
-    lengths = np.linalg.norm(rows, axis=1) if lengths is None else lengths
-    if not (lengths > 0).all():
-        raise ValueError("a vector of length 0 has no direction; an index that holds one is searched as it is")
-    return rows / lengths[:, None]
+    return float(np.square(unit_rows(rows) @ directions).sum() / len(rows))
 
 
 def filled(rows: np.ndarray) -> np.ndarray:

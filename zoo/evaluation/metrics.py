@@ -12,13 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from zoo.utils.arrays import softmax
+
 BLOCK = 1024  # queries compared at a time
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
-    exponentials = np.exp(np.float64(logits) - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 # Classification: scores (N, K), labels (N,).

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zoo.data.preprocess import PreprocessSpec
-from zoo.inference.encoding import Encoder, keras_encoder
+from zoo.inference.encoder import Encoder, keras_encoder
 from zoo.models.registry import load
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import Dataset
-from zoo.inference.encoding import Encoder
+from zoo.inference.encoder import Encoder
 from zoo.utils.files import atomic_write
 
 

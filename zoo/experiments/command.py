@@ -159,7 +159,7 @@ def facts(setting: Setting, seconds: dict[str, float]) -> dict:
     """What a reader needs to repeat the run."""
     import keras
 
-    from zoo.export.runtime import available_cores
+    from zoo.utils.env import available_cores
 
     backend = keras.backend.backend()
     modules = {name: importlib.import_module(name) for name in ("keras", backend, "numpy")}

@@ -11,6 +11,7 @@ from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.export.emit import named_outputs
 from zoo.export.graph import FLOAT16, FLOAT32, INT8
 from zoo.export.runtime import OnnxModel
+from zoo.utils.arrays import unit_rows
 
 RANDOM = "random"
 BATCH = 3
@@ -81,7 +82,7 @@ def verify(
         tell(progress, f"Comparing with {model.name}: {kind}")
         feed = {name: array[:BATCH] for name, array in feed.items()} if logits else feed  # they are of one batch
         expected = keras_outputs(model, feed, preprocess, layout)
-        expected |= {name: l2_normalized(value) for name, value in expected.items()} if normalize else {}
+        expected |= {name: unit_rows(value) for name, value in expected.items()} if normalize else {}
         for batch in (1, BATCH):
             rows = 1 if batch == 1 else len(next(iter(feed.values())))
             theirs = {name: value[:rows] for name, value in expected.items()}
@@ -126,10 +127,6 @@ def keras_outputs(model, feed, preprocess, layout):
         x = list(x.values()) if isinstance(model.input, list) else next(iter(x.values()))
     outputs = named_outputs(model.predict(x, batch_size=BATCH, verbose=0))
     return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
-
-
-def l2_normalized(x):
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def pair_logits(model, embeddings):

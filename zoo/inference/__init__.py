@@ -1,1 +1,4 @@
-"""Models as compiled functions of arrays, and the pipeline around a pair. Importing this package imports no Keras."""
+"""Compiled forward passes, the encoder of a pair, zero-shot classifiers, and `ClipPipeline`.
+
+Importing this package imports no Keras.
+"""

@@ -1,4 +1,4 @@
-"""`ClipPipeline`: a pair in use: pictures and texts in, embeddings, classes and matches out."""
+"""`ClipPipeline`: a pair in use, from images and texts to embeddings, classes and matches."""
 
 import functools
 import hashlib
@@ -13,11 +13,18 @@ import numpy as np
 from PIL import Image
 
 from zoo.data.preprocess import PreprocessSpec, decode_image, open_image, preprocess
+from zoo.embeddings import Index, TextCache
 from zoo.embeddings.index import Where
-from zoo.evaluation.classifier import Classifier, create_classifier
-from zoo.inference.encoding import Encoder, compiled, fastest_batch, keras_encoder, prepared, scale_and_bias, shown
+from zoo.inference.classifier import Classifier, create_classifier
+from zoo.inference.encoder import (
+    Encoder,
+    fastest_batch,
+    keras_encoder,
+    prepare_batches,
+    show_progress,
+)
+from zoo.inference.forward import compiled
 from zoo.models.registry import load
-from zoo.search import Index, TextCache
 from zoo.weights import native
 from zoo.weights.describe import describe
 
@@ -26,30 +33,30 @@ PRECISIONS = {
     "keras": ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"),
     "onnx": ("float32", "float16", "int8"),
 }
-CLASSIFIERS = 16  # class matrices kept
+MAX_CLASSIFIERS = 16  # kept
 BYTES = bytes | bytearray | memoryview
-MOST_CHANNELS = 4
+MAX_CHANNELS = 4
 
 
 class ClipPipeline:
-    """A pair that embeds, classifies and searches, with texts embedded once.
+    """A pair that embeds, classifies and searches, and caches text embeddings.
 
-    Images are paths, PIL images, uint8 arrays (H, W[, C]), bytes of a file or open binary files, one or several; never
-    URLs. Results do not depend on how many are given at a time, but for rounding.
+    Images are paths, PIL images, uint8 arrays (H, W[, C]), bytes of an image file or open binary files, one or several;
+    URLs are refused. Results do not depend on the number of images in a call, except for rounding.
 
-    The weights are those of when it was made: where they change, call `refresh` before anything else.
+    The pipeline uses the weights as they are when it is created. After changing them, call `refresh`.
 
     Args:
-        model_or_name: a `clip.CLIP`, or what `zoo.load` takes.
+        model_or_name: a `clip.CLIP`, or a name or path for `zoo.load`.
         precision: "float32", "bfloat16", "float16" (or "mixed_…"); with ONNX "float32", "float16", "int8".
-        batch_size: images at a time; "auto" for what is measured to be fastest here.
+        batch_size: images per batch; "auto" measures which is fastest.
         cache: a `TextCache`, the path of one, True for one in memory, False for none.
-        runtime: "keras", on the backend that runs, or "onnx", through a file that is exported first.
-        preprocess: how pictures are prepared; what the model's file says unless given.
-        fold: fold the weights exactly first (`zoo.fold`); with ONNX they always are.
+        runtime: "keras", on the current backend, or "onnx", which exports the towers to ONNX Runtime first.
+        preprocess: image preprocessing; by default the one saved with the model.
+        fold: fold the weights exactly first (`zoo.fold`). ONNX always does.
 
     Raises:
-        ValueError: a classifier, an unknown precision or runtime, or nothing that says how pictures are prepared.
+        ValueError: a classifier, an unknown precision or runtime, or no preprocessing.
     """
 
     def __init__(
@@ -64,25 +71,25 @@ class ClipPipeline:
         fold: bool = False,
     ):
         if runtime not in RUNTIMES:
-            raise ValueError(f"runtime={runtime!r}; it must be one of {', '.join(RUNTIMES)}")
+            raise ValueError(f"runtime={runtime!r}; allowed are {', '.join(RUNTIMES)}")
         if precision not in PRECISIONS[runtime]:
-            raise ValueError(f"precision={precision!r}; with {runtime} it is one of {', '.join(PRECISIONS[runtime])}")
+            allowed = ", ".join(PRECISIONS[runtime])
+            raise ValueError(f"precision={precision!r}; with runtime={runtime!r} allowed are {allowed}")
         if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
             raise ValueError(f'batch_size={batch_size!r}; it must be a positive integer or "auto"')
-        self._made_of = functools.partial(_encoder, model_or_name, preprocess, runtime, precision, fold)
+        self._make_encoder = functools.partial(_encoder, model_or_name, preprocess, runtime, precision, fold)
         self._batch_size = batch_size
-        self.cache = cache if isinstance(cache, TextCache) else _cache(cache)
+        self.cache = cache if isinstance(cache, TextCache) else _open_cache(cache)
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes the weights as they are now, with their fingerprint, for images, texts and classifiers alike.
+        """Update the pipeline to the model's current weights, and its fingerprint.
 
-        Needed after a model that was handed in was trained further or given other weights. Until then new images and
-        texts may come from the new weights while kept texts and classifiers are of the old ones. A name or a file is
-        loaded again.
+        Call it after the model was trained further or got other weights: until then, new embeddings may come from the
+        new weights, and cached texts and classifiers from the old ones. A name or a file is loaded again.
         """
         auto = self._batch_size == "auto"
-        self.encoder, self.fingerprint = self._made_of(1 if auto else self._batch_size)
+        self.encoder, self.fingerprint = self._make_encoder(1 if auto else self._batch_size)
         if auto:
             self._batch_size = fastest_batch(self.encoder)
             self.encoder = replace(self.encoder, batch_size=self._batch_size)
@@ -95,18 +102,23 @@ class ClipPipeline:
 
     @property
     def bias(self) -> float:
+        """The logit bias."""
         return self.encoder.bias
 
     def embed_images(self, images: Sequence, *, progress: bool = False) -> np.ndarray:
-        """float32 (N, D), unit rows. ValueError or OSError for an image that cannot be read."""
+        """Return image embeddings, float32 (N, D), unit rows.
+
+        Raises:
+            ValueError, OSError: an image that cannot be read.
+        """
         images = _as_list(images)
         size = self.encoder.batch_size
-        batches = prepared(images, lambda image: preprocess(open_any(image), self.encoder.spec), batch_size=size)
-        steps = shown(range(-(-len(images) // size)), "batches", progress)
+        batches = prepare_batches(images, lambda image: preprocess(open_any(image), self.encoder.spec), batch_size=size)
+        steps = show_progress(range(-(-len(images) // size)), "batches", progress)
         return self.encoder.embed_batches(batch for _, batch in zip(steps, batches, strict=True))
 
     def embed_texts(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
-        """float32 (N, D), unit rows; those that the cache holds are not encoded."""
+        """Return text embeddings, float32 (N, D), unit rows; texts in the cache are not encoded again."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         encode = functools.partial(self.encoder.embed_texts, progress=progress)
         if self.cache is None or not texts:
@@ -114,7 +126,7 @@ class ClipPipeline:
         return self.cache.embed(self.fingerprint, texts, encode)
 
     def similarity(self, images: Sequence, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
-        """Cosines, float32 (N, M)."""
+        """Return the cosines of N images and M texts, float32 (N, M)."""
         return self.embed_images(images, progress=progress) @ self.embed_texts(texts, progress=progress).T
 
     def classify(
@@ -125,34 +137,35 @@ class ClipPipeline:
         *,
         progress: bool = False,
     ) -> np.ndarray:
-        """Probabilities, float64 (N, K).
+        """Return class probabilities, float64 (N, K).
 
         Args:
-            labels: K names, each put into every template; or {name: prompts of its own}.
-            progress: of the images.
+            labels: K names, which fill each template; or {name: its prompts}, without templates.
+            templates: strings with one "{}" each.
+            progress: show the batches of images done.
         """
         return self.classifier(labels, templates).probabilities(self.embed_images(images, progress=progress))
 
     def classifier(
         self, labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str] = ("a photo of a {}.",)
     ) -> Classifier:
-        """The class matrix of these labels, made once."""
+        """Return the `Classifier` of these labels; the last 16 are kept."""
         own = isinstance(labels, Mapping)
         key = (tuple((name, tuple(labels[name]) if own else None) for name in labels), tuple(templates))
         if key not in self._classifiers:
-            if len(self._classifiers) >= CLASSIFIERS:
+            if len(self._classifiers) >= MAX_CLASSIFIERS:
                 self._classifiers.pop(next(iter(self._classifiers)))
             self._classifiers[key] = create_classifier(self, labels, templates)
         return self._classifiers[key]
 
     def search(
         self, index: Index | str | Path, query, k: int = 5, *, where: Where = None, approximate: bool | int = False
-    ):
-        """(ids, scores float32 (k,)) of the best matches of a sentence, or of an image.
+    ) -> tuple[list[str], np.ndarray]:
+        """Return (ids, scores float32 (k,)) of the best matches of a text or an image.
 
         Args:
-            index: an `Index`, or the path of one, which must have been made with this pipeline's model.
-            query: str for a sentence; a Path, PIL image, array, bytes or file for an image.
+            index: an `Index` or its path, built with this pipeline's model.
+            query: a str is a text; a Path, PIL image, array, bytes or file is an image.
             where, approximate: see `Index.search`.
         """
         if not isinstance(index, Index):
@@ -162,7 +175,7 @@ class ClipPipeline:
 
 
 def open_any(image) -> Image.Image | np.ndarray:
-    """A picture from a path, PIL image, array, bytes or binary file, for `preprocess`."""
+    """Return the image of a path, PIL image, array, bytes or binary file, for `preprocess`."""
     if isinstance(image, Image.Image | np.ndarray):
         return image
     if isinstance(image, BYTES):
@@ -177,7 +190,7 @@ def open_any(image) -> Image.Image | np.ndarray:
 
 
 def weights_digest(model) -> str:
-    """SHA-256 over all weights of a pair, with their paths and shapes, in hexadecimal."""
+    """Return the SHA-256 of all weights of a pair with their paths and shapes, in hexadecimal."""
     import keras
 
     total = hashlib.sha256()
@@ -189,10 +202,10 @@ def weights_digest(model) -> str:
 
 
 def in_precision(model, precision: str):
-    """A copy of a pair that computes under another dtype policy; the pair itself where it is float32.
+    """Return a copy of a pair under another dtype policy; for float32, the pair itself.
 
     Raises:
-        ValueError: towers of one's own, which a few words do not rebuild.
+        ValueError: a pair of custom towers, which cannot be rebuilt.
     """
     import keras
 
@@ -210,7 +223,7 @@ def in_precision(model, precision: str):
 
 
 def _resolve(model_or_name, spec: PreprocessSpec | None):
-    """(pair, spec, tokenizer or None)."""
+    """Return (pair, spec, tokenizer or None)."""
     tokenizer = None
     if isinstance(model_or_name, str | Path):
         loaded = load(model_or_name)
@@ -220,16 +233,14 @@ def _resolve(model_or_name, spec: PreprocessSpec | None):
     if spec is None:
         spec = native.recall(model_or_name).preprocess
     if spec is None:
-        raise ValueError(
-            f"{model_or_name.name!r} does not say how pictures are prepared; give preprocess=PreprocessSpec(…)"
-        )
+        raise ValueError(f"{model_or_name.name!r} has no saved preprocessing; pass preprocess=PreprocessSpec(…)")
     return model_or_name, spec, tokenizer
 
 
 def _encoder(
     model_or_name, spec: PreprocessSpec | None, runtime: str, precision: str, fold: bool, batch_size: int
 ) -> tuple[Encoder, str]:
-    """A pair's encoder, and the digest of all that its embeddings depend on."""
+    """Return a pair's encoder, and a digest of everything its embeddings depend on."""
     model, spec, tokenizer = _resolve(model_or_name, spec)
     if runtime == "onnx":
         encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision)
@@ -251,10 +262,10 @@ def _keras_encoder(model, spec, tokenizer, batch_size: int, fold: bool) -> Encod
 
 
 def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str) -> Encoder:
-    """The towers through ONNX Runtime; the files are exported, loaded and dropped."""
+    """Return an encoder whose towers run in ONNX Runtime, exported to temporary files."""
     from zoo.export import OnnxModel, export_onnx
 
-    keras_side = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
+    encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
     with tempfile.TemporaryDirectory() as folder:
         towers = {}
         for part in ("image", "text"):
@@ -262,15 +273,14 @@ def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str) -> En
             export_onnx(model, path, part=part, precision=precision, verify=False)
             towers[part] = OnnxModel(path)
     return replace(
-        keras_side,
+        encoder,
         images=lambda batch: towers["image"].predict(batch, batch_size=len(batch)),
         texts=lambda tokens: towers["text"].predict(tokens, batch_size=len(tokens)),
-        **scale_and_bias(model),
         fixed=False,
     )
 
 
-def _cache(cache) -> TextCache | None:
+def _open_cache(cache) -> TextCache | None:
     if cache is False or cache is None:
         return None
     return TextCache() if cache is True else TextCache(cache)
@@ -279,5 +289,5 @@ def _cache(cache) -> TextCache | None:
 def _as_list(images) -> list:
     one = isinstance(images, BYTES | str | os.PathLike | Image.Image) or hasattr(images, "read")
     if isinstance(images, np.ndarray):  # (H, W) or (H, W, C), not (N, H, W)
-        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] <= MOST_CHANNELS)
+        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] <= MAX_CHANNELS)
     return [images] if one else list(images)

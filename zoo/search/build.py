@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import Dataset, open_record
-from zoo.data.image_source import embed_source, read_metadata, read_source
+from zoo.data.image_source import read_metadata, read_source
+from zoo.embeddings import Index, TextCache, default_cache_path
 from zoo.inference.pipeline import ClipPipeline
-from zoo.search import Index, TextCache, default_cache_path
+from zoo.search.embed import embed_portions
 from zoo.search.sheet import check_sheet_path, write_sheet
 from zoo.utils.files import atomic_write, sha256
 
@@ -63,7 +64,7 @@ def build_index(
     else:
         weights = str(Path(model).resolve()) if Path(model).exists() else model
         facts = {"weights": weights, "runtime": runtime, "precision": precision, "sources": {}, "left_out": {}}
-        empty = np.empty((0, pipeline.embed_texts(["a"]).shape[1]), np.float32)
+        empty = np.empty((0, pipeline.encoder.dim), np.float32)
         index = Index.build(empty, path, dtype=dtype or "float32", model=pipeline.fingerprint, facts=facts)
     _go_on(index, pipeline, pictures)
     return index.info()
@@ -127,7 +128,7 @@ def _go_on(index: Index, pipeline: ClipPipeline, pictures: Pictures) -> None:
     known = {*index.ids, *_twins(index)}
     todo = [i for i, name in enumerate(records.names) if prefix + name not in known]
 
-    def keep(names, vectors, digests, bad):
+    for names, vectors, digests, bad in embed_portions(pipeline.encoder, records.subset(todo)):
         left_out = {**index.info().get("left_out", {}), **{prefix + name: why for name, why in bad.items()}}
         fresh = []
         for i, (name, digest) in enumerate(zip(names, digests, strict=True)):
@@ -141,8 +142,6 @@ def _go_on(index: Index, pipeline: ClipPipeline, pictures: Pictures) -> None:
         metadata = [{**pictures.about(names[i]), "sha256": digests[i]} for i in fresh]
         vectors = vectors[fresh] if fresh else np.empty((0, index.dim), np.float32)
         index.add(vectors, ids=ids, metadata=metadata, facts={"left_out": left_out})
-
-    embed_source(pipeline.encoder, records.subset(todo), keep)
 
 
 def _prefix(index: Index, place: str) -> str:
@@ -302,14 +301,13 @@ def embed_images(
     folder.mkdir(parents=True, exist_ok=True)
     shards, left_out = [], {}
 
-    def keep(names, vectors, digests, bad):
+    for names, vectors, digests, bad in embed_portions(pipeline.encoder, records):
         left_out.update(bad)
         if names:
             path = folder / f"embeddings-{len(shards):05d}.safetensors"
             write_safetensors(path, {"embeddings": vectors}, {"model": pipeline.fingerprint})
             shards.append({"file": path.name, "sha256": sha256(path), "ids": names, "images": digests})
 
-    embed_source(pipeline.encoder, records, keep)
     manifest = {"model": pipeline.fingerprint, "source": str(source), "shards": shards, "left_out": left_out}
     with atomic_write(folder / "manifest.json", "w") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)

@@ -21,13 +21,14 @@ from zoo.models import registry
 from zoo.models.recipes import default_arguments
 from zoo.training.config import ClassifierConfig, describe_model, named_model, read_config
 from zoo.training.devices import data_parallel
-from zoo.training.held_out import fill_up, held_out_batches
+from zoo.training.held_out import held_out_batches
 from zoo.training.layer_decay import update_factors
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
 from zoo.training.sources import read_data
+from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
 from zoo.weights import classes, detect_format, load_checkpoint, native, read_checkpoint
 from zoo.weights.native import Description
@@ -243,7 +244,7 @@ def examine(model: keras.Model, batches: Batches) -> dict[str, float]:
     for batch in batches:
         rows = batch["images"]
         if len(rows):
-            filled = fill_up(rows, batches.batch_size)
+            filled = pad_rows(rows, batches.batch_size)
             logits.append(model.predict(filled, batch_size=batches.batch_size, verbose=0)[: len(rows)])
             labels.append(batch["label"])
     scores, truth = np.concatenate(logits).astype(np.float64), np.concatenate(labels)

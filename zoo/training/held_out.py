@@ -1,7 +1,5 @@
 """Held-out data as every mode examines it: each record once, in its order, in batches of one size."""
 
-import numpy as np
-
 from zoo.data import Batches, Dataset
 from zoo.data.preprocess import PreprocessSpec
 
@@ -22,8 +20,3 @@ def held_out_batches(dataset: Dataset, spec: PreprocessSpec, *, batch_size: int,
         names = f"first {1 + len(others)} records none can be used, beginning with {dataset.names[first]!r}"
         raise ValueError(f"of the validation data's {names}: {batches.bad.reasons[int(first)]}")
     return batches
-
-
-def fill_up(rows: np.ndarray, count: int) -> np.ndarray:
-    """(N, …) → (count, …), the first row repeated: with batches of one size, JAX compiles one program."""
-    return np.concatenate([rows, np.repeat(rows[:1], count - len(rows), axis=0)])

@@ -18,13 +18,14 @@ from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.data.records import digest
 from zoo.models import registry
 from zoo.training.devices import data_parallel, undivided
-from zoo.training.held_out import fill_up, held_out_batches
+from zoo.training.held_out import held_out_batches
 from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
 from zoo.training.sources import read_data, without_labels
 from zoo.utils import report
+from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
 from zoo.weights.describe import describe
 
@@ -193,7 +194,7 @@ def examine(fcmae: convnext.FCMAE, batches: Batches) -> dict[str, float]:
         mask = (order >= fcmae.kept).astype(np.float32).reshape(-1, height, width)
         mask[len(images) :] = 0  # nothing is hidden in the rows that only fill the batch up
         if len(images):
-            inputs = {"images": fill_up(images, batches.batch_size), "mask": mask}
+            inputs = {"images": pad_rows(images, batches.batch_size), "mask": mask}
             patches = fcmae.predict(inputs, batch_size=batches.batch_size, verbose=0)["patches"]
             loss = fcmae.compute_loss(x=inputs, y_pred={"patches": patches, "mask": mask}, training=False)
             total += float(keras.ops.convert_to_numpy(loss)) * mask.sum()

@@ -8,7 +8,8 @@ from clip import CLIP, class_matrix
 from zoo.data import Dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks, top_k_accuracy
-from zoo.training.held_out import fill_up, held_out_batches
+from zoo.training.held_out import held_out_batches
+from zoo.utils.arrays import pad_rows
 
 
 class PairValidation:
@@ -60,7 +61,7 @@ class PairValidation:
 
     def _embed(self, encoder, rows: np.ndarray) -> np.ndarray:
         """float32 (≤ B, D), normalised."""
-        filled = fill_up(rows, self.batch_size)
+        filled = pad_rows(rows, self.batch_size)
         features = np.asarray(encoder.predict(filled, batch_size=self.batch_size, verbose=0), np.float32)[: len(rows)]
         return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 

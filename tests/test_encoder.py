@@ -12,7 +12,9 @@ from zoo.data import from_arrays
 from zoo.data.datasets import Labelled
 from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation.zero_shot import evaluate_zero_shot
-from zoo.inference.encoding import by_shape, compiled, fastest_batch, is_causal, keras_encoder, prepared, unit
+from zoo.inference.encoder import fastest_batch, is_causal, keras_encoder, prepare_batches
+from zoo.inference.forward import by_shape, compiled
+from zoo.utils.arrays import unit_rows
 
 pytestmark = pytest.mark.backend
 
@@ -36,7 +38,7 @@ def encoder(model):
 
 
 def test_texts_cut_at_their_end_embed_as_whole_ones_do(model, encoder):
-    expected = unit(predict(model.text_encoder, tokenize(TEXTS)))
+    expected = unit_rows(predict(model.text_encoder, tokenize(TEXTS)))
     assert encoder.shortens
     np.testing.assert_allclose(encoder.embed_texts(TEXTS), expected, atol=1e-5)
 
@@ -66,7 +68,7 @@ def test_a_tower_that_sees_the_padding_is_given_all_of_it():
 
 def test_pictures_embed_as_the_tower_says_whatever_the_batch(model, encoder, rng):
     images = rng.standard_normal((11, 16, 16, 3)).astype(np.float32)
-    expected = unit(predict(model.image_encoder, images))
+    expected = unit_rows(predict(model.image_encoder, images))
     for size in (1, 4, 11):
         parts = [images[i : i + size] for i in range(0, 11, size)]
         wide = keras_encoder(model, SPEC, batch_size=size)
@@ -93,20 +95,20 @@ def test_the_compiled_tower_follows_its_weights(model, rng, tower):
 def test_packed_weights_follow_what_is_written_to_them(rng):
     import torch
 
-    from zoo.inference.torch_graph import kernels_of
+    from zoo.inference.torch_graph import packed_graph
 
     entry = keras.Input((16,))
     x = Dense(32, "gelu")(entry)
     tower = keras.Model(entry, Dense(8, use_bias=False)(x))
     packed, rows = {}, torch.from_numpy(rng.standard_normal((8, 16)).astype(np.float32))
     with torch.no_grad():
-        run = kernels_of(lambda x: tower(x, training=False), rows, packed)
+        run = packed_graph(lambda x: tower(x, training=False), rows, packed)
         torch.testing.assert_close(run(rows), tower(rows), rtol=1e-5, atol=1e-6)
         before = run(rows)
         tower.weights[0].value.mul_(2.0)  # as optimizers do
         assert (run(rows) - before).abs().max() > 0.01
         torch.testing.assert_close(run(rows), tower(rows), rtol=1e-5, atol=1e-6)
-        again = kernels_of(lambda x: tower(x, training=False), rows, packed)
+        again = packed_graph(lambda x: tower(x, training=False), rows, packed)
     weights = {id(w.value) for w in tower.weights if len(w.shape) == 2}
     assert set(packed) <= weights and (set(packed) == weights or 8 not in torch_products.onednn_rows())
     assert torch.equal(again(rows), run(rows))
@@ -140,7 +142,7 @@ def test_a_shape_that_comes_again_gets_a_function_of_its_own():
         asked.append(x.shape)
         return lambda x: ("own", len(x))
 
-    run = by_shape(lambda x: ("any", len(x)), specialise, most_rows=2)
+    run = by_shape(lambda x: ("any", len(x)), specialise, max_rows=2)
     calls = [np.zeros(shape) for shape in ((1, 8), (2, 8), (1, 16), (1, 8), (2, 8), (1, 8))]
     assert [run(x)[0] for x in calls] == ["any", "any", "any", "own", "any", "own"]
     assert asked == [(1, 8)]
@@ -154,7 +156,7 @@ def test_a_shape_that_comes_again_gets_a_function_of_its_own():
 
 def test_the_fastest_batch_is_the_last_that_was_worth_doubling(encoder, monkeypatch):
     rates = {1: 100, 2: 180, 4: 250, 8: 260, 16: 900}
-    monkeypatch.setattr("zoo.inference.encoding._rate", lambda _encoder, _picture, size: rates[size])
+    monkeypatch.setattr("zoo.inference.encoder._throughput", lambda _encoder, _picture, size: rates[size])
     assert fastest_batch(encoder) == 4 and fastest_batch(encoder, largest=2) == 2
     monkeypatch.undo()
     assert fastest_batch(encoder, largest=4) in (1, 2, 4)
@@ -176,7 +178,7 @@ def test_a_random_pair_gets_a_hundredth_of_a_hundred_classes(encoder, rng):
 
 
 def test_prepared_batches_keep_order_and_raise_what_a_picture_raises():
-    batches = list(prepared(range(7), lambda i: np.full((2, 2, 3), i, np.float32), batch_size=3, threads=3))
+    batches = list(prepare_batches(range(7), lambda i: np.full((2, 2, 3), i, np.float32), batch_size=3, threads=3))
     assert [len(batch) for batch in batches] == [3, 3, 1]
     assert [int(batch[0, 0, 0]) for whole in batches for batch in whole] == list(range(7))
 
@@ -186,9 +188,9 @@ def test_prepared_batches_keep_order_and_raise_what_a_picture_raises():
         return np.zeros((2, 2, 3), np.float32)
 
     with pytest.raises(ValueError, match="picture 4"):
-        list(prepared(range(7), prepare, batch_size=3))
+        list(prepare_batches(range(7), prepare, batch_size=3))
 
 
 def test_embeddings_without_direction_are_refused():
-    with pytest.raises(ValueError, match="2 of 3 embeddings"):
-        unit(np.array([[0.0, 0.0], [np.nan, 1.0], [1.0, 0.0]]))
+    with pytest.raises(ValueError, match="2 of 3 vectors"):
+        unit_rows(np.array([[0.0, 0.0], [np.nan, 1.0], [1.0, 0.0]]))

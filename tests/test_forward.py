@@ -69,7 +69,7 @@ def test_nothing_is_traced_again_for_another_number_of_rows(images, uncompiled):
 def test_what_it_cannot_do_is_refused(model, images):
     with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
         create_predictor(model, 0)
-    with pytest.raises(ValueError, match=r"nothing to predict: the array has shape \(0, 16, 16, 3\)"):
+    with pytest.raises(ValueError, match=r"the array has shape \(0, 16, 16, 3\); at least one row"):
         create_predictor(model)(images[:0])
     two = keras.Model(model.inputs, [model.outputs[0]] * 2, name="two")
     with pytest.raises(ValueError, match="'two' has 1 inputs and 2 outputs"):

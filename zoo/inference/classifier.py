@@ -1,0 +1,120 @@
+"""A zero-shot classifier as a matrix: created from prompts, saved, loaded, averaged.
+
+Paper: arXiv:2103.00020, sections 3.1 and 3.1.4.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from clip import prompts_for
+from zoo.utils.arrays import softmax, unit_rows
+from zoo.weights import read_checkpoint, write_safetensors
+
+FORMAT = "convnext-clip-zoo classifier"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A matrix from image embeddings to class scores.
+
+    Args:
+        matrix: float32 (D, K), unit columns.
+        class_names: K names.
+        scale, bias: from cosines to logits.
+        model: fingerprint of the `ClipPipeline` whose image embeddings it classifies; None if unknown.
+    """
+
+    matrix: np.ndarray
+    class_names: tuple[str, ...]
+    scale: float = 1.0
+    bias: float = 0.0
+    model: str | None = None
+
+    def __post_init__(self):
+        if self.matrix.ndim != 2 or self.matrix.shape[1] != len(self.class_names):
+            raise ValueError(
+                f"matrix has shape {self.matrix.shape}; it must be (D, {len(self.class_names)}), one column per class"
+            )
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return logits float32 (N, K) of image embeddings float32 (N, D), unit rows."""
+        return self.scale * (images @ self.matrix) + self.bias
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Return probabilities float64 (N, K) of image embeddings float32 (N, D), unit rows."""
+        return softmax(self.logits(images))
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.safetensors` file atomically."""
+        facts = {name: getattr(self, name) for name in ("class_names", "scale", "bias", "model")}
+        write_safetensors(Path(path), {"matrix": self.matrix}, {"format": FORMAT, "classifier": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: str | Path, *, model: str | None = None) -> "Classifier":
+        """Return a saved classifier.
+
+        Args:
+            model: fingerprint of the pipeline that embeds the images; None, here or in the file, skips the check.
+
+        Raises:
+            ValueError: another kind of file, a damaged one, or a classifier of another model.
+        """
+        checkpoint = read_checkpoint(path)
+        if checkpoint.metadata.get("format") != FORMAT or set(checkpoint.tensors) != {"matrix"}:
+            raise ValueError(f"{path} is not a saved classifier")
+        try:
+            facts = json.loads(checkpoint.metadata["classifier"])
+            names = tuple(str(name) for name in facts["class_names"])
+            scale, bias, made_with = float(facts["scale"]), float(facts["bias"]), facts.get("model")
+            classifier = cls(checkpoint.tensors["matrix"], names, scale, bias, made_with and str(made_with))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is a damaged classifier: {error}") from error
+        if model is not None and classifier.model is not None and model != classifier.model:
+            raise ValueError(
+                f"{path} was made with another model ({classifier.model[:16]}…) than the images ({model[:16]}…)"
+            )
+        return classifier
+
+
+def create_classifier(
+    encoder,
+    class_names: Sequence[str] | Mapping[str, Sequence[str]],
+    templates: Sequence[str] = ("a photo of a {}.",),
+) -> Classifier:
+    """Return a `Classifier` with one column per class: the normalised mean of its prompts' embeddings.
+
+    Args:
+        encoder: an `Encoder` or a `ClipPipeline`.
+        class_names: K names, which fill each template; or {name: its prompts}, without templates.
+        templates: strings with one "{}" each.
+    """
+    own = isinstance(class_names, Mapping)
+    prompts = [list(texts) for texts in class_names.values()] if own else prompts_for(class_names, templates)
+    if not prompts or not all(prompts):
+        raise ValueError("each class needs at least one prompt")
+    distinct = list(dict.fromkeys(prompt for row in prompts for prompt in row))
+    vectors = dict(zip(distinct, encoder.embed_texts(distinct), strict=True))
+    matrix = unit_rows(np.stack([np.mean([vectors[prompt] for prompt in row], axis=0) for row in prompts])).T
+    fingerprint = getattr(encoder, "fingerprint", None)  # an `Encoder` has none
+    return Classifier(np.ascontiguousarray(matrix), tuple(class_names), encoder.scale, encoder.bias, fingerprint)
+
+
+def average(classifiers: Sequence[Classifier], weights: Sequence[float] | None = None) -> Classifier:
+    """Return the normalised mean of classifiers of the same classes, such as those of several template sets.
+
+    Args:
+        weights: one per classifier; equal if None.
+
+    Raises:
+        ValueError: the classifiers differ in their classes or in D.
+    """
+    if len({(c.class_names, c.matrix.shape) for c in classifiers}) != 1:
+        raise ValueError("the classifiers have different classes or sizes; only those of the same can be averaged")
+    mean = np.average([c.matrix for c in classifiers], axis=0, weights=weights)
+    first = classifiers[0]
+    model = first.model if len({c.model for c in classifiers}) == 1 else None
+    return replace(first, matrix=np.ascontiguousarray(unit_rows(mean.T).T), model=model)

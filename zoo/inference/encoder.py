@@ -1,0 +1,239 @@
+"""`Encoder`: a pair as two functions of NumPy arrays, from images and from texts to unit vectors.
+
+Three things make it fast and leave the results as they are: each tower is one compiled function; where the backend
+compiles for every shape, batches take a few fixed sizes; and where the text tower is causal, tokens are cut after the
+end of the longest text in the batch, and texts of similar length share a batch.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from clip import Tokenizer, tokenize
+from zoo.data import Batches, Dataset
+from zoo.data.preprocess import PreprocessSpec
+from zoo.inference.forward import Forward, compiled
+from zoo.utils.arrays import pad_rows, unit_rows
+from zoo.utils.env import available_cores
+
+LENGTHS = (8, 16, 32, 77)  # tokens; a text is cut to the first that holds it
+TEXT_BATCH_SIZE = 256
+MAX_THREADS = 8
+MIN_GAIN = 1.05  # in images/s, for `fastest_batch` to double the batch
+
+
+class Embedded(NamedTuple):
+    """The embeddings of one batch of records.
+
+    Args:
+        vectors: float32 (n, D), unit rows.
+        indices: int (n,), the records embedded.
+        bad: {record: reason} of the records left out.
+    """
+
+    vectors: np.ndarray
+    indices: np.ndarray
+    bad: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pair's towers, preprocessing, tokenizer and logit scale.
+
+    Args:
+        images: float32 (B, H, W, 3) → (B, D), not normalised.
+        texts: int32 (B, L) → (B, D), not normalised.
+        spec: image preprocessing.
+        dim: D, the length of an embedding.
+        scale: exp(logit_scale), from cosines to logits.
+        bias: logit bias.
+        shortens: whether tokens after the end of a text may be cut.
+        fixed: whether every batch shape is compiled, so that batches are padded to a power of two.
+        batch_size: images per batch.
+        tokenizer: list of N texts → int32 (N, L).
+        name: of the model.
+    """
+
+    images: Forward
+    texts: Forward
+    spec: PreprocessSpec
+    dim: int
+    scale: float = 1.0
+    bias: float = 0.0
+    shortens: bool = False
+    fixed: bool = False
+    batch_size: int = 64
+    tokenizer: Callable[[list[str]], np.ndarray] = tokenize
+    name: str = "clip"
+
+    def embed_batches(self, batches: Iterable[np.ndarray]) -> np.ndarray:
+        """Return the embeddings of batches of images, float32 (N, D), unit rows.
+
+        Args:
+            batches: float32 (≤ batch_size, H, W, 3), preprocessed.
+        """
+        rows = [self._run(self.images, batch, self.batch_size) for batch in batches if len(batch)]
+        if not rows:
+            raise ValueError("there are no images to encode")
+        return unit_rows(np.concatenate(rows))
+
+    def embed_records(
+        self, records: Dataset, *, progress: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Return the embeddings of a data set's images; records that cannot be used are left out.
+
+        Returns:
+            (float32 (N, D) unit rows, int (N,) the records embedded, {record: reason} of the others).
+        """
+        parts = list(self.iterate_records(records, progress=progress))
+        vectors = [np.empty((0, self.dim), np.float32), *(part.vectors for part in parts)]
+        indices = [np.empty(0, int), *(part.indices for part in parts)]
+        bad = {index: reason for part in parts for index, reason in part.bad.items()}
+        return np.concatenate(vectors), np.concatenate(indices), bad
+
+    def iterate_records(self, records: Dataset, *, progress: bool = False) -> Iterator[Embedded]:
+        """Yield `Embedded` batch by batch, in the order of the records."""
+        if not len(records):
+            return
+        options = {"shuffle": False, "drop_last": False, "replace_bad": False, "max_bad_fraction": 1.0}
+        with Batches(records, self.spec, batch_size=self.batch_size, **options) as batches:
+            for step in show_progress(range(batches.steps), "batches", progress):
+                images = batches.batch(0, step)["images"]
+                reasons, indices = batches.bad.reasons, batches.indices(0, step)
+                bad = {int(i): reasons[int(i)] for i in indices if int(i) in reasons}
+                kept = np.array([i for i in indices if int(i) not in bad], int)
+                vectors = self.embed_batches([images]) if len(images) else np.empty((0, self.dim), np.float32)
+                yield Embedded(vectors, kept, bad)
+
+    def embed_texts(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
+        """Return the embeddings of texts, float32 (N, D), unit rows.
+
+        A text's embedding does not depend on the other texts, except for rounding.
+        """
+        return self.embed_tokens(np.asarray(self.tokenizer(list(texts)), np.int32), progress=progress)
+
+    def embed_tokens(self, tokens: np.ndarray, *, progress: bool = False) -> np.ndarray:
+        """Return the embeddings of token rows, int32 (N, L) → float32 (N, D), unit rows."""
+        if not len(tokens):
+            raise ValueError("there are no texts to encode")
+        lengths = self.token_lengths(tokens)
+        chunks = []
+        for length in np.unique(lengths):
+            places = np.flatnonzero(lengths == length)
+            chunks += np.split(places, range(TEXT_BATCH_SIZE, len(places), TEXT_BATCH_SIZE))
+        features = np.empty((len(tokens), self.dim), np.float32)
+        for chunk in show_progress(chunks, "batches of texts", progress):
+            features[chunk] = self._run(self.texts, tokens[chunk, : lengths[chunk[0]]], TEXT_BATCH_SIZE)
+        return unit_rows(features)
+
+    def token_lengths(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the length that each row of int32 (N, L) is cut to, int (N,)."""
+        full = tokens.shape[1]
+        ends = tokens == Tokenizer.eot
+        if not self.shortens or not ends.any(axis=1).all():
+            return np.full(len(tokens), full)
+        needed = ends.argmax(axis=1) + 1
+        allowed = np.array([*(length for length in LENGTHS if length < full), full])
+        return allowed[np.searchsorted(allowed, needed)]
+
+    def _run(self, function: Forward, batch: np.ndarray, max_rows: int) -> np.ndarray:
+        """Return float32 (B, D); where shapes are fixed, of the batch padded to a power of two."""
+        size = min(max_rows, 1 << (len(batch) - 1).bit_length()) if self.fixed else len(batch)
+        return np.asarray(function(pad_rows(batch, size)), np.float32)[: len(batch)]
+
+
+def keras_encoder(
+    model,
+    spec: PreprocessSpec,
+    *,
+    tokenizer: Callable[[list[str]], np.ndarray] | None = None,
+    batch_size: int = 64,
+) -> Encoder:
+    """Return the `Encoder` of a `clip.CLIP` on the current backend. It follows the model's weights."""
+    import keras
+
+    return Encoder(
+        compiled(model.image_encoder),
+        compiled(model.text_encoder),
+        spec,
+        int(model.image_encoder.output_shape[-1]),
+        **scale_and_bias(model),
+        shortens=is_causal(model),
+        fixed=keras.backend.backend() == "jax",
+        batch_size=batch_size,
+        tokenizer=tokenizer or tokenize,
+        name=model.name,
+    )
+
+
+def scale_and_bias(model) -> dict[str, float]:
+    """Return {"scale": exp(logit_scale), "bias"} of a `clip.CLIP`."""
+    import keras
+
+    layer = model.logit_scale
+    bias = getattr(layer, "logit_bias", None)
+    return {
+        "scale": float(np.exp(keras.ops.convert_to_numpy(layer.logit_scale))),
+        "bias": 0.0 if bias is None else float(keras.ops.convert_to_numpy(bias)),
+    }
+
+
+def is_causal(model) -> bool:
+    """Whether the text tower is known to ignore tokens after the end: true of our causal towers, not of custom ones."""
+    return model.architecture is not None and model.text_encoder.input_shape[1] is None
+
+
+def fastest_batch(encoder: Encoder, largest: int = 64) -> int:
+    """Return the fastest batch size by measurement: doubled from 1 while throughput grows by at least 5 %."""
+    image = encoder.spec.eval_transform()(np.zeros((8, 8, 3), np.uint8))
+    size, rate = 1, _throughput(encoder, image, 1)
+    while 2 * size <= largest:
+        faster = _throughput(encoder, image, 2 * size)
+        if faster < MIN_GAIN * rate:
+            break
+        size, rate = 2 * size, faster
+    return size
+
+
+def _throughput(encoder: Encoder, image: np.ndarray, size: int) -> float:
+    """Return images/s without compilation."""
+    batch = np.repeat(image[None], size, axis=0)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        encoder.images(batch)
+        seconds.append(time.perf_counter() - start)
+    return size / min(seconds[2:])
+
+
+def prepare_batches(
+    images: Sequence, prepare: Callable[..., np.ndarray], *, batch_size: int, threads: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yield batches float32 (≤ batch_size, H, W, 3) of `prepare(image)`; threads prepare one batch ahead.
+
+    An exception of `prepare` is raised here.
+    """
+    threads = threads or min(MAX_THREADS, available_cores())
+    with ThreadPoolExecutor(threads, thread_name_prefix="zoo-encode") as pool:
+        ahead: list[list] = []
+        for first in range(0, len(images), batch_size):
+            ahead.append([pool.submit(prepare, image) for image in images[first : first + batch_size]])
+            if len(ahead) == 2:
+                yield np.stack([future.result() for future in ahead.pop(0)])
+        for futures in ahead:
+            yield np.stack([future.result() for future in futures])
+
+
+def show_progress(steps: Sequence, unit: str, enabled: bool = True) -> Iterator:
+    """Yield the steps; on a terminal, keep a line on stderr with the number done."""
+    enabled = enabled and sys.stderr.isatty()
+    for done, step in enumerate(steps, 1):
+        yield step
+        if enabled:
+            end = "\n" if done == len(steps) else ""
+            print(f"\r{done} of {len(steps)} {unit}", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,201 @@
+"""Forward passes as compiled functions of NumPy arrays: `compiled` for batches of any size, `create_predictor` for one.
+
+Both run without the loop of `model.predict`, which costs 10 to 60 ms a call for callbacks, an iterator and, on
+TensorFlow, a copy of the inputs into a data set. Both read the model's weights at every call, so they follow a model
+that is trained further.
+"""
+
+import functools
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from zoo.inference.torch_graph import compile_graph, graph_of, packed_graph
+from zoo.utils.arrays import pad_rows
+
+Forward = Callable[[np.ndarray], np.ndarray]
+
+MAX_SHAPES = 16  # specialised shapes of one row, and as many of several rows
+CALLS_ONE_ROW, CALLS_MANY_ROWS = 2, 8  # a shape is specialised at this call
+MAX_ROWS = 64  # larger batches are not specialised
+
+
+def create_predictor(model, batch_size: int = 32) -> Forward:
+    """Return a compiled function with the results of `model.predict`.
+
+    Every batch has `batch_size` rows, the last one padded, so that the backend compiles once. On torch, the forward
+    pass is traced and compiled with `torch.compile`; if that fails, for instance without a C++ compiler, a warning says
+    so and the model runs uncompiled.
+
+    Args:
+        model: `keras.Model` with one input and one output.
+        batch_size: rows per batch.
+
+    Returns:
+        A function from an array (N, …), N ≥ 1, to float32 (N, …).
+
+    Raises:
+        ValueError: batch_size below 1, or several inputs or outputs.
+    """
+    import keras
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}.")
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"{model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; a predictor needs a "
+            "model with one of each."
+        )
+    tensorflow = functools.partial(_tensorflow_predictor, batch_size=batch_size)
+    run = {"jax": _jax, "tensorflow": tensorflow, "torch": _torch_predictor}[keras.backend.backend()](model)
+
+    def predict(values):
+        values = np.asarray(values, model.inputs[0].dtype)
+        if not len(values):
+            raise ValueError(f"the array has shape {values.shape}; at least one row is needed")
+        batches = (values[i : i + batch_size] for i in range(0, len(values), batch_size))
+        return np.concatenate([run(pad_rows(batch, batch_size))[: len(batch)] for batch in batches])
+
+    return predict
+
+
+def compiled(model) -> Forward:
+    """Return a Keras model's inference as a function from an array to float32, for batches of any size."""
+    import keras
+
+    return {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[keras.backend.backend()](model)
+
+
+def _jax(model) -> Forward:
+    import jax
+
+    @jax.jit
+    def forward(trainable, rest, x):
+        return model.stateless_call(trainable, rest, x, training=False)[0].astype("float32")
+
+    def run(x):
+        trainable = [variable.value for variable in model.trainable_variables]
+        rest = [variable.value for variable in model.non_trainable_variables]
+        return np.asarray(forward(trainable, rest, x))
+
+    return run
+
+
+def _tensorflow(model) -> Forward:
+    """A model without convolutions runs single rows through XLA from the second call on: two threads lose more than
+    half of a sentence's time between TensorFlow's own kernels (24 → 10 ms with the text tower of convnext_v2_tiny:
+    tests/bench_search.py). XLA's convolutions are slower than TensorFlow's."""
+    import tensorflow as tf
+
+    entry = model.inputs[0]
+
+    def forward(x):
+        return tf.cast(model(x, training=False), tf.float32)
+
+    def specialise(x):
+        function = tf.function(forward, jit_compile=True)
+        try:
+            function(x)
+        except Exception:  # a custom layer may use an operation without an XLA kernel
+            return any_batch
+        return function
+
+    any_batch = tf.function(forward, input_signature=[tf.TensorSpec(entry.shape, entry.dtype)])
+    convolves = any(len(variable.shape) == 4 for variable in model.weights)
+    run = any_batch if convolves else by_shape(any_batch, specialise)
+    return lambda x: run(tf.convert_to_tensor(x, entry.dtype)).numpy()
+
+
+def _tensorflow_predictor(model, batch_size: int) -> Forward:
+    import tensorflow as tf
+
+    entry = model.inputs[0]
+    spec = tf.TensorSpec((batch_size, *entry.shape[1:]), entry.dtype)
+
+    @tf.function(input_signature=[spec], jit_compile=bool(tf.config.list_physical_devices("GPU")))
+    def forward(x):
+        return tf.cast(model(x, training=False), tf.float32)
+
+    return lambda x: forward(tf.convert_to_tensor(x)).numpy()
+
+
+def _torch(model) -> Forward:
+    """A repeated shape runs as a graph of torch kernels: Keras' layers add as much time between the kernels as a
+    sentence, or 64 images of 32 pixels, takes in them (tests/bench_search.py)."""
+    packed = {}
+
+    def forward(x):
+        return model(x, training=False).float()
+
+    def specialise(x):
+        try:
+            return packed_graph(forward, x, packed)
+        except Exception:  # a custom layer may not be traceable
+            return forward
+
+    return _without_gradients(by_shape(forward, specialise, max_rows=MAX_ROWS))
+
+
+def _torch_predictor(model) -> Forward:
+    forward = None
+
+    def run(x):
+        nonlocal forward
+        if forward is None:
+            forward = _compiled_if_possible(lambda x: model(x, training=False).float(), x)
+        return forward(x)
+
+    return _without_gradients(run)
+
+
+def _without_gradients(run: Callable) -> Forward:
+    """Return a function of torch tensors as one of arrays."""
+    import torch
+    from keras import ops
+
+    def call(x):
+        with torch.no_grad():
+            return run(ops.convert_to_tensor(x)).cpu().numpy()
+
+    return call
+
+
+def _compiled_if_possible(function: Callable, x) -> Callable:
+    try:
+        function = graph_of(function, x)
+        return compile_graph(function, x)
+    except Exception as error:  # of the compiler, or of tracing a custom layer
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        warnings.warn(f"torch.compile failed, so the model runs uncompiled. {reason}", stacklevel=6)
+        return function
+
+
+def by_shape(function: Callable, specialise: Callable, *, max_rows: int = 1) -> Callable:
+    """Return `function` with a specialised form for shapes that are repeated.
+
+    One row is specialised at its second call, up to `max_rows` rows at the eighth, so that a shape that comes once
+    costs nothing.
+
+    Args:
+        function: takes a batch of any shape.
+        specialise: a batch → a function of batches of its shape.
+        max_rows: larger batches always run `function`.
+    """
+    calls, made = Counter(), {}  # by shape
+
+    def choose(x):
+        shape = tuple(x.shape)
+        if shape in made:
+            return made[shape]
+        one_row = len(x) == 1
+        if len(x) > max_rows or sum((other[0] == 1) == one_row for other in made) >= MAX_SHAPES:
+            return function
+        calls[shape] += 1
+        if calls[shape] < (CALLS_ONE_ROW if one_row else CALLS_MANY_ROWS):
+            return function
+        made[shape] = specialise(x)
+        return made[shape]
+
+    return lambda x: choose(x)(x)
