@@ -87,7 +87,7 @@ def search_call(pair, case: Case) -> Callable:
     Parts named "cached-…" look the texts up in an in-memory cache, which the first call fills.
     """
     from zoo.data.preprocess import PreprocessSpec
-    from zoo.inference.encoding import keras_encoder
+    from zoo.inference.encoder import keras_encoder
     from zoo.search import TextCache
 
     encoder = keras_encoder(pair, PreprocessSpec(case.image_size))
