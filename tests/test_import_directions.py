@@ -47,7 +47,7 @@ ORDER = {
         ),
         *("export", "embeddings"),
         *("inference.torch_graph", "inference.forward", "inference.encoder", "inference.classifier", "inference"),
-        *("evaluation.metrics", "evaluation.models", "evaluation.results", "evaluation"),
+        *("evaluation.metrics", "evaluation.results", "evaluation"),
         *("training", "search"),
         *("bench.cases", "bench.presets", "bench.timing", "bench.machine", "bench.bars", "bench.table"),
         *("bench.uses", "bench.peers", "bench.jobs"),

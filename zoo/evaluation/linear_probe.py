@@ -13,9 +13,8 @@ import numpy as np
 from zoo.data.datasets import ORIGINS, Labelled, load_labelled
 from zoo.data.shards import find_shards
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
-from zoo.evaluation.models import load_encoder
 from zoo.evaluation.results import embed_readable, told, write_result
-from zoo.inference.encoder import Encoder
+from zoo.inference.encoder import Encoder, load_encoder
 from zoo.utils.report import percent, plot_confusion
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty

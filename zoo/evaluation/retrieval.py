@@ -13,9 +13,8 @@ import numpy as np
 from clip import tokenize
 from zoo.data import BadSample, Dataset, open_record, read_csv, read_folder, read_shards
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks
-from zoo.evaluation.models import load_encoder
 from zoo.evaluation.results import embed_readable, none_left, told, write_result
-from zoo.inference.encoder import Encoder
+from zoo.inference.encoder import Encoder, load_encoder
 from zoo.utils.report import SheetRow, percent, plot_sheet
 
 SHOWN_QUERIES, SHOWN_RESULTS = 6, 6

@@ -12,9 +12,8 @@ import numpy as np
 from zoo.data.datasets import Labelled, load_labelled
 from zoo.evaluation.classifier import Classifier, create_classifier
 from zoo.evaluation.metrics import calibration, class_ranks, confusion, mean_per_class_recall, wilson_interval
-from zoo.evaluation.models import load_encoder
 from zoo.evaluation.results import embed_readable, told, write_result
-from zoo.inference.encoder import Encoder
+from zoo.inference.encoder import Encoder, load_encoder
 from zoo.utils.report import SheetRow, percent, plot_confusion, plot_sheet
 
 SHOWN = 8

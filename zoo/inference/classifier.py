@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip import prompts_for
+from clip import class_matrix
 from zoo.utils.arrays import softmax, unit_rows
 from zoo.weights import read_checkpoint, write_safetensors
 
@@ -92,15 +92,9 @@ def create_classifier(
         class_names: K names, which fill each template; or {name: its prompts}, without templates.
         templates: strings with one "{}" each.
     """
-    own = isinstance(class_names, Mapping)
-    prompts = [list(texts) for texts in class_names.values()] if own else prompts_for(class_names, templates)
-    if not prompts or not all(prompts):
-        raise ValueError("each class needs at least one prompt")
-    distinct = list(dict.fromkeys(prompt for row in prompts for prompt in row))
-    vectors = dict(zip(distinct, encoder.embed_texts(distinct), strict=True))
-    matrix = unit_rows(np.stack([np.mean([vectors[prompt] for prompt in row], axis=0) for row in prompts])).T
+    matrix = class_matrix(encoder.embed_texts, class_names, templates)
     fingerprint = getattr(encoder, "fingerprint", None)  # an `Encoder` has none
-    return Classifier(np.ascontiguousarray(matrix), tuple(class_names), encoder.scale, encoder.bias, fingerprint)
+    return Classifier(matrix, tuple(class_names), encoder.scale, encoder.bias, fingerprint)
 
 
 def average(classifiers: Sequence[Classifier], weights: Sequence[float] | None = None) -> Classifier:

@@ -18,6 +18,7 @@ from clip import Tokenizer, tokenize
 from zoo.data import Batches, Dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.inference.forward import Forward, compiled
+from zoo.models import load_pair
 from zoo.utils.arrays import pad_rows, unit_rows
 from zoo.utils.env import available_cores
 
@@ -169,6 +170,12 @@ def keras_encoder(
         tokenizer=tokenizer or tokenize,
         name=model.name,
     )
+
+
+def load_encoder(model_or_name, *, preprocess: PreprocessSpec | None = None, batch_size: int = 64) -> Encoder:
+    """Return the `Encoder` of what `zoo.models.load_pair` takes, and raise what it raises."""
+    pair = load_pair(model_or_name, preprocess=preprocess)
+    return keras_encoder(pair.model, pair.preprocess, tokenizer=pair.tokenizer, batch_size=batch_size)
 
 
 def scale_and_bias(model) -> dict[str, float]:

@@ -24,7 +24,7 @@ from zoo.inference.encoder import (
     show_progress,
 )
 from zoo.inference.forward import compiled
-from zoo.models.registry import load
+from zoo.models import load_pair
 from zoo.weights import native
 from zoo.weights.describe import describe
 
@@ -222,26 +222,11 @@ def in_precision(model, precision: str):
     return copy
 
 
-def _resolve(model_or_name, spec: PreprocessSpec | None):
-    """Return (pair, spec, tokenizer or None)."""
-    tokenizer = None
-    if isinstance(model_or_name, str | Path):
-        loaded = load(model_or_name)
-        model_or_name, tokenizer, spec = loaded.model, loaded.tokenizer, spec or loaded.info.preprocess
-    if not hasattr(model_or_name, "text_encoder"):
-        raise ValueError(f"{model_or_name.name!r} is a classifier; a pair of image and text towers is needed")
-    if spec is None:
-        spec = native.recall(model_or_name).preprocess
-    if spec is None:
-        raise ValueError(f"{model_or_name.name!r} has no saved preprocessing; pass preprocess=PreprocessSpec(…)")
-    return model_or_name, spec, tokenizer
-
-
 def _encoder(
     model_or_name, spec: PreprocessSpec | None, runtime: str, precision: str, fold: bool, batch_size: int
 ) -> tuple[Encoder, str]:
     """Return a pair's encoder, and a digest of everything its embeddings depend on."""
-    model, spec, tokenizer = _resolve(model_or_name, spec)
+    model, spec, tokenizer, _ = load_pair(model_or_name, preprocess=spec)
     if runtime == "onnx":
         encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision)
     else:
@@ -255,10 +240,10 @@ def _keras_encoder(model, spec, tokenizer, batch_size: int, fold: bool) -> Encod
     encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
     if not fold:
         return encoder
-    from zoo.models.folding import fold as folded
+    from zoo.models import fold as fold_weights
 
-    faster = folded(model)
-    return replace(encoder, images=compiled(faster.image_encoder), texts=compiled(faster.text_encoder))
+    folded = fold_weights(model)
+    return replace(encoder, images=compiled(folded.image_encoder), texts=compiled(folded.text_encoder))
 
 
 def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str) -> Encoder:
