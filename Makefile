@@ -20,6 +20,7 @@ help:
 	@echo 'make test [ARGS="-k resnet"]               the suite, under all three backends'
 	@echo 'make test-all                              the same with the slow tests'
 	@echo 'make lint                                  ruff: rules and formatting'
+	@echo 'make docs                                  the documentation as a site, in build/site'
 	@echo 'make clean                                 remove what the others wrote, but not .venv'
 	@echo
 	@echo 'PYTHON=python3.12 chooses the interpreter, PIP_FLAGS="..." adds options to pip install.'
@@ -37,6 +38,10 @@ lint: $(STAMPS)/lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	@.venv/bin/ruff check --quiet --exit-zero --output-format concise --select $(LONG_FUNCTIONS) . | sed 's/^/warning: /'
+
+docs: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@echo 'Open build/site/index.html'
 
 clean:
 	rm -rf build dist demo-output experiment-output *.egg-info .mypy_cache .pytest_cache .ruff_cache
@@ -64,13 +69,18 @@ $(STAMPS)/$(BACKEND): $(STAMPS)/venv pyproject.toml constraints.txt
 $(STAMPS)/test: $(STAMPS)/venv pyproject.toml constraints.txt requirements-oracle.txt
 	@echo 'Installing the library with all three backends, and the implementations it is compared with'
 	@rm -f $@
-	@{ $(PIP) -e '.[all,dev,oracle]' && \
+	@{ $(PIP) -e '.[all,dev,oracle,docs]' && \
 	$(PIP) --no-deps -r requirements-oracle.txt && touch $@; } | $(DOWNLOADS); test -f $@
-	@touch $(STAMPS)/jax $(STAMPS)/tensorflow $(STAMPS)/torch $(STAMPS)/lint
+	@touch $(STAMPS)/jax $(STAMPS)/tensorflow $(STAMPS)/torch $(STAMPS)/lint $(STAMPS)/docs
 
 $(STAMPS)/lint: $(STAMPS)/venv constraints.txt
 	@echo 'Installing ruff'
 	@rm -f $@
 	@{ $(PIP) ruff && touch $@; } | $(DOWNLOADS); test -f $@
 
-.PHONY: help demo test test-all lint clean check-backend
+$(STAMPS)/docs: $(STAMPS)/venv pyproject.toml constraints.txt
+	@echo 'Installing mkdocs'
+	@rm -f $@
+	@{ $(PIP) -e '.[docs]' && touch $@; } | $(DOWNLOADS); test -f $@
+
+.PHONY: help demo test test-all lint docs clean check-backend

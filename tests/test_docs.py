@@ -1,12 +1,15 @@
-"""What the documents say of the code: tables, file tree, commands, links.
+"""The documentation agrees with the code: tables, commands, make targets, rooms, links, and the site builds.
 
-`python tests/test_docs.py` writes the tables of docs/architectures.md anew from the rows in the code.
+`python tests/test_docs.py` rewrites the tables of docs/models.md from the code.
 """
 
 import itertools
+import os
 import re
 import shlex
+import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -17,14 +20,15 @@ from zoo import model_info
 from zoo.cli import COMMANDS, GROUPS, build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-ARCHITECTURES = ROOT / "docs" / "architectures.md"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODELS = ROOT / "docs" / "models.md"
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "benchmarks" not in path.parent.parent.name)
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES]
+README_LINES = 200
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-NOT_IN_THE_TREE = {"__init__.py"}
 
 
 def markdown(header, rows):
-    """A table; columns whose header ends in ":" align right."""
+    """Return a table; columns whose header ends in ":" are right-aligned."""
     rule = "|".join("--:" if cell.endswith(":") else "---" for cell in header)
     lines = [" | ".join(map(str, row)) for row in ([cell.removesuffix(":") for cell in header], *rows)]
     return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]) + "\n"
@@ -35,12 +39,12 @@ def numbers(values):
 
 
 def work(info):
-    """[GFLOPs, of them multiply–adds in G] as the tables print them."""
+    """Return [GFLOPs, G multiply–adds] as the tables print them."""
     return [f"{info.flops / 1e9:.2f}", f"{info.flops / 2e9:.2f}"]
 
 
 def convnext_table():
-    """Both versions side by side, from small to large; a size that one of them lacks has a dash."""
+    """Return both versions side by side, from small to large; a dash where a version lacks the size."""
     rows = {**TABLES["convnextv2"], **TABLES["convnext"]}
     infos = {
         size: [model_info(f"{family}_{size}") for family in ("convnext", "convnextv2") if size in TABLES[family]]
@@ -90,7 +94,7 @@ WRITTEN = {"convnext": convnext_table, "resnet": resnet_table, "pairs": pairs_ta
 
 
 def tables_of(path):
-    """{name: text} of the tables between anchors."""
+    """Return {name: text} of the tables between their marks."""
     return {match[2]: match[3] for match in TABLE.finditer(path.read_text(encoding="utf-8"))}
 
 
@@ -101,22 +105,21 @@ def write_tables(path):
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_tables_are_those_of_the_code(name):
-    assert tables_of(ARCHITECTURES)[name] == WRITTEN[name](), "write them anew: python tests/test_docs.py"
+def test_tables_agree_with_the_code(name):
+    assert tables_of(MODELS)[name] == WRITTEN[name](), "out of date; run: python tests/test_docs.py"
 
 
 def test_writing_the_tables_changes_nothing_else(tmp_path):
-    copy = tmp_path / "architectures.md"
-    text = ARCHITECTURES.read_text(encoding="utf-8")
+    copy = tmp_path / "models.md"
+    text = MODELS.read_text(encoding="utf-8")
     copy.write_text(TABLE.sub(r"\1out of date\n\4", text), encoding="utf-8")
     write_tables(copy)
-    stem = tables_of(ARCHITECTURES)["stem"]
+    stem = tables_of(MODELS)["stem"]
     assert copy.read_text(encoding="utf-8") == text.replace(stem, "out of date\n")
 
 
-def test_sums_in_the_text():
-    """Arithmetic that the prose works out by hand."""
-    text = ARCHITECTURES.read_text(encoding="utf-8")
+def test_numbers_computed_in_the_text():
+    text = MODELS.read_text(encoding="utf-8")
     tiny = TABLES["convnext"]["tiny"]
     more = 7 * sum(depth * dim for depth, dim in zip(tiny.depths, tiny.dims, strict=True))
     counts = [model_info(name).parameters for name in ("convnextv2_tiny", "convnext_tiny")]
@@ -127,66 +130,112 @@ def test_sums_in_the_text():
     assert [share for share in shares if share not in text] == []
 
 
-def fenced(path, language):
-    """The code blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+def fenced(text, language):
+    """Return the code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def command_lines(program):
-    """Every line of the documents' shell blocks, and every `…` in their text, that starts with `program`."""
+    """Yield the arguments of every call of `program` in shell blocks and in `code spans`."""
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        blocks = "\n".join(fenced(path, "sh") + fenced(path, "powershell"))
+        blocks = "\n".join(fenced(text, "sh") + fenced(text, "powershell"))
         lines = [line.partition("#")[0].strip().replace("\\", "/") for line in blocks.splitlines()]  # Windows' too
-        spans = re.findall(r"`([^`\n]+)`", text)
-        for line in dict.fromkeys(lines + spans):
+        spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+        for line in dict.fromkeys(lines + [span for span in spans if program in span]):
             words = list(itertools.dropwhile(lambda word: "=" in word, shlex.split(line)))  # variables stand in front
-            if len(words) > 1 and words[0].rpartition("/")[2] == program:
+            if len(words) > 1 and words[0].rpartition("/")[2] == program and "…" not in words:
                 yield words[1:]
 
 
-def test_commands_are_those_that_zoo_knows():
-    shown = set()
+def test_every_command_parses_and_every_command_is_shown():
+    shown, refused = set(), []
     for words in command_lines("zoo"):
         name = " ".join(words[: 1 + (words[0] in GROUPS)])
         shown.add(name)
         if words != name.split():  # the name alone is a mention
-            build_parser().parse_args(words)
-    assert shown == set(COMMANDS)
+            try:
+                build_parser().parse_args(words)
+            except SystemExit:
+                refused.append(" ".join(words))
+    assert refused == []
+    assert {name for name in shown if not name.startswith("-")} - set(GROUPS) == set(COMMANDS)
 
 
-def test_targets_are_those_that_make_knows():
+def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     shown = {words[0] for words in command_lines("make")}
-    assert {"demo", "test"} <= shown <= targets
+    assert {"demo", "test", "docs"} <= shown <= targets
 
 
-def tree():
-    """The paths that the README's file tree shows: two spaces deeper is inside, " · " stands between neighbours."""
-    (block,) = [block for block in fenced(ROOT / "README.md", "text") if "convnext/" in block]
-    paths, folder = set(), ""
-    for line in block.splitlines():
-        names = re.split(r"\s{2,}", line.strip())[0].split(" · ")
-        inside = line.startswith("  ")
-        paths |= {f"{folder}{name}" if inside else name for name in names}
-        folder = folder if inside else names[0]
-    return paths
+def test_rooms_are_the_folders_of_zoo():
+    (block,) = [
+        block
+        for block in fenced((ROOT / "docs/architecture.md").read_text(encoding="utf-8"), "text")
+        if "zoo/\n" in block
+    ]
+    shown = re.findall(r"^  (\w+)/", block, re.MULTILINE)
+    assert sorted(shown) == sorted(path.parent.name for path in (ROOT / "zoo").glob("*/__init__.py"))
 
 
-def test_file_tree_is_the_tree():
-    shown = {path.rstrip("/") for path in tree()}
-    assert [path for path in shown if not (ROOT / path).exists()] == []
-    modules = [path for package in ("convnext", "clip", "zoo", "examples") for path in (ROOT / package).glob("*.py")]
-    there = {path.relative_to(ROOT).as_posix() for path in modules if path.name not in NOT_IN_THE_TREE}
-    assert sorted(there - shown) == []
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_links_to_files_lead_somewhere(path):
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
-    assert [link for link in links if not (path.parent / link).exists()] == []
+def anchors(path):
+    """Return the anchors of a page's headings, as GitHub and mkdocs form them."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    broken = []
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_python_compiles(path):
+    for number, source in enumerate(fenced(path.read_text(encoding="utf-8"), "python")):
+        compile(source, f"{path.name}, Python block {number}", "exec")
+
+
+class Loads(HTMLParser):
+    """Collects the addresses that a page loads by itself."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.addresses = []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "link" and attrs.get("rel") not in ("next", "prev", "canonical"):
+            self.addresses.append(attrs.get("href"))
+        if tag in ("script", "img", "iframe", "source"):
+            self.addresses.append(attrs.get("src"))
+
+
+def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = sorted(tmp_path.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    loads = {address for page in pages for address in Loads(page.read_text(encoding="utf-8")).addresses if address}
+    assert [address for address in loads if re.match(r"(\w+:)?//", address)] == []
+    styles = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.css")]
+    assert not any(re.search(r"url\(['\"]?(https?:)?//|@import", style) for style in styles)
 
 
 if __name__ == "__main__":
-    write_tables(ARCHITECTURES)
+    write_tables(MODELS)
     sys.exit()

@@ -104,7 +104,7 @@ COMMANDS = {
             argument(
                 "--preset",
                 metavar="NAME",
-                help="predefined cases: towers, runtimes, batching, variants, bars, … (docs/benchmarks.md)",
+                help="predefined cases: towers, runtimes, batching, variants, bars, … (docs/how-to/benchmark.md)",
             ),
             argument(
                 "--backend", type=words, metavar="A,B", help="default: $KERAS_BACKEND, else the first one installed"
