@@ -1,246 +1,241 @@
-"""The demo's report: its plots, and the page around them."""
+"""The demo's report: its plots and the HTML page."""
 
 from pathlib import Path
 
 import numpy as np
 
 from zoo.data.digits import Digits
-from zoo.demo.data import HELD_OUT_TEMPLATES, NUMERALS, TRAIN_TEMPLATES, WORDS, captions, jiggle
-from zoo.demo.reading import Readings
+from zoo.demo.evaluation import Predictions
+from zoo.demo.training import HELD_OUT_TEMPLATES, NUMERALS, TRAIN_TEMPLATES, WORDS, augment_image, captions
 from zoo.utils import report
-from zoo.utils.report import percent
+from zoo.utils.report import Panel, SheetRow, percent
 
-SHOWN_TEMPLATE = 2  # of HELD_OUT_TEMPLATES, in the similarity matrix
+SIMILARITY_TEMPLATE = 2  # of HELD_OUT_TEMPLATES
+COLUMNS = 8  # images in a row of a sheet
 
 
-def draw_plots(folder: Path, metrics: dict, readings: Readings, train: Digits, held_out: Digits, *, seed: int) -> None:
-    """The PNGs of the report."""
+def draw_plots(
+    folder: Path, metrics: dict, predictions: Predictions, train: Digits, held_out: Digits, *, seed: int
+) -> None:
+    """Draw the PNGs of the report."""
     report.plot_sheet(folder / "examples.png", example_rows(train, seed))
     report.plot_panels(folder / "training.png", training_panels(metrics["history"]))
     report.plot_confusion(folder / "confusion.png", metrics["confusion"], NUMERALS)
     one_each = [int(np.flatnonzero(held_out.labels == digit)[0]) for digit in range(len(WORDS))]
-    sentences = readings.texts[1, SHOWN_TEMPLATE]  # (10, D)
+    prompts = predictions.texts[1, SIMILARITY_TEMPLATE]  # (10, D)
     report.plot_similarity(
         folder / "similarity.png",
-        readings.images[one_each] @ sentences.T,
+        predictions.images[one_each] @ prompts.T,
         held_out.pictures[one_each],
-        [HELD_OUT_TEMPLATES[SHOWN_TEMPLATE].format(word) for word in WORDS],
+        [HELD_OUT_TEMPLATES[SIMILARITY_TEMPLATE].format(word) for word in WORDS],
     )
-    report.plot_sheet(folder / "searches.png", search_rows(readings, held_out))
-    report.plot_sheet(folder / "hardest.png", hardest_rows(readings, held_out))
+    report.plot_sheet(folder / "searches.png", search_rows(predictions, held_out))
+    report.plot_sheet(folder / "hardest.png", hardest_rows(predictions, held_out))
     report.plot_panels(folder / "temperature.png", temperature_panels(metrics))
 
 
-def example_rows(train: Digits, seed: int, columns: int = 8) -> list[report.SheetRow]:
-    """A few captions, each with training pictures as the pair sees them."""
+def example_rows(train: Digits, seed: int) -> list[SheetRow]:
+    """Three captions, each with augmented training images."""
     rng = np.random.default_rng(seed)
     rows = []
     for digit in (2, 5, 8):
         text = rng.choice(captions(TRAIN_TEMPLATES)[digit])
-        chosen = rng.choice(np.flatnonzero(train.labels == digit), columns)
-        rows.append(report.SheetRow(f"“{text}”", [jiggle(train.pictures[i], rng) for i in chosen]))
+        chosen = rng.choice(np.flatnonzero(train.labels == digit), COLUMNS)
+        rows.append(SheetRow(f"“{text}”", [augment_image(train.pictures[i], rng) for i in chosen]))
     return rows
 
 
-def training_panels(history: dict) -> list[report.Panel]:
+def training_panels(history: dict) -> list[Panel]:
     epochs = range(1, len(history["loss"]) + 1)
     return [
-        report.Panel(
+        Panel(
             "Contrastive loss",
             epochs,
             {"training": history["loss"], "held-out": history["val_loss"]},
-            levels={"a perfect pair": history["lowest_loss"]},
+            levels={"lowest possible": history["lowest_loss"]},
             xlabel="epoch",
         ),
-        report.Panel(
-            "Best match in the batch",
+        Panel(
+            "Accuracy within the batch",
             epochs,
             {"training": history["accuracy"], "held-out": history["val_accuracy"]},
             xlabel="epoch",
             percent=True,
         ),
-        report.Panel("1 / temperature", epochs, {"exp(logit_scale)": history["logit_scale"]}, xlabel="epoch"),
+        Panel("Logit scale", epochs, {"1 / temperature": history["logit_scale"]}, xlabel="epoch"),
     ]
 
 
-def search_rows(readings: Readings, held_out: Digits, columns: int = 8) -> list[report.SheetRow]:
-    """For each digit a held-out sentence, numerals and words in turn, and the pictures that match it best."""
+def search_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
+    """One held-out prompt per digit, numerals and words in turn, with the images that match it best."""
     rows = []
     for digit, names in enumerate(zip(NUMERALS, WORDS, strict=True)):
         spelling, template = digit % 2, digit % len(HELD_OUT_TEMPLATES)
-        cosines = readings.images @ readings.texts[spelling, template, digit]
-        best = np.argsort(-cosines, kind="stable")[:columns]
-        rows.append(
-            report.SheetRow(
-                f"“{HELD_OUT_TEMPLATES[template].format(names[spelling])}”",
-                held_out.pictures[best],
-                notes=[f"{cosine:.2f}" for cosine in cosines[best]],
-                right=held_out.labels[best] == digit,
-            )
-        )
+        cosines = predictions.images @ predictions.texts[spelling, template, digit]
+        best = np.argsort(-cosines, kind="stable")[:COLUMNS]
+        prompt = HELD_OUT_TEMPLATES[template].format(names[spelling])
+        notes = [f"{cosine:.2f}" for cosine in cosines[best]]
+        rows.append(SheetRow(f"“{prompt}”", held_out.pictures[best], notes, held_out.labels[best] == digit))
     return rows
 
 
-def hardest_rows(readings: Readings, held_out: Digits, columns: int = 8, rows: int = 2) -> list[report.SheetRow]:
-    """The pictures whose own digit got the lowest probabilities."""
-    true = readings.probabilities[np.arange(len(held_out)), held_out.labels]
-    order = np.argsort(true, kind="stable")
-    sheet = []
-    for row in range(rows):
-        chosen = order[row * columns : (row + 1) * columns]
-        notes = [f"{held_out.labels[i]}, read as {readings.predictions[i]}" for i in chosen]
-        text = "the least certain" if row == 0 else "the next"
-        sheet.append(
-            report.SheetRow(
-                text, held_out.pictures[chosen], notes, readings.predictions[chosen] == held_out.labels[chosen]
-            )
-        )
-    return sheet
+def hardest_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
+    """Two rows of the images whose true class has the lowest probability."""
+    labels, classes = held_out.labels, predictions.classes
+    order = np.argsort(predictions.probabilities[np.arange(len(labels)), labels], kind="stable")
+    rows = []
+    for text, chosen in (("lowest probabilities", order[:COLUMNS]), ("next lowest", order[COLUMNS : 2 * COLUMNS])):
+        notes = [f"{labels[i]} → {classes[i]}" for i in chosen]
+        rows.append(SheetRow(text, held_out.pictures[chosen], notes, classes[chosen] == labels[chosen]))
+    return rows
 
 
-def temperature_panels(metrics: dict) -> list[report.Panel]:
-    """Confidence and calibration against the factor that turns cosines into logits."""
+def temperature_panels(metrics: dict) -> list[Panel]:
+    """Confidence, calibration error and loss against the logit scale."""
     sweep, accuracy = metrics["calibration"]["sweep"], metrics["zero_shot_accuracy"]
     marks = {"learned": 1 / metrics["temperature"], "lowest loss": metrics["calibration"]["lowest_loss_factor"]}
-    axis = {"x": sweep["factor"], "marks": marks, "log_x": True, "xlabel": "factor, 1 / temperature"}
+    axis = {"x": sweep["factor"], "marks": marks, "log_x": True, "xlabel": "logit scale, 1 / temperature"}
     return [
-        report.Panel(
-            "Confidence and accuracy",
+        Panel(
+            "Confidence",
             curves={"mean confidence": sweep["confidence"]},
-            levels={"accuracy, at any factor": accuracy},
+            levels={"accuracy": accuracy},
             percent=True,
             **axis,
         ),
-        report.Panel("Calibration error", curves={"expected calibration error": sweep["error"]}, percent=True, **axis),
-        report.Panel("−ln p(true digit)", curves={"mean over pictures": sweep["loss"]}, **axis),
+        Panel("Calibration error", curves={"expected error": sweep["error"]}, percent=True, **axis),
+        Panel("Cross-entropy", curves={"mean over images": sweep["loss"]}, **axis),
     ]
 
 
-LOAD_AGAIN = """import zoo
-from clip import zero_shot_classifier
-from PIL import Image
+CLASSIFY = """import zoo
 
-pair, transform, tokenizer, info = zoo.load("model.safetensors")
+pipeline = zoo.ClipPipeline("model.safetensors")
 names = {words}
-reader = zero_shot_classifier(pair, names, ["a handwritten digit {{}}."])
-picture = transform(Image.open("a digit, black on white.png"))  # (32, 32, 3)
-print(names[reader.predict(picture[None]).argmax()])
+probabilities = pipeline.classify(["digit.png"], names, ["a handwritten digit {{}}."])  # dark ink on white
+print(names[probabilities[0].argmax()])
 """
 
 
 def write_report(path: Path, metrics: dict) -> None:
-    """report.html, from the metrics and the PNGs beside it."""
-    sections = (what_it_saw, how_it_learned, reading, one_space, searching, certainty, elsewhere, use_again)
+    """Write report.html from the metrics and the PNGs beside it."""
+    sections = (
+        training_data,
+        training,
+        zero_shot_accuracy,
+        similarity,
+        search,
+        calibration_of_probabilities,
+        onnx_files,
+        usage,
+    )
     report.write_page(
         path,
-        "Digits, read from sentences",
+        "A small CLIP for handwritten digits",
         headline(metrics),
         *(section(metrics, path.parent) for section in sections),
-        lead="A small CLIP, a ConvNeXt V2 for pictures and a transformer for text, trained from nothing on captioned "
-        "handwriting, then asked about digits and sentences it had not met.",
+        lead="A ConvNeXt V2 for images and a transformer for text, trained together from scratch on captioned digits, "
+        "then evaluated on images and prompts that were not used in training.",
     )
 
 
-def headline(metrics):
+def headline(metrics: dict) -> str:
     retrieval = metrics["retrieval"]
     return report.tiles(
         {
-            "of the held-out digits read right, zero-shot": percent(metrics["zero_shot_accuracy"]),
-            f"of {retrieval['texts']} new sentences find a right picture first": percent(
+            "zero-shot accuracy on held-out images": percent(metrics["zero_shot_accuracy"]),
+            f"of {retrieval['texts']} prompts find a correct image first": percent(
                 retrieval["text_to_image_recall_at_1"]
             ),
             f"of training: {metrics['epochs']} epochs on {metrics['cores']} cores": f"{metrics['train_seconds']:.0f} s",
-            "parameters in the pair": f"{metrics['parameters'] / 1e6:.1f} M",
+            "parameters": f"{metrics['parameters'] / 1e6:.1f} M",
         }
     )
 
 
-def what_it_saw(metrics, folder):
+def training_data(metrics: dict, folder: Path) -> str:
     return report.section(
-        "What it saw",
+        "Training data",
         report.paragraph(
-            f"{metrics['train_images']:,} handwritten digits, drawn as 32 × 32 pixels. In every epoch each is moved a "
-            f"little and gets another caption: one of {len(TRAIN_TEMPLATES)} templates around a numeral or a word. "
-            "Pictures and captions of the same digit are positives of each other."
+            f"{metrics['train_images']:,} images of handwritten digits, 32 × 32 pixels. In every epoch each image is "
+            f"augmented anew and gets a random caption: one of {len(TRAIN_TEMPLATES)} templates with a numeral or a "
+            "word. All images and captions of the same digit in a batch are positives of each other."
         ),
-        report.figure(folder / "examples.png", "Captions, and pictures as training moves them."),
+        report.figure(folder / "examples.png", "Captions with augmented training images."),
     )
 
 
-def how_it_learned(_, folder):
+def training(_: dict, folder: Path) -> str:
     return report.section(
-        "How it learned",
+        "Training",
         report.figure(
             folder / "training.png",
-            "The held-out curves are of pictures and templates that training never uses; nothing was chosen by them. "
-            "In a batch several captions are right for each picture: the dashed line is the loss that this leaves to a "
-            "perfect pair.",
+            "The held-out curves use images and templates that are not in the training data; nothing was selected by "
+            "them. Dashed: the lowest possible loss, which is above zero because an image has several positive "
+            "captions in a batch.",
         ),
     )
 
 
-def reading(metrics, folder):
-    accuracy, pictures = metrics["zero_shot_accuracy"], metrics["held_out_images"]
+def zero_shot_accuracy(metrics: dict, folder: Path) -> str:
+    accuracy, images = metrics["zero_shot_accuracy"], metrics["held_out_images"]
     rows = [[t, percent(row["numerals"]), percent(row["words"])] for t, row in metrics["accuracy_per_template"].items()]
     return report.section(
-        "Reading digits from sentences it never saw",
+        "Zero-shot classification",
         report.paragraph(
-            f"A class is the mean of {len(rows)} sentences about a digit, none of which was a caption. A picture is "
-            f"read as the class nearest to it, and {round(accuracy * pictures)} of {pictures} held-out pictures are "
-            "read right. Each sentence alone does this well:"
+            f"Each class is the mean embedding of {len(rows)} prompts, none of which was a training caption. An image "
+            f"gets the class with the highest cosine: {round(accuracy * images)} of {images} held-out images are "
+            "classified correctly. The accuracy of each prompt alone:"
         ),
-        report.table(["sentence", "with numerals", "with words"], rows),
-        report.figure(folder / "confusion.png", "Held-out pictures: what each is, and what it was read as."),
+        report.table(["prompt", "with numerals", "with words"], rows),
+        report.figure(folder / "confusion.png", "Confusion matrix on the held-out images."),
         report.figure(
             folder / "hardest.png",
-            "The held-out pictures whose own digit got the least probability. A red frame: read wrong.",
+            "The held-out images whose true class has the lowest probability, as true → predicted. Red: misclassified.",
         ),
     )
 
 
-def one_space(_, folder):
+def similarity(_: dict, folder: Path) -> str:
     return report.section(
-        "Pictures and sentences in one space",
+        "Image–text similarity",
         report.figure(
-            folder / "similarity.png",
-            "Cosines between the first held-out picture of each digit and ten sentences.",
+            folder / "similarity.png", "Cosines between the first held-out image of each digit and ten prompts."
         ),
     )
 
 
-def searching(metrics, folder):
+def search(metrics: dict, folder: Path) -> str:
     retrieval = metrics["retrieval"]
     return report.section(
-        "Finding pictures by words",
+        "Text-to-image search",
         report.paragraph(
-            f"A sentence searches the held-out pictures. Of {retrieval['texts']} sentences, "
-            f"{percent(retrieval['text_to_image_recall_at_1'])} find a right picture first; of the first ten pictures, "
-            f"{percent(retrieval['text_to_image_precision_at_10'])} are right."
+            f"Each of {retrieval['texts']} prompts ranks the held-out images. The best match is correct for "
+            f"{percent(retrieval['text_to_image_recall_at_1'])} of the prompts, and "
+            f"{percent(retrieval['text_to_image_precision_at_10'])} of the ten best matches are correct."
         ),
-        report.figure(
-            folder / "searches.png", "The best matches of ten sentences, with their cosines. Green is right."
-        ),
+        report.figure(folder / "searches.png", "The best matches of ten prompts, with their cosines. Green: correct."),
     )
 
 
-def certainty(metrics, folder):
+def calibration_of_probabilities(metrics: dict, folder: Path) -> str:
     learned, best = metrics["calibration"]["learned"], metrics["calibration"]["lowest_loss_factor"]
     return report.section(
-        "How sure it is",
+        "Calibration",
         report.paragraph(
-            f"The learned factor {1 / metrics['temperature']:.1f} (temperature {metrics['temperature']:.3f}) makes "
-            f"probabilities of cosines. With it the mean confidence is {percent(learned['confidence'])} and the "
-            f"calibration error {percent(learned['error'])}. A factor of {best:.0f} would have given these pictures "
-            "the lowest loss. Which digit is read does not depend on it."
+            f"Cosines times the logit scale give the logits. The learned scale is {1 / metrics['temperature']:.1f} "
+            f"(temperature {metrics['temperature']:.3f}): the mean confidence is {percent(learned['confidence'])} and "
+            f"the expected calibration error {percent(learned['error'])}. A scale of {best:.0f} would have given the "
+            "lowest loss on these images. The predicted classes do not depend on the scale."
         ),
-        report.figure(folder / "temperature.png", "Confidence, calibration and loss against the factor."),
+        report.figure(folder / "temperature.png", "Confidence, calibration error and loss against the logit scale."),
     )
 
 
-def elsewhere(metrics, _):
+def onnx_files(metrics: dict, _: Path) -> str:
     rows = [
         [
-            file["precision"],
+            f"digits-{file['precision']}.onnx",
             f"{file['bytes'] / 1e6:.1f} MB",
             percent(file["accuracy"]),
             percent(file["agreement"]),
@@ -249,34 +244,34 @@ def elsewhere(metrics, _):
         for file in metrics["onnx"]
     ]
     return report.section(
-        "Without Keras",
+        "ONNX",
         report.paragraph(
-            "The reader of digits as ONNX files, which any ONNX runtime takes: the image tower and the ten sentences' "
-            "embeddings in one graph. How they read the held-out pictures, and how long one picture takes:"
+            "The zero-shot classifier as ONNX files for any ONNX runtime: the image tower and the class embeddings in "
+            "one graph, evaluated on the held-out images with ONNX Runtime."
         ),
-        report.table(["file", "size", "read right", "read as Keras does", "one picture"], rows),
+        report.table(["file", "size", "accuracy", "same class as Keras", "latency of one image"], rows),
     )
 
 
-def use_again(metrics, _):
+def usage(metrics: dict, _: Path) -> str:
     return report.section(
-        "Use it again",
+        "Use the model",
         report.paragraph(
-            "model.safetensors holds the pair, and how a picture is made ready for it. Loaded again, it read "
-            f"{percent(metrics['reloaded_predictions_equal'])} of the held-out pictures as before."
+            "model.safetensors holds the pair with its preprocessing. After reloading, "
+            f"{percent(metrics['reloaded_predictions_equal'])} of the predictions on the held-out images are the same."
         ),
-        report.code(LOAD_AGAIN.format(words=list(WORDS))),
+        report.code(CLASSIFY.format(words=list(WORDS))),
         report.table(["", "this run"], list(facts(metrics).items())),
     )
 
 
 def facts(metrics: dict) -> dict[str, str]:
-    """What a reader needs to repeat the run."""
+    """Return what is needed to repeat the run."""
     return {
         "command": f"zoo demo --seed {metrics['seed']} --epochs {metrics['epochs']} --backend {metrics['backend']}",
         "versions": ", ".join(f"{name} {number}" for name, number in metrics["versions"].items()),
         "machine": f"{metrics['cores']} cores, {metrics['machine']}",
-        "training": f"{metrics['train_seconds']:.0f} s, batches of {metrics['batch_size']}",
+        "training": f"{metrics['train_seconds']:.0f} s, batch size {metrics['batch_size']}",
         "model": f"{metrics['model']}, {metrics['parameters']:,} parameters",
         "data": "scikit-learn's load_digits: E. Alpaydin, C. Kaynak, UCI machine learning repository, CC BY 4.0",
     }

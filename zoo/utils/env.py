@@ -2,11 +2,15 @@
 
 import contextlib
 import ctypes
+import importlib
 import importlib.util
 import os
+import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}  # Keras' name: the module that must be there
 OWN_NAMES = ("convnext", "clip", "zoo")
@@ -67,6 +71,35 @@ def choose_backend(name=None, trains=False):
             f"Keras already runs on {keras.backend.backend()!r} in this process; {name!r} needs a new one."
         )
     return name
+
+
+def require_packages(what: str, packages: Sequence[str], *, extras: str) -> None:
+    """Raise ImportError, with the command that installs them, when packages are missing.
+
+    Args:
+        what: what needs them, e.g. "The demo".
+        packages: import names.
+        extras: this distribution's extras that install them.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"{what} needs {' and '.join(missing)}. Install with: pip install 'convnext-clip-zoo[{extras}]'"
+        )
+
+
+def describe_runtime() -> dict[str, Any]:
+    """Return {"backend", "versions", "cores", "machine"} of this process. Imports Keras."""
+    import keras
+
+    backend = keras.backend.backend()
+    modules = {name: importlib.import_module(name) for name in ("keras", backend, "numpy")}
+    return {
+        "backend": backend,
+        "versions": {"python": platform.python_version()} | {name: m.__version__ for name, m in modules.items()},
+        "cores": available_cores(),
+        "machine": platform.machine(),
+    }
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h

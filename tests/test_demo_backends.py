@@ -1,0 +1,32 @@
+"""The demo on every backend: three full trainings, and a short run through every step."""
+
+import keras
+import numpy as np
+import pytest
+
+import zoo
+from zoo import demo
+from zoo.data.digits import load_split
+from zoo.demo import evaluation, training
+
+pytestmark = [pytest.mark.backend, pytest.mark.slow]
+
+
+def test_a_short_run(tmp_path):
+    metrics = demo.run_demo(tmp_path, epochs=1, train_images=training.BATCH_SIZE)
+    assert metrics["backend"] == keras.backend.backend()
+    assert metrics["reloaded_predictions_equal"] == metrics["onnx"][0]["agreement"] == 1
+
+
+@pytest.mark.timeout(3600)
+def test_the_median_accuracy_of_three_seeds():
+    train, held_out = load_split()
+    accuracies = []
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        model = training.create_pair()
+        _, seconds = training.train_pair(model, train, held_out, seed=seed, epochs=training.EPOCHS)
+        predictions = evaluation.predict(zoo.ClipPipeline(model, preprocess=training.PREPROCESS), held_out)
+        accuracies.append(evaluation.measure(predictions)["zero_shot_accuracy"])
+        print(f"{keras.backend.backend()} seed {seed}: {accuracies[-1]:.4f} after {seconds:.0f} s")
+    assert np.median(accuracies) >= 0.98
