@@ -37,13 +37,13 @@ def encoder(model):
     return keras_encoder(model, SPEC, batch_size=8)
 
 
-def test_texts_cut_at_their_end_embed_as_whole_ones_do(model, encoder):
+def test_cutting_padding_does_not_change_embeddings(model, encoder):
     expected = unit_rows(predict(model.text_encoder, tokenize(TEXTS)))
     assert encoder.shortens
     np.testing.assert_allclose(encoder.embed_texts(TEXTS), expected, atol=1e-5)
 
 
-def test_each_length_is_encoded_apart(encoder, monkeypatch):
+def test_texts_are_batched_by_length(encoder, monkeypatch):
     shapes = []
     texts = encoder.texts
     monkeypatch.setitem(encoder.__dict__, "texts", lambda tokens: shapes.append(tokens.shape) or texts(tokens))
@@ -58,7 +58,7 @@ def test_a_text_does_not_depend_on_its_neighbours(encoder):
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
-def test_a_tower_that_sees_the_padding_is_given_all_of_it():
+def test_only_causal_towers_of_our_own_are_cut():
     assert not is_causal(create_clip(tiny(causal=False)))
     pair = create_clip(tiny())
     assert is_causal(pair)
@@ -66,7 +66,7 @@ def test_a_tower_that_sees_the_padding_is_given_all_of_it():
     assert not is_causal(own)  # nobody knows what one's own tower does with the padding
 
 
-def test_pictures_embed_as_the_tower_says_whatever_the_batch(model, encoder, rng):
+def test_image_embeddings_equal_the_tower_at_any_batch_size(model, encoder, rng):
     images = rng.standard_normal((11, 16, 16, 3)).astype(np.float32)
     expected = unit_rows(predict(model.image_encoder, images))
     for size in (1, 4, 11):
@@ -76,7 +76,7 @@ def test_pictures_embed_as_the_tower_says_whatever_the_batch(model, encoder, rng
 
 
 @pytest.mark.parametrize("tower", ("image_encoder", "text_encoder"))
-def test_the_compiled_tower_follows_its_weights(model, rng, tower):
+def test_a_compiled_tower_follows_its_weights(model, rng, tower):
     images = rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
     inputs = images if tower == "image_encoder" else tokenize(["seven", "eight"])[:, :8]
     trained, own = getattr(model, tower), getattr(create_clip(tiny()), tower)
@@ -92,7 +92,7 @@ def test_the_compiled_tower_follows_its_weights(model, rng, tower):
 
 
 @pytest.mark.only("torch")
-def test_packed_weights_follow_what_is_written_to_them(rng):
+def test_packed_weights_follow_in_place_changes(rng):
     import torch
 
     from zoo.inference.torch_graph import packed_graph
@@ -114,7 +114,7 @@ def test_packed_weights_follow_what_is_written_to_them(rng):
     assert torch.equal(again(rows), run(rows))
 
 
-def test_a_tower_that_no_compiler_takes_runs_as_it_is():
+def test_a_tower_that_cannot_be_traced_still_runs():
     class Branch(keras.layers.Layer):
         def call(self, x):
             if keras.backend.backend() == "torch":
@@ -135,7 +135,7 @@ def test_a_tower_that_no_compiler_takes_runs_as_it_is():
 
 
 @pytest.mark.once
-def test_a_shape_that_comes_again_gets_a_function_of_its_own():
+def test_repeated_shapes_are_specialised():
     asked = []
 
     def specialise(x):
@@ -154,7 +154,7 @@ def test_a_shape_that_comes_again_gets_a_function_of_its_own():
     assert run(calls[0])[0] == run(calls[1])[0] == "own"
 
 
-def test_the_fastest_batch_is_the_last_that_was_worth_doubling(encoder, monkeypatch):
+def test_fastest_batch_stops_when_doubling_does_not_pay(encoder, monkeypatch):
     rates = {1: 100, 2: 180, 4: 250, 8: 260, 16: 900}
     monkeypatch.setattr("zoo.inference.encoder._throughput", lambda _encoder, _picture, size: rates[size])
     assert fastest_batch(encoder) == 4 and fastest_batch(encoder, largest=2) == 2
@@ -162,12 +162,12 @@ def test_the_fastest_batch_is_the_last_that_was_worth_doubling(encoder, monkeypa
     assert fastest_batch(encoder, largest=4) in (1, 2, 4)
 
 
-def test_scale_and_bias_are_the_pairs():
+def test_scale_and_bias_are_those_of_the_pair():
     encoder = keras_encoder(create_clip(tiny(), init_logit_scale=2.0, init_logit_bias=-3.0), SPEC)
     assert (encoder.scale, encoder.bias) == (pytest.approx(np.exp(2.0)), -3.0)
 
 
-def test_a_random_pair_gets_a_hundredth_of_a_hundred_classes(encoder, rng):
+def test_a_random_pair_has_chance_accuracy(encoder, rng):
     """An evaluation that leaked labels, or broke ties its own way, would not: the seed report's pair got 1.03 %."""
     labels = np.tile(np.arange(100), 20)
     pictures = rng.integers(0, 256, (2000, 16, 16, 3), np.uint8)
@@ -177,7 +177,7 @@ def test_a_random_pair_gets_a_hundredth_of_a_hundred_classes(encoder, rng):
     assert result.accuracy < 0.02 and 0.01 < result.accuracy_at_5 < 0.09
 
 
-def test_prepared_batches_keep_order_and_raise_what_a_picture_raises():
+def test_prepare_batches_keeps_order_and_raises_errors():
     batches = list(prepare_batches(range(7), lambda i: np.full((2, 2, 3), i, np.float32), batch_size=3, threads=3))
     assert [len(batch) for batch in batches] == [3, 3, 1]
     assert [int(batch[0, 0, 0]) for whole in batches for batch in whole] == list(range(7))
@@ -191,6 +191,6 @@ def test_prepared_batches_keep_order_and_raise_what_a_picture_raises():
         list(prepare_batches(range(7), prepare, batch_size=3))
 
 
-def test_embeddings_without_direction_are_refused():
+def test_zero_and_nan_embeddings_are_refused():
     with pytest.raises(ValueError, match="2 of 3 vectors"):
         unit_rows(np.array([[0.0, 0.0], [np.nan, 1.0], [1.0, 0.0]]))

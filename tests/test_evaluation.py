@@ -64,7 +64,7 @@ def colour_folders(tmp_path):
     return make
 
 
-def test_a_pair_that_knows_all_is_right_everywhere(encoder):
+def test_a_perfect_pair_scores_100_percent(encoder):
     result, logits, kept = evaluate_zero_shot(encoder, labelled([0, 1, 2, 3, 4, 4]))
     assert (result.accuracy, result.accuracy_at_5, result.mean_per_class_recall) == (1.0, 1.0, 1.0)
     assert (result.images, result.classes, result.templates, result.bad) == (6, 5, 1, {})
@@ -72,7 +72,7 @@ def test_a_pair_that_knows_all_is_right_everywhere(encoder):
     assert kept.tolist() == list(range(6))
 
 
-def test_mistakes_are_counted_where_they_are_made(encoder):
+def test_mistakes_are_counted_in_the_confusion_matrix(encoder):
     result, *_ = evaluate_zero_shot(encoder, labelled([0, 0, 0, 1, 2], seen=[0, 0, 1, 1, 3]))
     assert result.accuracy == pytest.approx(3 / 5)
     assert result.mean_per_class_recall == pytest.approx((2 / 3 + 1 + 0) / 3)
@@ -81,7 +81,7 @@ def test_mistakes_are_counted_where_they_are_made(encoder):
     assert low < 0.6 < high
 
 
-def test_a_damaged_picture_is_left_out_and_named(encoder, tmp_path):
+def test_a_damaged_image_is_left_out_and_named(encoder, tmp_path):
     for label in (0, 1, 2):
         folder = tmp_path / COLOURS[label]
         folder.mkdir()
@@ -94,7 +94,7 @@ def test_a_damaged_picture_is_left_out_and_named(encoder, tmp_path):
     assert list(result.bad) == ["dark/b.png"] and "not an image" in result.bad["dark/b.png"]
 
 
-def test_pictures_of_which_none_can_be_read_are_refused(encoder, colour_folders):
+def test_data_without_a_readable_image_is_refused(encoder, colour_folders):
     good, bad = colour_folders("good"), colour_folders("bad")
     for path in bad.glob("*/a.png"):
         path.write_bytes(b"not a picture")
@@ -106,7 +106,7 @@ def test_pictures_of_which_none_can_be_read_are_refused(encoder, colour_folders)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
-def test_batches_do_not_matter(batch_size, encoder):
+def test_batch_size_does_not_change_embeddings(batch_size, encoder):
     data = labelled([0, 1, 2, 3, 4] * 3)
     whole = evaluate_zero_shot(encoder, data)
     parts = evaluate_zero_shot(dataclasses.replace(encoder, batch_size=batch_size), data)
@@ -114,7 +114,7 @@ def test_batches_do_not_matter(batch_size, encoder):
     np.testing.assert_array_equal(parts[1], whole[1])
 
 
-def test_batches_of_fixed_shapes_are_filled_up_and_cut_again(encoder):
+def test_batches_of_fixed_shapes_are_padded_and_cut(encoder):
     shapes = []
 
     def images(batch):
@@ -151,7 +151,7 @@ def test_classifiers_are_saved_loaded_and_averaged(encoder, tmp_path):
         average([one, create_classifier(encoder, ["dark", "white"], ["a {}"])])
 
 
-def test_a_classifier_says_which_pair_it_was_made_with(encoder, tmp_path):
+def test_a_classifier_records_its_model(encoder, tmp_path):
     class Fingerprinted:
         """What `ClipPipeline` is to a classifier."""
 
@@ -171,7 +171,7 @@ def test_a_classifier_says_which_pair_it_was_made_with(encoder, tmp_path):
     assert Classifier.load(path, model="b" * 64).model is None
 
 
-def test_other_files_are_no_classifiers(tmp_path):
+def test_other_files_are_refused_as_classifiers(tmp_path):
     np.savez(tmp_path / "c.npz", matrix=np.eye(2))
     with pytest.raises(ValueError, match="not a saved classifier"):
         Classifier.load(tmp_path / "c.npz")
@@ -212,14 +212,14 @@ def test_files_that_cannot_be_read_are_named(option, content, message, tmp_path)
 
 
 @pytest.mark.parametrize("class_names", [None, ["dark"]])
-def test_captions_are_no_classes(class_names, colour_folders):
+def test_captions_are_refused_as_classes(class_names, colour_folders):
     folder = colour_folders("captioned", ["dark"])
     (folder / "dark" / "a.txt").write_text("something dark")
     with pytest.raises(ValueError, match="has captions and no classes"):
         load_labelled(f"folder:{folder}", class_names=class_names)
 
 
-def test_classes_may_bring_prompts_of_their_own(encoder, tmp_path):
+def test_classes_may_have_their_own_prompts(encoder, tmp_path):
     own = {"pitch": ["so black"], "dusk": "quite dark", "fog": ["grey"], "day": ["light", "so light"], "snow": ["grey"]}
     (tmp_path / "own.json").write_text(json.dumps(own))
     names, prompts = read_names(tmp_path / "own.json")
@@ -249,12 +249,12 @@ def test_classes_may_bring_prompts_of_their_own(encoder, tmp_path):
         ({"name": "cifar10", "data": "nosuch.tar.gz"}, "data='nosuch.tar.gz' is not there"),
     ],
 )
-def test_what_is_no_data_set_is_refused(options, message):
+def test_invalid_data_sets_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         load_labelled(**options)
 
 
-def test_class_names_give_the_folders_their_order_or_other_names(colour_folders):
+def test_class_names_order_or_rename_the_folders(colour_folders):
     place = f"folder:{colour_folders('all')}"  # black, dark, grey
     assert load_labelled(place, class_names=["grey", "white", "dark", "black"]).records.labels.tolist() == [3, 2, 0]
     assert load_labelled(place, class_names=["night", "dusk", "fog"]).records.labels.tolist() == [0, 1, 2]
@@ -269,7 +269,7 @@ def test_class_names_give_the_folders_their_order_or_other_names(colour_folders)
         (["night", "dusk", "fog", "day"], "4 class names for 3 class folders"),
     ],
 )
-def test_names_that_leave_folders_out_are_refused(names, message, colour_folders):
+def test_class_names_must_cover_all_folders(names, message, colour_folders):
     with pytest.raises(ValueError, match=message):
         load_labelled(f"folder:{colour_folders('all')}", class_names=names)
 
@@ -309,7 +309,7 @@ def test_retrieval_from_a_captioned_folder(encoder, tmp_path):
     np.testing.assert_allclose(pairs.images, pairs.texts)
 
 
-def test_captions_that_are_too_long_are_cut_and_counted(encoder):
+def test_long_captions_are_truncated_and_counted(encoder):
     """As CLIP_benchmark does: the last token that is kept is the end of the text."""
     seen = []
 
@@ -329,7 +329,7 @@ def test_captions_that_are_too_long_are_cut_and_counted(encoder):
 
 
 @pytest.mark.parametrize("part, message", [("a.png", "not an image"), ("a.txt", "the caption is empty")])
-def test_pairs_of_which_none_can_be_used_are_refused(part, message, encoder, tmp_path):
+def test_data_without_a_usable_pair_is_refused(part, message, encoder, tmp_path):
     Image.fromarray(paint(1)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("dark")
     (tmp_path / part).write_bytes(b"x" * (part == "a.png"))
@@ -337,7 +337,7 @@ def test_pairs_of_which_none_can_be_used_are_refused(part, message, encoder, tmp
         evaluate_retrieval(encoder, read_pairs(tmp_path))
 
 
-def test_labelled_folders_are_no_pairs(tmp_path):
+def test_labelled_folders_are_refused_as_pairs(tmp_path):
     (tmp_path / "cat").mkdir()
     Image.fromarray(paint(1)).save(tmp_path / "cat" / "a.png")
     with pytest.raises(ValueError, match="has no captions"):
@@ -347,7 +347,7 @@ def test_labelled_folders_are_no_pairs(tmp_path):
 # Linear probe.
 
 
-def test_a_probe_reads_what_is_linearly_there_and_guesses_what_is_not(encoder, rng):
+def test_a_probe_learns_linear_features_and_nothing_else(encoder, rng):
     labels = np.tile(np.arange(5), 20)
     result = linear_probe.evaluate_probe(encoder, labelled(labels), labelled(labels[:25]))
     assert (result.accuracy, result.mean_per_class_recall, result.train_images) == (1.0, 1.0, 100)
@@ -370,7 +370,7 @@ def loading(encoder, monkeypatch):
         monkeypatch.setattr(module, "load_encoder", lambda *_, **__: encoder)
 
 
-def test_the_commands_leave_json_and_pictures(loading, pairs_csv, tmp_path):
+def test_commands_write_json_and_plots(loading, pairs_csv, tmp_path):
     result = retrieval.run("pair", data=str(pairs_csv), output=str(tmp_path / "r"))
     assert json.loads((tmp_path / "r" / "retrieval.json").read_text())["texts"] == 4
     assert (tmp_path / "r" / "retrieval.png").stat().st_size > 1000
@@ -389,7 +389,7 @@ def test_the_commands_leave_json_and_pictures(loading, pairs_csv, tmp_path):
     assert "accuracy        66.7 %" in zero_shot.to_text(result)
 
 
-def test_a_probe_of_few_pictures(encoder):
+def test_a_probe_of_few_images(encoder):
     test = labelled([0, 1, 2])
     for labels in ([0], [1, 1]):
         with pytest.raises(ValueError, match=f"the {len(labels)} training pictures show one class, '(black|dark)'"):
@@ -398,7 +398,7 @@ def test_a_probe_of_few_pictures(encoder):
     assert (result.accuracy, result.strength) == (1.0, 1.0)
 
 
-def test_the_command_linear_probe_names_what_it_leaves_out(loading, colour_folders, tmp_path):
+def test_the_probe_command_names_the_images_left_out(loading, colour_folders, tmp_path):
     train, test = colour_folders("train"), colour_folders("test")
     (test / "dark" / "b.png").write_bytes(b"not a picture")
     (train / "dark" / "b.png").write_bytes(b"")
@@ -418,7 +418,7 @@ def test_the_command_linear_probe_names_what_it_leaves_out(loading, colour_folde
     assert linear_probe.run("pair", dataset=f"shards:{shards}", **options).classes == 10
 
 
-def test_a_probe_learns_from_other_pictures_than_it_is_tested_on(loading, colour_folders, monkeypatch):
+def test_a_probe_trains_and_tests_on_separate_data(loading, colour_folders, monkeypatch):
     result = linear_probe.run("pair", dataset=f"folder:{colour_folders('a')}", train=f"folder:{colour_folders('b')}")
     assert (result.classes, result.images) == (3, 3) and "3 images to learn from" in linear_probe.to_text(result)
     splits = {"test": labelled([0, 1, 2]), "train": labelled([0, 1, 2, 3, 4, 0])}
@@ -428,7 +428,7 @@ def test_a_probe_learns_from_other_pictures_than_it_is_tested_on(loading, colour
 
 
 @pytest.mark.parametrize("dataset, train", [("mnist", None), ("mnist", "digits"), ("digits", "mnist")])
-def test_original_files_go_to_the_data_set_that_needs_them(dataset, train, loading, tmp_path):
+def test_data_option_applies_to_the_benchmark_that_needs_it(dataset, train, loading, tmp_path):
     rows = np.arange(60) % 10
     pictures = np.stack([paint(row % 5)[..., 0] for row in rows])
     np.savez(tmp_path / "mnist.npz", x_test=pictures, y_test=rows, x_train=pictures[:40], y_train=rows[:40])
@@ -439,7 +439,7 @@ def test_original_files_go_to_the_data_set_that_needs_them(dataset, train, loadi
     assert (result.train_images, result.images) == (counts[train or dataset][0], counts[dataset][1])
 
 
-def test_a_probe_is_not_tested_on_what_it_learned_from(loading, colour_folders, tmp_path):
+def test_a_probe_refuses_to_test_on_its_training_data(loading, colour_folders, tmp_path):
     folder = colour_folders("a")
     for name in (f"folder:{folder}", f"folder:{folder.parent}/./a/"):
         with pytest.raises(ValueError, match="are the same pictures"):

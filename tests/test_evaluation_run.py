@@ -58,7 +58,7 @@ def test_original_files_are_classified(dataset, write, classes, templates, saved
     assert json.loads((tmp_path / "out" / "zero_shot.json").read_text())["accuracy"] == result["accuracy"]
 
 
-def test_an_archive_with_a_foreign_pickle_is_refused_in_one_line(saved, tmp_path, capsys):
+def test_an_archive_with_a_foreign_pickle_is_refused(saved, tmp_path, capsys):
     harm = {"cifar-10-batches-py/test_batch": pickle.dumps({b"data": print, b"labels": [1]})}
     path = write_archive(tmp_path / "cifar-10-python.tar.gz", harm)
     assert main(["eval", "zero-shot", "--model", str(saved), "--dataset", "cifar10", "--data", str(path)]) == 2
@@ -66,7 +66,7 @@ def test_an_archive_with_a_foreign_pickle_is_refused_in_one_line(saved, tmp_path
     assert "it names builtins.print, which no CIFAR batch does" in error and "\n" not in error
 
 
-def test_chance_is_printed_beside_what_is_reported(capsys):
+def test_chance_accuracy_is_printed_beside_the_reported_one(capsys):
     assert measure_chance.main(["--images", "100", "--backend", keras.backend.backend()]) == 0
     printed = capsys.readouterr().out
     assert "cifar100: 100 images, 100 classes, 18 templates" in printed

@@ -24,14 +24,14 @@ def images(rng):
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """torch's compiler takes as long as all other tests here; `test_torchs_compiler` runs it."""
+    """torch's compiler takes as long as all other tests here; `test_torch_compile` runs it."""
     if keras.backend.backend() == "torch":
         import torch
 
         monkeypatch.setattr(torch, "compile", lambda function: function)
 
 
-def test_it_gives_what_predict_gives_whatever_the_last_batch(model, images, uncompiled):
+def test_predictor_equals_predict_for_any_number_of_rows(model, images, uncompiled):
     predictor = create_predictor(model, batch_size=4)
     expected = model.predict(images, verbose=0)
     for count in (10, 4, 1):
@@ -40,7 +40,7 @@ def test_it_gives_what_predict_gives_whatever_the_last_batch(model, images, unco
         np.testing.assert_allclose(found, expected[:count], atol=1e-6)
 
 
-def test_it_follows_the_weights(model, images, uncompiled):
+def test_predictor_follows_the_weights(model, images, uncompiled):
     predictor = create_predictor(model, batch_size=4)
     before = predictor(images)
     model.set_weights([weight + 0.1 for weight in model.get_weights()])
@@ -49,7 +49,7 @@ def test_it_follows_the_weights(model, images, uncompiled):
     np.testing.assert_allclose(after, model.predict(images, verbose=0), atol=1e-6)
 
 
-def test_nothing_is_traced_again_for_another_number_of_rows(images, uncompiled):
+def test_another_number_of_rows_is_not_traced_again(images, uncompiled):
     traced = []
 
     class Noting(keras.layers.Layer):
@@ -66,7 +66,7 @@ def test_nothing_is_traced_again_for_another_number_of_rows(images, uncompiled):
     assert len(traced) == before > 0
 
 
-def test_what_it_cannot_do_is_refused(model, images):
+def test_invalid_arguments_are_refused(model, images):
     with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
         create_predictor(model, 0)
     with pytest.raises(ValueError, match=r"the array has shape \(0, 16, 16, 3\); at least one row"):
@@ -77,7 +77,7 @@ def test_what_it_cannot_do_is_refused(model, images):
 
 
 @pytest.mark.only("torch")
-def test_without_a_compiler_torch_runs_uncompiled(model, images, monkeypatch):
+def test_torch_runs_uncompiled_without_a_compiler(model, images, monkeypatch):
     import torch
 
     def no_compiler(_):
@@ -93,7 +93,7 @@ def test_without_a_compiler_torch_runs_uncompiled(model, images, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.only("torch")
-def test_torchs_compiler(model, images, recwarn):
+def test_torch_compile(model, images, recwarn):
     predictor = create_predictor(model, batch_size=4)
     np.testing.assert_allclose(predictor(images), model.predict(images, verbose=0), atol=1e-5)
     assert not [warning for warning in recwarn if "uncompiled" in str(warning.message)]

@@ -104,7 +104,7 @@ def empty_table(folder):
 
 
 @pytest.mark.parametrize("make", [no_folder, no_images, no_column, empty_table])
-def test_a_source_that_cannot_be_read_leaves_nothing_behind(make, album, saved, tmp_path):
+def test_an_unreadable_source_leaves_no_files(make, album, saved, tmp_path):
     (tmp_path / "wrong").mkdir()
     wrong = str(make(tmp_path / "wrong"))
     for command, out in (("index build", "i"), ("embed", "e")):
@@ -118,7 +118,7 @@ def test_a_source_that_cannot_be_read_leaves_nothing_behind(make, album, saved, 
     assert list(info["sources"]) == [""] and "left/0.png" in Index.open(out).ids
 
 
-def test_a_name_that_cannot_be_written_is_left_out(album, saved, tmp_path):
+def test_a_name_that_is_not_utf8_is_left_out(album, saved, tmp_path):
     try:
         (album / "left" / "\udcff.png").write_bytes((album / "left" / "2.png").read_bytes() + b"\0")
     except (OSError, UnicodeError):
@@ -130,7 +130,7 @@ def test_a_name_that_cannot_be_written_is_left_out(album, saved, tmp_path):
     assert json.loads((tmp_path / "e" / "manifest.json").read_text("utf-8"))["left_out"]["left/\\udcff.png"] == why
 
 
-def test_a_column_does_not_stand_for_the_digest(album, saved, pictures, tmp_path):
+def test_a_column_named_sha256_does_not_replace_the_digest(album, saved, pictures, tmp_path):
     table = album / "list.csv"
     table.write_text("filepath,sha256\nleft/0.png,one\nright/copy.png,two\n")
     info = image_search.build_index(str(table), model=str(saved), output=str(tmp_path / "i"))
@@ -139,7 +139,7 @@ def test_a_column_does_not_stand_for_the_digest(album, saved, pictures, tmp_path
     assert again["left_out"]["left~2/0.png"] == "the same bytes as left/0.png" and again["vectors"] == 4
 
 
-def test_an_index_keeps_its_storage(album, saved, tmp_path):
+def test_an_index_keeps_its_dtype(album, saved, tmp_path):
     build = {"source": str(album), "model": str(saved), "output": str(tmp_path / "i")}
     image_search.build_index(**build, dtype="int8")
     with pytest.raises(ValueError, match="i keeps int8, not float32"):
@@ -147,7 +147,7 @@ def test_an_index_keeps_its_storage(album, saved, tmp_path):
     assert image_search.build_index(**build)["dtype"] == "int8"
 
 
-def test_a_model_that_has_moved_is_asked_for(album, saved, tmp_path):
+def test_a_moved_model_is_reported(album, saved, tmp_path):
     model, out = tmp_path / "own.safetensors", str(tmp_path / "i")
     model.write_bytes(saved.read_bytes())
     image_search.build_index(str(album), model=str(model), output=out)
@@ -159,7 +159,7 @@ def test_a_model_that_has_moved_is_asked_for(album, saved, tmp_path):
     assert image_search.index_add(out, model=str(tmp_path / "moved.safetensors"))["vectors"] == 7
 
 
-def test_sheets_show_what_is_still_there(saved, tmp_path, capsys):
+def test_sheets_show_the_images_that_still_exist(saved, tmp_path, capsys):
     pattern = write_shards(tmp_path / "shards", 5)
     out, page = str(tmp_path / "i"), tmp_path / "found.html"
     image_search.build_index(pattern, model=str(saved), output=out)
@@ -188,7 +188,7 @@ def test_sheets_show_what_is_still_there(saved, tmp_path, capsys):
 @pytest.mark.parametrize(
     "name, message", [("s.jpg", r"s\.jpg cannot be a sheet.* \.png, \.html or \.htm"), ("no/s.png", "No folder .*no'")]
 )
-def test_a_sheet_that_cannot_be_written_is_refused_before_the_search(name, message, tmp_path):
+def test_an_invalid_sheet_path_is_refused_before_the_search(name, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         image_search.search_images(str(tmp_path / "no index"), "a", sheet=str(tmp_path / name))
 
@@ -202,7 +202,7 @@ def test_an_index_is_accelerated_by_command(album, saved, tmp_path, capsys):
     assert image_search.index_info(out)["accelerators"] == ["int8", "hnsw"]
 
 
-def test_an_index_that_does_not_know_its_model_asks_for_it(pipeline, pictures, saved, album, tmp_path):
+def test_an_index_without_a_recorded_model_needs_one(pipeline, pictures, saved, album, tmp_path):
     Index.build(pipeline.embed_images(pictures), tmp_path / "i", model=pipeline.fingerprint)
     with pytest.raises(ValueError, match="does not say which model made it"):
         image_search.search_images(str(tmp_path / "i"), "a")
@@ -230,13 +230,13 @@ def test_the_cache_by_command(saved, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("job", [["stats"], ["verify"], ["clear"], ["import", "FILE"]])
-def test_cache_commands_leave_other_files_where_they_are(job, pictures, tmp_path, capsys):
+def test_cache_commands_leave_other_files_unchanged(job, pictures, tmp_path, capsys):
     picture = tmp_path / "a.png"
     picture.write_bytes(encode(pictures[0]))
     for path, message in (
-        (picture, "no cache of texts"),
+        (picture, "not a text cache"),
         (tmp_path, "unable to open"),
-        (tmp_path / "typo" / "x.sqlite", "No cache of texts at"),
+        (tmp_path / "typo" / "x.sqlite", "No text cache at"),
     ):
         command = ["cache", *(str(path) if part == "FILE" else part for part in job)]
         assert main(command if "FILE" in job else [*command, "--cache", str(path)]) == 2
@@ -278,7 +278,7 @@ def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline,
 
 
 @pytest.mark.once
-def test_facts_are_said_in_words():
+def test_facts_are_formatted_as_text():
     facts = {
         "vectors": 2,
         "accelerators": [],

@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_acc
 from zoo.evaluation import metrics
 
 
-def test_the_worked_examples_in_the_docstrings():
+def test_docstring_examples():
     done = doctest.testmod(metrics)
     assert (done.failed, done.attempted > 8) == (0, True)
 
@@ -26,7 +26,7 @@ def test_ranks_and_accuracies_of_a_hand_made_matrix():
     assert [metrics.top_k_accuracy(SCORES, LABELS, k) for k in (1, 2, 3, 9)] == [0.5, 0.75, 1.0, 1.0]
 
 
-def test_a_tie_goes_to_the_lower_class_so_that_top_1_is_argmax(rng):
+def test_a_tie_goes_to_the_lower_class_as_in_argmax(rng):
     flat = np.zeros((6, 3))
     assert metrics.class_ranks(flat, np.array([0, 1, 2, 0, 1, 2])).tolist() == [1, 2, 3, 1, 2, 3]
     coarse = rng.integers(0, 3, (500, 5)).astype(float)
@@ -35,7 +35,7 @@ def test_a_tie_goes_to_the_lower_class_so_that_top_1_is_argmax(rng):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_top_k_accuracy_is_scikit_learns(k, rng):
+def test_top_k_accuracy_equals_scikit_learn(k, rng):
     scores, labels = rng.standard_normal((300, 7)), rng.integers(0, 7, 300)
     expected = top_k_accuracy_score(labels, scores, k=k, labels=range(7))
     assert metrics.top_k_accuracy(scores, labels, k) == pytest.approx(expected)
@@ -78,7 +78,7 @@ def test_softmax_of_large_logits_is_finite():
     np.testing.assert_array_equal(metrics.softmax(np.float32([[1000.0, 0.0], [-1000.0, -1000.0]])), [[1, 0], [0.5] * 2])
 
 
-def test_wilson_interval_holds_the_share_and_narrows():
+def test_wilson_interval_contains_the_share_and_narrows():
     few, many = metrics.wilson_interval(8, 10), metrics.wilson_interval(800, 1000)
     assert few[0] < many[0] < 0.8 < many[1] < few[1]
     assert (metrics.wilson_interval(0, 5)[0], metrics.wilson_interval(5, 5)[1]) == pytest.approx((0.0, 1.0))
@@ -88,7 +88,7 @@ def test_wilson_interval_holds_the_share_and_narrows():
 # Retrieval.
 
 
-def test_the_best_of_several_right_candidates_counts():
+def test_the_best_of_several_positives_counts():
     scores = np.array([[0.1, 0.9, 0.8, 0.7], [0.5, 0.4, 0.3, 0.2]])
     positives = np.array([[1, 0, 1, 0], [0, 0, 0, 1]], bool)
     assert metrics.best_ranks(scores, positives).tolist() == [2, 4]
@@ -117,7 +117,7 @@ def captioned(rng, images=60, captions=5, dim=8):
     return *(x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text)), owners
 
 
-def test_recalls_with_five_captions_an_image_are_clip_benchmarks(rng):
+def test_recall_with_five_captions_per_image_equals_clip_benchmark(rng):
     images, texts, owners = captioned(rng)
     places = np.arange(len(images))
     to_image = metrics.retrieval_ranks(texts, images, owners, places)
@@ -130,7 +130,7 @@ def test_recalls_with_five_captions_an_image_are_clip_benchmarks(rng):
 
 
 @pytest.mark.parametrize("block", [1, 7, 60, 1000])
-def test_blocks_do_not_matter(block, rng):
+def test_block_size_does_not_change_ranks(block, rng):
     images, texts, owners = captioned(rng)
     whole = metrics.best_ranks(texts @ images.T, owners[:, None] == np.arange(len(images)))
     np.testing.assert_array_equal(
@@ -138,7 +138,7 @@ def test_blocks_do_not_matter(block, rng):
     )
 
 
-def test_a_perfect_pair_is_at_the_top(rng):
+def test_a_perfect_pair_ranks_first(rng):
     images, _, _ = captioned(rng)
     ranks = metrics.retrieval_ranks(images, images, range(len(images)), range(len(images)))
     summary = metrics.summarize_ranks(ranks)
@@ -148,7 +148,7 @@ def test_a_perfect_pair_is_at_the_top(rng):
     }
 
 
-def test_precision_counts_the_right_ones_among_the_best():
+def test_precision_is_the_share_of_positives_among_the_best():
     scores = np.array([[0.9, 0.8, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4]])
     positives = np.array([[1, 0, 1, 1], [1, 0, 0, 1]], bool)
     assert metrics.precision_at_k(scores, positives, 1) == 1.0
@@ -174,7 +174,7 @@ def test_precision_counts_the_right_ones_among_the_best():
         (lambda: metrics.wilson_interval(3, 2), "right=3, total=2"),
     ],
 )
-def test_what_means_nothing_is_refused(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -182,7 +182,7 @@ def test_what_means_nothing_is_refused(call, message):
 # Confidence, rankings and embeddings.
 
 
-def test_reliability_shows_the_bins_that_calibration_sums_over(rng):
+def test_reliability_bins_sum_to_the_calibration_error(rng):
     logits, labels = 3 * rng.standard_normal((500, 4)), rng.integers(0, 4, 500)
     seen = metrics.reliability(logits, labels)
     assert seen["count"].sum() == 500 and (seen["count"] > 0).all()
@@ -191,7 +191,7 @@ def test_reliability_shows_the_bins_that_calibration_sums_over(rng):
     assert seen["accuracy"] @ seen["count"] / 500 == pytest.approx((logits.argmax(axis=1) == labels).mean())
 
 
-def test_the_factor_of_lowest_loss_brings_back_the_one_that_drew_the_labels(rng):
+def test_the_lowest_loss_factor_recovers_the_true_factor(rng):
     cosines = rng.uniform(-0.3, 0.3, (4000, 6))
     labels = np.array([rng.choice(6, p=row) for row in metrics.softmax(12 * cosines)])
     found = metrics.lowest_loss_factor(cosines, labels)
@@ -201,18 +201,18 @@ def test_the_factor_of_lowest_loss_brings_back_the_one_that_drew_the_labels(rng)
     assert sweep["confidence"] == sorted(sweep["confidence"])
 
 
-def test_where_all_are_right_no_factor_is_large_enough():
+def test_the_lowest_loss_factor_of_perfect_scores_is_the_upper_bound():
     assert metrics.lowest_loss_factor(np.array([[0.3, 0.1]]), np.array([0]), high=50) == pytest.approx(50, rel=1e-3)
 
 
-def test_rank_correlation_is_scipys(rng):
+def test_rank_correlation_equals_scipy(rng):
     stats = pytest.importorskip("scipy.stats")
     a, b = rng.integers(0, 8, (2, 60))  # with ties
     assert metrics.rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
     assert np.isnan(metrics.rank_correlation(np.ones(4), np.arange(4)))
 
 
-def test_first_places_are_shared_and_drawn_by_the_seed(rng):
+def test_first_places_share_ties_and_depend_on_the_seed(rng):
     right = rng.random((3, 200)) < np.array([[0.9], [0.5], [0.9]])
     shares = metrics.first_places(right)
     assert shares.sum() == pytest.approx(1) and shares[1] == 0
@@ -221,7 +221,7 @@ def test_first_places_are_shared_and_drawn_by_the_seed(rng):
     np.testing.assert_allclose(metrics.first_places(np.stack([right[0]] * 2)), 0.5)
 
 
-def test_similarities_of_classes_are_means_over_pairs(rng):
+def test_class_similarities_are_means_over_pairs(rng):
     vectors = rng.standard_normal((30, 5))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     labels = rng.integers(0, 3, 30)
@@ -240,7 +240,7 @@ def test_similarities_of_classes_are_means_over_pairs(rng):
     assert apart["nearest_same"] == pytest.approx((labels[nearest] == labels).mean())
 
 
-def test_principal_components_are_scikit_learns_but_for_the_sign(rng):
+def test_principal_components_equal_scikit_learn_up_to_sign(rng):
     from sklearn.decomposition import PCA
 
     vectors = rng.standard_normal((40, 6)) * [5, 3, 1, 1, 1, 1]

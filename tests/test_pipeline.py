@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.backend, pytest.mark.once]
 LABELS = ["zero", "one", "two"]
 
 
-def test_classes_are_those_of_the_zero_shot_classifier(model, pipeline, pictures):
+def test_classify_equals_the_zero_shot_classifier(model, pipeline, pictures):
     classifier = zero_shot_classifier(model, LABELS, ("a photo of a {}.", "the {}"))
     expected = predict(classifier, np.stack([SPEC.eval_transform()(picture) for picture in pictures]))
     found = pipeline.classify(pictures, LABELS, ("a photo of a {}.", "the {}"))
@@ -34,7 +34,7 @@ def test_classes_are_those_of_the_zero_shot_classifier(model, pipeline, pictures
 
 
 @pytest.mark.parametrize("kind", ["path", "str", "PIL", "bytes", "stream"])
-def test_any_kind_of_image_gives_the_same(kind, pipeline, pictures, tmp_path):
+def test_any_kind_of_image_gives_the_same_embedding(kind, pipeline, pictures, tmp_path):
     files = [encode(picture) for picture in pictures]
     paths = [tmp_path / f"{i}.png" for i in range(7)]
     for path, content in zip(paths, files, strict=True):
@@ -50,7 +50,7 @@ def test_any_kind_of_image_gives_the_same(kind, pipeline, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["array", "gray", "bytearray", "memoryview", "stream", "file", "one channel"])
-def test_one_image_of_any_kind_is_one(kind, pipeline, pictures, tmp_path):
+def test_a_single_image_of_any_kind_is_accepted(kind, pipeline, pictures, tmp_path):
     content, gray = encode(pictures[3]), pictures[3][..., 0]
     (tmp_path / "a.png").write_bytes(content)
     with open(tmp_path / "a.png", "rb") as file:
@@ -72,14 +72,14 @@ def test_stacks_of_arrays_are_several_images(pipeline, pictures):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
-def test_batching_does_not_matter(batch_size, model, pipeline, pictures):
+def test_batch_size_does_not_change_embeddings(batch_size, model, pipeline, pictures):
     other = ClipPipeline(model, preprocess=SPEC, batch_size=batch_size)
     np.testing.assert_allclose(other.embed_images(pictures), pipeline.embed_images(pictures), atol=1e-5)
     alone = np.concatenate([pipeline.embed_images([picture]) for picture in pictures])
     np.testing.assert_allclose(alone, pipeline.embed_images(pictures), atol=1e-5)
 
 
-def test_texts_are_encoded_once_and_cached_ones_are_the_same(model):
+def test_texts_are_encoded_once_and_cached(model):
     cached, plain = (ClipPipeline(model, preprocess=SPEC, cache=cache) for cache in (TextCache(), False))
     texts = ["a photo of a seven.", "a cat", "a photo of a seven."]
     first = cached.embed_texts(texts)
@@ -89,7 +89,7 @@ def test_texts_are_encoded_once_and_cached_ones_are_the_same(model):
 
 
 @pytest.mark.parametrize("options", [{}, {"fold": True}, {"precision": "bfloat16"}, {"runtime": "onnx"}])
-def test_a_refreshed_pipeline_is_one_of_the_weights_as_they_are(options, pictures, tmp_path):
+def test_refresh_takes_the_current_weights(options, pictures, tmp_path):
     trained = pair(0)
     made = ClipPipeline(trained, preprocess=SPEC, cache=tmp_path / "t.sqlite", **options)
     before = (made.embed_texts(LABELS), made.embed_images(pictures), made.classify(pictures, LABELS), made.scale)
@@ -108,7 +108,7 @@ def test_a_refreshed_pipeline_is_one_of_the_weights_as_they_are(options, picture
         made.search(tmp_path / "i", "a seven")
 
 
-def test_a_refreshed_pipeline_reads_its_file_again(tmp_path):
+def test_refresh_reads_the_file_again(tmp_path):
     path = tmp_path / "own.safetensors"
     zoo.save(pair(0), path, preprocess=SPEC)
     made = ClipPipeline(path, batch_size="auto")
@@ -119,7 +119,7 @@ def test_a_refreshed_pipeline_reads_its_file_again(tmp_path):
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_progress_is_shown_where_it_is_asked_for(cache, model, pictures, monkeypatch, capsys):
+def test_progress_is_shown_on_request(cache, model, pictures, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setattr("zoo.inference.encoder.TEXT_BATCH_SIZE", 2)
     made = ClipPipeline(model, preprocess=SPEC, batch_size=4, cache=cache)
@@ -155,14 +155,14 @@ def test_similarity_and_search(pipeline, pictures, tmp_path):
     assert pipeline.search(index, pictures[4], 1)[0] == ["4"]
 
 
-def test_another_pairs_index_is_refused(model, pipeline, pictures, tmp_path):
+def test_an_index_of_another_pair_is_refused(model, pipeline, pictures, tmp_path):
     Index.build(pipeline.embed_images(pictures), tmp_path / "i", model=pipeline.fingerprint)
     with pytest.raises(ValueError, match="made with another model"):
         ClipPipeline(pair(1), preprocess=SPEC).search(tmp_path / "i", "a seven")
 
 
 @pytest.mark.parametrize("precision, error", [("bfloat16", 3e-2), ("float16", 3e-3)])
-def test_precisions_are_near_float32_and_not_it(precision, error, model, pipeline, pictures):
+def test_other_precisions_are_near_float32_and_differ(precision, error, model, pipeline, pictures):
     low = ClipPipeline(model, preprocess=SPEC, precision=precision)
     difference = np.abs(low.similarity(pictures, LABELS) - pipeline.similarity(pictures, LABELS)).max()
     assert 0 < difference < error
@@ -170,7 +170,7 @@ def test_precisions_are_near_float32_and_not_it(precision, error, model, pipelin
     assert keras.config.dtype_policy().name == "float32"
 
 
-def test_folded_weights_give_the_same(model, pipeline, pictures):
+def test_folded_weights_give_the_same_embeddings(model, pipeline, pictures):
     folded = ClipPipeline(model, preprocess=SPEC, fold=True, batch_size="auto")
     np.testing.assert_allclose(folded.embed_images(pictures), pipeline.embed_images(pictures), atol=1e-5)
     np.testing.assert_allclose(folded.embed_texts(["a seven"]), pipeline.embed_texts(["a seven"]), atol=1e-5)
@@ -180,7 +180,7 @@ def test_folded_weights_give_the_same(model, pipeline, pictures):
     assert 0 < np.abs(low.embed_images(pictures) - pipeline.embed_images(pictures)).max() < 3e-2
 
 
-def test_onnx_gives_what_keras_gives(model, pipeline, pictures):
+def test_onnx_equals_keras(model, pipeline, pictures):
     onnx = ClipPipeline(model, preprocess=SPEC, runtime="onnx", batch_size=4)
     np.testing.assert_allclose(onnx.embed_images(pictures), pipeline.embed_images(pictures), atol=1e-4)
     texts = ["a", "word " * 20, "a photo of a seven."]
@@ -201,7 +201,7 @@ def test_unknown_options_are_refused(options, message, model):
         ClipPipeline(model, preprocess=SPEC, **options)
 
 
-def test_what_is_no_image_is_refused(pipeline):
+def test_inputs_that_are_not_images_are_refused(pipeline):
     with pytest.raises(ValueError, match="is a URL"):
         pipeline.embed_images(["https://example.org/a.png"])
     with pytest.raises(ValueError, match="not an image"):
@@ -210,5 +210,5 @@ def test_what_is_no_image_is_refused(pipeline):
         pipeline.embed_images([3])
 
 
-def test_tokenizer_is_the_pairs_own(saved):
+def test_the_tokenizer_is_the_one_of_the_pair(saved):
     assert ClipPipeline(saved).encoder.tokenizer is tokenize

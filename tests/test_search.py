@@ -1,4 +1,4 @@
-"""The index: exact, and whole after a kill or a flipped byte."""
+"""The index: exact results, atomic writes, damage detected."""
 
 import json
 import signal
@@ -12,29 +12,26 @@ import pytest
 
 from zoo.embeddings.index import best
 from zoo.search import Index
+from zoo.utils.arrays import unit_rows
 from zoo.utils.files import lock
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def unit(x):
-    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
-
-
 @pytest.fixture
 def vectors(rng):
-    return unit(rng.standard_normal((500, 32)))
+    return unit_rows(rng.standard_normal((500, 32)))
 
 
 def exact(vectors, query, k):
-    """The k best by a full sort, of equals the first."""
+    """Return the k best by a full sort, ties by place."""
     return np.lexsort((np.arange(len(vectors)), -(vectors @ query)))[:k]
 
 
 @pytest.mark.parametrize("k", [1, 5, 499, 500, 1000])
 def test_search_is_exact(k, vectors, tmp_path, rng):
     index = Index.build(vectors, tmp_path / "i")
-    for query in unit(rng.standard_normal((5, 32))):
+    for query in unit_rows(rng.standard_normal((5, 32))):
         ids, scores = index.search(query, k)
         expected = exact(vectors, query, k)
         assert ids == [str(place) for place in expected]
@@ -48,7 +45,7 @@ def test_several_queries_at_once(vectors, tmp_path):
 
 
 @pytest.mark.parametrize("dtype, error", [("float32", 1e-6), ("float16", 1e-3), ("int8", 1e-2)])
-def test_storage_changes_size_and_little_else(dtype, error, vectors, tmp_path, monkeypatch):
+def test_reduced_precision_storage_changes_size_and_little_else(dtype, error, vectors, tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.embeddings.segment.BLOCK_BYTES", 32 * 4 * 7)  # several blocks
     index = Index.build(vectors, tmp_path / "i", dtype=dtype)
     _, scores = index.search(vectors[9], 500)
@@ -59,14 +56,14 @@ def test_storage_changes_size_and_little_else(dtype, error, vectors, tmp_path, m
     np.testing.assert_allclose(index.vector("9"), vectors[9], atol=error)
 
 
-def test_equals_stand_in_the_order_they_were_added():
+def test_ties_keep_the_order_they_were_added():
     scores = np.array([0.5, 0.9, 0.5, 0.9, 0.5], np.float32)
     assert best(scores, 3).tolist() == [1, 3, 0]
     assert best(scores, 4).tolist() == [1, 3, 0, 2]
     assert best(scores, 0).tolist() == []
 
 
-def test_a_score_does_not_depend_on_what_stands_beside(vectors, tmp_path):
+def test_a_score_does_not_depend_on_other_vectors(vectors, tmp_path):
     whole, parts = Index.build(vectors, tmp_path / "whole"), Index.build(vectors[:7], tmp_path / "parts")
     parts.add(np.concatenate([vectors[7:], vectors[:7]]))
     for query in vectors[:5]:
@@ -74,7 +71,7 @@ def test_a_score_does_not_depend_on_what_stands_beside(vectors, tmp_path):
         assert set(one[1]) == set(two[1])  # to the last bit
 
 
-def test_an_index_is_opened_as_it_was_built(vectors, tmp_path):
+def test_an_opened_index_equals_the_built_one(vectors, tmp_path):
     metadata = [{"even": i % 2 == 0, "name": f"käfer {i}"} for i in range(500)]
     built = Index.build(vectors, tmp_path / "i", ids=[f"n{i}" for i in range(500)], metadata=metadata, model="m")
     opened = Index.open(tmp_path / "i", model="m")
@@ -108,7 +105,7 @@ def test_two_writers_see_each_other(vectors, tmp_path):
     one.add(vectors[10:20], ids=[f"b{i}" for i in range(10)])
     other.add(vectors[20:30], ids=[f"c{i}" for i in range(10)])
     assert len(Index.open(tmp_path / "i")) == len(other) == 30
-    with pytest.raises(ValueError, match="'c0' is in the index already"):
+    with pytest.raises(ValueError, match="'c0' is already in the index"):
         one.add(vectors[:1], ids=["c0"])
     with lock(tmp_path / "i" / ".lock"), pytest.raises(ValueError, match="is held by process"):
         one.add(vectors[:1], ids=["d"])
@@ -120,7 +117,7 @@ def test_another_models_index_is_refused(vectors, tmp_path):
         Index.open(tmp_path / "i", model="b" * 64)
 
 
-def test_damage_is_found(vectors, tmp_path):
+def test_damaged_files_are_detected(vectors, tmp_path):
     Index.build(vectors, tmp_path / "i")
     file = tmp_path / "i" / "vectors-000001.bin"
     content = bytearray(file.read_bytes())
@@ -129,7 +126,7 @@ def test_damage_is_found(vectors, tmp_path):
     with pytest.raises(ValueError, match="vectors-000001.bin is damaged: its digest"):
         Index.open(tmp_path / "i").verify()
     file.write_bytes(content[:-4])
-    with pytest.raises(ValueError, match="bytes, and 64000 were written"):
+    with pytest.raises(ValueError, match="bytes instead of 64000"):
         Index.open(tmp_path / "i")
 
 
@@ -143,7 +140,7 @@ def test_damage_is_found(vectors, tmp_path):
         {"metadata": [{}, {"a": object()}]},
     ],
 )
-def test_what_is_refused_leaves_nothing_behind(arguments, vectors, tmp_path):
+def test_refused_input_leaves_no_files(arguments, vectors, tmp_path):
     with pytest.raises((ValueError, TypeError)):
         Index.build(vectors[:2], tmp_path / "i", **arguments)
     with pytest.raises(ValueError):
@@ -171,7 +168,7 @@ def test_what_is_refused_leaves_nothing_behind(arguments, vectors, tmp_path):
         {"segments": [{"name": "000001", "count": 5, "sha256": {}}]},
     ],
 )
-def test_a_manifest_that_says_too_little_is_refused(change, vectors, tmp_path):
+def test_an_invalid_manifest_is_refused(change, vectors, tmp_path):
     Index.build(vectors[:5], tmp_path / "i").remove(["0"])
     file = tmp_path / "i" / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
@@ -179,13 +176,13 @@ def test_a_manifest_that_says_too_little_is_refused(change, vectors, tmp_path):
         Index.open(tmp_path / "i")
 
 
-def test_any_integer_says_how_many(vectors, tmp_path):
+def test_k_may_be_any_integer_type(vectors, tmp_path):
     index = Index.build(vectors, tmp_path / "i")
     assert index.search(vectors[0], np.int8(100))[0] == index.search(vectors[0], 100)[0]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 50, 200])
-def test_a_torn_manifest_is_refused(cut, vectors, tmp_path):
+def test_a_truncated_manifest_is_refused(cut, vectors, tmp_path):
     Index.build(vectors[:5], tmp_path / "i")
     file = tmp_path / "i" / "manifest.json"
     file.write_text(file.read_text()[:cut])
@@ -193,7 +190,7 @@ def test_a_torn_manifest_is_refused(cut, vectors, tmp_path):
         Index.open(tmp_path / "i")
 
 
-def test_a_write_that_fails_leaves_the_index_as_it_was(vectors, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_index_unchanged(vectors, tmp_path, monkeypatch):
     index = Index.build(vectors[:10], tmp_path / "i")
 
     def full(*_, **__):
@@ -220,7 +217,7 @@ for i in range(10**9):
 """
 
 
-def test_a_killed_writer_leaves_whole_portions(tmp_path):
+def test_a_killed_writer_leaves_whole_segments(tmp_path):
     path = tmp_path / "i"
     Index.build(np.empty((0, 4), np.float32), path)
     child = subprocess.Popen(
@@ -240,26 +237,26 @@ def test_a_killed_writer_leaves_whole_portions(tmp_path):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda v, p: Index.build(v, p, dtype="float64"), "one of float32, float16, int8"),
+        (lambda v, p: Index.build(v, p, dtype="float64"), "allowed are float32, float16, int8"),
         (lambda v, p: Index.build(v[0], p), r"must be \(N, D\)"),
         (lambda v, p: Index.build(v, p, ids=["a"]), "500 vectors, 1 ids"),
-        (lambda v, p: Index.build(v[:2], p, ids=["a", "a"]), "'a' is in the index already, or twice"),
+        (lambda v, p: Index.build(v[:2], p, ids=["a", "a"]), "'a' is already in the index, or given twice"),
         (lambda v, p: Index.build(v * np.nan, p), "must be finite"),
-        (lambda v, p: Index.build(v, p).search(v[0, :5]), r"query is \(5,\); it must be \(32,\)"),
+        (lambda v, p: Index.build(v, p).search(v[0, :5]), r"query has shape \(5,\); it must be \(32,\)"),
         (lambda v, p: Index.build(v, p).search(v[0], 0), "k=0"),
         (lambda v, p: Index.build(v, p).search(v[0] * np.nan), "query is not finite"),
         (lambda v, p: Index.build(v, p).search(v[0], 1.0), "k=1.0"),
-        (lambda v, p: (Index.build(v, p), Index.build(v, p)), "holds an index already"),
-        (lambda v, p: Index.build(v[:1], p, ids=["\udcff.png"]), r"'\\udcff.png' is no id"),
-        (lambda v, p: Index.build(v[:1], p, ids=[1]), "1 is no id"),
+        (lambda v, p: (Index.build(v, p), Index.build(v, p)), "already holds an index"),
+        (lambda v, p: Index.build(v[:1], p, ids=["\udcff.png"]), r"'\\udcff.png' is not an id"),
+        (lambda v, p: Index.build(v[:1], p, ids=[1]), "1 is not an id"),
     ],
 )
-def test_what_cannot_be_is_refused(call, message, vectors, tmp_path):
+def test_invalid_arguments_are_refused(call, message, vectors, tmp_path):
     with pytest.raises(ValueError, match=message):
         call(vectors, tmp_path / "i")
 
 
-def test_no_index_there(tmp_path):
+def test_a_folder_without_an_index_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="No index at"):
         Index.open(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "other"}))
@@ -278,7 +275,7 @@ def test_facts_are_committed_with_the_vectors(vectors, tmp_path):
     assert Index.open(tmp_path / "i").info()["b"] == 3
 
 
-def test_the_highest_of_many_are_those_of_a_full_sort(rng):
+def test_best_equals_a_full_sort(rng):
     scores = np.round(rng.standard_normal(10_000), 2).astype(np.float32)  # with equals
     order = np.lexsort((np.arange(10_000), -scores))
     for k in (1, 7, 38, 39, 40, 1000, 10_000, 20_000):

@@ -71,7 +71,7 @@ def test_texts_in_another_normal_form_are_the_same_text():
     assert make_key("w", "caf\u00e9") == make_key("w", "cafe\u0301") != make_key("w", "cafe")
 
 
-def test_memory_is_bounded_and_the_file_still_has_it(tmp_path):
+def test_memory_is_bounded_and_dropped_vectors_stay_in_the_file(tmp_path):
     cache = TextCache(tmp_path / "t.sqlite", memory=2)
     cache.embed("w", ["a", "b", "c"], encode)
     cache.embed("w", ["a"], refuse)
@@ -91,7 +91,7 @@ def test_the_file_is_bounded(tmp_path):
     cache.embed("w", ["text 1999"], refuse)  # the first written go first
 
 
-def test_a_flipped_byte_is_found_and_encoded_again(cache, tmp_path):
+def test_an_entry_with_a_flipped_bit_is_encoded_again(cache, tmp_path):
     cache.embed("w", ["a", "b"], encode)
     cache.close()
     with sqlite3.connect(tmp_path / "texts.sqlite") as file:
@@ -104,15 +104,15 @@ def test_a_flipped_byte_is_found_and_encoded_again(cache, tmp_path):
     assert again.verify() == (2, 0)
 
 
-def test_verify_drops_what_is_damaged(cache):
+def test_verify_drops_damaged_entries(cache):
     cache.embed("w", ["a", "b"], encode)
-    cache._ask("UPDATE vectors SET checksum = checksum + 1 WHERE key = ?", [make_key("w", "b")])
+    cache._query("UPDATE vectors SET checksum = checksum + 1 WHERE key = ?", [make_key("w", "b")])
     assert cache.verify() == (2, 1)
     assert cache.stats().entries == 1
 
 
 @pytest.mark.parametrize("content", [b"this is no database at all" * 100, b"SQLite format 3\0" + bytes(4000)])
-def test_a_file_that_is_no_database_is_set_aside(content, tmp_path):
+def test_a_damaged_database_is_renamed_and_replaced(content, tmp_path):
     path = tmp_path / "t.sqlite"
     path.write_bytes(content)
     cache = TextCache(path)
@@ -122,14 +122,14 @@ def test_a_file_that_is_no_database_is_set_aside(content, tmp_path):
     assert aside.read_bytes() == content
 
 
-def test_clear(cache):
+def test_clear_drops_all_entries(cache):
     cache.embed("w", ["a", "b"], encode)
     assert cache.clear() == 2 and cache.stats().entries == 0
     with pytest.raises(AssertionError):
         cache.embed("w", ["a"], refuse)
 
 
-def test_what_was_asked_is_counted_over_processes(tmp_path):
+def test_requests_are_counted_across_processes(tmp_path):
     path = tmp_path / "t.sqlite"
     for texts in (["a", "b", "a"], ["a", "c"]):
         cache = TextCache(path)
@@ -142,10 +142,10 @@ def test_what_was_asked_is_counted_over_processes(tmp_path):
     assert TextCache().lifetime()["hit_rate"] == 0
 
 
-def test_entries_are_copied_bit_by_bit_and_damaged_ones_are_not(cache, tmp_path):
+def test_undamaged_entries_are_copied_bit_for_bit(cache, tmp_path):
     texts = [f"text {i}" for i in range(700)]
     expected = cache.embed("w", texts, encode)
-    cache._ask("UPDATE vectors SET checksum = checksum + 1 WHERE key = ?", [make_key("w", "text 5")])
+    cache._query("UPDATE vectors SET checksum = checksum + 1 WHERE key = ?", [make_key("w", "text 5")])
     other = TextCache(tmp_path / "other.sqlite", memory=0)
     assert cache.copy_to(other) == 699
     np.testing.assert_array_equal(other.embed("w", texts[6:], refuse), expected[6:])
@@ -171,7 +171,7 @@ def start_writer(path, name, count):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def test_two_processes_write_and_one_is_killed(tmp_path):
+def test_a_killed_writer_beside_another_loses_nothing(tmp_path):
     path = tmp_path / "t.sqlite"
     steady, killed = start_writer(path, "steady", 60), start_writer(path, "killed", 10**9)
     for _ in range(20):
@@ -186,7 +186,7 @@ def test_two_processes_write_and_one_is_killed(tmp_path):
     assert damaged == 0 and entries >= 60 + written - 1
 
 
-def test_a_forked_child_opens_the_file_anew(cache):
+def test_a_forked_child_opens_its_own_connection(cache):
     if not hasattr(os, "fork"):
         pytest.skip("no fork")
     cache.embed("w", ["a"], encode)
@@ -208,7 +208,7 @@ def flips(content, count):
         yield bytes(damaged)
 
 
-def test_no_flipped_bit_of_the_file_raises_or_gives_another_vector(tmp_path):
+def test_no_flipped_bit_raises_or_changes_a_vector(tmp_path):
     sound, texts = tmp_path / "sound.cache", [f"text {i}" for i in range(8)]
     cache = TextCache(sound)
     cache.embed("w", texts, encode)
@@ -229,7 +229,7 @@ def test_no_flipped_bit_of_the_file_raises_or_gives_another_vector(tmp_path):
 @pytest.mark.parametrize(
     "error", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY]
 )
-def test_what_the_machine_refuses_is_said_and_moves_nothing(error, cache, tmp_path, monkeypatch):
+def test_an_environment_error_is_reported_and_replaces_nothing(error, cache, tmp_path, monkeypatch):
     cache.embed("w", ["a"], encode)
 
     def refused(connection):
@@ -243,14 +243,14 @@ def test_what_the_machine_refuses_is_said_and_moves_nothing(error, cache, tmp_pa
     assert cache.stats().entries == 1 and not list(tmp_path.glob("*.damaged-*"))
 
 
-def test_a_locked_file_is_waited_for_and_then_refused(cache, tmp_path, monkeypatch):
+def test_a_locked_file_times_out(cache, tmp_path, monkeypatch):
     cache.embed("w", ["a"], encode)
     monkeypatch.setattr("zoo.embeddings.text_cache.BUSY_SECONDS", 0.01)
     other = TextCache(tmp_path / "texts.sqlite")
-    cache._ask("BEGIN IMMEDIATE")
+    cache._query("BEGIN IMMEDIATE")
     with pytest.raises(OSError, match="texts.sqlite: database is locked"):
         other.embed("w", ["b"], encode)
-    cache._ask("COMMIT")
+    cache._query("COMMIT")
     np.testing.assert_array_equal(other.embed("w", ["b"], encode), encode(["b"]))
     other.close()
 
@@ -270,20 +270,20 @@ def empty_file(path):
 
 
 @pytest.mark.parametrize("make", [text_file, others_database, empty_file])
-def test_what_is_no_cache_is_left_as_it_is(make, tmp_path):
+def test_a_file_that_is_not_a_cache_is_left_unchanged(make, tmp_path):
     path = tmp_path / "mine.db"
     make(path)
     before = path.read_bytes()
     for create in (True, False) if before else (False,):
         cache = TextCache(path, create=create)
         for ask in (TextCache.stats, TextCache.verify, lambda cache: cache.embed("w", ["a"], encode)):
-            with pytest.raises(ValueError, match="mine.db is no cache of texts"):
+            with pytest.raises(ValueError, match="mine.db is not a text cache"):
                 ask(cache)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_cache_that_is_not_there_is_made_only_where_it_may_be(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No cache of texts at .*t.sqlite"):
+def test_a_missing_cache_is_created_only_with_create(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No text cache at .*t.sqlite"):
         TextCache(tmp_path / "typo" / "t.sqlite", create=False).stats()
     assert not list(tmp_path.iterdir())
     (tmp_path / "t.sqlite").write_bytes(b"SQLite format 3\0" + bytes(4000))

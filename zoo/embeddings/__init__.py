@@ -1,4 +1,4 @@
-"""Embeddings on disk: a cache of text embeddings and an index of vectors, both without Keras."""
+"""Embeddings on disk: an index of vectors and a cache of text embeddings. Neither imports Keras."""
 
 from zoo.embeddings.index import Index
 from zoo.embeddings.text_cache import TextCache, default_cache_path

@@ -1,12 +1,12 @@
-"""Faster ways through an index, made from its vectors and never in their place: usearch's kernels and its graph.
+"""Accelerators of an index, built from its vectors and kept beside them: reduced-precision copies and a graph.
 
-`float16` and `int8` are narrow copies, a half and a quarter of the matrix, searched whole. How far each copied row lies
-from its original is known, so that a search can tell when no row it left out could be among the best: after the
-candidates are scored with the vectors themselves, the result is exact. `hnsw` is a graph (see `Graph`) that looks at
-a few thousand rows; what it misses is missed.
+`float16` and `int8` are copies of a half and a quarter of the size, scanned completely by usearch. The error of every
+copied row is known, so a search can tell when no row left out can be among the best; the candidates are then scored
+with the original vectors, and the result is exact. `hnsw` is a graph (see `Graph`), which reads a few thousand rows and
+is approximate.
 
-An accelerator says by digest which segments it was made of. For others it does not exist; it can be made anew at any
-time. usearch is imported when one is used: `pip install "convnext-clip-zoo[search]"`.
+An accelerator records the digests of the segments it was built from, and is ignored for others. It can be rebuilt at
+any time. usearch is imported at first use: `pip install "convnext-clip-zoo[search]"`.
 """
 
 import json
@@ -16,28 +16,28 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.embeddings.graph import EXPANSION, Graph, filled, usearch
+from zoo.embeddings.graph import EXPANSION, Graph, quantize, usearch
 from zoo.utils.arrays import unit_rows
 from zoo.utils.files import atomic_write, sha256
 
-EXACT = ("float16", "int8")  # the first that is there is searched
+EXACT = ("float16", "int8")  # in the order of preference
 KINDS = (*EXACT, "hnsw")
 STORED = {"float16": "<f2", "int8": "|i1"}
-ROUNDING = 1e-5  # of usearch's cosines: ten times what was seen
-ASKED = {"float16": (256, 16), "int8": (256, 16), "hnsw": (64, 4)}  # candidates at first: at least, and for each of k
+ROUNDING = 1e-5  # bound for the rounding of usearch's cosines, ten times the largest measured
+CANDIDATES = {"float16": (256, 16), "int8": (256, 16), "hnsw": (64, 4)}  # first requested: minimum, and times k
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file beside an accelerator says of it.
+    """The description of an accelerator, stored as JSON beside it.
 
     Args:
         covers: SHA-256 of each segment's vectors, in order.
         count, dim: of the vectors.
-        error: the largest distance of a copied row's direction from its original's; of a copy.
-        norms: the least and the largest length of the vectors.
-        digest: SHA-256 of the accelerator itself.
-        directions: how many its rows have; of a graph.
+        error: of a copy, the largest distance between a unit vector and its stored form.
+        norms: the smallest and the largest length of the vectors.
+        digest: SHA-256 of the accelerator.
+        directions: of a graph, the number of its directions.
     """
 
     covers: list[str]
@@ -50,7 +50,7 @@ class Facts:
 
 
 class Accelerator:
-    """One of KINDS, of the first `facts.count` vectors of an index."""
+    """An accelerator, one of KINDS, of the first `facts.count` vectors of an index."""
 
     def __init__(self, folder: Path, kind: str, facts: Facts):
         self.kind, self.facts, self.path = kind, facts, _file(folder, kind)
@@ -68,27 +68,27 @@ class Accelerator:
         begun: "Accelerator | None" = None,
         **options,
     ) -> "Accelerator":
-        """Writes an accelerator of float32 (n, D) blocks of vectors.
+        """Write an accelerator of blocks of vectors, float32 (n, D), and return it.
 
         Args:
-            covers: digests of the segments that the blocks are of.
-            begun: a graph of the first of those segments, that the blocks of the others are added to.
+            covers: digests of the segments that the blocks are from.
+            begun: a graph of the first of those segments; the blocks are those of the others.
             options: of a graph, see `Graph.new`.
 
         Raises:
             ValueError: an unknown kind, or a vector of length 0. ImportError: no usearch.
         """
         if kind not in KINDS:
-            raise ValueError(f"accelerator {kind!r}; it must be one of {', '.join(KINDS)}")
+            raise ValueError(f"accelerator {kind!r}; allowed are {', '.join(KINDS)}")
         usearch()
         measure = _Measure(begun and begun.facts)
         graph, directions = None, 0
         if kind == "hnsw":
             graph = begun._opened if begun else Graph.new(**options)
             directions = graph.directions.shape[1]
-            _write_graph(_file(folder, kind), map(measure.units, blocks), graph)
+            _write_graph(_file(folder, kind), map(measure.normalize, blocks), graph)
         else:
-            _write_matrix(_file(folder, kind), (measure.copied(block, kind) for block in blocks), **options)
+            _write_matrix(_file(folder, kind), (measure.convert(block, kind) for block in blocks), **options)
         norms = (measure.shortest, measure.longest)
         facts = Facts(list(covers), measure.count, dim, measure.error, norms, sha256(_file(folder, kind)), directions)
         with atomic_write(_file(folder, kind).with_suffix(".json"), "w") as file:
@@ -99,7 +99,7 @@ class Accelerator:
 
     @classmethod
     def unfinished(cls, folder: Path, covers: Sequence[str], dim: int, **options) -> "Accelerator | None":
-        """A sound graph of the first, not all, of these segments, made with such options, that can be added to."""
+        """Return an undamaged graph of the first of these segments that the others can be added to, else None."""
         begun = cls.open(folder, "hnsw", covers, dim)
         if begun is None or len(begun.facts.covers) == len(covers):
             return None
@@ -111,7 +111,7 @@ class Accelerator:
 
     @classmethod
     def open(cls, folder: Path, kind: str, covers: Sequence[str], dim: int) -> "Accelerator | None":
-        """The accelerator of that kind, if there is one of the segments that `covers` begins with; else None."""
+        """Return the accelerator of a kind, if it was built from the first segments of `covers`, else None."""
         try:
             facts = Facts(**json.loads(_file(folder, kind).with_suffix(".json").read_text(encoding="utf-8")))
             fits = facts.dim == dim and facts.covers and facts.covers == list(covers[: len(facts.covers)])
@@ -120,43 +120,40 @@ class Accelerator:
         except (OSError, ValueError, TypeError):
             return None
 
-    def asked_first(self, k: int) -> int:
-        """How many candidates for the k best are worth asking for at first."""
-        least, each = ASKED[self.kind]
-        return max(least, each * k)
+    def first_request(self, k: int) -> int:
+        """Return the number of candidates to request first for the k best."""
+        minimum, factor = CANDIDATES[self.kind]
+        return max(minimum, factor * k)
 
-    def nearest(self, query: np.ndarray, count: int, kept: bool | int = True) -> tuple[np.ndarray, float | None]:
-        """(places int64 (count,), what the score of any other vector is below).
+    def nearest(self, query: np.ndarray, count: int, expansion: bool | int = True) -> tuple[np.ndarray, float | None]:
+        """Return (places int64 (count,), upper bound of every other vector's score or, for a graph, None).
 
         Args:
-            query: float32 (D,), not 0.
-            kept: vectors that a search through the graph keeps in view, `count` at least; True for EXPANSION.
-
-        Returns:
-            None for the bound when it is not known: of the graph.
+            query: float32 (D,), not zero.
+            expansion: of a graph search, at least `count`; True for EXPANSION.
         """
         length = float(np.linalg.norm(query))
         unit = (query / length)[None]
         if self.kind == "hnsw":
-            return self._graph().search(unit[0], count, max(count, EXPANSION if kept is True else kept)), None
-        stored = copied(unit, self.kind)
+            return self._graph().search(unit[0], count, max(count, EXPANSION if expansion is True else expansion)), None
+        stored = convert(unit, self.kind)
         library = usearch()
         found = library.search(self._matrix(), stored[0], count, library.MetricKind.Cos, exact=True)
-        off = float(np.linalg.norm(unit_rows(stored) - unit))
-        cosine = 1 - float(found.distances[-1]) + self.facts.error + off + ROUNDING
+        error = float(np.linalg.norm(unit_rows(stored) - unit))
+        cosine = 1 - float(found.distances[-1]) + self.facts.error + error + ROUNDING
         return found.keys.astype(np.int64), length * cosine * self.facts.norms[cosine > 0]
 
     def verify(self) -> None:
-        """ValueError unless the file is the one that was written."""
+        """Raise ValueError if the file's digest is not the recorded one."""
         if sha256(self.path) != self.facts.digest:
-            raise ValueError(f"{self.path} is damaged: its digest is not {self.facts.digest}; make it anew")
+            raise ValueError(f"{self.path} is damaged: its digest is not {self.facts.digest}; build it again")
 
     def _matrix(self) -> np.ndarray:
         if self._opened is None:
             shape = (self.facts.count, self.facts.dim)
             stored = np.dtype(STORED[self.kind])
             if self.path.stat().st_size != shape[0] * shape[1] * stored.itemsize:
-                raise ValueError(f"{self.path} is damaged: it is not {shape} of {self.kind}; make it anew")
+                raise ValueError(f"{self.path} is damaged: its size is not that of {self.kind} {shape}; build it again")
             self._opened = np.memmap(self.path, stored, mode="r", shape=shape).view(np.ndarray)
         return self._opened
 
@@ -167,29 +164,29 @@ class Accelerator:
 
 
 class _Measure:
-    """What is to be known of the rows that pass, after those of which `facts` are."""
+    """The count, norms and errors of the rows that pass through it, continued from `facts`."""
 
     def __init__(self, facts: Facts | None = None):
         self.count, self.error = (facts.count, facts.error) if facts else (0, 0.0)
         self.shortest, self.longest = facts.norms if facts else (float("inf"), 0.0)
 
-    def units(self, rows: np.ndarray) -> np.ndarray:
+    def normalize(self, rows: np.ndarray) -> np.ndarray:
         lengths = np.linalg.norm(rows, axis=1)
         unit = unit_rows(rows)
         self.count += len(rows)
         self.shortest, self.longest = min(self.shortest, float(lengths.min())), max(self.longest, float(lengths.max()))
         return unit
 
-    def copied(self, rows: np.ndarray, kind: str) -> np.ndarray:
-        unit = self.units(rows)
-        stored = copied(unit, kind)
+    def convert(self, rows: np.ndarray, kind: str) -> np.ndarray:
+        unit = self.normalize(rows)
+        stored = convert(unit, kind)
         self.error = max(self.error, float(np.linalg.norm(unit_rows(stored) - unit, axis=1).max()))
         return stored
 
 
-def copied(unit: np.ndarray, kind: str) -> np.ndarray:
-    """Unit rows float32 (n, D) as a copy of that kind keeps them."""
-    return unit.astype(np.float16) if kind == "float16" else filled(unit)
+def convert(unit: np.ndarray, kind: str) -> np.ndarray:
+    """Return unit rows float32 (n, D) as a copy of that kind stores them."""
+    return unit.astype(np.float16) if kind == "float16" else quantize(unit)
 
 
 def _file(folder: Path, kind: str) -> Path:

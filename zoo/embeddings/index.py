@@ -1,11 +1,12 @@
-"""An index of vectors on disk: exact search over memory-mapped matrices, written whole or not at all.
+"""An index of vectors on disk: exact search over memory-mapped matrices, with atomic writes.
 
-A folder of segments, each a matrix of raw little-endian numbers with its ids and metadata, and `manifest.json`, which
-names the segments with their digests. The manifest is written last and atomically: what it does not name is not there,
-so that a killed writer leaves the index as it was. Vectors are added as further segments; removed ones are listed.
+An index is a folder of segments, each a matrix of raw little-endian numbers with its ids and metadata, and
+`manifest.json`, which lists the segments with their digests. The manifest is written last and atomically, and files it
+does not list are ignored, so a killed writer leaves the index unchanged. Vectors are added as new segments; removed
+ones are listed in the manifest.
 
-Storage: float32 is searched in place; float16 halves the file and int8 (a scale a row) quarters it, and both are
-widened block by block, so that memory stays near one block. `accelerate` adds files that make searches faster.
+Storage: float32 is searched in place. float16 halves the size and int8, with one scale per row, quarters it; both are
+converted block by block, so memory stays near one block. `accelerate` adds files that make searches faster.
 """
 
 import json
@@ -20,26 +21,31 @@ from zoo.embeddings.segment import DTYPES, Segment, check_entry, checked_ids, wr
 from zoo.utils.files import atomic_write, lock, sha256
 
 FORMAT, VERSION = "convnext-clip-zoo index", 1
-ASKED_MORE, RECALL_QUERIES = 8, 64  # times as many candidates, where the first do not settle it; stored vectors
+MORE_CANDIDATES = 8  # factor, where the first request was not enough
+RECALL_QUERIES = 64  # stored vectors that the recall of a graph is measured on
 
 Where = Mapping | Callable[[dict], bool] | None
 
 
 class Index:
-    """Vectors with ids and metadata, searched by inner product; `Index.build` and `Index.open` make one.
+    """Vectors with ids and metadata, searched by inner product. Create one with `Index.build` or `Index.open`.
 
     Args:
-        path: of the folder.
-        manifest: what its manifest.json says.
+        path: folder of the index.
+        manifest: content of its manifest.json.
     """
 
     def __init__(self, path: Path, manifest: dict):
-        self.path, self.manifest = path, manifest
+        self.path = path
+        self._use(manifest)
+
+    def _use(self, manifest: dict) -> None:
+        path, self.manifest = self.path, manifest
         self.segments = [Segment(path, entry, manifest["dim"], manifest["dtype"]) for entry in manifest["segments"]]
         self._ids = [identity for segment in self.segments for identity in segment.ids]
         self._kept = ~np.isin(np.arange(len(self._ids)), manifest["removed"])
-        self._places = None  # {id: place}, made when first asked for
-        self._accelerators = {}  # {kind: Accelerator or None}, opened when first asked for
+        self._places: dict[str, int] | None = None  # {id: place}, made at first use
+        self._accelerators: dict[str, Accelerator | None] = {}  # opened at first use
 
     @classmethod
     def build(
@@ -53,28 +59,28 @@ class Index:
         model: str | None = None,
         facts: Mapping | None = None,
     ) -> "Index":
-        """Writes an index of N vectors.
+        """Write an index of N vectors and return it.
 
         Args:
-            vectors: float (N, D), finite; N may be 0. Scores are inner products: cosines of unit rows.
-            path: of the folder, not there yet or empty.
-            ids: N distinct strings; "0", "1", … unless given.
-            metadata: N mappings that JSON can say.
+            vectors: float (N, D), finite; N may be 0. Scores are inner products: cosines for unit rows.
+            path: a folder that does not exist yet or holds no index.
+            ids: N distinct strings; by default "0", "1", …
+            metadata: N mappings that can be written as JSON.
             dtype: "float32", "float16" or "int8".
-            model: fingerprint of what made the vectors; `open` can insist on it.
-            facts: what else the manifest should say.
+            model: fingerprint of the model that made the vectors, for `open` to check.
+            facts: further entries of the manifest.
 
         Raises:
-            ValueError: an index is there, or arguments do not fit each other.
+            ValueError: the folder holds an index, or the arguments do not fit each other.
         """
         path = Path(path)
         if (path / "manifest.json").exists():
-            raise ValueError(f"{path} holds an index already; add to it, or name another folder")
+            raise ValueError(f"{path} already holds an index; add to it, or choose another folder")
         if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r}; it must be one of {', '.join(DTYPES)}")
+            raise ValueError(f"dtype={dtype!r}; allowed are {', '.join(DTYPES)}")
         vectors = np.asarray(vectors, np.float32)
         if vectors.ndim != 2 or not vectors.shape[1]:
-            raise ValueError(f"vectors are {vectors.shape}; they must be (N, D)")
+            raise ValueError(f"vectors have shape {vectors.shape}; they must be (N, D)")
         ids = checked_ids(vectors, ids, metadata, vectors.shape[1])
         path.mkdir(parents=True, exist_ok=True)
         manifest = {"format": FORMAT, "version": VERSION, "dim": vectors.shape[1], "dtype": dtype, "model": model}
@@ -86,13 +92,14 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path, *, model: str | None = None) -> "Index":
-        """The index in a folder; the matrices are mapped, not read.
+        """Return the index in a folder. Matrices are memory-mapped.
 
         Args:
-            model: fingerprint of what will make the queries.
+            model: fingerprint of the model that makes the queries; None skips the check.
 
         Raises:
-            FileNotFoundError: no index. ValueError: it is damaged, or was made with another model.
+            FileNotFoundError: no index in the folder.
+            ValueError: a damaged index, or one of another model.
         """
         path = Path(path)
         if not (path / "manifest.json").is_file():
@@ -102,12 +109,12 @@ class Index:
         return index
 
     def require(self, model: str | None) -> None:
-        """ValueError when the vectors were made with another model; None for either fits."""
-        made = self.manifest["model"]
-        if None not in (model, made) and model != made:
+        """Raise ValueError if the vectors are of another model than this fingerprint; None, of either, skips it."""
+        made_with = self.manifest["model"]
+        if model is not None and made_with is not None and model != made_with:
             raise ValueError(
-                f"{self.path} was made with another model ({made[:16]}…) than the queries' ({model[:16]}…); "
-                "their vectors cannot be compared. Build it anew."
+                f"{self.path} was made with another model ({made_with[:16]}…) than the queries ({model[:16]}…), so "
+                "their vectors cannot be compared. Build the index again."
             )
 
     def __len__(self) -> int:
@@ -115,49 +122,55 @@ class Index:
 
     @property
     def dim(self) -> int:
+        """D, the length of a vector."""
         return self.manifest["dim"]
 
     @property
+    def facts(self) -> dict:
+        """The further entries of the manifest."""
+        return self.manifest["facts"]
+
+    @property
     def ids(self) -> list[str]:
-        """Of all that is not removed, in the order they were added."""
+        """The ids of all vectors that are not removed, in the order they were added."""
         return [identity for identity, kept in zip(self._ids, self._kept, strict=True) if kept]
 
     def metadata(self, identity: str) -> dict:
-        """What was said of an id; {} when nothing was."""
+        """Return the metadata of an id, {} if it has none."""
         segment, place = self._find(identity)
         return segment.metadata[place]
 
     def vector(self, identity: str) -> np.ndarray:
-        """float32 (D,), as it is stored."""
+        """Return the stored vector of an id, float32 (D,)."""
         segment, place = self._find(identity)
         return segment.rows(slice(place, place + 1))[0]
 
     def search(self, query: np.ndarray, k: int = 10, *, where: Where = None, approximate: bool | int = False):
-        """The k vectors of the highest inner product, best first; of equals the one added first.
+        """Return the k vectors with the highest inner product, best first; ties in the order they were added.
 
         Args:
             query: float (D,), or (Q, D).
-            k: 1 or more; all there are, where there are fewer.
-            where: {key: value} that the metadata must have, or a function of the metadata.
-            approximate: look through the graph of `accelerate("hnsw")`, which may miss some; as a number, that many
-                vectors are kept in view (True for 128): of more it misses fewer, and takes longer.
+            k: at least 1. Fewer results where the index has fewer vectors.
+            where: {key: value} that the metadata must have, or a function from metadata to bool.
+            approximate: search the graph of `accelerate("hnsw")`, which may miss results. A number is the expansion
+                of that search (True: 128); a larger one misses fewer and takes longer.
 
         Returns:
             (ids, scores): a list and float32 (k,); for (Q, D) a list of lists and float32 (Q, k).
 
         Raises:
-            ValueError: arguments that do not fit, or approximate without a graph.
+            ValueError: invalid arguments, or approximate without a graph.
         """
         query = np.asarray(query, np.float32)
         single = query.ndim == 1
         queries = query[None] if single else query
         if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise ValueError(f"query is {query.shape}; it must be ({self.dim},) or (Q, {self.dim})")
+            raise ValueError(f"query has shape {query.shape}; it must be ({self.dim},) or (Q, {self.dim})")
         if not isinstance(k, int | np.integer) or k < 1:
             raise ValueError(f"k={k!r}; it must be an integer of at least 1")
         k = int(k)
         if not np.isfinite(queries).all():
-            raise ValueError("the query is not finite")
+            raise ValueError("query is not finite")
         helper = self._helper(bool(approximate))
         allowed = self._allowed(where)
         if helper is not None and (approximate or single):
@@ -169,7 +182,7 @@ class Index:
         return (ids[0], scores[0]) if single else (ids, np.stack(scores))
 
     def _find_all(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(places, scores) of each query, every vector looked at."""
+        """Return (places, scores) of each query by a scan of all vectors."""
         scores = self._scores(queries)
         if allowed is not None:
             scores[:, ~allowed] = -np.inf
@@ -178,28 +191,28 @@ class Index:
         return [(chosen, row[chosen]) for chosen, row in zip(places, scores, strict=True)]
 
     def _find_with(
-        self, helper: Accelerator, query: np.ndarray, k: int, allowed: np.ndarray | None, kept: bool | int
+        self, helper: Accelerator, query: np.ndarray, k: int, allowed: np.ndarray | None, expansion: bool | int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(places, scores) of what an accelerator proposes and of all that was added since it was made.
+        """Return (places, scores) of the best among an accelerator's candidates and the vectors added since.
 
-        It is asked for more until no vector it left out can be among the best; a graph, until there are k.
+        More candidates are requested until no other vector can be among the best; of a graph, until there are k.
         """
-        covered, asked = helper.facts.count, helper.asked_first(k)
-        since = np.arange(covered, len(self._ids))
-        while query.any() and asked < covered // 2:
-            places, highest = helper.nearest(query, asked, kept)
-            places = np.concatenate([np.sort(places), since])
+        covered, count = helper.facts.count, helper.first_request(k)
+        added_since = np.arange(covered, len(self._ids))
+        while query.any() and count < covered // 2:
+            places, bound = helper.nearest(query, count, expansion)
+            places = np.concatenate([np.sort(places), added_since])
             if allowed is not None:
                 places = places[allowed[places]]
             scores = inner_products(self._rows(places), query)
             chosen = best(scores, k)
-            if len(chosen) == k and (highest is None or highest < scores[chosen[-1]]):
+            if len(chosen) == k and (bound is None or bound < scores[chosen[-1]]):
                 return places[chosen], scores[chosen]
-            asked *= ASKED_MORE
+            count *= MORE_CANDIDATES
         return self._find_all(query[None], k, allowed)[0]
 
     def _scores(self, queries: np.ndarray) -> np.ndarray:
-        """float32 (Q, N), all inner products, a block of vectors at a time."""
+        """Return all inner products, float32 (Q, N), computed block by block."""
         scores = np.empty((len(queries), len(self._ids)), np.float32)
         start = 0
         for segment in self.segments:
@@ -210,7 +223,7 @@ class Index:
         return scores
 
     def _rows(self, places: np.ndarray) -> np.ndarray:
-        """float32 (n, D), the vectors at places in rising order."""
+        """Return the vectors at places in ascending order, float32 (n, D)."""
         starts = self._starts()
         ends = np.searchsorted(places, starts)
         parts = [
@@ -221,11 +234,11 @@ class Index:
         return np.concatenate([np.empty((0, self.dim), np.float32), *parts])
 
     def _starts(self) -> np.ndarray:
-        """int (segments + 1,): where each begins among all vectors."""
+        """Return the place of each segment's first vector, int (segments + 1,)."""
         return np.cumsum([0, *(segment.count for segment in self.segments)])
 
     def _allowed(self, where: Where) -> np.ndarray | None:
-        """bool (N,), or None when all may be found."""
+        """Return which vectors may be found, bool (N,), or None for all."""
         if not where:
             return self._kept if self.manifest["removed"] else None
         fits = where if callable(where) else lambda entry: all(entry.get(key) == where[key] for key in where)
@@ -235,24 +248,24 @@ class Index:
     # Accelerators.
 
     def accelerate(self, kind: str, **options) -> dict:
-        """Makes an accelerator of what is in the index, in place of an older one.
+        """Build an accelerator of all vectors, in place of an older one.
 
-        What is added later is searched as it is, until the accelerator is made anew; a graph is gone on with, also
-        where making one was interrupted.
+        Vectors added later are searched without it until it is built again. A graph of the first segments is extended,
+        which also resumes an interrupted build.
 
         Args:
-            kind: "float16" or "int8": a narrow copy, of which usearch finds candidates; results stay exact. "hnsw": a
-                graph for `search(…, approximate=True)`.
+            kind: "float16" or "int8", a reduced-precision copy with exact results; or "hnsw", a graph for
+                `search(…, approximate=True)`.
             options: of the graph: `connectivity` (32) and `expansion` (128).
 
         Returns:
-            {"kind", "vectors", "bytes"}, and of a graph "directions", which it lies along, and "recall_at_10": the
-            share of the 10 nearest of stored vectors, themselves among them, that a search through it finds.
+            {"kind", "vectors", "bytes"}; for a graph also "directions", its dimensions, and "recall_at_10", the share
+            of the 10 nearest neighbours of stored vectors (themselves included) that a search finds.
         """
         with lock(self.path / ".lock"):
             self._reload()
             if not len(self):
-                raise ValueError(f"{self.path} is empty; there is nothing to make an accelerator of")
+                raise ValueError(f"{self.path} is empty; an accelerator needs at least one vector")
             self._accelerators = {}  # Windows does not replace a file that is mapped
             made = self._make(kind, **options)
         facts = {"kind": kind, "vectors": made.facts.count, "bytes": made.path.stat().st_size}
@@ -261,7 +274,7 @@ class Index:
         return facts
 
     def _make(self, kind: str, **options) -> Accelerator:
-        """An accelerator of all segments; a graph is written after each portion of them."""
+        """Return an accelerator of all segments; a graph is written after each portion of them."""
         covers, ends, made = self._covers(), [len(self.segments)], None
         if kind == "hnsw":
             options["sample"] = self._sample(SAMPLE)
@@ -274,14 +287,14 @@ class Index:
         return made
 
     def recall(self, queries: np.ndarray, k: int = 10, *, approximate: bool | int = True) -> float:
-        """Share of the k best of queries, float (Q, D), that an approximate search (see `search`) finds too."""
+        """Return the share of the exact k best of queries, float (Q, D), that an approximate search finds."""
         exact, _ = self.search(queries, k)
         near, _ = self.search(queries, k, approximate=approximate)
         hits = sum(len(set(a) & set(b)) for a, b in zip(exact, near, strict=True))
         return hits / sum(map(len, exact))
 
     def accelerators(self) -> list[str]:
-        """The kinds that are there and fit."""
+        """Return the kinds of accelerators that exist and fit the index."""
         return [kind for kind in KINDS if self._accelerator(kind) is not None]
 
     def _helper(self, approximate: bool) -> Accelerator | None:
@@ -300,7 +313,7 @@ class Index:
         return [segment.entry["sha256"][segment.vector_file] for segment in self.segments]
 
     def _sample(self, count: int) -> np.ndarray:
-        """float32 (n, D): so many of the vectors, or all, evenly spread."""
+        """Return up to `count` vectors at even distances, float32 (n, D)."""
         return self._rows(np.unique(np.linspace(0, len(self._ids) - 1, count).astype(int)))
 
     # Changes.
@@ -313,14 +326,15 @@ class Index:
         metadata: Sequence[Mapping] | None = None,
         facts: Mapping | None = None,
     ) -> None:
-        """Adds N vectors as a segment of their own; all of them or, when this fails, none.
+        """Add N vectors as a new segment, atomically.
 
         Args:
             ids, metadata: see `build`.
-            facts: to change in the manifest, with the vectors or not at all.
+            facts: entries to change in the manifest, in the same write.
 
         Raises:
-            ValueError: an id that is there already, or arguments that do not fit; Locked while another process writes.
+            ValueError: an id that exists, or arguments that do not fit each other.
+            Locked: another process is writing.
         """
         vectors = np.asarray(vectors, np.float32)
         with lock(self.path / ".lock"):
@@ -329,7 +343,7 @@ class Index:
             self._extend(vectors, ids, metadata, facts)
 
     def _extend(self, vectors: np.ndarray, ids: list[str], metadata, facts: Mapping | None = None) -> None:
-        """Writes a segment, where there are vectors, and then the manifest."""
+        """Write a segment, if there are vectors, and then the manifest."""
         segments = list(self.manifest["segments"])
         if len(vectors):
             name = f"{1 + max((int(entry['name']) for entry in segments), default=0):06d}"
@@ -337,14 +351,18 @@ class Index:
         self._commit({**self.manifest, "segments": segments, "facts": {**self.manifest["facts"], **(facts or {})}})
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Takes ids out; their bytes stay in the file until it is built anew. KeyError for one that is not there."""
+        """Remove ids. Their vectors stay in the files until the index is built again.
+
+        Raises:
+            KeyError: an id that is not in the index.
+        """
         with lock(self.path / ".lock"):
             self._reload()
             places = sorted({*self.manifest["removed"], *(self._place(identity) for identity in ids)})
             self._commit({**self.manifest, "removed": places})
 
     def verify(self) -> int:
-        """How many vectors there are, once every file's digest is found to be what was written; else ValueError."""
+        """Compare every file with its digest and return the number of vectors; ValueError for a damaged file."""
         for segment in self.segments:
             for name, digest in segment.entry["sha256"].items():
                 if sha256(self.path / name) != digest:
@@ -353,12 +371,12 @@ class Index:
             self._accelerator(kind).verify()
         return len(self)
 
-    def state(self, facts: Mapping) -> None:
-        """Changes what `facts` in the manifest says."""
+    def set_facts(self, facts: Mapping) -> None:
+        """Change entries of `facts`."""
         self.add(np.empty((0, self.dim), np.float32), facts=facts)
 
     def info(self) -> dict:
-        """{"vectors", "dim", "dtype", "segments", "removed", "bytes", "accelerators", "model", …facts}."""
+        """Return {"vectors", "dim", "dtype", "segments", "removed", "bytes", "accelerators", "model", …facts}."""
         size = sum((self.path / name).stat().st_size for s in self.segments for name in s.entry["sha256"])
         named = {"vectors": len(self), "dim": self.dim, "dtype": self.manifest["dtype"]}
         counts = {"segments": len(self.segments), "removed": len(self.manifest["removed"]), "bytes": size}
@@ -366,7 +384,7 @@ class Index:
         return {**named, **counts, "model": self.manifest["model"], **self.manifest["facts"]}
 
     def _place(self, identity: str) -> int:
-        """Where an id is among all that were ever added."""
+        """Return the place of an id among all vectors ever added."""
         if self._places is None:
             self._places = {self._ids[place]: int(place) for place in np.flatnonzero(self._kept)}
         if identity not in self._places:
@@ -374,34 +392,34 @@ class Index:
         return self._places[identity]
 
     def _find(self, identity: str) -> tuple["Segment", int]:
-        """The segment of an id, and its place there."""
+        """Return the segment of an id, and its place in it."""
         place = self._place(identity)
         starts = self._starts()
         number = int(np.searchsorted(starts, place, side="right")) - 1
         return self.segments[number], place - int(starts[number])
 
     def _reload(self) -> None:
-        """Another process may have written since this one looked."""
+        """Read the manifest again, which another process may have changed."""
         manifest = _read_manifest(self.path)
         if manifest != self.manifest:
-            self.__init__(self.path, manifest)
+            self._use(manifest)
 
     def _commit(self, manifest: dict) -> None:
         _write_manifest(self.path, manifest)
-        self.__init__(self.path, manifest)
+        self._use(manifest)
 
 
 def inner_products(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """float32 (n,) of rows (n, D) and a query (D,): of a row the same whatever stands beside it.
+    """Return rows (n, D) · query (D,), float32 (n,). A row's product does not depend on the other rows.
 
-    One thread, as memory is what is waited for: a product of a matrix and a vector gains a tenth with two, and
-    OpenBLAS' second one then turns for 25 ms in the way of PyTorch's, so that the next sentence takes twice as long.
+    It runs on one thread. Memory is the limit: a matrix-vector product is 10 % faster with two, and OpenBLAS's second
+    thread then spins for 25 ms beside PyTorch's, which doubles the time of the next sentence.
     """
     return np.vecdot(rows, query)
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
-    """The places of the k highest, best first; of equals the lower place: int (min(k, N),)."""
+    """Return the places of the k highest scores, best first, ties by place: int (min(k, N),)."""
     if k < len(scores):
         threshold = np.partition(scores, len(scores) - k)[len(scores) - k] if k else np.inf
         above = np.flatnonzero(scores > threshold)
@@ -431,7 +449,7 @@ def _read_manifest(path: Path) -> dict:
             raise ValueError(f"model {manifest['model']!r}, facts {manifest['facts']!r}")
         places = range(sum(entry["count"] for entry in manifest["segments"]))
         if wrong := [place for place in manifest["removed"] if type(place) is not int or place not in places]:
-            raise ValueError(f"{wrong[0]!r} removed, of {len(places)} vectors")
+            raise ValueError(f"{wrong[0]!r} in removed, with {len(places)} vectors")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the manifest of an index: {error}") from error
     return manifest

@@ -1,4 +1,4 @@
-"""One segment of an index: a matrix of raw little-endian numbers, its ids and what is said of them."""
+"""One segment of an index: a matrix of raw little-endian numbers, its ids and their metadata."""
 
 import json
 from collections import Counter
@@ -10,12 +10,19 @@ import numpy as np
 from zoo.utils.files import atomic_write, sha256
 
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
-BLOCK_BYTES = 1 << 20  # of widened vectors at a time: they stay in the processor's cache
+BLOCK_BYTES = 1 << 20  # of vectors converted to float32 at a time, to stay in the processor's cache
 INT8_MAX = 127
 
 
 class Segment:
-    """One matrix with its ids and metadata."""
+    """One matrix with its ids and metadata.
+
+    Args:
+        path: folder of the index.
+        entry: of the manifest, as `write_segment` returned it.
+        dim: D.
+        dtype: a key of DTYPES.
+    """
 
     def __init__(self, path: Path, entry: dict, dim: int, dtype: str):
         self.entry, self.count, self._path, self._dim = entry, entry["count"], path, dim
@@ -27,6 +34,7 @@ class Segment:
 
     @property
     def metadata(self) -> list[dict]:
+        """The metadata of each vector, {} for a segment without."""
         if self._metadata is None:
             self._metadata = self._read("metadata") if self.entry["metadata"] else [{}] * self.count
         return self._metadata
@@ -42,12 +50,12 @@ class Segment:
         return values
 
     def rows(self, part: slice | np.ndarray) -> np.ndarray:
-        """float32 (n, D); of a float32 segment and a slice the mapped file itself."""
+        """Return vectors, float32 (n, D). A slice of a float32 segment is a view of the mapped file."""
         rows = self._matrix[part].astype(np.float32, copy=False)
         return rows if self._scales is None else rows * self._scales[part, None]
 
     def vectors(self) -> Iterator[np.ndarray]:
-        """float32 (n, D) in turn, a block at a time."""
+        """Yield all vectors in blocks, float32 (n, D)."""
         for first in range(0, self.count, self._block):
             yield self.rows(slice(first, first + self._block))
 
@@ -56,8 +64,8 @@ class Segment:
         return max(1, BLOCK_BYTES // (4 * self._dim))
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray | float]]:
-        """(places, float32 rows, what their products are to be multiplied by) in turn; a float32 segment is one block,
-        for nothing is copied."""
+        """Yield (places, float32 rows, factors of their inner products) block by block. A float32 segment is one block,
+        since nothing is copied."""
         size = self.count if self._matrix.dtype == np.float32 else self._block
         for first in range(0, self.count, size):
             part = slice(first, min(first + size, self.count))
@@ -66,25 +74,34 @@ class Segment:
 
 
 def checked_ids(vectors, ids, metadata, dim: int, *, first: int = 0, known: Set[str] = frozenset()) -> list[str]:
-    """The ids of further vectors, numbers from the first on unless given; ValueError for what does not fit."""
+    """Return the ids of new vectors; by default numbers from `first` on.
+
+    Args:
+        known: ids that are already in the index.
+
+    Raises:
+        ValueError: vectors, ids and metadata that do not fit each other, or an id that is not new.
+    """
     ids = [str(first + i) for i in range(len(vectors))] if ids is None else list(ids)
     if vectors.ndim != 2 or vectors.shape[1] != dim or not np.isfinite(vectors).all():
-        raise ValueError(f"vectors are {vectors.shape}; they must be finite, (N, {dim})")
+        raise ValueError(f"vectors have shape {vectors.shape}; they must be finite and (N, {dim})")
     if len(ids) != len(vectors) or (metadata is not None and len(metadata) != len(vectors)):
-        raise ValueError(f"{len(vectors)} vectors, {len(ids)} ids, {len(metadata or ids)} metadata; as many are needed")
+        raise ValueError(
+            f"{len(vectors)} vectors, {len(ids)} ids, {len(metadata or ids)} metadata; the counts must be equal"
+        )
     for identity in ids:
         if not isinstance(identity, str) or not is_utf8(identity):
-            raise ValueError(f"{identity!r} is no id; it must be a string that UTF-8 has bytes for")
+            raise ValueError(f"{identity!r} is not an id; it must be a string that can be encoded as UTF-8")
     counts = Counter(ids)
-    twice = [identity for identity in counts if counts[identity] > 1 or identity in known]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is in the index already, or twice among the new ones")
+    duplicates = [identity for identity in counts if counts[identity] > 1 or identity in known]
+    if duplicates:
+        raise ValueError(f"{duplicates[0]!r} is already in the index, or given twice")
     return ids
 
 
 def write_segment(path: Path, name: str, vectors, ids, metadata, dtype: str) -> dict:
-    """Writes a segment's files; returns its entry in the manifest."""
-    texts = {f"ids-{name}.json": _json(ids)}  # what cannot be written is to fail before a file is
+    """Write a segment's files and return its entry for the manifest."""
+    texts = {f"ids-{name}.json": _json(ids)}  # encoded first, so that an error comes before any file is written
     if metadata is not None:
         texts[f"metadata-{name}.json"] = _json([dict(entry) for entry in metadata])
     arrays = {f"vectors-{name}.bin": vectors}
@@ -103,19 +120,19 @@ def write_segment(path: Path, name: str, vectors, ids, metadata, dtype: str) -> 
 
 
 def check_entry(entry: dict, dtype: str) -> None:
-    """ValueError, KeyError or TypeError for what is no entry of a segment, as `write_segment` returns one."""
+    """Raise ValueError, KeyError or TypeError unless this is an entry that `write_segment` could have returned."""
     name, count = entry["name"], entry["count"]
     if not name.isdecimal() or not isinstance(count, int) or count < 1:
-        raise ValueError(f"a segment {name!r} of {count!r}")
+        raise ValueError(f"segment {name!r} with count {count!r}")
     files = {f"vectors-{name}.bin", f"ids-{name}.json"}
     files |= {f"scales-{name}.bin"} if dtype == "int8" else set()
     files |= {f"metadata-{name}.json"} if entry["metadata"] else set()
     if set(entry["sha256"]) != files:
-        raise ValueError(f"a segment {name!r} with digests of {sorted(entry['sha256'])}, not of {sorted(files)}")
+        raise ValueError(f"segment {name!r} has digests of {sorted(entry['sha256'])}; needed are {sorted(files)}")
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written: names of files may hold bytes that are none, as lone surrogates."""
+    """Whether a text can be encoded. A file name that is not UTF-8 holds lone surrogates, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -128,9 +145,9 @@ def _json(content: list) -> bytes:
 
 
 def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A file as an array, mapped; ValueError when its size is not the shape's."""
-    wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    there = path.stat().st_size if path.is_file() else None
-    if there != wanted:
-        raise ValueError(f"{path} is damaged: it has {there} bytes, and {wanted} were written")
+    """Return a file as a memory-mapped array; ValueError if its size does not fit the shape."""
+    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        raise ValueError(f"{path} is damaged: it has {size} bytes instead of {expected}")
     return np.memmap(path, dtype, mode="r", shape=shape).view(np.ndarray)

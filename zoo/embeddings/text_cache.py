@@ -1,9 +1,9 @@
-"""Text embeddings kept: a memory of the latest over an SQLite file that processes share.
+"""A cache of text embeddings: the latest in memory, over an SQLite file that processes may share.
 
-An entry's key is a digest of all that the embedding depends on: the space (weights, tokenizer, precision) and the text
-in Unicode's normal form C. Its value is the unit vector itself, float32, with a checksum: a damaged one is dropped and
-encoded again. The file is in WAL mode, so that it survives a killed writer; a cache that SQLite cannot read is set
-aside, and what is no cache is refused.
+The key of an entry is a digest of everything the embedding depends on: the space (weights, tokenizer, precision) and
+the text in Unicode's normal form C. The value is the unit vector, float32, with a checksum; a damaged entry is dropped
+and encoded again. The file is in WAL mode and survives a killed writer. A cache that SQLite cannot read is renamed and
+replaced by an empty one; a file that is not a cache is refused.
 """
 
 import contextlib
@@ -23,23 +23,23 @@ from pathlib import Path
 
 import numpy as np
 
-VERSION = "1"  # of what a key says
+VERSION = "1"  # of the keys
 BUSY_SECONDS = 30.0
 TABLE = """CREATE TABLE IF NOT EXISTS vectors
 (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL, place INTEGER NOT NULL)"""
-PLACES = "CREATE INDEX IF NOT EXISTS places ON vectors(place)"  # else each write would read all that is there
+PLACES = "CREATE INDEX IF NOT EXISTS places ON vectors(place)"  # without it, every write would scan the table
 COUNTS = "CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)"
 STATEMENTS = (TABLE, PLACES, COUNTS)
-OURS = {statement.replace("IF NOT EXISTS ", "") for statement in STATEMENTS}  # as SQLite keeps them
-SUFFIX, HEAD = ".sqlite", 1 << 16  # of a file's name; bytes that hold its schema
-LAST_PLACE = "SELECT MAX(place) FROM vectors WHERE place < 1 << 62"  # no damaged one, which may be a text
+SCHEMA = {statement.replace("IF NOT EXISTS ", "") for statement in STATEMENTS}  # as SQLite stores them
+SUFFIX, SCHEMA_BYTES = ".sqlite", 1 << 16  # of a file's name; at its beginning, which hold the schema
+LAST_PLACE = "SELECT MAX(place) FROM vectors WHERE place < 1 << 62"  # a damaged one may be a text
 OLDEST_TENTH = "SELECT rowid FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
 USED = """SELECT (page_count - freelist_count) * page_size
 FROM pragma_page_count, pragma_freelist_count, pragma_page_size"""
 COUNTED = ("memory_hits", "disk_hits", "misses", "damaged")
-ASKED_AT_ONCE = 500  # of SQLite's parameters
-# What SQLite says of the machine, or of us. READONLY it says of the machine or of the file, all else of the file.
-MACHINE = {
+QUERY_SIZE = 500  # keys in one SQL query
+# SQLite's errors that do not mean a damaged file. READONLY may mean either.
+ENVIRONMENT_ERRORS = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -52,12 +52,12 @@ MACHINE = {
     sqlite3.SQLITE_NOLFS,
     sqlite3.SQLITE_MISUSE,
 }
-ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter where a message has a damaged name in it
-KEYS = 4096  # remembered: to make one takes a fifth of a hit's time
+ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter from a damaged name in a message
+KEYS = 4096  # memoised: computing one takes a fifth of a hit's time
 
 
 def default_cache_path() -> Path:
-    """$ZOO_TEXT_CACHE, or a file below the user's cache folder."""
+    """Return $ZOO_TEXT_CACHE, or a file in the user's cache folder."""
     if path := os.environ.get("ZOO_TEXT_CACHE"):
         return Path(path)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -66,12 +66,12 @@ def default_cache_path() -> Path:
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What this process asked of a cache, and what the file holds.
+    """The requests of this process to a cache, and the size of the cache.
 
     Args:
-        memory_hits, disk_hits, misses: texts asked for.
-        damaged: entries that were dropped.
-        entries, bytes: of the file; of the memory where there is no file.
+        memory_hits, disk_hits, misses: texts requested.
+        damaged: entries dropped.
+        entries, bytes: of the file, or of the memory if there is no file.
     """
 
     memory_hits: int
@@ -83,22 +83,22 @@ class CacheStats:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the texts asked for that were there; 0 before any was."""
+        """Share of the requested texts that were in the cache; 0 before the first request."""
         hits = self.memory_hits + self.disk_hits
         return hits / max(1, hits + self.misses)
 
 
 class TextCache:
-    """A cache of text embeddings. Threads may share one object, processes one file.
+    """A cache of text embeddings. Threads may share one object, and processes one file.
 
     Args:
-        path: of the file, made with its folder if need be; None keeps embeddings in memory alone.
-        memory: how many vectors are kept in memory, the least recently used dropped first.
-        max_bytes: of the file; beyond it the entries written first are dropped.
-        create: whether a file that is missing is made, and a damaged cache set aside for a new one.
+        path: of the file, created with its folder if missing; None keeps embeddings in memory only.
+        memory: maximum number of vectors in memory; the least recently used are dropped first.
+        max_bytes: maximum size of the file; the oldest entries are dropped first.
+        create: create a missing file, and replace a damaged cache by an empty one.
 
-    All methods raise OSError for a file that the machine does not let be read or written now, and ValueError for one
-    that is no cache; unless `create`, also FileNotFoundError and, for a damaged cache, ValueError.
+    All methods raise OSError for a file that cannot be read or written at the moment, and ValueError for a file that is
+    not a cache; with create=False, also FileNotFoundError, and ValueError for a damaged cache.
     """
 
     def __init__(
@@ -107,17 +107,17 @@ class TextCache:
         self.path = None if path is None else Path(path)
         self.max_bytes, self._create = max_bytes, create
         self._memory: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._most = memory
+        self._max_vectors = memory
         self._counts = dict.fromkeys(COUNTED, 0)
-        self._told = dict.fromkeys(COUNTED, 0)  # of them, what the file knows
+        self._saved_counts = dict.fromkeys(COUNTED, 0)  # already added to the file's counts
         self._lock = threading.RLock()
         self._connection, self._process = None, None
 
     def embed(self, space: str, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-        """float32 (N, D): what is there, and of the rest what `encode` gives, which is kept.
+        """Return embeddings, float32 (N, D), from the cache; missing ones are encoded and added to it.
 
         Args:
-            space: digest of what the vectors depend on but the text.
+            space: digest of everything but the text that the vectors depend on.
             texts: N strings; each distinct one is encoded once.
             encode: M texts → float32 (M, D), unit rows.
         """
@@ -130,12 +130,12 @@ class TextCache:
             self.put(fresh)
             found |= fresh
         rows = np.empty((len(keys), len(found[keys[0]]) if keys else 0), np.float32)
-        for row, key in zip(rows, keys, strict=True):  # for one row a fifth of what np.stack takes
+        for row, key in zip(rows, keys, strict=True):  # for one row, five times as fast as np.stack
             row[:] = found[key]
         return rows
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        """{key: float32 (D,), not to be written to} of those that are there."""
+        """Return {key: float32 (D,), read-only} of the keys in the cache."""
         with self._lock:
             found = {key: self._memory[key] for key in keys if key in self._memory}
             for key in found:
@@ -152,7 +152,7 @@ class TextCache:
             return found | from_disk
 
     def put(self, vectors: dict[bytes, np.ndarray]) -> None:
-        """Keeps float32 (D,) vectors under their keys."""
+        """Add float32 (D,) vectors under their keys."""
         with self._lock:
             for key, vector in vectors.items():
                 self._remember(key, np.array(vector, np.float32))
@@ -160,63 +160,65 @@ class TextCache:
                 self._write(vectors)
 
     def stats(self) -> CacheStats:
+        """Return the counts of this process and the size of the cache."""
         with self._lock:
             if self.path is None:
                 size = sum(vector.nbytes for vector in self._memory.values())
                 return CacheStats(**self._counts, entries=len(self._memory), bytes=size)
-            entries = self._ask("SELECT COUNT(*) FROM vectors")[0][0]
+            entries = self._query("SELECT COUNT(*) FROM vectors")[0][0]
             return CacheStats(**self._counts, entries=entries, bytes=self._used_bytes())
 
     def lifetime(self) -> dict:
-        """{"memory_hits", "disk_hits", "misses", "damaged", "hit_rate"} of all processes that closed the file or wrote
-        to it; of this one where there is no file."""
+        """Return {"memory_hits", "disk_hits", "misses", "damaged", "hit_rate"} of all processes that closed the file or
+        wrote to it; without a file, of this process."""
         with self._lock:
             counts = dict(self._counts)
             if self.path is not None:
-                self._run(self._tell)
-                told = self._ask("SELECT name, value FROM counts")
-                counts |= {name: value for name, value in told if name in counts and isinstance(value, int)}
+                self._run(self._save_counts)
+                rows = self._query("SELECT name, value FROM counts")
+                counts |= {name: value for name, value in rows if name in counts and isinstance(value, int)}
             return {**counts, "hit_rate": CacheStats(**counts, entries=0, bytes=0).hit_rate}
 
     def copy_to(self, other: "TextCache") -> int:
-        """Puts every sound entry into another cache; how many there were."""
+        """Copy every undamaged entry to another cache and return their number."""
         if self.path is None:
             other.put(dict(self._memory))
             return len(self._memory)
         copied = 0
         with self._lock:
-            keys = [key for (key,) in self._ask("SELECT key FROM vectors ORDER BY place")]
-            for first in range(0, len(keys), ASKED_AT_ONCE):
-                part = self._read(keys[first : first + ASKED_AT_ONCE])
-                other.put({key: part[key] for key in keys[first : first + ASKED_AT_ONCE] if key in part})
+            keys = [key for (key,) in self._query("SELECT key FROM vectors ORDER BY place")]
+            for first in range(0, len(keys), QUERY_SIZE):
+                part = self._read(keys[first : first + QUERY_SIZE])
+                other.put({key: part[key] for key in keys[first : first + QUERY_SIZE] if key in part})
                 copied += len(part)
         return copied
 
     def clear(self) -> int:
-        """Drops all entries; how many there were."""
+        """Drop all entries and return their number."""
         with self._lock:
             entries = self.stats().entries
             self._memory.clear()
             if self.path is not None:
-                self._ask("DELETE FROM vectors")
-                self._ask("VACUUM")
+                self._query("DELETE FROM vectors")
+                self._query("VACUUM")
             return entries
 
     def verify(self) -> tuple[int, int]:
-        """(entries, damaged ones, which are dropped) of the file, each read and checked."""
+        """Check every entry, drop damaged ones, and return (entries, damaged)."""
         if self.path is None:
             return len(self._memory), 0
         with self._lock:
-            rows = self._ask("SELECT rowid, key, vector, checksum FROM vectors")
+            rows = self._query("SELECT rowid, key, vector, checksum FROM vectors")
             damaged = [row for row, *entry in rows if not is_sound(*entry)]
             self._drop(damaged)
             return len(rows), len(damaged)
 
     def close(self) -> None:
+        """Close the file; the next call opens it again."""
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
-                with contextlib.suppress(*ERRORS):  # what was counted matters less than that it closes
-                    self._tell(self._connection)
+                with contextlib.suppress(*ERRORS):  # closing matters more than the counts
+                    self._save_counts(self._connection)
                 self._connection.close()
             self._connection = None
 
@@ -226,17 +228,17 @@ class TextCache:
         vector.flags.writeable = False
         self._memory[key] = vector
         self._memory.move_to_end(key)
-        while len(self._memory) > self._most:
+        while len(self._memory) > self._max_vectors:
             self._memory.popitem(last=False)
 
     # The file.
 
     def _read(self, keys: list[bytes]) -> dict[bytes, np.ndarray]:
         found, damaged = {}, []
-        for first in range(0, len(keys), ASKED_AT_ONCE):
-            part = keys[first : first + ASKED_AT_ONCE]
+        for first in range(0, len(keys), QUERY_SIZE):
+            part = keys[first : first + QUERY_SIZE]
             marks = ",".join("?" * len(part))
-            for row, key, vector, check in self._ask(
+            for row, key, vector, check in self._query(
                 f"SELECT rowid, key, vector, checksum FROM vectors WHERE key IN ({marks})", part
             ):
                 if is_sound(key, vector, check):
@@ -251,40 +253,40 @@ class TextCache:
 
         def write(connection):
             connection.execute("BEGIN IMMEDIATE")
-            with connection:  # one transaction, which takes a fraction of what five do
+            with connection:  # one transaction is several times as fast as five
                 place = (connection.execute(LAST_PLACE).fetchone()[0] or 0) + 1
                 rows = [(key, blob, checksum(key, blob), place + i) for i, (key, blob) in enumerate(blobs.items())]
                 connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
-                self._tell(connection)
+                self._save_counts(connection)
 
         self._run(write)
         drop = f"DELETE FROM vectors WHERE rowid IN ({OLDEST_TENTH})"
         while self._used_bytes() > self.max_bytes and self._run(lambda c: c.execute(drop).rowcount):
             pass
 
-    def _tell(self, connection: sqlite3.Connection) -> None:
-        """Adds what was counted since the last time to what the file knows."""
-        rows = [(name, self._counts[name] - self._told[name]) for name in COUNTED]
+    def _save_counts(self, connection: sqlite3.Connection) -> None:
+        """Add the counts since the last call to those in the file."""
+        rows = [(name, self._counts[name] - self._saved_counts[name]) for name in COUNTED]
         statement = "INSERT INTO counts VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = value + excluded.value"
         if any(more for _, more in rows):
             connection.executemany(statement, rows)
-            self._told = dict(self._counts)
+            self._saved_counts = dict(self._counts)
 
     def _drop(self, rows: list[int]) -> None:
         if rows:
             self._counts["damaged"] += len(rows)
-            self._ask("DELETE FROM vectors WHERE rowid = ?", [(row,) for row in rows], many=True)
+            self._query("DELETE FROM vectors WHERE rowid = ?", [(row,) for row in rows], many=True)
 
     def _used_bytes(self) -> int:
-        return self._ask(USED)[0][0]
+        return self._query(USED)[0][0]
 
-    def _ask(self, statement: str, values: Sequence = (), *, many: bool = False) -> list:
-        """Rows of one statement, a transaction of its own."""
+    def _query(self, statement: str, values: Sequence = (), *, many: bool = False) -> list:
+        """Return the rows of one statement, run as its own transaction."""
         return self._run(lambda c: (c.executemany if many else c.execute)(statement, values).fetchall())
 
     def _run(self, action: Callable):
-        """What `action` makes of the connection; where it says that the file is damaged, of a new one: another process
-        may have set the file aside already, else it gives way to an empty one."""
+        """Return action(connection). If the file is damaged, open it again, as another process may have replaced it;
+        if it is still damaged, replace it by an empty one."""
         for repair in (self.close, self._set_aside, None):
             try:
                 return action(self._open())
@@ -292,31 +294,31 @@ class TextCache:
                 if not self._is_damage(error):
                     raise OSError(f"{self.path}: {error}") from error
                 if repair is None or not (self._create and self._was_cache()):
-                    raise ValueError(f"{self.path} is no cache of texts, or a damaged one: {error}") from error
+                    raise ValueError(f"{self.path} is not a text cache, or a damaged one: {error}") from error
                 repair()
         raise AssertionError("unreachable")
 
     def _is_damage(self, error: Exception) -> bool:
-        """Whether an error is of the file: not for a lock held too long or a full disk, with which it is sound."""
+        """Whether an error means a damaged file, unlike a lock held too long or a full disk."""
         if isinstance(error, UnicodeDecodeError):
             return True
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
-        return os.access(self.path, os.W_OK) if code == sqlite3.SQLITE_READONLY else code not in MACHINE
+        return os.access(self.path, os.W_OK) if code == sqlite3.SQLITE_READONLY else code not in ENVIRONMENT_ERRORS
 
     def _was_cache(self) -> bool:
-        """Whether a file that cannot be read may give way: by its name, or a statement of ours that is still in it."""
+        """Whether a damaged file may be replaced: it has a cache's name, or still holds part of a cache's schema."""
         if self.path.suffix == SUFFIX:
             return True
         with open(self.path, "rb") as file:
-            head = file.read(HEAD)
-        return any(statement.encode() in head for statement in OURS)
+            head = file.read(SCHEMA_BYTES)
+        return any(statement.encode() in head for statement in SCHEMA)
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None or self._process != os.getpid():  # a forked child may not use its parent's
             if self._create:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             elif not self.path.exists():
-                raise FileNotFoundError(f"No cache of texts at {str(self.path)!r}.")
+                raise FileNotFoundError(f"No text cache at {str(self.path)!r}.")
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(connection)
@@ -327,18 +329,18 @@ class TextCache:
         return self._connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Makes the tables where there are none; ValueError for a database that has others."""
+        """Create the tables in an empty file; ValueError for a database with other tables."""
         connection.text_factory = lambda text: text.decode(errors="replace")
-        there = {statement for (statement,) in connection.execute("SELECT sql FROM sqlite_master")}
-        if there.isdisjoint(OURS) and (there or not self._create):
-            raise ValueError(f"{self.path} is no cache of texts: it has other tables than one, or none")
+        present = {statement for (statement,) in connection.execute("SELECT sql FROM sqlite_master")}
+        if present.isdisjoint(SCHEMA) and (present or not self._create):
+            raise ValueError(f"{self.path} is not a text cache: it has no tables, or other ones")
         _retry(lambda: connection.execute("PRAGMA journal_mode=WAL"))
         connection.execute("PRAGMA synchronous=NORMAL")
         for statement in STATEMENTS:
             connection.execute(statement)
 
     def _set_aside(self) -> None:
-        """Renames a file that SQLite cannot read, so that a new one takes its place."""
+        """Rename a damaged file, so that a new one takes its place."""
         self.close()
         aside = f"{self.path}.damaged-{secrets.token_hex(4)}"
         for end in ("", "-wal", "-shm"):
@@ -347,7 +349,7 @@ class TextCache:
 
 
 def _retry(action: Callable, times: int = 100) -> None:
-    """For the one statement that does not wait while another process says the same."""
+    """Repeat the one statement that fails at once while another process runs it too."""
     for attempt in range(times):
         try:
             action()
@@ -360,18 +362,19 @@ def _retry(action: Callable, times: int = 100) -> None:
 
 @functools.lru_cache(maxsize=KEYS)
 def make_key(space: str, text: str) -> bytes:
-    """32 bytes: a digest of the space and the text, each with its length."""
+    """Return the key of a text: a digest of the space and the text, 32 bytes."""
     normal = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
     head = f"{VERSION}|{len(space)}|{space}|".encode()
     return hashlib.sha256(head + normal).digest()
 
 
 def checksum(key: bytes, vector: bytes) -> int:
+    """Return the CRC-32 of an entry."""
     return zlib.crc32(vector, zlib.crc32(key))
 
 
 def is_sound(key, vector, check) -> bool:
-    """Whether an entry is what was written; damage may change the type of a value, too."""
+    """Whether an entry is undamaged; damage may also change the type of a value."""
     return (
         isinstance(key, bytes) and isinstance(vector, bytes) and not len(vector) % 4 and checksum(key, vector) == check
     )

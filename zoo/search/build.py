@@ -154,7 +154,7 @@ def _prefix(index: Index, place: str) -> str:
     prefix = f"{name}/" if sources else ""
     while prefix in sources or prefix and any(identity.startswith(prefix) for identity in index.ids):
         prefix, number = f"{name}~{number}/", number + 1
-    index.state({"sources": {**sources, prefix: place}})
+    index.set_facts({"sources": {**sources, prefix: place}})
     return prefix
 
 
