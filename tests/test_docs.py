@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from test_import_directions import ORDER
 
 import clip
 from convnext import TABLES
@@ -168,14 +169,14 @@ def test_make_targets_exist():
     assert {"demo", "test", "docs"} <= shown <= targets
 
 
-def test_rooms_are_the_folders_of_zoo():
-    (block,) = [
-        block
-        for block in fenced((ROOT / "docs/architecture.md").read_text(encoding="utf-8"), "text")
-        if "zoo/\n" in block
-    ]
+def test_rooms_are_the_folders_of_zoo_in_their_order():
+    blocks = fenced((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), "text")
+    (block,) = [block for block in blocks if "zoo/\n" in block]
     shown = re.findall(r"^  (\w+)/", block, re.MULTILINE)
-    assert sorted(shown) == sorted(path.parent.name for path in (ROOT / "zoo").glob("*/__init__.py"))
+    rooms = {path.parent.name for path in (ROOT / "zoo").glob("*/__init__.py")}
+    assert shown == [room for room in dict.fromkeys(name.split(".")[0] for name in ORDER["zoo"]) if room in rooms]
+    drawing = (ROOT / "docs" / "assets" / "rooms.svg").read_text(encoding="utf-8")
+    assert [room for room in rooms if f'class="name">{room}<' not in drawing] == []
 
 
 def test_readme_is_short():
