@@ -19,7 +19,7 @@ help:
 	@echo 'make demo [BACKEND=jax|tensorflow|torch]   train a pair on digits, write demo-output/report.html  (default $(BACKEND))'
 	@echo 'make test [ARGS="-k resnet"]               the suite, under all three backends'
 	@echo 'make test-all                              the same with the slow tests'
-	@echo 'make lint                                  ruff: rules and formatting'
+	@echo 'make lint                                  ruff (rules, formatting) and mypy'
 	@echo 'make docs                                  the documentation as a site, in build/site'
 	@echo 'make clean                                 remove what the others wrote, but not .venv'
 	@echo
@@ -37,6 +37,7 @@ test-all: $(STAMPS)/test
 lint: $(STAMPS)/lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 	@.venv/bin/ruff check --quiet --exit-zero --output-format concise --select $(LONG_FUNCTIONS) . | sed 's/^/warning: /'
 
 docs: $(STAMPS)/docs
@@ -74,9 +75,9 @@ $(STAMPS)/test: $(STAMPS)/venv pyproject.toml constraints.txt requirements-oracl
 	@touch $(STAMPS)/jax $(STAMPS)/tensorflow $(STAMPS)/torch $(STAMPS)/lint $(STAMPS)/docs
 
 $(STAMPS)/lint: $(STAMPS)/venv constraints.txt
-	@echo 'Installing ruff'
+	@echo 'Installing ruff and mypy'
 	@rm -f $@
-	@{ $(PIP) ruff && touch $@; } | $(DOWNLOADS); test -f $@
+	@{ $(PIP) ruff mypy numpy && touch $@; } | $(DOWNLOADS); test -f $@
 
 $(STAMPS)/docs: $(STAMPS)/venv pyproject.toml constraints.txt
 	@echo 'Installing mkdocs'

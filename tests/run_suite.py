@@ -1,22 +1,27 @@
-"""The whole suite: backend-free tests once, oracle outputs once, then each backend in a process of its own.
+"""The whole suite: backend-free tests, oracle outputs, then the tests of each backend in processes of their own.
 
-Tests marked `once` need a backend and say the same of each: they are a step of their own, under the last one.
+Tests marked `once` need a backend but give the same result on each, so they run under the last one only.
 
     python tests/run_suite.py                            # what `make test` runs
     python tests/run_suite.py --backends jax -k grn -x   # unknown options and paths go to pytest
 
-Logs and JUnit files land in build/suite/. A step fails when a test fails, when its process dies, and, unless
-tests were selected with -k or by path, when no test passed.
+Logs and JUnit files are in build/suite/. A step fails when a test fails, when its process dies, and, unless tests were
+selected with -k or by path, when no test passed.
+
+Steps run two at a time, each on its own share of the cores: processes that share cores spend most of their time
+spinning while they wait for each other.
 """
 
 import argparse
 import contextlib
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "build" / "suite"
 ORACLES = ROOT / "build" / "oracles"
 BACKENDS = ("jax", "tensorflow", "torch")
+PARTS = 2  # processes for each backend: less memory each, and the slots end together
 QUIET = {
-    "HF_HUB_OFFLINE": "1",  # the oracles have random weights: nothing here may reach for the network
+    "HF_HUB_OFFLINE": "1",  # the oracles have random weights, so nothing needs the network
     "MPLBACKEND": "agg",
     "PYTHONUNBUFFERED": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-JAX_PROGRAMS = {  # what JAX compiled is kept by content: many tests, and the processes they start, compile the same
+JAX_CACHE = {  # compiled programs, keyed by content: many tests and their subprocesses compile the same ones
     "JAX_COMPILATION_CACHE_DIR": str(OUTPUT / "jax-programs"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
@@ -39,9 +45,26 @@ JAX_PROGRAMS = {  # what JAX compiled is kept by content: many tests, and the pr
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
 
 
+@dataclass(frozen=True)
+class Step:
+    """One process: pytest with a marker expression on some files, or the oracles where `markers` is None.
+
+    Args:
+        name: of its log and JUnit file.
+        markers: pytest's -m.
+        backend: KERAS_BACKEND, or None.
+        part: which of the PARTS shares of the test files; None for all files.
+    """
+
+    name: str
+    markers: str | None = None
+    backend: str | None = None
+    part: int | None = None
+
+
 @dataclass
 class Result:
-    """How one step ended; `passed` stays 0 for a step that runs no tests."""
+    """How a step ended; `passed` is 0 for a step without tests."""
 
     name: str
     returncode: int
@@ -67,8 +90,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--backends", default=",".join(BACKENDS), help="default: %(default)s")
     parser.add_argument("--all", action="store_true", help="include the tests marked slow")
     parser.add_argument("-k", metavar="EXPRESSION", help="pytest's -k, for every step")
-    jobs = min(2, os.cpu_count() or 1)  # each needs up to 6 GB
-    parser.add_argument("--jobs", type=int, default=jobs, help="steps that may run at the same time (%(default)s)")
+    jobs = min(2, len(usable_cores()))  # each needs up to 6 GB
+    parser.add_argument("--jobs", type=int, default=jobs, help="steps that run at the same time (%(default)s)")
     options, pytest_arguments = parser.parse_known_args()
     options.backends = [name for name in options.backends.split(",") if name]
     unknown = sorted(set(options.backends) - set(BACKENDS))
@@ -78,70 +101,115 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     return options, pytest_arguments
 
 
+def make_steps(backends: Sequence[str], parts: int = PARTS) -> list[Step]:
+    """Return the steps in the order in which they start: those that others wait for, then the longest first."""
+    steps = [Step("oracles"), Step("backend-free", "not backend")]
+    for backend in backends:
+        marked = [Step(f"{backend}-{part + 1}", "backend and not once", backend, part) for part in range(parts)]
+        steps += marked if parts > 1 else [Step(backend, "backend and not once", backend)]
+    once = [Step(f"once-{part + 1}", "once", backends[-1], part) for part in range(parts)]
+    return steps + (once if parts > 1 else [Step("once", "once", backends[-1])])
+
+
 def run_steps(options: argparse.Namespace, pytest_arguments: list[str]) -> list[Result]:
-    """Returns one Result a step, in the order of the last line: backend-free, oracles, backends, once."""
-    environment = make_environment(options.jobs)
-    pytest_arguments = pytest_arguments + (["-k", options.k] if options.k else [])
-    speed = "" if options.all else " and not slow"
+    """Run every step and return the results in the order of `make_steps`."""
+    arguments = pytest_arguments + (["-k", options.k] if options.k else [])
+    is_whole = not options.k and not any(not argument.startswith("-") for argument in pytest_arguments)
+    steps = make_steps(options.backends, PARTS if is_whole else 1)
+    shares: queue.Queue[list[int]] = queue.Queue()
+    cores = usable_cores()
+    for job in range(options.jobs):
+        shares.put(cores[job :: options.jobs] or cores)
+    oracles_are_ready = threading.Event()
+
+    def run(step: Step) -> Result:
+        share = shares.get()
+        try:
+            environment = make_environment(step, share, options.jobs)
+            if step.markers is None:
+                try:
+                    return compute_oracles(environment, options.all)
+                finally:
+                    oracles_are_ready.set()
+            if step.backend:
+                oracles_are_ready.wait()
+            markers = step.markers + ("" if options.all else " and not slow")
+            files = [] if step.part is None else test_files()[step.part :: PARTS]
+            return run_pytest(step.name, markers, environment, files, arguments, is_whole)
+        finally:
+            shares.put(share)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        free = pool.submit(run_pytest, "backend-free", f"not backend{speed}", environment, pytest_arguments)
-        oracles = pool.submit(compute_oracles, environment, options.all)
-
-        def after_oracles(name: str, markers: str, backend: str) -> Result:
-            oracles.result()
-            own = environment | {"KERAS_BACKEND": backend, "KERAS_HOME": str(OUTPUT / f"keras-{name}")}
-            return run_pytest(name, markers + speed, own, pytest_arguments)
-
-        steps = [(backend, "backend and not once", backend) for backend in options.backends]
-        steps.append(("once", "once", options.backends[-1]))  # torch unless narrowed: it compiles nothing
-        backends = [pool.submit(after_oracles, *step) for step in steps]
-        return [future.result() for future in (free, oracles, *backends)]
+        return list(pool.map(run, steps))
 
 
-def make_environment(jobs: int) -> dict[str, str]:
-    """Returns this process's environment, no backend chosen; several jobs share out the cores."""
-    environment = os.environ | QUIET | JAX_PROGRAMS | {"ZOO_ORACLES": str(ORACLES)}
+def usable_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def test_files() -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py"))
+
+
+def make_environment(step: Step, cores: Sequence[int], jobs: int) -> dict[str, str]:
+    """Return the environment of a step; where several jobs run, it is limited to its share of the cores.
+
+    Threads that wait do so without spinning: a training step of a small model in torch takes 0.25 s on a quiet
+    machine, 3 to 5 s beside another process, and 0.25 to 0.35 s with OMP_WAIT_POLICY=PASSIVE.
+    """
+    environment = os.environ | QUIET | JAX_CACHE | {"ZOO_ORACLES": str(ORACLES)}
     environment.pop("KERAS_BACKEND", None)
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if step.backend:
+        environment |= {"KERAS_BACKEND": step.backend, "KERAS_HOME": str(OUTPUT / f"keras-{step.name}")}
     if jobs > 1:
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        environment |= dict.fromkeys(THREAD_LIMITS, threads)
+        environment |= dict.fromkeys(THREAD_LIMITS, str(len(cores)))
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)  # of this thread; the process it starts inherits it
     return environment
 
 
 def compute_oracles(environment: dict[str, str], full: bool) -> Result:
-    """Runs tests/oracles.py, which writes the reference implementations' answers that are not up to date."""
+    """Run tests/oracles.py, which computes the outputs of the reference implementations that are not up to date."""
     script = ROOT / "tests" / "oracles.py"
     if not script.exists():
         return Result("oracles", 0, 0.0)
     ORACLES.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(script), str(ORACLES)] + (["--full"] if full else [])
-    result = run_step("oracles", command, environment)
+    result = run_process("oracles", command, environment)
     if result.returncode:
         result.complaint = f"exit code {result.returncode}"
     return result
 
 
-def run_pytest(name: str, markers: str, environment: dict[str, str], arguments: list[str]) -> Result:
-    """Runs the tests that `markers` selects and reads the counts from pytest's JUnit file."""
+def run_pytest(
+    name: str,
+    markers: str,
+    environment: dict[str, str],
+    files: Sequence[str],
+    arguments: Sequence[str],
+    must_pass_some: bool,
+) -> Result:
+    """Run the tests that `markers` selects and read the counts from pytest's JUnit file."""
     junit = OUTPUT / f"{name}.xml"
     junit.unlink(missing_ok=True)
     options = ["-q", "--tb=short", "-m", markers, f"--junitxml={junit}"]
-    result = run_step(name, [sys.executable, "-m", "pytest", *options, *arguments], environment)
+    result = run_process(name, [sys.executable, "-m", "pytest", *options, *files, *arguments], environment)
     read_junit(junit, result)
-    narrowed = any(not argument.startswith("-") for argument in arguments)  # a path, or what follows -k
-    no_tests = result.returncode == 5 and narrowed  # 5 is pytest's code for nothing collected
+    found_none = result.returncode == 5 and not must_pass_some  # 5: pytest collected no tests
     if result.failed:
         result.complaint = f"{len(result.failed)} failed"
-    elif result.returncode and not no_tests:
+    elif result.returncode and not found_none:
         result.complaint = f"exit code {result.returncode}"
-    elif not result.passed and not narrowed:
+    elif not result.passed and must_pass_some:
         result.complaint = "no test passed"
     return result
 
 
-def run_step(name: str, command: list[str], environment: dict[str, str]) -> Result:
-    """Runs a command; its output goes to build/suite/NAME.log and, each line with the name, to stdout."""
+def run_process(name: str, command: list[str], environment: dict[str, str]) -> Result:
+    """Run a command; its output goes to build/suite/NAME.log and, each line with the name, to stdout."""
     start = time.monotonic()
     with (
         open(OUTPUT / f"{name}.log", "w", buffering=1, encoding="utf-8") as log,
@@ -164,7 +232,7 @@ def run_step(name: str, command: list[str], environment: dict[str, str]) -> Resu
 
 
 def read_junit(path: Path, result: Result) -> None:
-    """Adds the counts of a JUnit file. Where a process died it is missing or broken; the exit code tells."""
+    """Add the counts of a JUnit file. It is missing or broken where the process died; the exit code says so."""
     with contextlib.suppress(OSError, ElementTree.ParseError):
         for case in ElementTree.parse(path).getroot().iter("testcase"):
             verdicts = {child.tag for child in case}
@@ -177,7 +245,7 @@ def read_junit(path: Path, result: Result) -> None:
 
 
 def summarise(results: list[Result], seconds: float) -> None:
-    """Prints every failed test and step, and the one line that sums up."""
+    """Print every failed test and step, and one line with the totals."""
     for result in results:
         for test in result.failed:
             print(f"FAILED {result.name}: {test}")
@@ -196,7 +264,7 @@ def summarise(results: list[Result], seconds: float) -> None:
 
 
 def clock(seconds: float) -> str:
-    """Returns minutes and seconds: 62.4 -> 1m02."""
+    """Format a duration in minutes and seconds: 62.4 → "1m02"."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}m{seconds:02d}"
 

@@ -1,4 +1,4 @@
-"""The environment: which backend is taken, who owns our import names, what is held back while libraries load."""
+"""zoo.utils.env: the choice of the backend, the owners of our import names, messages of native libraries, memory."""
 
 import importlib.machinery
 import os
@@ -17,12 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def installed(monkeypatch):
-    """A function that says which backends there are, as if by pip; no KERAS_BACKEND is set."""
+    """A function that sets which backends count as installed; KERAS_BACKEND is empty."""
     monkeypatch.setenv("KERAS_BACKEND", "")
-    for name in (
-        "TF_CPP_MIN_LOG_LEVEL",
-        "TF_ENABLE_ONEDNN_OPTS",
-    ):  # choose_backend sets them for good; they are put back
+    for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"):  # set by choose_backend, restored afterwards
         monkeypatch.setenv(name, "0")
 
     def install(*names):
@@ -33,7 +30,7 @@ def installed(monkeypatch):
 
 @pytest.fixture
 def choose(monkeypatch):
-    """choose_backend with a stand-in for Keras, which is gone again when the call ends."""
+    """choose_backend with a stand-in for Keras."""
 
     def run(name=None, runs_on=None, **options):
         fake = SimpleNamespace(
@@ -46,14 +43,14 @@ def choose(monkeypatch):
     return run
 
 
-def test_backends_are_listed_in_the_order_of_preference(installed):
+def test_backends_are_listed_in_order_of_preference(installed):
     installed("torch", "tensorflow", "jax", "numpy")
     assert env.installed_backends() == ["jax", "tensorflow", "torch"]
     installed("torch", "tensorflow")
     assert env.installed_backends() == ["tensorflow", "torch"]
 
 
-def test_tensorflow_gets_onednn_where_nothing_trains_and_nothing_else_was_said(installed, choose, monkeypatch):
+def test_onednn_is_enabled_unless_the_process_trains_or_the_variable_is_set(installed, choose, monkeypatch):
     installed("tensorflow")
     choose()
     assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
@@ -64,7 +61,7 @@ def test_tensorflow_gets_onednn_where_nothing_trains_and_nothing_else_was_said(i
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
-def test_the_argument_comes_first_then_the_environment_then_what_is_there(installed, choose, monkeypatch):
+def test_the_argument_wins_over_the_environment_and_that_over_the_first_installed(installed, choose, monkeypatch):
     installed("tensorflow", "torch")
     assert choose() == "tensorflow"
     monkeypatch.setenv("KERAS_BACKEND", "torch")
@@ -90,19 +87,19 @@ def test_unknown_backend(installed, choose, monkeypatch):
 
 def test_backend_that_is_not_installed(installed, choose):
     installed("jax")
-    with pytest.raises(ValueError, match=r"'torch' is not installed \(there: jax\).*convnext-clip-zoo\[torch\]"):
+    with pytest.raises(ValueError, match=r"'torch' is not installed \(installed: jax\).*convnext-clip-zoo\[torch\]"):
         choose("torch")
 
 
-def test_keras_already_runs_on_another(installed, choose):
+def test_keras_already_runs_on_another_backend(installed, choose):
     installed("jax", "torch")
-    with pytest.raises(ValueError, match="already runs on 'torch'.*'jax' needs a new one"):
+    with pytest.raises(ValueError, match="already runs on 'torch'.*'jax' needs a new process"):
         choose("jax", runs_on="torch")
 
 
 @pytest.fixture
 def layout(tmp_path, monkeypatch):
-    """Our three packages as empty folders in tmp_path, and `env` as if it stood in the zoo there."""
+    """Our three packages as empty folders in tmp_path, with `env` in the zoo there."""
     for name in env.OWN_NAMES:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
@@ -110,17 +107,17 @@ def layout(tmp_path, monkeypatch):
     places = [str(tmp_path / "elsewhere"), str(tmp_path)]
     find = importlib.machinery.PathFinder.find_spec
     monkeypatch.setattr(env.importlib.util, "find_spec", lambda name: find(name, places))
-    monkeypatch.setattr(env, "__file__", str(tmp_path / "zoo" / "env.py"))
+    monkeypatch.setattr(env, "__file__", str(tmp_path / "zoo" / "utils" / "env.py"))
     importlib.invalidate_caches()
     return tmp_path
 
 
-def test_own_names_are_ours(layout):
+def test_all_names_are_ours(layout):
     assert env.foreign_owners() == []
     env.check_names()
 
 
-def test_a_package_found_before_ours(layout):
+def test_a_package_that_is_found_before_ours(layout):
     foreign = layout / "elsewhere" / "clip"
     foreign.mkdir()
     (foreign / "__init__.py").touch()
@@ -129,19 +126,19 @@ def test_a_package_found_before_ours(layout):
         env.check_names()
 
 
-def test_a_package_installed_over_ours(layout):
+def test_a_package_that_is_installed_over_ours(layout):
     for file in env.FOREIGN_FILES:
         (layout / "clip" / file).touch()
     assert env.foreign_owners() == [("clip", str(layout / "clip" / file)) for file in env.FOREIGN_FILES]
 
 
-def test_a_name_nobody_has(layout):
+def test_a_name_that_no_package_has(layout):
     (layout / "convnext" / "__init__.py").unlink()
     (layout / "convnext").rmdir()
     assert env.foreign_owners() == [("convnext", "None")]
 
 
-def test_import_zoo_says_who_owns_the_name(tmp_path):
+def test_import_zoo_names_the_other_package(tmp_path):
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "__init__.py").touch()
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import zoo"
@@ -151,14 +148,14 @@ def test_import_zoo_says_who_owns_the_name(tmp_path):
     assert env.REPAIR in run.stderr
 
 
-def test_what_a_library_prints_is_held_back(capfd):
+def test_messages_of_a_library_are_suppressed(capfd):
     with env.quiet_stderr():
         os.write(2, b"a native library clears its throat\n")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"
 
 
-def test_what_a_library_prints_is_shown_when_it_fails(capfd):
+def test_messages_of_a_library_are_printed_if_it_fails(capfd):
     with pytest.raises(RuntimeError, match="broken"), env.quiet_stderr():
         os.write(2, b"cannot open shared object\n")
         raise RuntimeError("broken")
@@ -168,7 +165,7 @@ def test_what_a_library_prints_is_shown_when_it_fails(capfd):
 
 FAULTS = """
 import resource, sys, threading
-from zoo.env import keep_freed_memory
+from zoo.utils.env import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():
@@ -182,9 +179,9 @@ print(faults())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
-def test_memory_that_a_thread_frees_is_kept_for_the_next():
-    """200 MB again: 48,829 pages of 4 KB, or 96 of 2 MB, unless they are there already."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_memory_that_a_thread_frees_is_reused_by_the_next():
+    """A second 200 MB cause 48,829 page faults of 4 KB, or 96 of 2 MB, unless the memory was kept."""
 
     def faults(how):
         run = subprocess.run([sys.executable, "-c", FAULTS, how], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -193,7 +190,7 @@ def test_memory_that_a_thread_frees_is_kept_for_the_next():
     assert faults("keep") * 2 < faults("hand back")
 
 
-def test_memory_is_left_alone_where_there_is_no_glibc(monkeypatch):
+def test_memory_settings_are_not_touched_without_glibc(monkeypatch):
     monkeypatch.setattr(env.sys, "platform", "darwin")
     assert env.keep_freed_memory() is False
     monkeypatch.setattr(env.sys, "platform", "linux")

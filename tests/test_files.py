@@ -1,4 +1,4 @@
-"""zoo.utils.files: what is written is whole, what was there survives a failure."""
+"""zoo.utils.files: atomic writes, locks and digests."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ def names(folder):
 
 
 @pytest.mark.parametrize(("mode", "content"), [("wb", b"\x00\xff"), ("w", "ä\n")])
-def test_a_block_that_ends_replaces_the_file(tmp_path, mode, content):
+def test_a_successful_block_replaces_the_file(tmp_path, mode, content):
     target = tmp_path / "file"
     target.write_bytes(b"old")
     with atomic_write(target, mode) as file:
@@ -26,7 +26,7 @@ def test_a_block_that_ends_replaces_the_file(tmp_path, mode, content):
     assert names(tmp_path) == ["file"]
 
 
-def test_a_block_that_raises_leaves_what_was_there(tmp_path):
+def test_a_block_that_raises_leaves_the_file_unchanged(tmp_path):
     target = tmp_path / "file"
     target.write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt), atomic_write(target) as file:
@@ -36,7 +36,7 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_a_rename_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_rename_leaves_the_file_unchanged(tmp_path, monkeypatch):
     target = tmp_path / "file"
     target.write_bytes(b"old")
 
@@ -70,7 +70,7 @@ def test_content_is_synced_before_the_rename_and_the_folder_after(tmp_path, monk
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
-def test_permissions_are_the_old_files_or_those_open_gives(tmp_path):
+def test_permissions_are_kept_or_those_of_a_new_file(tmp_path):
     kept, fresh, plain = tmp_path / "kept", tmp_path / "fresh", tmp_path / "plain"
     kept.write_bytes(b"")
     kept.chmod(0o640)
@@ -83,7 +83,7 @@ def test_permissions_are_the_old_files_or_those_open_gives(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
-def test_a_symbolic_link_stays_one(tmp_path):
+def test_the_target_of_a_symbolic_link_is_replaced(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"old")
     link.symlink_to(target)
@@ -93,18 +93,18 @@ def test_a_symbolic_link_stays_one(tmp_path):
     assert target.read_bytes() == b"new"
 
 
-def test_only_whole_files_are_written(tmp_path):
+def test_modes_that_do_not_replace_the_file_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="'ab'"), atomic_write(tmp_path / "file", "ab"):
         pass
 
 
-def test_text_has_the_same_bytes_everywhere(tmp_path):
+def test_text_is_utf_8_with_unix_line_ends(tmp_path):
     with atomic_write(tmp_path / "file", "w") as file:
         file.write("a\nü\n")
     assert (tmp_path / "file").read_bytes() == "a\nü\n".encode()
 
 
-def test_lines_that_a_full_disk_refuses_come_before_the_next(tmp_path, monkeypatch):
+def test_lines_that_could_not_be_written_are_written_before_the_next(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
@@ -119,13 +119,13 @@ def test_lines_that_a_full_disk_refuses_come_before_the_next(tmp_path, monkeypat
     assert (tmp_path / "lines").read_bytes() == "\none\ntwo\ndrei ä\n".encode()
 
 
-def test_sha256_is_that_of_the_whole_file(tmp_path):
+def test_sha256_of_a_file(tmp_path):
     content = os.urandom(3_000_000)
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
-def test_a_folder_is_there_when_its_block_ends(tmp_path, monkeypatch):
+def test_a_folder_appears_when_its_block_ends(tmp_path, monkeypatch):
     calls = []
     sync, rename = os.fsync, os.rename
 
@@ -147,20 +147,20 @@ def test_a_folder_is_there_when_its_block_ends(tmp_path, monkeypatch):
     assert calls == ["file", "file", "folder", "rename", "folder"]
 
 
-def test_a_folder_whose_block_raises_was_never_there(tmp_path):
+def test_a_block_that_raises_leaves_no_folder(tmp_path):
     with pytest.raises(KeyboardInterrupt), folder_write(tmp_path / "made") as inside:
         (inside / "a").write_bytes(b"half")
         raise KeyboardInterrupt
     assert names(tmp_path) == []
 
 
-def test_a_folder_is_written_once(tmp_path):
+def test_an_existing_folder_is_not_overwritten(tmp_path):
     (tmp_path / "made").mkdir()
     with pytest.raises(FileExistsError, match="made"), folder_write(tmp_path / "made"):
         pytest.fail("the block ran")
 
 
-def test_folders_are_removed_and_leftovers_too(tmp_path):
+def test_folders_and_leftovers_are_removed(tmp_path):
     for name in ("made", ".tmp-made-0"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_bytes(b"1")
@@ -171,7 +171,7 @@ def test_folders_are_removed_and_leftovers_too(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_lock_is_held_by_one(tmp_path):
+def test_a_lock_has_one_holder(tmp_path):
     code = "import sys; from zoo.utils.files import lock\nwith lock(sys.argv[1]): print('held', flush=True); input()"
     path = tmp_path / "lock"
     command = [sys.executable, "-c", code, str(path)]

@@ -1,4 +1,4 @@
-"""Reports need no other file and no network, show text as text, and their plots are PNGs of what they were given."""
+"""zoo.utils.report: pages are self-contained and escape their text; plots are PNGs that depend on their arguments."""
 
 import base64
 import inspect
@@ -19,7 +19,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, the text, and a complaint about each tag that is closed out of turn."""
+    """Tags with their attributes, the text, and the tags that are closed in the wrong order."""
 
     def __init__(self, source):
         super().__init__()
@@ -42,7 +42,7 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
-def picture(rng):
+def image(rng):
     return rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
@@ -54,7 +54,7 @@ def png(tmp_path):
 
 
 def blocks(text, png):
-    """Every kind of block, with `text` wherever one may stand."""
+    """Every kind of block, with `text` as each of its texts."""
     return [
         report.section(text, report.paragraph(text)),
         report.tiles({text: text}),
@@ -65,7 +65,7 @@ def blocks(text, png):
     ]
 
 
-def test_every_text_is_shown_as_text(png):
+def test_every_text_is_escaped(png):
     plain = Reader(report.page("word", *blocks("word", png), lead="word"))
     hostile = Reader(report.page(HOSTILE, *blocks(HOSTILE, png), lead=HOSTILE))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
@@ -75,7 +75,7 @@ def test_every_text_is_shown_as_text(png):
     assert not hostile.complaints
 
 
-def test_no_kind_of_block_is_left_out_above(png):
+def test_the_test_above_covers_every_kind_of_block(png):
     makers = {name for name, function in vars(report).items() if inspect.isfunction(function)}
     html = {name for name in makers if f"report.{name}(" in inspect.getsource(blocks)}
     returns_html = {"section", "paragraph", "tiles", "table", "figure", "code", "details"}
@@ -83,7 +83,7 @@ def test_no_kind_of_block_is_left_out_above(png):
     assert all(block.startswith("<") for block in blocks("x", png))
 
 
-def test_a_page_asks_for_nothing(png):
+def test_a_page_loads_nothing_else(png):
     source = report.page("title", *blocks("text", png))
     for tag, attrs in Reader(source).tags:
         assert tag not in {"link", "script", "iframe", "object", "base"}
@@ -94,7 +94,7 @@ def test_a_page_asks_for_nothing(png):
     assert "default-src 'none'" in source
 
 
-def test_a_figure_holds_the_file_at_the_size_it_was_drawn_for(png):
+def test_a_figure_embeds_the_file_at_the_size_it_was_drawn_for(png):
     image = next(attrs for tag, attrs in Reader(report.figure(png, "red")).tags if tag == "img")
     data = base64.b64decode(image["src"].partition(",")[2], validate=True)
     assert data == png.read_bytes()
@@ -132,19 +132,19 @@ def luminance(color):
     return linear @ [0.2126, 0.7152, 0.0722]
 
 
-def test_numbers_and_percentages_stand_on_the_right():
+def test_numbers_and_percentages_are_right_aligned():
     source = report.table(["name", "n", "share"], [["a", 1, "5.0 %"], ["b", 2.5, "10.0 %"]])
     cells = [attrs.get("class") for tag, attrs in Reader(source).tags if tag == "td"]
     assert cells == [None, "number", "number"] * 2
 
 
-def test_figures_with_units_stand_on_the_right_and_words_do_not():
+def test_numbers_with_units_are_right_aligned_and_words_are_not():
     source = report.table(["a", "b", "c"], [["5.0 ms", "1,024 MB", "12 monkeys"], ["–", "2.50×", "7 ms"]])
     cells = [attrs.get("class") for tag, attrs in Reader(source).tags if tag == "td"]
     assert cells == ["number", "number", None] * 2
 
 
-def test_a_row_as_long_as_the_header():
+def test_a_row_of_another_length_than_the_header_is_rejected():
     with pytest.raises(ValueError, match="2 cells; the header has 1"):
         report.table(["a"], [["b", "c"]])
 
@@ -153,7 +153,7 @@ def test_percent():
     assert report.percent(353 / 360) == "98.1 %"
 
 
-def test_a_page_is_written_whole_or_not_at_all(tmp_path):
+def test_a_page_is_written_atomically(tmp_path):
     path = tmp_path / "report.html"
     report.write_page(path, "one")
     before = path.read_text(encoding="utf-8")
@@ -171,15 +171,15 @@ def panel(**options):
 PLOTS = {
     "panels": lambda path, _: report.plot_panels(path, [panel(), panel()]),
     "confusion": lambda path, _: report.plot_confusion(path, [[3, 1], [0, 4]], ["a", "b"]),
-    "similarity": lambda path, picture: report.plot_similarity(path, [[0.1, 0.9]], [picture], ["a dog", "a cat"]),
-    "sheet": lambda path, picture: report.plot_sheet(path, [report.SheetRow("a dog", [picture] * 3)]),
+    "similarity": lambda path, image: report.plot_similarity(path, [[0.1, 0.9]], [image], ["a dog", "a cat"]),
+    "sheet": lambda path, image: report.plot_sheet(path, [report.SheetRow("a dog", [image] * 3)]),
 }
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_a_plot_is_a_png_that_is_not_blank(plot, tmp_path, picture):
+def test_a_plot_is_a_png_that_is_not_blank(plot, tmp_path, image):
     path = tmp_path / "plot.png"
-    PLOTS[plot](path, picture)
+    PLOTS[plot](path, image)
     data = path.read_bytes()
     with Image.open(BytesIO(data)) as image:
         assert image.format == "PNG" and image.size == report.png_size(data)
@@ -187,9 +187,9 @@ def test_a_plot_is_a_png_that_is_not_blank(plot, tmp_path, picture):
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_a_plot_is_a_function_of_its_arguments(plot, tmp_path, picture):
+def test_a_plot_depends_on_its_arguments_alone(plot, tmp_path, image):
     for name in ("one.png", "other.png"):
-        PLOTS[plot](tmp_path / name, picture)
+        PLOTS[plot](tmp_path / name, image)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "other.png").read_bytes()
 
 
@@ -203,20 +203,20 @@ OPTIONS = {"levels": {"l": 2}, "marks": {"m": 2}, "xlabel": "x", "log_x": True, 
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_a_panel_shows(option, tmp_path):
+def test_every_option_of_a_panel_changes_the_plot(option, tmp_path):
     plain = pixels(tmp_path, lambda path: report.plot_panels(path, [panel()]))
     assert plain != pixels(tmp_path, lambda path: report.plot_panels(path, [panel(**{option: OPTIONS[option]})]))
 
 
 @pytest.mark.parametrize("option", [{"notes": ["n"]}, {"right": [True]}, {"right": np.array([False])}], ids=str)
-def test_every_option_of_a_row_shows(option, tmp_path, picture):
+def test_every_option_of_a_row_changes_the_plot(option, tmp_path, image):
     def plot(**options):
-        return pixels(tmp_path, lambda path: report.plot_sheet(path, [report.SheetRow("t", [picture], **options)]))
+        return pixels(tmp_path, lambda path: report.plot_sheet(path, [report.SheetRow("t", [image], **options)]))
 
     assert plot() != plot(**option)
 
 
-def test_one_error_in_a_hundred_shows_in_a_confusion_matrix(tmp_path):
+def test_one_error_in_a_hundred_is_visible_in_a_confusion_matrix(tmp_path):
     right, one_wrong = np.diag([100] * 30), np.diag([100] * 30)
     one_wrong[3, 4] = 1
     names = [str(i) for i in range(30)]
@@ -224,8 +224,8 @@ def test_one_error_in_a_hundred_shows_in_a_confusion_matrix(tmp_path):
     assert plots[0] != plots[1]
 
 
-def test_a_dollar_is_a_dollar(tmp_path):
-    """matplotlib would read "$_$" as mathematics, and fail."""
+def test_a_dollar_is_not_mathematics(tmp_path):
+    """By default matplotlib parses "$_$" as mathematics, and fails."""
     report.plot_confusion(tmp_path / "plot.png", np.eye(2, dtype=int), ["$_$", "$\\frac"])
 
 
@@ -236,16 +236,16 @@ def test_a_dollar_is_a_dollar(tmp_path):
         lambda path: report.plot_similarity(path, np.eye(3), [np.zeros((8, 8, 3), np.uint8)] * 3, ["a", "b"]),
     ],
 )
-def test_names_that_do_not_fit_are_refused(plot, tmp_path):
+def test_a_wrong_number_of_names_is_rejected(plot, tmp_path):
     with pytest.raises(ValueError, match=r"has shape \(3, 3\)"):
         plot(tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_plots_leave_settings_and_windows_alone(tmp_path):
-    """In a process of its own: pyplot, which opens windows, is never imported."""
+def test_plots_do_not_change_settings_or_import_pyplot(tmp_path):
+    """In a separate process: pyplot, which opens windows, must not be imported."""
     script = (
-        "import sys, matplotlib; from zoo import report; before = matplotlib.rcParams.copy()\n"
+        "import sys, matplotlib; from zoo.utils import report; before = matplotlib.rcParams.copy()\n"
         "report.plot_confusion(sys.argv[1], [[1]], ['a'])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert [name for name in before if name != 'backend' and before[name] != matplotlib.rcParams[name]] == []"
@@ -253,12 +253,12 @@ def test_plots_leave_settings_and_windows_alone(tmp_path):
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "plot.png")], check=True, timeout=120)
 
 
-def test_ticks_whose_labels_would_meet_are_left_out():
+def test_ticks_whose_labels_would_overlap_are_left_out():
     assert report.ticks_apart([1.1, 1.6, 2.7, 4.9, 8.9, 17, 31, 69]) == [1.1, 2.7, 4.9, 8.9, 17, 31, 69]
     assert report.ticks_apart([1, 2, 4, 8, 16, 32, 64]) == [1, 2, 4, 8, 16, 32, 64]
     assert report.ticks_apart([8]) == [8]
 
 
-def test_matplotlib_is_imported_when_something_is_drawn():
+def test_matplotlib_is_not_imported_before_something_is_drawn():
     script = "import sys, zoo.utils.report; assert not {'matplotlib', 'keras'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -365,10 +365,10 @@ def _load_keras(path):
     import clip
     import convnext
 
-    _ = clip.CLIP, convnext.GRN  # their modules register what a .keras file names
+    _ = clip.CLIP, clip.zero_shot_classifier, convnext.create_fcmae  # their modules register our classes
     model = keras.saving.load_model(path, safe_mode=True)
     family = CLIP if isinstance(model, clip.CLIP) else "keras"
-    image_input = model.image_encoder.input_shape if family == CLIP else model.input_shape
+    image_input = model.image_encoder.input_shape if family == CLIP else getattr(model, "input_shape", None)
     shape = tuple(image_input[1:]) if isinstance(image_input, tuple) else (None, None, 3)
     info = ModelInfo(model.name, family, trainable_weights(model), None, shape, None, None, None, None)
     return Loaded(model, None, _tokenizer(model), info)

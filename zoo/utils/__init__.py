@@ -1,1 +1,1 @@
-"""What every room uses: the environment, files, reports. Imports nothing else of the zoo."""
+"""What every room uses: the environment, files, progress lines, reports. Imports nothing else of the zoo."""

@@ -1,4 +1,4 @@
-"""The environment before anything is imported: which backend Keras takes, and who owns our import names."""
+"""The environment before anything is imported: Keras' backend, memory, and who owns our import names."""
 
 import contextlib
 import ctypes
@@ -8,44 +8,44 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}  # Keras' name: the module that must be there
+BACKENDS = {"jax": "jax", "tensorflow": "tensorflow", "torch": "torch"}  # Keras' name → the module it needs
 OWN_NAMES = ("convnext", "clip", "zoo")
-FOREIGN_FILES = ("clip.py", "simple_tokenizer.py")  # in OpenAI's package `clip`, which pip installs over ours
+FOREIGN_FILES = ("clip.py", "simple_tokenizer.py")  # of OpenAI's package `clip`, which pip installs over ours
 REPAIR = "pip uninstall -y clip openai-clip convnext-clip-zoo && pip install convnext-clip-zoo"
 
 
-def available_cores():
-    """Cores that this process may run on."""
+def available_cores() -> int:
+    """Return the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def installed_backends():
-    """Keras' names of the backends that can be imported, in the order they are preferred."""
+def installed_backends() -> list[str]:
+    """Return Keras' names of the backends that are installed, in order of preference."""
     return [name for name, module in BACKENDS.items() if importlib.util.find_spec(module)]
 
 
-def choose_backend(name=None, trains=False):
-    """Sets KERAS_BACKEND for this process and imports Keras with it.
+def choose_backend(name: str | None = None, trains: bool = False) -> str:
+    """Set KERAS_BACKEND for this process and import Keras.
 
-    TensorFlow takes to oneDNN by itself on some of the processors with AVX-512 alone. Elsewhere forward passes are
-    faster by it too (ConvNeXt-Tiny 1.20 times, ViT-B-32's towers 1.11 and 1.35 on an AMD processor with AVX2), and
-    training is slower (0.87): so it is turned on where nothing trains and TF_ENABLE_ONEDNN_OPTS says nothing else.
+    Enables oneDNN for TensorFlow unless the process trains or TF_ENABLE_ONEDNN_OPTS is set: TensorFlow enables it by
+    itself only on some processors with AVX-512. On an AMD processor with AVX2 it makes forward passes faster
+    (ConvNeXt-Tiny 1.20×, the towers of ViT-B-32 1.11× and 1.35×) and training slower (0.87×).
 
     Args:
-        name: "jax", "tensorflow" or "torch"; None for the environment's choice, else the first one installed.
+        name: "jax", "tensorflow" or "torch"; None takes KERAS_BACKEND, else the first one that is installed.
         trains: whether this process will train.
 
     Returns:
         The backend's name.
 
     Raises:
-        ValueError: no such backend, it is not installed, or Keras already runs on another.
+        ValueError: the backend is unknown or not installed, or Keras already runs on another one.
     """
     installed = installed_backends()
     name = name or os.environ.get("KERAS_BACKEND") or next(iter(installed), None)
@@ -56,9 +56,9 @@ def choose_backend(name=None, trains=False):
     if name not in BACKENDS:
         raise ValueError(f"Unknown backend {name!r}. Allowed: {', '.join(BACKENDS)}.")
     if name not in installed:
-        there = ", ".join(installed) or "none"
         raise ValueError(
-            f"Backend {name!r} is not installed (there: {there}). Add it: pip install 'convnext-clip-zoo[{name}]'."
+            f"Backend {name!r} is not installed (installed: {', '.join(installed) or 'none'}). "
+            f"Add it: pip install 'convnext-clip-zoo[{name}]'."
         )
     os.environ["KERAS_BACKEND"] = name
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -68,7 +68,7 @@ def choose_backend(name=None, trains=False):
         import keras
     if keras.backend.backend() != name:
         raise ValueError(
-            f"Keras already runs on {keras.backend.backend()!r} in this process; {name!r} needs a new one."
+            f"Keras already runs on {keras.backend.backend()!r} in this process; {name!r} needs a new process."
         )
     return name
 
@@ -106,14 +106,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Has the C library keep the memory that this process frees, for what it asks for next; whether it will.
+    """Make glibc keep freed memory for later allocations; return whether the settings were accepted.
 
-    glibc hands each large block back to the system, which has to map and clear all its pages anew when the next batch
-    asks for as much. Only glibc can be told so; elsewhere nothing changes. Threads have to share one arena,
-    since in those of their own large blocks are always handed back: call it before a library starts some. The process
-    then holds its greatest need until it ends, and more where a small block comes to lie in what a large one left:
-    that of ConvNeXt-Tiny's training step on JAX comes to 6.6 GB (docs/benchmarks/depthwise-jax). glibc cuts a block
-    that has to be aligned out of a longer one, gives the ends to small blocks, and then finds it too short.
+    By default glibc returns each large block to the system, which maps and clears its pages again when the next batch
+    needs as much. Call this before a library starts threads: they must share one arena, since the other arenas always
+    return large blocks. Other C libraries have no such settings, and nothing changes there.
+
+    The process then holds its peak memory until it ends. The peak itself can be higher, because small blocks fill the
+    gaps that aligned large blocks leave: a training step of ConvNeXt-Tiny on JAX takes 6.6 GB
+    (docs/benchmarks/depthwise-jax).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -123,8 +124,8 @@ def keep_freed_memory() -> bool:
 
 
 @contextlib.contextmanager
-def quiet_stderr():
-    """Holds back what native libraries print while they load; shows it when loading fails."""
+def quiet_stderr() -> Iterator[None]:
+    """Suppress what native libraries print to stderr while they load; print it if the block raises."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held, contextlib.ExitStack() as restore:
         saved = os.dup(2)
@@ -139,8 +140,8 @@ def quiet_stderr():
             raise
 
 
-def foreign_owners():
-    """[(name, where it was found), …] of our import names that belong to another package, wholly or in part."""
+def foreign_owners() -> list[tuple[str, str]]:
+    """Return [(name, path), …] of our import names that belong, wholly or in part, to another package."""
     root = Path(__file__).resolve().parents[2]
     found = []
     for name in OWN_NAMES:
@@ -153,7 +154,7 @@ def foreign_owners():
     return found
 
 
-def check_names():
-    """ImportError when another package owns one of our import names; it says how to repair that."""
+def check_names() -> None:
+    """Raise an ImportError, with the command that repairs it, if another package owns one of our import names."""
     for name, where in foreign_owners():
         raise ImportError(f"The import name {name!r} belongs to another package ({where}). Repair it: {REPAIR}")

@@ -1,7 +1,7 @@
-"""Files and folders that are whole or absent: atomic writes, locks, digests.
+"""Atomic writes, locks and digests of files and folders.
 
-Every file the package writes goes through `atomic_write`, so that a crash, a full disk or an exception leaves what was
-there before; a folder whose files belong together goes through `folder_write`.
+Every file that the package writes goes through `atomic_write`, so that a crash, a full disk or an exception leaves the
+previous content. A folder whose files belong together goes through `folder_write`.
 """
 
 import contextlib
@@ -9,32 +9,42 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 CHUNK = 1 << 20
 TEMPORARY_PREFIX = ".tmp-"
-LOCKED_BYTE = 1 << 30  # Windows lets nobody read locked bytes, and the first ones name the holder
+LOCKED_BYTE = 1 << 30  # Windows makes locked bytes unreadable, and the first ones hold the owner's process id
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="wb", **options):
-    """A file object whose content replaces `path` when the block ends, and only then.
+def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
+    """Open a file whose content replaces `path` when the block ends without an error.
 
-    The bytes go to a temporary file beside `path` and reach the disk before the rename does, and the rename before the
-    block is left. When the block raises, the temporary file is removed and `path` is as it was.
+    The content goes to a temporary file in the same folder, is synced to disk, and is then renamed to `path`; the
+    folder is synced last. If the block raises, the temporary file is removed and `path` is unchanged. If `path` is a
+    symbolic link, its target is replaced.
 
     Args:
-        path: str or Path; its folder must exist.
+        path: its folder must exist.
         mode: "wb", or "w" for text.
-        options: of `open`; text is UTF-8 with "\\n" line ends unless they say otherwise.
+        options: of `open`; text is UTF-8 with "\\n" line ends by default.
+
+    Yields:
+        The file object to write to.
+
+    Raises:
+        ValueError: another mode.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"mode must be 'wb' or 'w', got {mode!r}: an atomic write replaces the whole file.")
     if mode == "w":
         options = {"encoding": "utf-8", "newline": "\n", **options}
-    target = Path(path).resolve()  # a symbolic link stays one and leads to the new content
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{secrets.token_hex(4)}")
+    target = Path(path).resolve()
+    temporary = _temporary(target)
     try:
         with open(temporary, mode.replace("w", "x"), **options) as file:
             yield file
@@ -50,25 +60,33 @@ def atomic_write(path, mode="wb", **options):
     _sync_folder(target.parent)
 
 
-def _sync_folder(folder):
-    """Makes a rename in `folder` durable where the platform can; Windows opens no folders and needs none of it."""
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable. Windows cannot open folders and does not need it."""
     if os.name == "nt":
         return
-    with contextlib.suppress(OSError):  # some network file systems refuse; the content itself is already on the disk
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with contextlib.suppress(OSError):  # some network file systems refuse; the content itself is already on disk
+        _sync_file(folder, os.O_RDONLY)
+
+
+def _sync_file(path: Path, flags: int = os.O_RDWR) -> None:  # Windows syncs only what is open for writing
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class LineFile:
-    """A text file that grows by whole lines: each is one write, which a kill does not tear.
+    """A text file that grows by whole lines; each line is one write, which a kill cannot split.
 
-    What a full disk refuses is warned of, and written before the next line.
+    If a write fails, for instance on a full disk, a warning says so and the line is written before the next one.
 
     Args:
-        path: appended to; made by the first line.
+        path: created by the first line, otherwise appended to.
         begin: bytes to write before the first line.
     """
 
@@ -77,7 +95,7 @@ class LineFile:
         self._unwritten = begin
 
     def add(self, line: str) -> None:
-        """Appends a line; its end is added."""
+        """Append a line; the line end is added."""
         self._unwritten += f"{line}\n".encode()
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -90,7 +108,7 @@ class LineFile:
 
 
 def sha256(path: str | Path) -> str:
-    """The file's SHA-256 digest, 64 hexadecimal digits, read in pieces."""
+    """Return the SHA-256 digest of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
@@ -99,18 +117,24 @@ def sha256(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def folder_write(path: str | Path):
-    """A new folder to fill, which becomes `path` when the block ends, and only then.
+def folder_write(path: str | Path) -> Iterator[Path]:
+    """Create a folder that appears at `path` when the block ends without an error.
 
-    Files written in it reach the disk before the rename does. When the block raises, nothing is left of it.
+    The files written in it are synced to disk before it is renamed. If the block raises, nothing is left.
 
     Args:
-        path: must not be there yet; the folder around it must.
+        path: must not exist; its parent must.
+
+    Yields:
+        The temporary folder to write into.
+
+    Raises:
+        FileExistsError: `path` exists.
     """
     target = Path(path)
     if target.exists():
-        raise FileExistsError(f"{target} is there already; a folder is written once")
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{secrets.token_hex(4)}")
+        raise FileExistsError(f"{target} already exists; a folder is written once")
+    temporary = _temporary(target)
     temporary.mkdir()
     try:
         yield temporary
@@ -125,15 +149,15 @@ def folder_write(path: str | Path):
 
 
 def remove_folder(path: str | Path) -> None:
-    """Removes a folder so that none is seen half removed: it first takes a temporary name."""
+    """Rename a folder to a temporary name, then remove it, so that it is never seen half removed."""
     path = Path(path)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
+    temporary = _temporary(path)
     os.rename(path, temporary)
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Removes what killed processes left unfinished in `folder`. Only its owner may: a writer may be at work there."""
+    """Remove the temporary files of killed processes. Call it only where no other process is writing to `folder`."""
     for path in Path(folder).glob(f"{TEMPORARY_PREFIX}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -142,26 +166,18 @@ def remove_leftovers(folder: str | Path) -> None:
                 path.unlink()
 
 
-def _sync_file(path):
-    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what may be written
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Locked(ValueError):
     """Another process holds the lock."""
 
 
 @contextlib.contextmanager
-def lock(path: str | Path):
-    """Holds a file's lock during the block; the system lets go of it when the process ends, however it ends.
+def lock(path: str | Path) -> Iterator[None]:
+    """Hold a file's lock during the block. The system releases it when the process ends, also when it is killed.
 
-    The file stays: to remove it would let two processes hold locks of the same name.
+    The file is never removed: two processes could otherwise hold locks of the same name.
 
     Raises:
-        Locked: another process, or another block, holds it.
+        Locked: another process, or another block of this one, holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -175,9 +191,9 @@ def lock(path: str | Path):
         os.close(descriptor)
 
 
-def _try_lock(descriptor) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)

@@ -1,8 +1,7 @@
-"""Reports: one HTML page that needs no other file and no network, and the plots that go on it.
+"""Reports: one self-contained HTML page, and the plots that go on it.
 
-A page is `page(title, …blocks)`; a block is what `section`, `paragraph`, `tiles`, `table`, `figure`, `code` and
-`details` return.
-They escape every text they are given. A plot takes arrays and a path and writes a PNG.
+`page(title, *blocks)` takes the strings that `section`, `paragraph`, `tiles`, `table`, `figure`, `code` and `details`
+return; all of them escape their text. The plot functions take arrays and a path and write a PNG.
 """
 
 import base64
@@ -10,13 +9,18 @@ import contextlib
 import html
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FIGURE = re.compile(r"[\d.,]+( ?(%|×|s|ms|µs|MB|M))?|–")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -75,10 +79,10 @@ PAGE = """<!DOCTYPE html>
 
 
 def page(title: str, *blocks: str, lead: str = "") -> str:
-    """A whole HTML document.
+    """Return an HTML document.
 
     Args:
-        title: heading and title of the window.
+        title: heading and window title.
         blocks: what the functions below return.
         lead: one or two sentences under the heading.
     """
@@ -88,23 +92,23 @@ def page(title: str, *blocks: str, lead: str = "") -> str:
 
 
 def write_page(path: str | Path, title: str, *blocks: str, lead: str = "") -> None:
-    """Writes `page(…)` to a file, whole or not at all."""
+    """Write `page(…)` to a file atomically."""
     with atomic_write(path, "w") as file:
         file.write(page(title, *blocks, lead=lead))
 
 
 def section(title: str, *blocks: str) -> str:
-    """Blocks under a heading of their own."""
+    """Return blocks under a heading."""
     return "\n".join([f"<section><h2>{html.escape(title)}</h2>", *blocks, "</section>"])
 
 
 def paragraph(text: str) -> str:
-    """Running text; "%" stays on the line of its number."""
+    """Return a paragraph; a number and its "%" are not broken across lines."""
     return f"<p>{html.escape(text).replace(' %', '&nbsp;%')}</p>"
 
 
 def tiles(values: Mapping[str, object]) -> str:
-    """A row of large figures: {what it is: the figure}."""
+    """Return a row of large figures from {label: figure}."""
     inner = "".join(
         f'<div class="tile"><b>{html.escape(str(value))}</b><span>{html.escape(label)}</span></div>'
         for label, value in values.items()
@@ -113,10 +117,10 @@ def tiles(values: Mapping[str, object]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; a column of figures, with or without a unit, stands on the right, where "–" is a figure that is missing.
+    """Return a table. Columns of numbers, with or without a unit and with "–" for a missing one, are right-aligned.
 
     Raises:
-        ValueError: a row is not as long as the header.
+        ValueError: a row and the header differ in length.
     """
     for row in rows:
         if len(row) != len(header):
@@ -138,7 +142,7 @@ def _is_figure(cell: object) -> bool:
 
 
 def figure(png: str | Path, caption: str) -> str:
-    """A PNG file, embedded, with its caption. A plot is shown at the size it was drawn for, or smaller to fit."""
+    """Return an embedded PNG file with its caption, at the size it was drawn for or smaller to fit the page."""
     data = Path(png).read_bytes()
     width = round(png_size(data)[0] * CSS_PIXELS_PER_INCH / DPI)
     text = html.escape(caption)
@@ -148,24 +152,28 @@ def figure(png: str | Path, caption: str) -> str:
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels, from a PNG's header."""
+    """Return (width, height) in pixels from the header of a PNG.
+
+    Raises:
+        ValueError: the data is not a PNG.
+    """
     if not data.startswith(PNG_SIGNATURE):
-        raise ValueError(f"not a PNG: it begins with {data[:8]!r}, a PNG with {PNG_SIGNATURE!r}")
+        raise ValueError(f"not a PNG: it begins with {data[:8]!r}; a PNG begins with {PNG_SIGNATURE!r}")
     return struct.unpack(">II", data[16:24])
 
 
 def code(text: str) -> str:
-    """Lines to copy."""
+    """Return preformatted text."""
     return f"<pre><code>{html.escape(text)}</code></pre>"
 
 
 def details(summary: str, *blocks: str) -> str:
-    """Blocks behind a line that opens them."""
+    """Return blocks that are hidden until the reader opens them."""
     return "\n".join([f"<details><summary>{html.escape(summary)}</summary>", *blocks, "</details>"])
 
 
 def percent(share: float) -> str:
-    """0.98056 → "98.1 %"."""
+    """Format a share: 0.98056 → "98.1 %"."""
     return f"{100 * share:.1f} %"
 
 
@@ -174,9 +182,9 @@ def percent(share: float) -> str:
 BLUE, ORANGE, GREEN, RED, GREY = "#24527a", "#d1702a", "#2e8b57", "#c0392b", "#8a94a0"
 COLORS = (BLUE, ORANGE, GREEN, RED, "#7a4fa3", "#4a9aa8")
 MOST_IN_A_ROW = 6  # panels
-MOST_TICKS = 10  # positions up to which each has its tick
-TICK_DISTANCE = 0.1  # of a logarithmic axis, between two of them
-MOST_NUMBERED = 20  # rows or columns up to which a cell's number can be read
+MOST_TICKS = 10  # with more positions matplotlib chooses the ticks
+TICK_DISTANCE = 0.1  # least distance of two ticks, as a share of a logarithmic axis
+MOST_NUMBERED = 20  # rows or columns; numbers in more cells are not legible
 PLOT_STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,
@@ -194,10 +202,10 @@ PLOT_STYLE = {
 
 
 @contextlib.contextmanager
-def drawing(path: str | Path, width: float, height: float):
-    """A matplotlib figure of that many inches; leaving the block writes it to `path` as PNG.
+def drawing(path: str | Path, width: float, height: float) -> "Iterator[Figure]":
+    """Yield a matplotlib figure, size in inches, and write it to `path` as PNG when the block ends.
 
-    The figure belongs to no window system, and matplotlib's settings are as before afterwards.
+    The figure needs no window system, and matplotlib's settings are restored afterwards.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -211,18 +219,18 @@ def drawing(path: str | Path, width: float, height: float):
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes in `plot_panels`.
+    """One plot in `plot_panels`.
 
     Args:
-        title: above it.
-        x: N positions, shared by its curves.
-        curves: {label: N values}; NaN where a curve has none.
+        title: text above the plot.
+        x: N positions, shared by the curves.
+        curves: {label: N values}; NaN for a missing value.
         levels: {label: y} of dashed horizontal lines.
         marks: {label: x} of dotted vertical lines.
-        xlabel: under it.
-        log_x: logarithmic positions.
-        percent: the values are shares, shown as percentages.
-        joined: lines go on over positions where their curve has no value, and are not broken there.
+        xlabel: text below the plot.
+        log_x: use a logarithmic x axis.
+        percent: show the values as percentages.
+        joined: connect a curve across missing values.
     """
 
     title: str
@@ -237,7 +245,7 @@ class Panel:
 
 
 def plot_panels(path: str | Path, panels: Sequence[Panel]) -> None:
-    """Curves side by side: losses, accuracies, anything over time or over a setting."""
+    """Plot curves side by side, at most six plots in a row."""
     rows = -(-len(panels) // MOST_IN_A_ROW)
     columns = -(-len(panels) // rows)
     with drawing(path, 3.15 * columns, 2.9 * rows) as canvas:
@@ -249,16 +257,16 @@ def plot_panels(path: str | Path, panels: Sequence[Panel]) -> None:
             ax.remove()
 
 
-def _draw_panel(ax, panel: Panel) -> None:
+def _draw_panel(ax: "Axes", panel: Panel) -> None:
     for (label, values), color in zip(panel.curves.items(), COLORS, strict=False):
         shown = np.isfinite(values) if panel.joined else np.full(len(panel.x), True)
         dots = "o" if shown.sum() <= 30 else None
         x, y = np.compress(shown, panel.x), np.compress(shown, values)
         ax.plot(x, y, color=color, label=label, marker=dots, markersize=3.5, linewidth=1.8)
-    for label, y in panel.levels.items():
-        ax.axhline(y, color=GREY, linestyle="--", linewidth=1.2, label=label)
-    for (label, x), color in zip(panel.marks.items(), (GREY, ORANGE), strict=False):
-        ax.axvline(x, color=color, linestyle=":", linewidth=1.6, label=label)
+    for label, level in panel.levels.items():
+        ax.axhline(level, color=GREY, linestyle="--", linewidth=1.2, label=label)
+    for (label, mark), color in zip(panel.marks.items(), (GREY, ORANGE), strict=False):
+        ax.axvline(mark, color=color, linestyle=":", linewidth=1.6, label=label)
     if panel.log_x:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
@@ -274,8 +282,8 @@ def _draw_panel(ax, panel: Panel) -> None:
     ax.legend(fontsize=8.5)
 
 
-def ticks_apart(x):
-    """Those of ascending positions on a logarithmic axis whose labels do not run into each other."""
+def ticks_apart(x: Sequence[float]) -> list[float]:
+    """Return the ascending positions on a logarithmic axis whose labels do not overlap."""
     least = TICK_DISTANCE * np.log(x[-1] / x[0])
     shown = [x[0]]
     for position in x[1:]:
@@ -285,12 +293,15 @@ def ticks_apart(x):
 
 
 def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
-    """A confusion matrix: blue where it is right, orange where it is wrong, each row as shares of its sum.
+    """Plot a confusion matrix: correct predictions blue, errors orange, each row as shares of its sum.
 
     Args:
         path: of the PNG.
-        counts: int (K, K), rows are true classes, columns predicted ones.
+        counts: int (K, K); rows are true classes, columns predicted ones.
         class_names: K strings.
+
+    Raises:
+        ValueError: the shapes do not match.
     """
     counts = np.asarray(counts)
     _check_shape("counts", counts, (len(class_names), len(class_names)))
@@ -300,7 +311,7 @@ def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
     with drawing(path, side + 0.4, side) as canvas:
         ax = canvas.subplots()
         ax.imshow(np.where(right, shares, np.nan), cmap="Blues", vmin=0, vmax=1.25)
-        # An error in a hundred must not look like none: the root lifts small shares.
+        # The square root makes an error in a hundred visible.
         ax.imshow(np.where(right | (counts == 0), np.nan, np.sqrt(shares)), cmap="Oranges", vmin=-0.1, vmax=1)
         if len(counts) <= MOST_NUMBERED:
             _write_cells(ax, counts, lambda n: str(n) if n else "·", dark=shares > 0.6)
@@ -310,18 +321,21 @@ def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
 
 
 def plot_similarity(
-    path: str | Path, cosines: np.ndarray, pictures: Sequence[np.ndarray], captions: Sequence[str]
+    path: str | Path, cosines: np.ndarray, images: Sequence[np.ndarray], captions: Sequence[str]
 ) -> None:
-    """Images against captions, with the pictures along the side and the cosine in each cell.
+    """Plot the cosine of each image and caption in a matrix, with the images as row labels.
 
     Args:
         path: of the PNG.
         cosines: float (N, M), in [-1, 1].
-        pictures: N uint8 arrays (H, W, 3).
+        images: N uint8 arrays (H, W, 3).
         captions: M strings.
+
+    Raises:
+        ValueError: the shapes do not match.
     """
     cosines = np.asarray(cosines)
-    _check_shape("cosines", cosines, (len(pictures), len(captions)))
+    _check_shape("cosines", cosines, (len(images), len(captions)))
     rows, columns = cosines.shape
     low, high = float(cosines.min()), float(cosines.max())
     with drawing(path, 2.2 + 0.62 * columns, 1.6 + 0.62 * rows) as canvas:
@@ -330,14 +344,14 @@ def plot_similarity(
         if max(rows, columns) <= MOST_NUMBERED:
             _write_cells(ax, cosines, lambda c: f"{c:.2f}", dark=cosines > low + 0.75 * (high - low))
         _name_ticks(ax, [""] * rows, captions)
-        for row, picture in enumerate(pictures):
-            _draw_tick_picture(ax, row, picture)
+        for row, image in enumerate(images):
+            _draw_tick_image(ax, row, image)
 
 
-def _draw_tick_picture(ax, row: int, picture: np.ndarray) -> None:
-    """The picture left of a row, in place of a label."""
+def _draw_tick_image(ax: "Axes", row: int, image: np.ndarray) -> None:
+    """Draw an image left of a row, as its label."""
     inset = ax.inset_axes((-1.5, row - 0.45, 0.9, 0.9), transform=ax.transData)
-    inset.imshow(picture)
+    inset.imshow(image)
     inset.set_axis_off()
 
 
@@ -346,39 +360,39 @@ class SheetRow:
     """One row of `plot_sheet`.
 
     Args:
-        text: before the pictures.
-        pictures: uint8 arrays (H, W, 3).
-        notes: one string a picture, under it; none when empty.
-        right: one bool a picture: framed in green or red; no frames when empty.
+        text: left of the images.
+        images: uint8 arrays (H, W, 3).
+        notes: one string under each image; empty for none.
+        right: one bool for each image, framed in green if true, else in red; empty for no frames.
     """
 
     text: str
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
     notes: Sequence[str] = ()
     right: Sequence[bool] = ()
 
 
 def plot_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
-    """A sheet of pictures, a row for each text: searches, examples of a class, mistakes."""
-    columns = max(len(row.pictures) for row in rows)
+    """Plot a row of images for each text: search results, examples of a class, errors."""
+    columns = max(len(row.images) for row in rows)
     with drawing(path, 2.6 + 0.86 * columns, 0.3 + 1.0 * len(rows)) as canvas:
         grid = canvas.add_gridspec(len(rows), columns + 1, width_ratios=[2.6, *[0.86] * columns])
         for r, row in enumerate(rows):
             label = canvas.add_subplot(grid[r, 0])
             label.set_axis_off()
             label.text(1, 0.5, _wrap(row.text, 30), ha="right", va="center", transform=label.transAxes)
-            for c, picture in enumerate(row.pictures):
+            for c, image in enumerate(row.images):
                 ax = canvas.add_subplot(grid[r, c + 1])
-                _draw_picture(
+                _draw_image(
                     ax,
-                    picture,
+                    image,
                     note=row.notes[c] if len(row.notes) else "",
                     color=(GREEN if row.right[c] else RED) if len(row.right) else "#ffffff",
                 )
 
 
-def _draw_picture(ax, picture: np.ndarray, note: str, color: str) -> None:
-    ax.imshow(picture, interpolation="nearest")
+def _draw_image(ax: "Axes", image: np.ndarray, note: str, color: str) -> None:
+    ax.imshow(image, interpolation="nearest")
     ax.grid(False)
     ax.set_xticks([])
     ax.set_yticks([])
@@ -387,14 +401,14 @@ def _draw_picture(ax, picture: np.ndarray, note: str, color: str) -> None:
         spine.set(visible=True, color=color, linewidth=2.2)
 
 
-def _write_cells(ax, values: np.ndarray, text, dark: np.ndarray) -> None:
-    """`text(value)` in each cell, white where the cell is dark."""
+def _write_cells(ax: "Axes", values: np.ndarray, text: Callable[[Any], str], dark: np.ndarray) -> None:
+    """Write `text(value)` into each cell, in white where the cell is dark."""
     for (row, column), value in np.ndenumerate(values):
         color = "white" if dark[row, column] else "#3a4450"
         ax.text(column, row, text(value), ha="center", va="center", fontsize=9, color=color)
 
 
-def _name_ticks(ax, rows: Sequence[str], columns: Sequence[str]) -> None:
+def _name_ticks(ax: "Axes", rows: Sequence[str], columns: Sequence[str]) -> None:
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
@@ -412,4 +426,4 @@ def _wrap(text: str, width: int) -> str:
 
 def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; the names and pictures beside it make it {shape}")
+        raise ValueError(f"{name} has shape {array.shape}; its names and images need {shape}")
