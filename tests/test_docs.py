@@ -19,6 +19,7 @@ import clip
 from convnext import TABLES
 from zoo import model_info
 from zoo.cli import COMMANDS, GROUPS, build_parser
+from zoo.training.config import ARCHITECTURE, KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "docs" / "models.md"
@@ -177,6 +178,11 @@ def test_rooms_are_the_folders_of_zoo_in_their_order():
     assert shown == [room for room in dict.fromkeys(name.split(".")[0] for name in ORDER["zoo"]) if room in rooms]
     drawing = (ROOT / "docs" / "assets" / "rooms.svg").read_text(encoding="utf-8")
     assert [room for room in rooms if f'class="name">{room}<' not in drawing] == []
+
+
+def test_every_key_of_a_classifier_config_is_documented():
+    text = (ROOT / "docs" / "reference" / "training-options.md").read_text(encoding="utf-8")
+    assert sorted(key for key in {**KINDS, **ARCHITECTURE} if f"`{key}`" not in text) == []
 
 
 def test_readme_is_short():
