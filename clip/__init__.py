@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from clip.losses import clip_loss, distillation_loss, siglip_loss
-    from clip.mci import MCi
     from clip.model import CLIP, create_clip
     from clip.prompts import CLASS_NAMES, TEMPLATES, class_matrix, prompts_for
     from clip.tokenizer import Tokenizer, tokenize
+    from clip.towers import (
+        ConvNeXt,
+        Field,
+        MCi,
+        ResNet,
+        Text,
+        Tower,
+        ViT,
+        find_tower,
+        list_towers,
+        register_tower,
+        tower_of,
+    )
     from clip.towers.convnext import create_convnext_tower
     from clip.towers.mobileclip import create_mobileclip_tower
     from clip.towers.resnet import create_resnet_tower
@@ -19,11 +31,7 @@ if TYPE_CHECKING:
     from clip.towers.vit import create_vit_tower
     from clip.variants import (
         VARIANTS,
-        ConvNeXt,
         Pair,
-        ResNet,
-        Text,
-        ViT,
         canonical_name,
         flops,
         image_flops,
@@ -35,17 +43,20 @@ if TYPE_CHECKING:
 _MODULES = {
     "clip.layers": ("SelfAttention",),
     "clip.losses": ("clip_loss", "distillation_loss", "siglip_loss"),
-    "clip.mci": ("MCi",),
     "clip.model": ("CLIP", "create_clip"),
     "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "class_matrix", "prompts_for"),
     "clip.tokenizer": ("Tokenizer", "tokenize"),
+    "clip.towers": (
+        *("ConvNeXt", "Field", "MCi", "ResNet", "Text", "Tower", "ViT"),
+        *("find_tower", "list_towers", "register_tower", "tower_of"),
+    ),
     "clip.towers.convnext": ("create_convnext_tower",),
     "clip.towers.mobileclip": ("create_mobileclip_tower",),
     "clip.towers.resnet": ("create_resnet_tower",),
     "clip.towers.text": ("create_text_tower",),
     "clip.towers.vit": ("create_vit_tower",),
     "clip.variants": (
-        *("VARIANTS", "ConvNeXt", "Pair", "ResNet", "Text", "ViT", "canonical_name"),
+        *("VARIANTS", "Pair", "canonical_name"),
         *("flops", "image_flops", "parameters", "text_flops"),
     ),
     "clip.zero_shot": ("zero_shot_classifier",),

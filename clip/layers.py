@@ -253,12 +253,12 @@ class AttentionPool(layers.Layer):
         return {**super().get_config(), "num_heads": self.num_heads, "output_dim": self.output_dim}
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class TakeToken(layers.Layer):
+@keras.saving.register_keras_serializable(PACKAGE, name="TakeToken")  # the name in saved archives
+class SelectToken(layers.Layer):
     """The vector at one position: the first one, or the first whose id is `token_id`.
 
-    Input (B, L, W), with a `token_id` also the ids (B, L) int32; output (B, W). A row without the id gives its first
-    position.
+    Input (B, L, W), and the ids int32 (B, L) if there is a `token_id`; output (B, W). A row without the id gives its
+    first position.
     """
 
     def __init__(self, token_id=None, **kwargs):

@@ -9,15 +9,11 @@ import math
 import keras
 from keras import ops
 
+import clip.branches  # noqa: F401 (registers MobileCLIP's layers, so that saved archives load)
 from clip.layers import MAX_LOGIT_SCALE, PACKAGE, LogitScale, l2_normalize, resolve_activation
 from clip.losses import LOSSES, agreement, distillation_loss
-from clip.mci import MCi
-from clip.towers.convnext import create_convnext_tower
-from clip.towers.mobileclip import create_mobileclip_tower
-from clip.towers.resnet import create_resnet_tower
-from clip.towers.text import create_text_tower
-from clip.towers.vit import create_vit_tower
-from clip.variants import VARIANTS, ConvNeXt, Pair, ResNet, canonical_name
+from clip.towers import tower_of
+from clip.variants import VARIANTS, Pair, canonical_name
 from convnext import AdamW, build_optimizer, closest
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
@@ -230,8 +226,9 @@ def create_clip(
         "stem_stride": stem_stride,
         "activation": activation,
     }
-    image_tower = create_image_tower(pair, architecture["image_size"], stem_stride, activation)
-    text_tower = create_text_tower(pair.text, pair.embed_dim, activation=activation)
+    given = {key: architecture[key] for key in ("image_size", "stem_stride", "activation")}
+    given = {key: value for key, value in given.items() if value is not None}
+    image_tower, text_tower = create_towers(pair, **given)
     return CLIP(image_tower, text_tower, architecture=architecture, name=name or label or "clip", **options)
 
 
@@ -243,20 +240,23 @@ def resolve_pair(variant):
     return label, VARIANTS[label], activation
 
 
-def create_image_tower(pair, image_size, stem_stride, activation):
-    """The image tower of a row: (B, H, H, 3) → (B, D)."""
-    if isinstance(pair.image, ConvNeXt):
-        return create_convnext_tower(
-            pair.image, pair.embed_dim, image_size=image_size, stem_stride=stem_stride or "auto"
-        )
-    if stem_stride is not None:
+def create_towers(pair: Pair, **options) -> tuple[keras.Model, keras.Model]:
+    """Build both towers of a row; each takes those of the options that its builder has.
+
+    Raises:
+        ValueError: stem_stride for an image tower that has no such option.
+    """
+    image, text = tower_of(pair.image), tower_of(pair.text)
+    if "stem_stride" in options and "stem_stride" not in image.options:
         kind = type(pair.image).__name__
-        raise ValueError(f"stem_stride belongs to ConvNeXt image towers, this one is a {kind}; got {stem_stride!r}.")
-    if isinstance(pair.image, ResNet):
-        return create_resnet_tower(pair.image, pair.embed_dim, image_size=image_size)
-    if isinstance(pair.image, MCi):
-        return create_mobileclip_tower(pair.image, pair.embed_dim, image_size=image_size)
-    return create_vit_tower(pair.image, pair.embed_dim, image_size=image_size, activation=activation)
+        raise ValueError(
+            f"stem_stride belongs to ConvNeXt image towers, this one is a {kind}; got {options['stem_stride']!r}."
+        )
+    image_tower, text_tower = (
+        tower.build(row, pair.embed_dim, **{key: options[key] for key in options if key in tower.options})
+        for tower, row in ((image, pair.image), (text, pair.text))
+    )
+    return image_tower, text_tower
 
 
 def check_own_towers(image_tower, text_tower, **options):

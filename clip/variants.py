@@ -1,126 +1,59 @@
-"""The published image–text pairs: one row a pair, named as open_clip names them, and what a row implies.
+"""The published image–text pairs: one row per pair, named as in open_clip.
 
 Rows are read without Keras. Sources: OpenAI's CLIP (arXiv:2103.00020, tables 19 and 20), open_clip's ConvNeXt and ViT
-configurations; `convnext_v2_*` are this project's own pairs.
+configurations, MobileCLIP (arXiv:2311.17049) and MobileCLIP2 (arXiv:2508.20691); `convnext_v2_*` are this project's
+own pairs.
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from clip import mci
-from clip.mci import MCi
-from convnext import TABLES, closest
-from convnext import flops as convnext_flops
-from convnext import parameters as convnext_parameters
-
-VOCABULARY_SIZE = 49408
-CONTEXT_LENGTH = 77
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text transformer: W channels, attention heads, blocks.
-
-    Args:
-        causal: a token sees itself and those before it; otherwise all, padding too.
-        mixer_kernel: width of a convolutional block's kernel before and after the others; None for no such blocks.
-    """
-
-    width: int
-    heads: int
-    layers: int
-    context_length: int = CONTEXT_LENGTH
-    vocabulary_size: int = VOCABULARY_SIZE
-    causal: bool = True
-    mixer_kernel: int | None = None
-
-
-@dataclass(frozen=True)
-class ViT:
-    """A vision transformer: W channels, blocks, side of a patch in pixels.
-
-    Args:
-        epsilon: added to the variance in every LayerNorm.
-        stem_dim: channels of a stem of three convolutions in place of one; then patches are of 16 pixels, the class
-            token has no position, and no norm stands before the blocks.
-        stem_padding: zeros around the image, read by that stem's first convolution.
-        projection_bias: whether the projection to the embedding has a bias.
-    """
-
-    width: int
-    layers: int
-    patch_size: int
-    head_width: int = 64
-    mlp_ratio: float = 4.0
-    epsilon: float = 1e-5
-    stem_dim: int | None = None
-    stem_padding: int = 0
-    projection_bias: bool = False
-
-    def __post_init__(self):
-        if self.width % self.head_width:
-            raise ValueError(f"A ViT's width must be a multiple of its head_width. Got {self}.")
-
-
-@dataclass(frozen=True)
-class ResNet:
-    """OpenAI's ResNet: blocks of each of the four stages, W channels after the stem, 32 W after the last stage."""
-
-    layers: tuple[int, ...]
-    width: int
-
-    def __post_init__(self):
-        if len(self.layers) != 4 or min(self.layers) < 1 or self.width < 2 or self.width % 2:
-            raise ValueError(f"A ResNet row needs four positive layers and an even width. Got {self}.")
-
-    @property
-    def features(self):
-        """Channels that the attention pool reads."""
-        return 32 * self.width
-
-    @property
-    def heads(self):
-        """Of the attention pool, each 64 wide."""
-        return self.features // 64
-
-
-@dataclass(frozen=True)
-class ConvNeXt:
-    """A ConvNeXt trunk, pooled and normalised, and its projection: "linear", or "mlp" with 2·embed_dim hidden units."""
-
-    family: str
-    variant: str
-    projection: str = "linear"
+from clip.towers import ConvNeXt, MCi, ResNet, Text, ViT, find_tower, tower_of
+from convnext import closest
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row: two towers into one space of embed_dim channels. `activation` is that of the transformers."""
+    """One row: an image tower and a text tower into one embedding space.
+
+    Args:
+        embed_dim: D, size of an embedding.
+        image_size: side of the square images in pixels.
+        image: config of the image tower: `ViT`, `ResNet`, `ConvNeXt`, `MCi`, or of a registered tower of your own.
+        text: config of the text tower: `Text`, or of a registered tower of your own.
+        activation: of the transformers, "gelu" (exact) or "quick_gelu".
+    """
 
     embed_dim: int
     image_size: int
-    image: ViT | ResNet | ConvNeXt | MCi
-    text: Text
+    image: Any
+    text: Any
     activation: str = "gelu"
 
     def to_dict(self) -> dict:
-        """The row in what JSON can hold; `image` says its kind. `from_dict` reads it."""
-        kind = next(kind for kind, row in IMAGE_TOWERS.items() if isinstance(self.image, row))
-        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.image).items()}
-        return {**asdict(self), "image": {"kind": kind, **fields}}
+        """Return the row as JSON has it, with the kind of the image tower and of a text tower other than `Text`."""
+        image, text = tower_of(self.image), tower_of(self.text)
+        kind = {} if text.kind == TEXT_KIND else {"kind": text.kind}
+        return {
+            **asdict(self),
+            "image": {"kind": image.kind, **image.to_dict(self.image)},
+            "text": {**kind, **text.to_dict(self.text)},
+        }
 
     @classmethod
-    def from_dict(cls, spelled: dict) -> "Pair":
-        """The row that `to_dict` spelled.
+    def from_dict(cls, fields: dict) -> "Pair":
+        """Return the row of what `to_dict` returned.
 
         Raises:
-            ValueError, TypeError: there is no such row.
+            ValueError, TypeError: the fields make no row.
         """
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in spelled["image"].items()}
-        image = IMAGE_TOWERS[fields.pop("kind")](**fields)
-        return cls(**{**spelled, "image": image, "text": Text(**spelled["text"])})
+        image, text = dict(fields["image"]), dict(fields["text"])
+        image_tower = find_tower("image", image.pop("kind"))
+        text_tower = find_tower("text", text.pop("kind", TEXT_KIND))
+        return cls(**{**fields, "image": image_tower.from_dict(image), "text": text_tower.from_dict(text)})
 
 
-IMAGE_TOWERS = {"vit": ViT, "resnet": ResNet, "convnext": ConvNeXt, "mci": MCi}
+TEXT_KIND = tower_of(Text(1, 1, 1)).kind  # saved files do not name it
 
 
 def _v1(variant, projection="linear"):
@@ -137,8 +70,8 @@ MCI2 = MCi((4, 12, 24, 4), (80, 160, 320, 640))
 WIDE_MCI = {"mlp_ratio": 4, "attention_stages": 2, "squeeze_excite": 0, "norm": "layer", "stem_scale": False}
 MCI3 = MCi((2, 12, 24, 4, 2), (96, 192, 384, 768, 1536), **WIDE_MCI)
 MCI4 = MCi((2, 12, 24, 4, 4), (128, 256, 512, 1024, 2048), **WIDE_MCI)
-STEM_VIT = ViT(768, 12, 16, epsilon=1e-6, stem_dim=192, projection_bias=True)  # as open_clip has it; Apple's own code
-# for MobileCLIP-B has epsilon=1e-5 and stem_padding=1, which a `Pair` of one's own can say
+# As in open_clip. Apple's own code for MobileCLIP-B has epsilon=1e-5 and stem_padding=1.
+STEM_VIT = ViT(768, 12, 16, epsilon=1e-6, stem_dim=192, projection_bias=True)
 CAUSAL, ALL_SEE_ALL = Text(512, 8, 12), Text(512, 8, 12, causal=False)
 WIDE_TEXT = Text(768, 12, 12, causal=False)
 
@@ -208,12 +141,12 @@ QUICK_GELU_SUFFIX = "-quickgelu"
 
 
 def canonical_name(name: str) -> tuple[str, str | None]:
-    """The table's spelling of a pair's name and the activation the spelling asks for, or None.
+    """Return the table's spelling of a pair's name, and the activation that a "-quickgelu" suffix asks for or None.
 
     "ViT-L/14@336px" → ("ViT-L-14-336", None); "ViT-B-32-quickgelu" → ("ViT-B-32", "quick_gelu").
 
     Raises:
-        ValueError: no pair has this name; the nearest one is offered.
+        ValueError: an unknown name; the nearest one is suggested.
     """
     spelled = str(name).replace("/", "-").replace("@336px", "-336")
     activation = "quick_gelu" if spelled.endswith(QUICK_GELU_SUFFIX) else None
@@ -224,128 +157,30 @@ def canonical_name(name: str) -> tuple[str, str | None]:
 
 
 def parameters(pair: Pair) -> int:
-    """Trainable parameters of a row's pair, the logit scale included."""
+    """Trainable parameters of a pair, the logit scale included."""
     return image_parameters(pair) + text_parameters(pair.text, pair.embed_dim) + 1
 
 
-def text_parameters(text, embed_dim):
-    """Trainable parameters of a text tower: embeddings, blocks, final norm, projection."""
-    width = text.width
-    embeddings = (text.vocabulary_size + text.context_length) * width
-    mixers = 2 * (2 * text.mixer_kernel * width + 8 * width**2 + 15 * width) if text.mixer_kernel else 0
-    return embeddings + text.layers * _block_parameters(width, 4 * width) + mixers + 2 * width + width * embed_dim
+def image_parameters(pair: Pair, image_size: int | None = None) -> int:
+    """Trainable parameters of the image tower, projection included; image_size is the row's unless given."""
+    return tower_of(pair.image).parameters(pair.image, pair.embed_dim, image_size or pair.image_size)
 
 
-def image_parameters(pair, image_size=None):
-    """Trainable parameters of a row's image tower, projection included."""
-    image, embed_dim = pair.image, pair.embed_dim
-    if isinstance(image, ConvNeXt):
-        row = TABLES[image.family][image.variant]
-        trunk = convnext_parameters(row, v2=image.family == "convnextv2", num_classes=None)
-        return trunk + sum(i * o + bias * o for i, o, bias in _projection(image, row, embed_dim))
-    if isinstance(image, ResNet):
-        return _resnet_parameters(image, embed_dim, image_size or pair.image_size)
-    if isinstance(image, MCi):
-        return mci.parameters(image, embed_dim)
-    width, hidden = image.width, int(image.width * image.mlp_ratio)
-    patches = _patches(image, image_size or pair.image_size)
-    if image.stem_dim:  # two norms, the last convolution's bias, the class token; one norm after the blocks
-        embeddings = sum(_stem_kernels(image)) + 4 * image.stem_dim + width + (patches + 1) * width + 2 * width
-    else:
-        embeddings = 3 * image.patch_size**2 * width + width + (patches + 1) * width + 4 * width
-    projection = width * embed_dim + image.projection_bias * embed_dim
-    return embeddings + image.layers * _block_parameters(width, hidden) + projection
-
-
-def _patches(vit, side):
-    return ((side + 2 * vit.stem_padding) // vit.patch_size) ** 2
-
-
-def _stem_kernels(vit):
-    """Weights of the three kernels of a ViT's convolutional stem, 4×4, 2×2 and 2×2."""
-    return 48 * vit.stem_dim, 4 * vit.stem_dim**2, 4 * vit.stem_dim * vit.width
-
-
-def _projection(image, row, embed_dim):
-    """[(in, out, has bias), …] of the Dense layers from the trunk's features to the embedding."""
-    features, hidden = row.dims[-1], 2 * embed_dim
-    if image.projection == "mlp":
-        return [(features, hidden, True), (hidden, embed_dim, False)]
-    return [(features, embed_dim, False)]
-
-
-def _block_parameters(width, hidden):
-    return 4 * width**2 + 4 * width + 2 * width * hidden + hidden + width + 4 * width
+def text_parameters(text: Any, embed_dim: int) -> int:
+    """Trainable parameters of a text tower, projection included."""
+    return tower_of(text).parameters(text, embed_dim)
 
 
 def flops(pair: Pair, image_size: int | None = None) -> int:
-    """Floating-point operations to encode one image and one caption of full length, two for each multiply–add."""
+    """Floating-point operations to encode one image and one caption of full length, two per multiply–add."""
     return image_flops(pair, image_size) + text_flops(pair.text, pair.embed_dim)
 
 
-def text_flops(text: Text, embed_dim: int) -> int:
-    """Floating-point operations to encode one caption of full length."""
-    length, width = text.context_length, text.width
-    mixers = 2 * length * (2 * text.mixer_kernel * width + 8 * width**2) if text.mixer_kernel else 0
-    return 2 * (_transformer_multiply_adds(width, 4 * width, text.layers, length) + mixers + width * embed_dim)
-
-
 def image_flops(pair: Pair, image_size: int | None = None) -> int:
-    """Floating-point operations to encode one image of the row's size, or another."""
-    image, side = pair.image, image_size or pair.image_size
-    if isinstance(image, ConvNeXt):
-        row = TABLES[image.family][image.variant]
-        head = sum(i * o for i, o, _ in _projection(image, row, pair.embed_dim))
-        return convnext_flops(row, image_size=side, num_classes=None) + 2 * head
-    if isinstance(image, ResNet):
-        return 2 * _resnet_multiply_adds(image, pair.embed_dim, side)
-    if isinstance(image, MCi):
-        return mci.flops(image, pair.embed_dim, side)
-    patches = _patches(image, side)
-    hidden = int(image.width * image.mlp_ratio)
-    trunk = _transformer_multiply_adds(image.width, hidden, image.layers, patches + 1)
-    stem = patches * 3 * image.patch_size**2 * image.width
-    if image.stem_dim:
-        first = (side + 2 * image.stem_padding) // 4
-        maps = first**2, (first // 2) ** 2, (first // 4) ** 2
-        stem = sum(positions * kernel for positions, kernel in zip(maps, _stem_kernels(image), strict=True))
-    return 2 * (stem + trunk + image.width * pair.embed_dim)
+    """Floating-point operations to encode one image; image_size is the row's unless given."""
+    return tower_of(pair.image).flops(pair.image, pair.embed_dim, image_size or pair.image_size)
 
 
-def _transformer_multiply_adds(width, hidden, layers, length):
-    return layers * length * (4 * width**2 + 2 * width * hidden + 2 * length * width)
-
-
-def _resnet_parameters(resnet, embed_dim, image_size):
-    """Two for each channel of a BatchNorm; the pool has five tensors: positions, and four projections with biases."""
-    convolutions = sum(size**2 * i * o + 2 * o for size, i, o, _ in _resnet_convolutions(resnet, image_size))
-    features, positions = resnet.features, resnet_map(image_size) ** 2 + 1
-    return convolutions + positions * features + 3 * (features + 1) * features + (features + 1) * embed_dim
-
-
-def _resnet_multiply_adds(resnet, embed_dim, image_size):
-    """The pool has one query: keys and values of all positions, one product each with them, two projections."""
-    convolutions = sum(side**2 * size**2 * i * o for size, i, o, side in _resnet_convolutions(resnet, image_size))
-    features, positions = resnet.features, resnet_map(image_size) ** 2 + 1
-    pool = (2 * positions + 1) * features**2 + 2 * positions * features + features * embed_dim
-    return convolutions + pool
-
-
-def resnet_map(image_size):
-    """Side of the last map: one strided convolution, padded, and four pools of 2 follow each other."""
-    return -(-image_size // 2) // 16
-
-
-def _resnet_convolutions(resnet, image_size):
-    """(kernel size, in, out, side of the map it makes) of every convolution in order; a pool halves the map."""
-    width, side = resnet.width, -(-image_size // 2)
-    yield from ((3, 3, width // 2, side), (3, width // 2, width // 2, side), (3, width // 2, width, side))
-    side, before = side // 2, width
-    for stage, depth in enumerate(resnet.layers):
-        dim = width * 2**stage
-        for block in range(depth):
-            full, side = side, side // 2 if stage and not block else side
-            yield from ((1, before, dim, full), (3, dim, dim, full), (1, dim, 4 * dim, side))
-            if not block:
-                yield 1, before, 4 * dim, side
-            before = 4 * dim
+def text_flops(text: Any, embed_dim: int) -> int:
+    """Floating-point operations to encode one caption of full length."""
+    return tower_of(text).flops(text, embed_dim)

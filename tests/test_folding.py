@@ -8,7 +8,7 @@ from helpers import predict, randomize
 
 import clip
 import zoo
-from clip.layers import EOT_ID, TakeToken, transformer_block
+from clip.layers import EOT_ID, SelectToken, transformer_block
 from clip.towers.text import create_text_tower
 from convnext import (
     LayerScale,
@@ -119,7 +119,7 @@ def test_each_of_two_tokens_is_taken_early(rng):
 
     def side(name):
         shape = {"num_heads": 2, "hidden": 32, "activation": "gelu", "causal": False, "depth": 1}
-        return TakeToken(name=f"{name}_pool")(transformer_block(tokens, name=name, **shape))
+        return SelectToken(name=f"{name}_pool")(transformer_block(tokens, name=name, **shape))
 
     model = keras.Model(tokens, [side("left"), side("right")])
     folded = fold(randomize(model, rng, 0.1))
@@ -246,6 +246,6 @@ def test_only_functional_models():
 @pytest.mark.once
 def test_rules_are_for_layers_that_there_are():
     known = {name for module in (keras.layers, clip, __import__("convnext")) for name in dir(module)}
-    from clip.towers import branches
+    from clip import branches
 
-    assert set(FOLDS) <= known | set(dir(branches)) | {TakeToken.__name__}
+    assert set(FOLDS) <= known | set(dir(branches)) | {SelectToken.__name__}

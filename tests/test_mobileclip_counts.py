@@ -4,7 +4,7 @@ import pytest
 from helpers import declare_torchvision_operators
 
 import clip
-from clip.mci import squeezed
+from clip.towers.mobileclip import squeezed
 from clip.variants import image_flops, image_parameters, text_flops, text_parameters
 
 NAMES = [name for name in clip.VARIANTS if name.startswith("MobileCLIP")]

@@ -11,7 +11,7 @@ from keras import ops
 import clip
 from clip import Pair, ResNet, Text, ViT, clip_loss, create_clip, create_resnet_tower, tokenize
 from clip.layers import SHORT, AttentionPool, attend_by_torch, attend_fused, attend_heads_first, attention_for
-from clip.variants import resnet_map
+from clip.towers.resnet import last_map
 from zoo import weights as convert
 
 pytestmark = pytest.mark.backend
@@ -99,7 +99,7 @@ def test_flops_count_what_each_layer_makes():
     for layer in tower.layers:
         if isinstance(layer, keras.layers.Conv2D):
             total += math.prod(layer.output.shape[1:3]) * math.prod(layer.kernel.shape)
-    positions, features = resnet_map(80) ** 2 + 1, RESNET_PAIR.image.features
+    positions, features = last_map(80) ** 2 + 1, RESNET_PAIR.image.features
     assert tower.get_layer("attnpool").positional_embedding.shape == (positions, features)
     total += (2 * positions + 1) * features**2 + 2 * positions * features + features * 12
     assert clip.variants.image_flops(RESNET_PAIR, 80) == 2 * total

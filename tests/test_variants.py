@@ -4,7 +4,8 @@ import pytest
 
 import clip
 import convnext
-from clip.variants import image_flops, image_parameters, resnet_map, text_flops, text_parameters
+from clip.towers.resnet import last_map
+from clip.variants import image_flops, image_parameters, text_flops, text_parameters
 from convnext import TABLES, ResNetVariant, Variant, flops, parameters
 
 PUBLISHED = {  # 1000 classes: as timm counts them; with ten classes where given
@@ -91,7 +92,7 @@ def profiled_flops(pair):
     """A row's flops as the profile counts: PyTorch's attention pool asks for every position and reads one answer."""
     if not isinstance(pair.image, clip.ResNet):
         return clip.flops(pair)
-    unread, features = resnet_map(pair.image_size) ** 2, pair.image.features
+    unread, features = last_map(pair.image_size) ** 2, pair.image.features
     projections = unread * features * (features + pair.embed_dim)
     return clip.flops(pair) + 2 * (projections + 2 * unread * (unread + 1) * features)
 

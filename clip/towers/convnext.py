@@ -1,12 +1,42 @@
 """A ConvNeXt as an image tower: trunk, mean over the map, norm, projection without bias, as in open_clip."""
 
-import keras
-from keras import layers
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from clip.variants import ConvNeXt
-from convnext import Functional, Normal, create_convnext_v1, create_convnext_v2
+from clip.towers.registry import Field, Tower, register_tower
+from convnext import TABLES, closest
+from convnext import flops as trunk_flops
+from convnext import parameters as trunk_parameters
 
-CREATE = {"convnext": create_convnext_v1, "convnextv2": create_convnext_v2}
+if TYPE_CHECKING:
+    import keras
+
+FAMILIES = ("convnext", "convnextv2")
+PROJECTIONS = ("linear", "mlp")
+
+
+@dataclass(frozen=True)
+class ConvNeXt:
+    """Config of a ConvNeXt tower.
+
+    Args:
+        family: "convnext" or "convnextv2".
+        variant: a name of the family's table.
+        projection: "linear", or "mlp" with 2·embed_dim hidden units.
+    """
+
+    family: str
+    variant: str
+    projection: str = "linear"
+
+    def __post_init__(self):
+        for name, value, allowed in (
+            ("family", self.family, FAMILIES),
+            ("variant", self.variant, TABLES.get(self.family, ())),
+            ("projection", self.projection, PROJECTIONS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}.{closest(str(value), allowed)}")
 
 
 def create_convnext_tower(
@@ -16,19 +46,23 @@ def create_convnext_tower(
     image_size: int = 224,
     stem_stride: int | str = "auto",
     name: str = "image_encoder",
-) -> keras.Model:
-    """A `keras.Model` from images to unnormalised embeddings.
+) -> "keras.Model":
+    """Build a `keras.Model` from images to embeddings that are not normalised.
 
     Args:
-        convnext: `clip.variants.ConvNeXt`: family, variant, projection.
+        convnext: the config.
         embed_dim: D.
         image_size: side of the square images in pixels.
         stem_stride: as in `convnext.create_convnext_v1`.
 
     Returns:
-        A model from float32 (B, H, H, 3), normalised, to (B, D).
+        A model from float32 (B, H, H, 3), already normalised, to (B, D).
     """
-    trunk = CREATE[convnext.family](
+    from keras import layers
+
+    from convnext import Functional, Normal, create_convnext_v1, create_convnext_v2
+
+    trunk = (create_convnext_v2 if convnext.family == "convnextv2" else create_convnext_v1)(
         convnext.variant,
         input_shape=(image_size, image_size, 3),
         include_top=False,
@@ -44,3 +78,40 @@ def create_convnext_tower(
         initializer = Normal(x.shape[-1] ** -0.5)
         x = layers.Dense(embed_dim, use_bias=False, kernel_initializer=initializer, name="head_proj")(x)
     return Functional(trunk.input, x, name=name)
+
+
+def parameters(convnext: ConvNeXt, embed_dim: int, image_size: int) -> int:  # noqa: ARG001 (the same at every size)
+    """Trainable parameters, projection included."""
+    trunk = trunk_parameters(_row(convnext), v2=convnext.family == "convnextv2", num_classes=None)
+    return trunk + sum(i * o + bias * o for i, o, bias in _projection(convnext, embed_dim))
+
+
+def flops(convnext: ConvNeXt, embed_dim: int, image_size: int) -> int:
+    """Floating-point operations of one image at stem stride 4, two per multiply–add."""
+    head = sum(i * o for i, o, _ in _projection(convnext, embed_dim))
+    return trunk_flops(_row(convnext), image_size=image_size, num_classes=None) + 2 * head
+
+
+def _row(convnext):
+    return TABLES[convnext.family][convnext.variant]
+
+
+def _projection(convnext, embed_dim):
+    """[(in, out, has bias), …] of the Dense layers from the trunk's features to the embedding."""
+    features, hidden = _row(convnext).dims[-1], 2 * embed_dim
+    if convnext.projection == "mlp":
+        return [(features, hidden, True), (hidden, embed_dim, False)]
+    return [(features, embed_dim, False)]
+
+
+register_tower(
+    Tower(
+        kind="convnext",
+        side="image",
+        config=ConvNeXt,
+        build=create_convnext_tower,
+        parameters=parameters,
+        flops=flops,
+        schema={"family": Field.one_of(*FAMILIES), "variant": Field.name(), "projection": Field.one_of(*PROJECTIONS)},
+    )
+)

@@ -1,19 +1,27 @@
-"""OpenAI's ResNet image tower: ResNet's bottlenecks under a stem of three convolutions and an attention pool.
+"""OpenAI's ResNet image tower: ResNet's bottlenecks between a stem of three convolutions and an attention pool.
 
-Differs from ResNet v1.5 in three things: three 3×3 convolutions and a mean pool in place of the 7×7 convolution and the
-max pool; no block has a stride, a mean pool before its last convolution and one on its shortcut halve the map; the last
-map is pooled by attention, whose one query is the map's mean. Layers are named after the checkpoints' modules joined
-with "_": `conv1`, `layer1_0_conv1`, `layer2_0_downsample_0`, `attnpool`.
+Differs from ResNet v1.5 in three things: the stem is three 3×3 convolutions and a mean pool instead of a 7×7
+convolution and a max pool; blocks have no strided convolution but mean pools, one before the last convolution and one
+on the shortcut; the last map is pooled by attention with the map's mean as its one query. Layers are named after the
+checkpoints' modules joined with "_": `conv1`, `layer1_0_conv1`, `layer2_0_downsample_0`, `attnpool`.
 
 Paper: arXiv:2103.00020, section 2.4.
 """
 
-import keras
-from keras import layers
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from clip.layers import AttentionPool
-from clip.variants import ResNet
-from convnext import Conv2D, Functional, Normal
+import convnext
+from clip.lazy import LazyModule
+from clip.towers.registry import DEPTH, SIZE, Tower, register_tower
+
+if TYPE_CHECKING:
+    import keras
+    from keras import layers
+
+    from clip import layers as parts
+else:
+    keras, layers, parts = map(LazyModule, ("keras", "keras.layers", "clip.layers"))
 
 CHANNELS_LAST = "channels_last"
 EPSILON = 1e-5
@@ -22,21 +30,48 @@ EXPANSION = 4
 SMALLEST_IMAGE = 32
 
 
-def create_resnet_tower(
-    resnet: ResNet, embed_dim: int, *, image_size: int = 224, name: str = "image_encoder"
-) -> keras.Model:
-    """A `keras.Model` from images to unnormalised embeddings.
+@dataclass(frozen=True)
+class ResNet:
+    """Config of OpenAI's ResNet.
 
     Args:
-        resnet: `clip.variants.ResNet`: blocks of each stage, width W.
+        layers: blocks of each of the four stages.
+        width: W, channels after the stem; the last stage has 32 W. Attention heads of the pool are 64 wide.
+    """
+
+    layers: tuple[int, ...]
+    width: int
+
+    def __post_init__(self):
+        if len(self.layers) != 4 or min(self.layers) < 1 or self.width < 2 or self.width % 2:
+            raise ValueError(f"A ResNet row needs four positive layers and an even width. Got {self}.")
+
+    @property
+    def features(self):
+        """Channels that the attention pool reads."""
+        return 32 * self.width
+
+    @property
+    def heads(self):
+        """Heads of the attention pool."""
+        return self.features // 64
+
+
+def create_resnet_tower(
+    resnet: ResNet, embed_dim: int, *, image_size: int = 224, name: str = "image_encoder"
+) -> "keras.Model":
+    """Build a `keras.Model` from images to embeddings that are not normalised.
+
+    Args:
+        resnet: the config.
         embed_dim: D.
         image_size: side of the square images in pixels, at least 32.
 
     Returns:
-        A model from float32 (B, H, H, 3), normalised, to (B, D).
+        A model from float32 (B, H, H, 3), already normalised, to (B, D).
 
     Raises:
-        ValueError: images so small that the last map would be empty.
+        ValueError: image_size is below 32, where the last map would be empty.
     """
     if image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be at least {SMALLEST_IMAGE} pixels, got {image_size}.")
@@ -46,8 +81,8 @@ def create_resnet_tower(
         for number in range(depth):
             halves = stage > 0 and number == 0
             x = residual(x, bottleneck, resnet.width * 2**stage, halves, f"layer{stage + 1}_{number}")
-    x = AttentionPool(resnet.heads, embed_dim, name="attnpool")(x)  # (B, D)
-    return Functional(images, x, name=name)
+    x = parts.AttentionPool(resnet.heads, embed_dim, name="attnpool")(x)  # (B, D)
+    return convnext.Functional(images, x, name=name)
 
 
 def stem(images, width):
@@ -61,7 +96,7 @@ def stem(images, width):
 
 
 def residual(x, build_block, dim, halves, name):
-    """(B, H, H, C) → (B, H, H, 4·dim), half as high and wide where it `halves`: a block and its shortcut."""
+    """(B, H, H, C) → (B, H, H, 4·dim), half the height and width if `halves`: a block plus its shortcut."""
     shortcut = x
     if x.shape[-1] != EXPANSION * dim:
         shortcut = halve(x, f"{name}_downsample_pool") if halves else x
@@ -78,14 +113,16 @@ def bottleneck(x, dim, halves, name):
 
 
 def conv_norm(x, dim, size, conv_name, norm_name, *, strides=1, padding="same", gamma="ones"):
-    """A convolution without bias and its BatchNorm. A block whose last `gamma` is 0 starts as its shortcut."""
-    x = Conv2D(
+    """A convolution without bias and its BatchNorm. With `gamma` 0 in its last norm a block starts as its shortcut."""
+    x = convnext.Conv2D(
         dim,
         size,
         strides=strides,
         padding=padding,
         use_bias=False,
-        kernel_initializer=Normal((3 * size * size * x.shape[-1]) ** -0.5),  # the deviation of torch's default
+        kernel_initializer=convnext.Normal(
+            (3 * size * size * x.shape[-1]) ** -0.5
+        ),  # standard deviation of torch's default
         data_format=CHANNELS_LAST,
         name=conv_name,
     )(x)
@@ -97,5 +134,53 @@ def relu(x, name):
 
 
 def halve(x, name):
-    """(B, H, H, C) → (B, H/2, H/2, C), by the mean; an odd last row or column is dropped."""
+    """(B, H, H, C) → (B, H/2, H/2, C), by the mean of 2×2; an odd last row or column is dropped."""
     return layers.AveragePooling2D(2, data_format=CHANNELS_LAST, name=name)(x)
+
+
+def parameters(resnet: ResNet, embed_dim: int, image_size: int) -> int:
+    """Trainable parameters: two per channel of a BatchNorm; the pool has positions and four projections with biases."""
+    convolutions = sum(size**2 * i * o + 2 * o for size, i, o, _ in _convolutions(resnet, image_size))
+    features, positions = resnet.features, last_map(image_size) ** 2 + 1
+    return convolutions + positions * features + 3 * (features + 1) * features + (features + 1) * embed_dim
+
+
+def flops(resnet: ResNet, embed_dim: int, image_size: int) -> int:
+    """Floating-point operations of one image, two per multiply–add; the pool has one query."""
+    convolutions = sum(side**2 * size**2 * i * o for size, i, o, side in _convolutions(resnet, image_size))
+    features, positions = resnet.features, last_map(image_size) ** 2 + 1
+    pool = (2 * positions + 1) * features**2 + 2 * positions * features + features * embed_dim
+    return 2 * (convolutions + pool)
+
+
+def last_map(image_size: int) -> int:
+    """Side of the last map: one strided, padded convolution, then four pools of 2."""
+    return -(-image_size // 2) // 16
+
+
+def _convolutions(resnet, image_size):
+    """Yield (kernel size, in, out, side of the output map) of every convolution in order; a pool halves the map."""
+    width, side = resnet.width, -(-image_size // 2)
+    yield from ((3, 3, width // 2, side), (3, width // 2, width // 2, side), (3, width // 2, width, side))
+    side, before = side // 2, width
+    for stage, depth in enumerate(resnet.layers):
+        dim = width * 2**stage
+        for number in range(depth):
+            full, side = side, side // 2 if stage and not number else side
+            yield from ((1, before, dim, full), (3, dim, dim, full), (1, dim, EXPANSION * dim, side))
+            if not number:
+                yield 1, before, EXPANSION * dim, side
+            before = EXPANSION * dim
+
+
+register_tower(
+    Tower(
+        kind="resnet",
+        side="image",
+        config=ResNet,
+        build=create_resnet_tower,
+        parameters=parameters,
+        flops=flops,
+        schema={"layers": DEPTH.list(), "width": SIZE},
+    )
+)

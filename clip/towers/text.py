@@ -1,51 +1,87 @@
-"""CLIP's text transformer, and MobileCLIP's two departures from it: all tokens see all, and convolutional blocks.
+"""CLIP's text transformer, and MobileCLIP's two changes to it: attention without a causal mask, convolutional blocks.
 
 Papers: arXiv:2103.00020, section 2.4; arXiv:2311.17049, section 4.2.
 """
 
-import keras
-from keras import layers
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from clip.layers import EOT_ID, LAYER_NORM_EPSILON, PositionalEmbedding, TakeToken, TokenEmbedding, transformer_block
-from clip.towers.branches import RepMixer
+import convnext
+from clip.lazy import LazyModule
 from clip.towers.mobileclip import LAYER_SCALE, conv_mlp
-from clip.variants import Text
-from convnext import Functional, LayerScale, Normal
+from clip.towers.registry import DEPTH, FLAG, SIZE, Tower, register_tower
+from clip.towers.vit import block_multiply_adds, block_parameters
+
+if TYPE_CHECKING:
+    import keras
+    from keras import layers
+
+    from clip import branches
+    from clip import layers as parts
+else:
+    keras, layers = LazyModule("keras"), LazyModule("keras.layers")
+    branches, parts = LazyModule("clip.branches"), LazyModule("clip.layers")
+
+VOCABULARY_SIZE = 49408
+CONTEXT_LENGTH = 77
+
+
+@dataclass(frozen=True)
+class Text:
+    """Config of a text transformer.
+
+    Args:
+        width: W, channels.
+        heads: attention heads; divides W.
+        layers: blocks.
+        context_length: L, tokens.
+        vocabulary_size: number of token ids.
+        causal: a token attends to itself and the tokens before it; False for all tokens, padding included.
+        mixer_kernel: kernel width of one convolutional block before and one after the others; None for no such blocks.
+    """
+
+    width: int
+    heads: int
+    layers: int
+    context_length: int = CONTEXT_LENGTH
+    vocabulary_size: int = VOCABULARY_SIZE
+    causal: bool = True
+    mixer_kernel: int | None = None
 
 
 def create_text_tower(
     text: Text, embed_dim: int, *, activation: str = "gelu", name: str = "text_encoder"
-) -> keras.Model:
-    """A `keras.Model` from token ids to the unnormalised embedding at the end-of-text token.
+) -> "keras.Model":
+    """Build a `keras.Model` from token ids to the embedding at the end-of-text token, not normalised.
 
     Args:
-        text: `clip.variants.Text`: width W, heads, layers, context length, vocabulary size, and what it sees.
+        text: the config.
         embed_dim: D.
         activation: "gelu" (exact) or "quick_gelu".
 
     Returns:
-        A model from int32 (B, L) to (B, D). Where the attention is causal, L may be anything up to the context length,
-        and what follows the first end-of-text id does not change the result. Where it is not, the padding is seen
-        too: L is the context length and the padding 0, as in training.
+        A model from int32 (B, L) to (B, D). With causal attention L may be anything up to the context length, and
+        tokens after the first end-of-text id do not change the result. Without it the padding is attended to: L is the
+        context length and the padding 0, as in training.
     """
     tokens = keras.Input((None if text.causal else text.context_length,), dtype="int32", name="tokens")
-    size, initializer = (text.vocabulary_size, text.width), Normal(0.02)
-    x = TokenEmbedding(*size, embeddings_initializer=initializer, name="token_embedding")(tokens)  # (B, L, W)
-    x = PositionalEmbedding(text.context_length, name="positional_embedding")(x)
+    size, initializer = (text.vocabulary_size, text.width), convnext.Normal(0.02)
+    x = parts.TokenEmbedding(*size, embeddings_initializer=initializer, name="token_embedding")(tokens)  # (B, L, W)
+    x = parts.PositionalEmbedding(text.context_length, name="positional_embedding")(x)
     blocks = [attention_block] * text.layers
     if text.mixer_kernel:
         blocks = [mixer_block, *blocks, mixer_block]
     for index, block in enumerate(blocks):
         x = block(x, text, activation, f"transformer_resblocks_{index}")
-    x = TakeToken(EOT_ID, name="pool")(x, tokens)  # (B, W); the norm acts on each token alone, so it can come after
-    x = layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="ln_final")(x)
-    initializer = Normal(text.width**-0.5)
+    x = parts.SelectToken(parts.EOT_ID, name="pool")(x, tokens)  # (B, W); the norm is per token, so it can follow
+    x = layers.LayerNormalization(epsilon=parts.LAYER_NORM_EPSILON, name="ln_final")(x)
+    initializer = convnext.Normal(text.width**-0.5)
     x = layers.Dense(embed_dim, use_bias=False, kernel_initializer=initializer, name="text_projection")(x)
-    return Functional(tokens, x, name=name)
+    return convnext.Functional(tokens, x, name=name)
 
 
 def attention_block(x, text, activation, name):
-    return transformer_block(
+    return parts.transformer_block(
         x,
         num_heads=text.heads,
         hidden=4 * text.width,
@@ -57,11 +93,48 @@ def attention_block(x, text, activation, name):
 
 
 def mixer_block(x, text, activation, name):
-    """(B, L, W) → same: FastViT's block along one axis. It mixes k neighbours, and its mixer has no 1×1 branch."""
+    """(B, L, W) → same: FastViT's block along one axis, mixing k neighbours; its mixer has no 1×1 branch."""
     kernel = (1, text.mixer_kernel)
     x = layers.Reshape((1, -1, text.width), name=f"{name}_line")(x)  # (B, 1, L, W)
-    x = RepMixer(kernel, scale_branch=False, init_value=LAYER_SCALE, name=f"{name}_token_mixer")(x)
+    x = branches.RepMixer(kernel, scale_branch=False, init_value=LAYER_SCALE, name=f"{name}_token_mixer")(x)
     y = conv_mlp(x, 4 * text.width, kernel, f"{name}_mlp", activation)
-    y = LayerScale(LAYER_SCALE, name=f"{name}_layer_scale")(y)
+    y = convnext.LayerScale(LAYER_SCALE, name=f"{name}_layer_scale")(y)
     x = layers.Add(name=f"{name}_out")([x, y])
     return layers.Reshape((-1, text.width), name=f"{name}_sequence")(x)
+
+
+def parameters(text: Text, embed_dim: int) -> int:
+    """Trainable parameters: embeddings, blocks, final norm, projection."""
+    width = text.width
+    embeddings = (text.vocabulary_size + text.context_length) * width
+    mixers = 2 * (2 * text.mixer_kernel * width + 8 * width**2 + 15 * width) if text.mixer_kernel else 0
+    blocks = text.layers * block_parameters(width, 4 * width)
+    return embeddings + blocks + mixers + 2 * width + width * embed_dim
+
+
+def flops(text: Text, embed_dim: int) -> int:
+    """Floating-point operations of one caption of full length, two per multiply–add."""
+    length, width = text.context_length, text.width
+    mixers = 2 * length * (2 * text.mixer_kernel * width + 8 * width**2) if text.mixer_kernel else 0
+    return 2 * (text.layers * block_multiply_adds(width, 4 * width, length) + mixers + width * embed_dim)
+
+
+register_tower(
+    Tower(
+        kind="text",
+        side="text",
+        config=Text,
+        build=create_text_tower,
+        parameters=parameters,
+        flops=flops,
+        schema={
+            "width": SIZE,
+            "heads": SIZE,
+            "layers": DEPTH,
+            "context_length": SIZE,
+            "vocabulary_size": SIZE,
+            "causal": FLAG,
+            "mixer_kernel": SIZE.or_null(),
+        },
+    )
+)

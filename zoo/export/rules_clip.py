@@ -117,8 +117,8 @@ def _causal_mask(graph, x):
     return graph.once(("causal", length, None if length else x.like), make)
 
 
-@_register("TakeToken")
-def take_token(graph, layer, x, tokens=None):
+@_register("SelectToken")
+def select_token(graph, layer, x, tokens=None):
     """(B, L, W) → (B, W): the first position, or the first that holds the id."""
     x = graph.to(x, LAST)
     if layer.token_id is None:

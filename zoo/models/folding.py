@@ -274,10 +274,10 @@ def _same_input(tensor):
 
 @dataclass
 class EarlyToken:
-    """A TakeToken that comes before layers which it came after.
+    """A SelectToken that comes before layers which it came after.
 
     Attributes:
-        layer: the TakeToken.
+        layer: the SelectToken.
         place: of the ids it looks into among the model's inputs; None where it takes the first token.
     """
 
@@ -372,8 +372,8 @@ def fold_branches(net, layer):
     draft.weights |= {"reparam_conv.kernel": kernel, "reparam_conv.bias": bias}
 
 
-def take_token_early(net, layer):
-    """TakeToken: before the layers whose results at the other tokens nobody reads."""
+def select_token_early(net, layer):
+    """SelectToken: before the layers whose results at the other tokens nobody reads."""
     after = set()
     for other in reversed(list(net.users)):
         users = net.users[other]
@@ -413,7 +413,7 @@ FOLDS: dict[str, Callable] = {
     "BatchNormalization": fold_batch_norm,
     "LayerNormalization": fold_norm,
     "GRN": fold_grn,
-    "TakeToken": take_token_early,
+    "SelectToken": select_token_early,
     **dict.fromkeys(BRANCHES, fold_branches),
 }
 
