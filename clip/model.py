@@ -9,7 +9,7 @@ import math
 import keras
 from keras import ops
 
-import clip.branches  # noqa: F401 (registers MobileCLIP's layers, so that saved archives load)
+import clip.towers.branches  # noqa: F401 (registers MobileCLIP's layers, so that saved archives load)
 from clip.layers import MAX_LOGIT_SCALE, PACKAGE, LogitScale, l2_normalize, resolve_activation
 from clip.losses import LOSSES, agreement, distillation_loss
 from clip.towers import tower_of

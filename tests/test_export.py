@@ -331,8 +331,9 @@ def test_activation_without_a_rule():
 
 
 def test_rules_are_for_layers_that_there_are():
-    from clip import branches, zero_shot
     from clip import layers as of_clip
+    from clip import zero_shot
+    from clip.towers import branches
     from convnext import layers as of_convnext
 
     places = (keras.layers, of_clip, of_convnext, branches, zero_shot)

@@ -246,6 +246,6 @@ def test_only_functional_models():
 @pytest.mark.once
 def test_rules_are_for_layers_that_there_are():
     known = {name for module in (keras.layers, clip, __import__("convnext")) for name in dir(module)}
-    from clip import branches
+    from clip.towers import branches
 
     assert set(FOLDS) <= known | set(dir(branches)) | {SelectToken.__name__}

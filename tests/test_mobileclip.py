@@ -10,7 +10,7 @@ from keras import ops
 
 import clip
 import zoo
-from clip.branches import MobileOneConv2D, RepConditionalPosEnc, RepLargeKernelConv2D, RepMixer
+from clip.towers.branches import MobileOneConv2D, RepConditionalPosEnc, RepLargeKernelConv2D, RepMixer
 from zoo.weights import FORMATS, export_tensors
 from zoo.weights.layouts import ZERO, depthwise
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import keras
     from keras import layers
 
-    from clip import branches
     from clip import layers as parts
+    from clip.towers import branches
 else:
     keras, layers = LazyModule("keras"), LazyModule("keras.layers")
-    branches, parts = LazyModule("clip.branches"), LazyModule("clip.layers")
+    branches, parts = LazyModule("clip.towers.branches"), LazyModule("clip.layers")
 
 CHANNELS_LAST = "channels_last"
 NORMS = ("batch", "layer")

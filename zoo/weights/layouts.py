@@ -104,7 +104,7 @@ def _depthwise(layer):
 
 
 def _branches(layer):
-    """A multi-branch convolution of `clip.branches`, as timm names it, and the one it is equal to."""
+    """A multi-branch convolution of `clip.towers.branches`, as timm names it, and the one it is equal to."""
     kernel = (Tensor(("weight",), "kernel", CONV), _BIAS) if layer.filters else _depthwise(layer)
     conv_norm = (*inside("conv", kernel), *inside("bn", _BATCH_NORM))
     one_of_many = (*inside("conv_kxk.0", conv_norm, "conv_kxk"), *inside("conv_scale", conv_norm))
