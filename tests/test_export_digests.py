@@ -26,6 +26,7 @@ def digests(backend):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_same_bytes_from_every_backend():
     backends = installed_backends()
     if len(backends) < 2:

@@ -21,7 +21,8 @@ import zoo
 import zoo.training.optimizer  # registers the optimizer's class
 from zoo.cli import main
 
-pytestmark = [pytest.mark.backend, pytest.mark.once]
+pytestmark = pytest.mark.backend
+once = pytest.mark.once
 
 GOLDEN = Path(golden.__file__).resolve().parent
 FACTS = json.loads((GOLDEN / "facts.json").read_text())
@@ -53,6 +54,7 @@ def assert_outputs(model, name, expected):
         assert_same(value, expected[0][f"{name}/{key}"])
 
 
+@once
 @pytest.mark.parametrize("name", golden.ARCHIVED)
 def test_a_keras_archive_loads(files, expected, name):
     model = zoo.load(files / "models" / f"{name}.keras").model
@@ -60,6 +62,7 @@ def test_a_keras_archive_loads(files, expected, name):
     assert_outputs(model, name, expected)
 
 
+@once
 @pytest.mark.parametrize("name", golden.COMPILED)
 def test_a_compiled_archive_loads_with_its_optimizer_and_trains_on(files, expected, name):
     model = keras.saving.load_model(files / "models" / f"{name}.keras")
@@ -70,6 +73,7 @@ def test_a_compiled_archive_loads_with_its_optimizer_and_trains_on(files, expect
     assert golden.fit_once(model) == pytest.approx(float(expected[0][f"{name}/next loss"]), rel=1e-4)
 
 
+@once
 @pytest.mark.parametrize("name", [*golden.CLASSIFIERS, *golden.PAIRS])
 def test_a_safetensors_file_loads_and_is_written_with_the_same_bytes(files, expected, tmp_path, name):
     path = files / "models" / f"{name}.safetensors"
@@ -80,6 +84,7 @@ def test_a_safetensors_file_loads_and_is_written_with_the_same_bytes(files, expe
     assert golden.sha256(tmp_path / "again.safetensors") == golden.sha256(path)
 
 
+@once
 @pytest.mark.parametrize("name", golden.WEIGHTS_H5)
 def test_a_weights_file_of_keras_loads(files, name):
     model = golden.MODELS[name]()
@@ -88,12 +93,13 @@ def test_a_weights_file_of_keras_loads(files, name):
 
 
 @pytest.mark.parametrize("name", golden.ONNX)
-def test_an_onnx_file_has_the_same_bytes(name):
+def test_an_onnx_file_has_the_same_bytes_on_every_backend(name):
     facts = {"onnx": {}}
     golden.digest_onnx(facts, [name])
     assert facts["onnx"] == {key: value for key, value in FACTS["onnx"].items() if key.startswith(f"{name} ")}
 
 
+@once
 def test_every_class_of_the_earlier_commit_is_in_an_archive_and_registered(files):
     text = ""
     for path in files.rglob("*.keras"):
@@ -108,6 +114,7 @@ def test_every_class_of_the_earlier_commit_is_in_an_archive_and_registered(files
 # Indices, caches and embeddings
 
 
+@once
 @pytest.mark.parametrize("name", FACTS["search"])
 def test_an_index_gives_the_same_results(files, expected, name):
     from zoo.search import Index
@@ -119,6 +126,7 @@ def test_an_index_gives_the_same_results(files, expected, name):
     assert_same(scores, expected[1][name])
 
 
+@once
 def test_an_index_keeps_metadata_removals_and_accelerators(files, expected):
     pytest.importorskip("usearch")
     from zoo.search import Index
@@ -135,6 +143,7 @@ def test_an_index_keeps_metadata_removals_and_accelerators(files, expected):
     assert len(set(approximate) & set(FACTS["search"]["index"][0])) >= 8
 
 
+@once
 def test_an_unfinished_index_is_resumed(files, expected, tmp_path):
     from zoo.search import Index
 
@@ -149,6 +158,7 @@ def test_an_unfinished_index_is_resumed(files, expected, tmp_path):
     assert_same(np.stack([index.vector(identity) for identity in index.ids]), expected[1]["images"])
 
 
+@once
 def test_embeddings_of_a_folder_are_the_same(files, expected, tmp_path):
     from safetensors.numpy import load_file
 
@@ -166,6 +176,7 @@ def test_embeddings_of_a_folder_are_the_same(files, expected, tmp_path):
     assert_same(load_file(tmp_path / "embedded" / new["shards"][0]["file"])["embeddings"], stored)
 
 
+@once
 def test_a_text_cache_answers_for_the_same_model(files, expected, tmp_path):
     shutil.copy(files / "search" / "texts.sqlite", tmp_path / "texts.sqlite")
     pipeline = zoo.ClipPipeline(str(files / "search" / "pair.safetensors"), cache=tmp_path / "texts.sqlite")
@@ -178,6 +189,7 @@ def test_a_text_cache_answers_for_the_same_model(files, expected, tmp_path):
     assert_same(cold.embed_texts(list(golden.CAPTIONS)), expected[1]["texts"])
 
 
+@once
 def test_a_saved_classifier_loads(files, expected):
     from zoo.evaluation.classifier import Classifier
 
@@ -187,6 +199,7 @@ def test_a_saved_classifier_loads(files, expected):
     assert_same(logits, classifier.scale * expected[1]["images"] @ classifier.matrix + classifier.bias)
 
 
+@once
 def test_a_training_run_is_resumed(files, tmp_path):
     """AdamW divides a gradient by its size, so that a rounding error in a tiny one moves a weight by up to a step."""
     shutil.copytree(files / "run" / "run", tmp_path / "run")

@@ -202,6 +202,14 @@ TIMM_SPECS = {
 }
 
 
+def small_first(specs):
+    """Parameters of a test; specs of images over 240 pixels are slow."""
+    return [
+        pytest.param(spec, id=name, marks=[pytest.mark.slow] if np.max(spec.image_size) > 240 else [])
+        for spec, name in specs.items()
+    ]
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """{name: image} of all that the transforms may meet, small; the photographs and their turned copies are files."""
@@ -227,7 +235,7 @@ def test_the_table_has_few_distinct_specs():
     assert len(PAIR_SPECS) < 20 and len(TIMM_SPECS) < 40
 
 
-@pytest.mark.parametrize("spec", PAIR_SPECS, ids=PAIR_SPECS.get)
+@pytest.mark.parametrize("spec", small_first(PAIR_SPECS))
 def test_every_pairs_spec_equals_open_clips_transform(open_clip, pictures, spec):
     config = open_clip.transform.PreprocessCfg(
         size=spec.image_size,
@@ -247,7 +255,7 @@ def test_every_pairs_spec_equals_open_clips_transform(open_clip, pictures, spec)
     assert compared >= 20
 
 
-@pytest.mark.parametrize("spec", TIMM_SPECS, ids=TIMM_SPECS.get)
+@pytest.mark.parametrize("spec", small_first(TIMM_SPECS))
 def test_every_classifiers_spec_equals_timms_transform_of_rgb(timm, pictures, spec):
     theirs = timm.data.create_transform(
         spec.image_size,

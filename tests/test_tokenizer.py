@@ -319,12 +319,14 @@ def test_lowering_before_splitting_is_open_clips_order():
 # --- with open_clip ---
 
 
+@pytest.mark.slow
 def test_words_are_split_as_by_open_clip_at_every_code_point(theirs):
     for start in range(0, 0x110000, 256):
         text = "".join(f"a{c}b {c}'{c}1{c}?{c}{c}'s<{c} " for c in map(chr, range(start, start + 256)))
         assert module.WORD.findall(text) == theirs.pat.findall(text), hex(start)
 
 
+@pytest.mark.slow
 def test_ids_are_open_clips_for_every_character_of_the_basic_plane(ours, theirs):
     for start in range(0, 0x10000, 16):
         text = "".join(f"a{c}b {c} " for c in map(chr, range(start, start + 16)))
@@ -339,6 +341,7 @@ def test_ids_are_open_clips_for_each_alphabet_and_piece(ours, theirs, rng):
         assert ours.encode(text) == theirs.encode(text), ascii(text)
 
 
+@pytest.mark.slow
 def test_ids_are_open_clips_for_many_random_texts(ours, theirs, rng):
     for text in random_texts(rng, 20_000):
         assert ours.encode(text) == theirs.encode(text), ascii(text)

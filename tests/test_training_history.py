@@ -64,7 +64,9 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
     assert (tmp_path / "history.jsonl").read_text() == history.text and len(history.rows) == 2
 
 
-@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (6, 1, 6), (7, 2, 4), (13, 3, 5)])
+@pytest.mark.parametrize(
+    ("count", "rows", "columns"), [(1, 1, 1), (7, 2, 4), pytest.param(13, 3, 5, marks=pytest.mark.slow)]
+)
 def test_many_panels_stand_in_several_rows(tmp_path, count, rows, columns):
     pytest.importorskip("matplotlib")
     plot_panels(tmp_path / "one.png", [Panel("a", [1, 2], {"a": [1, 2]})])

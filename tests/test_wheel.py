@@ -106,5 +106,6 @@ def test_the_checkout_is_out_of_reach(fresh, tmp_path):
     assert str(ROOT) not in printed.splitlines()
 
 
+@pytest.mark.slow
 def test_doctor_finds_nothing_wrong(fresh, tmp_path):
     assert run(str(fresh / "zoo"), "doctor", cwd=tmp_path)

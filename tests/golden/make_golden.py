@@ -192,9 +192,9 @@ def fit_once(model):
 
 
 def digest(variables):
-    """[SHA-256 of shape, dtype and bytes] of each variable, in order."""
+    """Digests of the variables' shapes, dtypes and bytes, in order, with spaces between them."""
     arrays = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    return [hashlib.sha256(f"{a.shape} {a.dtype}".encode() + a.tobytes()).hexdigest()[:16] for a in arrays]
+    return " ".join(hashlib.sha256(f"{a.shape} {a.dtype}".encode() + a.tobytes()).hexdigest()[:16] for a in arrays)
 
 
 def sha256(path):
@@ -327,7 +327,7 @@ def write_run(folder, facts):
     """A finished run; without its last checkpoint, it stands at the second of four steps."""
     run = folder / "run"
     outcome = train(run)
-    facts["run"] = [row for row in outcome.rows if "loss" in row]
+    facts["run"] = [{k: v for k, v in row.items() if k != "seconds"} for row in outcome.rows if "loss" in row]
     shutil.copy(run / "model.safetensors", folder / "trained.safetensors")
     numbers = sorted(run.glob("checkpoints/checkpoint-*"))
     facts["checkpoint"] = numbers[0].name
