@@ -5,7 +5,7 @@ import math
 import keras
 from keras import layers, ops
 
-from convnext import Dense, Normal, call_layer, computes_in_float32_on_cpu
+from convnext import ACTIVATIONS, Dense, Normal, call_layer, computes_in_float32_on_cpu
 
 PACKAGE = "convnext_clip_zoo"
 LAYER_NORM_EPSILON = 1e-5
@@ -20,13 +20,12 @@ def quick_gelu(x):
     return x * ops.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": "gelu", "quick_gelu": quick_gelu}  # keras' "gelu" by name is the exact one
-
-
 def resolve_activation(name):
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}.")
-    return ACTIVATIONS[name]
+    """Return what Keras layers take for a transformer's activation; ValueError for a name that is not one."""
+    allowed = [known for known, activation in ACTIVATIONS.items() if activation.transformer]
+    if name not in allowed:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, allowed))}, got {name!r}.")
+    return quick_gelu if name == "quick_gelu" else name  # Keras' "gelu" is the exact one
 
 
 def l2_normalize(x):

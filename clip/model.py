@@ -233,9 +233,11 @@ def create_clip(
 
 
 def resolve_pair(variant):
-    """(name or None, row, activation its spelling asks for or None) of a name or of a `Pair`."""
+    """Return (name or None, row, activation that the name asks for or None) of a pair's name or of a `Pair`."""
     if isinstance(variant, Pair):
         return next((label for label, row in VARIANTS.items() if row == variant), None), variant, None
+    if not isinstance(variant, str):
+        raise ValueError(f"variant must be a name of clip.VARIANTS or a clip.Pair, got a {type(variant).__name__}.")
     label, activation = canonical_name(variant)
     return label, VARIANTS[label], activation
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
     from convnext.resnet import create_resnet
     from convnext.torch_calls import call_layer
-    from convnext.variants import TABLES, ResNetVariant, Variant, closest, flops, parameters
+    from convnext.variants import ACTIVATIONS, TABLES, ResNetVariant, Variant, closest, flops, parameters
 
 _MODULES = {
     "convnext.adamw": ("AdamW",),
@@ -42,11 +42,12 @@ _MODULES = {
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
     "convnext.resnet": ("create_resnet",),
     "convnext.torch_calls": ("call_layer",),
-    "convnext.variants": ("TABLES", "ResNetVariant", "Variant", "closest", "flops", "parameters"),
+    "convnext.variants": ("ACTIVATIONS", "TABLES", "ResNetVariant", "Variant", "closest", "flops", "parameters"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [  # noqa: F822 (resolved in __getattr__)
+    "ACTIVATIONS",
     "FCMAE",
     "GRN",
     "TABLES",

@@ -27,7 +27,7 @@ from convnext.layers import (
     at_least_float32,
     drop_path,
 )
-from convnext.variants import TABLES, Variant, closest
+from convnext.variants import TABLES, ResNetVariant, Variant, closest
 
 Shape = tuple[int | None, int | None, int]
 
@@ -214,11 +214,20 @@ def drop_path_schedule(rate, blocks):
 
 
 def resolve_variant(family, variant):
-    """(row, label) of a variant's name or of a row of the user's own; ValueError names the nearest name."""
+    """Return (row, label) of a variant's name or of a row; ValueError for an unknown name or another family's row."""
     table = TABLES[family]
-    if isinstance(variant, type(next(iter(table.values())))):
+    if isinstance(variant, Variant):
+        is_resnet = isinstance(variant, ResNetVariant)
+        if is_resnet != (family == "resnet"):
+            needed, builder = (
+                ("Variant", "create_resnet") if is_resnet else ("ResNetVariant", "create_convnext_v1 or _v2")
+            )
+            raise ValueError(
+                f"variant is a {type(variant).__name__}; {family} needs a {needed} or one of {', '.join(table)}. "
+                f"Build this row with {builder}."
+            )
         return variant, next((label for label, row in table.items() if row == variant), "custom")
-    if variant not in table:
+    if not isinstance(variant, str) or variant not in table:
         raise ValueError(f"Unknown {family} variant {variant!r}.{closest(str(variant), table)}")
     return table[variant], variant
 

@@ -1,6 +1,6 @@
-"""The published sizes of ConvNeXt V1, ConvNeXt V2 and ResNet: one row a size, and what a row implies.
+"""The published sizes of ConvNeXt V1, ConvNeXt V2 and ResNet, one row per size, and what follows from a row.
 
-Tables are read without Keras: this module imports nothing but the standard library.
+Tables are read without Keras: this module imports only the standard library.
 """
 
 import difflib
@@ -9,14 +9,46 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Activation:
+    """Where an activation may be used.
+
+    Args:
+        backbone: in a ConvNeXt or ResNet row, and on a classifier.
+        transformer: in the transformers of an image–text pair.
+        timm: timm has it under the same name.
+    """
+
+    backbone: bool = True
+    transformer: bool = False
+    timm: bool = True
+
+
+# By Keras' names, but for quick_gelu: x · sigmoid(1.702 x). "gelu" is the exact one.
+ACTIVATIONS = {
+    "gelu": Activation(transformer=True),
+    "quick_gelu": Activation(backbone=False, transformer=True, timm=False),
+    "relu": Activation(),
+    "silu": Activation(),
+    "sigmoid": Activation(),
+    "softmax": Activation(timm=False),
+    "tanh": Activation(),
+    "elu": Activation(),
+    "selu": Activation(),
+    "leaky_relu": Activation(timm=False),  # Keras' slope is 0.2, torch's 0.01
+    "mish": Activation(),
+    "relu6": Activation(),
+}
+
+
+@dataclass(frozen=True)
 class Variant:
-    """One row of the ConvNeXt tables: as many stages as depths.
+    """One row of the ConvNeXt tables; one stage per depth.
 
     Args:
         depths: blocks in each stage.
-        dims: channels C of each stage, one for each depth.
+        dims: channels C of each stage.
         epsilon: added to the variance in every LayerNorm.
-        activation: name of the activation between the two pointwise layers; "gelu" is the exact one.
+        activation: between the two pointwise layers, a name of `ACTIVATIONS`; "gelu" is the exact one.
         patch_size: side of the stem's kernel in pixels.
     """
 
@@ -95,7 +127,7 @@ TABLES = {"convnext": V1, "convnextv2": V2, "resnet": RESNET}
 
 
 def parameters(row: Variant, *, v2: bool = False, num_classes: int | None = 1000, in_channels: int = 3) -> int:
-    """Trainable parameters of the classifier that `row` describes; BatchNorm statistics are not counted.
+    """Return the number of trainable parameters of a row's classifier; BatchNorm statistics are not counted.
 
     Args:
         row: Variant or ResNetVariant.
@@ -130,7 +162,7 @@ def _resnet_parameters(row, _, in_channels):
 
 
 def _resnet_blocks(row):
-    """[(kernels [(size, in, out), …], stride), …] of every block in order."""
+    """Return [(kernels [(size, in, out), …], stride), …] of every block in order."""
     blocks, before = [], row.stem_dim
     for stage, (depth, c) in enumerate(zip(row.depths, row.dims, strict=True)):
         for block in range(depth):
@@ -152,9 +184,9 @@ def flops(
     num_classes: int | None = 1000,
     in_channels: int = 3,
 ) -> int:
-    """Floating-point operations of one forward pass: two for each multiply–add of a convolution or matrix product.
+    """Return the floating-point operations of one forward pass, two per multiply–add of a convolution or product.
 
-    The papers quote multiply–adds ("4.5 G" for tiny), half of this. Norms, activations and GRN are not counted.
+    Papers quote multiply–adds ("4.5 G" for tiny), half of this. Norms, activations and GRN are not counted.
     """
     if isinstance(row, ResNetVariant):
         multiply_adds, features = _resnet_multiply_adds(row, image_size, in_channels)
@@ -191,7 +223,7 @@ def _resnet_multiply_adds(row, image_size, in_channels):
 
 
 def closest(name: str, allowed: Iterable[str]) -> str:
-    """" Did you mean 'tiny'? Allowed: …." for an error message, led by a space."""
+    """Return " Did you mean 'tiny'? Allowed: …." for an error message, with the leading space."""
     guess = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.4)
     did_you_mean = f" Did you mean {guess[0]!r}?" if guess else ""
     return f"{did_you_mean} Allowed: {', '.join(map(str, allowed))}."

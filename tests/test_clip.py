@@ -9,6 +9,7 @@ from helpers import gradients, randomize
 from keras import ops
 
 import clip
+import convnext
 from clip import CLIP, create_clip, create_text_tower, create_vit_tower, tokenize
 from clip.layers import EOT_ID, MAX_LOGIT_SCALE, PositionalEmbedding, quick_gelu
 from clip.variants import Pair, Text, ViT
@@ -222,6 +223,13 @@ def test_unequal_towers_are_refused_with_the_line_that_mends_it():
         create_clip(image_tower=image_tower, text_tower=text_tower)
     mended = keras.Model(image_tower.input, keras.layers.Dense(5, use_bias=False)(image_tower.output))
     create_clip(image_tower=mended, text_tower=text_tower)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("row", [convnext.Variant((1,), (8,)), ViT(32, 1, 8)], ids=["Variant", "ViT"])
+def test_a_row_that_is_no_pair_is_refused(row):
+    with pytest.raises(ValueError, match=f"name of clip.VARIANTS or a clip.Pair, got a {type(row).__name__}"):
+        create_clip(row)
 
 
 def test_options_of_variants_are_refused_with_own_towers():

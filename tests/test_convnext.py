@@ -6,7 +6,15 @@ import pytest
 from helpers import gradients, predict, randomize
 from keras import ops
 
-from convnext import Variant, create_convnext_v1, create_convnext_v2, create_resnet, feature_maps, resolve_stem_stride
+from convnext import (
+    ResNetVariant,
+    Variant,
+    create_convnext_v1,
+    create_convnext_v2,
+    create_resnet,
+    feature_maps,
+    resolve_stem_stride,
+)
 from convnext.variants import V1
 
 pytestmark = pytest.mark.backend
@@ -287,6 +295,16 @@ def test_feature_maps_are_the_stage_outputs(create, rng):
     headless.set_weights(model.get_weights()[: len(headless.weights)])
     x = images(rng, 1, 64, 64, 3)
     np.testing.assert_allclose(predict(headless, x), predict(maps, x)[-1], atol=1e-5)
+
+
+@pytest.mark.once
+def test_a_row_of_another_family_is_refused():
+    row = ResNetVariant((1, 1), (8, 16))
+    for create, family in ((create_convnext_v1, "convnext"), (create_convnext_v2, "convnextv2")):
+        with pytest.raises(ValueError, match=f"ResNetVariant, which create_resnet takes; {family} needs a Variant or"):
+            create(row)
+    with pytest.raises(ValueError, match="Variant, which create_convnext_v1 takes; resnet needs a ResNetVariant or"):
+        create_resnet(SMALL)
 
 
 def test_feature_maps_of_another_model_are_refused():

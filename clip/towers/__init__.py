@@ -19,7 +19,8 @@ What to ask the registry:
     Tower.schema                {field: Field(allows, allowed)}
     Tower.to_dict, .from_dict   config ↔ JSON
     Tower.weights               variables of layer classes that are the tower's own, for saving
-    Tower.onnx                  export rules of such classes
+
+ONNX export goes by layer class: a class of your own needs a rule, `zoo.export.register_emission`.
 
 Importing the files of this package loads no Keras; their builders do. A file of your own may import it.
 """

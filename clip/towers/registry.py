@@ -98,7 +98,6 @@ class Tower:
         schema: {field of the config: `Field`}, for validation of configs read from files.
         weights: {class name of a layer of the tower's own: attribute paths of its variables}, e.g.
             {"Gate": ("gamma", "proj.kernel")}, for saving. Layers of Keras, `convnext` and `clip` are known.
-        onnx: {class name of a layer of the tower's own: rule that exports it}, as in `zoo/export/rules.py`.
     """
 
     kind: str
@@ -109,7 +108,6 @@ class Tower:
     flops: Callable[..., int]
     schema: Mapping[str, Field]
     weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    onnx: Mapping[str, Callable] = field(default_factory=dict)
 
     @property
     def options(self) -> tuple[str, ...]:
