@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -183,6 +184,11 @@ def test_rooms_are_the_folders_of_zoo_in_their_order():
 def test_every_key_of_a_classifier_config_is_documented():
     text = (ROOT / "docs" / "reference" / "training-options.md").read_text(encoding="utf-8")
     assert sorted(key for key in {**KINDS, **ARCHITECTURE} if f"`{key}`" not in text) == []
+
+
+def test_the_citation_names_the_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_readme_is_short():
