@@ -233,21 +233,15 @@ def classifier_cases():
 
 
 GIANTS = ("convnextv2_huge", "convnext_xxlarge")  # of 0.7 and 0.8 billion parameters
-IN_SUITE = ("convnext_atto", "convnextv2_atto", "convnext_tiny", "convnextv2_tiny", "resnet18", "resnet50")
+IN_SUITE = ("convnext_atto", "convnextv2_atto", "resnet18")
 
 
 def whole_cases():
-    """The rows that the suite has whole, and one whose epsilon shows."""
+    """The rows that the suite has whole, and one with another epsilon."""
     for name in IN_SUITE:
-        yield whole_case(name, SIZES if name[-4:] in ("atto", "et18") else SIZES[:2])
+        yield whole_case(name)
     create, label = lambda: timm_convnext(WIDER_EPSILON), "convnext_epsilon_1e-5"
     yield Case("timm", "convnext", create, run_classifier, CONVNEXT, WIDER_EPSILON, ((96, 64),), label)
-    for family in ("convnext", "convnextv2"):
-        create = lambda family=family: transformers_convnext(family, TABLES[family]["tiny"])  # noqa: E731
-        yield Case("transformers", f"{family}_tiny", create, run_classifier, CONVNEXT, sizes=SIZES[:2])
-    for label in ("18", "50"):
-        create = lambda label=label: transformers_resnet(TABLES["resnet"][label])  # noqa: E731
-        yield Case("transformers", f"resnet{label}", create, run_classifier, LOGITS, sizes=SIZES[:2])
 
 
 def small_case(source, family, label, row, create, arguments=None, state=None):
@@ -291,9 +285,19 @@ def fcmae_cases():
 
 
 def full_cases():
-    """timm's of every row but the giants, at full size."""
+    """timm's of every row but the giants, those of the suite at further sizes; some of transformers' rows."""
     names = [full_name(family, label) for family, table in TABLES.items() for label in table]
-    return [whole_case(name, full=True) for name in names if name not in (*IN_SUITE, *GIANTS)]
+    for name in names:
+        if name in IN_SUITE:
+            yield dataclasses.replace(whole_case(name, SIZES[1:], full=True), label=f"{name}-sizes")
+        elif name not in GIANTS:
+            yield whole_case(name, full=True)
+    for family in ("convnext", "convnextv2"):
+        create = lambda family=family: transformers_convnext(family, TABLES[family]["tiny"])  # noqa: E731
+        yield Case("transformers", f"{family}_tiny", create, run_classifier, CONVNEXT, sizes=SIZES[:2], full=True)
+    for label in ("18", "50"):
+        create = lambda label=label: transformers_resnet(TABLES["resnet"][label])  # noqa: E731
+        yield Case("transformers", f"resnet{label}", create, run_classifier, LOGITS, sizes=SIZES[:2], full=True)
 
 
 def giant_cases():
