@@ -10,12 +10,12 @@ from data_writers import write_shards
 from PIL import Image
 
 from clip import CLASS_NAMES, Tokenizer, tokenize
-from zoo.data import from_arrays
+from zoo.data import from_arrays, open_dataset
 from zoo.data.datasets import Labelled, load_labelled, read_names
 from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation import linear_probe, retrieval, zero_shot
 from zoo.evaluation.classifier import Classifier, average, create_classifier
-from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval, read_pairs
+from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.inference.encoder import Encoder
 
@@ -290,7 +290,7 @@ def pairs_csv(tmp_path):
 
 
 def test_retrieval_counts_each_image_once_and_any_of_its_captions(encoder, pairs_csv):
-    result, pairs = evaluate_retrieval(encoder, read_pairs(pairs_csv))
+    result, pairs = evaluate_retrieval(encoder, open_dataset(pairs_csv, needs="captions"))
     assert (result.images, result.texts, list(result.bad)) == (3, 4, ["d.png"])
     assert pairs.owners.tolist() == [0, 0, 1, 2]
     # "dark" is no picture: all three tie at cosine 0, and the right one is last.
@@ -304,7 +304,7 @@ def test_retrieval_from_a_captioned_folder(encoder, tmp_path):
     for i, label in enumerate((1, 3)):
         Image.fromarray(paint(label)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(COLOURS[label])
-    pairs, bad = encode_pairs(encoder, read_pairs(tmp_path))
+    pairs, bad = encode_pairs(encoder, open_dataset(tmp_path, needs="captions"))
     assert pairs.captions == ["dark", "light"] and not bad
     np.testing.assert_allclose(pairs.images, pairs.texts)
 
@@ -334,14 +334,14 @@ def test_data_without_a_usable_pair_is_refused(part, message, encoder, tmp_path)
     (tmp_path / "a.txt").write_text("dark")
     (tmp_path / part).write_bytes(b"x" * (part == "a.png"))
     with pytest.raises(ValueError, match=f"none of the 1 .* the first, 'a.png.*: .*{message}"):
-        evaluate_retrieval(encoder, read_pairs(tmp_path))
+        evaluate_retrieval(encoder, open_dataset(tmp_path, needs="captions"))
 
 
 def test_labelled_folders_are_refused_as_pairs(tmp_path):
     (tmp_path / "cat").mkdir()
     Image.fromarray(paint(1)).save(tmp_path / "cat" / "a.png")
     with pytest.raises(ValueError, match="has no captions"):
-        read_pairs(tmp_path)
+        open_dataset(tmp_path, needs="captions")
 
 
 # Linear probe.

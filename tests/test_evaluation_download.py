@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_evaluation_published import idx, python2_batch, rows_of, write_archive
 
-from zoo.data import datasets
+from zoo.data import benchmarks
 from zoo.data.datasets import load_labelled
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
@@ -40,9 +40,9 @@ def put(cache, monkeypatch, name, files):
     kind = {64: hashlib.sha256, 32: hashlib.md5}
     table = {
         file: (origin, kind[len(digest)](files[file]).hexdigest())
-        for file, (origin, digest) in datasets.ORIGINS[name].items()
+        for file, (origin, digest) in benchmarks.ORIGINS[name].items()
     }
-    monkeypatch.setitem(datasets.ORIGINS, name, table)
+    monkeypatch.setitem(benchmarks.ORIGINS, name, table)
 
 
 def cifar_archive(rng, tmp_path, member, key):

@@ -112,7 +112,7 @@ def test_an_unreadable_source_leaves_no_files(make, album, saved, tmp_path):
         assert not (tmp_path / out).exists()
     out = str(tmp_path / "i")
     image_search.build_index(str(album), model=str(saved), output=out)
-    with pytest.raises(ValueError):
+    with pytest.raises((ValueError, FileNotFoundError)):
         image_search.index_add(out, wrong)
     info = image_search.index_add(out)
     assert list(info["sources"]) == [""] and "left/0.png" in Index.open(out).ids

@@ -45,7 +45,7 @@ ORDER = {
         "data.preprocess",
         *("data.paths", "data.tar", "data.records", "data.tables", "data.folders", "data.shards"),
         *("data.rand_augment", "data.augment", "data.mix", "data.bad_samples", "data.batches"),
-        *("data.digits", "data.benchmarks", "data.datasets", "data"),
+        *("data.digits", "data.benchmarks", "data.sources", "data.datasets", "data"),
         *("weights.published", "weights.download", "weights"),
         *(
             "models.names",

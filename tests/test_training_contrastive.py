@@ -340,5 +340,5 @@ def test_bad_arguments_are_refused_before_training(table, tmp_path, options, mes
 
 def test_data_that_is_not_there_is_said_to_be(table, tmp_path):
     for missing in ("nowhere.csv", "nowhere"):
-        with pytest.raises(FileNotFoundError, match=f"'{missing}' is not there"):
+        with pytest.raises(FileNotFoundError, match=f"'{missing}' does not exist"):
             zoo.train(ROW, missing, output=tmp_path, **BASE)

@@ -14,7 +14,7 @@ from training_case import assert_goes_on, no_curves, rows, weights  # noqa: F401
 import convnext
 import zoo
 from zoo import cli
-from zoo.data import from_arrays
+from zoo.data import from_arrays, open_dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.training import pretrain as pretraining
 from zoo.training.classify import create_classifier, train_classifier
@@ -75,7 +75,7 @@ def test_validation_measures_the_loss_on_other_pictures_under_the_same_masks(fol
 @once
 def test_the_examined_loss_is_the_error_of_hidden_patches_whatever_the_batch(folders):
     model = convnext.create_fcmae(ROW, (16, 16, 3), stem_stride=2, decoder_dim=8)
-    data, spec = pretraining.read_images(folders), pretraining.preprocessing(model)
+    data, spec = open_dataset(folders, needs="images"), pretraining.preprocessing(model)
     examined = []
     for size in (24, 8, 5):  # the last batch of the last one is filled up
         with held_out_batches(data, spec, batch_size=size, seed=3) as batches:

@@ -1,7 +1,8 @@
 """Data for training and evaluation: records, from wherever they lie, and stateless batches of them. NumPy and PIL only.
 
-`read_csv`, `read_folder`, `read_shards`, `read_parquet` and `from_arrays` give a `Dataset` of N records; `Batches`
-gives its batches, each a function of (seed, epoch, step). What is read may be dirty or hostile: a record that cannot be
+`open_dataset` makes a `Dataset` of N records from a path or a benchmark's name, by `read_csv`, `read_folder`,
+`read_shards` or `read_parquet`; `from_arrays` from arrays. `Batches` gives its batches, each a function of (seed,
+epoch, step). What is read may be dirty or hostile: a record that cannot be
 used is skipped, counted, named and replaced, and no file outside the data root is opened.
 """
 
@@ -13,6 +14,7 @@ from zoo.data.mix import Mix, one_hot
 from zoo.data.rand_augment import RandAugment
 from zoo.data.records import BadSample, Dataset, Record, from_arrays, open_record
 from zoo.data.shards import read_shards
+from zoo.data.sources import open_dataset
 from zoo.data.tables import read_csv, read_parquet
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "TooManyBadSamples",
     "from_arrays",
     "one_hot",
+    "open_dataset",
     "open_record",
     "read_csv",
     "read_folder",

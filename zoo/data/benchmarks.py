@@ -11,13 +11,12 @@ import io
 import math
 import pickle
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-
-from zoo.weights import read_checkpoint
 
 MAX_BYTES = 512 << 20  # of one member, unpacked: CIFAR's largest has 154 MB, MNIST's 47 MB
 CIFAR_SIDE = 32
@@ -37,8 +36,56 @@ LAYOUTS = {  # of a folder, as published, as torchvision and Keras unpack it: wh
     "fashion_mnist": (("fashion_mnist.npz", "FashionMNIST/raw", "FashionMNIST", "raw"), IDX_FILES),
 }
 IDX_UBYTE = 0x08
+GOOGLE = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
+TORONTO = "https://www.cs.toronto.edu/~kriz/"
+ORIGINS = {  # file: (from where, SHA-256 or MD5), as in Keras 3.15 and torchvision 0.26
+    "cifar10": {
+        "cifar-10-python.tar.gz": (TORONTO, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+    },
+    "cifar100": {
+        "cifar-100-python.tar.gz": (TORONTO, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
+    },
+    "mnist": {"mnist.npz": (GOOGLE, "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1")},
+    "fashion_mnist": {
+        "t10k-images-idx3-ubyte.gz": (GOOGLE, "bef4ecab320f06d8554ea6380940ec79"),
+        "t10k-labels-idx1-ubyte.gz": (GOOGLE, "bb300cfdad3c16e7a12a480ee83cd310"),
+        "train-images-idx3-ubyte.gz": (GOOGLE, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        "train-labels-idx1-ubyte.gz": (GOOGLE, "25c81989df183df01b3e8a0aad5dffbe"),
+    },
+}
 
 Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def read_benchmark(name: str, path: str | Path | None = None, split: str = "test") -> Arrays:
+    """Return the images of a benchmark, uint8 (N, H, W) or (N, H, W, 3), and its labels, int32 (N,).
+
+    Args:
+        name: a key of ORIGINS.
+        path: the original files; see `read_cifar` and `read_mnist`. Unless given, Keras' cache, downloaded if needed.
+        split: "test" or "train".
+
+    Raises:
+        ValueError: no such files, damaged files, or a failed download.
+    """
+    path = path or _cached(name)
+    return read_cifar(path, name, split) if name.startswith("cifar") else read_mnist(path, split, name)
+
+
+def _cached(name: str) -> Path:
+    """Keras' copy of the files, downloaded and verified if it is not there."""
+    import keras
+
+    path = None
+    for file, (origin, digest) in ORIGINS[name].items():
+        try:
+            path = keras.utils.get_file(file, origin + file, file_hash=digest, cache_subdir=f"datasets/{name}")
+        except Exception as error:  # urllib's, the socket's and Keras' own have no base in common
+            raise ValueError(
+                f"{name} is not here, and the network did not give it ({' '.join(str(error).split())}). "
+                f"Get {', '.join(ORIGINS[name])} from {origin} and name the path: --data PATH."
+            ) from error
+    return Path(path) if len(ORIGINS[name]) == 1 else Path(path).parent
 
 
 def find_files(folder: Path, name: str) -> Path | None:
@@ -120,13 +167,33 @@ def _checked(images: np.ndarray, labels, path: Path) -> Arrays:
 
 
 def _from_npz(path: Path, split: str) -> Arrays:
-    arrays = read_checkpoint(path).tensors
-    if not {f"x_{split}", f"y_{split}"} <= set(arrays):
-        raise ValueError(f"{path} has no x_{split} and y_{split}; it has {sorted(arrays)[:8]}")
-    images = arrays[f"x_{split}"]
+    keys = (f"x_{split}", f"y_{split}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if not set(keys) <= set(names):
+                raise ValueError(f"{path} has no {keys[0]} and {keys[1]}; it has {sorted(names)[:8]}")
+            images, labels = (_read_npy(archive, key, path) for key in keys)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is a damaged zip file: {error}") from error
     if images.size and not (images.min() >= 0 and images.max() <= 255 and (images == np.rint(images)).all()):
-        raise ValueError(f"x_{split} in {path} is not made of whole numbers from 0 to 255")
-    return _checked(images.astype(np.uint8), arrays[f"y_{split}"].ravel(), path)
+        raise ValueError(f"{keys[0]} in {path} is not made of whole numbers from 0 to 255")
+    return _checked(images.astype(np.uint8), labels.ravel(), path)
+
+
+def _read_npy(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
+    """The array of one member: numbers that its own bytes hold, whatever its header declares."""
+    with archive.open(f"{key}.npy") as member:
+        file = io.BytesIO(_read_all(member, f"{path}: {key}"))
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        shape, fortran, dtype = headers[np.lib.format.read_magic(file)](file)
+        if dtype.kind not in "biuf":
+            raise ValueError(f"it holds {dtype}, not numbers")
+        array = np.frombuffer(file.getbuffer(), dtype, math.prod(shape), file.tell())
+        return array.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, KeyError, OverflowError) as error:
+        raise ValueError(f"{key} in {path} is not a sound array: {error}") from error
 
 
 def _member(path: Path, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Data sets to evaluate on, by name: pictures with labels, class names, and the templates that go with them."""
+"""Data sets to classify: records with labels, class names and the prompt templates that go with them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip import CLASS_NAMES, TEMPLATES
-from zoo.data import Dataset, from_arrays, read_folder, read_shards
-from zoo.data.benchmarks import read_cifar, read_mnist
-from zoo.data.digits import load_split
+from zoo.data.benchmarks import ORIGINS
+from zoo.data.folders import read_folder
+from zoo.data.records import Dataset
+from zoo.data.shards import read_shards
+from zoo.data.sources import open_benchmark
 
 DEFAULT_TEMPLATES = {  # of CLASS_NAMES' data sets
     "digits": "digits",
@@ -16,23 +18,6 @@ DEFAULT_TEMPLATES = {  # of CLASS_NAMES' data sets
     "fashion_mnist": "simple",
     "cifar10": "cifar",
     "cifar100": "cifar",
-}
-GOOGLE = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-TORONTO = "https://www.cs.toronto.edu/~kriz/"
-ORIGINS = {  # file: (from where, SHA-256 or MD5), as in Keras 3.15 and torchvision 0.26
-    "cifar10": {
-        "cifar-10-python.tar.gz": (TORONTO, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
-    },
-    "cifar100": {
-        "cifar-100-python.tar.gz": (TORONTO, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
-    },
-    "mnist": {"mnist.npz": (GOOGLE, "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1")},
-    "fashion_mnist": {
-        "t10k-images-idx3-ubyte.gz": (GOOGLE, "bef4ecab320f06d8554ea6380940ec79"),
-        "t10k-labels-idx1-ubyte.gz": (GOOGLE, "bb300cfdad3c16e7a12a480ee83cd310"),
-        "train-images-idx3-ubyte.gz": (GOOGLE, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-        "train-labels-idx1-ubyte.gz": (GOOGLE, "25c81989df183df01b3e8a0aad5dffbe"),
-    },
 }
 NAMES = (*DEFAULT_TEMPLATES, "folder:DIR", "shards:GLOB")
 
@@ -106,12 +91,7 @@ def _records(name: str, data, names, split: str) -> tuple[Dataset, Sequence[str]
         return records, records.class_names
     if kind == "shards":
         return read_shards(where, class_names=names), None
-    if name == "digits":
-        part = load_split()[split == "test"]
-        return from_arrays(part.pictures, labels=part.labels), CLASS_NAMES[name]
-    data = data or _cached(name)
-    images, labels = read_cifar(data, name, split) if name.startswith("cifar") else read_mnist(data, split, name)
-    return from_arrays(images, labels=labels), CLASS_NAMES[name]
+    return open_benchmark(name, data, split), CLASS_NAMES[name]
 
 
 def _class_folders(where: str, names: Sequence[str] | None) -> Dataset:
@@ -129,22 +109,6 @@ def _class_folders(where: str, names: Sequence[str] | None) -> Dataset:
     if len(names) != len(folders):
         raise ValueError(f"{len(names)} class names for {len(folders)} class folders in {where!r}; as many are needed")
     return records
-
-
-def _cached(name: str) -> Path:
-    """Keras' copy of the files, downloaded and verified if it is not there."""
-    import keras
-
-    path = None
-    for file, (origin, digest) in ORIGINS[name].items():
-        try:
-            path = keras.utils.get_file(file, origin + file, file_hash=digest, cache_subdir=f"datasets/{name}")
-        except Exception as error:  # urllib's, the socket's and Keras' own have no base in common
-            raise ValueError(
-                f"{name} is not here, and the network did not give it ({' '.join(str(error).split())}). "
-                f"Get {', '.join(ORIGINS[name])} from {origin} and name the path: --data PATH."
-            ) from error
-    return Path(path) if len(ORIGINS[name]) == 1 else Path(path).parent
 
 
 def find_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:

@@ -39,12 +39,34 @@ def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -
     return _classes(root, images, class_names)
 
 
+def read_images(path: str | Path) -> Dataset:
+    """Return the image files in a folder, at any depth and in sorted order, without captions or labels.
+
+    Raises:
+        ValueError: not a folder, or no images.
+    """
+    root = os.path.realpath(path)
+    images = image_names(root)
+    return Dataset(
+        images,
+        lambda i: Record(read_file(inside(root, images[i])), images[i]),
+        digest(images),
+        metadata=lambda i: _folder_of(images[i]),
+    )
+
+
 def image_names(root: str | Path) -> list[str]:
-    """The image files in a folder and the folders below it, seen from it, in sorted order; ValueError for none."""
+    """Return the relative paths of the image files below a folder, in sorted order; ValueError if there are none."""
+    if not os.path.isdir(root):
+        raise ValueError(f"{str(root)!r} is not a folder")
     names = [name for name in _walk(str(root)) if name.lower().endswith(IMAGE_EXTENSIONS)]
     if not names:
         raise ValueError(f"{str(root)!r} holds no images; allowed are {IMAGE_EXTENSIONS}")
     return names
+
+
+def _folder_of(image: str) -> dict[str, str]:
+    return {"folder": image.rpartition("/")[0]}
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -68,7 +90,7 @@ def _captioned(root: str, images: list[str]) -> Dataset:
             raise BadSample("no caption beside it") from None
         return Record(read_file(inside(root, images[i])), images[i], read_caption(text))
 
-    return Dataset(images, read, digest(images), captions=True)
+    return Dataset(images, read, digest(images), captions=True, metadata=lambda i: _folder_of(images[i]))
 
 
 def read_caption(data: bytes) -> str:
@@ -96,4 +118,11 @@ def _classes(root: str, images: list[str], class_names: Sequence[str] | None) ->
             raise BadSample(f"its folder is not among the {len(number_of)} known classes")
         return Record(read_file(inside(root, images[i])), images[i], label=int(labels[i]))
 
-    return Dataset(images, read, digest([*class_names, *images]), labels=labels, class_names=tuple(class_names))
+    return Dataset(
+        images,
+        read,
+        digest([*class_names, *images]),
+        labels=labels,
+        class_names=tuple(class_names),
+        metadata=lambda i: _folder_of(images[i]),
+    )

@@ -36,17 +36,22 @@ class Record:
     label: int | None = None
 
 
+def no_metadata(_: int) -> dict[str, str]:
+    return {}
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """N records, read one by one.
+    """N records, read one at a time.
 
     Args:
-        names: of the records, N of them.
-        read: i → Record; ValueError or OSError says what is wrong with record i alone.
-        fingerprint: hexadecimal digest that changes when the rows, their order, names or texts do.
+        names: N names.
+        read: i → Record. A ValueError or OSError concerns record i alone.
+        fingerprint: hexadecimal digest of the rows, their order, names and texts.
         captions: whether the records have captions.
-        labels: int32 (N,), -1 for a row whose label is not known, or None for a data set without labels.
-        class_names: K names, or None where labels are numbers only or missing.
+        labels: int32 (N,), -1 for an unknown label; None without labels.
+        class_names: K names, or None where the labels are plain numbers or missing.
+        metadata: i → {key: text} that the source holds about record i: the other columns of a table, the folder.
     """
 
     names: Sequence[str]
@@ -55,6 +60,7 @@ class Dataset:
     captions: bool = False
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
+    metadata: Callable[[int], dict[str, str]] = no_metadata
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,7 +95,17 @@ class Dataset:
             read=lambda i: self.read(int(places[i])),
             fingerprint=digest([self.fingerprint, places.tobytes()]),
             labels=None if self.labels is None else self.labels[places],
+            metadata=lambda i: self.metadata(int(places[i])),
         )
+
+    def unique(self) -> "Dataset":
+        """The first record of each name, in order."""
+        firsts = {name: i for i, name in reversed(list(enumerate(self.names)))}
+        return self if len(firsts) == len(self) else self.subset(sorted(firsts.values()))
+
+    def without_labels(self) -> "Dataset":
+        """The same records; their labels are ignored."""
+        return replace(self, labels=None, class_names=None)
 
 
 def from_arrays(

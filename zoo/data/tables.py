@@ -25,15 +25,22 @@ class _Rows:
     images: list[str | bytes | None] = field(default_factory=list)
     captions: list[str | None] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
+    others: list[list[str]] = field(default_factory=list)  # the fields of `other_keys`
+    other_keys: list[str] = field(default_factory=list)
     wrong: dict[int, str] = field(default_factory=dict)
 
-    def add(self, name: str, image=None, caption=None, label=None, wrong: str | None = None) -> None:
+    def add(self, name: str, image=None, caption=None, label=None, others=(), wrong: str | None = None) -> None:
         if wrong is not None:
             self.wrong[len(self.names)] = wrong
         self.names.append(name)
         self.images.append(image)
         self.captions.append(caption)
         self.labels.append(label)
+        if self.other_keys:
+            self.others.append(others)
+
+    def metadata(self, i: int) -> dict[str, str]:
+        return dict(zip(self.other_keys, self.others[i], strict=False)) if self.other_keys else {}
 
 
 def read_csv(
@@ -45,6 +52,7 @@ def read_csv(
     separator: str | None = None,
     data_root: str | Path | None = None,
     class_names: Sequence[str] | None = None,
+    metadata: bool = False,
 ) -> Dataset:
     """A data set of the images that a CSV or TSV file with a header line names.
 
@@ -57,6 +65,7 @@ def read_csv(
         separator: one character; unless given, the one of SEPARATORS under which the header has the keys.
         data_root: folder that no path may leave; the table's own unless given.
         class_names: what the names in `label_key` are to be numbered by, as `class_names` of the training data.
+        metadata: keep all columns but `image_key` as `Dataset.metadata`.
 
     Raises:
         ValueError: no such column, or no rows.
@@ -69,6 +78,10 @@ def read_csv(
         separator = separator or _detect_separator(header_line, wanted)
         header = next(csv.reader([header_line], delimiter=separator), [])
         columns = {key: _column(key, header, path) for key in wanted}
+        others: dict[str, int] = {}
+        if metadata:
+            others = {key: i for i, key in enumerate(header) if key not in (image_key, "")}
+            rows.other_keys = [_printable(key) for key in others]
         for where, fields in _lines(file, separator):
             problem = fields if isinstance(fields, str) else _row_problem(fields, header, columns)
             if problem:
@@ -77,7 +90,7 @@ def read_csv(
             image, caption, label = (
                 fields[columns[key]] if key else None for key in (image_key, caption_key, label_key)
             )
-            rows.add(image, image, caption, label)
+            rows.add(image, image, caption, label, [_printable(fields[i]) for i in others.values()])
     root = os.path.realpath(path.parent if data_root is None else data_root)
     return _dataset(rows, root, caption_key, label_key, class_names, str(path))
 
@@ -109,6 +122,11 @@ def _lines(file, separator: str) -> Iterator[tuple[int, list[str] | str]]:
             yield reader.line_num + 1, fields
 
 
+def _printable(text: str) -> str:
+    """The text with U+FFFD for bytes that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _row_problem(fields: list[str], header: list[str], columns: dict[str, int]) -> str | None:
     if len(fields) != len(header):
         return f"{len(fields)} fields under a header of {len(header)}"
@@ -130,6 +148,7 @@ def read_parquet(
     label_key: str | None = None,
     data_root: str | Path | None = None,
     class_names: Sequence[str] | None = None,
+    metadata: bool = False,
     max_bytes: int = MAX_PARQUET_BYTES,
 ) -> Dataset:
     """A data set of the rows of a parquet file; needs pyarrow.
@@ -138,6 +157,7 @@ def read_parquet(
         image_key: column of bytes of image files, of paths, or of {"bytes", "path"} as Hugging Face data sets have.
         max_bytes: of the columns read, unpacked: they are held in memory.
         caption_key, label_key, data_root, class_names: as in `read_csv`.
+        metadata: keep the other columns of numbers and texts as `Dataset.metadata`.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -153,12 +173,23 @@ def read_parquet(
     with parquet.ParquetFile(path) as file:
         for key in wanted:
             _column(key, file.schema_arrow.names, path)
-        _check_size(file.metadata, wanted, path, max_bytes)
-        for piece in file.iter_batches(columns=wanted):
+        if metadata:
+            rows.other_keys = _scalar_columns(file.schema_arrow, image_key)
+        needed = list(dict.fromkeys([*wanted, *rows.other_keys]))
+        _check_size(file.metadata, needed, path, max_bytes)
+        for piece in file.iter_batches(columns=needed):
             for row in piece.to_pylist():
                 _add_row(rows, path, row, image_key, caption_key, label_key)
     root = os.path.realpath(path.parent if data_root is None else data_root)
     return _dataset(rows, root, caption_key, label_key, class_names, str(path))
+
+
+def _scalar_columns(schema, image_key: str) -> list[str]:
+    """The columns of numbers, truth values and texts, without the images."""
+    import pyarrow.types as types
+
+    kinds = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
+    return [f.name for f in schema if f.name != image_key and any(kind(f.type) for kind in kinds)]
 
 
 def _check_size(metadata, wanted: Sequence[str], path, max_bytes: int) -> None:
@@ -182,7 +213,8 @@ def _add_row(rows: _Rows, path: Path, row: dict, image_key, caption_key, label_k
     if not isinstance(image, (str, bytes)):
         return rows.add(name, wrong=f"{image_key} is {type(image).__name__}; allowed are bytes and a path")
     caption, label = (None if key is None else str(row[key]) for key in (caption_key, label_key))
-    return rows.add(image if isinstance(image, str) else name, image, caption, label)
+    others = ["" if row[key] is None else str(row[key]) for key in rows.other_keys]
+    return rows.add(image if isinstance(image, str) else name, image, caption, label, others)
 
 
 def _dataset(rows: _Rows, root: str, caption_key, label_key, class_names, source: str) -> Dataset:
@@ -200,7 +232,7 @@ def _dataset(rows: _Rows, root: str, caption_key, label_key, class_names, source
         return Record(data, rows.names[i], rows.captions[i], None if labels is None else int(labels[i]))
 
     texts = (value or b"" for column in (rows.images, rows.captions, rows.labels) for value in column)
-    return Dataset(rows.names, read, digest(texts), caption_key is not None, labels, class_names)
+    return Dataset(rows.names, read, digest(texts), caption_key is not None, labels, class_names, rows.metadata)
 
 
 def number_labels(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.datasets import ORIGINS, Labelled, load_labelled
+from zoo.data.benchmarks import ORIGINS
+from zoo.data.datasets import Labelled, load_labelled
 from zoo.data.shards import find_shards
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.results import embed_readable, told, write_result

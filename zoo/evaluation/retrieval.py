@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clip import tokenize
-from zoo.data import BadSample, Dataset, open_record, read_csv, read_folder, read_shards
+from zoo.data import BadSample, Dataset, open_dataset, open_record
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks
 from zoo.evaluation.results import embed_readable, none_left, told, write_result
 from zoo.inference.encoder import Encoder, load_encoder
@@ -59,21 +59,6 @@ class Pairs:
     captions: list[str]
     owners: np.ndarray
     cut: int
-
-
-def read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: str = "caption") -> Dataset:
-    """Captioned records of a CSV or TSV file, a folder of images with .txt beside them, or tar shards.
-
-    Raises:
-        ValueError: no captions in it.
-    """
-    if Path(path).suffix.lower() in (".csv", ".tsv"):
-        records = read_csv(path, image_key, caption_key)
-    else:
-        records = read_folder(path) if Path(path).is_dir() else read_shards(path)
-    if not records.captions:
-        raise ValueError(f"{str(path)!r} has no captions; a .txt beside each image, or a column of them, is needed")
-    return records
 
 
 def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) -> tuple[Pairs, dict]:
@@ -140,7 +125,7 @@ def run(
     output: str | None = None,
 ) -> RetrievalResult:
     """The command `zoo eval retrieval`; with `output` it leaves retrieval.json and retrieval.png in a folder."""
-    records = read_pairs(data, image_key=image_key, caption_key=caption_key)
+    records = open_dataset(data, needs="captions", image_key=image_key, caption_key=caption_key)
     encoder = load_encoder(model, batch_size=batch_size)
     result, pairs = evaluate_retrieval(encoder, records, name=str(data), progress=True)
     if output is not None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clip import CLASS_NAMES, TEMPLATES
-from zoo.data import Dataset, Record
-from zoo.data.image_source import read_source
+from zoo.data import Dataset, Record, open_dataset
 from zoo.evaluation.results import embed_readable
 from zoo.experiments.plots import Guess, plot_guesses
 from zoo.experiments.setting import Outcome, Setting, has_classes, shown_picture
@@ -96,7 +95,7 @@ def sorted_pictures(setting: Setting) -> Group:
 
 def loose_pictures(setting: Setting) -> Group:
     """The user's pictures, of which nothing is known."""
-    records = read_source(setting.images)
+    records = open_dataset(setting.images, needs="images")
     names = tuple(setting.class_names or EVERYDAY_NAMES)
     return Group("pictures of yours", records, [None] * len(records), names, TEMPLATES["simple"])
 

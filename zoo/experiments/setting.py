@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import open_record
-from zoo.data.benchmarks import find_files
-from zoo.data.datasets import ORIGINS, Labelled, load_labelled
+from zoo.data.benchmarks import ORIGINS, find_files
+from zoo.data.datasets import Labelled, load_labelled
 from zoo.data.records import Record
 from zoo.evaluation.results import embed_readable
 from zoo.inference.pipeline import ClipPipeline

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import Dataset, open_record
-from zoo.data.image_source import read_metadata, read_source
+from zoo.data import Dataset, open_dataset, open_record
 from zoo.embeddings import Index, TextCache, default_cache_path
 from zoo.inference.pipeline import ClipPipeline
 from zoo.search.embed import embed_portions
@@ -54,7 +53,7 @@ def build_index(
     Raises:
         ValueError: nothing to read at the source, in which case nothing is written, or an index of another dtype.
     """
-    pictures = Pictures.of(source)
+    records = open_images(source)
     pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     path = Path(output)
     if (path / "manifest.json").is_file():
@@ -66,7 +65,7 @@ def build_index(
         facts = {"weights": weights, "runtime": runtime, "precision": precision, "sources": {}, "left_out": {}}
         empty = np.empty((0, pipeline.encoder.dim), np.float32)
         index = Index.build(empty, path, dtype=dtype or "float32", model=pipeline.fingerprint, facts=facts)
-    _go_on(index, pipeline, pictures)
+    _go_on(index, pipeline, source, records)
     return index.info()
 
 
@@ -79,7 +78,7 @@ def index_add(index: str, source: str | None = None, *, model: str | None = None
     opened = Index.open(index)
     pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
     for place in [source] if source else list(opened.info().get("sources", {}).values()):
-        _go_on(opened, pipeline, Pictures.of(place))
+        _go_on(opened, pipeline, place, open_images(place))
     return opened.info()
 
 
@@ -108,22 +107,15 @@ def open_pipeline(index: Index, model: str | None = None, **options) -> ClipPipe
     return pipeline
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """A source that was read: its place, its records, and what it says of each by name."""
-
-    place: str
-    records: Dataset
-    about: Callable[[str], dict[str, str]]
-
-    @classmethod
-    def of(cls, source: str | Path) -> "Pictures":
-        return cls(str(Path(source).resolve()), read_source(source), read_metadata(source))
+def open_images(source: str | Path) -> Dataset:
+    """Return the images of a folder, table or tar shards, each name once, with their metadata."""
+    return open_dataset(source, needs="images", metadata=True).unique()
 
 
-def _go_on(index: Index, pipeline: ClipPipeline, pictures: Pictures) -> None:
+def _go_on(index: Index, pipeline: ClipPipeline, source: str | Path, records: Dataset) -> None:
     """Indexes what is not there yet. A portion of images and what is left out of it are committed together."""
-    prefix, records = _prefix(index, pictures.place), pictures.records
+    prefix = _prefix(index, str(Path(source).resolve()))
+    row_of = {name: i for i, name in enumerate(records.names)}
     seen = {index.metadata(identity).get("sha256"): identity for identity in index.ids}
     known = {*index.ids, *_twins(index)}
     todo = [i for i, name in enumerate(records.names) if prefix + name not in known]
@@ -139,7 +131,7 @@ def _go_on(index: Index, pipeline: ClipPipeline, pictures: Pictures) -> None:
             else:
                 left_out[prefix + name] = TWIN + twin
         ids = [prefix + names[i] for i in fresh]
-        metadata = [{**pictures.about(names[i]), "sha256": digests[i]} for i in fresh]
+        metadata = [{**records.metadata(row_of[names[i]]), "sha256": digests[i]} for i in fresh]
         vectors = vectors[fresh] if fresh else np.empty((0, index.dim), np.float32)
         index.add(vectors, ids=ids, metadata=metadata, facts={"left_out": left_out})
 
@@ -262,7 +254,7 @@ def _places(sources: dict[str, str]) -> dict[str, tuple[Dataset, int]]:
     places = {}
     for prefix, place in sources.items():
         try:
-            records = read_source(place)
+            records = open_images(place)
         except (OSError, ValueError):  # its pictures are named where they are missed
             continue
         places |= {prefix + name: (records, i) for i, name in enumerate(records.names)}
@@ -295,7 +287,7 @@ def embed_images(
     """
     from zoo.weights import write_safetensors
 
-    records = read_source(source)
+    records = open_images(source)
     pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

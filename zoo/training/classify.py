@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo.data import Augment, Batches, Mix, RandAugment, one_hot
+from zoo.data import Augment, Batches, Mix, RandAugment, one_hot, open_dataset
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.evaluation.metrics import top_k_accuracy
 from zoo.models import registry
@@ -27,8 +27,11 @@ from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
+<<<<<<< HEAD
 from zoo.training.sources import read_data
 from zoo.utils.arrays import pad_rows
+=======
+>>>>>>> 5698c6d (data: open_dataset is the one way from a path or a name to records)
 from zoo.utils.files import atomic_write
 from zoo.weights import classes, detect_format, load_checkpoint, native, read_checkpoint
 from zoo.weights.native import Description
@@ -60,11 +63,8 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     rates = {name: getattr(config, name) for name in ("learning_rate", "weight_decay", "clip_norm", "focal_gamma")}
     check_rates(**rates)
     pace = Pace(config.epochs, config.save_every, config.log_every, config.validate_every, config.max_skipped)
-    data = {"image_key": config.image_key, "caption_key": None, "label_key": config.label_key}
-    data |= {"data_root": config.data_root}
-    dataset = read_data(config.train_data, **data)
-    if dataset.labels is None:
-        raise ValueError(f"{config.train_data!r} has no labels, which classification learns from")
+    data = {"image_key": config.image_key, "label_key": config.label_key, "data_root": config.data_root}
+    dataset = open_dataset(config.train_data, needs="labels", **data)
     known = len(dataset.class_names) if dataset.class_names else int(dataset.labels.max()) + 1
     count = config.num_labels or known
     if dataset.labels.max() >= count:
@@ -230,9 +230,7 @@ def _validation(model, config, dataset, spec, data):
         if config.early_stopping is not None:
             raise ValueError("early_stopping needs validation_data")
         return None
-    held_out = read_data(config.validation_data, **data, class_names=dataset.class_names)
-    if held_out.labels is None:
-        raise ValueError(f"{config.validation_data!r} has no labels")
+    held_out = open_dataset(config.validation_data, needs="labels", **data, class_names=dataset.class_names)
     sources = {"bad_samples": Path(config.output) / BAD_HELD_OUT, "max_bad_fraction": config.max_bad_fraction}
     batches = held_out_batches(held_out, spec, batch_size=config.batch_size, threads=config.threads, **sources)
     return functools.partial(examine, model, batches)

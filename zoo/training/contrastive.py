@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 
 import clip
-from zoo.data import CONTRASTIVE, Batches, Dataset
+from zoo.data import CONTRASTIVE, Batches, Dataset, open_dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models import registry
 from zoo.training.devices import data_parallel
@@ -18,7 +18,6 @@ from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
-from zoo.training.sources import read_data, without_labels
 from zoo.training.two_pass import accumulate as take_chunks
 from zoo.training.validation import PairValidation
 from zoo.weights import native
@@ -132,11 +131,9 @@ def train(
         raise ValueError(f"classes={classes!r} names what validation_data shows, and there is none")
     pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
     columns = {"image_key": image_key, "caption_key": caption_key, "label_key": label_key, "data_root": data_root}
-    dataset = read_data(train_data, **columns)
-    if not dataset.captions:
-        raise ValueError(f"{str(train_data)!r} has no captions, which contrastive training learns from")
+    dataset = open_dataset(train_data, needs="captions", **columns)
     if label_key is None and not isinstance(train_data, Dataset):
-        dataset = without_labels(dataset)
+        dataset = dataset.without_labels()
     tokenize = Tokenize(context_length)
     with data_parallel(devices, batch_size), computing_in(precision):
         keras.utils.set_random_seed(seed)
@@ -220,7 +217,7 @@ def _validation(pair, path, columns, spec, tokenize, classes, sources):
         if classes not in clip.CLASS_NAMES:
             raise ValueError(f"classes={classes!r}; it must be one of {', '.join(clip.CLASS_NAMES)}")
         names, templates = clip.CLASS_NAMES[classes], clip.TEMPLATES.get(classes, templates)
-    dataset = read_data(path, **columns, class_names=names)
+    dataset = open_dataset(path, **columns, class_names=names)
     if names is not None and dataset.labels is None:
         raise ValueError(f"classes={classes!r}, but the validation data has no labels; name their column (label_key)")
     texts = {"class_names": names or dataset.class_names, "templates": templates}

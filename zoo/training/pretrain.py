@@ -11,11 +11,8 @@ import numpy as np
 from PIL import Image
 
 import convnext
-from zoo.data import Augment, Batches, Dataset, Record
-from zoo.data.folders import image_names
-from zoo.data.paths import inside, read_file
+from zoo.data import Augment, Batches, Dataset, open_dataset
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
-from zoo.data.records import digest
 from zoo.models import registry
 from zoo.training.devices import data_parallel, undivided
 from zoo.training.held_out import held_out_batches
@@ -23,7 +20,6 @@ from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
-from zoo.training.sources import read_data, without_labels
 from zoo.utils import report
 from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
@@ -101,7 +97,7 @@ def pretrain(
     check_rates(learning_rate=learning_rate, weight_decay=weight_decay, clip_norm=clip_norm)
     pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
     columns = {"image_key": image_key, "data_root": data_root}
-    dataset = read_images(train_data, **columns)
+    dataset = open_dataset(train_data, needs="images", **columns)
     output = Path(output)
     if devices not in (None, 1) and isinstance(model, keras.Model):
         raise ValueError(f"devices={devices}: a model that is there already lies on one device; give its name")
@@ -126,7 +122,7 @@ def pretrain(
             identity |= {key: fcmae.get_config()[key] for key in (*hiding, "normalize_target")}
             validate = None
             if validation_data is not None:
-                held_out = read_images(validation_data, **columns)
+                held_out = open_dataset(validation_data, needs="images", **columns)
                 sources |= {"bad_samples": output / BAD_HELD_OUT, "batch_size": batch_size, "seed": seed}
                 validate = functools.partial(examine, fcmae, held_out_batches(held_out, spec, **sources))
             options = {"validate": validate, "identity": identity, "resume": resume}
@@ -135,19 +131,6 @@ def pretrain(
             write_model(fcmae.encoder, output, spec)
             write_report(fcmae, dataset, spec, output, outcome)
     return outcome
-
-
-def read_images(path: str | Path | Dataset, **columns) -> Dataset:
-    """Records without labels or captions; those of a folder are all images in it, at any depth.
-
-    Args:
-        columns: `image_key` and `data_root`, as in `read_data`.
-    """
-    if isinstance(path, Dataset) or not Path(path).is_dir():
-        return without_labels(read_data(path, caption_key=None, **columns))
-    root = str(Path(path).resolve())
-    names = image_names(root)
-    return Dataset(names, lambda i: Record(read_file(inside(root, names[i])), names[i]), digest(names))
 
 
 def create(model, *, image_size, stem_stride, weights, **options):

@@ -1,0 +1,125 @@
+"""`open_dataset`: every kind of source becomes records, with the metadata that an index stores."""
+
+import numpy as np
+import pytest
+from data_writers import (
+    digits,
+    encode,
+    write_captioned_folder,
+    write_class_folders,
+    write_csv,
+    write_shards,
+)
+
+from zoo.data import from_arrays, open_dataset, open_record, read_csv, read_folder, read_shards
+
+COUNT = 12
+
+
+def same(a, b):
+    assert list(a.names) == list(b.names) and a.fingerprint == b.fingerprint
+    assert a.captions == b.captions and a.class_names == b.class_names
+    assert (a.labels is None) == (b.labels is None) and (a.labels is None or np.array_equal(a.labels, b.labels))
+    assert a.record(3) == b.record(3)
+
+
+@pytest.mark.parametrize(
+    "write, read",
+    [
+        (write_csv, read_csv),
+        (write_captioned_folder, read_folder),
+        (write_class_folders, read_folder),
+        (write_shards, read_shards),
+    ],
+)
+def test_a_path_is_read_as_what_it_is(tmp_path, write, read):
+    path = write(tmp_path / "data", COUNT)
+    same(open_dataset(path), read(path))
+    same(open_dataset(str(path)), read(path))
+
+
+def test_tables_of_any_ending_and_shards_by_pattern(tmp_path):
+    table = write_csv(tmp_path / "t", COUNT, separator="\t")
+    expected = read_csv(table)
+    for ending in (".tsv", ".TXT"):
+        table = table.rename(table.with_suffix(ending))
+        same(open_dataset(table), expected)
+    shards = write_shards(tmp_path / "s", COUNT)
+    for pattern in (f"shards:{shards}", f"{tmp_path}/s/*", f"{tmp_path}/s/*.tar"):
+        assert list(open_dataset(pattern).names) == list(read_shards(shards).names)
+    first = str(shards).replace("*", "0000")
+    assert len(open_dataset([first, first])) == 2 * len(open_dataset(first))
+
+
+def test_parquet(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures, captions, labels = digits(COUNT)
+    table = {"image": [encode(picture) for picture in pictures], "caption": captions, "label": labels}
+    table |= {"score": [0.5] * COUNT, "note": [None, *("n" * (COUNT - 1))], "list": [[1]] * COUNT}
+    parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
+    dataset = open_dataset(tmp_path / "t.parquet", image_key="image", needs="images", metadata=True)
+    assert len(dataset) == COUNT and not dataset.captions and dataset.record(0).label is None
+    assert dataset.metadata(1) == {"caption": captions[1], "label": str(labels[1]), "score": "0.5", "note": "n"}
+    assert dataset.metadata(0)["note"] == ""
+
+
+def test_a_data_set_is_returned_as_it_is():
+    pictures, captions, labels = digits(COUNT)
+    dataset = from_arrays(pictures, captions, labels)
+    assert open_dataset(dataset) is dataset and open_dataset(dataset, needs="captions") is dataset
+    assert open_dataset(dataset, needs="images").labels is None
+
+
+def test_a_benchmark_by_name_and_a_folder_of_that_name_first(tmp_path, monkeypatch):
+    assert len(open_dataset("digits")) == 360 and len(open_dataset("digits", split="train")) == 1437
+    assert len(open_dataset("digits").class_names) == 10
+    monkeypatch.chdir(tmp_path)
+    write_class_folders(tmp_path / "digits", COUNT)
+    assert len(open_dataset("digits")) == COUNT
+
+
+def test_images_alone_lie_at_any_depth_with_nothing_beside_them(tmp_path):
+    picture = encode(digits(1)[0][0])
+    for name in ("a.png", "b/c.png", "b/d/e.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture)
+    dataset = open_dataset(tmp_path, needs="images")
+    assert dataset.names == ["a.png", "b/c.png", "b/d/e.PNG"]
+    assert [dataset.metadata(i) for i in range(3)] == [{"folder": ""}, {"folder": "b"}, {"folder": "b/d"}]
+    assert dataset.subset([2]).metadata(0) == {"folder": "b/d"}
+    assert open_record(dataset.record(2)).size == (16, 16)
+
+
+def test_a_tables_other_columns_are_metadata_and_names_are_unique(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(digits(1)[0][0]))
+    table = tmp_path / "t.csv"
+    table.write_bytes(b"filepath;year;note\na.png;1999;\xff\nb.png;2000;x\na.png;2001;y\nc.png;1\n")
+    dataset = open_dataset(table, needs="images", metadata=True)
+    assert len(dataset) == 4 and dataset.metadata(2) == {"year": "2001", "note": "y"}
+    unique = dataset.unique()
+    assert unique.names[:2] == ["a.png", "b.png"] and len(unique) == 3
+    assert unique.metadata(0) == {"year": "1999", "note": "\ufffd"} and unique.metadata(2) == {}
+    assert open_dataset(table, needs="images").metadata(0) == {}
+
+
+def test_what_is_needed_and_missing_is_refused(tmp_path):
+    captioned, classes = write_captioned_folder(tmp_path / "a", COUNT), write_class_folders(tmp_path / "b", COUNT)
+    with pytest.raises(ValueError, match="/b' has no captions"):
+        open_dataset(classes, needs="captions")
+    with pytest.raises(ValueError, match="/a' has no labels"):
+        open_dataset(captioned, needs="labels")
+    with pytest.raises(ValueError, match="the data set has no captions"):
+        open_dataset(from_arrays(digits(2)[0]), needs="captions")
+    with pytest.raises(ValueError, match="needs='texts'; allowed are"):
+        open_dataset(captioned, needs="texts")
+
+
+def test_other_files_urls_and_missing_paths_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a.json' is not a data set; allowed are .csv, .tsv, .txt, .parquet, .tar"):
+        open_dataset(tmp_path / "a.json")
+    for url in ("https://host/a.csv", "pipe:cat a.tar", "shards:https://host/a.tar"):
+        with pytest.raises(ValueError, match="is a URL or a command"):
+            open_dataset(url)
+    with pytest.raises(FileNotFoundError, match="'nowhere' does not exist"):
+        open_dataset("nowhere")

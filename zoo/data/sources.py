@@ -1,0 +1,104 @@
+"""`open_dataset`: records from a path or a benchmark's name, whatever is there."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoo.data.benchmarks import ORIGINS
+from zoo.data.digits import load_split
+from zoo.data.folders import read_folder, read_images
+from zoo.data.paths import refuse_url
+from zoo.data.records import Dataset, from_arrays
+from zoo.data.shards import read_shards
+from zoo.data.tables import read_csv, read_parquet
+
+BENCHMARKS = ("digits", *ORIGINS)
+TABLES = (".csv", ".tsv", ".txt")
+
+
+def open_dataset(
+    path: str | Path | Sequence[str | Path] | Dataset,
+    *,
+    needs: str | None = None,
+    image_key: str = "filepath",
+    caption_key: str | None = "caption",
+    label_key: str | None = None,
+    data_root: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    metadata: bool = False,
+    split: str = "test",
+) -> Dataset:
+    """Return the records of a table, a folder, tar shards or a benchmark.
+
+    Args:
+        path: a CSV or TSV file (.csv, .tsv, .txt), a .parquet file, a folder, tar shards ("train-{0000..0127}.tar" or
+            "shards:PATTERN", or several), a benchmark's name ("digits", "cifar10", "cifar100", "mnist",
+            "fashion_mnist"; an existing path of that name comes first), or a `Dataset`, which is returned as it is.
+        needs: "captions" or "labels", without which the data is refused; or "images" alone: no column of captions is
+            read, a folder may have any depth and nothing beside its images, and labels are dropped.
+        image_key, caption_key, label_key: columns of a table.
+        data_root: base folder for the paths in a table, which they may not leave; the table's folder unless given.
+            For a benchmark, its original files: see `read_benchmark`.
+        class_names: the names that labels are numbered by.
+        metadata: keep the other columns of a table as `Dataset.metadata`.
+        split: of a benchmark: "test" or "train".
+
+    Raises:
+        ValueError: a URL, a file of another kind, or data without what `needs` says. FileNotFoundError: no such path.
+    """
+    if needs not in (None, "captions", "labels", "images"):
+        raise ValueError(f"needs={needs!r}; allowed are None, 'captions', 'labels' and 'images'")
+    if isinstance(path, Dataset):
+        dataset = path
+    else:
+        columns = {"label_key": label_key, "data_root": data_root, "class_names": class_names, "metadata": metadata}
+        if needs == "images":
+            columns |= {"label_key": None, "class_names": None}
+        keys = (image_key, caption_key if needs in (None, "captions") else None)
+        dataset = _read(path, needs, keys, columns, split)
+    if needs == "images":
+        return dataset.without_labels()
+    if needs == "captions" and not dataset.captions:
+        raise ValueError(f"{_name(path)} has no captions; a .txt beside each image, or a column of them, is needed")
+    if needs == "labels" and dataset.labels is None:
+        raise ValueError(f"{_name(path)} has no labels; a folder for each class, or a column of labels, is needed")
+    return dataset
+
+
+def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, split: str) -> Dataset:
+    class_names = columns["class_names"]
+    if isinstance(path, Sequence) and not isinstance(path, str):
+        return read_shards(path, class_names=class_names)
+    name = str(path)
+    kind, _, where = name.partition(":")
+    if kind == "shards" and where or name.endswith(".tar"):
+        return read_shards(where if kind == "shards" else name, class_names=class_names)
+    refuse_url(name)
+    if not Path(path).exists():
+        if name in BENCHMARKS:
+            return open_benchmark(name, columns["data_root"], split)
+        if glob.has_magic(name):
+            return read_shards(name, class_names=class_names)
+        raise FileNotFoundError(f"{name!r} does not exist")
+    if Path(path).is_dir():
+        return read_images(path) if needs == "images" else read_folder(path, class_names=class_names)
+    if name.lower().endswith(".parquet"):
+        return read_parquet(path, *keys, **columns)
+    if name.lower().endswith(TABLES):
+        return read_csv(path, *keys, **columns)
+    raise ValueError(f"{name!r} is not a data set; allowed are {', '.join(TABLES)}, .parquet, .tar and a folder")
+
+
+def open_benchmark(name: str, data: str | Path | None = None, split: str = "test") -> Dataset:
+    """Return the labelled images of one of BENCHMARKS; see `open_dataset`."""
+    from clip import CLASS_NAMES
+
+    if name == "digits":
+        part = load_split()[split == "test"]
+        return from_arrays(part.pictures, labels=part.labels, class_names=CLASS_NAMES[name])
+    images, labels = readopen_benchmark(name, data, split)
+    return from_arrays(images, labels=labels, class_names=CLASS_NAMES[name])
+
+
+def _name(path) -> str:
+    return "the data set" if isinstance(path, Dataset) else repr(str(path))
