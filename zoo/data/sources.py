@@ -4,7 +4,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.data.benchmarks import ORIGINS
+from zoo.data.benchmarks import ORIGINS, read_benchmark
 from zoo.data.digits import load_split
 from zoo.data.folders import read_folder, read_images
 from zoo.data.paths import refuse_url
@@ -96,7 +96,7 @@ def open_benchmark(name: str, data: str | Path | None = None, split: str = "test
     if name == "digits":
         part = load_split()[split == "test"]
         return from_arrays(part.pictures, labels=part.labels, class_names=CLASS_NAMES[name])
-    images, labels = readopen_benchmark(name, data, split)
+    images, labels = read_benchmark(name, data, split)
     return from_arrays(images, labels=labels, class_names=CLASS_NAMES[name])
 
 
