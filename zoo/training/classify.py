@@ -27,11 +27,7 @@ from zoo.training.loop import Outcome, Pace, train_durably
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
-<<<<<<< HEAD
-from zoo.training.sources import read_data
 from zoo.utils.arrays import pad_rows
-=======
->>>>>>> 5698c6d (data: open_dataset is the one way from a path or a name to records)
 from zoo.utils.files import atomic_write
 from zoo.weights import classes, detect_format, load_checkpoint, native, read_checkpoint
 from zoo.weights.native import Description
