@@ -116,7 +116,8 @@ def test_a_bad_record_is_replaced_by_the_next_good_one_from_one_batch_further_on
     with Batches(from_arrays(images, labels=labels), SPEC, batch_size=BATCH, seed=3, max_bad_fraction=0.1) as batches:
         for step in range(batches.steps):
             expected = [replacement(order, bad, place) for place in range(step * BATCH, (step + 1) * BATCH)]
-            assert list(batches.batch(0, step)["label"]) == expected
+            batch, indices = batches.batch_and_indices(0, step)
+            assert list(batch["label"]) == expected and list(indices) == expected
         assert order[15] in batches.batch(0, 0)["label"]  # in place of 5: 13 and 14 are bad too
         assert set(batches.bad.reasons) == bad
 
@@ -153,9 +154,11 @@ def test_bad_records_are_left_out_where_nothing_is_to_replace_them(class_folders
     options = {"batch_size": BATCH, "shuffle": False, "replace_bad": False, "drop_last": False, "max_bad_fraction": 0.1}
     with Batches(dataset, SPEC, **options) as batches:
         labels = [batch["label"] for batch in batches]
+        kept = [batches.batch_and_indices(0, step)[1] for step in range(batches.steps)]
         assert_sound(batches.batch(0, 0), BATCH - 2)
     assert [len(part) for part in labels[:3]] == [BATCH - 2, BATCH - 1, BATCH]
     assert np.array_equal(np.concatenate(labels), np.delete(dataset.labels, [0, 1, 9]))
+    assert np.array_equal(np.concatenate(kept), np.delete(np.arange(COUNT), [0, 1, 9]))
 
 
 def test_too_many_bad_records_end_the_run_with_one_clear_error(class_folders, tmp_path):

@@ -27,6 +27,7 @@ CHUNK = 8  # samples a thread makes at a time
 MAX_THREADS = 8
 
 Sample = dict[str, np.ndarray]
+Row = tuple[int, Sample]  # a record's number and what it becomes
 
 
 @dataclass
@@ -147,20 +148,29 @@ class Batches:
         return (self.batch(epoch, step) for step in range(start, self.steps))
 
     def batch(self, epoch: int, step: int) -> Sample:
-        """This rank's part of a batch; the batches that follow it are begun.
+        """Return this rank's part of a batch; the following batches are started.
 
         Raises:
             IndexError: no such batch. TooManyBadSamples: see `max_bad_fraction`.
         """
+        return self.batch_and_indices(epoch, step)[0]
+
+    def batch_and_indices(self, epoch: int, step: int) -> tuple[Sample, np.ndarray]:
+        """Return `batch(epoch, step)` and the record of each row, int64 (B,), after bad records are replaced or left
+        out."""
         self._check_place(epoch, step)
         with self._lock:
             job = self._jobs.pop((epoch, step), None) or self._start(epoch, step)
             self._read_ahead(epoch, step)
-        samples = [sample for future in job.futures for sample in future.result()]
-        return self._collate(job.images, samples, epoch, step)
+        rows = [row for future in job.futures for row in future.result()]
+        kept = [place for place, row in enumerate(rows) if row is not None]
+        indices = np.array([row[0] for row in rows if row is not None], np.int64)
+        samples = [row[1] for row in rows if row is not None]
+        images = job.images if len(kept) == len(rows) else job.images[kept]
+        return self._collate(images, samples, epoch, step), indices
 
     def indices(self, epoch: int, step: int) -> np.ndarray:
-        """int64 (B,): the records of this rank's part of a batch, before bad ones are replaced."""
+        """Return the records of this rank's part of a batch before bad ones are replaced, int64 (B,)."""
         self._check_place(epoch, step)
         return self._order(epoch)[self._places(step)]
 
@@ -236,21 +246,21 @@ class Batches:
             if place not in self._jobs:
                 self._jobs[place] = self._start(*place)
 
-    def _make(self, images: np.ndarray, places: range, first: int, epoch: int) -> list[Sample | None]:
-        """Writes the images at these places of the order; returns the rest of their rows, None for a row left out."""
+    def _make(self, images: np.ndarray, places: range, first: int, epoch: int) -> list[Row | None]:
+        """Write the images at these places of the order; return the rest of their rows, None for a row left out."""
         rows = []
         for place in places:
-            row = self._sample_at(epoch, place)
+            row = self._row_at(epoch, place)
             if row is not None:
-                pixels = row.pop("images")
+                pixels = row[1].pop("images")
                 if pixels.shape != images.shape[1:]:
                     raise TypeError(f"augment gave an image of shape {pixels.shape}, not {images.shape[1:]}")
                 images[place - first] = pixels
             rows.append(row)
         return rows
 
-    def _sample_at(self, epoch: int, place: int) -> Sample | None:
-        """The row at a place of the order, or of the record that replaces it there."""
+    def _row_at(self, epoch: int, place: int) -> Row | None:
+        """Return the row at a place of the order, or of the record that replaces it there."""
         order = self._order(epoch)
         # From one batch further on: the neighbours are in the same batch, where a picture should not be twice.
         further = itertools.count(place + self.batch_size)
@@ -259,7 +269,7 @@ class Batches:
             if index in self._seen_bad:
                 continue
             try:
-                return self.sample(epoch, index)
+                return index, self.sample(epoch, index)
             except BadSample as error:
                 self.bad.add(index, str(error))
                 self._seen_bad.add(index)
@@ -272,13 +282,12 @@ class Batches:
             return record.caption
         return self.caption(record, _stream(self.seed, CAPTION, epoch, index))
 
-    def _collate(self, images: np.ndarray, samples: list[Sample | None], epoch: int, step: int) -> Sample:
-        kept = [row for row, sample in enumerate(samples) if sample is not None]
-        batch = {"images": images if len(kept) == len(samples) else images[kept]}
-        if self.tokenize is not None and kept:
-            batch["tokens"] = np.stack([samples[row]["tokens"] for row in kept])
+    def _collate(self, images: np.ndarray, samples: list[Sample], epoch: int, step: int) -> Sample:
+        batch = {"images": images}
+        if self.tokenize is not None and samples:
+            batch["tokens"] = np.stack([sample["tokens"] for sample in samples])
         if self.dataset.labels is not None:
-            batch["label"] = np.array([samples[row]["label"] for row in kept], np.int32)
+            batch["label"] = np.array([sample["label"] for sample in samples], np.int32)
         return batch if self.mix is None else self.mix(batch, _stream(self.seed, MIX, epoch, step))
 
 

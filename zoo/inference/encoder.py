@@ -104,11 +104,10 @@ class Encoder:
         options = {"shuffle": False, "drop_last": False, "replace_bad": False, "max_bad_fraction": 1.0}
         with Batches(records, self.spec, batch_size=self.batch_size, **options) as batches:
             for step in show_progress(range(batches.steps), "batches", progress):
-                images = batches.batch(0, step)["images"]
-                reasons, indices = batches.bad.reasons, batches.indices(0, step)
-                bad = {int(i): reasons[int(i)] for i in indices if int(i) in reasons}
-                kept = np.array([i for i in indices if int(i) not in bad], int)
-                vectors = self.embed_batches([images]) if len(images) else np.empty((0, self.dim), np.float32)
+                batch, kept = batches.batch_and_indices(0, step)
+                reasons, left_out = batches.bad.reasons, np.setdiff1d(batches.indices(0, step), kept)
+                bad = {int(i): reasons[int(i)] for i in left_out}
+                vectors = self.embed_batches([batch["images"]]) if len(kept) else np.empty((0, self.dim), np.float32)
                 yield Embedded(vectors, kept, bad)
 
     def embed_texts(self, texts: Sequence[str], *, progress: bool = False) -> np.ndarray:
