@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from zoo.utils.progress import progress
+from zoo.utils.progress import show_progress
 
 
 @pytest.mark.parametrize(
@@ -13,5 +13,5 @@ from zoo.utils.progress import progress
 )
 def test_steps_are_counted_on_a_terminal(monkeypatch, capsys, terminal, enabled, printed):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    assert list(progress("ab", "batches", enabled)) == ["a", "b"]
+    assert list(show_progress("ab", "batches", enabled)) == ["a", "b"]
     assert capsys.readouterr().err == printed

@@ -5,7 +5,6 @@ compiles for every shape, batches take a few fixed sizes; and where the text tow
 end of the longest text in the batch, and texts of similar length share a batch.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from zoo.inference.forward import Forward, compiled
 from zoo.models import load_pair
 from zoo.utils.arrays import pad_rows, unit_rows
 from zoo.utils.env import available_cores
+from zoo.utils.progress import show_progress
 
 LENGTHS = (8, 16, 32, 77)  # tokens; a text is cut to the first that holds it
 TEXT_BATCH_SIZE = 256
@@ -233,13 +233,3 @@ def prepare_batches(
                 yield np.stack([future.result() for future in ahead.pop(0)])
         for futures in ahead:
             yield np.stack([future.result() for future in futures])
-
-
-def show_progress(steps: Sequence, unit: str, enabled: bool = True) -> Iterator:
-    """Yield the steps; on a terminal, keep a line on stderr with the number done."""
-    enabled = enabled and sys.stderr.isatty()
-    for done, step in enumerate(steps, 1):
-        yield step
-        if enabled:
-            end = "\n" if done == len(steps) else ""
-            print(f"\r{done} of {len(steps)} {unit}", end=end, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def progress(steps: Sequence[T], what: str, enabled: bool = True) -> Iterator[T]:
+def show_progress(steps: Sequence[T], what: str, enabled: bool = True) -> Iterator[T]:
     """Yield the steps and count them on one line of stderr, "3 of 10 batches", if stderr is a terminal."""
     enabled = enabled and sys.stderr.isatty()
     for done, step in enumerate(steps, 1):
