@@ -226,7 +226,7 @@ def test_unequal_towers_are_refused_with_the_line_that_mends_it():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("row", [convnext.Variant((1,), (8,)), ViT(32, 1, 8)], ids=["Variant", "ViT"])
+@pytest.mark.parametrize("row", [convnext.Variant((1,), (8,)), ViT(32, 1, 8, head_width=16)], ids=["Variant", "ViT"])
 def test_a_row_that_is_no_pair_is_refused(row):
     with pytest.raises(ValueError, match=f"name of clip.VARIANTS or a clip.Pair, got a {type(row).__name__}"):
         create_clip(row)
