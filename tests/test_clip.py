@@ -38,6 +38,7 @@ def array(x):
     return ops.convert_to_numpy(x)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("row", [VIT_PAIR, CONVNEXT_PAIR, Pair(16, 64, clip.ConvNeXt("convnext", "atto", "mlp"), TEXT)])
 def test_towers_give_embeddings(row, rng):
     model = create_clip(row)
@@ -47,6 +48,7 @@ def test_towers_give_embeddings(row, rng):
     assert sum(math.prod(v.shape) for v in model.trainable_variables) == clip.parameters(row)
 
 
+@pytest.mark.once
 def test_mlp_projection_has_a_bias_first_and_none_last():
     tower = create_clip(Pair(16, 64, clip.ConvNeXt("convnext", "atto", "mlp"), TEXT)).image_encoder
     first, last = tower.get_layer("head_mlp_fc1"), tower.get_layer("head_mlp_fc2")
@@ -62,6 +64,7 @@ def test_call_and_predict_give_normalised_float32_embeddings(pair, batch):
         np.testing.assert_allclose(array(called[key]), value, atol=1e-5)
 
 
+@pytest.mark.once
 def test_predict_of_a_partial_last_batch(pair, rng):
     images = rng.standard_normal((5, 32, 32, 3)).astype("float32")
     tokens = tokenize(CAPTIONS + ["y"])
@@ -91,6 +94,7 @@ def test_logits_are_scaled_cosines(pair, batch, rng):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.once
 def test_logit_bias_is_added_only_when_given(batch):
     with_bias, without = create_clip(VIT_PAIR, init_logit_bias=-10.0), create_clip(VIT_PAIR)
     assert len(with_bias.weights) == len(without.weights) + 1
@@ -123,6 +127,7 @@ def test_attention_is_causal_in_text_only(pair, batch):
     assert np.abs(array(pair.encode_image(images)) - array(pair.encode_image(batch["images"]))).max() > 1e-4
 
 
+@pytest.mark.once
 def test_too_long_a_sequence_is_refused():
     layer = PositionalEmbedding(5)
     layer.build((None, 6, 4))
@@ -141,6 +146,7 @@ def test_quick_gelu_and_exact_gelu(rng):
     np.testing.assert_allclose(array(gelu(ops.convert_to_tensor(x))), exact, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "name, asked, activation",
     [
@@ -159,6 +165,7 @@ def test_activation_comes_from_argument_name_or_row(name, asked, activation):
     assert (layer.activation is quick_gelu) == (activation == "quick_gelu")
 
 
+@pytest.mark.once
 def test_activation_changes_the_output(batch):
     outputs = []
     for activation in ("gelu", "quick_gelu"):
@@ -168,6 +175,7 @@ def test_activation_changes_the_output(batch):
         assert np.abs(outputs[0][key] - outputs[1][key]).max() > 1e-6
 
 
+@pytest.mark.once
 def test_image_size_and_stem_stride():
     with keras.StatelessScope(initialize_variables=False):
         model = create_clip("convnext_v2_atto", image_size=32, stem_stride=2)
@@ -179,6 +187,7 @@ def test_image_size_and_stem_stride():
     }  # fmt: skip
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -204,6 +213,7 @@ def own_towers(image_dim, text_dim):
     return keras.Model(images, image, name="my_images"), keras.Model(tokens, text, name="my_texts")
 
 
+@pytest.mark.once
 def test_towers_of_ones_own(rng):
     image_tower, text_tower = own_towers(6, 6)
     model = create_clip(image_tower=image_tower, text_tower=text_tower)
@@ -215,6 +225,7 @@ def test_towers_of_ones_own(rng):
     assert classifier.predict(data["images"], verbose=0).shape == (8, 2)
 
 
+@pytest.mark.once
 def test_unequal_towers_are_refused_with_the_line_that_mends_it():
     image_tower, text_tower = own_towers(6, 5)
     with pytest.raises(
@@ -232,6 +243,7 @@ def test_a_row_that_is_no_pair_is_refused(row):
         create_clip(row)
 
 
+@pytest.mark.once
 def test_options_of_variants_are_refused_with_own_towers():
     image_tower, text_tower = own_towers(6, 6)
     with pytest.raises(ValueError, match="image_size"):
@@ -297,6 +309,7 @@ def test_siglip_trains_and_needs_a_bias(rng):
     assert history["loss"][-1] < history["loss"][0]
 
 
+@pytest.mark.once
 def test_unknown_loss_and_stray_targets_are_refused(pair, batch):
     with pytest.raises(ValueError, match="loss 'clipp'.*Did you mean 'clip'"):
         pair.compile("adam", loss="clipp")
@@ -316,6 +329,7 @@ def test_an_update_brings_logit_scale_back_into_its_bounds(start, bound, optimiz
     assert float(array(model.logit_scale.logit_scale)) == pytest.approx(bound, abs=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name, kind", [("adamw", AdamW), ("AdamW", AdamW), ("adam", keras.optimizers.Adam)])
 def test_optimizers_by_name(pair, name, kind):
     pair.compile(name)
@@ -355,6 +369,7 @@ def test_keras_file_round_trip_keeps_weights_and_compilation(pair, batch, tmp_pa
     again.fit(training_data(rng), batch_size=12, verbose=0)
 
 
+@pytest.mark.once
 def test_towers_save_alone(pair, batch, tmp_path):
     for tower, value in ((pair.image_encoder, batch["images"]), (pair.text_encoder, batch["tokens"])):
         tower.save(tmp_path / "tower.keras")
@@ -362,6 +377,7 @@ def test_towers_save_alone(pair, batch, tmp_path):
         np.testing.assert_array_equal(array(again(value)), array(tower(value)))
 
 
+@pytest.mark.once
 def test_summary_shows_the_towers(pair):
     lines = []
     pair.summary(print_fn=lines.append, line_length=100)
@@ -370,6 +386,7 @@ def test_summary_shows_the_towers(pair):
         assert name in text
 
 
+@pytest.mark.once
 def test_vit_reads_whole_patches_only(rng):
     tower = create_vit_tower(VIT_PAIR.image, 16, image_size=34)
     assert tower.get_layer("class_embedding").output.shape == (None, 17, 32)

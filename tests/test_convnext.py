@@ -28,6 +28,7 @@ def images(rng, *shape):
     return rng.standard_normal(shape).astype("float32")
 
 
+@pytest.mark.once
 @both
 @pytest.mark.parametrize(
     "options, shape",
@@ -46,6 +47,7 @@ def test_output_shapes(create, options, shape, rng):
     assert predict(model, images(rng, 2, 64, 64, 3)).shape == (2, *shape[1:])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "size, stride",
     [((224, 224), 4), ((128, 128), 4), ((127, 224), 2), ((96, 96), 2), ((64, 64), 2), ((48, 48), 1), ((32, 32), 1)]
@@ -55,18 +57,21 @@ def test_auto_stem_leaves_a_last_map_of_four(size, stride):
     assert resolve_stem_stride(V1["tiny"], (*size, 3)) == stride
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("stride, side", [(4, 2), (2, 4), (1, 8)])
 def test_stem_stride_sets_the_last_map(stride, side, rng):
     model = create_convnext_v2(SMALL, 10, (64, 64, 3), stem_stride=stride, include_top=False)
     assert predict(model, images(rng, 1, 64, 64, 3)).shape == (1, side, side, 32)
 
 
+@pytest.mark.once
 def test_weights_fit_at_any_stem_stride(rng):
     weights = create_convnext_v2(SMALL, 10, (64, 64, 3), stem_stride=4).get_weights()
     for stride in (2, 1):
         create_convnext_v2(SMALL, 10, (64, 64, 3), stem_stride=stride).set_weights(weights)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("stride, smallest", [(4, 32), (2, 16), (1, 8)])
 def test_images_below_the_smallest_are_refused(stride, smallest):
     shape = (smallest, smallest, 3)
@@ -75,6 +80,7 @@ def test_images_below_the_smallest_are_refused(stride, smallest):
         create_convnext_v1(SMALL, 10, (smallest - stride, smallest, 3), stem_stride=stride)
 
 
+@pytest.mark.once
 def test_refusal_offers_the_stride_that_fits():
     with pytest.raises(ValueError, match="Use stem_stride=2 or images of at least 32×32"):
         create_convnext_v1("tiny", 10, (16, 16, 3), stem_stride=4)
@@ -92,6 +98,7 @@ def test_unknown_sizes(create, rng):
     assert model.predict(images(rng, 1, 33, 70, 3), verbose=0).shape == (1, 10)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -114,11 +121,13 @@ def test_bad_arguments_name_value_and_remedy(arguments, message):
         create_convnext_v1(**{"variant": SMALL, "num_classes": 10, "input_shape": (32, 32, 3), **arguments})
 
 
+@pytest.mark.once
 def test_unknown_argument_is_a_type_error():
     with pytest.raises(TypeError, match="drop_rate"):
         create_convnext_v1(SMALL, 10, drop_rate=0.1)
 
 
+@pytest.mark.once
 def test_names():
     with keras.StatelessScope(initialize_variables=False):
         assert create_convnext_v1().name == "convnext_tiny"
@@ -133,6 +142,7 @@ def test_names():
     assert names[-3:] == ["head_pool", "head_norm", "head_fc"]
 
 
+@pytest.mark.once
 def test_v2_is_grn_in_place_of_layer_scale():
     v1, v2 = (create(SMALL, 10, (64, 64, 3)) for create in BUILDERS.values())
     parts = [[layer.name.rpartition("_")[2] for layer in model.layers] for model in (v1, v2)]
@@ -140,6 +150,7 @@ def test_v2_is_grn_in_place_of_layer_scale():
     assert parts[0].count("gamma") == parts[1].count("grn") == sum(SMALL.depths)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "create, arguments",
     [
@@ -161,12 +172,14 @@ def test_each_option_changes_the_output(create, arguments, rng):
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-5
 
 
+@pytest.mark.once
 def test_patch_size_is_the_stem_kernel():
     model = create_convnext_v1(Variant((1, 1), (8, 16), patch_size=2), 10, (32, 32, 3))
     assert model.get_layer("stem_conv").kernel.shape == (2, 2, 3, 8)
     assert model.get_layer("stem_conv").strides == (2, 2)
 
 
+@pytest.mark.once
 def test_softmax_by_default():
     scores = predict(create_convnext_v2(SMALL, 10, (32, 32, 3)), np.zeros((2, 32, 32, 3), "float32"))
     np.testing.assert_allclose(scores.sum(axis=-1), 1, rtol=1e-5)
@@ -181,6 +194,7 @@ def test_two_inference_calls_agree_and_two_training_calls_do_not(create, rng):
     assert np.abs(first - second).max() > 1e-3
 
 
+@pytest.mark.once
 def test_stochastic_depth_rises_linearly_to_the_rate():
     model = create_convnext_v1(SMALL, 10, (32, 32, 3), drop_path_rate=0.4)
     rates = {layer.name: layer.rate for layer in model.layers if layer.name.endswith("drop_path")}
@@ -256,6 +270,7 @@ def test_keras_file_round_trip_in_safe_mode(create, rng, tmp_path):
     assert type(again.get_layer("stages_0_blocks_0_dwconv")).__module__.startswith("convnext")
 
 
+@pytest.mark.once
 @both
 def test_weights_file_round_trip(create, rng, tmp_path):
     model, other = randomize(create(SMALL, 10, (32, 32, 3)), rng), create(SMALL, 10, (32, 32, 3))
@@ -265,6 +280,7 @@ def test_weights_file_round_trip(create, rng, tmp_path):
     np.testing.assert_array_equal(predict(other, x), predict(model, x))
 
 
+@pytest.mark.once
 def test_summary_reads_in_stages_and_blocks():
     lines = []
     create_convnext_v2(SMALL, 10, (32, 32, 3)).summary(print_fn=lines.append, line_length=120)
@@ -273,6 +289,7 @@ def test_summary_reads_in_stages_and_blocks():
         assert name in text
 
 
+@pytest.mark.once
 @both
 def test_any_inner_layer_makes_a_model(create, rng):
     model = create(SMALL, 10, (32, 32, 3))
@@ -280,6 +297,7 @@ def test_any_inner_layer_makes_a_model(create, rng):
     assert predict(inner, images(rng, 1, 32, 32, 3)).shape == (1, 16, 16, 64)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("create", [*BUILDERS.values(), create_resnet], ids=[*BUILDERS, "resnet"])
 def test_feature_maps_are_the_stage_outputs(create, rng):
     resnet = create is create_resnet
@@ -307,6 +325,7 @@ def test_a_row_of_another_family_is_refused():
         create_resnet(SMALL)
 
 
+@pytest.mark.once
 def test_feature_maps_of_another_model_are_refused():
     inputs = keras.Input((4,))
     with pytest.raises(ValueError, match="'plain'.*no ConvNeXt or ResNet blocks"):
@@ -326,6 +345,7 @@ def test_channels_first_setting_changes_nothing(rng):
     np.testing.assert_array_equal(predict(other, x), predict(model, x))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channel_counts(channels, rng):
     model = create_convnext_v2(SMALL, 10, (32, 32, channels))
@@ -342,16 +362,19 @@ class TestResNet:
         assert model.output_shape == expected
         assert model.name == f"resnet{variant}"
 
+    @pytest.mark.once
     def test_stride_sits_in_the_3x3(self):
         with keras.StatelessScope(initialize_variables=False):
             model = create_resnet("50")
         assert model.get_layer("layer2_0_conv1").strides == (1, 1)
         assert model.get_layer("layer2_0_conv2").strides == (2, 2)
 
+    @pytest.mark.once
     def test_unknown_variant(self):
         with pytest.raises(ValueError, match="resnet variant '51'.*'50'"):
             create_resnet(51)
 
+    @pytest.mark.once
     def test_round_trip(self, rng, tmp_path):
         model = randomize(create_resnet("18", 10, (64, 64, 3)), rng, scale=0.02)
         model.save(tmp_path / "resnet.keras")

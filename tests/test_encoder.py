@@ -43,6 +43,7 @@ def test_cutting_padding_does_not_change_embeddings(model, encoder):
     np.testing.assert_allclose(encoder.embed_texts(TEXTS), expected, atol=1e-5)
 
 
+@pytest.mark.once
 def test_texts_are_batched_by_length(encoder, monkeypatch):
     shapes = []
     texts = encoder.texts
@@ -58,6 +59,7 @@ def test_a_text_does_not_depend_on_its_neighbours(encoder):
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
+@pytest.mark.once
 def test_only_causal_towers_of_our_own_are_cut():
     assert not is_causal(create_clip(tiny(causal=False)))
     pair = create_clip(tiny())
@@ -154,6 +156,7 @@ def test_repeated_shapes_are_specialised():
     assert run(calls[0])[0] == run(calls[1])[0] == "own"
 
 
+@pytest.mark.once
 def test_fastest_batch_stops_when_doubling_does_not_pay(encoder, monkeypatch):
     rates = {1: 100, 2: 180, 4: 250, 8: 260, 16: 900}
     monkeypatch.setattr("zoo.inference.encoder._throughput", lambda _encoder, _picture, size: rates[size])
@@ -162,11 +165,13 @@ def test_fastest_batch_stops_when_doubling_does_not_pay(encoder, monkeypatch):
     assert fastest_batch(encoder, largest=4) in (1, 2, 4)
 
 
+@pytest.mark.once
 def test_scale_and_bias_are_those_of_the_pair():
     encoder = keras_encoder(create_clip(tiny(), init_logit_scale=2.0, init_logit_bias=-3.0), SPEC)
     assert (encoder.scale, encoder.bias) == (pytest.approx(np.exp(2.0)), -3.0)
 
 
+@pytest.mark.once
 def test_a_random_pair_has_chance_accuracy(encoder, rng):
     """An evaluation that leaked labels, or broke ties its own way, would not: the seed report's pair got 1.03 %."""
     labels = np.tile(np.arange(100), 20)
@@ -177,6 +182,7 @@ def test_a_random_pair_has_chance_accuracy(encoder, rng):
     assert result.accuracy < 0.02 and 0.01 < result.accuracy_at_5 < 0.09
 
 
+@pytest.mark.once
 def test_prepare_batches_keeps_order_and_raises_errors():
     batches = list(prepare_batches(range(7), lambda i: np.full((2, 2, 3), i, np.float32), batch_size=3, threads=3))
     assert [len(batch) for batch in batches] == [3, 3, 1]
@@ -191,6 +197,7 @@ def test_prepare_batches_keeps_order_and_raises_errors():
         list(prepare_batches(range(7), prepare, batch_size=3))
 
 
+@pytest.mark.once
 def test_zero_and_nan_embeddings_are_refused():
     with pytest.raises(ValueError, match="2 of 3 vectors"):
         unit_rows(np.array([[0.0, 0.0], [np.nan, 1.0], [1.0, 0.0]]))

@@ -209,6 +209,7 @@ def test_every_weight_has_a_finite_gradient(model, batch):
         assert gradient.any(), variable.path
 
 
+@pytest.mark.once
 def test_it_learns(rng):
     images = np.tile(rng.standard_normal((2, 8, 12, 3)).repeat(2, axis=1).repeat(2, axis=2), (4, 1, 1, 1))
     model = create()
@@ -232,6 +233,7 @@ def test_a_seed_says_how_it_learns(rng):
     assert losses(1) == losses(1) != losses(2)
 
 
+@pytest.mark.once
 def test_masks_are_drawn_anew_with_the_same_number_hidden():
     model = create(seed=3)
     first, second = (ops.convert_to_numpy(model.draw_mask(64)) for _ in range(2))

@@ -36,6 +36,7 @@ def test_grn_is_the_papers_formula(rng):
     np.testing.assert_allclose(ops.convert_to_numpy(layer(x)), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.once
 def test_grn_starts_as_the_identity(rng):
     x = rng.standard_normal((2, 4, 4, 8)).astype("float32")
     np.testing.assert_array_equal(ops.convert_to_numpy(GRN()(x)), x)
@@ -365,6 +366,7 @@ def test_products_of_expanded_and_sliced_matrices():
     assert as_matrix(kernel) is kernel
 
 
+@pytest.mark.once
 def test_dense_keeps_unknown_sizes():
     inputs = keras.Input((None, None, 4))
     assert Dense(6)(inputs).shape == (None, None, None, 6)

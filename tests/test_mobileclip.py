@@ -86,6 +86,7 @@ def test_branches_are_equal_to_one_convolution(name, side, rng):
         np.testing.assert_allclose(again, value, rtol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", BRANCHES)
 def test_every_branch_matters(name, rng):
     layer = built(BRANCHES[name], rng)
@@ -115,6 +116,7 @@ def test_padding_is_torchs_on_both_sides():
     np.testing.assert_array_equal(array(layer(x))[0, :, :, 0], [[0, 0], [0, 5]])  # up and left of 0, 2, 8 and 10
 
 
+@pytest.mark.once
 def test_an_even_kernel_is_refused():
     with pytest.raises(ValueError, match="must be odd.*got 4"):
         MobileOneConv2D(4)

@@ -77,11 +77,13 @@ def test_attention_pool_is_the_papers(rng):
     np.testing.assert_allclose(ops.convert_to_numpy(layer(image[None]))[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.once
 def test_attention_pool_refuses_heads_that_do_not_fit():
     with pytest.raises(ValueError, match="multiple of num_heads, got 8, 3 heads"):
         AttentionPool(3, 5).build((None, 2, 2, 8))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("row", [RESNET_PAIR, VIT_PAIR], ids=["resnet", "vit"])
 @pytest.mark.parametrize("larger", [0, 7, 38])
 def test_built_pairs_have_the_rows_count_at_any_size(row, larger):
@@ -93,6 +95,7 @@ def test_built_pairs_have_the_rows_count_at_any_size(row, larger):
     assert model.image_encoder.output_shape == (None, row.embed_dim)
 
 
+@pytest.mark.once
 def test_flops_count_what_each_layer_makes():
     tower = create_resnet_tower(RESNET_PAIR.image, 12, image_size=80)  # the maps are 40, 20, 10, 5, 2
     total = 0
@@ -105,6 +108,7 @@ def test_flops_count_what_each_layer_makes():
     assert clip.variants.image_flops(RESNET_PAIR, 80) == 2 * total
 
 
+@pytest.mark.once
 def test_only_the_stem_has_a_stride_and_a_block_starts_as_its_shortcut():
     tower = create_resnet_tower(ResNet((2, 1, 1, 1), 4), 12, image_size=64)
     strided = [layer.name for layer in tower.layers if getattr(layer, "strides", (1, 1)) != (1, 1)]
@@ -116,23 +120,27 @@ def test_only_the_stem_has_a_stride_and_a_block_starts_as_its_shortcut():
     assert zeros == [name for name in [norm.name for norm in norms] if name.endswith("_bn3")]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("size", [31, 1])
 def test_images_too_small_are_refused(size):
     with pytest.raises(ValueError, match=f"image_size must be at least 32 pixels, got {size}"):
         create_clip("RN50", image_size=size)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("row", [((1, 1, 1), 4), ((1, 1, 1, 0), 4), ((1, 1, 1, 1), 3)])
 def test_rows_that_make_no_resnet_are_refused(row):
     with pytest.raises(ValueError, match="four positive layers and an even width"):
         ResNet(*row)
 
 
+@pytest.mark.once
 def test_heads_that_do_not_fill_a_vit_are_refused():
     with pytest.raises(ValueError, match="multiple of its head_width"):
         ViT(32, 2, 8)
 
 
+@pytest.mark.once
 def test_stem_stride_belongs_to_convnext():
     with pytest.raises(ValueError, match=r"stem_stride.*a ResNet"):
         create_clip(RESNET_PAIR, stem_stride=2)
@@ -181,6 +189,7 @@ def test_half_precision_stays_near(batch, rng):
     assert np.abs(np.float32(found) - expected).max() < 0.1 * np.abs(expected).max()
 
 
+@pytest.mark.once
 def test_summary_names_the_layers_as_the_checkpoints_do():
     lines = []
     create_resnet_tower(RESNET_PAIR.image, 12, image_size=64).summary(print_fn=lines.append, line_length=100)
@@ -189,6 +198,7 @@ def test_summary_names_the_layers_as_the_checkpoints_do():
         assert name in text
 
 
+@pytest.mark.once
 def test_openais_own_nine_have_quick_gelu_and_no_other_row_has():
     assert {name for name, row in clip.VARIANTS.items() if row.activation == "quick_gelu"} == set(OPENAI)
 

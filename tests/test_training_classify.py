@@ -51,6 +51,7 @@ def config(**values):
 # The configuration.
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -72,6 +73,7 @@ def test_names_and_architectures_are_rows(values, expected):
     assert describe_model(config(**values))[:2] == expected
 
 
+@pytest.mark.once
 def test_an_architecture_of_ones_own_is_a_row():
     variant, size, extra = describe_model(
         config(model_type="convnext", num_stages=2, depths=[1, 2], hidden_sizes=[8, 16], patch_size=2, num_channels=3)
@@ -80,6 +82,7 @@ def test_an_architecture_of_ones_own_is_a_row():
     assert (size, extra) == (None, {"channels": 3, "layer_scale_init_value": 1e-6})
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -110,6 +113,7 @@ def test_what_is_unknown_or_mistyped_is_refused(values, message):
         describe_model(config(**values))
 
 
+@pytest.mark.once
 def test_a_file_that_is_no_configuration_is_refused(tmp_path):
     path = tmp_path / "config.json"
     for text, message in (("{", "is not JSON"), ("[]", "holds list")):
@@ -118,6 +122,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path):
             read_config(path)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_examples_describe_models(path):
     described = read_config(path)
@@ -126,6 +131,7 @@ def test_the_examples_describe_models(path):
     assert variant == expected.get(path.stem, variant)
 
 
+@pytest.mark.once
 def test_values_given_beside_the_file_count_more():
     path = EXAMPLES / "resnet_example.json"
     assert read_config(path, epochs=7, output=None).epochs == 7
@@ -277,6 +283,7 @@ def test_a_run_that_gets_no_better_ends_early_and_says_so(folders, tmp_path, cap
         run(tmp_path / "none", early_stopping=2, train_data=folders)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("accuracies", "ends"), [([], False), ([1, 1], False), ([1, 1, 1], True), ([1, 2, 1], False), ([1, 1, 1, 2], False)]
 )
@@ -284,6 +291,7 @@ def test_enough_counts_validations_without_a_better_one(accuracies, ends):
     assert enough(2)([{"val_accuracy": a} for a in accuracies] + [{"loss": 1}]) is ends
 
 
+@pytest.mark.once
 def test_losses_are_what_they_are_called():
     logits = keras.ops.convert_to_tensor(np.array([[2.0, -1.0, 0.5]], np.float32))
     targets = keras.ops.convert_to_tensor(np.array([[0.0, 1.0, 0.0]], np.float32))
@@ -297,6 +305,7 @@ def test_losses_are_what_they_are_called():
             create_loss(config(loss=wrong))
 
 
+@pytest.mark.once
 def test_a_loss_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch):
     assert create_loss(config(loss="test_training_classify.half")).__name__ == "half"
     assert create_loss(config(loss="keras.losses.categorical_hinge")) is keras.losses.categorical_hinge
@@ -306,11 +315,13 @@ def test_a_loss_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch):
     assert create_loss(config(loss="losses_beside_the_data.nothing")).__name__ == "nothing"
 
 
+@pytest.mark.once
 def test_class_weights_are_as_many_as_the_classes_of_the_data(folders, tmp_path):
     with pytest.raises(ValueError, match="class_weights has 2 numbers; the classes are 10"):
         run(tmp_path, train_data=folders, class_weights=[1.0, 2.0])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "clip_norm", "focal_gamma"])
 def test_numbers_below_zero_are_refused(folders, tmp_path, key):
     with pytest.raises(ValueError, match=f"{key}=-1; it must be a number of at least 0"):

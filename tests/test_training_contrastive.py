@@ -261,6 +261,7 @@ def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
 # Stopping and going on, from the command line.
 
 
+@pytest.mark.once
 def test_a_run_is_recognised_in_another_process(table):
     """What the batches depend on is told by values, never by where an object lies in memory."""
     code = (
@@ -306,6 +307,7 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -338,6 +340,7 @@ def test_bad_arguments_are_refused_before_training(table, tmp_path, options, mes
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.once
 def test_data_that_is_not_there_is_said_to_be(table, tmp_path):
     for missing in ("nowhere.csv", "nowhere"):
         with pytest.raises(FileNotFoundError, match=f"'{missing}' does not exist"):

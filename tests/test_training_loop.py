@@ -139,6 +139,7 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(alone, tmp_path):
     assert [row for row in rows(tmp_path) if "loss" in row] == [row for row in rows(folder) if "loss" in row]
 
 
+@pytest.mark.once
 def test_a_finished_run_is_left_as_it_is(alone, capsys):
     folder, expected, _ = alone
     pair, outcome = run(folder, resume=True)
@@ -146,12 +147,14 @@ def test_a_finished_run_is_left_as_it_is(alone, capsys):
     assert "at step 10 of 10" in capsys.readouterr().out
 
 
+@pytest.mark.once
 def test_resuming_nothing_says_so(tmp_path, capsys):
     _, outcome = run(tmp_path, pace=Pace(epochs=1), resume=True)
     assert outcome.finished
     assert "Nothing to resume" in capsys.readouterr().out
 
 
+@pytest.mark.once
 def test_another_run_is_not_overwritten_nor_gone_on_with(alone):
     with pytest.raises(ValueError, match="holds checkpoints of a run"):
         run(alone[0])
@@ -166,17 +169,20 @@ def test_another_run_is_not_overwritten_nor_gone_on_with(alone):
             train_durably(create_pair(), batches, alone[0], PACE, resume=True)
 
 
+@pytest.mark.once
 def test_how_a_run_ended_is_said_in_one_line():
     assert loop.to_text(Outcome(True, 4, 4, skipped=0)) == "Finished: step 4 of 4."
     said = loop.to_text(Outcome(False, 2, 4, skipped=1, bad=2))
     assert said == "Stopped; --resume goes on: step 2 of 4, 1 update left out, 2 bad samples replaced."
 
 
+@pytest.mark.once
 def test_a_folder_has_one_trainer(tmp_path):
     with lock(tmp_path / loop.LOCK), pytest.raises(Locked, match=f"process {os.getpid()}"):
         run(tmp_path)
 
 
+@pytest.mark.once
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(alone, tmp_path, monkeypatch, capsys):
     save, count = loop.save_checkpoint, []
 
@@ -230,6 +236,7 @@ def test_a_run_that_stays_non_finite_ends_with_one_clear_line(tmp_path):
         run(tmp_path, pace=pace, arrange=poisoned(set(range(10)), []))
 
 
+@pytest.mark.once
 def test_what_the_data_raises_comes_through(tmp_path):
     def arrange(batch):
         raise ValueError("one clear line")
@@ -238,6 +245,7 @@ def test_what_the_data_raises_comes_through(tmp_path):
         run(tmp_path, arrange=arrange)
 
 
+@pytest.mark.once
 def test_a_pace_is_checked():
     with pytest.raises(ValueError, match="log_every=0"):
         Pace(epochs=1, log_every=0)
