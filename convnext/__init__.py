@@ -1,6 +1,6 @@
 """ConvNeXt V1, ConvNeXt V2 and ResNet for Keras 3, on TensorFlow, JAX and PyTorch.
 
-Names are imported when first used, so that `convnext.variants` can be read without Keras.
+Names are imported at first use, so that `convnext.variants` can be read without Keras.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""AdamW with an update that TensorFlow makes in one pass over memory."""
+"""AdamW whose update is a single pass over memory on TensorFlow."""
 
 import functools
 
@@ -6,18 +6,18 @@ import keras
 
 from convnext.layers import PACKAGE
 
-# The class of what `keras.optimizers.AdamW()` makes: on torch one that updates all variables together.
+# The class that `keras.optimizers.AdamW()` returns; on torch it updates all variables together.
 _KerasAdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class AdamW(_KerasAdamW):
-    """`keras.optimizers.AdamW`, which on TensorFlow updates a variable by one operation.
+    """`keras.optimizers.AdamW` that updates each variable with one fused operation on TensorFlow.
 
-    Keras takes a dozen, each a pass over arrays of the variable's size, and twice as long (KERAS_BACKEND=tensorflow
-    python tests/bench_layers.py). JAX, torch, `amsgrad` and `tf.distribute` are left to Keras. Results differ by
-    rounding alone, but for gradients in rows (`tf.IndexedSlices`, as Keras' Embedding has them): rows that come twice
-    are summed, as on the other backends; Keras' own squares each by itself.
+    Keras uses a dozen operations, each a pass over the variable, and takes twice as long (KERAS_BACKEND=tensorflow
+    python tests/bench_layers.py). JAX, torch, `amsgrad` and `tf.distribute` use Keras' update. Results agree up to
+    rounding, except for sparse gradients (`tf.IndexedSlices`, from Keras' Embedding): repeated rows are summed before
+    they are squared, as on the other backends, where Keras on TensorFlow squares each one.
 
     Papers: "Decoupled Weight Decay Regularization", arXiv:1711.05101; "Adam", arXiv:1412.6980, end of section 2.
     """
@@ -27,24 +27,24 @@ class AdamW(_KerasAdamW):
             import tensorflow as tf
 
             if not tf.distribute.has_strategy():
-                return self._update_at_once(gradient, variable, learning_rate)
+                return self._update_fused(gradient, variable, learning_rate)
         return super().update_step(gradient, variable, learning_rate)
 
-    def _update_at_once(self, gradient, variable, learning_rate):
+    def _update_fused(self, gradient, variable, learning_rate):
         import tensorflow as tf
 
-        number = functools.partial(tf.cast, dtype=variable.dtype)
+        cast = functools.partial(tf.cast, dtype=variable.dtype)
         index = self._get_variable_index(variable)
-        step = number(self.iterations) + 1
+        step = cast(self.iterations) + 1
         return tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
-            beta1_power=number(self.beta_1) ** step,
-            beta2_power=number(self.beta_2) ** step,
-            lr=number(learning_rate),
-            beta1=number(self.beta_1),
-            beta2=number(self.beta_2),
-            epsilon=number(self.epsilon),
-            grad=number(tf.convert_to_tensor(gradient)),
+            beta1_power=cast(self.beta_1) ** step,
+            beta2_power=cast(self.beta_2) ** step,
+            lr=cast(learning_rate),
+            beta1=cast(self.beta_1),
+            beta2=cast(self.beta_2),
+            epsilon=cast(self.epsilon),
+            grad=cast(tf.convert_to_tensor(gradient)),
         )

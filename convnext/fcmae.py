@@ -1,19 +1,19 @@
-"""Masked pretraining of ConvNeXt V2 (FCMAE): most of an image is hidden, and what is left has to say what was there.
+"""Masked pretraining of ConvNeXt V2 (FCMAE): most patches of an image are hidden and predicted from the rest.
 
 Paper: "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders", arXiv:2301.00808, section 3.1. The
 code is Apache-2.0.
 
-The encoder is the plain backbone of `create_convnext_v2(include_top=False)`; pretraining runs its own layers with the
-mask between them. The paper computes the visible positions alone, with sparse convolutions. Here every position is
-computed, and hidden ones are set to zero wherever another position reads them: before the depthwise convolution, to
-which a zero is what lies outside the image, and before GRN, to whose sums it adds nothing. So the visible positions
-hold the sparse encoder's numbers.
+The encoder is the plain backbone of `create_convnext_v2(include_top=False)`; pretraining runs its layers and applies
+the mask between them. The paper computes only the visible positions, with sparse convolutions. Here every position is
+computed, and hidden ones are set to zero wherever other positions read them: before the depthwise convolution, where
+zero equals padding, and before GRN, whose sums it leaves unchanged. The visible positions therefore equal those of the
+sparse encoder.
 
-Two departures from the authors' code. Their sparse GRN sums over the visible positions of the whole batch; this one
-over those of each sample, as the paper and their dense GRN do. And the pixels are hidden before the stem too, whose
-patches overlap at stem strides below their size.
+Two differences from the authors' code. Their sparse GRN sums over the visible positions of the whole batch; this one
+sums per sample, as the paper and their dense GRN do. The pixels are also hidden before the stem, because patches
+overlap when the stem stride is below the patch size.
 
-In a mask 0 is keep, 1 is hide.
+In a mask, 0 is keep and 1 is hide.
 """
 
 import keras
@@ -24,7 +24,7 @@ from convnext.layers import PACKAGE, Dense, Normal, at_least_float32
 from convnext.model import INIT_STDDEV, Shape, block, create_convnext_v2, resolve_variant
 from convnext.variants import Variant
 
-HIDDEN_AFTER = ("stem_norm", "downsample_conv", "pwconv1", "pwconv2")  # ends of names; everything else is pointwise
+HIDDEN_AFTER = ("stem_norm", "downsample_conv", "pwconv1", "pwconv2")  # name suffixes; other layers are pointwise
 PIXEL_EPSILON = 1e-6  # added to the variance of a patch
 
 
@@ -41,24 +41,24 @@ def create_fcmae(
     seed: int | None = None,
     name: str | None = None,
 ) -> "FCMAE":
-    """A ConvNeXt V2 backbone with what its masked pretraining takes: `compile(optimizer)`, then `fit(images)`.
+    """Build a ConvNeXt V2 backbone for masked pretraining: `compile(optimizer)`, then `fit(images)`.
 
     Args:
         variant: as in `create_convnext_v2`.
-        input_shape: (H, W, C); H and W are multiples of the side of a patch, which is the backbone's total stride: 32
-            for four stages at stem stride 4, 8 at stem stride 1.
-        mask_ratio: share of the patches that is hidden, in [0, 1).
+        input_shape: (H, W, C); H and W are multiples of the patch side, which is the backbone's total stride: 32 for
+            four stages at stem stride 4, 8 at stem stride 1.
+        mask_ratio: fraction of the patches that is hidden, in [0, 1).
         stem_stride, drop_path_rate: as in `create_convnext_v2`.
         decoder_dim, decoder_depth: channels and blocks of the decoder.
-        normalize_target: rebuild each patch less its mean, over its standard deviation; otherwise the pixels.
-        seed: of the masks; None for one drawn from Python's generator, which `keras.utils.set_random_seed` sets.
+        normalize_target: predict each patch normalised by its mean and standard deviation; otherwise the pixels.
+        seed: of the masks; None draws one from Python's generator, which `keras.utils.set_random_seed` seeds.
         name: of the model; "fcmae_tiny" for the row "tiny".
 
     Returns:
-        A `FCMAE`; its `encoder` is the backbone, (B, H, W, C) → (B, h, w, D).
+        An `FCMAE`; its `encoder` is the backbone, (B, H, W, C) → (B, h, w, D).
 
     Raises:
-        ValueError: an unknown variant or option, or images that are no whole number of patches, or too few.
+        ValueError: an unknown variant or option, or an input_shape that is not a whole number of patches, or too few.
 
     Reference: arXiv:2301.00808, section 3.1.
     """
@@ -77,17 +77,17 @@ def create_fcmae(
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class FCMAE(keras.Model):
-    """A backbone that learns to rebuild the hidden patches of an image from the visible ones.
+    """A backbone that learns to predict the hidden patches of an image from the visible ones.
 
     Args:
-        encoder: of `create_convnext_v2(include_top=False)`, for images (H, W, C), with maps (h, w, D).
+        encoder: from `create_convnext_v2(include_top=False)`: images (H, W, C) to maps (h, w, D).
         others: as in `create_fcmae`.
 
-    Calling it on images (B, H, W, C), or on {"images", "mask"} with a mask (B, h, w) of zeros (keep) and ones (hide),
-    gives {"patches": float32 (B, h, w, P), "mask": (B, h, w)}: what the decoder makes of every patch, its P = p · p · C
-    numbers in the order rows, columns, channels. Without a mask in the batch it draws one, anew at each call.
+    Call it on images (B, H, W, C), or on {"images", "mask"} with a mask (B, h, w) of 0 (keep) and 1 (hide). It returns
+    {"patches": float32 (B, h, w, P), "mask": (B, h, w)}: the decoder's prediction of every patch, P = p · p · C values
+    in the order rows, columns, channels. Without a mask in the batch each call draws a new one.
 
-    `fit` takes the same, without targets; the loss is `masked_loss`.
+    `fit` takes the same inputs, without targets; the loss is `masked_loss`.
 
     Reference: arXiv:2301.00808, section 3.1.
     """
@@ -122,7 +122,7 @@ class FCMAE(keras.Model):
         return {"patches": self.decoder([features, mask]), "mask": mask}
 
     def draw_mask(self, count):
-        """(count, h, w) float32: in each row the same number of zeros (keep) and of ones (hide), at random places."""
+        """Return float32 (count, h, w): the same number of 0 (keep) and 1 (hide) per sample, at random positions."""
         height, width = self.grid
         noise = keras.random.uniform((count, height * width), dtype="float32", seed=self.seed_generator)
         places = ops.argsort(ops.argsort(noise, axis=1), axis=1)
@@ -134,15 +134,15 @@ class FCMAE(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
         if y is not None or sample_weight is not None:
-            raise ValueError("FCMAE learns from images alone: pass x, without y or sample_weight.")
+            raise ValueError("FCMAE trains on images only: pass x, without y or sample_weight.")
         target = split_patches(x["images"] if isinstance(x, dict) else x, self.patch_size)
         target = normalize_patches(target)[0] if self.normalize_target else target
         return masked_loss(target, y_pred["patches"], y_pred["mask"])
 
     def reconstruct(self, images, mask):
-        """The images, their hidden patches as the decoder makes them: (B, H, W, C) and a mask (B, h, w) → (B, H, W, C).
+        """Return images (B, H, W, C) whose hidden patches, by a mask (B, h, w), are the decoder's predictions.
 
-        A normalised target says nothing of a patch's mean and deviation; here they are the image's own.
+        A normalised target does not contain a patch's mean and deviation; the image's own are used.
         """
         outputs = self.predict({"images": images, "mask": mask}, verbose=0)
         patches, own = ops.array(outputs["patches"]), split_patches(images, self.patch_size)
@@ -170,24 +170,24 @@ class FCMAE(keras.Model):
 
 
 def patch_grid(encoder):
-    """(p, (h, w)): the side of a patch, which is the encoder's total stride, and how many patches an image has.
+    """Return (p, (h, w)): the patch side, which is the encoder's total stride, and the patches per image.
 
     Raises:
-        ValueError: the encoder's images are of no fixed size, or no whole number of patches.
+        ValueError: the encoder's input size is not fixed, or not a whole number of patches.
     """
     stages = sum(layer.name.endswith("downsample_conv") for layer in encoder.layers) + 1
     patch_size = encoder.get_layer("stem_conv").strides[0] * 2 ** (stages - 1)
     height, width = encoder.input_shape[1:3]
     if None in (height, width) or height % patch_size or width % patch_size:
         raise ValueError(
-            f"input_shape={encoder.input_shape[1:]}; height and width must be multiples of the patches' side, which is "
+            f"input_shape={encoder.input_shape[1:]}; height and width must be multiples of the patch side, "
             f"the backbone's total stride of {patch_size}."
         )
     return patch_size, (height // patch_size, width // patch_size)
 
 
 def count_kept(grid, mask_ratio, patch_size):
-    """How many of an image's patches stay visible; ValueError where none would, or none would be hidden."""
+    """Return how many of an image's patches stay visible; ValueError if none would, or none would be hidden."""
     if not 0.0 <= mask_ratio < 1.0:
         raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio!r}.")
     count = grid[0] * grid[1]
@@ -195,23 +195,23 @@ def count_kept(grid, mask_ratio, patch_size):
     if not kept or (kept == count and mask_ratio):
         raise ValueError(
             f"mask_ratio={mask_ratio} of {count} patches of {patch_size}×{patch_size} pixels leaves {kept} visible; "
-            "take larger images or a smaller stem_stride."
+            "use larger images or a smaller stem_stride."
         )
     return kept
 
 
 def encode_visible(encoder, images, mask):
-    """The encoder's last map as visible patches alone make it; zero where a patch is hidden.
+    """Return the encoder's last map computed from the visible patches; zero where a patch is hidden.
 
     Args:
-        encoder: of `create_convnext_v2(include_top=False)`.
+        encoder: from `create_convnext_v2(include_top=False)`.
         images: (B, H, W, C).
-        mask: (B, h, w), zeros (keep) and ones (hide).
+        mask: (B, h, w), 0 (keep) and 1 (hide).
 
     Returns:
         (B, h, w, D).
     """
-    visible = {}  # side of a patch in a map's positions → (B, H', W', 1)
+    visible = {}  # patch side in map positions → (B, H', W', 1)
 
     def hide(x):
         side = x.shape[1] // mask.shape[1]
@@ -246,7 +246,7 @@ def create_decoder(shape, outputs, *, dim, depth):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class MaskToken(layers.Layer):
-    """One learned vector in place of what is hidden: [(B, h, w, C), (B, h, w) mask] → (B, h, w, C).
+    """Replaces hidden positions by one learned vector: [(B, h, w, C), (B, h, w) mask] → (B, h, w, C).
 
     Weight: token (C,).
     """
@@ -264,7 +264,7 @@ class MaskToken(layers.Layer):
 
 
 def split_patches(images, patch_size):
-    """(B, H, W, C) → (B, h, w, p · p · C) float32: a patch's rows, columns, channels one after the other."""
+    """(B, H, W, C) → (B, h, w, p · p · C) float32, each patch in the order rows, columns, channels."""
     batch, (height, width, channels) = ops.shape(images)[0], images.shape[1:]
     grid = (height // patch_size, width // patch_size)
     x = ops.convert_to_tensor(images, "float32")
@@ -273,7 +273,7 @@ def split_patches(images, patch_size):
 
 
 def join_patches(patches, patch_size):
-    """`split_patches` undone: (B, h, w, p · p · C) → (B, h · p, w · p, C)."""
+    """Inverse of `split_patches`: (B, h, w, p · p · C) → (B, h · p, w · p, C)."""
     batch, (height, width, values) = ops.shape(patches)[0], patches.shape[1:]
     channels = values // patch_size**2
     x = ops.reshape(patches, (batch, height, width, patch_size, patch_size, channels))
@@ -281,9 +281,9 @@ def join_patches(patches, patch_size):
 
 
 def normalize_patches(patches):
-    """(each patch less its mean over its deviation, the means, the deviations): (B, h, w, P), twice (B, h, w, 1).
+    """Return (normalised patches, means, standard deviations): (B, h, w, P) and twice (B, h, w, 1).
 
-    The variance is the unbiased one, as in the authors' code.
+    The variance is unbiased, as in the authors' code.
     """
     mean = ops.mean(patches, axis=-1, keepdims=True)
     centered = patches - mean
@@ -293,11 +293,11 @@ def normalize_patches(patches):
 
 
 def masked_loss(target, patches, mask):
-    """Mean squared error over the hidden patches of a batch; 0 where none is hidden.
+    """Return the mean squared error over the hidden patches of a batch; 0 if none is hidden.
 
     Args:
         target, patches: float32 (B, h, w, P).
-        mask: (B, h, w), zeros (keep) and ones (hide).
+        mask: (B, h, w), 0 (keep) and 1 (hide).
     """
     mask = ops.cast(mask, "float32")
     errors = ops.mean(ops.square(ops.cast(patches, "float32") - target), axis=-1)

@@ -1,10 +1,10 @@
-"""ConvNeXt V1 and V2 as functional Keras models: one builder, in which V2 is GRN in place of LayerScale.
+"""ConvNeXt V1 and V2 as functional Keras models: one builder, where V2 has GRN instead of LayerScale.
 
 Papers: "A ConvNet for the 2020s", arXiv:2201.03545; "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked
 Autoencoders", arXiv:2301.00808. The code is Apache-2.0. Published weights carry their own licences: V1's are MIT or
 Apache-2.0, V2's are CC-BY-NC-4.0.
 
-A block, as in figure 4 of the first paper:  x + drop_path(gamma · pwconv2(GELU(pwconv1(norm(dwconv(x))))))
+A block, figure 4 of the first paper:  x + drop_path(gamma · pwconv2(GELU(pwconv1(norm(dwconv(x))))))
 with GRN after the GELU and no gamma in V2. Layers are named after the checkpoints' module paths joined with "_":
 `stem_conv`, `stages_0_blocks_0_dwconv`, `stages_1_downsample_norm`, `head_norm`, `head_fc`.
 """
@@ -33,7 +33,7 @@ Shape = tuple[int | None, int | None, int]
 
 KERNEL_SIZE = 7
 INIT_STDDEV = 0.02
-SMALLEST_LAST_MAP = 4  # side of the last map below which "auto" takes a finer stem
+SMALLEST_LAST_MAP = 4  # side of the last map below which "auto" reduces the stem stride
 
 
 def create_convnext_v1(
@@ -50,28 +50,28 @@ def create_convnext_v1(
     layer_scale_init_value: float | None = 1e-6,
     name: str | None = None,
 ) -> keras.Model:
-    """ConvNeXt V1 as a functional `keras.Model`.
+    """Build ConvNeXt V1 as a functional `keras.Model`.
 
     Args:
         variant: "atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "xlarge", "xxlarge", or a `Variant`.
         num_classes: K, outputs of the classifier.
         input_shape: (H, W, C) of the images, which are float32, channels_last and already normalised. H and W may be
             None.
-        include_top: end in the classifier; otherwise in the last feature map, or in what `pooling` makes of it.
-        pooling: None, "avg" or "max", without the top: pooled over the map and normalised, (B, C).
-        classifier_activation: of the classifier; None gives logits.
-        stem_stride: the row's patch size (4), 2 or 1, or "auto": the largest whose last map is at least 4 on its
-            shorter side. Weights fit at any stride.
-        drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks rise to it linearly from 0.
+        include_top: end in the classifier; otherwise in the last feature map, pooled as `pooling` says.
+        pooling: None, "avg" or "max"; without the top: pooled over the map and normalised, (B, C).
+        classifier_activation: activation of the classifier; None gives logits.
+        stem_stride: the row's patch size (4), 2 or 1, or "auto": the largest that leaves a last map of at least 4 on
+            its shorter side. Weights fit at any stride.
+        drop_path_rate: stochastic depth rate of the last block, in [0, 1); rises linearly from 0 at the first.
         dropout_rate: before the classifier, in [0, 1).
-        layer_scale_init_value: of gamma, the factor on each block's residual branch; None for no LayerScale.
+        layer_scale_init_value: initial gamma, the factor on each block's residual branch; None for no LayerScale.
         name: of the model; "convnext_tiny" for the row "tiny".
 
     Returns:
-        A `keras.Model` from (B, H, W, C) to (B, K), (B, C) or (B, H/32, W/32, C) float32 (H/32: at stem stride 4).
+        A `keras.Model` from (B, H, W, C) to (B, K), (B, C) or (B, H/32, W/32, C) float32 (H/32 at stem stride 4).
 
     Raises:
-        ValueError: an unknown variant or option, or an input so small that a feature map would be empty.
+        ValueError: an unknown variant or option, or an input too small for the last feature map.
 
     Reference: arXiv:2201.03545.
     """
@@ -92,7 +92,7 @@ def create_convnext_v2(
     layer_scale_init_value: float | None = None,
     name: str | None = None,
 ) -> keras.Model:
-    """ConvNeXt V2 as a functional `keras.Model`: V1 with Global Response Normalization in place of LayerScale.
+    """Build ConvNeXt V2 as a functional `keras.Model`: V1 with Global Response Normalization instead of LayerScale.
 
     Args:
         variant: "atto", "femto", "pico", "nano", "tiny", "small", "base", "large", "huge", or a `Variant`.
@@ -181,7 +181,7 @@ HEAD_OPTIONS = ("include_top", "pooling", "classifier_activation", "dropout_rate
 
 
 def head(x, epsilon, num_classes, *, include_top, pooling, classifier_activation, dropout_rate):
-    """(B, H, W, C) → (B, K) class scores; without the top (B, C), or the map itself when nothing pools it."""
+    """(B, H, W, C) → (B, K) class scores; without the top (B, C), or the map itself without pooling."""
     if not include_top and pooling is None:
         return x
     x = pool(x, pooling)
@@ -198,7 +198,7 @@ def pool(x, pooling):
 
 
 def classifier(x, num_classes, activation):
-    """(B, C) → (B, K) in float32 also under half-precision policies, so that softmax and loss are."""
+    """(B, C) → (B, K), in float32 also under half-precision policies, so that softmax and loss are float32."""
     return layers.Dense(
         num_classes,
         activation=activation,
@@ -209,7 +209,7 @@ def classifier(x, num_classes, activation):
 
 
 def drop_path_schedule(rate, blocks):
-    """The rate of each block in turn, from 0 linearly to `rate` at the last (arXiv:1603.09382, equation 4)."""
+    """Return an iterator over the blocks' rates, linear from 0 to `rate` (arXiv:1603.09382, equation 4)."""
     return iter([rate * index / max(blocks - 1, 1) for index in range(blocks)])
 
 
@@ -233,7 +233,7 @@ def resolve_variant(family, variant):
 
 
 def check_options(num_classes, options):
-    """Refuses what the builders cannot mean, before any layer is made."""
+    """Raise ValueError for options that are out of range or contradict each other."""
     if options["include_top"] and (not isinstance(num_classes, int) or num_classes < 1):
         raise ValueError(
             f"num_classes must be a positive integer, got {num_classes!r}; use include_top=False for no head."
@@ -248,7 +248,7 @@ def check_options(num_classes, options):
 
 
 def resolve_stem_stride(row: Variant, input_shape: Shape, stem_stride: int | str = "auto") -> int:
-    """The stem's stride for images of `input_shape`; ValueError where a map would be empty.
+    """Return the stem's stride for images of `input_shape`; ValueError if a map would be empty.
 
     Returns:
         `stem_stride` itself, or for "auto" the largest of (patch_size, 2, 1) that leaves a last map of at least 4 on
@@ -295,22 +295,22 @@ BLOCK_OUTPUT = re.compile(r"(?:stages_|layer)(\d+)_(?:blocks_)?(\d+)_out")
 
 
 def feature_maps(model: keras.Model) -> keras.Model:
-    """The stage outputs of a ConvNeXt or a ResNet of this package, before the head norm.
+    """Return a model of the stage outputs of a ConvNeXt or ResNet of this package, before the head norm.
 
     Args:
         model: a `keras.Model` made by `create_convnext_v1`, `create_convnext_v2` or `create_resnet`.
 
     Returns:
-        A `keras.Model` on the same weights, from images (B, H, W, C) to a list of maps (B, H/s, W/s, C) with s = 4, 8,
-        16, 32 (times stem_stride / 4).
+        A `keras.Model` that shares the weights, from images (B, H, W, C) to a list of maps (B, H/s, W/s, C) with
+        s = 4, 8, 16, 32 (times stem_stride / 4).
 
     Raises:
-        ValueError: no layer of the model is the output of a block.
+        ValueError: the model has no ConvNeXt or ResNet blocks.
     """
     last = {}
     for layer in model.layers:
         if match := BLOCK_OUTPUT.fullmatch(layer.name):
-            last[int(match[1])] = layer.output  # layers come in order: the last block of a stage stays
+            last[int(match[1])] = layer.output  # layers are in order: the last block of a stage remains
     if not last:
-        raise ValueError(f"Model {model.name!r} has no ConvNeXt or ResNet blocks to take feature maps from.")
+        raise ValueError(f"Model {model.name!r} has no ConvNeXt or ResNet blocks.")
     return Functional(model.input, [last[stage] for stage in sorted(last)], name=f"{model.name}_feature_maps")

@@ -1,7 +1,7 @@
-"""ResNet v1.5, the baseline ConvNeXt grew from, as torchvision and timm have it.
+"""ResNet v1.5, ConvNeXt's baseline, as in torchvision and timm.
 
-Differs from `keras.applications.ResNet50` in what makes published PyTorch weights fit: no convolution has a bias, the
-stride sits in the 3×3 convolution, epsilon is 1e-5, and strided kernels pad both sides alike. Layers are named after
+Differs from `keras.applications.ResNet50` so that published PyTorch weights fit: convolutions have no bias, the stride
+is in the 3×3 convolution, epsilon is 1e-5, and strided kernels pad both sides equally. Layers are named after
 torchvision's modules joined with "_": `layer1_0_conv1`, `layer2_0_downsample_0`.
 
 Paper: "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
@@ -30,15 +30,15 @@ def create_resnet(
     classifier_activation: str | Callable | None = "softmax",
     name: str | None = None,
 ) -> keras.Model:
-    """ResNet v1.5 as a functional `keras.Model`.
+    """Build ResNet v1.5 as a functional `keras.Model`.
 
     Args:
         variant: "18", "34", "50", "101", "152" (also as an int), or a `ResNetVariant`.
         num_classes: K, outputs of the classifier.
         input_shape: (H, W, C) of the images, float32, channels_last, already normalised. H and W may be None.
-        include_top: end in the classifier; otherwise in the last feature map, or in what `pooling` makes of it.
-        pooling: None, "avg" or "max", without the top: pooled over the map, (B, C).
-        classifier_activation: of the classifier; None gives logits.
+        include_top: end in the classifier; otherwise in the last feature map, pooled as `pooling` says.
+        pooling: None, "avg" or "max"; without the top: pooled over the map, (B, C).
+        classifier_activation: activation of the classifier; None gives logits.
         name: of the model; "resnet50" for the row "50".
 
     Returns:
@@ -69,7 +69,7 @@ def stem(images, row):
     """(B, H, W, 3) → (B, H/4, W/4, stem_dim): 7×7 convolution of stride 2, max pooling of stride 2."""
     x = conv_norm(images, row.stem_dim, row.patch_size, 2, row, "conv1", "bn1")
     x = layers.Activation(row.activation, name="act1")(x)
-    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name="maxpool_pad")(x)  # after ReLU 0 pads as −∞ would
+    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name="maxpool_pad")(x)  # after a ReLU, 0 pads like −∞
     return layers.MaxPooling2D(3, strides=2, data_format=CHANNELS_LAST, name="maxpool")(x)
 
 
@@ -97,7 +97,7 @@ def bottleneck_block(x, dim, stride, row, name):
 
 
 def conv_norm(x, dim, size, stride, row, conv_name, norm_name):
-    """A convolution without bias and its BatchNorm, padded by size // 2 on every side, which "same" is not."""
+    """A convolution without bias and its BatchNorm, padded by size // 2 on each side, unlike "same" with strides."""
     if stride > 1 and size > 1:
         x = layers.ZeroPadding2D(size // 2, data_format=CHANNELS_LAST, name=f"{conv_name}_pad")(x)
     x = Conv2D(

@@ -1,8 +1,8 @@
-"""Layers called on torch without what Keras does around a call, where that has nothing to do.
+"""Calls layers on torch without the overhead of `Layer.__call__`, where it would have no effect.
 
-`Layer.__call__` binds arguments, walks through structures of tensors, opens scopes, looks for masks and wraps the call
-anew each time. On torch, where layers run one by one, that takes about 0.2 ms a layer, more than most kernels of a
-single image do: KERAS_BACKEND=torch python tests/bench_layers.py times a model of 119 layers both ways.
+`Layer.__call__` binds arguments, flattens structures, opens scopes, looks for masks and wraps each call. On torch,
+where layers run one by one, that takes about 0.2 ms per layer, more than most kernels take for a single image:
+KERAS_BACKEND=torch python tests/bench_layers.py times a model of 119 layers both ways.
 """
 
 import functools
@@ -10,30 +10,30 @@ import inspect
 
 import keras
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of a torch module
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # of torch.nn.Module
 UNKNOWN = "unknown"
 
 
 def call_layer(layer, *inputs, **options):
-    """`layer(*inputs, **options)`, on torch by `layer.call` alone where the result is the same.
+    """Return `layer(*inputs, **options)`, on torch by `layer.call` directly if the result is the same.
 
-    It is the same for a built layer of one dtype without regularised activities, hooks, rematerialisation or quantised
-    weights, on tensors of that dtype without masks. Whoever calls has seen to it that no other dtype's autocast is on.
-    Some of this stands in private attributes of Keras and torch; where a version has not got one, the call is Keras'.
+    It is the same for a built layer of one dtype without activity regularizer, hooks, rematerialisation or quantised
+    weights, on tensors of that dtype without masks. The caller ensures that no autocast to another dtype is active.
+    Some of these checks read private attributes of Keras and torch; if one is missing, Keras' `__call__` is used.
 
     Args:
         layer: `keras.layers.Layer` or another operation of a functional model.
         inputs: tensors, or lists of them.
-        options: `training` keeps to this way, others do not.
+        options: `training`; any other option uses Keras' `__call__`.
     """
     is_direct = _runs_on_torch() and options.keys() <= {"training"} and _is_plain(layer)
-    if not is_direct or not all(_suits(layer, x) for x in inputs):
+    if not is_direct or not all(_accepts(layer, x) for x in inputs):
         return layer(*inputs, **options)
     return layer.call(*inputs, **(options if _takes_training(type(layer)) else {}))
 
 
 def _runs_on_torch():
-    """Whether torch is at hand, without its compiler, which has no use for this, and without hooks on every module."""
+    """Whether the backend is torch, not compiling, and without global module hooks."""
     if keras.backend.backend() != "torch":
         return False
     import torch
@@ -63,15 +63,15 @@ def _is_plain(layer):
 
 
 def _makes_no_mask(layer):
-    from_none = (keras.layers.Layer.compute_mask, keras.layers.Add.compute_mask)  # None of a None
+    from_none = (keras.layers.Layer.compute_mask, keras.layers.Add.compute_mask)  # both return None without a mask
     return type(layer).compute_mask in from_none or not getattr(layer, "mask_zero", True)
 
 
-def _suits(layer, x):
+def _accepts(layer, x):
     import torch
 
     if isinstance(x, list):
-        return all(_suits(layer, part) for part in x)
+        return all(_accepts(layer, part) for part in x)
     if not isinstance(x, torch.Tensor) or hasattr(x, "_keras_mask"):
         return False
     return not x.is_floating_point() or keras.backend.standardize_dtype(x.dtype) == layer.compute_dtype

@@ -1,26 +1,26 @@
-"""Products of matrices on torch, by whichever of its two libraries is faster on the processor at hand.
+"""Matrix products on torch's CPU, by MKL or oneDNN, whichever is faster on the processor.
 
-torch multiplies float32 matrices on a CPU by MKL, which uses half of what an AMD processor with AVX-512 can do; oneDNN,
-on which torch runs its convolutions, uses nearly all: (392, 768) → (392, 3072) takes 17 ms and 7 on two cores. Without
-AVX-512 it is MKL that uses nearly all, 10.5 ms and 19, but of few rows, and oneDNN's GELU is slow there. Both as
-KERAS_BACKEND=torch python tests/bench_layers.py shows.
+torch multiplies float32 matrices by MKL, which reaches half the peak of an AMD processor with AVX-512; oneDNN, which
+torch uses for convolutions, reaches nearly all of it: (392, 768) → (392, 3072) takes 7 ms instead of 17 on two cores.
+Without AVX-512 MKL is faster (10.5 ms against 19), except for few rows, and oneDNN's GELU is slow. Measured by
+KERAS_BACKEND=torch python tests/bench_layers.py.
 """
 
 import functools
 import sys
 
-FEWEST_ROWS = 8  # below, what a call of oneDNN costs shows
-FEW_ROWS = 32  # up to so many oneDNN is faster without AVX-512 too
+MIN_ROWS = 8  # below, the call overhead of oneDNN dominates
+MAX_ROWS_AVX2 = 32  # up to here oneDNN is faster without AVX-512 too
 
 
 def affine(x, kernel, bias=None, gelu=False):
-    """x · kernel + bias, and the exact GELU of it on demand: torch tensors (M, K), (K, N), (N,) or None → (M, N).
+    """Return x · kernel + bias, or its exact GELU: torch tensors (M, K), (K, N), (N,) or None → (M, N).
 
-    It has gradients of every order. Where none is wanted, oneDNN computes the GELU while the product is in the cache.
+    It has gradients of every order. Without gradients, oneDNN computes the GELU while the product is in the cache.
     """
     import torch
 
-    if not _suits_onednn(x, kernel):
+    if not _uses_onednn(x, kernel):
         outputs = torch.matmul(x, kernel) if bias is None else torch.addmm(bias, x, kernel)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, bias)):
         outputs = _differentiable().apply(x, kernel, bias)
@@ -31,15 +31,15 @@ def affine(x, kernel, bias=None, gelu=False):
     return torch.nn.functional.gelu(outputs) if gelu else outputs
 
 
-def _suits_onednn(x, kernel):
+def _uses_onednn(x, kernel):
     import torch
 
-    is_plain = x.dtype == kernel.dtype == torch.float32
-    return is_plain and runs_at_once(x) and x.shape[0] in onednn_rows()
+    is_float32 = x.dtype == kernel.dtype == torch.float32
+    return is_float32 and is_eager_cpu(x) and x.shape[0] in onednn_rows()
 
 
-def runs_at_once(x):
-    """Whether what is done to a torch tensor runs on a CPU there and then, and is not traced into a graph."""
+def is_eager_cpu(x):
+    """Whether operations on a torch tensor run eagerly on a CPU, and are not traced into a graph."""
     import torch
 
     return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
@@ -47,16 +47,16 @@ def runs_at_once(x):
 
 @functools.cache
 def onednn_rows() -> range:
-    """The numbers of rows of which oneDNN's product is the faster one; none where it was not measured."""
+    """Return the range of row counts for which oneDNN is faster; empty on processors that were not measured."""
     import torch
 
-    is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    most = {"AVX512": sys.maxsize, "AVX2": FEW_ROWS + 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
-    return range(FEWEST_ROWS, most if is_there else 0)
+    is_available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    end = {"AVX512": sys.maxsize, "AVX2": MAX_ROWS_AVX2 + 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    return range(MIN_ROWS, end if is_available else 0)
 
 
 def fuses_gelu() -> bool:
-    """Whether oneDNN computes the GELU faster than torch does after it."""
+    """Whether a product with GELU fused by oneDNN is faster than torch's GELU after it."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -70,9 +70,9 @@ def _onednn_product(x, kernel, bias, gelu=False):
 
 
 def as_matrix(x):
-    """x in rows or columns, copied where it has other strides.
+    """Return x with row-major or column-major strides, copied if it has others.
 
-    With those of a sum's gradient, (0, 0), oneDNN takes a thousand times as long.
+    With strides (0, 0), as the gradient of a sum has, oneDNN takes a thousand times as long.
     """
     strides = x.stride()
     return x if 1 in strides and 0 not in strides else x.contiguous()
@@ -80,7 +80,7 @@ def as_matrix(x):
 
 @functools.cache
 def _differentiable():
-    """The autograd function of (x, kernel, bias), whose gradients are such products again."""
+    """Return the autograd function of (x, kernel, bias), whose gradients are computed by `affine` again."""
     import torch
 
     class Affine(torch.autograd.Function):
@@ -92,18 +92,18 @@ def _differentiable():
         @staticmethod
         def backward(ctx, gradient):
             x, kernel = ctx.saved_tensors
-            wants_x, wants_kernel, wants_bias = ctx.needs_input_grad
+            needs_x, needs_kernel, needs_bias = ctx.needs_input_grad
             return (
-                affine(gradient, kernel.t()) if wants_x else None,
-                kernel_gradient(x, gradient) if wants_kernel else None,
-                gradient.sum(0) if wants_bias else None,
+                affine(gradient, kernel.t()) if needs_x else None,
+                kernel_gradient(x, gradient) if needs_kernel else None,
+                gradient.sum(0) if needs_bias else None,
             )
 
     return Affine
 
 
 def kernel_gradient(x, gradient):
-    """xᵀ · gradient, (M, K), (M, N) → (K, N): the narrower one first, else oneDNN is up to three times slower."""
+    """Return xᵀ · gradient, (M, K), (M, N) → (K, N); with the narrower factor second oneDNN is up to 3× slower."""
     if x.shape[1] <= gradient.shape[1]:
         return affine(x.t(), gradient)
     return affine(gradient.t(), x).t()

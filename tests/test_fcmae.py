@@ -339,7 +339,7 @@ def test_what_cannot_be_hidden_is_refused(shape, options, message):
 @once
 def test_targets_are_refused_and_names_follow_the_row(model, batch):
     model.compile("sgd")
-    with pytest.raises(ValueError, match="learns from images alone"):
+    with pytest.raises(ValueError, match="FCMAE trains on images only"):
         model.fit(batch["images"], np.zeros(2), verbose=0)
     assert model.name == "fcmae_custom"
     small = convnext.create_fcmae("atto", (32, 32, 3))

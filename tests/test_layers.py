@@ -9,7 +9,7 @@ from helpers import gradients
 from keras import ops
 
 from convnext import GRN, Conv2D, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path, torch_products
-from convnext.layers import safe_sqrt, seen_taps
+from convnext.layers import effective_taps, safe_sqrt
 from convnext.torch_products import affine, as_matrix
 
 pytestmark = pytest.mark.backend
@@ -117,9 +117,9 @@ def test_depthwise_is_keras_own_with_its_gradients(rng, shape):
 
 @pytest.mark.once
 def test_taps_that_see_only_padding_are_left_out():
-    assert seen_taps((7, 7, 4), (1, 2, 9, 4)) == (slice(2, 5), slice(0, 7))
-    assert seen_taps((7, 5, 4), (1, 1, 2, 4)) == (slice(3, 4), slice(1, 4))
-    assert seen_taps((3, 3, 4), (1, 7, 7, 4)) == (slice(0, 3), slice(0, 3))
+    assert effective_taps((7, 7, 4), (1, 2, 9, 4)) == (slice(2, 5), slice(0, 7))
+    assert effective_taps((7, 5, 4), (1, 1, 2, 4)) == (slice(3, 4), slice(1, 4))
+    assert effective_taps((3, 3, 4), (1, 7, 7, 4)) == (slice(0, 3), slice(0, 3))
 
 
 @pytest.mark.only("jax")  # whose gradient is our own
