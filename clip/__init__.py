@@ -1,6 +1,6 @@
 """Image–text pairs for Keras 3: towers, contrastive losses, tokenizer and zero-shot head.
 
-Names are imported when first used, so that the table of pairs can be read without Keras.
+Names are imported at first use, so that the table of pairs can be read without Keras.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What CLIP's towers and the pair are made of: attention block, QuickGELU, embeddings, L2 normalise, logit scale."""
+"""The layers of CLIP's towers and of the pair: transformer block, QuickGELU, embeddings, L2 norm, logit scale."""
 
 import math
 
@@ -11,7 +11,7 @@ PACKAGE = "convnext_clip_zoo"
 LAYER_NORM_EPSILON = 1e-5
 EOT_ID = 49407
 MAX_LOGIT_SCALE = math.log(100.0)
-SHORT = 128  # tokens, up to which `attend_by_torch` is faster than the operator on a CPU
+SHORT = 128  # tokens up to which `attend_by_torch` is faster than torch's operator on a CPU
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -29,7 +29,7 @@ def resolve_activation(name):
 
 
 def l2_normalize(x):
-    """x / ‖x‖₂ over the last axis, in float32 at least: (…, D) → (…, D)."""
+    """Return x / ‖x‖₂ over the last axis, at least in float32: (…, D) → (…, D)."""
     x = ops.cast(x, "float32") if keras.backend.standardize_dtype(x.dtype) != "float64" else x
     squares = ops.sum(ops.square(x), axis=-1, keepdims=True)
     return x / ops.sqrt(ops.maximum(squares, 1e-24))
@@ -41,8 +41,8 @@ class SelfAttention(layers.Layer):
 
     Args:
         num_heads: must divide the width W.
-        causal: a token sees itself and the tokens before it.
-        in_stddev, out_stddev: of the kernels' normal initialisers.
+        causal: a token attends to itself and the tokens before it.
+        in_stddev, out_stddev: standard deviations of the kernels' initialisers.
         in_bias: whether queries, keys and values have a bias.
 
     Input and output (B, L, W). Sublayers: in_proj (W → 3W, q | k | v) and out_proj (W → W).
@@ -60,8 +60,10 @@ class SelfAttention(layers.Layer):
         width = input_shape[-1]
         if width % self.num_heads:
             raise ValueError(f"The width must be a multiple of num_heads, got width {width}, {self.num_heads} heads.")
-        project, drawn = {"dtype": self.dtype_policy}, Normal(self.in_stddev)
-        self.in_proj = Dense(3 * width, use_bias=self.in_bias, kernel_initializer=drawn, name="in_proj", **project)
+        project, initializer = {"dtype": self.dtype_policy}, Normal(self.in_stddev)
+        self.in_proj = Dense(
+            3 * width, use_bias=self.in_bias, kernel_initializer=initializer, name="in_proj", **project
+        )
         self.out_proj = Dense(width, kernel_initializer=Normal(self.out_stddev), name="out_proj", **project)
         self.in_proj.build(input_shape)
         self.out_proj.build(input_shape)
@@ -81,7 +83,7 @@ class SelfAttention(layers.Layer):
 
 
 def attention_for(heads):
-    """The fastest of the forms below for queries, keys and values where they are."""
+    """Return the fastest of the functions below for the backend and device of the queries, keys and values."""
     if not computes_in_float32_on_cpu(heads):
         return attend_fused
     if keras.backend.backend() != "torch":
@@ -90,14 +92,14 @@ def attention_for(heads):
 
 
 def attend_fused(heads, causal):
-    """softmax(q kᵀ / √d) v by the backend's own operator: q, k and v, (B, L, 3, heads, d) → (B, L, heads, d)."""
-    query, key, value = ops.unstack(heads, axis=2)  # slices would each have an array of zeros made for the gradient
+    """Return softmax(q kᵀ / √d) v by the backend's own operator: q, k and v (B, L, 3, heads, d) → (B, L, heads, d)."""
+    query, key, value = ops.unstack(heads, axis=2)  # the gradient of a slice would fill a whole array
     return ops.dot_product_attention(query, key, value, is_causal=causal)
 
 
 def attend_heads_first(heads, causal):
-    """The same as products of matrices that lie head by head, 1.1 to 1.5 times as fast on JAX's CPU, gradients
-    included, and 1.2 times on TensorFlow's, with gradients 1.0 to 1.2 (tests/bench_layers.py)."""
+    """The same by matrix products in heads-first order, 1.1 to 1.5 times as fast on JAX's CPU, gradients included, and
+    1.2 times on TensorFlow's, with gradients 1.0 to 1.2 (tests/bench_layers.py)."""
     query, key, value = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)))  # (B, heads, L, d) each
     scores = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, 2, 3))
     if causal:
@@ -107,8 +109,9 @@ def attend_heads_first(heads, causal):
 
 
 def attend_by_torch(heads, causal):
-    """The same on torch, where the product that scores also scales and masks: 1.2 times as fast on a CPU for 50 and 77
-    tokens, gradients included, but slower for 197, whose scores the operator never keeps (tests/bench_layers.py)."""
+    """The same on torch, where one operation computes, scales and masks the scores: 1.2 times as fast on a CPU for 50
+    and 77 tokens, gradients included; slower for 197, where torch's operator avoids storing the scores
+    (tests/bench_layers.py)."""
     import torch
 
     length, depth = heads.shape[1], heads.shape[-1]
@@ -122,7 +125,7 @@ def attend_by_torch(heads, causal):
 def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name, epsilon=LAYER_NORM_EPSILON):
     """(B, L, W) → same: pre-norm attention, then the MLP (arXiv:2103.00020, section 2.4).
 
-    `depth` is the number of blocks: it sets the scale at which the residual branches start.
+    `depth`, the number of blocks, sets the initial scale of the residual branches.
     """
     width = x.shape[-1]
     in_stddev, out_stddev = width**-0.5, width**-0.5 * (2 * depth) ** -0.5
@@ -130,18 +133,18 @@ def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name, 
     y = SelfAttention(num_heads, causal, in_stddev, out_stddev, name=f"{name}_attn")(y)
     x = layers.Add(name=f"{name}_add_1")([x, y])
     y = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_ln_2")(x)
-    drawn, activation = Normal((2 * width) ** -0.5), resolve_activation(activation)
-    y = Dense(hidden, activation, kernel_initializer=drawn, name=f"{name}_mlp_c_fc")(y)
+    initializer, activation = Normal((2 * width) ** -0.5), resolve_activation(activation)
+    y = Dense(hidden, activation, kernel_initializer=initializer, name=f"{name}_mlp_c_fc")(y)
     y = Dense(width, kernel_initializer=Normal(out_stddev), name=f"{name}_mlp_c_proj")(y)
     return layers.Add(name=f"{name}_add_2")([x, y])
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class TokenEmbedding(layers.Embedding):
-    """`keras.layers.Embedding` whose gradient is one array on every backend: int32 (B, L) → (B, L, W).
+    """`keras.layers.Embedding` with a dense gradient on every backend: int32 (B, L) → (B, L, W).
 
-    TensorFlow gives that of a look-up as rows, a repeated token's several times over, and Keras' optimizers square the
-    rows before they are summed. Through a reshape it is summed first.
+    TensorFlow returns the gradient of a look-up as rows, repeated for a repeated token, and Keras' optimizers square
+    the rows before they are summed. Through the reshape they are summed first.
     """
 
     def call(self, inputs):
@@ -154,8 +157,8 @@ class PositionalEmbedding(layers.Layer):
     """Adds a learned vector for each position: (B, L, W) → same, for any L up to `length`.
 
     Args:
-        length: positions there are weights for.
-        stddev: of their normal initialiser.
+        length: number of positions.
+        stddev: standard deviation of the initialiser.
     """
 
     def __init__(self, length, stddev=0.01, **kwargs):
@@ -171,9 +174,7 @@ class PositionalEmbedding(layers.Layer):
     def call(self, inputs):
         length = ops.shape(inputs)[1]
         if isinstance(length, int) and length > self.length:
-            raise ValueError(
-                f"A sequence of {length} is longer than the {self.length} positions there are weights for."
-            )
+            raise ValueError(f"The sequence has {length} tokens; the positional embedding has {self.length} positions.")
         return inputs + self.positional_embedding[:length]
 
     def compute_output_shape(self, input_shape):
@@ -185,7 +186,7 @@ class PositionalEmbedding(layers.Layer):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class ClassEmbedding(layers.Layer):
-    """Puts a learned vector before a sequence, or before a map made one: (B, H, W, C) → (B, H·W + 1, C)."""
+    """Puts a learned vector before a sequence or a flattened map: (B, H, W, C) → (B, H·W + 1, C)."""
 
     def build(self, input_shape):
         width = input_shape[-1]
@@ -203,13 +204,13 @@ class ClassEmbedding(layers.Layer):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class AttentionPool(layers.Layer):
-    """A map pooled by multi-head attention whose one query is the map's mean: (B, H, W, C) → (B, D).
+    """Pools a map by multi-head attention with the map's mean as the only query: (B, H, W, C) → (B, D).
 
     Args:
         num_heads: must divide C.
         output_dim: D.
 
-    Weights: positional_embedding (H·W + 1, C), the mean's vector first. Sublayers: q_proj, k_proj, v_proj (C → C) and
+    Weights: positional_embedding (H·W + 1, C), that of the mean first. Sublayers: q_proj, k_proj, v_proj (C → C) and
     c_proj (C → D), each with a bias.
 
     Reference: arXiv:2103.00020, section 2.4.
@@ -270,7 +271,7 @@ class SelectToken(layers.Layer):
         position = ops.argmax(ops.cast(ops.equal(tokens, self.token_id), "int32"), axis=-1)
         return ops.squeeze(ops.take_along_axis(inputs, position[:, None, None], axis=1), axis=1)
 
-    def compute_output_shape(self, inputs_shape, tokens_shape=None):  # noqa: ARG002 (Keras passes one a call argument)
+    def compute_output_shape(self, inputs_shape, tokens_shape=None):  # noqa: ARG002 (Keras passes a shape per call argument)
         return (inputs_shape[0], inputs_shape[-1])
 
     def get_config(self):
@@ -287,13 +288,13 @@ class LogitScaleConstraint(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class LogitScale(layers.Layer):
-    """The end of the pair: both embeddings L2-normalised, and the temperature that turns cosines into logits.
+    """The output layer of a pair: L2-normalises both embeddings and holds the temperature.
 
     Args:
-        init_value: of logit_scale, the logarithm of the factor, in [0, ln 100].
-        init_bias: of logit_bias, added to the logits (SigLIP: −10); None for no such weight.
+        init_value: initial logit_scale, the logarithm of the factor on cosines, in [0, ln 100].
+        init_bias: initial logit_bias, added to the logits (SigLIP: −10); None for no bias.
 
-    Inputs: image and text features, (B, D) each; outputs the same, normalised, float32. The weights are float32 under
+    Inputs: image and text features, (B, D) each. Outputs: the same, normalised, float32. The weights are float32 under
     every policy.
 
     Reference: arXiv:2103.00020, section 2.5; arXiv:2303.15343, algorithm 1.
@@ -324,7 +325,7 @@ class LogitScale(layers.Layer):
         return image_features_shape, text_features_shape
 
     def logits(self, image_embeddings, text_embeddings):
-        """exp(logit_scale) · cosine (+ bias): (N, D), (M, D) normalised → (N, M) float32."""
+        """Return exp(logit_scale) · cosine (+ bias): (N, D), (M, D) normalised → (N, M) float32."""
         cosine = ops.matmul(image_embeddings, ops.transpose(text_embeddings))
         logits = ops.exp(self.logit_scale) * cosine
         return logits if self.logit_bias is None else logits + self.logit_bias

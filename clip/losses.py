@@ -1,15 +1,15 @@
-"""Contrastive losses: short functions of the logits (N, N) between N images (rows) and their N captions (columns)."""
+"""Contrastive losses: functions of the logits (N, N) between N images (rows) and their N captions (columns)."""
 
 from keras import ops
 
 
 def clip_loss(logits, labels=None):
-    """Mean of the cross-entropies image → text and text → image, a scalar.
+    """Return the mean of the cross-entropies image → text and text → image, a scalar.
 
     Args:
         logits: float32 (N, N), exp(logit_scale) · cosine.
-        labels: int (N,), or None when each pair is a class of its own. Pairs whose labels agree are positives of each
-            other; a row of targets sums to 1.
+        labels: int (N,), or None if each caption belongs to one image only. Pairs of equal labels are positives of
+            each other; each row of targets sums to 1.
 
     Reference: arXiv:2103.00020, figure 3; soft targets: arXiv:2204.03610, equation 3.
     """
@@ -22,11 +22,11 @@ def clip_loss(logits, labels=None):
 
 
 def siglip_loss(logits, labels=None):
-    """Sigmoid loss of every image–text combination, summed over captions and averaged over images, a scalar.
+    """Return the sigmoid loss of all image–text combinations, summed over captions, averaged over images, a scalar.
 
     Args:
         logits: float32 (N, N), exp(logit_scale) · cosine + logit_bias.
-        labels: int (N,), or None; combinations whose labels agree count as +1, all others as −1.
+        labels: int (N,), or None; combinations of equal labels are positives (+1), all others negatives (−1).
 
     Reference: arXiv:2303.15343, equation 1.
     """
@@ -35,14 +35,14 @@ def siglip_loss(logits, labels=None):
 
 
 def distillation_loss(logits, teacher_logits):
-    """Mean of the cross-entropies from a teacher's distributions to ours, image → text and text → image, a scalar.
+    """Return the mean of the cross-entropies with a teacher's distributions, image → text and text → image, a scalar.
 
     Args:
-        logits: float32 (N, N), of the pair that learns.
-        teacher_logits: float32 (N, N), of the same images and captions; both with their own temperatures.
+        logits: float32 (N, N), of the student.
+        teacher_logits: float32 (N, N), of the same images and captions; each model has its own temperature.
 
-    Reference: arXiv:2307.12732, contrastive relational distillation, up to the teacher's entropy; open_clip's
-        `DistillClipLoss`.
+    Reference: arXiv:2307.12732, contrastive relational distillation, without the teacher's entropy, which is constant;
+        open_clip's `DistillClipLoss`.
     """
     image_to_text, text_to_image = (
         -ops.mean(ops.sum(ops.softmax(teacher_logits, axis=axis) * ops.log_softmax(logits, axis=axis), axis=axis))
@@ -52,7 +52,7 @@ def distillation_loss(logits, teacher_logits):
 
 
 def agreement(logits, labels=None):
-    """Which image belongs to which caption: bool (N, N)."""
+    """Return which image belongs to which caption: bool (N, N)."""
     if labels is None:
         labels = ops.arange(ops.shape(logits)[0])
     return ops.equal(ops.expand_dims(labels, 1), ops.expand_dims(labels, 0))

@@ -1,4 +1,4 @@
-"""CLIP: two towers into one space, L2 normalisation and a temperature. The pair owns no more than that.
+"""CLIP: two towers into one embedding space, L2 normalisation and a temperature.
 
 Papers: "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020; sigmoid loss:
 arXiv:2303.15343. The code is Apache-2.0; published weights carry their own licences.
@@ -21,21 +21,21 @@ INIT_LOGIT_SCALE = math.log(1 / 0.07)
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class CLIP(keras.Model):
-    """An image tower and a text tower trained to agree.
+    """An image tower and a text tower into one embedding space.
 
     Args:
-        image_tower: `keras.Model` from images to (B, D), unnormalised.
-        text_tower: `keras.Model` from int32 token ids to (B, D), unnormalised.
-        init_logit_scale: logarithm of the first temperature factor, in [0, ln 100].
-        init_logit_bias: added to the logits, for the sigmoid loss (−10 in the paper); None for no bias.
-        architecture: what `create_clip` was asked for, so that the pair can be rebuilt from a few words; a row of the
-            user's own is spelled out. None for towers of the user's own.
+        image_tower: `keras.Model` from images to (B, D), not normalised.
+        text_tower: `keras.Model` from int32 token ids to (B, D), not normalised.
+        init_logit_scale: initial logarithm of the temperature factor, in [0, ln 100].
+        init_logit_bias: initial bias of the logits, for the sigmoid loss (−10 in the paper); None for no bias.
+        architecture: the arguments of `create_clip` that rebuild the towers, with the row spelled out if it is not in
+            `clip.VARIANTS`; None for towers of your own.
 
-    Calling the model on {"images", "tokens"} gives {"image_embeddings", "text_embeddings"}, both (B, D) float32,
-    normalised; `predict` gives the same.
+    Call it on {"images", "tokens"}; it returns {"image_embeddings", "text_embeddings"}, both (B, D) float32,
+    normalised. `predict` returns the same.
 
     Raises:
-        ValueError: the towers' outputs do not fit each other.
+        ValueError: the towers' outputs differ in size or are not (B, D).
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CLIP(keras.Model):
         check_towers(image_tower, text_tower)
         if not 0.0 <= init_logit_scale <= MAX_LOGIT_SCALE:
             raise ValueError(
-                f"init_logit_scale is a logarithm in [0, ln 100 = {MAX_LOGIT_SCALE:.4f}], got {init_logit_scale}."
+                f"init_logit_scale must be in [0, ln 100 = {MAX_LOGIT_SCALE:.4f}], got {init_logit_scale}."
             )
         images = keras.Input(image_tower.input_shape[1:], name="images")
         tokens = keras.Input(text_tower.input_shape[1:], dtype="int32", name="tokens")
@@ -72,39 +72,39 @@ class CLIP(keras.Model):
         self.logit_scale_tracker = keras.metrics.Mean(name="logit_scale")
 
     def call(self, inputs, training=None, mask=None):
-        pair = {"images": inputs["images"], "tokens": inputs["tokens"]}  # a batch may carry labels as well
+        pair = {"images": inputs["images"], "tokens": inputs["tokens"]}  # a batch may also hold labels
         return super().call(pair, training=training, mask=mask)
 
     def encode_image(self, images, normalize: bool = True):
-        """(B, H, W, 3) float32, normalised pixels → (B, D) embeddings, float32 when L2-normalised."""
+        """Images (B, H, W, 3) float32, already normalised → embeddings (B, D), L2-normalised in float32 by default."""
         features = self.image_encoder(images)
         return l2_normalize(features) if normalize else features
 
     def encode_text(self, tokens, normalize: bool = True):
-        """(B, L) int32 → (B, D) embeddings, float32 when L2-normalised."""
+        """Token ids (B, L) int32 → embeddings (B, D), L2-normalised in float32 by default."""
         features = self.text_encoder(tokens)
         return l2_normalize(features) if normalize else features
 
     def logits(self, image_embeddings, text_embeddings):
-        """exp(logit_scale) · cosine (+ bias) of normalised embeddings: (N, D), (M, D) → (N, M) float32."""
+        """Return exp(logit_scale) · cosine (+ bias) of normalised embeddings: (N, D), (M, D) → (N, M) float32."""
         return self.logit_scale.logits(image_embeddings, text_embeddings)
 
     def compile(self, optimizer="adamw", loss="clip", *, distill_weight=1.0, **kwargs):
-        """As `keras.Model.compile`, with a contrastive loss by name.
+        """Configure training as `keras.Model.compile` does, with a contrastive loss by name.
 
         Args:
             optimizer: as in Keras; "adamw" is `convnext.AdamW`, faster on TensorFlow.
-            loss: "clip" (softmax both ways) or "siglip" (sigmoid; the pair needs a logit bias).
-            distill_weight: of `distillation_loss`, which is added where batches have a teacher's logits.
+            loss: "clip" (softmax in both directions) or "siglip" (sigmoid; needs a logit bias).
+            distill_weight: weight of `distillation_loss`, which is added for batches with "teacher_logits".
 
-        `fit` takes batches {"images", "tokens"} and, where wanted, "label" (B,) int32: pairs whose labels agree are
-        positives of each other; "teacher_logits" (B, B) float32. Metrics: accuracy, the share of images and captions
-        whose best match in the batch is a positive; logit_scale, the temperature factor exp(logit_scale).
+        `fit` takes batches {"images", "tokens"} with optional "label" (B,) int32, where pairs of equal labels are
+        positives of each other, and optional "teacher_logits" (B, B) float32. Metrics: accuracy, the fraction of images
+        and captions whose best match in the batch is a positive; logit_scale, the factor exp(logit_scale).
         """
         if loss not in LOSSES:
             raise ValueError(f"Unknown loss {loss!r}.{closest(str(loss), LOSSES)}")
         if loss == "siglip" and self.init_logit_bias is None:
-            raise ValueError("loss='siglip' needs a logit bias: create the pair with init_logit_bias=-10.0.")
+            raise ValueError("loss='siglip' needs a logit bias: create the model with init_logit_bias=-10.0.")
         self.contrastive_loss, self.distill_weight = loss, distill_weight
         if isinstance(optimizer, str) and optimizer.lower() == "adamw":
             optimizer = AdamW()
@@ -127,7 +127,7 @@ class CLIP(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
         if y is not None or sample_weight is not None:
             raise ValueError(
-                "CLIP learns from pairs alone: pass x={'images', 'tokens'[, 'label']}, without y or sample_weight."
+                "CLIP trains on pairs: pass x={'images', 'tokens'[, 'label']}, without y or sample_weight."
             )
         logits = self.logits(y_pred["image_embeddings"], y_pred["text_embeddings"])
         labels = x.get("label")
@@ -158,7 +158,7 @@ class CLIP(keras.Model):
 
 
 def in_batch_accuracy(logits, labels=None):
-    """Share of the N images and N captions whose highest logit is a positive's, a scalar in [0, 1]."""
+    """Return the fraction of the N images and N captions whose highest logit is a positive, a scalar in [0, 1]."""
     positives = ops.cast(agreement(logits, labels), logits.dtype)
     hits = []
     for axis in (0, 1):
@@ -168,15 +168,15 @@ def in_batch_accuracy(logits, labels=None):
 
 
 def check_towers(image_tower, text_tower):
-    """ValueError unless both towers give (B, D) with the same D; it names the Dense layer that would mend it."""
+    """Raise ValueError unless both towers return (B, D) with the same D; it names the Dense layer to add."""
     shapes = {"image_tower": image_tower.output_shape, "text_tower": text_tower.output_shape}
     for name, shape in shapes.items():
         if not isinstance(shape, tuple) or len(shape) != 2:
-            raise ValueError(f"{name} must map its input to (B, D), got output shape {shape}.")
+            raise ValueError(f"{name} must return (B, D), got output shape {shape}.")
     image_dim, text_dim = image_tower.output_shape[-1], text_tower.output_shape[-1]
     if image_dim != text_dim:
         raise ValueError(
-            f"The towers' embeddings differ in size: image {image_dim}, text {text_dim}. Project one of them: "
+            f"The towers' embeddings differ in size: image {image_dim}, text {text_dim}. Add a projection to one: "
             f"keras.Model(image_tower.input, keras.layers.Dense({text_dim}, use_bias=False)(image_tower.output))."
         )
 
@@ -193,30 +193,30 @@ def create_clip(
     init_logit_bias: float | None = None,
     name: str | None = None,
 ) -> CLIP:
-    """A published pair with random weights, or a pair of your own towers.
+    """Build a published pair with random weights, or a pair of your own towers.
 
     Args:
         variant: a name of `clip.VARIANTS` ("ViT-B-32", "convnext_base_w", "convnext_v2_tiny", …), also as "ViT-B/32",
-            "ViT-L/14@336px" or with "-quickgelu", or a `Pair`. None with both towers given.
-        image_tower: `keras.Model` from images to (B, D), unnormalised; not with a variant.
-        text_tower: `keras.Model` from int32 token ids to (B, D), unnormalised; not with a variant.
-        image_size: side of the square images in pixels; the row's unless given.
-        stem_stride: of a ConvNeXt image tower, as in `create_convnext_v1`; None chooses as "auto" does.
-        activation: of the transformers, "gelu" (exact) or "quick_gelu"; the row's unless given: QuickGELU for OpenAI's
-            own pairs, exact for all others.
-        init_logit_scale: logarithm of the first temperature factor.
-        init_logit_bias: for `loss="siglip"`; None for no bias.
-        name: of the model; the variant's unless given.
+            "ViT-L/14@336px" or with "-quickgelu", or a `Pair`; None if both towers are given.
+        image_tower: `keras.Model` from images to (B, D), not normalised; not with a variant.
+        text_tower: `keras.Model` from int32 token ids to (B, D), not normalised; not with a variant.
+        image_size: side of the square images in pixels; default the row's.
+        stem_stride: of a ConvNeXt image tower, as in `create_convnext_v1`; None means "auto".
+        activation: of the transformers, "gelu" (exact) or "quick_gelu"; default the row's: QuickGELU for OpenAI's own
+            pairs, exact for all others.
+        init_logit_scale: initial logarithm of the temperature factor.
+        init_logit_bias: initial bias of the logits, for `loss="siglip"`; None for no bias.
+        name: of the model; default the variant's.
 
     Raises:
-        ValueError: an unknown variant, or options that do not go together.
+        ValueError: an unknown variant, or options that contradict each other.
     """
     options = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
     if variant is None:
         check_own_towers(image_tower, text_tower, image_size=image_size, stem_stride=stem_stride, activation=activation)
         return CLIP(image_tower, text_tower, name=name or "clip", **options)
     if image_tower is not None or text_tower is not None:
-        raise ValueError("Give a variant or both towers of your own, not a variant and a tower.")
+        raise ValueError("Pass a variant or both towers, not a variant and a tower.")
     label, pair, named_activation = resolve_pair(variant)
     activation = activation or named_activation or pair.activation
     resolve_activation(activation)
@@ -262,9 +262,9 @@ def create_towers(pair: Pair, **options) -> tuple[keras.Model, keras.Model]:
 
 
 def check_own_towers(image_tower, text_tower, **options):
-    """ValueError unless both towers are there and nothing is asked that only a variant can answer."""
+    """Raise ValueError unless both towers are given, without options that only a variant takes."""
     if image_tower is None or text_tower is None:
         raise ValueError(f"create_clip needs a variant, or image_tower and text_tower.{closest('', VARIANTS)}")
     given = [key for key, value in options.items() if value is not None]
     if given:
-        raise ValueError(f"{', '.join(given)} shape a variant's towers; with towers of your own, set them there.")
+        raise ValueError(f"{', '.join(given)} only apply to a variant; build your own towers accordingly.")

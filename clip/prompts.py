@@ -6,7 +6,7 @@ Sources:
     ImageNet's 80 templates and the subset of 7: openai/CLIP `notebooks/Prompt_Engineering_for_ImageNet.ipynb`
         (MIT), in the order of open_clip's `zero_shot_metadata.py` (MIT).
     Fashion-MNIST names: zalandoresearch/fashion-mnist (MIT, Copyright (c) 2017 Zalando SE).
-    The digits templates are this project's own.
+    The digits templates are this project's.
 Names are in the order of the data sets' labels. ImageNet's 1,000 class names are not included: pass them, in label
 order, as a list to `zero_shot_classifier`, or in a file with one name per line to `zoo eval zero-shot --class-names`.
 """
@@ -188,23 +188,19 @@ CLASS_NAMES = {
 
 
 def fill(template: str, name: str) -> str:
-    """The prompt for one class: `template` with `name` in place of its one `{}`."""
+    """Return the prompt of one class: `template` with `name` in place of its one `{}`."""
     if _placeholders(template) != [("", "", None)]:
-        raise ValueError(
-            f"template {template!r} must hold exactly one {{}}, where the class name goes, and no other field"
-        )
+        raise ValueError(f"template {template!r} must contain exactly one {{}}, for the class name, and no other field")
     return template.format(name)
 
 
 def prompts_for(class_names: Sequence[str], templates: Sequence[str] = SIMPLE_TEMPLATES) -> list[list[str]]:
-    """K lists of T prompts, in the order of `class_names` (K) and `templates` (T)."""
+    """Return K lists of T prompts, in the order of `class_names` (K) and `templates` (T)."""
     for argument, value in (("class_names", class_names), ("templates", templates)):
         if isinstance(value, str):
-            raise ValueError(
-                f"{argument} is the string {value!r}; allowed is a sequence of strings, such as ({value!r},)"
-            )
+            raise ValueError(f"{argument} is the string {value!r}; pass a sequence of strings, such as ({value!r},)")
         if not len(value):
-            raise ValueError(f"{argument} is empty; at least one is needed")
+            raise ValueError(f"{argument} is empty; pass at least one")
     return [[fill(template, name) for template in templates] for name in class_names]
 
 
@@ -263,7 +259,7 @@ def normalize(x: np.ndarray) -> np.ndarray:
 
 
 def _placeholders(template: str) -> list[tuple[str, str, str | None]] | None:
-    """(field, format spec, conversion) of each placeholder; None for a template `str.format` cannot read."""
+    """Return (field, format spec, conversion) of each placeholder; None if `str.format` cannot parse the template."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError:  # a brace without its partner

@@ -1,8 +1,8 @@
 """CLIP's tokenizer: text → int32 ids, byte-pair encoding over a vocabulary of 49,408.
 
-Reference: arXiv 2103.00020, section 2.4; Sennrich et al., arXiv 1508.07909 (byte-pair encoding).
-The ids are those of open_clip 3.3. What differs is the way to them: merging runs in the `tokenizers` package,
-each whitespace-separated chunk is merged once and remembered, and ftfy runs only on text it could change.
+References: arXiv:2103.00020, section 2.4; byte-pair encoding: arXiv:1508.07909.
+The ids equal those of open_clip 3.3. It is faster because merging runs in the `tokenizers` package, each
+whitespace-separated chunk is merged once and cached, and ftfy runs only on text it could change.
 The merges in `assets/` are OpenAI's (MIT, see `assets/README.md`).
 """
 
@@ -24,20 +24,20 @@ NUM_MERGES = 48_894
 SOT_TEXT, EOT_TEXT = "<start_of_text>", "<end_of_text>"
 WORD_END = "</w>"
 
-# IGNORECASE on lowered text still decides what becomes of U+017F (folds to s) and U+0345 (folds to a letter).
+# On lowercase text IGNORECASE still matters for U+017F (folds to s) and U+0345 (folds to a letter).
 WORD = regex.compile(
     rf"{SOT_TEXT}|{EOT_TEXT}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+",
     regex.IGNORECASE,
 )
 CACHED_CHUNKS = 2**16
-LONGEST_CACHED_CHUNK = 32  # characters: longer ones are rare, and would let the cache grow without bound
+LONGEST_CACHED_CHUNK = 32  # characters; bounds the cache's memory
 
 
 class Tokenizer:
     """Encodes text to CLIP's ids and back; `tokenize` adds the special ids and the padding.
 
-    Threads and forked processes may share one: nothing changes after construction but a cache, and merging
-    starts no thread pool.
+    Threads and forked processes may share one: only a cache changes after construction, and merging starts no
+    thread pool.
     """
 
     vocab_size = 49_408
@@ -62,7 +62,7 @@ class Tokenizer:
         self._cached_chunk = functools.lru_cache(maxsize=CACHED_CHUNKS)(self._encode_chunk)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without start and end ids and of any length.
+        """Return the ids of `text`, of any number, without start and end ids.
 
         A literal `<start_of_text>` or `<end_of_text>` in the text becomes the special id, as in open_clip.
         """
@@ -73,10 +73,10 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that a row of ids says, in lower case: what lies between the start and the first end id.
+        """Return the lowercase text of a row of ids, from after the start id to the first end id.
 
         Args:
-            ids: ints or int array (L,), with or without the special ids. Without an end id all are read.
+            ids: ints or int array (L,), with or without the special ids. Without an end id all are decoded.
         """
         ids = [operator.index(i) for i in ids]
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
@@ -87,7 +87,7 @@ class Tokenizer:
         return b"".join(self._spellings[i] for i in text_ids).decode("utf-8", errors="replace").rstrip(" ")
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
-        """Ids of one chunk. WORD neither matches whitespace nor looks around, so chunks are independent."""
+        """Return the ids of one chunk. WORD neither matches whitespace nor looks around, so chunks are independent."""
         return tuple(itertools.chain.from_iterable(map(self._encode_word, WORD.findall(chunk))))
 
     def _encode_word(self, word: str) -> list[int]:
@@ -102,20 +102,23 @@ class Tokenizer:
 
 @functools.cache
 def default_tokenizer() -> Tokenizer:
-    """The one Tokenizer, built at first use. Threads that race may build two, which give the same ids."""
+    """Return the shared Tokenizer, built at first use. Racing threads may build two, which give the same ids."""
     return Tokenizer()
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> np.ndarray:
-    """Start id, ids of the text, end id, zeros.
+    """Return rows of start id, ids of the text, end id, zeros.
 
     Args:
         texts: one string or a sequence of B strings.
         context_length: L, the length of a row, at least 2.
-        truncate: False refuses a text that needs more than L ids; True keeps its first L - 1 and the end id.
+        truncate: True keeps the first L - 1 ids and the end id of a text that needs more than L; False raises.
 
     Returns:
         int32 (B, L); B is 1 for a single string.
+
+    Raises:
+        ValueError: a text with more than L ids.
     """
     texts = _as_list(texts)
     length = _checked_length(context_length)
@@ -133,7 +136,7 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
 
 
 def _padded(rows: list[list[int]], length: int) -> np.ndarray:
-    """Rows of at most `length` ids → int32 (B, L), filled up with 0."""
+    """Rows of at most `length` ids → int32 (B, L), padded with 0."""
     ends = np.fromiter(map(len, rows), np.int32, len(rows))
     ids = np.zeros((len(rows), length), np.int32)
     ids[np.arange(length) < ends[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
@@ -141,27 +144,27 @@ def _padded(rows: list[list[int]], length: int) -> np.ndarray:
 
 
 def _clean(text: str) -> str:
-    """Repaired, unescaped, lower-case text; whitespace is left to `split`, which drops it of any kind."""
-    # ftfy and html.unescape leave printable ASCII without "&" as it is. In ftfy 6.3: unescape_html needs "&";
-    # fix_encoding returns ASCII at once; fix_c1_controls, fix_latin_ligatures, fix_character_width,
-    # uncurl_quotes, fix_surrogates and NFC touch code points above 127 only; fix_line_breaks,
+    """Return repaired, unescaped, lowercase text; whitespace is left to `split`, which drops all of it."""
+    # ftfy and html.unescape do not change printable ASCII without "&". In ftfy 6.3: unescape_html needs "&";
+    # fix_encoding returns ASCII unchanged; fix_c1_controls, fix_latin_ligatures, fix_character_width,
+    # uncurl_quotes, fix_surrogates and NFC only change code points above 127; fix_line_breaks,
     # remove_terminal_escapes and remove_control_chars need a control character, which is not printable.
-    # Whitespace at either end may be a control character (a line end): what ftfy leaves of it, `split` drops.
+    # Whitespace at either end may be a control character (a line end); `split` drops it in any case.
     if not (text.isascii() and text.strip().isprintable() and "&" not in text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return text.lower()
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    """The pairs that CLIP merges, in order; the file has a header line and more pairs than CLIP uses."""
+    """Return the pairs that CLIP merges, in order; the file has a header line and more pairs than CLIP uses."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [tuple(line.split()) for line in itertools.islice(lines, 1, NUM_MERGES + 1)]
 
 
 def _byte_letters() -> dict[str, int]:
-    """One printable character for each byte, in the order of the vocabulary.
+    """Return {printable character: byte} in the order of the vocabulary.
 
-    Bytes that Latin-1 prints stand for themselves; the other 68 take the code points from 256 up.
+    Printable Latin-1 bytes stand for themselves; the other 68 use code points from 256.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -169,7 +172,7 @@ def _byte_letters() -> dict[str, int]:
 
 
 def _spelling(token: str, letters: dict[str, int]) -> bytes:
-    """The UTF-8 bytes that a token stands for, with a space where it ends a word."""
+    """Return the UTF-8 bytes of a token, with a space if it ends a word."""
     stem = token.removesuffix(WORD_END)
     return bytes(letters[letter] for letter in stem) + (b" " if stem != token else b"")
 
@@ -192,5 +195,5 @@ def _checked_length(context_length: int) -> int:
     except TypeError:
         raise TypeError(f"context_length is {type(context_length).__name__}; allowed is an int") from None
     if length < 2:
-        raise ValueError(f"context_length={length} has no room for the start and end ids; it must be at least 2")
+        raise ValueError(f"context_length={length} must be at least 2, for the start and end ids")
     return length

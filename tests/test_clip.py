@@ -248,7 +248,7 @@ def test_options_of_variants_are_refused_with_own_towers():
     image_tower, text_tower = own_towers(6, 6)
     with pytest.raises(ValueError, match="image_size"):
         create_clip(image_tower=image_tower, text_tower=text_tower, image_size=32)
-    with pytest.raises(ValueError, match=r"text_tower must map its input to \(B, D\)"):
+    with pytest.raises(ValueError, match=r"text_tower must return \(B, D\)"):
         CLIP(image_tower, keras.Model(text_tower.input, text_tower.layers[-2].output))
 
 

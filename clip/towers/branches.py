@@ -1,9 +1,9 @@
-"""Convolutions of several branches in training that are one convolution in inference, MobileCLIP's building blocks.
+"""MobileCLIP's convolutions with several branches in training that fold into one convolution for inference.
 
-A branch is linear once its norm's statistics are fixed, so the branches' sum is one convolution: each kernel scaled by
-its norm, zero-padded to the largest, and added. `folded()` works that one out; a layer made with `reparameterized=True`
-holds it alone. Sublayers are named after the checkpoints' modules. Every side is padded by k // 2 zeros at every
-stride, which Keras' "same" is not for strides above 1.
+With fixed statistics a branch is linear, so the sum of the branches is one convolution: each kernel scaled by its norm,
+zero-padded to the largest, and added. `folded()` computes it; a layer with `reparameterized=True` has only that one.
+Sublayers are named after the checkpoints' modules. Every side is padded by k // 2 zeros at every stride, unlike Keras'
+"same" at strides above 1.
 
 Papers: RepVGG, arXiv:2101.03697, section 3.3; MobileOne, arXiv:2206.04040; RepLKNet, arXiv:2203.06717; FastViT,
 arXiv:2303.14189.
@@ -24,19 +24,19 @@ CHANNELS_LAST = "channels_last"
 
 
 class Branches(layers.Layer):
-    """What the layers of this file share: one convolution's shape, and its two forms.
+    """Base class: the shape of the equivalent convolution, and the two forms of the layer.
 
     Args:
         kernel_size: odd side of the kernel, or (height, width).
-        strides: of every branch.
+        strides: stride of every branch.
         filters: output channels of a dense convolution; None for a depthwise one.
-        depth_multiplier: M, outputs for each input channel of a depthwise convolution.
-        reparameterized: hold the one equivalent convolution, `reparam_conv`, in place of the branches.
+        depth_multiplier: M, outputs per input channel of a depthwise convolution.
+        reparameterized: one equivalent convolution, `reparam_conv`, instead of the branches.
 
     Input (B, H, W, C); output (B, ⌈H / strides⌉, ⌈W / strides⌉, filters or C·M).
 
     Raises:
-        ValueError: an even kernel, which has no centre.
+        ValueError: an even kernel size.
     """
 
     def __init__(self, kernel_size, strides=1, filters=None, depth_multiplier=1, reparameterized=False, **kwargs):
@@ -62,44 +62,43 @@ class Branches(layers.Layer):
 
     def call(self, inputs, training=None):
         if self.reparameterized:
-            return convolve(self.reparam_conv, self.thinned(inputs) if self.kernel_size == (1, 1) else inputs)
+            return convolve(self.reparam_conv, self.subsampled(inputs) if self.kernel_size == (1, 1) else inputs)
         return self.call_branches(inputs, training)
 
     def folded(self):
-        """(kernel, bias) of the one equivalent convolution, float64 NumPy.
+        """Return (kernel, bias) of the equivalent convolution as float64 NumPy arrays.
 
-        The kernel is (height, width, C, filters), or (height, width, C, M) for a depthwise convolution; the bias has
-        one element an output channel.
+        The kernel is (height, width, C, filters), or (height, width, C, M) if depthwise; the bias is (outputs,).
         """
         if self.reparameterized:
-            return array(self.reparam_conv.kernel), array(self.reparam_conv.bias)
+            return to_float64(self.reparam_conv.kernel), to_float64(self.reparam_conv.bias)
         return self.fold_branches()
 
     def convolution(self, input_shape, kernel_size, *, use_bias=False, name="conv"):
-        """A built convolution of this layer's kind with another kernel; a 1×1 one leaves the strides to `thinned`."""
+        """Build a convolution of this layer's kind and of a kernel size; a 1×1 one has no strides, see `subsampled`."""
         strides = 1 if kernel_size == (1, 1) else self.strides
         options = {
             "kernel_size": kernel_size,
             "strides": strides,
-            "padding": "same" if strides == 1 else "valid",  # `convolve` pads where there are strides
+            "padding": "same" if strides == 1 else "valid",  # with strides, `convolve` pads
             "use_bias": use_bias,
             "data_format": CHANNELS_LAST,
             "dtype": self.dtype_policy,
             "name": name,
         }
         fan_in = kernel_size[0] * kernel_size[1] * (input_shape[-1] if self.filters else 1)
-        initializer = Normal((3 * fan_in) ** -0.5)  # the deviation of torch's default
+        initializer = Normal((3 * fan_in) ** -0.5)  # torch's default
         if self.filters:
             layer = Conv2D(self.filters, kernel_initializer=initializer, **options)
         else:
             options |= {"depth_multiplier": self.depth_multiplier, "depthwise_initializer": initializer}
             layer = DepthwiseConv2D(**options)
-        layer.build((None, None, None, input_shape[-1]))  # sides are checked without the padding, which may be all
+        layer.build((None, None, None, input_shape[-1]))  # Keras checks sides without `convolve`'s padding
         return layer
 
-    def thinned(self, inputs):
-        """The positions that a 1×1 convolution reads. Torch 2.13 on a CPU writes past its memory in the gradient of one
-        with strides that reads three channels."""
+    def subsampled(self, inputs):
+        """Return the positions that a strided 1×1 convolution reads. Torch 2.13 on a CPU writes out of bounds in the
+        gradient of a strided 1×1 convolution of three channels."""
         return inputs if self.strides == 1 else inputs[:, :: self.strides, :: self.strides]
 
     def conv_norm(self, input_shape, kernel_size, name):
@@ -128,25 +127,25 @@ def batch_norm(name, **options):
 
 
 def convolve(conv, inputs):
-    """`conv` with k // 2 zeros on each side; a layer without strides pads so itself."""
+    """Apply `conv` with k // 2 zeros on each side; one without strides pads by itself."""
     if max(conv.strides) > 1:
         above, left = (side // 2 for side in conv.kernel_size)
         inputs = ops.pad(inputs, ((0, 0), (above, above), (left, left), (0, 0)))
     return conv(inputs)
 
 
-def array(variable):
+def to_float64(variable):
     return ops.convert_to_numpy(ops.cast(variable, "float32")).astype(np.float64)
 
 
 def norm_affine(norm):
-    """(scale, shift) of a BatchNorm in inference, float64 (C,) each."""
-    scale = array(norm.gamma) / np.sqrt(array(norm.moving_variance) + norm.epsilon)
-    return scale, array(norm.beta) - array(norm.moving_mean) * scale
+    """Return (scale, shift) of a BatchNorm in inference, float64 (C,) each."""
+    scale = to_float64(norm.gamma) / np.sqrt(to_float64(norm.moving_variance) + norm.epsilon)
+    return scale, to_float64(norm.beta) - to_float64(norm.moving_mean) * scale
 
 
-def centred(kernel, kernel_size):
-    """A kernel in the middle of a larger one of zeros."""
+def zero_padded(kernel, kernel_size):
+    """Return a kernel zero-padded on all sides to `kernel_size`."""
     margins = [((size - side) // 2,) * 2 for side, size in zip(kernel.shape, kernel_size, strict=False)]
     return np.pad(kernel, [*margins, (0, 0), (0, 0)])
 
@@ -166,7 +165,7 @@ class ConvNorm(layers.Layer):
         return self.bn(convolve(self.conv, inputs), training=training)
 
     def folded(self):
-        kernel, (scale, shift) = array(self.conv.kernel), norm_affine(self.bn)
+        kernel, (scale, shift) = to_float64(self.conv.kernel), norm_affine(self.bn)
         per_output = scale if isinstance(self.conv, layers.Conv2D) else scale.reshape(kernel.shape[2:])
         return kernel * per_output, shift
 
@@ -196,23 +195,23 @@ class MobileOneConv2D(Branches):
         self.identity = self.batch_norm(channels, "identity") if has_identity else None
 
     def call_branches(self, inputs, training):
-        outputs = self.conv_kxk(inputs if self.kernel_size != (1, 1) else self.thinned(inputs), training=training)
+        outputs = self.conv_kxk(inputs if self.kernel_size != (1, 1) else self.subsampled(inputs), training=training)
         if self.conv_scale is not None:
-            outputs = outputs + self.conv_scale(self.thinned(inputs), training=training)
+            outputs = outputs + self.conv_scale(self.subsampled(inputs), training=training)
         return outputs if self.identity is None else outputs + self.identity(inputs, training=training)
 
     def fold_branches(self):
         kernel, bias = self.conv_kxk.folded()
         if self.conv_scale is not None:
             small, shift = self.conv_scale.folded()
-            kernel, bias = kernel + centred(small, self.kernel_size), bias + shift
+            kernel, bias = kernel + zero_padded(small, self.kernel_size), bias + shift
         if self.identity is not None:
             scale, shift = norm_affine(self.identity)
-            kernel, bias = kernel + centred(self._identity_kernel(scale), self.kernel_size), bias + shift
+            kernel, bias = kernel + zero_padded(self._identity_kernel(scale), self.kernel_size), bias + shift
         return kernel, bias
 
     def _identity_kernel(self, scale):
-        """1×1 kernel that multiplies each channel by its `scale`."""
+        """Return the 1×1 kernel that multiplies each channel by its `scale`."""
         return np.diag(scale)[None, None] if self.filters else scale[None, None, :, None]
 
     def get_config(self):
@@ -244,7 +243,7 @@ class RepLargeKernelConv2D(Branches):
 
     def fold_branches(self):
         (large, bias), (small, shift) = self.large_conv.folded(), self.small_conv.folded()
-        return large + centred(small, self.kernel_size), bias + shift
+        return large + zero_padded(small, self.kernel_size), bias + shift
 
     def get_config(self):
         return {**super().get_config(), "small_kernel": self.small_kernel}
@@ -256,7 +255,7 @@ class RepMixer(Branches):
 
     Args:
         scale_branch: of the mixer.
-        init_value: of every element of gamma.
+        init_value: initial value of gamma.
 
     The other arguments are those of `Branches`. Sublayers: norm, a BatchNorm; mixer, a `MobileOneConv2D`; layer_scale.
 
@@ -282,9 +281,9 @@ class RepMixer(Branches):
 
     def fold_branches(self):
         (kernel, bias), (scale, shift) = self.mixer.folded(), norm_affine(self.norm)
-        gamma = array(self.layer_scale.gamma)
-        identity = (1 - gamma * scale)[None, None, :, None]  # of x itself and of −gamma · norm(x)
-        return kernel * gamma[:, None] + centred(identity, self.kernel_size), gamma * (bias - shift)
+        gamma = to_float64(self.layer_scale.gamma)
+        identity = (1 - gamma * scale)[None, None, :, None]  # x − gamma · norm(x), without the shift
+        return kernel * gamma[:, None] + zero_padded(identity, self.kernel_size), gamma * (bias - shift)
 
     def get_config(self):
         return {**super().get_config(), "scale_branch": self.scale_branch, "init_value": self.init_value}
@@ -292,7 +291,7 @@ class RepMixer(Branches):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class RepConditionalPosEnc(Branches):
-    """A positional encoding that follows from the map: x + pos_enc(x), a depthwise convolution with bias.
+    """Conditional positional encoding: x + pos_enc(x), a depthwise convolution with bias.
 
     The arguments are those of `Branches`.
 
@@ -302,9 +301,9 @@ class RepConditionalPosEnc(Branches):
     def build_branches(self, input_shape):
         self.pos_enc = self.convolution(input_shape, self.kernel_size, use_bias=True, name="pos_enc")
 
-    def call_branches(self, inputs, training):  # noqa: ARG002 (it has no norm)
+    def call_branches(self, inputs, training):  # noqa: ARG002 (no norm)
         return inputs + self.pos_enc(inputs)
 
     def fold_branches(self):
-        kernel = array(self.pos_enc.kernel)
-        return kernel + centred(np.ones((1, 1, *kernel.shape[2:])), self.kernel_size), array(self.pos_enc.bias)
+        kernel = to_float64(self.pos_enc.kernel)
+        return kernel + zero_padded(np.ones((1, 1, *kernel.shape[2:])), self.kernel_size), to_float64(self.pos_enc.bias)
