@@ -1,4 +1,4 @@
-"""`convnext.AdamW` makes the updates of Keras' AdamW, on TensorFlow as one operation for each variable."""
+"""`convnext.AdamW` updates as Keras' AdamW does; on TensorFlow with one operation per variable."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ COMPILES = keras.backend.backend() != "torch"
 
 
 def train(optimizer, **compilation):
-    """A model of a few layers after a few steps on batches that are always the same."""
+    """Return a small model after a few steps on fixed batches."""
     keras.utils.set_random_seed(1)
     model = keras.Sequential([layers.Input((4,)), layers.Dense(7), layers.Dense(2)])
     model.compile(optimizer, "mse", **compilation)
@@ -26,7 +26,7 @@ def train(optimizer, **compilation):
 
 
 def assert_same_training(model, other):
-    """Weights, moments, averages and the count of steps, but for rounding."""
+    """Compare weights, moments, averages and step count up to rounding."""
     assert int(convert_to_numpy(model.optimizer.iterations)) == int(convert_to_numpy(other.optimizer.iterations)) > 0
     for variable, expected in zip(variables(model), variables(other), strict=True):
         np.testing.assert_allclose(
@@ -39,7 +39,7 @@ def variables(model):
 
 
 def update(optimizer, gradient):
-    """A variable after three updates by TensorFlow, and the types of the operations in their graph."""
+    """Return a variable after three updates by TensorFlow, and the operation types of the graph."""
     import tensorflow as tf
 
     variable = keras.Variable(np.ones((3, 2), "float32"))
@@ -70,7 +70,7 @@ on_tensorflow = pytest.mark.only("tensorflow")  # elsewhere the update is Keras'
     ],
     ids=lambda options: ",".join(options) or "default",
 )
-def test_updates_are_those_of_keras(options):
+def test_updates_match_keras(options):
     options = {"learning_rate": 0.03, **options}
     models = [train(kind(**options)) for kind in (AdamW, keras.optimizers.AdamW)]
     assert_same_training(*models)
@@ -78,13 +78,13 @@ def test_updates_are_those_of_keras(options):
 
 @on_tensorflow
 @pytest.mark.parametrize("compilation", [{"jit_compile": COMPILES}, {"run_eagerly": True}], ids=["jit", "eager"])
-def test_updates_are_those_of_keras_however_the_step_runs(compilation):
+def test_updates_match_keras_eager_and_compiled(compilation):
     models = [train(kind(0.03), **compilation) for kind in (AdamW, keras.optimizers.AdamW)]
     assert_same_training(*models)
 
 
 @on_tensorflow
-def test_no_decay_of_excluded_variables():
+def test_excluded_variables_do_not_decay():
     models = []
     for kind in (AdamW, keras.optimizers.AdamW):
         optimizer = kind(0.03, weight_decay=0.5)
@@ -106,7 +106,7 @@ def test_updates_below_float32(policy):
 
 
 @on_tensorflow
-def test_a_saved_model_goes_on_where_it_was(tmp_path):
+def test_training_resumes_from_a_saved_model(tmp_path):
     model = train(AdamW(0.03))
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -118,12 +118,12 @@ def test_a_saved_model_goes_on_where_it_was(tmp_path):
     assert_same_training(again, model)
 
 
-def test_it_is_what_keras_makes():
+def test_it_is_a_keras_adamw():
     assert isinstance(AdamW(), type(keras.optimizers.AdamW()))  # on torch a subclass, which is faster
 
 
 @pytest.mark.only("tensorflow")
-def test_an_update_is_one_operation_but_with_amsgrad(rng):
+def test_an_update_is_one_operation_except_with_amsgrad(rng):
     gradient = rng.standard_normal((3, 2)).astype("float32")
     for options, kind in (({}, AdamW), ({"amsgrad": True}, AdamW), ({}, keras.optimizers.AdamW)):
         _, operations = update(kind(**options), gradient)
@@ -131,7 +131,7 @@ def test_an_update_is_one_operation_but_with_amsgrad(rng):
 
 
 @pytest.mark.only("tensorflow")
-def test_rows_of_a_gradient_that_come_twice_are_summed(rng):
+def test_repeated_rows_of_a_sparse_gradient_are_summed(rng):
     import tensorflow as tf
 
     values = rng.standard_normal((3, 2)).astype("float32")
@@ -142,7 +142,7 @@ def test_rows_of_a_gradient_that_come_twice_are_summed(rng):
 
 
 @pytest.mark.only("tensorflow")
-def test_updates_are_those_of_keras_under_a_strategy():
+def test_updates_match_keras_under_a_strategy():
     import tensorflow as tf
 
     models = []

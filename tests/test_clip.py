@@ -74,7 +74,7 @@ def test_predict_of_a_partial_last_batch(pair, rng):
     )
 
 
-def test_encode_normalises_what_the_towers_give(pair, batch):
+def test_encode_normalises_the_towers_outputs(pair, batch):
     for encode, tower, value in (
         (pair.encode_image, pair.image_encoder, batch["images"]),
         (pair.encode_text, pair.text_encoder, batch["tokens"]),
@@ -123,7 +123,7 @@ def test_attention_is_causal_in_text_only(pair, batch):
     tokens[:, 1] = 7  # an earlier token does matter
     assert np.abs(array(pair.encode_text(tokens)) - array(pair.encode_text(batch["tokens"]))).max() > 1e-4
     images = batch["images"].copy()
-    images[:, -8:, -8:] += 1.0  # the last patch reaches the class token before it
+    images[:, -8:, -8:] += 1.0  # the class token attends to the last patch
     assert np.abs(array(pair.encode_image(images)) - array(pair.encode_image(batch["images"]))).max() > 1e-4
 
 
@@ -131,7 +131,7 @@ def test_attention_is_causal_in_text_only(pair, batch):
 def test_too_long_a_sequence_is_refused():
     layer = PositionalEmbedding(5)
     layer.build((None, 6, 4))
-    with pytest.raises(ValueError, match="sequence of 6 is longer than the 5"):
+    with pytest.raises(ValueError, match="sequence has 6 tokens; the positional embedding has 5"):
         layer(np.zeros((1, 6, 4), "float32"))
 
 
@@ -201,7 +201,7 @@ def test_image_size_and_stem_stride():
     ],
     ids=str,
 )
-def test_bad_arguments(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         create_clip(**arguments)
 
@@ -214,7 +214,7 @@ def own_towers(image_dim, text_dim):
 
 
 @pytest.mark.once
-def test_towers_of_ones_own(rng):
+def test_own_towers(rng):
     image_tower, text_tower = own_towers(6, 6)
     model = create_clip(image_tower=image_tower, text_tower=text_tower)
     assert model.image_encoder is image_tower and model.architecture is None
@@ -226,7 +226,7 @@ def test_towers_of_ones_own(rng):
 
 
 @pytest.mark.once
-def test_unequal_towers_are_refused_with_the_line_that_mends_it():
+def test_unequal_towers_are_refused_with_a_remedy():
     image_tower, text_tower = own_towers(6, 5)
     with pytest.raises(
         ValueError, match=r"image 6, text 5.*keras\.layers\.Dense\(5, use_bias=False\)\(image_tower\.output\)"
@@ -265,7 +265,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def training_data(rng, labels=True):
-    """24 images of three flat colours and their captions: what a pair learns in a few steps."""
+    """24 images of three flat colours and their captions: learned in a few steps."""
     label = np.arange(24, dtype="int32") % 3
     images = 0.1 * rng.standard_normal((24, 32, 32, 3)).astype("float32")
     images[np.arange(24), :, :, label] += 1.0
@@ -320,7 +320,7 @@ def test_unknown_loss_and_stray_targets_are_refused(pair, batch):
 
 @pytest.mark.parametrize("start, bound", [(MAX_LOGIT_SCALE + 0.2, MAX_LOGIT_SCALE), (-0.2, 0.0)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_an_update_brings_logit_scale_back_into_its_bounds(start, bound, optimizer, rng):
+def test_an_update_clips_logit_scale_to_its_bounds(start, bound, optimizer, rng):
     model = create_clip(VIT_PAIR)
     model.logit_scale.logit_scale.assign(start)
     model.compile(optimizer)

@@ -73,7 +73,7 @@ def test_weights_fit_at_any_stem_stride(rng):
 
 @pytest.mark.once
 @pytest.mark.parametrize("stride, smallest", [(4, 32), (2, 16), (1, 8)])
-def test_images_below_the_smallest_are_refused(stride, smallest):
+def test_too_small_images_are_refused(stride, smallest):
     shape = (smallest, smallest, 3)
     create_convnext_v1(SMALL, 10, shape, stem_stride=stride)
     with pytest.raises(ValueError, match=rf"empty feature map at stem_stride={stride}.*{smallest}×{smallest}"):
@@ -81,7 +81,7 @@ def test_images_below_the_smallest_are_refused(stride, smallest):
 
 
 @pytest.mark.once
-def test_refusal_offers_the_stride_that_fits():
+def test_error_suggests_a_stride_that_fits():
     with pytest.raises(ValueError, match="Use stem_stride=2 or images of at least 32×32"):
         create_convnext_v1("tiny", 10, (16, 16, 3), stem_stride=4)
     with pytest.raises(ValueError, match=r"stem_stride=1\. Images of at least 8×8"):
@@ -116,7 +116,7 @@ def test_unknown_sizes(create, rng):
     ],
     ids=str,
 )
-def test_bad_arguments_name_value_and_remedy(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         create_convnext_v1(**{"variant": SMALL, "num_classes": 10, "input_shape": (32, 32, 3), **arguments})
 
@@ -143,7 +143,7 @@ def test_names():
 
 
 @pytest.mark.once
-def test_v2_is_grn_in_place_of_layer_scale():
+def test_v2_has_grn_instead_of_layer_scale():
     v1, v2 = (create(SMALL, 10, (64, 64, 3)) for create in BUILDERS.values())
     parts = [[layer.name.rpartition("_")[2] for layer in model.layers] for model in (v1, v2)]
     assert [p for p in parts[0] if p != "gamma"] == [p for p in parts[1] if p != "grn"]
@@ -222,7 +222,7 @@ def test_every_parameter_gets_a_finite_gradient(create, black, rng):
 
 @both
 def test_all_zero_activations_train(create, rng):
-    model = create(SMALL, 10, (32, 32, 3))  # biases are zero, so GRN sees channels of zeros only
+    model = create(SMALL, 10, (32, 32, 3))  # biases are zero, so GRN reads only zero channels
     grads = gradients(lambda: ops.mean(model(np.zeros((1, 32, 32, 3), "float32")) ** 2), model.trainable_variables)
     assert all(np.isfinite(grad).all() for grad in grads)
 
@@ -281,7 +281,7 @@ def test_weights_file_round_trip(create, rng, tmp_path):
 
 
 @pytest.mark.once
-def test_summary_reads_in_stages_and_blocks():
+def test_summary_lists_stages_and_blocks():
     lines = []
     create_convnext_v2(SMALL, 10, (32, 32, 3)).summary(print_fn=lines.append, line_length=120)
     text = "\n".join(map(str, lines))
@@ -291,7 +291,7 @@ def test_summary_reads_in_stages_and_blocks():
 
 @pytest.mark.once
 @both
-def test_any_inner_layer_makes_a_model(create, rng):
+def test_inner_layers_can_be_model_outputs(create, rng):
     model = create(SMALL, 10, (32, 32, 3))
     inner = keras.Model(model.input, model.get_layer("stages_1_blocks_0_pwconv1").output)
     assert predict(inner, images(rng, 1, 32, 32, 3)).shape == (1, 16, 16, 64)

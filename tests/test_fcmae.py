@@ -1,4 +1,4 @@
-"""Masked pretraining: the dense masked encoder against a sparse one in NumPy, what cannot be seen, what is learned."""
+"""Masked pretraining: the dense masked encoder against a sparse one in NumPy, what is hidden, training."""
 
 import math
 
@@ -93,7 +93,7 @@ def sparse_downsample(points, model, name):
 
 
 def sparse_stem(image, mask, model):
-    """4×4 windows, 2 apart, one pixel beyond the image on each side; hidden and outside pixels are not there."""
+    """4×4 windows, 2 apart, one pixel beyond the image on each side; without hidden and outside pixels."""
     kernel, bias = weights_of(model, "stem_conv")
     height, width = image.shape[:2]
     seen = {(r, c) for r in range(height) for c in range(width) if not mask[r // 4, c // 4]}
@@ -147,7 +147,7 @@ def close(ours, theirs, tolerance=2e-5):
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
-def test_visible_positions_hold_the_sparse_encoders_numbers(model, batch):
+def test_visible_positions_match_the_sparse_encoder(model, batch):
     features = predict(encode_function(model), batch)
     for ours, image, mask in zip(features, batch["images"], batch["mask"], strict=True):
         sparse = sparse_encode(model.encoder, image, mask)
@@ -156,7 +156,7 @@ def test_visible_positions_hold_the_sparse_encoders_numbers(model, batch):
         assert not ours[mask == 1].any()
 
 
-def test_patches_and_loss_are_the_references(model, batch):
+def test_patches_and_loss_match_the_reference(model, batch):
     outputs = predict(model, batch)
     np.testing.assert_array_equal(outputs["mask"], batch["mask"])
     errors = []
@@ -178,7 +178,7 @@ def test_with_nothing_hidden_the_encoder_is_the_plain_backbone(rng):
 
 
 @pytest.mark.parametrize("stem_stride", [pytest.param(4, marks=once), 1])
-def test_hidden_pixels_change_nothing_visible(stem_stride, rng):
+def test_hidden_pixels_do_not_change_visible_features(stem_stride, rng):
     side = stem_stride * 2
     model = randomize(create((4 * side, 4 * side, 3), stem_stride=stem_stride), rng)
     images = keras.Variable(rng.standard_normal((1, 4 * side, 4 * side, 3)).astype(np.float32))
@@ -210,7 +210,7 @@ def test_every_weight_has_a_finite_gradient(model, batch):
 
 
 @pytest.mark.once
-def test_it_learns(rng):
+def test_the_loss_falls(rng):
     images = np.tile(rng.standard_normal((2, 8, 12, 3)).repeat(2, axis=1).repeat(2, axis=2), (4, 1, 1, 1))
     model = create()
     before = model.encoder.get_weights()
@@ -221,7 +221,7 @@ def test_it_learns(rng):
 
 
 @once
-def test_a_seed_says_how_it_learns(rng):
+def test_training_follows_from_the_seed(rng):
     images = rng.standard_normal((4, *SHAPE)).astype(np.float32)
 
     def losses(seed):
@@ -234,7 +234,7 @@ def test_a_seed_says_how_it_learns(rng):
 
 
 @pytest.mark.once
-def test_masks_are_drawn_anew_with_the_same_number_hidden():
+def test_each_mask_is_new_and_hides_the_same_number():
     model = create(seed=3)
     first, second = (ops.convert_to_numpy(model.draw_mask(64)) for _ in range(2))
     assert first.shape == (64, *GRID) and set(np.unique(first)) == {0, 1}
@@ -245,7 +245,7 @@ def test_masks_are_drawn_anew_with_the_same_number_hidden():
     np.testing.assert_array_equal(ops.convert_to_numpy(create(seed=3).draw_mask(64)), first)
 
 
-def test_a_keras_file_gives_the_model_back(model, batch, tmp_path):
+def test_keras_file_round_trip(model, batch, tmp_path):
     model.save(tmp_path / "fcmae.keras")
     loaded = keras.saving.load_model(tmp_path / "fcmae.keras")
     configs = [{**m.get_config(), "encoder": None} for m in (loaded, model)]
@@ -262,7 +262,7 @@ def test_half_precision_gives_float32_patches_and_a_finite_loss(batch):
 
 
 @once
-def test_patches_are_cut_and_joined(batch):
+def test_splitting_and_joining_patches(batch):
     images = batch["images"]
     cut = split_patches(images, 4)
     patches = ops.convert_to_numpy(cut)
@@ -274,7 +274,7 @@ def test_patches_are_cut_and_joined(batch):
 
 
 @once
-def test_only_hidden_patches_count():
+def test_only_hidden_patches_enter_the_loss():
     target, mask = np.zeros((1, 2, 2, 3), np.float32), np.array([[[0, 1], [1, 0]]], np.float32)
     patches = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
     expected = (patches[0][mask[0] == 1] ** 2).mean()
@@ -284,7 +284,7 @@ def test_only_hidden_patches_count():
 
 
 @once
-def test_a_reconstruction_changes_hidden_patches_alone(model, batch):
+def test_a_reconstruction_changes_only_hidden_patches(model, batch):
     drawn = model.reconstruct(batch["images"], batch["mask"])
     hidden = batch["mask"].repeat(4, axis=1).repeat(4, axis=2) == 1
     np.testing.assert_allclose(drawn[~hidden], batch["images"][~hidden], atol=1e-6)
@@ -331,7 +331,7 @@ def test_every_option_changes_the_loss(options, rng):
         (SHAPE, {"row": "tinny"}, "Unknown convnextv2 variant 'tinny'"),
     ],
 )
-def test_what_cannot_be_hidden_is_refused(shape, options, message):
+def test_invalid_shapes_and_ratios_are_refused(shape, options, message):
     with pytest.raises(ValueError, match=message):
         create(shape, **options)
 

@@ -1,4 +1,4 @@
-"""The builders' models let go of what nothing reads any more, and are otherwise Keras' functional models."""
+"""The builders' models release results early and otherwise behave as Keras' functional models."""
 
 import weakref
 
@@ -50,7 +50,7 @@ def test_a_training_step_is_traced_once_and_again_after_another_compile(create, 
 
 
 class AddOne(layers.Layer):
-    """x + 1, with a note of how many results of such layers are in memory when it is called."""
+    """x + 1; records how many results of such layers are in memory at each call."""
 
     results = []  # weak references
     in_memory = []
@@ -75,7 +75,7 @@ def chain(kind):
 @pytest.mark.parametrize(
     "kind, in_memory", [(keras.Model, [0, 1, 2, 3, 4, 5, 6, 7]), (Functional, [0, 1, 1, 2, 2, 3, 1, 2])]
 )
-def test_results_are_let_go_after_their_last_reader(kind, in_memory):
+def test_results_are_released_after_their_last_reader(kind, in_memory):
     model = chain(kind)
     AddOne.results, AddOne.in_memory = [], []
     second, last = model(np.zeros((2, 4), "float32"))
@@ -85,7 +85,7 @@ def test_results_are_let_go_after_their_last_reader(kind, in_memory):
 
 
 class Noting(layers.Layer):
-    """x + 1, with a note of every way it is called by."""
+    """x + 1; records how it is called."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -102,7 +102,7 @@ class Noting(layers.Layer):
 
 @pytest.fixture
 def by_keras(monkeypatch):
-    """Classes of the layers that Keras' own `__call__` ran, in order."""
+    """Classes of the layers that ran through Keras' `__call__`, in order."""
     called, call = [], layers.Layer.__call__
 
     def noting(self, *args, **kwargs):
@@ -133,7 +133,7 @@ def test_layers_of_a_model_are_called_directly(by_keras, rng):
 
 
 @pytest.mark.only("torch")
-def test_layers_that_direct_calls_would_change_are_called_by_keras(by_keras, rng):
+def test_layers_with_special_features_are_called_by_keras(by_keras, rng):
     x = rng.standard_normal((2, 4)).astype("float32")
 
     def expect(layer, *names):
@@ -173,7 +173,7 @@ def test_hooks_of_torch_see_the_layers(rng):
 
 
 @pytest.mark.only("torch")
-def test_versions_without_the_attributes_that_are_asked_have_layers_called_by_keras(by_keras, rng):
+def test_without_the_private_attributes_layers_are_called_by_keras(by_keras, rng):
     import torch
 
     model, x = straight(layers.Dense(3)), rng.standard_normal((2, 4)).astype("float32")
@@ -189,7 +189,7 @@ def test_versions_without_the_attributes_that_are_asked_have_layers_called_by_ke
 
 
 @pytest.mark.only("torch")
-def test_layers_with_a_call_of_their_own_keep_it(rng):
+def test_an_overridden_call_is_used(rng):
     layer = Noting()
     model = straight(layer)
     for training in (None, True, False):
@@ -201,7 +201,7 @@ def test_layers_with_a_call_of_their_own_keep_it(rng):
 @pytest.mark.only("torch")
 @pytest.mark.parametrize("create", [classifier, pair, masked])
 def test_direct_calls_change_nothing(create, monkeypatch):
-    """The losses of two steps of training and the weights after them, beside calls by Keras."""
+    """Compare the losses of two training steps and the weights with calls by Keras."""
 
     def run():
         keras.utils.set_random_seed(0)
@@ -216,7 +216,7 @@ def test_direct_calls_change_nothing(create, monkeypatch):
 
 
 @pytest.mark.once
-def test_it_is_a_functional_model_to_keras(rng, tmp_path):
+def test_keras_treats_it_as_a_functional_model(rng, tmp_path):
     model = create_convnext_v2(SMALL, 10, (32, 32, 3))
     assert isinstance(model, Functional)
     model.save(tmp_path / "model.keras")

@@ -29,7 +29,7 @@ def built(layer, x, rng):
     return layer
 
 
-def test_grn_is_the_papers_formula(rng):
+def test_grn_matches_the_papers_formula(rng):
     x = rng.standard_normal((2, 5, 3, 8)).astype("float32")
     layer = built(GRN(), x, rng)
     expected = grn_formula(x, *(ops.convert_to_numpy(weight) for weight in (layer.gamma, layer.beta)))
@@ -94,7 +94,7 @@ def test_layer_scale(rng):
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 6, 5), (1, 1, 1, 3), (3, 2, 2, 4), (2, 5, 17, 3), (1, 56, 56, 8)])
-def test_depthwise_is_keras_own_with_its_gradients(rng, shape):
+def test_depthwise_matches_keras_with_gradients(rng, shape):
     x = keras.Variable(rng.standard_normal(shape).astype("float32"))
     layers = [
         cls(7, padding="same", data_format="channels_last") for cls in (DepthwiseConv2D, keras.layers.DepthwiseConv2D)
@@ -116,14 +116,14 @@ def test_depthwise_is_keras_own_with_its_gradients(rng, shape):
 
 
 @pytest.mark.once
-def test_taps_that_see_only_padding_are_left_out():
+def test_taps_that_read_only_padding_are_skipped():
     assert effective_taps((7, 7, 4), (1, 2, 9, 4)) == (slice(2, 5), slice(0, 7))
     assert effective_taps((7, 5, 4), (1, 1, 2, 4)) == (slice(3, 4), slice(1, 4))
     assert effective_taps((3, 3, 4), (1, 7, 7, 4)) == (slice(0, 3), slice(0, 3))
 
 
-@pytest.mark.only("jax")  # whose gradient is our own
-def test_depthwise_has_a_gradient_of_its_gradient(rng):
+@pytest.mark.only("jax")  # its gradient is ours
+def test_depthwise_has_second_gradients(rng):
     import jax
 
     layers = [cls(7, padding="same", use_bias=False) for cls in (DepthwiseConv2D, keras.layers.DepthwiseConv2D)]
@@ -157,7 +157,7 @@ def test_depthwise_has_a_gradient_of_its_gradient(rng):
     ],
     ids=str,
 )
-def test_depthwise_options_are_keras_own(rng, options):
+def test_depthwise_options_match_keras(rng, options):
     x = rng.standard_normal((2, 12, 12, 4)).astype("float32")
     options = {"padding": "same", "data_format": "channels_last", **options}
     ours, theirs = DepthwiseConv2D(3, **options), keras.layers.DepthwiseConv2D(3, **options)
@@ -168,8 +168,8 @@ def test_depthwise_options_are_keras_own(rng, options):
     np.testing.assert_allclose(ops.convert_to_numpy(ours(x)), expected, rtol=1e-4, atol=1e-4)
 
 
-CONVOLUTIONS = {  # size, and what else is not Keras' default
-    "patches": (2, {"strides": 2}),  # 9 × 8: the last row is of no whole patch
+CONVOLUTIONS = {  # kernel size, options
+    "patches": (2, {"strides": 2}),  # 9 × 8: the last row is not a whole patch
     "patches, no bias": (4, {"strides": 4, "use_bias": False}),
     "oblong patches": ((2, 4), {"strides": (2, 4)}),
     "1x1": (1, {}),
@@ -188,7 +188,7 @@ CONVOLUTIONS = {  # size, and what else is not Keras' default
 
 
 @pytest.mark.parametrize("form", CONVOLUTIONS)
-def test_convolutions_and_their_gradients_are_keras_own(rng, form):
+def test_convolutions_and_gradients_match_keras(rng, form):
     size, options = CONVOLUTIONS[form]
     x = keras.Variable(rng.standard_normal((2, 9, 8, 4)).astype("float32"))
     layers = [cls(6, size, data_format="channels_last", **options) for cls in (Conv2D, keras.layers.Conv2D)]
@@ -218,7 +218,7 @@ def test_convolutions_take_any_batch_and_any_sides(rng):
 
 
 @pytest.mark.only("torch")
-def test_kernels_lie_as_torch_reads_them_and_stay_so(rng):
+def test_kernels_are_stored_in_torchs_order(rng):
     import torch
 
     layer = Conv2D(6, 3, padding="same")
@@ -244,7 +244,7 @@ def test_depthwise_half_precision(rng, policy):
 
 @pytest.mark.parametrize("activation", ["tanh", "gelu"])
 @pytest.mark.parametrize("shape", [(3, 4), (2, 5, 4), (2, 3, 5, 4)])
-def test_dense_is_keras_own(rng, shape, activation):
+def test_dense_matches_keras(rng, shape, activation):
     x = 3.0 * rng.standard_normal(shape).astype("float32")
     ours, theirs = Dense(6, activation=activation), keras.layers.Dense(6, activation=activation)
     built(ours, x, rng)
@@ -256,7 +256,7 @@ def test_dense_is_keras_own(rng, shape, activation):
 @pytest.mark.only("tensorflow")
 @pytest.mark.parametrize("activation", [None, "tanh", "gelu"])
 @pytest.mark.parametrize("units", [3, 6])  # narrower than the input, wider
-def test_dense_has_keras_gradients_and_their_gradients_in_training(rng, units, activation):
+def test_dense_first_and_second_gradients_match_keras_in_training(rng, units, activation):
     import tensorflow as tf
 
     x = tf.constant(2.0 * rng.standard_normal((2, 5, 4)).astype("float32"))
@@ -284,8 +284,8 @@ def test_dense_has_keras_gradients_and_their_gradients_in_training(rng, units, a
 
 @pytest.mark.only("tensorflow")
 @pytest.mark.parametrize("activation, kinds", [(None, {"transpose"}), ("gelu", {"transpose", "exp"})])
-def test_the_gradients_of_training_are_the_ones_written_out(rng, activation, kinds):
-    """A product with the narrower matrix first is transposed afterwards; Keras' GELU has an erfc."""
+def test_training_uses_the_explicit_gradients(rng, activation, kinds):
+    """Tell them by their operations: a transpose after the product, and no erfc, which Keras' GELU has."""
     import tensorflow as tf
 
     x = rng.standard_normal((8, 6)).astype("float32")
@@ -304,7 +304,7 @@ def test_the_gradients_of_training_are_the_ones_written_out(rng, activation, kin
 
 @pytest.fixture(params=["AVX512", "AVX2", "DEFAULT"])
 def processor(request, monkeypatch):
-    """What torch says of the processor, whichever it is: the choice of a library follows it, the results do not."""
+    """A processor that torch claims to run on: it decides the library, not the results."""
     import torch
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
@@ -314,7 +314,7 @@ def processor(request, monkeypatch):
 
 
 @pytest.mark.only("torch")
-def test_the_library_of_a_product_is_chosen_by_the_processor(processor):
+def test_the_processor_decides_the_library_of_a_product(processor):
     few, many = 8 in torch_products.onednn_rows(), 33 in torch_products.onednn_rows()
     assert (few, many) == {"AVX512": (True, True), "AVX2": (True, False), "DEFAULT": (False, False)}[processor]
     assert 7 not in torch_products.onednn_rows()
@@ -322,7 +322,7 @@ def test_the_library_of_a_product_is_chosen_by_the_processor(processor):
 
 @pytest.mark.only("torch")
 @pytest.mark.parametrize("rows", [3, 12])  # too few for oneDNN, enough
-def test_products_end_in_a_gelu_where_asked_with_or_without_gradients(rows, processor):
+def test_products_with_gelu_with_and_without_gradients(rows, processor):
     import torch
 
     torch.manual_seed(0)
@@ -336,7 +336,7 @@ def test_products_end_in_a_gelu_where_asked_with_or_without_gradients(rows, proc
 
 @pytest.mark.only("torch")
 @pytest.mark.parametrize("sizes", [(12, 5, 7), (12, 7, 5), (3, 5, 7)])  # wider, narrower, too few rows for oneDNN
-def test_products_have_torchs_gradients_and_their_gradients(sizes, processor):
+def test_products_first_and_second_gradients_match_torch(sizes, processor):
     import torch
 
     rows, width, units = sizes

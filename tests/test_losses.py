@@ -1,4 +1,4 @@
-"""The contrastive losses against NumPy written the long way, and at hand-made matrices."""
+"""The contrastive losses against plain NumPy, and on hand-made matrices."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_clip_loss_of_uniform_logits_is_ln_n():
     assert value(clip_loss(ops.zeros((7, 7)))) == pytest.approx(np.log(7), rel=1e-6)
 
 
-def test_labels_make_positives_of_pairs_that_agree(rng):
+def test_equal_labels_are_positives(rng):
     logits, labels = (3 * rng.standard_normal((4, 4))).astype("float32"), np.array([5, 2, 5, 1], "int32")
     targets = np.array([[0.5, 0, 0.5, 0], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0, 0, 0, 1]])
     rows, columns = log_softmax(logits, 1), log_softmax(logits, 0)
@@ -39,7 +39,7 @@ def test_labels_make_positives_of_pairs_that_agree(rng):
     assert value(clip_loss(ops.convert_to_tensor(logits), labels)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_distinct_labels_are_no_labels(rng):
+def test_distinct_labels_equal_no_labels(rng):
     logits = ops.convert_to_tensor(rng.standard_normal((5, 5)).astype("float32"))
     for loss in (clip_loss, siglip_loss):
         assert value(loss(logits, np.array([9, 3, 4, 1, 0]))) == pytest.approx(value(loss(logits)), rel=1e-6)
@@ -61,7 +61,7 @@ def test_distillation_is_the_cross_entropy_to_the_teacher_both_ways(rng):
 
 
 @pytest.mark.once
-def test_distillation_is_what_open_clip_adds(rng):
+def test_distillation_matches_open_clip(rng):
     torch = pytest.importorskip("torch")
     declare_torchvision_operators()
     open_clip_loss = pytest.importorskip("open_clip.loss")

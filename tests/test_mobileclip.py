@@ -1,4 +1,4 @@
-"""MobileCLIP's towers: branches and the convolution they are equal to, gradients, files, sizes. Parity is elsewhere."""
+"""MobileCLIP's towers: branches and the convolution they fold into, gradients, files, sizes. Parity is elsewhere."""
 
 import dataclasses
 
@@ -56,7 +56,7 @@ def built(create, rng, **form):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """A pair a row, its weights drawn so that all of them matter."""
+    """One pair per row, with random weights that all matter."""
     rng = np.random.default_rng(3)
     return {name: randomize(clip.create_clip(row), rng, scale=0.1) for name, row in PAIRS.items()}
 
@@ -72,7 +72,7 @@ def draw(pair, rng, count=3):
 
 @pytest.mark.parametrize("name", BRANCHES)
 @pytest.mark.parametrize("side", [8, 9])
-def test_branches_are_equal_to_one_convolution(name, side, rng):
+def test_branches_fold_into_one_convolution(name, side, rng):
     branches, single = (built(BRANCHES[name], rng, reparameterized=form) for form in (False, True))
     kernel, bias = branches.folded()
     assert kernel.dtype == bias.dtype == np.float64
@@ -101,14 +101,14 @@ def test_every_branch_matters(name, rng):
 
 @pytest.mark.once
 @pytest.mark.parametrize("name", BRANCHES)
-def test_branches_say_how_they_were_made(name):
+def test_branches_serialise_their_config(name):
     for form in (False, True):
         config = BRANCHES[name](name="it", reparameterized=form).get_config()
         layer = type(BRANCHES[name]()).from_config(config)
         assert layer.get_config() == config and layer.reparameterized == form
 
 
-def test_padding_is_torchs_on_both_sides():
+def test_padding_matches_torch():
     layer = MobileOneConv2D(3, 2, reparameterized=True)
     layer.build((None, None, None, 1))
     layer.reparam_conv.kernel.assign(np.float32([[1, 0, 0], [0, 0, 0], [0, 0, 0]])[:, :, None, None])
@@ -122,7 +122,7 @@ def test_an_even_kernel_is_refused():
         MobileOneConv2D(4)
 
 
-def test_statistics_move_in_training_alone(rng):
+def test_statistics_change_only_in_training(rng):
     layer = built(BRANCHES["depthwise"], rng)
     x = rng.standard_normal((2, 8, 8, 6)).astype("float32")
     before = array(layer.identity.moving_mean)
@@ -161,7 +161,7 @@ def test_every_parameter_has_a_finite_gradient(pairs, name, rng):
         assert np.abs(gradient).max() > 0, variable.path
 
 
-def test_padding_is_seen_where_all_tokens_see_all(pairs, rng):
+def test_padding_matters_without_a_causal_mask(pairs, rng):
     tokens = draw(pairs["bias"], rng)["tokens"]
     noisy = tokens.copy()
     noisy[:, -1] = 7
@@ -190,7 +190,7 @@ def test_options_of_other_towers_are_refused():
 
 @pytest.mark.once
 @pytest.mark.parametrize("name", PAIRS)
-def test_files_bring_back_the_same_pair(pairs, name, rng, tmp_path):
+def test_keras_file_round_trip(pairs, name, rng, tmp_path):
     pair, batch = pairs[name], draw(pairs[name], rng)
     before = predict(pair, batch)
     pair.save(tmp_path / "pair.keras")
@@ -202,7 +202,7 @@ def test_files_bring_back_the_same_pair(pairs, name, rng, tmp_path):
 
 
 @pytest.mark.once
-def test_it_trains(rng):
+def test_a_training_step(rng):
     pair = clip.create_clip(PAIRS["mct"])
     batch = draw(pair, rng)
     pair.compile(keras.optimizers.Adam(1e-2))

@@ -19,7 +19,7 @@ def open_clip():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in APPLES])
-def test_each_tower_is_open_clips(open_clip, name):
+def test_counts_match_open_clip(open_clip, name):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,7 +43,7 @@ def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_the_image_tower_of_s0_is_that_of_its_successor():
+def test_s0_shares_its_image_tower_with_the_second_version():
     first, second = clip.VARIANTS["MobileCLIP-S0"], clip.VARIANTS["MobileCLIP2-S0"]
     assert first.image == second.image
     assert clip.parameters(first) == 53_848_193  # Apple's 53,847,681 and open_clip's bias of the projection
@@ -62,7 +62,7 @@ def test_a_reparameterised_tower_is_smaller_and_does_less():
     "channels, ratio, divisor, hidden",
     [(256, 1 / 4, 8, 64), (320, 1 / 4, 8, 80), (16, 1 / 4, 8, 8), (40, 1 / 16, 1, 3)],
 )
-def test_squeezed_channels_are_whole_multiples(channels, ratio, divisor, hidden):
+def test_squeezed_channels_are_multiples(channels, ratio, divisor, hidden):
     assert squeezed(channels, ratio, divisor) == hidden
 
 
@@ -74,6 +74,6 @@ def test_squeezed_channels_are_whole_multiples(channels, ratio, divisor, hidden)
         ({"depths": (1,), "dims": (8,), "norm": "group"}, "'batch' or 'layer', got 'group'"),
     ],
 )
-def test_rows_that_make_no_network_are_refused(row, complaint):
+def test_invalid_rows_are_refused(row, complaint):
     with pytest.raises(ValueError, match=complaint):
         clip.MCi(**row)

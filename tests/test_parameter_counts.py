@@ -1,4 +1,4 @@
-"""Every name builds, and what it builds has exactly the parameters its row implies. The giants stay unallocated."""
+"""Every name builds a model with exactly the parameters counted from its row. The largest are not allocated."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Agreement with timm, transformers and open_clip, piece by piece, and that disagreement would be noticed."""
+"""Agreement with timm, transformers and open_clip, piece by piece, and that a disagreement is detected."""
 
 import functools
 import gc
@@ -27,7 +27,7 @@ LIKE_OTHERS = ("open_clip-RN50x4-narrow", "open_clip-ViT-H-14-narrow", "open_cli
 
 
 def marks(case):
-    """Many narrow cases differ in sizes alone: torch, which compiles nothing, compares all, the others a few."""
+    """Many narrow cases differ only in size: torch, which compiles nothing, compares all of them, the others a few."""
     row = case.name.partition("-")[2].removesuffix("-narrow")
     is_classifier = case.name.endswith("-narrow") and case.model != "clip"
     is_one_of_many = (is_classifier and row not in NARROW_EVERYWHERE) or case.name in LIKE_OTHERS
@@ -43,7 +43,7 @@ def pieces(case):
 
 @functools.cache
 def errors(folder):
-    """{piece: Row} of a case, worked out once."""
+    """Return {piece: Row} of a case, computed once."""
     return {row.output: row for row in parity.compare(folder)}
 
 
@@ -63,7 +63,7 @@ def test_agrees_with_the_reference(oracle_dir, name, piece):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_model_agrees_with_the_reference(oracle_dir, name):
-    parity.create_row.cache_clear()  # the one before is as large
+    parity.create_row.cache_clear()  # the previous one is as large
     parity.classifier_probe.cache_clear()
     gc.collect()
     rows = parity.compare(oracle_dir / name)
@@ -72,7 +72,7 @@ def test_a_whole_model_agrees_with_the_reference(oracle_dir, name):
     assert parity.all_within(rows), parity.to_markdown(rows)
 
 
-def test_nothing_is_compared_beyond_the_pieces_above(oracle_dir):
+def test_all_compared_pieces_are_listed(oracle_dir):
     for name in (SMALL, "transformers-ViT-small-32"):
         assert set(errors(oracle_dir / name)) == set(pieces(CASES[name]))
 
@@ -82,7 +82,7 @@ def test_nothing_is_compared_beyond_the_pieces_above(oracle_dir):
     [{"epsilon": 1e-6}, {"activation": "silu"}, {"patch_size": 4, "epsilon": 2e-5}],
     ids=lambda change: " ".join(change),
 )
-def test_a_model_that_differs_a_little_is_noticed(oracle_dir, change):
+def test_a_small_difference_is_detected(oracle_dir, change):
     reference = dict(np.load(oracle_dir / SMALL / "reference.npz"))
     case = json.loads((oracle_dir / SMALL / "case.json").read_text(encoding="utf-8"))
     for row, agrees in ((case["row"], True), ({**case["row"], **change}, False)):
@@ -92,7 +92,7 @@ def test_a_model_that_differs_a_little_is_noticed(oracle_dir, change):
         assert (worst <= oracle_case.TOLERANCE) == agrees, f"{row} on {keras.backend.backend()}: {worst}"
 
 
-def test_the_table_shows_the_worst_size_and_marks_what_is_too_far():
+def test_the_table_shows_the_worst_size_and_marks_failures():
     def row(output, error):
         return parity.Row("case", "timm 1", "jax 1", output, error, 2e-5)
 

@@ -1,4 +1,4 @@
-"""Prompt data has its published sizes and texts, and a template that cannot be filled is refused by name."""
+"""Prompt data has its published sizes and texts, and an invalid template is refused."""
 
 import ast
 import importlib.util
@@ -67,7 +67,7 @@ def test_imagenet_templates_are_open_clips(ours, theirs):
     assert list(TEMPLATES[ours]) == open_clip_templates(theirs)
 
 
-def test_prompts_stand_class_by_class():
+def test_prompts_are_grouped_by_class():
     assert prompts_for(["cat", "dog"], ["a {}.", "the {}"]) == [["a cat.", "the cat"], ["a dog.", "the dog"]]
     assert prompts_for(["cat"]) == [["a photo of a cat."]]
     assert prompts_for(["{}"], ["a {}"]) == [["a {}"]]  # a name is put in as it is
@@ -76,7 +76,7 @@ def test_prompts_stand_class_by_class():
 @pytest.mark.parametrize(
     "template", ["a photo", "a {} and {}", "a {0}", "a {name}", "a {:>9}", "a {!r}", "a {", "{{}}"]
 )
-def test_a_template_without_exactly_one_place_is_refused(template):
+def test_a_template_without_exactly_one_placeholder_is_refused(template):
     with pytest.raises(ValueError, match="exactly one {}") as error:
         prompts_for(["cat"], ["the {}", template])
     assert repr(template) in str(error.value)

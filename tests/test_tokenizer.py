@@ -1,4 +1,4 @@
-"""The tokenizer gives open_clip's ids, refuses what it cannot encode, and leaves the process as it was."""
+"""The tokenizer gives open_clip's ids, refuses invalid input, and leaves the process unchanged."""
 
 import concurrent.futures
 import copy
@@ -170,7 +170,7 @@ def test_merges_and_vocabulary_have_their_sizes():
     assert len(default_tokenizer()._spellings) == Tokenizer.vocab_size == 49_408
 
 
-def test_merging_in_any_order_of_equal_ranks_gives_one_result():
+def test_merge_order_of_equal_ranks_does_not_matter():
     """Each token is made by one merge, of tokens that stand before it.
 
     So a new pair ranks below the merge that made it, and merging all occurrences of a pair at once (OpenAI)
@@ -224,7 +224,7 @@ def test_context_length_needs_room_for_both_ends(length):
     "texts, name",
     [(None, "NoneType"), (3, "int"), (b"dog", "bytes"), (["dog", b"dog"], r"texts\[1\] is bytes")],
 )
-def test_what_is_not_text_is_refused(texts, name):
+def test_other_types_than_text_are_refused(texts, name):
     with pytest.raises(TypeError, match=f"{name}.*sequence of str"):
         tokenize(texts)
 
@@ -248,7 +248,7 @@ def test_decode_stops_at_the_first_end_and_names_a_wrong_id(ours):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
-def test_a_copy_is_the_one_tokenizer(ours, copied):
+def test_a_copy_is_the_shared_tokenizer(ours, copied):
     assert copied(ours) is ours
 
 
@@ -270,7 +270,7 @@ def test_ftfy_is_skipped_only_where_it_changes_nothing(rng, monkeypatch):
     assert touched == others
 
 
-def test_long_words_take_no_quadratic_time(ours):
+def test_long_words_are_not_quadratic(ours):
     start = time.perf_counter()
     assert len(ours.encode("abcdefgh" * 25_000)) > 25_000
     assert time.perf_counter() - start < 10  # quadratic merging needs hours

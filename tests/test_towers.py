@@ -36,7 +36,7 @@ def softmax(x):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_forms_of_attention_agree_and_so_do_their_gradients(rng, causal):
+def test_attention_functions_and_gradients_agree(rng, causal):
     heads = keras.Variable(rng.standard_normal((2, 5, 3, 2, 4)).astype("float32"))
     weights = ops.convert_to_tensor(rng.standard_normal((2, 5, 2, 4)).astype("float32"))
     forms = [attend_fused, attend_heads_first]
@@ -52,7 +52,7 @@ def test_forms_of_attention_agree_and_so_do_their_gradients(rng, causal):
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-def test_attention_has_the_form_that_is_fastest(on_cpu, monkeypatch):
+def test_attention_uses_the_fastest_function(on_cpu, monkeypatch):
     monkeypatch.setattr("clip.layers.computes_in_float32_on_cpu", lambda _: on_cpu)
     on_torch = keras.backend.backend() == "torch"
     for length, of_torch in ((SHORT, attend_by_torch), (SHORT + 1, attend_fused)):
@@ -60,7 +60,7 @@ def test_attention_has_the_form_that_is_fastest(on_cpu, monkeypatch):
         assert attention_for(ops.zeros((1, length, 3, 1, 2))) is expected
 
 
-def test_attention_pool_is_the_papers(rng):
+def test_attention_pool_matches_the_paper(rng):
     layer = AttentionPool(num_heads=2, output_dim=5)
     layer.build((None, 2, 3, 8))
     weights = {w.path.partition("/")[2]: 0.5 * rng.standard_normal(w.shape).astype("float32") for w in layer.weights}
@@ -86,7 +86,7 @@ def test_attention_pool_refuses_heads_that_do_not_fit():
 @pytest.mark.once
 @pytest.mark.parametrize("row", [RESNET_PAIR, VIT_PAIR], ids=["resnet", "vit"])
 @pytest.mark.parametrize("larger", [0, 7, 38])
-def test_built_pairs_have_the_rows_count_at_any_size(row, larger):
+def test_built_pairs_have_the_counted_parameters(row, larger):
     size = row.image_size + larger
     model = create_clip(row, image_size=size)
     built = sum(math.prod(variable.shape) for variable in model.trainable_variables)
@@ -96,8 +96,8 @@ def test_built_pairs_have_the_rows_count_at_any_size(row, larger):
 
 
 @pytest.mark.once
-def test_flops_count_what_each_layer_makes():
-    tower = create_resnet_tower(RESNET_PAIR.image, 12, image_size=80)  # the maps are 40, 20, 10, 5, 2
+def test_flops_are_the_sum_over_layers():
+    tower = create_resnet_tower(RESNET_PAIR.image, 12, image_size=80)  # maps of 40, 20, 10, 5, 2
     total = 0
     for layer in tower.layers:
         if isinstance(layer, keras.layers.Conv2D):
@@ -129,13 +129,13 @@ def test_images_too_small_are_refused(size):
 
 @pytest.mark.once
 @pytest.mark.parametrize("row", [((1, 1, 1), 4), ((1, 1, 1, 0), 4), ((1, 1, 1, 1), 3)])
-def test_rows_that_make_no_resnet_are_refused(row):
+def test_invalid_resnet_rows_are_refused(row):
     with pytest.raises(ValueError, match="four positive layers and an even width"):
         ResNet(*row)
 
 
 @pytest.mark.once
-def test_heads_that_do_not_fill_a_vit_are_refused():
+def test_a_head_width_that_does_not_divide_the_width_is_refused():
     with pytest.raises(ValueError, match="multiple of its head_width"):
         ViT(32, 2, 8)
 
@@ -156,7 +156,7 @@ def test_every_parameter_gets_a_finite_gradient(batch, rng):
     found = gradients(loss, pair.trainable_variables)
     for variable, gradient in zip(pair.trainable_variables, found, strict=True):
         assert np.isfinite(gradient).all(), variable.path
-        if not variable.path.endswith("k_proj/bias"):  # softmax does not feel a shift of all keys
+        if not variable.path.endswith("k_proj/bias"):  # softmax is invariant to a shift of all keys
             assert np.abs(gradient).max() > 0, variable.path
 
 
@@ -170,7 +170,7 @@ def test_a_resnet_pair_trains_and_its_statistics_move(batch):
     assert np.abs(after - before).max() > 0
 
 
-def test_inference_repeats_itself_and_a_keras_file_keeps_it(batch, rng, tmp_path):
+def test_inference_is_deterministic_and_survives_a_keras_file(batch, rng, tmp_path):
     pair = randomize(create_clip(RESNET_PAIR), rng, scale=0.1)
     expected = pair.predict(batch, verbose=0)
     pair.save(tmp_path / "pair.keras")
@@ -180,7 +180,7 @@ def test_inference_repeats_itself_and_a_keras_file_keeps_it(batch, rng, tmp_path
             np.testing.assert_array_equal(value, expected[key])
 
 
-def test_half_precision_stays_near(batch, rng):
+def test_half_precision_stays_near_float32(batch, rng):
     single = randomize(create_clip(RESNET_PAIR), rng, scale=0.1)
     keras.config.set_dtype_policy("mixed_bfloat16")
     half = create_clip(RESNET_PAIR)
@@ -199,11 +199,11 @@ def test_summary_names_the_layers_as_the_checkpoints_do():
 
 
 @pytest.mark.once
-def test_openais_own_nine_have_quick_gelu_and_no_other_row_has():
+def test_only_openais_nine_rows_have_quick_gelu():
     assert {name for name, row in clip.VARIANTS.items() if row.activation == "quick_gelu"} == set(OPENAI)
 
 
-def test_timms_names_of_the_resnet_are_what_timm_makes_of_openais(rng):
+def test_timms_names_of_the_resnet(rng):
     torch = pytest.importorskip("torch")
     declare_torchvision_operators()
     import timm

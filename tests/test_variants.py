@@ -52,7 +52,7 @@ PROFILE = {  # the same in millions, where only those are published; test_open_c
 
 
 @pytest.mark.parametrize("family", TABLES)
-def test_counts_are_the_published_ones(family):
+def test_counts_match_the_published_ones(family):
     counted = {name: parameters(row, v2=family == "convnextv2") for name, row in TABLES[family].items()}
     assert counted == PUBLISHED[family]
 
@@ -75,21 +75,21 @@ def test_flops_are_twice_the_papers_multiply_adds(family):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_pairs_are_the_published_ones(name):
+def test_pairs_match_the_published_counts(name):
     count, gflops = PAIRS[name]
     assert clip.parameters(clip.VARIANTS[name]) == count
     assert gflops is None or profiled_flops(clip.VARIANTS[name]) / 1e9 == pytest.approx(gflops, abs=0.006)
 
 
 @pytest.mark.parametrize("name", PROFILE)
-def test_pairs_are_the_profiled_ones(name):
+def test_pairs_match_the_profile(name):
     millions, gflops = PROFILE[name]
     assert clip.parameters(clip.VARIANTS[name]) / 1e6 == pytest.approx(millions, abs=0.006)
     assert clip.flops(clip.VARIANTS[name]) / 1e9 == pytest.approx(gflops, abs=0.006)
 
 
 def profiled_flops(pair):
-    """A row's flops as the profile counts: PyTorch's attention pool asks for every position and reads one answer."""
+    """A row's flops as the profile counts: PyTorch's attention pool computes every position and uses one."""
     if not isinstance(pair.image, clip.ResNet):
         return clip.flops(pair)
     unread, features = last_map(pair.image_size) ** 2, pair.image.features
@@ -110,7 +110,7 @@ def test_an_image_tower_of_another_size_has_more_positions():
     assert image_parameters(clip.VARIANTS["RN50"], 256) == image_parameters(clip.VARIANTS["RN50"]) + (64 - 49) * 2048
 
 
-def test_the_seed_reports_pair():
+def test_count_of_convnext_v2_tiny():
     pair = clip.VARIANTS["convnext_v2_tiny"]
     assert image_parameters(pair) == 28_259_712
     assert text_parameters(pair.text, pair.embed_dim) == 91_687_809 - 28_259_712 - 1
@@ -140,17 +140,17 @@ def test_v2_text_towers_follow_v1():
         ("convnext_base_w", ("convnext_base_w", None)),
     ],
 )
-def test_pairs_names_are_understood(spelling, canonical):
+def test_spellings_of_pair_names(spelling, canonical):
     assert clip.canonical_name(spelling) == canonical
 
 
-def test_unknown_pair_offers_the_nearest():
+def test_unknown_pair_suggests_the_nearest():
     with pytest.raises(ValueError, match="'convnext_v2_tyny'.*Did you mean 'convnext_v2_tiny'"):
         clip.canonical_name("convnext_v2_tyny")
 
 
 @pytest.mark.parametrize("row", [((1, 2), (8,)), ((), ()), ((0, 1), (8, 8))])
-def test_rows_that_make_no_network_are_refused(row):
+def test_invalid_rows_are_refused(row):
     with pytest.raises(ValueError, match="depths"):
         Variant(*row)
 

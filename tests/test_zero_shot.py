@@ -1,4 +1,4 @@
-"""The zero-shot head: its matrix, its scores, and that it lives without the text tower."""
+"""The zero-shot head: its matrix, its scores, and independence of the text tower."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_matrix_is_normalise_mean_normalise(model):
+def test_class_matrix_normalises_averages_and_normalises(model):
     columns = []
     for name in NAMES:
         prompts = [template.format(name) for template in TEMPLATES]
@@ -47,7 +47,7 @@ def test_scores_are_a_softmax_over_scaled_cosines(model, rng):
     np.testing.assert_allclose(plain.predict(images, verbose=0), logits, atol=1e-3)
 
 
-def test_order_of_templates_does_not_matter_and_templates_do(model):
+def test_templates_matter_and_their_order_does_not(model):
     forward = class_matrix(model, NAMES, TEMPLATES)
     np.testing.assert_allclose(class_matrix(model, NAMES, TEMPLATES[::-1]), forward, atol=1e-6)
     assert np.abs(class_matrix(model, NAMES) - forward).max() > 1e-4
@@ -75,7 +75,7 @@ def test_saves_and_loads_without_the_text_tower(model, rng, tmp_path):
     assert again.trainable_variables == again.get_layer("image_encoder").trainable_variables
 
 
-def test_head_keeps_its_scale_when_the_pair_trains_on(model, rng):
+def test_the_head_keeps_its_scale_while_the_pair_trains(model, rng):
     images = rng.standard_normal((2, 32, 32, 3)).astype("float32")
     classifier = zero_shot_classifier(model, NAMES)
     expected = classifier.predict(images, verbose=0)
