@@ -47,4 +47,4 @@ def test_tutorials_run_and_reach_their_results(tmp_path):
     assert re.search(r"^seven: \d", said["fine-tune"], re.MULTILINE)
     assert "['seven', 'eight']" in said["train-clip"]
     assert (tmp_path / "found.html").is_file()
-    assert said["deploy"].splitlines()[-1] != ""
+    assert re.search(r"^7$", said["deploy"], re.MULTILINE)  # the digit that the ONNX file reads
