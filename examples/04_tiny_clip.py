@@ -1,9 +1,9 @@
-"""A CLIP of one's own: a ConvNeXt V2 and a transformer learn digits from captions, then read others from new sentences.
+"""Train a small CLIP on captioned digits, then classify other digits with prompts that were not captions.
 
     python examples/04_tiny_clip.py
     python examples/04_tiny_clip.py --smoke
 
-The captioned images lie in a CSV file, as one's own would; `zoo train contrastive` does the same from a shell.
+The captions and image paths are in a CSV file. `zoo train contrastive` does the same from the command line.
 """
 
 import argparse
@@ -23,18 +23,20 @@ NAMES = CLASS_NAMES["digits"]  # zero, one, two, …
 CAPTIONS = ("the number {}", "a {} written by hand", "somebody wrote a {}.", "this is a {}.", "{}, drawn with a pen")
 
 
-def pictures(images):
-    """uint8 (N, 32, 32, 3) of digits (N, 8, 8) in 0...16."""
+def to_rgb(images):
+    """Convert digits (N, 8, 8) in [0, 16] to uint8 (N, 32, 32, 3)."""
     return np.rint(images * (255 / 16)).astype("uint8").repeat(4, 1).repeat(4, 2)[..., None].repeat(3, -1)
 
 
 def write(folder, images, labels, rng):
-    """train.csv: the path of each image, one of several captions, and the digit, by which captions of one digit are
-    right for all its pictures."""
+    """Write train.csv: the path of each image, a random caption, and the digit as label.
+
+    With labels, all images and captions of a digit are positives of each other.
+    """
     with (folder / "train.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["filepath", "caption", "digit"])
-        for i, (image, label) in enumerate(zip(pictures(images), labels, strict=True)):
+        for i, (image, label) in enumerate(zip(to_rgb(images), labels, strict=True)):
             Image.fromarray(image).save(folder / f"{i:04d}.png")
             rows.writerow([f"{i:04d}.png", rng.choice(CAPTIONS).format(NAMES[label]), NAMES[label]])
     return folder / "train.csv"
@@ -43,7 +45,7 @@ def write(folder, images, labels, rng):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="one epoch on 64 pictures")
+    parser.add_argument("--smoke", action="store_true", help="one epoch on 64 images")
     options = parser.parse_args()
     data = load_digits()
     train, held_out = train_test_split(np.arange(1797), test_size=360, stratify=data.target, random_state=0)
@@ -57,10 +59,10 @@ def main():
         zoo.train("convnext_v2_atto", table, **small, **run)
         model, transform, _, _ = zoo.load(f"{scratch}/run/model.safetensors")
 
-    reader = zero_shot_classifier(model, NAMES, TEMPLATES["digits"])  # "a photo of the digit {}.", and three more
-    images = np.stack([transform(picture) for picture in pictures(data.images[held_out])])
-    accuracy = (reader.predict(images, verbose=0).argmax(axis=1) == data.target[held_out]).mean()
-    print(f"Held-out digits read right, from sentences that were no captions: {accuracy:.1%}")
+    classifier = zero_shot_classifier(model, NAMES, TEMPLATES["digits"])  # "a photo of the digit {}." and three more
+    images = np.stack([transform(image) for image in to_rgb(data.images[held_out])])
+    accuracy = (classifier.predict(images, verbose=0).argmax(axis=1) == data.target[held_out]).mean()
+    print(f"Zero-shot accuracy on held-out digits: {accuracy:.1%}")
 
 
 if __name__ == "__main__":

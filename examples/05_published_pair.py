@@ -1,9 +1,9 @@
-"""A published image–text pair names what is on two photographs, from sentences alone.
+"""Classify two photographs zero-shot with a published CLIP pair.
 
 python examples/05_published_pair.py                                  # downloads 605 MB, once
-python examples/05_published_pair.py convnext_base_w.laion2b_s13b_b82k_augreg   # `zoo list clip/* --weights` has more
-python examples/05_published_pair.py path/to/folder                   # open_clip_config.json beside its weights
-python examples/05_published_pair.py --smoke    # a tiny pair of random weights in such a folder, which can only guess
+python examples/05_published_pair.py convnext_base_w.laion2b_s13b_b82k_augreg   # more: zoo list 'clip/*' --weights
+python examples/05_published_pair.py path/to/folder                   # with open_clip_config.json and weights
+python examples/05_published_pair.py --smoke    # a small pair with random weights
 """
 
 import argparse
@@ -22,7 +22,7 @@ TEMPLATES = ("a photo of a {}.", "a picture of a {}.")
 
 
 def random_folder(folder):
-    """A tiny pair as open_clip publishes its own: weights, and beside them what they are."""
+    """Write a small pair with random weights in open_clip's layout: weights and config."""
     pair = create_clip("convnext_v2_atto", image_size=64, stem_stride=4)
     zoo.export_weights(pair, folder, format="open_clip")
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
@@ -40,7 +40,7 @@ def load(options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pair", nargs="?", default="ViT-B-32.laion2b_s34b_b79k", help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="a folder with random weights instead")
+    parser.add_argument("--smoke", action="store_true", help="use a folder with random weights")
     options = parser.parse_args()
     try:
         pair = load(options)
@@ -49,7 +49,7 @@ def main():
     print(f"{pair.info.name}: {pair.info.parameters:,} parameters, licence {pair.info.licence or 'not stated'}")
 
     classifier = zero_shot_classifier(pair.model, NAMES, TEMPLATES, tokenizer=pair.tokenizer)
-    photographs = load_sample_images()  # two of scikit-learn's: china.jpg and flower.jpg
+    photographs = load_sample_images()  # from scikit-learn: china.jpg and flower.jpg
     images = np.stack([pair.transform(photograph) for photograph in photographs.images])
     for filename, scores in zip(photographs.filenames, classifier.predict(images, verbose=0), strict=True):
         best = np.argsort(-scores)

@@ -1,8 +1,8 @@
-"""Pictures found by sentences: scikit-learn's held-out digits, searched with a pair that `zoo demo` trained.
+"""Search images by text: an index of handwritten digits, embedded by the pair that `zoo demo` trained.
 
-zoo demo                                # once; it leaves demo-output/model.safetensors
+zoo demo                                # once; writes demo-output/model.safetensors
 python examples/06_search.py
-python examples/06_search.py --smoke    # with a pair of random weights, which can only guess
+python examples/06_search.py --smoke    # with random weights, at chance precision
 """
 
 import argparse
@@ -20,7 +20,7 @@ from zoo.search import Index
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pair", nargs="?", default="demo-output/model.safetensors", help="default: %(default)s")
-    parser.add_argument("--smoke", action="store_true", help="a pair with random weights instead")
+    parser.add_argument("--smoke", action="store_true", help="use a pair with random weights")
     options = parser.parse_args()
     try:
         if options.smoke:
@@ -29,22 +29,23 @@ def main():
         else:
             pipeline = zoo.ClipPipeline(options.pair)
     except FileNotFoundError as error:
-        parser.exit(2, f"{error} `zoo demo` makes one.\n")
+        parser.exit(2, f"{error} Run `zoo demo` first.\n")
 
     digits = load_split()[1]
-    pictures, labels = (digits.pictures[:60], digits.labels[:60]) if options.smoke else (digits.pictures, digits.labels)
+    count = 60 if options.smoke else len(digits)
+    images, labels = digits.pictures[:count], digits.labels[:count]
     with tempfile.TemporaryDirectory() as folder:
         metadata = [{"digit": int(label)} for label in labels]
-        vectors = pipeline.embed_images(pictures)
+        vectors = pipeline.embed_images(images)
         index = Index.build(vectors, f"{folder}/digits", metadata=metadata, model=pipeline.fingerprint)
-        print(f"{len(index)} pictures in an index of {index.info()['bytes'] / 1e3:.0f} kB.")
-        shares = []
+        print(f"{len(index)} images in an index of {index.info()['bytes'] / 1e3:.0f} kB.")
+        precisions = []
         for digit, word in enumerate(CLASS_NAMES["digits"]):
             ids, scores = pipeline.search(index, f"a handwritten {word}.", k=10)
             found = [index.metadata(identity)["digit"] for identity in ids]
-            shares.append(np.mean(np.array(found) == digit))
+            precisions.append(np.mean(np.array(found) == digit))
             print(f"a handwritten {word}. → {' '.join(map(str, found))}   (best cosine {scores[0]:.3f})")
-    print(f"Precision at 10: {np.mean(shares):.1%}.")
+    print(f"Precision at 10: {np.mean(precisions):.1%}.")
 
 
 if __name__ == "__main__":

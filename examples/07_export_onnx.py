@@ -1,7 +1,7 @@
-"""One model as ONNX at three precisions: what each file weighs, what it costs against Keras, how fast it predicts.
+"""Export a model to ONNX in three precisions and compare file size, error and latency.
 
 python examples/07_export_onnx.py convnextv2_tiny
-python examples/07_export_onnx.py demo-output/model.safetensors     # the pair of `zoo demo`, as a reader of digits
+python examples/07_export_onnx.py demo-output/model.safetensors     # the demo's pair, as a zero-shot classifier
 python examples/07_export_onnx.py --smoke
 """
 
@@ -18,7 +18,7 @@ from zoo.export import OnnxModel
 
 
 def seconds(predict, images, rounds=3):
-    predict(images)  # the first call prepares
+    predict(images)  # warm-up
     start = time.perf_counter()
     for _ in range(rounds):
         predict(images)
@@ -27,9 +27,11 @@ def seconds(predict, images, rounds=3):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="convnext_tiny", help="name or saved file (default: %(default)s)")
-    parser.add_argument("--output", help="folder to keep the files in")
-    parser.add_argument("--smoke", action="store_true", help="the smallest ConvNeXt V2 and small images")
+    parser.add_argument(
+        "model", nargs="?", default="convnext_tiny", help="model name or saved file (default: %(default)s)"
+    )
+    parser.add_argument("--output", help="folder for the files (default: a temporary folder)")
+    parser.add_argument("--smoke", action="store_true", help="use the smallest ConvNeXt V2 and small images")
     options = parser.parse_args()
 
     if options.smoke:
@@ -46,7 +48,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.output or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{model.name}: precision, MB, error to Keras, cosine, largest entry agrees, ms for 8 images")
+        print(f"{model.name}: precision, MB, error against Keras, cosine, same top-1, ms for 8 images")
         for precision in ("float32", "float16", "int8"):
             path = folder / f"{model.name}-{precision}.onnx"
             report = zoo.export_onnx(model, path, precision=precision, **(part if is_pair else {}))

@@ -1,4 +1,4 @@
-"""What the experiments find, with a pair of NumPy functions that really reads digits, so that no backend is needed."""
+"""The experiments with a pair of NumPy functions that classifies digits, so that no backend is needed."""
 
 import html
 import json
@@ -16,15 +16,15 @@ from zoo.experiments import (
     cifar10,
     classification,
     command,
+    context,
     embedding_space,
     mnist,
     prompts,
     retrieval,
     temperature,
 )
-from zoo.experiments import setting as settings
+from zoo.experiments.context import Context
 from zoo.experiments.published import PUBLISHED
-from zoo.experiments.setting import Setting
 from zoo.inference.encoder import Encoder
 from zoo.inference.pipeline import ClipPipeline
 from zoo.utils import report
@@ -32,7 +32,7 @@ from zoo.weights.published import find_weights
 
 WORDS, NUMERALS = CLASS_NAMES["digits"], CLASS_NAMES["mnist"]
 SPEC = PreprocessSpec(image_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
-OTHERS = 6  # dimensions that say how a sentence is put, not which digit it names
+OTHERS = 6  # dimensions for the wording of a prompt
 DIM = 10 + OTHERS
 
 
@@ -45,7 +45,7 @@ class NumpyPipeline(ClipPipeline):
 
 
 def tokenizer(texts):
-    """int32 (N, 2): which digit a text names, 10 for none, and what else it says as one number."""
+    """int32 (N, 2): the digit a text names, 10 for none, and the rest of its wording as one number."""
     rows = []
     for text in texts:
         named = [i % 10 for i, name in enumerate((*WORDS, *NUMERALS)) if re.search(rf"\b{name}\b", text)]
@@ -54,7 +54,7 @@ def tokenizer(texts):
 
 
 def read_text(tokens):
-    """Mostly the digit, and a little of the wording: (B, 2) → (B, 16)."""
+    """Mostly the digit and a little of the wording: (B, 2) → (B, 16)."""
     return np.concatenate(
         [np.eye(11)[tokens[:, 0]][:, :10], (0.6 + 0.2 * tokens[:, 1:]) * np.eye(OTHERS)[tokens[:, 1]]], axis=1
     )
@@ -62,7 +62,7 @@ def read_text(tokens):
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """Digits by least squares on the training pictures, sentences by the word in them."""
+    """Images by least squares on the training images, texts by the number in them."""
     train = load_split()[0]
     pixels = np.stack([SPEC.eval_transform()(picture)[..., 0] for picture in train.pictures]).reshape(len(train), -1)
     weights = np.linalg.lstsq(pixels, np.eye(10)[train.labels], rcond=0.01)[0]
@@ -75,15 +75,15 @@ def pipeline():
 
 
 @pytest.fixture
-def setting(pipeline, tmp_path):
-    made = Setting("pair", loaded=None, folder=tmp_path)
+def run_context(pipeline, tmp_path):
+    made = Context("pair", pair=None, folder=tmp_path)
     made.pipeline = pipeline
     return made
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Every plot is one white pixel: figures are the matter here, and drawing takes seconds."""
+    """Replace every plot by one white pixel: drawing takes seconds, and these tests are about metrics."""
     pixel = encode(np.full((1, 1, 3), 255, np.uint8))
     for module in (cifar10, classification, embedding_space, mnist, prompts, retrieval, temperature):
         for name in vars(module):
@@ -98,8 +98,8 @@ def save_mnist(folder, count=40):
     np.savez(folder / "mnist.npz", x_test=pictures, y_test=part.labels[:count])
 
 
-def test_digits_and_photographs_are_named_with_their_probabilities(setting, undrawn):
-    digits, photographs = classification.run(setting).metrics["groups"]
+def test_digits_and_photographs_are_classified_with_probabilities(run_context, undrawn):
+    digits, photographs = classification.run(run_context).metrics["groups"]
     assert [picture["truth"] for picture in digits["pictures"]] == list(WORDS)
     assert digits["accuracy"] >= 0.8
     for picture in digits["pictures"]:
@@ -109,25 +109,25 @@ def test_digits_and_photographs_are_named_with_their_probabilities(setting, undr
     assert photographs["accuracy"] is not None and not photographs["left_out"]
 
 
-def test_missing_data_are_said_with_where_to_put_them(setting, undrawn, tmp_path):
-    setting.data = tmp_path
+def test_missing_data_is_reported_with_where_to_get_it(run_context, undrawn, tmp_path):
+    run_context.data = tmp_path
     for module, file in ((cifar10, "cifar-10-python.tar.gz from https://www.cs"), (mnist, "mnist.npz from https://")):
-        outcome = module.run(setting)
+        outcome = module.run(run_context)
         assert file in outcome.metrics["note"] and "--data" in outcome.metrics["note"]
         assert outcome.metrics["data"] == "digits" and outcome.metrics["note"] in outcome.blocks[0]
-    setting.data, setting.smoke, setting._subjects = None, True, {}
-    assert "left out of a smoke run" in mnist.run(setting).metrics["note"]
+    run_context.data, run_context.smoke, run_context._embedded = None, True, {}
+    assert "A smoke run skips MNIST" in mnist.run(run_context).metrics["note"]
 
 
-def test_data_that_are_there_are_read(setting, undrawn, tmp_path, rng):
-    setting.data = tmp_path / "data"
-    save_mnist(setting.data)
+def test_data_files_are_read(run_context, undrawn, tmp_path, rng):
+    run_context.data = tmp_path / "data"
+    save_mnist(run_context.data)
     images = rng.integers(0, 256, (30, 32, 32, 3), np.uint8)
-    np.savez(setting.data / "cifar10.npz", x_test=images, y_test=np.arange(30) % 10)
-    found = cifar10.run(setting).metrics
+    np.savez(run_context.data / "cifar10.npz", x_test=images, y_test=np.arange(30) % 10)
+    found = cifar10.run(run_context).metrics
     assert (found["data"], found["note"], found["images"], found["classes"][6]) == ("cifar10", "", 30, "frog")
     assert np.sum(found["confusion"]) == 30 and found["accuracy"] == pytest.approx(np.trace(found["confusion"]) / 30)
-    found = mnist.run(setting).metrics
+    found = mnist.run(run_context).metrics
     assert (found["data"], found["note"]) == ("mnist", "")
     assert {row["images"] for row in found["strategies"].values()} == {40}
 
@@ -136,31 +136,31 @@ def test_data_that_are_there_are_read(setting, undrawn, tmp_path, rng):
 def test_files_are_found_in_the_usual_layouts(place, tmp_path):
     name, file = ("cifar10", "test_batch") if "cifar" in place else ("mnist", "t10k-images-idx3-ubyte.gz")
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    assert settings.find_files(tmp_path, name) is None
+    assert context.find_files(tmp_path, name) is None
     (tmp_path / place / file).write_bytes(b"")
-    assert settings.find_files(tmp_path, name) == tmp_path / place
+    assert context.find_files(tmp_path, name) == tmp_path / place
 
 
-def test_published_figures_stand_beside_those_of_their_weights(setting, undrawn, tmp_path):
+def test_published_accuracies_are_shown_for_their_weights(run_context, undrawn, tmp_path):
     assert [
         name for name in PUBLISHED if find_weights(f"clip/{name.partition('.')[0]}", name.partition(".")[2]) is None
     ] == []
-    setting.model, setting.data = "clip/ViT-B-32.openai", tmp_path / "data"
-    save_mnist(setting.data)
-    assert mnist.run(setting).metrics["published"] == pytest.approx(0.4839)
-    assert "open_clip publishes 48.4 %" in html.unescape(mnist.run(setting).blocks[0]).replace("\xa0", " ")
-    assert cifar10.run(setting).metrics["published"] is None  # the digits stand in for it
+    run_context.model, run_context.data = "clip/ViT-B-32.openai", tmp_path / "data"
+    save_mnist(run_context.data)
+    assert mnist.run(run_context).metrics["published"] == pytest.approx(0.4839)
+    assert "open_clip publishes 48.4 %" in html.unescape(mnist.run(run_context).blocks[0]).replace("\xa0", " ")
+    assert cifar10.run(run_context).metrics["published"] is None  # the digits replace it
 
 
-def test_shuffled_labels_are_right_by_chance(setting, undrawn):
-    setting.smoke = True
-    found = cifar10.run(setting).metrics
+def test_shuffled_labels_give_chance_accuracy(run_context, undrawn):
+    run_context.smoke = True
+    found = cifar10.run(run_context).metrics
     assert found["accuracy"] >= 0.8 and found["shuffled_labels"] == pytest.approx(0.1, abs=0.02)
 
 
-def test_ways_to_name_a_digit_are_ranked(setting, undrawn):
-    setting.smoke = True
-    found = mnist.run(setting).metrics
+def test_ways_to_name_a_digit_are_ranked(run_context, undrawn):
+    run_context.smoke = True
+    found = mnist.run(run_context).metrics
     assert sorted(found["ranking"]) == sorted([*mnist.STRATEGIES, mnist.BOTH])
     accuracies = [found["strategies"][name]["accuracy"] for name in found["ranking"]]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] >= 0.8
@@ -169,24 +169,24 @@ def test_ways_to_name_a_digit_are_ranked(setting, undrawn):
         assert low < row["accuracy"] < high
 
 
-def test_sentences_find_pictures(setting, undrawn):
-    outcome = retrieval.run(setting)
+def test_prompts_find_images(run_context, undrawn):
+    outcome = retrieval.run(run_context)
     found = outcome.metrics
     assert (found["texts"], found["images"]) == (80, 360)
-    assert found["text_to_image"]["precision_at_10"] >= retrieval.BAR
-    assert outcome.headline[0].endswith("first 10 pictures that a sentence finds are right (the demo's bar: 97.0 %)")
+    assert found["text_to_image"]["precision_at_10"] >= retrieval.DEMO_PRECISION
+    assert outcome.headline[0] == "of the first 10 images for a prompt are correct (expected of the demo: 97.0 %)"
     assert set(found["text_to_image_by_spelling"]) == {"words", "numerals"}
     assert found["image_to_text"]["queries"] == 360
 
 
-def test_a_pair_that_knows_nothing_finds_by_chance(setting, undrawn, pipeline, rng):
+def test_a_random_pair_retrieves_at_chance_level(run_context, undrawn, pipeline, rng):
     blind = lambda images: rng.standard_normal((len(images), 16))  # noqa: E731
-    setting.pipeline = NumpyPipeline(Encoder(blind, read_text, SPEC, DIM, scale=5.0, tokenizer=tokenizer))
-    assert retrieval.run(setting).metrics["text_to_image"]["precision_at_10"] == pytest.approx(0.1, abs=0.06)
+    run_context.pipeline = NumpyPipeline(Encoder(blind, read_text, SPEC, DIM, scale=5.0, tokenizer=tokenizer))
+    assert retrieval.run(run_context).metrics["text_to_image"]["precision_at_10"] == pytest.approx(0.1, abs=0.06)
 
 
-def test_the_space_has_its_classes_apart(setting, undrawn):
-    found = embedding_space.run(setting).metrics
+def test_classes_are_separated_in_the_embedding_space(run_context, undrawn):
+    found = embedding_space.run(run_context).metrics
     assert found["image_image"]["within"] > found["image_image"]["between"] + 0.3
     assert found["image_text"]["own_class"] > found["image_text"]["other_classes"] + 0.3
     assert found["concepts"] == [*WORDS, *NUMERALS]
@@ -196,28 +196,28 @@ def test_the_space_has_its_classes_apart(setting, undrawn):
     assert all(0 < share < 1 for shares in found["variance"].values() for share in shares)
 
 
-def test_the_temperature_is_fitted_on_one_half_and_judged_on_the_other(setting, undrawn):
-    found = temperature.run(setting).metrics
+def test_the_temperature_is_fitted_on_one_half_and_evaluated_on_the_other(run_context, undrawn):
+    found = temperature.run(run_context).metrics
     assert found["fitted"]["error"] < found["learned"]["error"] and found["fitted"]["loss"] < found["learned"]["loss"]
     assert found["learned"]["factor"] == 5.0 and found["fitted"]["fitted_on"] == found["fitted"]["judged_on"] == 180
-    one, other = settings.halves(np.zeros(7), seed=0)
+    one, other = context.halves(np.zeros(7), seed=0)
     assert sorted([*one, *other]) == list(range(7)) and len(one) == 3
     confidences = [row["confidence"] for row in found["distributions"].values()]
     entropies = [row["entropy"] for row in found["distributions"].values()]
     assert confidences == sorted(confidences, reverse=True) and entropies == sorted(entropies)  # low temperatures first
 
 
-def test_prompts_are_ranked_alike_every_time(setting, undrawn, pipeline, tmp_path):
-    first = prompts.run(setting).metrics
-    again = Setting("pair", None, tmp_path)
+def test_the_prompt_ranking_is_reproducible(run_context, undrawn, pipeline, tmp_path):
+    first = prompts.run(run_context).metrics
+    again = Context("pair", None, tmp_path)
     again.pipeline = NumpyPipeline(pipeline.encoder)
     assert prompts.run(again).metrics == first
     rows = first["ranking"]
     assert [row["accuracy"] for row in rows] == sorted((row["accuracy"] for row in rows), reverse=True)
-    assert len({row["accuracy"] for row in rows}) > 3, "prompts that all do the same are no ranking"
+    assert len({row["accuracy"] for row in rows}) > 3, "the prompts should differ in accuracy"
     assert {row["kind"] for row in rows} == set(first["kinds"]) == {"simple", "detailed", "contextual", "ensemble"}
     assert sum(row["best_in_resamples"] for row in rows) == pytest.approx(1)
-    other = Setting("pair", None, tmp_path, seed=1)
+    other = Context("pair", None, tmp_path, seed=1)
     other.pipeline = pipeline
     changed = prompts.run(other).metrics
     assert [row["prompt"] for row in changed["ranking"]] == [row["prompt"] for row in rows]
@@ -225,37 +225,39 @@ def test_prompts_are_ranked_alike_every_time(setting, undrawn, pipeline, tmp_pat
     assert drawn[0] != drawn[1] and first["agreement_of_halves"] > 0.5
 
 
-def test_pictures_of_ones_own_take_the_digits_place(setting, undrawn, tmp_path):
-    setting.images, setting.smoke, setting.class_names = tmp_path / "own", True, WORDS
-    write_class_folders(setting.images, 60)
-    (setting.images / "0_zero" / "bad.png").write_bytes(b"not a picture")
-    found = prompts.run(setting).metrics
+def test_own_images_replace_the_digits(run_context, undrawn, tmp_path):
+    run_context.images, run_context.smoke, run_context.class_names = tmp_path / "own", True, WORDS
+    write_class_folders(run_context.images, 60)
+    (run_context.images / "0_zero" / "bad.png").write_bytes(b"not an image")
+    found = prompts.run(run_context).metrics
     assert found["data"].startswith("folder:") and found["images"] == 60
-    assert any(row["prompt"] == "a photo of a {}." for row in found["ranking"])  # of photographs, not of digits
-    outcome = retrieval.run(setting)
-    assert list(outcome.metrics["text_to_image_by_spelling"]) == ["names"] and "bar" not in outcome.headline[0]
-    (group,) = classification.run(setting).metrics["groups"]
+    assert any(
+        row["prompt"] == "a photo of a {}." for row in found["ranking"]
+    )  # templates for photographs, not for digits
+    outcome = retrieval.run(run_context)
+    assert list(outcome.metrics["text_to_image_by_spelling"]) == ["names"] and "demo" not in outcome.headline[0]
+    (group,) = classification.run(run_context).metrics["groups"]
     assert list(group["left_out"]) == ["0_zero/bad.png"] and len(group["pictures"]) == 60
     assert group["accuracy"] >= 0.7 and group["pictures"][0]["truth"] == "zero"
 
 
-def test_pictures_in_one_folder_are_asked_about_the_classes_given(setting, undrawn, tmp_path):
-    setting.images = tmp_path / "flat"
+def test_images_in_one_folder_are_classified_among_the_given_classes(run_context, undrawn, tmp_path):
+    run_context.images = tmp_path / "flat"
     write_class_folders(tmp_path / "sorted", 12)
-    setting.images.mkdir()
+    run_context.images.mkdir()
     for path in sorted((tmp_path / "sorted").glob("*/*.png")):
-        path.rename(setting.images / path.name)
-    (group,) = classification.run(setting).metrics["groups"]
+        path.rename(run_context.images / path.name)
+    (group,) = classification.run(run_context).metrics["groups"]
     assert group["classes"] == list(classification.EVERYDAY_NAMES) and group["accuracy"] is None
-    setting.class_names = list(WORDS)
-    (group,) = classification.run(setting).metrics["groups"]
+    run_context.class_names = list(WORDS)
+    (group,) = classification.run(run_context).metrics["groups"]
     assert group["classes"] == list(WORDS) and len(group["pictures"]) == 12
-    assert setting.main.data.name == "digits"
+    assert run_context.main.data.name == "digits"
 
 
 @pytest.fixture
-def own(setting, tmp_path):
-    """Makes the user's pictures: a folder a class with so many digits of it."""
+def own(run_context, tmp_path):
+    """Write the user's images: one folder per class, with that many of its digits."""
 
     def make(*counts):
         for label, count in enumerate(counts):
@@ -264,51 +266,51 @@ def own(setting, tmp_path):
             part = load_split()[1]
             for i in range(count):
                 (folder / f"{i}.png").write_bytes(encode(part.pictures[part.labels == label][i]))
-        setting.images = tmp_path / "own"
+        run_context.images = tmp_path / "own"
 
     return make
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("counts", [(1,), (3,), (1, 1), (2, 1)])
-def test_few_pictures_of_ones_own(counts, setting, own, monkeypatch):
+def test_few_own_images(counts, run_context, own, monkeypatch):
     monkeypatch.setattr(report, "DPI", 40)
     own(*counts)
-    apart = embedding_space.run(setting)
+    apart = embedding_space.run(run_context)
     for figure, there in (("within", max(counts) > 1), ("between", len(counts) > 1), ("nearest_same", sum(counts) > 1)):
         assert np.isfinite(apart.metrics["image_image"][figure]) == there, figure
     assert "nan" not in "".join([*apart.headline, *map(text_of, apart.blocks)])
-    assert prompts.run(setting).metrics["images"] == retrieval.run(setting).metrics["images"] == sum(counts)
-    assert len(classification.run(setting).metrics["groups"][0]["pictures"]) == sum(counts)
+    assert prompts.run(run_context).metrics["images"] == retrieval.run(run_context).metrics["images"] == sum(counts)
+    assert len(classification.run(run_context).metrics["groups"][0]["pictures"]) == sum(counts)
     if len(counts) > 1:
-        assert temperature.run(setting).metrics["fitted"]["judged_on"] == sum(counts) - sum(counts) // 2
+        assert temperature.run(run_context).metrics["fitted"]["judged_on"] == sum(counts) - sum(counts) // 2
         return
-    with pytest.raises(ValueError, match="one class, 'zero'; a temperature is fitted to two or more"):
-        temperature.run(setting)
+    with pytest.raises(ValueError, match="one class, 'zero'; fitting a temperature needs at least two"):
+        temperature.run(run_context)
 
 
 def text_of(block):
-    """A block of a report without its pictures."""
+    """A block of a report without its plots."""
     return re.sub(r'src="[^"]*"', "", block)
 
 
 @pytest.mark.filterwarnings("error")
-def test_one_picture_and_two_classes(setting, own):
+def test_one_image_and_two_classes(run_context, own):
     own(1, 0)
-    with pytest.raises(ValueError, match="1 picture cannot be halved"):
-        temperature.run(setting)
-    assert prompts.run(setting).metrics["agreement_of_halves"] is None
+    with pytest.raises(ValueError, match="1 image cannot be split"):
+        temperature.run(run_context)
+    assert prompts.run(run_context).metrics["agreement_of_halves"] is None
 
 
-def test_pictures_that_cannot_be_read_are_the_reason(setting, own, tmp_path):
+def test_unreadable_images_are_the_reason(run_context, own, tmp_path):
     own(2, 1)
     for path in tmp_path.glob("own/*/*.png"):
-        path.write_bytes(b"not a picture")
+        path.write_bytes(b"not an image")
     for module in (classification, embedding_space, prompts, retrieval, temperature):
         with pytest.raises(
             ValueError, match="none of the 3 pictures can be read; the first, 'one/0.png': .*not an image"
         ):
-            module.run(setting)
+            module.run(run_context)
 
 
 # The command.
@@ -319,18 +321,18 @@ def test_pictures_that_cannot_be_read_are_the_reason(setting, own, tmp_path):
     [("all", list(EXPERIMENTS)), (["prompts", "mnist", "prompts"], ["prompts", "mnist"]), (["mnist"], ["mnist"])],
 )
 def test_experiments_are_chosen_by_name(names, expected):
-    assert command.chosen(names) == expected
+    assert command.choose(names) == expected
 
 
-def test_bad_input_is_refused_before_anything_is_written(own, tmp_path, monkeypatch):
+def test_bad_input_fails_before_anything_is_written(own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="Unknown experiment 'promts'. Did you mean 'prompts'"):
         command.run_experiments(["promts"])
-    with pytest.raises(ValueError, match="no demo-output/model.safetensors: `make demo` trains it"):
+    with pytest.raises(ValueError, match="demo-output/model.safetensors does not exist; run `zoo demo` first"):
         command.run_experiments(["prompts"])
     with pytest.raises(ValueError, match="images='nowhere' is not a folder"):
         command.run_experiments(["prompts"], model="x", images="nowhere")
-    with pytest.raises(ValueError, match="classes=',' names no class"):
+    with pytest.raises(ValueError, match="classes=',' has no class name"):
         command.run_experiments(["prompts"], model="x", classes=",")
     monkeypatch.setattr(command, "load_pair", lambda _: None)
     own(1, 1)
@@ -341,6 +343,9 @@ def test_bad_input_is_refused_before_anything_is_written(own, tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "own"]
 
 
-def test_json_has_nothing_that_is_not_json():
+def test_json_has_only_json_types():
     mixed = {1: np.float32(0.5), "a": [np.nan, np.array([1, 2])], "b": (np.int64(3), None, "x")}
-    assert json.dumps(command.plain(mixed), allow_nan=False) == '{"1": 0.5, "a": [null, [1, 2]], "b": [3, null, "x"]}'
+    assert (
+        json.dumps(command.to_json_types(mixed), allow_nan=False)
+        == '{"1": 0.5, "a": [null, [1, 2]], "b": [3, null, "x"]}'
+    )

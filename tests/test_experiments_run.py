@@ -1,4 +1,4 @@
-"""The command `zoo experiment` from a saved pair to its report, and what it measures of a real pair."""
+"""The command `zoo experiment` with a small saved pair, from its metrics to the report."""
 
 # ruff: noqa: F811  (arguments have the names of fixtures, which are imported)
 
@@ -40,18 +40,18 @@ PNGS = {
 
 @pytest.fixture(scope="module")
 def run(saved, tmp_path_factory):
-    """(folder, results) of all nine on a few digits."""
-    folder = tmp_path_factory.mktemp("experiments") / "made" / "for it"
+    """(folder, results) of all nine experiments on a few digits."""
+    folder = tmp_path_factory.mktemp("experiments") / "output" / "of the run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "DPI", 72)  # half of the pixels' side takes a third of the time
+        patch.setattr(report, "DPI", 72)  # draws three times as fast
         return folder, run_experiments("all", model=saved, output=folder, smoke=True)
 
 
 @pytest.mark.once
-def test_all_nine_leave_figures_pictures_and_one_report(run):
+def test_all_nine_write_metrics_plots_and_one_report(run):
     folder, results = run
     assert list(results) == ["run", *EXPERIMENTS]
-    pngs = sorted(f"{name}-{picture}.png" for name, pictures in PNGS.items() for picture in pictures)
+    pngs = sorted(f"{name}-{plot}.png" for name, plots in PNGS.items() for plot in plots)
     files = ["metrics.json", "report.html", *pngs, *(f"{name}.json" for name in EXPERIMENTS)]
     assert sorted(path.name for path in folder.iterdir()) == sorted(files)
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == results
@@ -68,7 +68,7 @@ def test_all_nine_leave_figures_pictures_and_one_report(run):
 
 
 @pytest.mark.once
-def test_speed_and_what_narrower_numbers_change(run):
+def test_speed_and_lower_precision(run):
     found = run[1]["performance"]
     for rows in found["throughput"].values():
         assert [row["batch"] for row in rows] == list(performance.SMOKE_BATCHES)
@@ -83,7 +83,7 @@ def test_speed_and_what_narrower_numbers_change(run):
     assert 0 < cached < found["latency"]["one sentence encoded"]["median"]
 
 
-def test_the_command_describes_and_calibrates_a_pair_on_every_backend(saved, model, tmp_path, capsys):
+def test_the_command_runs_on_every_backend(saved, model, tmp_path, capsys):
     arguments = [
         "experiment",
         "exploration",
@@ -105,13 +105,13 @@ def test_the_command_describes_and_calibrates_a_pair_on_every_backend(saved, mod
 
 
 @pytest.mark.once
-def test_one_that_fails_loses_none_of_the_others(saved, tmp_path, capsys, monkeypatch):
+def test_a_failing_experiment_does_not_stop_the_others(saved, tmp_path, capsys, monkeypatch):
     write_class_folders(tmp_path / "own", 1)
     monkeypatch.setattr(report, "DPI", 72)
 
     def broken(*_):
         left = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
-        assert list(left) == ["run", "exploration", "temperature"], "what is done is left before the next begins"
+        assert list(left) == ["run", "exploration", "temperature"], "written before the next experiment starts"
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr("zoo.experiments.mnist.run", broken)
@@ -121,7 +121,7 @@ def test_one_that_fails_loses_none_of_the_others(saved, tmp_path, capsys, monkey
     printed, source = capsys.readouterr(), (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     results = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert list(results) == ["run", *names] and "model" in results["exploration"]
-    reasons = {"temperature": "show one class, '0_zero'", "mnist": "ZeroDivisionError: division by zero"}
+    reasons = {"temperature": "have one class, '0_zero'", "mnist": "ZeroDivisionError: division by zero"}
     for name in names:
         found = json.loads((tmp_path / "out" / f"{name}.json").read_text(encoding="utf-8"))
         assert found.pop("run") == results["run"] and found == results[name]
@@ -129,12 +129,12 @@ def test_one_that_fails_loses_none_of_the_others(saved, tmp_path, capsys, monkey
     for name, reason in reasons.items():
         assert reason in results[name]["error"] and html.escape(results[name]["error"]) in source
         assert f"zoo: {name} failed: {results[name]['error']}" in printed.err
-    assert "Traceback" in printed.err and printed.err.count("Traceback") == 1  # of what no input should bring about
+    assert "Traceback" in printed.err and printed.err.count("Traceback") == 1  # for the bug, not for the bad input
 
 
 @pytest.mark.once
-def test_a_random_pair_is_right_about_a_hundredth_of_the_time(model, rng):
-    """The evaluation path favours no answer: pictures in CIFAR-100's form, its 100 names and its 18 templates."""
+def test_a_random_pair_has_chance_accuracy(model, rng):
+    """The evaluation favours no class: images of CIFAR-100's size, its 100 class names and 18 templates."""
     coarse = rng.uniform(0, 255, (2000, 4, 4, 3))
     pictures = np.kron(coarse, np.ones((1, 8, 8, 1))).astype(np.uint8)
     data = Labelled(
@@ -144,6 +144,6 @@ def test_a_random_pair_is_right_about_a_hundredth_of_the_time(model, rng):
         find_templates("cifar"),
     )
     result, logits, _ = evaluate_zero_shot(keras_encoder(model, SPEC), data)
-    assert len(np.unique(logits.argmax(axis=1))) > 5, "one answer to all is always right once"
+    assert len(np.unique(logits.argmax(axis=1))) > 5, "a constant prediction also has chance accuracy"
     low, high = result.interval
     assert low < 0.01 < high

@@ -63,7 +63,7 @@ ORDER = {
         *("bench.cases", "bench.presets", "bench.timing", "bench.machine", "bench.bars", "bench.table"),
         *("bench.uses", "bench.peers", "bench.jobs"),
         *("bench.worker", "bench.processes", "bench.harness", "bench"),
-        *("experiments.setting", "experiments.plots", "experiments"),
+        *("experiments.context", "experiments.plots", "experiments"),
         *("demo", "cli", "__main__"),
         *("preprocess", "env"),  # old import paths
     ],

@@ -7,11 +7,11 @@ import numpy as np
 from zoo.data.digits import Digits
 from zoo.demo.evaluation import Predictions
 from zoo.demo.training import HELD_OUT_TEMPLATES, NUMERALS, TRAIN_TEMPLATES, WORDS, augment_image, captions
+from zoo.experiments.plots import SEARCH_RESULTS, search_row, temperature_panels
 from zoo.utils import report
 from zoo.utils.report import Panel, SheetRow, percent
 
 SIMILARITY_TEMPLATE = 2  # of HELD_OUT_TEMPLATES
-COLUMNS = 8  # images in a row of a sheet
 
 
 def draw_plots(
@@ -31,7 +31,11 @@ def draw_plots(
     )
     report.plot_sheet(folder / "searches.png", search_rows(predictions, held_out))
     report.plot_sheet(folder / "hardest.png", hardest_rows(predictions, held_out))
-    report.plot_panels(folder / "temperature.png", temperature_panels(metrics))
+    calibration = metrics["calibration"]
+    marks = {"learned": 1 / metrics["temperature"], "lowest loss": calibration["lowest_loss_factor"]}
+    report.plot_panels(
+        folder / "temperature.png", temperature_panels(calibration["sweep"], metrics["zero_shot_accuracy"], marks)
+    )
 
 
 def example_rows(train: Digits, seed: int) -> list[SheetRow]:
@@ -40,7 +44,7 @@ def example_rows(train: Digits, seed: int) -> list[SheetRow]:
     rows = []
     for digit in (2, 5, 8):
         text = rng.choice(captions(TRAIN_TEMPLATES)[digit])
-        chosen = rng.choice(np.flatnonzero(train.labels == digit), COLUMNS)
+        chosen = rng.choice(np.flatnonzero(train.labels == digit), SEARCH_RESULTS)
         rows.append(SheetRow(f"“{text}”", [augment_image(train.pictures[i], rng) for i in chosen]))
     return rows
 
@@ -71,11 +75,9 @@ def search_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
     rows = []
     for digit, names in enumerate(zip(NUMERALS, WORDS, strict=True)):
         spelling, template = digit % 2, digit % len(HELD_OUT_TEMPLATES)
-        cosines = predictions.images @ predictions.texts[spelling, template, digit]
-        best = np.argsort(-cosines, kind="stable")[:COLUMNS]
         prompt = HELD_OUT_TEMPLATES[template].format(names[spelling])
-        notes = [f"{cosine:.2f}" for cosine in cosines[best]]
-        rows.append(SheetRow(f"“{prompt}”", held_out.pictures[best], notes, held_out.labels[best] == digit))
+        cosines = predictions.images @ predictions.texts[spelling, template, digit]
+        rows.append(search_row(prompt, cosines, held_out.labels == digit, lambda i: held_out.pictures[i]))
     return rows
 
 
@@ -84,28 +86,13 @@ def hardest_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
     labels, classes = held_out.labels, predictions.classes
     order = np.argsort(predictions.probabilities[np.arange(len(labels)), labels], kind="stable")
     rows = []
-    for text, chosen in (("lowest probabilities", order[:COLUMNS]), ("next lowest", order[COLUMNS : 2 * COLUMNS])):
+    for text, chosen in (
+        ("lowest probabilities", order[:SEARCH_RESULTS]),
+        ("next lowest", order[SEARCH_RESULTS : 2 * SEARCH_RESULTS]),
+    ):
         notes = [f"{labels[i]} → {classes[i]}" for i in chosen]
         rows.append(SheetRow(text, held_out.pictures[chosen], notes, classes[chosen] == labels[chosen]))
     return rows
-
-
-def temperature_panels(metrics: dict) -> list[Panel]:
-    """Confidence, calibration error and loss against the logit scale."""
-    sweep, accuracy = metrics["calibration"]["sweep"], metrics["zero_shot_accuracy"]
-    marks = {"learned": 1 / metrics["temperature"], "lowest loss": metrics["calibration"]["lowest_loss_factor"]}
-    axis = {"x": sweep["factor"], "marks": marks, "log_x": True, "xlabel": "logit scale, 1 / temperature"}
-    return [
-        Panel(
-            "Confidence",
-            curves={"mean confidence": sweep["confidence"]},
-            levels={"accuracy": accuracy},
-            percent=True,
-            **axis,
-        ),
-        Panel("Calibration error", curves={"expected error": sweep["error"]}, percent=True, **axis),
-        Panel("Cross-entropy", curves={"mean over images": sweep["loss"]}, **axis),
-    ]
 
 
 CLASSIFY = """import zoo

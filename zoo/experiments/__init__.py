@@ -1,6 +1,6 @@
-"""Nine experiments with an image–text pair, each leaving numbers and pictures. Importing this package imports no Keras.
+"""Nine experiments with a CLIP pair, each with metrics, plots and a section of one report. Imports no Keras.
 
-They follow the list of a public report on CLIP; each is a module with one function, `run(setting) -> Outcome`.
+Each experiment is a module with one function, `run(context) -> Outcome`.
 """
 
 EXPERIMENTS = (

@@ -1,4 +1,4 @@
-"""Experiment 2: pictures classified from words alone, with how sure the pair is of each."""
+"""Experiment 2: zero-shot classification of a few images, with the probabilities of the best classes."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import numpy as np
 from clip import CLASS_NAMES, TEMPLATES
 from zoo.data import Dataset, Record, open_dataset
 from zoo.evaluation.results import embed_readable
+from zoo.experiments.context import Context, Outcome, has_class_folders, thumbnail
 from zoo.experiments.plots import Guess, plot_guesses
-from zoo.experiments.setting import Outcome, Setting, has_classes, shown_picture
 from zoo.utils import report
 from zoo.utils.report import percent
 
-SHOWN, BARS = 10, 4
-PHOTOGRAPHS = {  # what shows on the pictures that come with scikit-learn and scikit-image
+MAX_PLOTTED, BARS = 10, 4
+PHOTOGRAPHS = {  # images that come with scikit-learn and scikit-image, and their class
     "flower.jpg": "flower",
     "china.jpg": "temple",
     "astronaut.png": "astronaut",
@@ -30,14 +30,14 @@ EVERYDAY_NAMES = tuple(dict.fromkeys([*CLASS_NAMES["cifar10"], "person", "buildi
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that are asked about the same classes.
+    """Images that are classified among the same classes.
 
     Args:
         title: of the group.
-        records: N pictures.
-        truths: N class names, or Nones.
+        records: N images.
+        truths: N class names, None where unknown.
         names, templates: of the prompts.
-        embedded: what `Encoder.embed_records` made of the records, where that is done already.
+        embedded: the result of `Encoder.embed_records`, if the records are embedded already.
     """
 
     title: str
@@ -48,109 +48,106 @@ class Group:
     embedded: tuple | None = None
 
 
-def run(setting: Setting) -> Outcome:
+def run(context: Context) -> Outcome:
     blocks, metrics = [], []
-    for number, group in enumerate(groups_of(setting)):
-        found, guesses = classify(setting, group)
-        path = setting.folder / f"classification-{number}.png"
-        plot_guesses(path, guesses[:SHOWN])
+    for number, group in enumerate(create_groups(context)):
+        found, guesses = classify(context, group)
+        path = context.folder / f"classification-{number}.png"
+        plot_guesses(path, guesses[:MAX_PLOTTED])
         metrics.append(found)
-        blocks += [report.paragraph(told(found)), report.figure(path, caption(group, len(found["pictures"])))]
+        blocks += [report.paragraph(describe(found)), report.figure(path, caption(group, len(found["pictures"])))]
     title, accuracy = metrics[0]["title"], metrics[0]["accuracy"]
     if accuracy is None:
         headline = (f"mean confidence on {title}", percent(metrics[0]["confidence"]))
     else:
-        headline = (f"of {title} named right", percent(accuracy))
-    return Outcome("Pictures, classified from words alone", headline, {"groups": metrics}, tuple(blocks))
+        headline = (f"of {title} classified correctly", percent(accuracy))
+    return Outcome("Zero-shot classification", headline, {"groups": metrics}, tuple(blocks))
 
 
-def groups_of(setting: Setting) -> list[Group]:
-    """The user's pictures; without any, one held-out digit of each kind and the photographs that are installed."""
-    if setting.images is not None:
-        return [sorted_pictures(setting) if has_classes(setting.images) else loose_pictures(setting)]
-    digits = setting.subject("digits")
+def create_groups(context: Context) -> list[Group]:
+    """Return the user's images, or else one held-out digit per class and the photographs that are installed."""
+    if context.images is not None:
+        return [labelled_images(context) if has_class_folders(context.images) else unlabelled_images(context)]
+    digits = context.embedded("digits")
     firsts = [int(np.flatnonzero(digits.labels == label)[0]) for label in np.unique(digits.labels)]
     records = digits.data.records.subset(digits.kept[firsts])
     truths = [digits.names[label] for label in records.labels]
+    groups = [Group("held-out digits", records, truths, digits.names, digits.data.templates)]
     photographs = find_photographs()
-    pictures = Dataset(
-        [path.name for path in photographs],
-        lambda i: Record(photographs[i].read_bytes(), photographs[i].name),
-        "photographs",
-    )
-    shown = [PHOTOGRAPHS[path.name] for path in photographs]
-    return [
-        Group("held-out digits", records, truths, digits.names, digits.data.templates),
-        *([Group("photographs", pictures, shown, PHOTOGRAPH_NAMES, TEMPLATES["simple"])] if photographs else []),
-    ]
+    if photographs:
+        records = Dataset(
+            [path.name for path in photographs],
+            lambda i: Record(photographs[i].read_bytes(), photographs[i].name),
+            "photographs",
+        )
+        truths = [PHOTOGRAPHS[path.name] for path in photographs]
+        groups.append(Group("photographs", records, truths, PHOTOGRAPH_NAMES, TEMPLATES["simple"]))
+    return groups
 
 
-def sorted_pictures(setting: Setting) -> Group:
-    """The user's pictures in a folder for each class: what they show is known."""
-    own = setting.subject("own")
+def labelled_images(context: Context) -> Group:
+    """Return the user's images in one folder per class."""
+    own = context.embedded("own")
     truths = [own.names[label] if label >= 0 else None for label in own.data.records.labels]
     embedded = (own.vectors, own.kept, own.bad)
-    return Group("pictures of yours", own.data.records, truths, own.names, own.data.templates, embedded)
+    return Group("of your images", own.data.records, truths, own.names, own.data.templates, embedded)
 
 
-def loose_pictures(setting: Setting) -> Group:
-    """The user's pictures, of which nothing is known."""
-    records = open_dataset(setting.images, needs="images")
-    names = tuple(setting.class_names or EVERYDAY_NAMES)
-    return Group("pictures of yours", records, [None] * len(records), names, TEMPLATES["simple"])
+def unlabelled_images(context: Context) -> Group:
+    """Return the user's images, whose classes are unknown."""
+    records = open_dataset(context.images, needs="images")
+    names = tuple(context.class_names or EVERYDAY_NAMES)
+    return Group("of your images", records, [None] * len(records), names, TEMPLATES["simple"])
 
 
 def find_photographs() -> list[Path]:
-    """Those of PHOTOGRAPHS that are installed; the libraries are not imported."""
+    """Return the PHOTOGRAPHS that are installed, without importing the libraries."""
     found = {}
     for library, folder in SAMPLE_FOLDERS.items():
         spec = importlib.util.find_spec(library)
-        if spec is not None:
+        if spec is not None and spec.origin is not None:
             base = Path(spec.origin).parent / folder
             found |= {name: base / name for name in PHOTOGRAPHS if (base / name).is_file()}
     return [found[name] for name in PHOTOGRAPHS if name in found]
 
 
-def classify(setting: Setting, group: Group) -> tuple[dict, list[Guess]]:
-    """(figures, what to show) of a group."""
-    vectors, kept, bad = group.embedded or embed_readable(setting.pipeline.encoder, group.records)
-    shares = setting.pipeline.classifier(group.names, group.templates).probabilities(vectors)
-    pictures, guesses = [], []
-    for place, row in zip(kept, shares, strict=True):
+def classify(context: Context, group: Group) -> tuple[dict, list[Guess]]:
+    """Return (metrics, the first predictions for the plot) of a group."""
+    vectors, kept, bad = group.embedded or embed_readable(context.pipeline.encoder, group.records)
+    probabilities = context.pipeline.classifier(group.names, group.templates).probabilities(vectors)
+    predictions, guesses = [], []
+    for index, row in zip(kept, probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:BARS]
-        names = [group.names[i] for i in best]
-        truth = group.truths[place]
+        names, truth = [group.names[i] for i in best], group.truths[index]
         found = {name: float(row[i]) for name, i in zip(names, best, strict=True)}
-        pictures.append({"picture": group.records.names[place], "truth": truth, "guesses": found})
-        if len(guesses) < SHOWN:
-            guesses.append(Guess(shown_picture(group.records.record(int(place))), names, row[best], truth))
-    known = [picture for picture in pictures if picture["truth"]]
-    right = [next(iter(picture["guesses"])) == picture["truth"] for picture in known]
+        predictions.append({"picture": group.records.names[index], "truth": truth, "guesses": found})
+        if len(guesses) < MAX_PLOTTED:
+            guesses.append(Guess(thumbnail(group.records.record(int(index))), names, row[best], truth))
+    correct = [next(iter(p["guesses"])) == p["truth"] for p in predictions if p["truth"]]
     return {
         "title": group.title,
         "classes": list(group.names),
         "templates": list(group.templates),
-        "accuracy": float(np.mean(right)) if known else None,
-        "confidence": float(shares.max(axis=1).mean()),
-        "pictures": pictures,
+        "accuracy": float(np.mean(correct)) if correct else None,
+        "confidence": float(probabilities.max(axis=1).mean()),
+        "pictures": predictions,
         "left_out": {group.records.names[i]: reason for i, reason in bad.items()},
     }, guesses
 
 
-def told(found: dict) -> str:
-    count = len(found["pictures"])
+def describe(found: dict) -> str:
     names = found["classes"]
-    asked = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    right = "" if found["accuracy"] is None else f" {percent(found['accuracy'])} are named right."
-    left = f" Left out, because they cannot be read: {', '.join(found['left_out'])}." if found["left_out"] else ""
+    classes = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    correct = "" if found["accuracy"] is None else f" {percent(found['accuracy'])} are classified correctly."
+    left_out = f" Left out because they cannot be read: {', '.join(found['left_out'])}." if found["left_out"] else ""
     return (
-        f"{count} {found['title']}, each asked which of these it is: {asked}.{right} The mean "
-        f"confidence of the first guess is {percent(found['confidence'])}.{left}"
+        f"{len(found['pictures'])} {found['title']}, classified among {classes}.{correct} The mean confidence is "
+        f"{percent(found['confidence'])}.{left_out}"
     )
 
 
 def caption(group: Group, count: int) -> str:
-    more = f" The first {SHOWN} of {count}." if count > SHOWN else ""
-    truth = " Green is right, red a first guess that is wrong." if any(group.truths) else ""
-    unseen = " A pair always answers: where it has seen nothing like a picture in training, its answer means nothing."
-    return f"The likeliest classes of each.{truth}{more}" + (unseen if group.title == "photographs" else "")
+    more = f" The first {MAX_PLOTTED} of {count}." if count > MAX_PLOTTED else ""
+    truth = " Green: the true class. Red: a wrong prediction." if any(group.truths) else ""
+    unseen = " A pair that was not trained on photographs still gives an answer; it means nothing."
+    return f"The most probable classes of each image.{truth}{more}" + (unseen if group.title == "photographs" else "")

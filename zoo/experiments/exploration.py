@@ -1,8 +1,8 @@
-"""Experiment 1: what the pair is made of, among all the pairs that the zoo builds."""
+"""Experiment 1: size and cost of the pair, compared with every pair the zoo can build."""
 
 import clip
+from zoo.experiments.context import Context, Outcome
 from zoo.experiments.plots import plot_sizes
-from zoo.experiments.setting import Outcome, Setting
 from zoo.models.info import model_info
 from zoo.utils import report
 from zoo.weights import native
@@ -13,11 +13,11 @@ from zoo.weights.schema import CLIP
 KINDS = {"ViT": clip.ViT, "ConvNeXt": clip.ConvNeXt, "ResNet": clip.ResNet, "MobileCLIP": clip.MCi}
 
 
-def run(setting: Setting) -> Outcome:
-    own, variants = own_facts(setting), [variant_facts(name) for name in clip.VARIANTS]
-    path = setting.folder / "exploration-sizes.png"
+def run(context: Context) -> Outcome:
+    own, variants = own_facts(context), [variant_facts(name) for name in clip.VARIANTS]
+    path = context.folder / "exploration-sizes.png"
     here = own["flops"] and (f"this pair: {own['name']}", own["flops"] / 1e9, own["parameters"] / 1e6)
-    plot_sizes(path, groups_of(variants), here)
+    plot_sizes(path, group_by_kind(variants), here)
     header = ["pair", "image tower", "parameters", "image", "context", "vocabulary", "D", "GFLOPs", "published weights"]
     rows = [
         [
@@ -34,38 +34,34 @@ def run(setting: Setting) -> Outcome:
         for row in variants
     ]
     return Outcome(
-        "The pair, and its relations",
-        ("parameters in the pair", f"{own['parameters'] / 1e6:.1f} M"),
+        "Size and cost",
+        ("parameters", f"{own['parameters'] / 1e6:.1f} M"),
         {"model": own, "variants": variants},
         (
             report.table(["", own["name"]], list(facts_table(own).items())),
-            report.figure(
-                path,
-                f"The {len(variants)} pairs that the zoo builds. Names that would overlap are left out.",
-            ),
-            report.details(f"All {len(variants)} pairs in numbers", report.table(header, rows)),
+            report.figure(path, f"The {len(variants)} pairs of the zoo. Names that would overlap are left out."),
+            report.details(f"All {len(variants)} pairs", report.table(header, rows)),
         ),
     )
 
 
-def own_facts(setting: Setting) -> dict:
-    """The pair at hand, read off its towers; of towers of the user's own the vocabulary is not known."""
-    model, info = setting.loaded.model, setting.loaded.info
+def own_facts(context: Context) -> dict:
+    """Return the facts of the pair in use; the vocabulary of a custom text tower is unknown."""
+    model, info = context.pair.model, context.pair.info
     row = native.row_of(CLIP, describe(model).arguments["variant"]) if model.architecture else None
-    towers = {"image": model.image_encoder.count_params(), "text": model.text_encoder.count_params()}
     return {
-        "name": info.name,
+        "name": context.name,
         "parameters": model.count_params(),
-        "image_parameters": towers["image"],
-        "text_parameters": towers["text"],
-        "flops": info.flops,
-        "image_size": info.input[0],
-        "context_length": int(setting.loaded.tokenizer(["a"]).shape[1]),
+        "image_parameters": model.image_encoder.count_params(),
+        "text_parameters": model.text_encoder.count_params(),
+        "flops": info and info.flops,
+        "image_size": model.image_encoder.input_shape[1],
+        "context_length": int(context.pair.tokenizer(["a"]).shape[1]),
         "vocabulary": row and row.text.vocabulary_size,
         "embed_dim": int(model.image_encoder.output_shape[-1]),
-        "logit_scale": setting.pipeline.scale,
-        "logit_bias": setting.pipeline.bias,
-        "licence": info.licence,
+        "logit_scale": context.pipeline.scale,
+        "logit_bias": context.pipeline.bias,
+        "licence": info and info.licence,
     }
 
 
@@ -84,9 +80,9 @@ def variant_facts(name: str) -> dict:
     }
 
 
-def groups_of(variants: list[dict]) -> dict[str, list[tuple[str, float, float]]]:
-    """{kind of image tower: [(name, GFLOPs, millions of parameters)]}."""
-    groups = {kind: [] for kind in KINDS}
+def group_by_kind(variants: list[dict]) -> dict[str, list[tuple[str, float, float]]]:
+    """Return {kind of image tower: [(name, GFLOPs, millions of parameters)]}."""
+    groups: dict[str, list[tuple[str, float, float]]] = {kind: [] for kind in KINDS}
     for row in variants:
         groups[row["kind"]].append((row["name"], row["flops"] / 1e9, row["parameters"] / 1e6))
     return groups
@@ -94,16 +90,16 @@ def groups_of(variants: list[dict]) -> dict[str, list[tuple[str, float, float]]]
 
 def facts_table(own: dict) -> dict[str, str]:
     share = own["image_parameters"] / own["parameters"]
+    bias = f", bias {own['logit_bias']:.2f}" if own["logit_bias"] else ""
     return {
         "parameters": f"{own['parameters']:,}",
-        "of them in the image tower": f"{own['image_parameters']:,} ({report.percent(share)})",
-        "in the text tower": f"{own['text_parameters']:,}",
-        "work": f"{own['flops'] / 1e9:.2f} GFLOPs a picture and caption" if own["flops"] else "not known",
-        "input resolution": f"{own['image_size']} × {own['image_size']} pixels",
+        "image tower": f"{own['image_parameters']:,} parameters ({report.percent(share)})",
+        "text tower": f"{own['text_parameters']:,} parameters",
+        "cost": f"{own['flops'] / 1e9:.2f} GFLOPs per image and caption" if own["flops"] else "unknown",
+        "image size": f"{own['image_size']} × {own['image_size']} pixels",
         "context length": f"{own['context_length']} tokens",
-        "vocabulary": f"{own['vocabulary']:,} tokens" if own["vocabulary"] else "not known",
+        "vocabulary": f"{own['vocabulary']:,} tokens" if own["vocabulary"] else "unknown",
         "embedding": f"{own['embed_dim']} dimensions",
-        "1 / temperature": f"{own['logit_scale']:.2f}"
-        + (f", bias {own['logit_bias']:.2f}" if own["logit_bias"] else ""),
-        "licence": own["licence"] or "not said",
+        "logit scale": f"{own['logit_scale']:.2f}{bias}",
+        "licence": own["licence"] or "not stated",
     }

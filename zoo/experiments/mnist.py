@@ -1,13 +1,13 @@
-"""Experiment 4: handwritten digits read zero-shot, with several ways to say in words what a digit is."""
+"""Experiment 4: zero-shot classification of handwritten digits with different ways to name a digit."""
 
 import numpy as np
 
 from clip import CLASS_NAMES, TEMPLATES
-from zoo.evaluation.classifier import Classifier, average
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, top_k_accuracy, wilson_interval
+from zoo.experiments.context import Context, Outcome
 from zoo.experiments.plots import Ranked, plot_ranking
-from zoo.experiments.published import published
-from zoo.experiments.setting import Outcome, Setting
+from zoo.experiments.published import published_accuracy
+from zoo.inference.classifier import Classifier, average
 from zoo.utils import report
 from zoo.utils.report import percent, plot_confusion
 
@@ -25,52 +25,52 @@ STRATEGIES = {  # name: (kind, class names, templates)
 BOTH = "both of these means together"
 
 
-def run(setting: Setting) -> Outcome:
-    subject = setting.subject("mnist")
-    classifiers = strategies(setting)
-    logits = {name: classifier.logits(subject.vectors) for name, (_, classifier) in classifiers.items()}
-    found = {name: measured(scores, subject.labels) for name, scores in logits.items()}
+def run(context: Context) -> Outcome:
+    data = context.embedded("mnist")
+    classifiers = create_classifiers(context)
+    logits = {name: classifier.logits(data.vectors) for name, (_, classifier) in classifiers.items()}
+    found = {name: measure(scores, data.labels) for name, scores in logits.items()}
     ranking = sorted(found, key=lambda name: -found[name]["accuracy"])
     rows = [Ranked(name, found[name]["accuracy"], found[name]["interval"], classifiers[name][0]) for name in ranking]
-    paths = [setting.folder / f"mnist-{name}.png" for name in ("strategies", "confusion")]
-    plot_ranking(paths[0], rows, ("numerals", "words", "both"))
-    plot_confusion(paths[1], confusion(subject.labels, logits[BOTH].argmax(axis=1)), NUMERALS)
-    best, worst, others = ranking[0], ranking[-1], published(setting.name, subject.data.name)
-    beside = "" if others is None else f" open_clip publishes {percent(others)} for OpenAI's sentence."
+    plots = [context.folder / f"mnist-{name}.png" for name in ("strategies", "confusion")]
+    plot_ranking(plots[0], rows, ("numerals", "words", "both"))
+    plot_confusion(plots[1], confusion(data.labels, logits[BOTH].argmax(axis=1)), NUMERALS)
+    best, worst, published = ranking[0], ranking[-1], published_accuracy(context.name, data.data.name)
+    comparison = "" if published is None else f" open_clip publishes {percent(published)} for OpenAI's sentence."
     blocks = [
-        *([report.paragraph(subject.note)] if subject.note else []),
+        *data.note_blocks,
         report.paragraph(
-            f"{len(subject.labels):,} pictures of {subject.title} and {len(found)} ways to name a digit. The best, "
-            f"{best}, reads {percent(found[best]['accuracy'])} right; the worst, {worst}, "
-            f"{percent(found[worst]['accuracy'])}. "
-            f"Chance is 10 %. Intervals that overlap leave open which way is the better one.{beside}"
+            f"{len(data.labels):,} images of {data.title} and {len(found)} ways to name a digit. Highest accuracy: "
+            f"{percent(found[best]['accuracy'])} ({best}); lowest: {percent(found[worst]['accuracy'])} ({worst}). "
+            f"Chance is 10 %. Where intervals overlap, the order may be chance.{comparison}"
         ),
-        report.figure(paths[0], "Ways to name a digit, ranked. Lines are 95 % intervals (Wilson)."),
-        report.figure(paths[1], f"What each digit was read as, with {BOTH}: chosen before the figures were seen."),
+        report.figure(plots[0], "Ways to name a digit, ranked by accuracy, with 95 % intervals (Wilson)."),
+        report.figure(plots[1], f"Confusion matrix with {BOTH}, a choice made before seeing the results."),
     ]
     metrics = {
-        "data": subject.data.name,
-        "note": subject.note,
+        "data": data.data.name,
+        "note": data.note,
         "strategies": found,
         "ranking": ranking,
-        "published": others,
+        "published": published,
     }
-    label = f"of {subject.title} read right, numerals and words together"
-    return Outcome("MNIST, and what to call a digit", (label, percent(found[BOTH]["accuracy"])), metrics, tuple(blocks))
+    label = f"zero-shot accuracy on {data.title}, numerals and words together"
+    return Outcome("MNIST: how to name a digit", (label, percent(found[BOTH]["accuracy"])), metrics, tuple(blocks))
 
 
-def strategies(setting: Setting) -> dict[str, tuple[str, Classifier]]:
-    """{name: (kind, class matrix)}; the last is the mean of the two means."""
+def create_classifiers(context: Context) -> dict[str, tuple[str, Classifier]]:
+    """Return {name: (kind, classifier)}; the last is the mean of the two before it."""
     made = {
-        name: (kind, setting.pipeline.classifier(names, templates))
+        name: (kind, context.pipeline.classifier(names, templates))
         for name, (kind, names, templates) in STRATEGIES.items()
     }
     numerals, words = (classifier.matrix for _, classifier in list(made.values())[-2:])
-    both = [Classifier(matrix, NUMERALS, setting.pipeline.scale, setting.pipeline.bias) for matrix in (numerals, words)]
+    pipeline = context.pipeline
+    both = [Classifier(matrix, NUMERALS, pipeline.scale, pipeline.bias) for matrix in (numerals, words)]
     return {**made, BOTH: ("both", average(both))}
 
 
-def measured(logits: np.ndarray, labels: np.ndarray) -> dict:
+def measure(logits: np.ndarray, labels: np.ndarray) -> dict:
     counts = confusion(labels, logits.argmax(axis=1))
     return {
         "accuracy": top_k_accuracy(logits, labels),

@@ -1,4 +1,4 @@
-"""Experiment 7: latency, throughput by batch, memory, and what narrower numbers change."""
+"""Experiment 7: latency, throughput and memory by batch size, and the effect of lower precision."""
 
 import contextlib
 import ctypes
@@ -15,7 +15,7 @@ from clip import prompts_for
 from zoo.bench.machine import on_cuda, peak_device_bytes, resident_bytes
 from zoo.bench.timing import percentile, take_turn, take_turns, timed, warm_up
 from zoo.data.preprocess import batch
-from zoo.experiments.setting import Outcome, Setting
+from zoo.experiments.context import Context, Outcome
 from zoo.inference.pipeline import ClipPipeline
 from zoo.utils import report
 from zoo.utils.report import Panel, percent, plot_panels
@@ -28,15 +28,15 @@ ROUNDS, SMOKE_ROUNDS, TURN_SECONDS = 7, 1, 0.05
 PRECISION_BATCH = 16
 
 
-def run(setting: Setting) -> Outcome:
-    rounds, batches = (SMOKE_ROUNDS, SMOKE_BATCHES) if setting.smoke else (ROUNDS, BATCHES)
-    pixels, texts = inputs(setting, max(batches))
-    latency = latencies(setting, pixels, texts, rounds)
+def run(context: Context) -> Outcome:
+    rounds, batches = (SMOKE_ROUNDS, SMOKE_BATCHES) if context.smoke else (ROUNDS, BATCHES)
+    pixels, texts = inputs(context, max(batches))
+    latency = latencies(context, pixels, texts, rounds)
     throughput = {
-        "images": by_batch(lambda count: setting.pipeline.encoder.embed_batches([pixels[:count]]), batches, rounds),
-        "texts": by_batch(lambda count: setting.pipeline.encoder.embed_texts(texts[:count]), batches, rounds),
+        "images": by_batch(lambda count: context.pipeline.encoder.embed_batches([pixels[:count]]), batches, rounds),
+        "texts": by_batch(lambda count: context.pipeline.encoder.embed_texts(texts[:count]), batches, rounds),
     }
-    precisions = precision_rows(setting, pixels[:PRECISION_BATCH], texts, rounds)
+    precisions = precision_rows(context, pixels[:PRECISION_BATCH], texts, rounds)
     metrics = {
         "image_size": pixels.shape[1],
         "rounds": rounds,
@@ -44,40 +44,40 @@ def run(setting: Setting) -> Outcome:
         "throughput": throughput,
         "precision": precisions,
         "precision_pictures": min(PRECISION_BATCH, len(pixels)),
-        "short_texts": short_texts(setting, texts, rounds),
+        "short_texts": short_texts(context, texts, rounds),
     }
-    path = setting.folder / "performance-throughput.png"
+    path = context.folder / "performance-throughput.png"
     plot_panels(path, panels(throughput))
     single, best = throughput["images"][0], max(row["per_second"] for row in throughput["images"])
-    headline = (f"pictures a second in batches; one alone takes {single['milliseconds']:.1f} ms", f"{best:,.0f}")
-    return Outcome("Speed, memory and precision", headline, metrics, told(metrics, path))
+    headline = (f"images/s in batches; one image takes {single['milliseconds']:.1f} ms", f"{best:,.0f}")
+    return Outcome("Speed, memory and precision", headline, metrics, describe(metrics, path))
 
 
-def inputs(setting: Setting, count: int) -> tuple[np.ndarray, list[str]]:
-    """(float32 (count, H, W, 3), count sentences): pictures and prompts of the main data, over and over."""
-    subject = setting.main
-    chosen = np.resize(np.arange(len(subject.labels)), count)
-    pictures = [subject.picture(int(i)) for i in chosen]
-    prompts = [text for row in zip(*prompts_for(subject.names, subject.data.templates), strict=True) for text in row]
-    return batch(pictures, setting.pipeline.encoder.spec), [prompts[i % len(prompts)] for i in range(count)]
+def inputs(context: Context, count: int) -> tuple[np.ndarray, list[str]]:
+    """Return (float32 (count, H, W, 3), count prompts), repeating the images and prompts of the main data."""
+    data = context.main
+    chosen = np.resize(np.arange(len(data.labels)), count)
+    images = [data.thumbnail(int(i)) for i in chosen]
+    prompts = [text for row in zip(*prompts_for(data.names, data.data.templates), strict=True) for text in row]
+    return batch(images, context.pipeline.encoder.spec), [prompts[i % len(prompts)] for i in range(count)]
 
 
-def latencies(setting: Setting, pixels: np.ndarray, texts: list[str], rounds: int) -> dict[str, dict]:
-    """Milliseconds of single things, each taken in turn with the others."""
-    pipeline, names = setting.pipeline, setting.main.names
+def latencies(context: Context, pixels: np.ndarray, texts: list[str], rounds: int) -> dict[str, dict]:
+    """Return the milliseconds of single calls, measured in alternating rounds."""
+    pipeline, names = context.pipeline, context.main.names
     file = io.BytesIO()
-    Image.fromarray(setting.main.picture(0)).save(file, "PNG")
+    Image.fromarray(context.main.thumbnail(0)).save(file, "PNG")
     jobs = {
         "one picture encoded": lambda: pipeline.encoder.embed_batches([pixels[:1]]),
         "one sentence encoded": lambda: pipeline.encoder.embed_texts(texts[:1]),
         "one sentence from the cache": lambda: pipeline.embed_texts(texts[:1]),
         f"one PNG decoded and classified among {len(names)}": lambda: pipeline.classify([file.getvalue()], names),
     }
-    return clocked(jobs, rounds)
+    return measure(jobs, rounds)
 
 
-def clocked(jobs: Mapping[str, Callable], rounds: int) -> dict[str, dict[str, float]]:
-    """{job: milliseconds of its first call, and of the median and the slowest twentieth of those after it}."""
+def measure(jobs: Mapping[str, Callable], rounds: int) -> dict[str, dict[str, float]]:
+    """Return {job: milliseconds of the first call, and the median and 95th percentile of the later ones}."""
     firsts = {name: timed(job)[0] for name, job in jobs.items()}
     for job in jobs.values():
         warm_up(job)
@@ -93,9 +93,9 @@ def clocked(jobs: Mapping[str, Callable], rounds: int) -> dict[str, dict[str, fl
 
 
 def by_batch(encode: Callable[[int], np.ndarray], batches: tuple[int, ...], rounds: int) -> list[dict]:
-    """A row a batch size: time, throughput, and the memory that one call takes."""
+    """Return one row per batch size: time, throughput and memory of a call."""
     memory = {count: call_memory(functools.partial(encode, count)) for count in batches}
-    times = clocked({str(count): functools.partial(encode, count) for count in batches}, rounds)
+    times = measure({str(count): functools.partial(encode, count) for count in batches}, rounds)
     alone = times[str(batches[0])]["median"] / batches[0]
     return [
         {
@@ -110,47 +110,49 @@ def by_batch(encode: Callable[[int], np.ndarray], batches: tuple[int, ...], roun
 
 
 def call_memory(function: Callable) -> int | None:
-    """Bytes that a call takes at its height: of an accelerator, the most so far, weights included; of a process on
-    Linux, what this call adds to it; None elsewhere, and with XLA, which gives back nothing that it once had. Go from
-    small calls to large ones."""
+    """Return the peak memory of a call in bytes; call it with small batches first.
+
+    On an accelerator it is the peak so far, weights included; of a process on Linux, what the call adds. None
+    elsewhere, and with XLA on the CPU, which never returns memory.
+    """
     import keras
 
-    function()  # compiles, which takes memory of its own
+    function()  # compiles, which needs memory too
     backend = keras.backend.backend()
     if on_cuda(backend):
         return peak_device_bytes(backend)
     if backend == "jax":
         return None
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)  # gives back what the allocator keeps of earlier calls
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets the peak to what is held
+        ctypes.CDLL(None).malloc_trim(0)  # returns what the allocator kept from earlier calls
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
         held = resident_bytes()
         function()
         return max(0, resident_bytes(peak=True) - held)
     return None
 
 
-def precision_rows(setting: Setting, pixels: np.ndarray, texts: list[str], rounds: int) -> list[dict]:
-    """What each precision and runtime changes in cosines, and how long it takes; those that cannot run here say why."""
-    exact = setting.pipeline
-    rows = [{"runtime": "keras", "precision": "float32", **compared(exact, exact, pixels, texts, rounds)}]
-    for runtime, precision in PRECISIONS[:1] if setting.smoke else PRECISIONS:
+def precision_rows(context: Context, pixels: np.ndarray, texts: list[str], rounds: int) -> list[dict]:
+    """Return the difference in cosines and the time of each precision and runtime, or why it cannot run here."""
+    exact = context.pipeline
+    rows = [{"runtime": "keras", "precision": "float32", **compare(exact, exact, pixels, texts, rounds)}]
+    for runtime, precision in PRECISIONS[:1] if context.smoke else PRECISIONS:
         try:
             options = {"runtime": runtime, "precision": precision, "cache": False}
-            pipeline = ClipPipeline(setting.loaded.model, preprocess=setting.loaded.info.preprocess, **options)
-            row = compared(pipeline, exact, pixels, texts, rounds)
-        except Exception as error:  # a library or a backend's kernel may be missing, and each says so in its own way
+            pipeline = ClipPipeline(context.pair, **options)
+            row = compare(pipeline, exact, pixels, texts, rounds)
+        except Exception as error:  # a library or a kernel may be missing
             row = {"error": " ".join(str(error).split())[:120]}
         rows.append({"runtime": runtime, "precision": precision, **row})
     return rows
 
 
-def compared(pipeline: ClipPipeline, exact: ClipPipeline, pixels: np.ndarray, texts: list[str], rounds: int) -> dict:
-    """Cosines and times of a pipeline beside the exact one's, which takes turns with it."""
+def compare(pipeline: ClipPipeline, exact: ClipPipeline, pixels: np.ndarray, texts: list[str], rounds: int) -> dict:
+    """Compare cosines and times of a pipeline with those of the exact one, in alternating rounds."""
     encoders = {"this": pipeline.encoder, "exact": exact.encoder}
     images = {name: functools.partial(encoder.embed_batches, [pixels]) for name, encoder in encoders.items()}
     cosines, expected = (images[name]() @ encoders[name].embed_texts(texts).T for name in encoders)
-    times = clocked(images, rounds)
+    times = measure(images, rounds)
     difference = np.abs(cosines - expected)
     return {
         "similarity": float(cosines.mean()),
@@ -162,16 +164,16 @@ def compared(pipeline: ClipPipeline, exact: ClipPipeline, pixels: np.ndarray, te
     }
 
 
-def short_texts(setting: Setting, texts: list[str], rounds: int) -> dict | None:
-    """Texts cut after their end beside texts of full length; None for towers that see the padding."""
-    encoder = setting.pipeline.encoder
+def short_texts(context: Context, texts: list[str], rounds: int) -> dict | None:
+    """Compare texts cut after their end with texts of full length; None for towers that see the padding."""
+    encoder = context.pipeline.encoder
     if not encoder.shortens:
         return None
-    whole, few = replace(encoder, shortens=False), texts[:PRECISION_BATCH]
-    times = clocked({"short": lambda: encoder.embed_texts(few), "full": lambda: whole.embed_texts(few)}, rounds)
+    padded, few = replace(encoder, shortens=False), texts[:PRECISION_BATCH]
+    times = measure({"short": lambda: encoder.embed_texts(few), "full": lambda: padded.embed_texts(few)}, rounds)
     return {
         "speedup": times["full"]["median"] / times["short"]["median"],
-        "largest_difference": float(np.abs(encoder.embed_texts(few) - whole.embed_texts(few)).max()),
+        "largest_difference": float(np.abs(encoder.embed_texts(few) - padded.embed_texts(few)).max()),
     }
 
 
@@ -180,10 +182,10 @@ def panels(throughput: dict) -> list[Panel]:
     axis = {"x": x, "log_x": True, "xlabel": "batch size"}
     panels = [
         Panel(
-            "Encoded a second", curves={k: [r["per_second"] for r in rows] for k, rows in throughput.items()}, **axis
+            "Throughput, items/s", curves={k: [r["per_second"] for r in rows] for k, rows in throughput.items()}, **axis
         ),
         Panel(
-            "Milliseconds a call",
+            "Latency of a call, ms",
             curves={k: [r["milliseconds"] for r in rows] for k, rows in throughput.items()},
             **axis,
         ),
@@ -194,23 +196,23 @@ def panels(throughput: dict) -> list[Panel]:
     return panels
 
 
-def told(metrics: dict, path) -> tuple[str, ...]:
+def describe(metrics: dict, path: Path) -> tuple[str, ...]:
     images, texts = metrics["throughput"]["images"], metrics["throughput"]["texts"]
     speed = max(row["speedup"] for row in images)
     short = metrics["short_texts"]
     cut = short and (
-        f" Texts are cut after their end, which a causal tower looks at last: {short['speedup']:.1f} times as fast as "
-        f"at full length; embeddings {differing(short['largest_difference'])}."
+        f" Tokens after the end of a text, which a causal tower ignores, are cut: {short['speedup']:.1f}× as fast as "
+        f"the full length; embeddings {difference(short['largest_difference'])}."
     )
     return (
         report.paragraph(
-            f"Pictures of {metrics['image_size']} × {metrics['image_size']} pixels; jobs take turns, and medians are "
-            f"given. A batch encodes up to {speed:.1f} times as many pictures a second as one at a time.{cut or ''}"
+            f"Images of {metrics['image_size']} × {metrics['image_size']} pixels; medians of alternating rounds. "
+            f"Batches encode up to {speed:.1f}× as many images per second as single images.{cut or ''}"
         ),
         report.table(
-            ["", "median", "95 % within", "first call"],
+            ["", "median", "95th percentile", "first call"],
             [
-                [name, *(duration(row[k]) for k in ("median", "p95", "first"))]
+                [name.replace("picture", "image"), *(duration(row[k]) for k in ("median", "p95", "first"))]
                 for name, row in metrics["latency"].items()
             ],
         ),
@@ -219,17 +221,17 @@ def told(metrics: dict, path) -> tuple[str, ...]:
             [
                 "batch",
                 "images",
-                "images a second",
-                "times batch 1",
-                "texts a second",
+                "images/s",
+                "speed-up",
+                "texts/s",
                 "memory of a call",
                 "published: ViT-B/32, RTX 4060",
             ],
             [throughput_row(image, text) for image, text in zip(images, texts, strict=True)],
         ),
         report.paragraph(
-            f"Cosines of {metrics['precision_pictures']} pictures with sentences, beside those in float32 through "
-            f"Keras. For comparison: {PUBLISHED_DIFFERENCE:.6f} between float16 and float32 is published for ViT-L/14."
+            f"Cosines of {metrics['precision_pictures']} images with prompts, compared with those of Keras in float32. "
+            f"The published difference between float16 and float32 for ViT-L/14 is {PUBLISHED_DIFFERENCE:.6f}."
         ),
         report.table(
             [
@@ -240,15 +242,15 @@ def told(metrics: dict, path) -> tuple[str, ...]:
                 "largest difference",
                 "same best text",
                 "time",
-                "of float32",
+                "relative time",
             ],
             [precision_row(row) for row in metrics["precision"]],
         ),
     )
 
 
-def differing(largest: float) -> str:
-    return f"differ by {largest:.1g} at most" if largest else "are the same, bit for bit"
+def difference(largest: float) -> str:
+    return f"differ by at most {largest:.1g}" if largest else "are bitwise equal"
 
 
 def duration(milliseconds: float) -> str:
@@ -271,7 +273,7 @@ def throughput_row(image: dict, text: dict) -> list:
 
 def precision_row(row: dict) -> list[str]:
     if "error" in row:
-        return [row["runtime"], row["precision"], f"not here: {row['error']}", *["–"] * 5]
+        return [row["runtime"], row["precision"], f"not available: {row['error']}", *["–"] * 5]
     return [
         row["runtime"],
         row["precision"],

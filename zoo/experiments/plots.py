@@ -1,54 +1,107 @@
-"""The experiments' own plots: arrays and a path in, a PNG out, in the manner of `zoo.utils.report`."""
+"""The plots of the experiments and the demo: arrays and a path in, a PNG out, in the style of `zoo.utils.report`."""
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from zoo.utils.report import BLUE, COLORS, GREEN, GREY, MOST_NUMBERED, RED, drawing, percent
+from zoo.utils.report import (
+    BLUE,
+    COLORS,
+    GREEN,
+    GREY,
+    MOST_NUMBERED,
+    RED,
+    Panel,
+    SheetRow,
+    drawing,
+    percent,
+    show_percent,
+    write_cells,
+)
 
-BRIGHT = "#9db8cf"  # of bars that are not the right one
+LIGHT_BLUE = "#9db8cf"
 CLASS_COLORS = "tab10"
+SEARCH_RESULTS = 8  # images in a row of `search_row`
+
+
+@contextlib.contextmanager
+def axes_in_a_row(path: str | Path, count: int, width: float, height: float, *, wspace: float = 0.02) -> Iterator:
+    """Yield `count` matplotlib axes side by side, in a figure of that many inches that is written to `path`."""
+    with drawing(path, width, height) as canvas:
+        canvas.get_layout_engine().set(wspace=wspace)
+        yield canvas.subplots(1, count, squeeze=False)[0]
+
+
+def search_row(text: str, cosines: np.ndarray, correct: np.ndarray, image: Callable[[int], np.ndarray]) -> SheetRow:
+    """Return the images that match a text best, for `plot_sheet`.
+
+    Args:
+        text: what was searched for.
+        cosines: float (N,), of each image with the text.
+        correct: bool (N,), whether each image matches.
+        image: i → uint8 (H, W, 3).
+    """
+    best = np.argsort(-cosines, kind="stable")[:SEARCH_RESULTS]
+    notes = [f"{cosine:.2f}" for cosine in cosines[best]]
+    return SheetRow(f"“{text}”", [image(int(i)) for i in best], notes, correct[best])
+
+
+def temperature_panels(
+    sweep: Mapping[str, Sequence[float]], accuracy: float, marks: Mapping[str, float]
+) -> list[Panel]:
+    """Return confidence, calibration error and loss against the logit scale, for `plot_panels`.
+
+    Args:
+        sweep: {"factor": scales} and what `metrics.temperature_sweep` returns for them.
+        accuracy: does not depend on the scale.
+        marks: {label: scale} of vertical lines.
+    """
+    axis = {"x": sweep["factor"], "marks": marks, "log_x": True, "xlabel": "logit scale, 1 / temperature"}
+    confidence = {"mean confidence": sweep["confidence"]}
+    return [
+        Panel("Confidence", curves=confidence, levels={"accuracy": accuracy}, percent=True, **axis),
+        Panel("Calibration error", curves={"expected error": sweep["error"]}, percent=True, **axis),
+        Panel("Cross-entropy", curves={"mean over images": sweep["loss"]}, **axis),
+    ]
 
 
 @dataclass(frozen=True)
 class Guess:
-    """What a pair says of one picture.
+    """The prediction for one image.
 
     Args:
-        picture: uint8 (H, W, 3).
-        names, shares: the best classes, the best first, and their probabilities.
-        truth: the right class, or None where nobody knows.
+        image: uint8 (H, W, 3).
+        names, shares: the most probable classes, best first, and their probabilities.
+        truth: the true class, or None if unknown.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     names: Sequence[str]
     shares: Sequence[float]
     truth: str | None = None
 
 
 def plot_guesses(path: str | Path, guesses: Sequence[Guess], columns: int = 5) -> None:
-    """Pictures, each over a bar for each of its best classes: green is right, red a first guess that is wrong.
-
-    At most `columns` stand beside each other.
-    """
+    """Plot images, each above bars for its most probable classes: green is the true class, red a wrong prediction."""
     rows = -(-len(guesses) // columns)
-    columns = -(-len(guesses) // rows)  # so that rows are of about one length
+    columns = -(-len(guesses) // rows)  # rows of similar length
     with drawing(path, 1.9 * columns, 2.15 * rows) as canvas:
         grid = canvas.add_gridspec(2 * rows, columns, height_ratios=[1.15, 1] * rows)
         for i, guess in enumerate(guesses):
             row, column = divmod(i, columns)
             ax = canvas.add_subplot(grid[2 * row, column])
-            ax.imshow(guess.picture, interpolation="nearest")
+            ax.imshow(guess.image, interpolation="nearest")
             ax.set_axis_off()
             _draw_bars(canvas.add_subplot(grid[2 * row + 1, column]), guess)
 
 
 def _draw_bars(ax, guess: Guess) -> None:
     first = BLUE if guess.truth is None else RED
-    colors = [GREEN if name == guess.truth else first if i == 0 else BRIGHT for i, name in enumerate(guess.names)]
+    colors = [GREEN if name == guess.truth else first if i == 0 else LIGHT_BLUE for i, name in enumerate(guess.names)]
     places = range(len(guess.names))
     ax.barh(places, guess.shares, color=colors, height=0.62)
     for place, share in zip(places, guess.shares, strict=True):
@@ -63,7 +116,7 @@ def _draw_bars(ax, guess: Guess) -> None:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A line of `plot_ranking`: an accuracy, the interval that it lies in, and the kind that its colour stands for."""
+    """A line of `plot_ranking`: an accuracy, its confidence interval, and the kind that sets its colour."""
 
     label: str
     share: float
@@ -72,7 +125,7 @@ class Ranked:
 
 
 def plot_ranking(path: str | Path, rows: Sequence[Ranked], kinds: Sequence[str]) -> None:
-    """Accuracies as dots with their intervals, one line each, in the order given; `kinds` have the colours in turn."""
+    """Plot accuracies as dots with their intervals, one line each, in the given order."""
     with drawing(path, 9.2, 1.0 + 0.27 * len(rows)) as canvas:
         ax = canvas.subplots()
         for place, row in enumerate(rows):
@@ -86,7 +139,7 @@ def plot_ranking(path: str | Path, rows: Sequence[Ranked], kinds: Sequence[str])
             ax.plot([], [], "o-", color=color, label=kind, linewidth=2)
         ax.set_yticks(range(len(rows)), [row.label for row in rows])
         ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+        show_percent(ax.xaxis)
         ax.set_xlabel("accuracy, with its 95 % interval")
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
@@ -95,7 +148,7 @@ def plot_ranking(path: str | Path, rows: Sequence[Ranked], kinds: Sequence[str])
 
 @dataclass(frozen=True)
 class Matrix:
-    """A heat map of `plot_matrices`: float (N, M), NaN for what there is not, under a title."""
+    """A heat map of `plot_matrices`: float (N, M), NaN where undefined."""
 
     title: str
     values: np.ndarray
@@ -104,17 +157,16 @@ class Matrix:
 
 
 def plot_matrices(path: str | Path, matrices: Sequence[Matrix]) -> None:
-    """Heat maps of cosines side by side, each with a scale of its own and its numbers where they can be read."""
-    with drawing(path, 4.75 * len(matrices), 5.0) as canvas:
-        canvas.get_layout_engine().set(wspace=0.06)
-        for ax, matrix in zip(canvas.subplots(1, len(matrices), squeeze=False)[0], matrices, strict=True):
+    """Plot heat maps of cosines side by side, each with its own scale, and with numbers where they are legible."""
+    with axes_in_a_row(path, len(matrices), 4.75 * len(matrices), 5.0, wspace=0.06) as axes:
+        for ax, matrix in zip(axes, matrices, strict=True):
             values = np.asarray(matrix.values, float)
             known = values[np.isfinite(values)]
             low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
             ax.imshow(values, cmap="Blues", vmin=low, vmax=high + 0.25 * (high - low) + 1e-9)
             side = max(values.shape)
             if side <= MOST_NUMBERED // 2 + 2:
-                _write_cosines(ax, values, low, high)
+                write_cells(ax, values, _short_cosine, dark=values > low + 0.72 * (high - low), fontsize=7)
             step = 1 if side <= 2 * MOST_NUMBERED else side // MOST_NUMBERED
             ax.set_xticks(
                 range(0, values.shape[1], step), matrix.columns[::step], rotation=55, ha="right", rotation_mode="anchor"
@@ -126,17 +178,14 @@ def plot_matrices(path: str | Path, matrices: Sequence[Matrix]) -> None:
             ax.spines[:].set_visible(False)
 
 
-def _write_cosines(ax, values: np.ndarray, low: float, high: float) -> None:
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            color = "white" if value > low + 0.72 * (high - low) else "#3a4450"
-            text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".").replace("-", "−")  # 0.0 takes the sign from −0
-            ax.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+def _short_cosine(value: float) -> str:
+    """Return "−.25" for −0.25."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("0.", ".").replace("-", "−")  # + 0.0 drops the sign of −0
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distributions of `plot_histograms` over one axis: {label: values, or none}, with dotted marks {label: x}."""
+    """Distributions of `plot_histograms` over one axis: {label: values}, with dotted marks {label: x}."""
 
     title: str
     values: Mapping[str, np.ndarray]
@@ -146,10 +195,9 @@ class Histogram:
 
 
 def plot_histograms(path: str | Path, histograms: Sequence[Histogram], bins: int = 25) -> None:
-    """Distributions side by side, each filled and with an area of one."""
-    with drawing(path, 9.6 if len(histograms) > 1 else 6.4, 3.1) as canvas:
-        canvas.get_layout_engine().set(wspace=0.05)
-        for ax, histogram in zip(canvas.subplots(1, len(histograms), squeeze=False)[0], histograms, strict=True):
+    """Plot distributions side by side; the bins of each sum to 1."""
+    with axes_in_a_row(path, len(histograms), 9.6 if len(histograms) > 1 else 6.4, 3.1, wspace=0.05) as axes:
+        for ax, histogram in zip(axes, histograms, strict=True):
             every = np.concatenate(list(histogram.values.values()))
             low, high = (every.min(), every.max()) if len(every) else (0.0, 1.0)
             edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
@@ -166,39 +214,39 @@ def plot_histograms(path: str | Path, histograms: Sequence[Histogram], bins: int
             for (label, x), color in zip(histogram.marks.items(), COLORS, strict=False):
                 ax.axvline(x, color=color, linestyle=":", linewidth=1.6, label=label)
             if histogram.percent:
-                ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-            ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+                show_percent(ax.xaxis)
+            show_percent(ax.yaxis)
             ax.set_axisbelow(True)
             ax.set_title(histogram.title, loc="left")
-            ax.set(xlabel=histogram.xlabel, ylabel="share of them")
+            ax.set(xlabel=histogram.xlabel, ylabel="share")
             ax.set_ylim(0, 1.38 * highest or 1)
             ax.legend(fontsize=8.5, loc="upper left")
 
 
 def plot_reliability(path: str | Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Accuracy against confidence, {title: `metrics.reliability`}; a dot's area is its bin's share of the pictures."""
-    with drawing(path, 3.3 * len(panels), 3.3) as canvas:
-        for ax, (title, seen) in zip(canvas.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    """Plot accuracy against confidence, {title: `metrics.reliability`}; a dot's area is its share of the images."""
+    with axes_in_a_row(path, len(panels), 3.3 * len(panels), 3.3) as axes:
+        for ax, (title, bins) in zip(axes, panels.items(), strict=True):
             ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="calibrated")
-            size = 12 + 320 * seen["count"] / seen["count"].sum()
-            ax.scatter(seen["confidence"], seen["accuracy"], s=size, color=BLUE, alpha=0.75, zorder=3, clip_on=False)
+            size = 12 + 320 * bins["count"] / bins["count"].sum()
+            ax.scatter(bins["confidence"], bins["accuracy"], s=size, color=BLUE, alpha=0.75, zorder=3, clip_on=False)
             ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
             for axis in (ax.xaxis, ax.yaxis):
                 axis.set_ticks(np.linspace(0, 1, 5))
-                axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+                show_percent(axis)
             ax.set_title(title, loc="left", pad=12)
             ax.legend(fontsize=8.5, loc="lower right")
 
 
 @dataclass(frozen=True)
-class Cloud:
-    """Points of `plot_clouds` in two dimensions.
+class Scatter:
+    """Embeddings in two dimensions, for `plot_scatters`.
 
     Args:
-        points: float (N, 2), a dot each, coloured by `labels`, int (N,).
-        names: K names, written at the middle of each class.
-        stars: float (M, 2) of texts, or None; `star_labels` int (M,) colours them.
+        points: float (N, 2) of images, drawn as dots, coloured by `labels`, int (N,).
+        names: K class names, written at the median of each class.
         shares: of the variance, along both axes.
+        stars: float (M, 2) of texts, drawn as stars, coloured by `star_labels`, int (M,); or None.
     """
 
     title: str
@@ -210,49 +258,50 @@ class Cloud:
     star_labels: np.ndarray | None = None
 
 
-def plot_clouds(path: str | Path, clouds: Sequence[Cloud]) -> None:
-    """Embeddings seen in two dimensions, panels side by side."""
+def plot_scatters(path: str | Path, scatters: Sequence[Scatter]) -> None:
+    """Plot embeddings in two dimensions, panels side by side."""
     import matplotlib
 
-    with drawing(path, 4.75 * len(clouds), 4.5) as canvas:
+    with axes_in_a_row(path, len(scatters), 4.75 * len(scatters), 4.5) as axes:
         colors = matplotlib.colormaps[CLASS_COLORS].colors
-        for ax, cloud in zip(canvas.subplots(1, len(clouds), squeeze=False)[0], clouds, strict=True):
-            of = [colors[label % len(colors)] for label in cloud.labels]
-            ax.scatter(*cloud.points.T, c=of, s=11, alpha=0.55, linewidths=0)
-            if cloud.stars is not None:
-                of = [colors[label % len(colors)] for label in cloud.star_labels]
-                ax.scatter(*cloud.stars.T, c=of, s=120, marker="*", edgecolors="#1d2430", linewidths=0.7, zorder=4)
-            for label in np.unique(cloud.labels) if len(cloud.names) <= MOST_NUMBERED else []:
-                _name_class(ax, cloud, int(label), tuple(0.75 * c for c in colors[label % len(colors)]))
-            ax.set_title(cloud.title, loc="left")
-            ax.set_xlabel(f"first axis, {percent(cloud.shares[0])} of the variance")
-            ax.set_ylabel(f"second axis, {percent(cloud.shares[1])}")
+        for ax, scatter in zip(axes, scatters, strict=True):
+            of = [colors[label % len(colors)] for label in scatter.labels]
+            ax.scatter(*scatter.points.T, c=of, s=11, alpha=0.55, linewidths=0)
+            if scatter.stars is not None and scatter.star_labels is not None:
+                of = [colors[label % len(colors)] for label in scatter.star_labels]
+                ax.scatter(*scatter.stars.T, c=of, s=120, marker="*", edgecolors="#1d2430", linewidths=0.7, zorder=4)
+            for label in np.unique(scatter.labels) if len(scatter.names) <= MOST_NUMBERED else []:
+                _name_class(ax, scatter, int(label), tuple(0.75 * c for c in colors[label % len(colors)]))
+            ax.set_title(scatter.title, loc="left")
+            ax.set_xlabel(f"first component, {percent(scatter.shares[0])} of the variance")
+            ax.set_ylabel(f"second component, {percent(scatter.shares[1])}")
             ax.margins(0.08)
             ax.locator_params(nbins=6)
 
 
-def _name_class(ax, cloud: Cloud, label: int, color) -> None:
-    """The class's name in the middle of its dots, or above its stars."""
+def _name_class(ax, scatter: Scatter, label: int, color) -> None:
+    """Write a class's name at the median of its dots, or above its stars."""
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    middle, lift = np.median(cloud.points[cloud.labels == label], axis=0), 0
-    if cloud.stars is not None:
-        stars = cloud.stars[cloud.star_labels == label]
+    middle, lift = np.median(scatter.points[scatter.labels == label], axis=0), 0
+    if scatter.stars is not None:
+        stars = scatter.stars[scatter.star_labels == label]
         middle, lift = (stars[:, 0].mean(), stars[:, 1].max()), 12
     style = {"fontsize": 9, "weight": "bold", "color": color, "ha": "center", "va": "center", "bbox": box, "zorder": 5}
-    ax.annotate(cloud.names[label], middle, xytext=(0, lift), textcoords="offset points", **style)
+    ax.annotate(scatter.names[label], middle, xytext=(0, lift), textcoords="offset points", **style)
 
 
 def plot_sizes(path: str | Path, groups: Mapping[str, Sequence[tuple[str, float, float]]], here=None) -> None:
-    """Parameters against work, both logarithmic: {kind: [(name, GFLOPs, millions of parameters)]}.
+    """Plot parameters against FLOPs, both logarithmic.
 
     Args:
-        here: (label, GFLOPs, millions) of the pair at hand, marked with a star.
+        groups: {kind: [(name, GFLOPs, millions of parameters)]}.
+        here: (label, GFLOPs, millions of parameters) of the pair in use, drawn as a star.
     """
     with drawing(path, 9.4, 5.2) as canvas:
         ax = canvas.subplots()
         for (kind, rows), color in zip(groups.items(), COLORS, strict=False):
             ax.scatter([x for _, x, _ in rows], [y for *_, y in rows], s=34, color=color, label=kind, alpha=0.85)
-        ax.set(xscale="log", yscale="log", xlabel="GFLOPs of one picture and one caption", ylabel="million parameters")
+        ax.set(xscale="log", yscale="log", xlabel="GFLOPs per image and caption", ylabel="million parameters")
         if here is not None:
             ax.scatter(*here[1:], s=210, marker="*", color=RED, edgecolors="white", label=here[0], zorder=4)
         ax.margins(0.09)
@@ -260,22 +309,22 @@ def plot_sizes(path: str | Path, groups: Mapping[str, Sequence[tuple[str, float,
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.legend(fontsize=9, loc="upper left")
-        canvas.draw_without_rendering()  # so that points have their places
-        kinds = itertools.zip_longest(*groups.values())  # one of each kind in turn: names are left to the first
+        canvas.draw_without_rendering()  # fixes the positions of the points
+        kinds = itertools.zip_longest(*groups.values())  # alternate between kinds: the first names have priority
         _name_points(ax, [row for rows in kinds for row in rows if row is not None], blocked=here and here[1:])
 
 
 def _name_points(ax, rows: Sequence[tuple[str, float, float]], blocked=None) -> None:
-    """The names of the points, each at the first free side of its own; those that find none are left out.
+    """Write the name of each point at its first free side; names without one are left out.
 
-    `blocked` is a place (x, y) more that no name may cover.
+    `blocked` is another point (x, y) that no name may cover.
     """
     points = [row[1:] for row in rows] + ([blocked] if blocked else [])
     places = ax.transAxes.inverted().transform(ax.transData.transform(points))
     taken = [(x - 0.006, x + 0.006, y - 0.009, y + 0.009) for x, y in places]
     for (name, x, y), (left, middle) in zip(rows, places, strict=False):
         width, height = 0.0098 * len(name), 0.028
-        sides = {  # text's alignment, its offset in points, the left end and the middle of its box
+        sides = {  # alignment, offset in points, left end and middle of the text's box
             "right": ("left", (6, 0), left + 0.009, middle),
             "left": ("right", (-6, 0), left - 0.009 - width, middle),
             "above": ("center", (0, 8), left - width / 2, middle + 0.026),

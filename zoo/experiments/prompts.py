@@ -1,14 +1,14 @@
-"""Experiment 9: prompts ranked by accuracy: simple, detailed, in a context, and means of several."""
+"""Experiment 9: prompts ranked by accuracy: simple, detailed and contextual ones, and ensembles."""
 
 from pathlib import Path
 
 import numpy as np
 
 from clip import TEMPLATES
-from zoo.evaluation.classifier import Classifier
 from zoo.evaluation.metrics import calibration, first_places, rank_correlation, wilson_interval
+from zoo.experiments.context import Context, EmbeddedData, Outcome, halves
 from zoo.experiments.plots import Ranked, plot_ranking
-from zoo.experiments.setting import Outcome, Setting, Subject, halves
+from zoo.inference.classifier import Classifier
 from zoo.utils import report
 from zoo.utils.report import percent
 
@@ -44,72 +44,71 @@ SINGLE_OF_DIGITS = {
 }
 
 
-def run(setting: Setting) -> Outcome:
-    subject = setting.main
-    made = strategies(setting, subject)
-    logits = [classifier.logits(subject.vectors) for _, classifier in made.values()]
-    right = np.stack([scores.argmax(axis=1) == subject.labels for scores in logits])  # (T, N)
-    shares = first_places(right, resamples=100 if setting.smoke else 1000, seed=setting.seed)
+def run(context: Context) -> Outcome:
+    data = context.main
+    classifiers = create_classifiers(context, data)
+    logits = [classifier.logits(data.vectors) for _, classifier in classifiers.values()]
+    correct = np.stack([scores.argmax(axis=1) == data.labels for scores in logits])  # (T, N)
+    shares = first_places(correct, resamples=100 if context.smoke else 1000, seed=context.seed)
     rows = [
-        measured(prompt, kind, scores, subject.labels, share)
-        for (prompt, (kind, _)), scores, share in zip(made.items(), logits, shares, strict=True)
+        measure(prompt, kind, scores, data.labels, share)
+        for (prompt, (kind, _)), scores, share in zip(classifiers.items(), logits, shares, strict=True)
     ]
     ranking = sorted(rows, key=lambda row: (-row["accuracy"], row["loss"], row["prompt"]))
+    kinds = {kind: mean_accuracy(rows, kind) for kind in dict.fromkeys(row["kind"] for row in rows)}
     metrics = {
-        "data": subject.data.name,
-        "images": len(subject.labels),
+        "data": data.data.name,
+        "images": len(data.labels),
         "ranking": ranking,
-        "kinds": {kind: kind_mean(rows, kind) for kind in dict.fromkeys(row["kind"] for row in rows)},
-        "agreement_of_halves": agreement(logits, subject.labels, setting.seed),
+        "kinds": kinds,
+        "agreement_of_halves": agreement_of_halves(logits, data.labels, context.seed),
     }
-    path = setting.folder / "prompts-ranking.png"
+    path = context.folder / "prompts-ranking.png"
     lines = [Ranked(row["prompt"], row["accuracy"], row["interval"], row["kind"]) for row in ranking]
     plot_ranking(path, lines, (*SINGLE, "ensemble"))
-    ensembles = metrics["kinds"]["ensemble"]
-    headline = (f"mean of the ensembles; simple prompts {percent(metrics['kinds']['simple'])}", percent(ensembles))
-    return Outcome("Prompts, ranked", headline, metrics, told(metrics, subject, path))
+    headline = (f"mean accuracy of ensembles; simple prompts: {percent(kinds['simple'])}", percent(kinds["ensemble"]))
+    return Outcome("Prompts, ranked", headline, metrics, describe(metrics, data, path))
 
 
-def strategies(setting: Setting, subject: Subject) -> dict[str, tuple[str, Classifier]]:
-    """{prompt: (kind, class matrix)}: each template alone, the mean of each kind, of all, and of the data's own set."""
-    single = SINGLE_OF_DIGITS if subject.is_digits else SINGLE
+def create_classifiers(context: Context, data: EmbeddedData) -> dict[str, tuple[str, Classifier]]:
+    """Return {prompt: (kind, classifier)}: each template alone; ensembles of each kind, of all, of the data's own."""
+    single = SINGLE_OF_DIGITS if data.is_digits else SINGLE
     alone = {template: (kind, (template,)) for kind, templates in single.items() for template in templates}
-    sets = {f"all {len(templates)} {kind} ones": templates for kind, templates in single.items()}
-    sets[f"all {len(alone)} of these"] = tuple(alone)
-    if len(subject.data.templates) > 1:
-        sets[f"the data set's own {len(subject.data.templates)}"] = subject.data.templates
-    if not subject.is_digits:
-        sets["OpenAI's 7 for ImageNet"] = TEMPLATES["imagenet7"]
-    wanted = alone | {name: ("ensemble", tuple(templates)) for name, templates in sets.items()}
+    ensembles = {f"all {len(templates)} {kind} ones": templates for kind, templates in single.items()}
+    ensembles[f"all {len(alone)} of these"] = tuple(alone)
+    if len(data.data.templates) > 1:
+        ensembles[f"the data set's own {len(data.data.templates)}"] = data.data.templates
+    if not data.is_digits:
+        ensembles["OpenAI's 7 for ImageNet"] = TEMPLATES["imagenet7"]
+    prompts = alone | {name: ("ensemble", tuple(templates)) for name, templates in ensembles.items()}
     return {
-        name: (kind, setting.pipeline.classifier(subject.names, templates))
-        for name, (kind, templates) in wanted.items()
+        name: (kind, context.pipeline.classifier(data.names, templates)) for name, (kind, templates) in prompts.items()
     }
 
 
-def measured(prompt: str, kind: str, logits: np.ndarray, labels: np.ndarray, share: float) -> dict:
-    right = int((logits.argmax(axis=1) == labels).sum())
-    seen = calibration(logits, labels)
+def measure(prompt: str, kind: str, logits: np.ndarray, labels: np.ndarray, share: float) -> dict:
+    correct = int((logits.argmax(axis=1) == labels).sum())
+    calibrated = calibration(logits, labels)
     return {
         "prompt": prompt,
         "kind": kind,
-        "accuracy": right / len(labels),
-        "interval": wilson_interval(right, len(labels)),
+        "accuracy": correct / len(labels),
+        "interval": wilson_interval(correct, len(labels)),
         "best_in_resamples": float(share),
-        "confidence": seen["confidence"],
-        "loss": seen["loss"],
+        "confidence": calibrated["confidence"],
+        "loss": calibrated["loss"],
     }
 
 
-def kind_mean(rows: list[dict], kind: str) -> float:
-    """The mean accuracy of the prompts of a kind."""
+def mean_accuracy(rows: list[dict], kind: str) -> float:
+    """Return the mean accuracy of the prompts of a kind."""
     return float(np.mean([row["accuracy"] for row in rows if row["kind"] == kind]))
 
 
-def agreement(logits: list[np.ndarray], labels: np.ndarray, seed: int) -> float | None:
-    """Whether prompts rank alike, by loss, on two halves of the pictures: Spearman's correlation.
+def agreement_of_halves(logits: list[np.ndarray], labels: np.ndarray, seed: int) -> float | None:
+    """Return Spearman's correlation of the prompts' losses on two halves of the images.
 
-    None where all tie, and for one picture.
+    None if all losses tie, or for a single image.
     """
     if len(labels) < 2:
         return None
@@ -118,12 +117,14 @@ def agreement(logits: list[np.ndarray], labels: np.ndarray, seed: int) -> float 
     return None if np.isnan(correlation) else correlation
 
 
-def told(metrics: dict, subject: Subject, path: Path) -> tuple[str, ...]:
-    ranking, kinds, same = metrics["ranking"], metrics["kinds"], metrics["agreement_of_halves"]
+def describe(metrics: dict, data: EmbeddedData, path: Path) -> tuple[str, ...]:
+    ranking, agreement = metrics["ranking"], metrics["agreement_of_halves"]
     best, worst = ranking[0], ranking[-1]
-    means = ", ".join(f"{kind} {percent(share)}" for kind, share in kinds.items())
+    means = ", ".join(f"{kind} {percent(share)}" for kind, share in metrics["kinds"].items())
     halves_agree = (
-        "" if same is None else f" Ranked by loss on two halves of the pictures, they agree to {same:.2f} (Spearman)."
+        ""
+        if agreement is None
+        else f" Ranked by loss on two halves of the images, their rank correlation is {agreement:.2f} (Spearman)."
     )
     rows = [
         [row["prompt"], row["kind"], percent(row["accuracy"]), percent(row["best_in_resamples"]), f"{row['loss']:.3f}"]
@@ -131,14 +132,14 @@ def told(metrics: dict, subject: Subject, path: Path) -> tuple[str, ...]:
     ]
     return (
         report.paragraph(
-            f"{len(ranking)} prompts on the {metrics['images']:,} pictures of {subject.title}. Accuracy runs from "
+            f"{len(ranking)} prompts on {metrics['images']:,} images of {data.title}. The accuracy ranges from "
             f"{percent(worst['accuracy'])} (“{worst['prompt']}”) to {percent(best['accuracy'])} (“{best['prompt']}”). "
-            f"Means of the kinds: {means}.{halves_agree}"
+            f"Mean of each kind: {means}.{halves_agree}"
         ),
         report.figure(
             path,
-            "Prompts by accuracy, equal ones by loss. Lines are 95 % intervals (Wilson): where they overlap, the order "
-            "may be chance.",
+            "Prompts by accuracy, then by loss, with 95 % intervals (Wilson). Where intervals overlap, the order may "
+            "be chance.",
         ),
-        report.table(["prompt", "kind", "accuracy", "best of all in resamples", "loss"], rows),
+        report.table(["prompt", "kind", "accuracy", "best in resamples", "loss"], rows),
     )

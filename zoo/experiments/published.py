@@ -1,7 +1,7 @@
-"""Zero-shot accuracy that others have measured of published weights, to hold ours beside.
+"""Zero-shot accuracies published for pretrained weights, for comparison with ours.
 
-Source: open_clip's `docs/openclip_results.csv` (DataComp's 38 data sets, MIT). Two correct programs differ by about
-0.3 points on CIFAR-10 and 2 on MNIST.
+Source: open_clip's `docs/openclip_results.csv` (DataComp's 38 data sets, MIT). Correct implementations differ by about
+0.3 points on CIFAR-10 and 2 points on MNIST.
 """
 
 # weights                                               CIFAR-10  MNIST  (percent)
@@ -31,7 +31,7 @@ PUBLISHED = {
 DATA = ("cifar10", "mnist")
 
 
-def published(name: str, data: str) -> float | None:
-    """The share of a data set, 0 to 1, that weights of that name are known to recognise; None where nobody says."""
+def published_accuracy(name: str, data: str) -> float | None:
+    """Return the published accuracy in [0, 1] of a pair's weights on a data set; None if there is none."""
     row = PUBLISHED.get(name.removeprefix("clip/"))
     return row[DATA.index(data)] / 100 if row and data in DATA else None

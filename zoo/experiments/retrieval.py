@@ -1,120 +1,116 @@
-"""Experiment 5: sentences search pictures, and pictures sentences."""
+"""Experiment 5: text-to-image and image-to-text retrieval."""
 
 import numpy as np
 
 from clip import CLASS_NAMES, prompts_for
 from zoo.evaluation.metrics import precision_at_k, retrieval_curves, retrieval_ranks, summarize_ranks
-from zoo.experiments.setting import Outcome, Setting, Subject
+from zoo.experiments.context import Context, EmbeddedData, Outcome
+from zoo.experiments.plots import search_row
 from zoo.utils import report
 from zoo.utils.report import Panel, SheetRow, percent, plot_panels, plot_sheet
 
-CUTS, SHOWN, SHEET_ROWS = (1, 5, 10), 8, 10
-BAR = 0.97  # of the first ten held-out digits that a sentence finds, with the demo's pair
+CUTS, SHEET_ROWS = (1, 5, 10), 10
+DEMO_PRECISION = 0.97  # precision at 10 on the held-out digits that the demo's pair is expected to reach
+
+Prompts = tuple[list[list[str]], np.ndarray]  # T lists of K prompts, and their embeddings float32 (T, K, D)
 
 
-def run(setting: Setting) -> Outcome:
-    subject = setting.main
-    sentences = {kind: sentences_of(setting, subject, names) for kind, names in spellings(subject).items()}
-    found = {kind: searched(subject, vectors) for kind, (_, vectors) in sentences.items()}
-    everything = np.concatenate([vectors for _, vectors in sentences.values()])
+def run(context: Context) -> Outcome:
+    data = context.main
+    prompts = {kind: embed_prompts(context, data, names) for kind, names in spellings(data).items()}
+    by_spelling = {kind: text_to_image(data, vectors) for kind, (_, vectors) in prompts.items()}
+    everything = np.concatenate([vectors for _, vectors in prompts.values()])
     metrics = {
-        "data": subject.data.name,
-        "images": len(subject.labels),
+        "data": data.data.name,
+        "images": len(data.labels),
         "texts": everything.shape[0] * everything.shape[1],
-        "text_to_image": searched(subject, everything),
-        "text_to_image_by_spelling": found,
-        "image_to_text": ranked_texts(subject, everything),
+        "text_to_image": text_to_image(data, everything),
+        "text_to_image_by_spelling": by_spelling,
+        "image_to_text": image_to_text(data, everything),
     }
-    paths = [setting.folder / f"retrieval-{name}.png" for name in ("sheet", "precision")]
-    plot_sheet(paths[0], sheet(subject, sentences, rows=2 if setting.smoke else SHEET_ROWS))
-    plot_panels(paths[1], panels(subject, sentences))
-    whole, images = metrics["text_to_image"], metrics["image_to_text"]
-    cut = max(int(name.rpartition("_")[2]) for name in whole if name.startswith("precision"))
+    plots = [context.folder / f"retrieval-{name}.png" for name in ("sheet", "precision")]
+    plot_sheet(plots[0], sheet(data, prompts, rows=2 if context.smoke else SHEET_ROWS))
+    plot_panels(plots[1], panels(data, prompts))
+    texts, images, cut = metrics["text_to_image"], metrics["image_to_text"], cuts(data)[-1]
     blocks = (
         report.paragraph(
-            f"{metrics['texts']} sentences search {metrics['images']:,} pictures of {subject.title}. "
-            f"{percent(whole['recall_at_1'])} of the sentences find a right picture first, and of the first {cut} "
-            f"pictures {percent(whole[f'precision_at_{cut}'])} are right. The other way round, "
-            f"{percent(images['recall_at_1'])} of the pictures find a right sentence first."
+            f"{metrics['texts']} prompts rank {metrics['images']:,} images of {data.title}. The best match is correct "
+            f"for {percent(texts['recall_at_1'])} of the prompts, and {percent(texts[f'precision_at_{cut}'])} of the "
+            f"first {cut} images are correct. In the other direction, the best prompt is correct for "
+            f"{percent(images['recall_at_1'])} of the images."
         ),
-        report.figure(paths[0], "The best matches of a sentence a class, with their cosines. Green is right."),
+        report.figure(plots[0], "The best matches of one prompt per class, with their cosines. Green: correct."),
         report.figure(
-            paths[1],
-            "Precision and recall of the first k pictures. A perfect pair stays at the top of the left panel until a "
-            "class has no more pictures (dotted).",
+            plots[1],
+            "Precision and recall of the first k images. A perfect pair has a precision of 100 % up to the number of "
+            "images in a class (dotted: the largest class).",
         ),
-        report.table(
-            ["sentences with", "recall at 1", *(f"precision at {k}" for k in cuts(subject))], table_rows(metrics)
-        ),
+        report.table(["prompts with", "recall at 1", *(f"precision at {k}" for k in cuts(data))], table_rows(metrics)),
     )
-    bar = f" (the demo's bar: {percent(BAR)})" if (subject.data.name, cut) == ("digits", 10) else ""
-    label = f"of the first {cut} pictures that a sentence finds are right{bar}"
-    headline = (label, percent(whole[f"precision_at_{cut}"]))
-    return Outcome("Pictures found by sentences", headline, metrics, blocks)
+    expected = f" (expected of the demo: {percent(DEMO_PRECISION)})" if (data.data.name, cut) == ("digits", 10) else ""
+    headline = (f"of the first {cut} images for a prompt are correct{expected}", percent(texts[f"precision_at_{cut}"]))
+    return Outcome("Text-to-image and image-to-text retrieval", headline, metrics, blocks)
 
 
-def spellings(subject: Subject) -> dict[str, tuple[str, ...]]:
-    """{kind: K names}: digits are asked for in words and in numerals."""
-    if subject.is_digits:
+def spellings(data: EmbeddedData) -> dict[str, tuple[str, ...]]:
+    """Return {kind: K names}: digits as words and as numerals."""
+    if data.is_digits:
         return {"words": CLASS_NAMES["digits"], "numerals": CLASS_NAMES["mnist"]}
-    return {"names": subject.names}
+    return {"names": data.names}
 
 
-def sentences_of(setting: Setting, subject: Subject, names: tuple[str, ...]) -> tuple[list[list[str]], np.ndarray]:
-    """(T lists of K sentences, float32 (T, K, D)), for T templates."""
-    texts = [list(row) for row in zip(*prompts_for(names, subject.data.templates), strict=True)]
-    vectors = setting.pipeline.embed_texts([text for row in texts for text in row])
+def embed_prompts(context: Context, data: EmbeddedData, names: tuple[str, ...]) -> Prompts:
+    texts = [list(row) for row in zip(*prompts_for(names, data.data.templates), strict=True)]
+    vectors = context.pipeline.embed_texts([text for row in texts for text in row])
     return texts, vectors.reshape(len(texts), len(names), -1)
 
 
-def cuts(subject: Subject) -> list[int]:
-    """Those of CUTS that no class is too small for."""
-    least = np.bincount(subject.labels)[np.unique(subject.labels)].min()
+def cuts(data: EmbeddedData) -> list[int]:
+    """Return those of CUTS that are at most the size of the smallest class."""
+    least = np.bincount(data.labels)[np.unique(data.labels)].min()
     return [k for k in CUTS if k <= least] or [1]
 
 
-def there(subject: Subject, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sentences float32 (Q, D), their classes int (Q,)) of (T, K, D), without classes that have no picture."""
-    classes = np.unique(subject.labels)
+def with_images(data: EmbeddedData, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (prompts float32 (Q, D), their classes int (Q,)) from (T, K, D), without classes that have no image."""
+    classes = np.unique(data.labels)
     return vectors[:, classes].reshape(-1, vectors.shape[-1]), np.tile(classes, len(vectors))
 
 
-def searched(subject: Subject, vectors: np.ndarray) -> dict:
-    """Text to image: ranks of the best right picture, and the precision of the first k."""
-    texts, classes = there(subject, vectors)
-    scores, right = texts @ subject.vectors.T, classes[:, None] == subject.labels
-    ranks = retrieval_ranks(texts, subject.vectors, classes, subject.labels)
-    return {**summarize_ranks(ranks), **{f"precision_at_{k}": precision_at_k(scores, right, k) for k in cuts(subject)}}
+def text_to_image(data: EmbeddedData, vectors: np.ndarray) -> dict:
+    """Return the recall of the best correct image, and the precision of the first k."""
+    texts, classes = with_images(data, vectors)
+    scores, correct = texts @ data.vectors.T, classes[:, None] == data.labels
+    ranks = retrieval_ranks(texts, data.vectors, classes, data.labels)
+    return {**summarize_ranks(ranks), **{f"precision_at_{k}": precision_at_k(scores, correct, k) for k in cuts(data)}}
 
 
-def ranked_texts(subject: Subject, vectors: np.ndarray) -> dict:
-    """Image to text: ranks of the best right sentence."""
-    texts, classes = there(subject, vectors)
-    return summarize_ranks(retrieval_ranks(subject.vectors, texts, subject.labels, classes))
+def image_to_text(data: EmbeddedData, vectors: np.ndarray) -> dict:
+    """Return the recall of the best correct prompt."""
+    texts, classes = with_images(data, vectors)
+    return summarize_ranks(retrieval_ranks(data.vectors, texts, data.labels, classes))
 
 
-def sheet(subject: Subject, sentences: dict, rows: int) -> list[SheetRow]:
-    """A row a class: one of its sentences, kinds of name and templates in turn, and the pictures that match it best."""
-    kinds, made = list(sentences), []
-    for place, label in enumerate(np.unique(subject.labels)[:rows]):
-        texts, vectors = sentences[kinds[place % len(kinds)]]
+def sheet(data: EmbeddedData, prompts: dict[str, Prompts], rows: int) -> list[SheetRow]:
+    """Return one row per class: a prompt, alternating spellings and templates, and its best matches."""
+    kinds, made = list(prompts), []
+    for place, label in enumerate(np.unique(data.labels)[:rows]):
+        texts, vectors = prompts[kinds[place % len(kinds)]]
         template = place % len(texts)
-        cosines = subject.vectors @ vectors[template, label]
-        best = np.argsort(-cosines, kind="stable")[:SHOWN]
-        pictures, notes = [subject.picture(int(i)) for i in best], [f"{cosine:.2f}" for cosine in cosines[best]]
-        made.append(SheetRow(f"“{texts[template][label]}”", pictures, notes, subject.labels[best] == label))
+        cosines = data.vectors @ vectors[template, label]
+        made.append(search_row(texts[template][label], cosines, data.labels == label, data.thumbnail))
     return made
 
 
-def panels(subject: Subject, sentences: dict) -> list[Panel]:
-    """Precision and recall at k, to half as many again as the largest class has pictures."""
-    largest = int(np.bincount(subject.labels).max())
-    most = min(len(subject.labels), int(1.5 * largest))
+def panels(data: EmbeddedData, prompts: dict[str, Prompts]) -> list[Panel]:
+    """Return precision and recall at k, up to 1.5 times the size of the largest class."""
+    largest = int(np.bincount(data.labels).max())
+    most = min(len(data.labels), int(1.5 * largest))
     curves = {}
-    for kind, (_, vectors) in sentences.items():
-        texts, classes = there(subject, vectors)
-        curves[kind] = retrieval_curves(texts @ subject.vectors.T, classes[:, None] == subject.labels)
-    axis = {"x": np.arange(1, most + 1), "marks": {"the largest class": largest}, "xlabel": "k", "percent": True}
+    for kind, (_, vectors) in prompts.items():
+        texts, classes = with_images(data, vectors)
+        curves[kind] = retrieval_curves(texts @ data.vectors.T, classes[:, None] == data.labels)
+    axis = {"x": np.arange(1, most + 1), "marks": {"largest class": largest}, "xlabel": "k", "percent": True}
     return [
         Panel(title, curves={kind: both[which][:most] for kind, both in curves.items()}, **axis)
         for which, title in enumerate(("Precision at k", "Recall at k"))
@@ -122,7 +118,7 @@ def panels(subject: Subject, sentences: dict) -> list[Panel]:
 
 
 def table_rows(metrics: dict) -> list[list[str]]:
-    kinds = {**metrics["text_to_image_by_spelling"], "all together": metrics["text_to_image"]}
+    kinds = {**metrics["text_to_image_by_spelling"], "all": metrics["text_to_image"]}
     return [
         [
             kind,

@@ -276,10 +276,15 @@ def _draw_panel(ax: "Axes", panel: Panel) -> None:
     elif np.all(np.mod(panel.x, 1) == 0):
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if panel.percent:
-        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+        show_percent(ax.yaxis)
     ax.set_title(panel.title, loc="left")
     ax.set_xlabel(panel.xlabel)
     ax.legend(fontsize=8.5)
+
+
+def show_percent(axis: Any) -> None:
+    """Label the ticks of a matplotlib axis, shares in [0, 1], as percentages."""
+    axis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
 
 
 def ticks_apart(x: Sequence[float]) -> list[float]:
@@ -314,10 +319,10 @@ def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
         # The square root makes an error in a hundred visible.
         ax.imshow(np.where(right | (counts == 0), np.nan, np.sqrt(shares)), cmap="Oranges", vmin=-0.1, vmax=1)
         if len(counts) <= MOST_NUMBERED:
-            _write_cells(ax, counts, lambda n: str(n) if n else "·", dark=shares > 0.6)
+            write_cells(ax, counts, lambda n: str(n) if n else "·", dark=shares > 0.6)
         _name_ticks(ax, class_names, class_names)
-        ax.set_xlabel("read as")
-        ax.set_ylabel("is")
+        ax.set_xlabel("predicted class")
+        ax.set_ylabel("true class")
 
 
 def plot_similarity(
@@ -342,7 +347,7 @@ def plot_similarity(
         ax = canvas.subplots()
         ax.imshow(cosines, cmap="Blues", vmin=low, vmax=high + 0.2 * (high - low))
         if max(rows, columns) <= MOST_NUMBERED:
-            _write_cells(ax, cosines, lambda c: f"{c:.2f}", dark=cosines > low + 0.75 * (high - low))
+            write_cells(ax, cosines, lambda c: f"{c:.2f}", dark=cosines > low + 0.75 * (high - low))
         _name_ticks(ax, [""] * rows, captions)
         for row, image in enumerate(images):
             _draw_tick_image(ax, row, image)
@@ -401,11 +406,14 @@ def _draw_image(ax: "Axes", image: np.ndarray, note: str, color: str) -> None:
         spine.set(visible=True, color=color, linewidth=2.2)
 
 
-def _write_cells(ax: "Axes", values: np.ndarray, text: Callable[[Any], str], dark: np.ndarray) -> None:
-    """Write `text(value)` into each cell, in white where the cell is dark."""
+def write_cells(
+    ax: "Axes", values: np.ndarray, text: Callable[[Any], str], *, dark: np.ndarray, fontsize: float = 9
+) -> None:
+    """Write `text(value)` into each cell, in white where the cell is dark; nothing for NaN."""
     for (row, column), value in np.ndenumerate(values):
-        color = "white" if dark[row, column] else "#3a4450"
-        ax.text(column, row, text(value), ha="center", va="center", fontsize=9, color=color)
+        if np.isfinite(value):
+            color = "white" if dark[row, column] else "#3a4450"
+            ax.text(column, row, text(value), ha="center", va="center", fontsize=fontsize, color=color)
 
 
 def _name_ticks(ax: "Axes", rows: Sequence[str], columns: Sequence[str]) -> None:
