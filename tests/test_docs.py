@@ -186,6 +186,12 @@ def test_every_key_of_a_classifier_config_is_documented():
     assert sorted(key for key in {**KINDS, **ARCHITECTURE} if f"`{key}`" not in text) == []
 
 
+def test_every_example_is_listed():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    names = {path.name for path in (ROOT / "examples").rglob("*") if path.suffix in (".py", ".ipynb")}
+    assert sorted(name for name in names if f"{name}`" not in text) == []
+
+
 def test_the_citation_names_the_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
