@@ -1,11 +1,11 @@
-"""What the layers' own kernels gain: the figures that the docstrings of convnext/ quote.
+"""Benchmark the layers' kernels; the docstrings of convnext/ quote these figures.
 
     KERAS_BACKEND=jax python tests/bench_layers.py [--rounds 7]        # or torch, tensorflow
 
-Each line is one formulation beside another of the same result, turn and turn about, at the four stages of
-ConvNeXt-Tiny for a batch of 8 images of 224 pixels; the ratio is other / ours, the median over rounds. The last lines
-are the towers of ViT-B-32 and, as the other, their products of matrices with nothing between them: what is left of
-the time is all that another formulation of the rest could save.
+Each row compares two implementations of the same result in alternating rounds, at the four stages of ConvNeXt-Tiny for
+a batch of 8 images of 224 pixels; the ratio is other / ours, the median over rounds. The last rows compare the towers
+of ViT-B-32 with their matrix products alone: the difference is the most that a faster implementation of the rest could
+save.
 """
 
 import argparse
@@ -32,11 +32,11 @@ STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))  # side of the map, channels
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds per side (default %(default)s)")
     options = parser.parse_args()
     keep_freed_memory()
     backend = keras.backend.backend()
-    columns = (backend, "map", "ours ms", "other ms", "times as fast", "over rounds")
+    columns = (backend, "map", "ours ms", "other ms", "speed-up", "range")
     print(f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * 4}", sep="\n", flush=True)
     for side, channels in STAGES:
         for what, ours, other in PAIRS[backend](side, channels):
@@ -68,7 +68,7 @@ CONVOLUTIONS = (  # what, kernel, stride, side of the map, channels, filters
 
 
 def convolutions(size, stride, side, channels, filters):
-    """(what, ours, Keras'): forward, and the gradients of input and weights."""
+    """Yield (label, ours, Keras'): forward, and the gradients of input and weights."""
     x = maps(BATCH, side, side, channels)
     options = {"strides": stride, "padding": "same" if stride == 1 else "valid"}
     layers = [built(cls(filters, size, **options), x) for cls in (Conv2D, keras.layers.Conv2D)]
@@ -77,7 +77,7 @@ def convolutions(size, stride, side, channels, filters):
 
 
 def forward_of(layer, x):
-    """A call of a built layer, compiled where the backend compiles."""
+    """Return a call of a built layer, compiled where the backend compiles."""
     backend = keras.backend.backend()
     if backend == "torch":
         import torch
@@ -95,7 +95,7 @@ def forward_of(layer, x):
 
 
 def gradients_of(layer, x):
-    """The gradients of its input and its weights, with the forward pass that they need; likewise."""
+    """Return a call of the forward pass and the gradients of input and weights, compiled where the backend compiles."""
     backend = keras.backend.backend()
     weights = [weight.value for weight in layer.weights]
     if backend == "torch":
@@ -123,7 +123,7 @@ def gradients_of(layer, x):
 
 
 def compare(label, ours, other, rounds):
-    """Prints a line of the table."""
+    """Print a row of the table."""
     calls = {"ours": ours, "other": other}
     for call in calls.values():
         warm_up(call)
@@ -139,7 +139,7 @@ def maps(*shape):
 
 
 def attention(length, heads, depth, causal):
-    """(what, ours, other): forward, and the gradient of queries, keys and values."""
+    """Yield (label, ours, other): forward, and the gradient of queries, keys and values."""
     x = maps(BATCH, length, 3, heads, depth)
     ours = attend_by_torch if keras.backend.backend() == "torch" else attend_heads_first
     layers = [built(Attention(attend, causal), x) for attend in (ours, attend_fused)]
@@ -157,7 +157,7 @@ class Attention(keras.layers.Layer):
 
 
 def whole_model():
-    """(ours, Keras') of the smallest work that ConvNeXt-Tiny's layers can have: what is left is mostly their calls."""
+    """Return (ours, Keras') of ConvNeXt-Tiny on a tiny input, where the calls of the layers dominate."""
     import torch
 
     model = create_convnext_v1("tiny", input_shape=(32, 32, 3), stem_stride=4)
@@ -166,7 +166,7 @@ def whole_model():
 
 
 def tower_and_products(part):
-    """(rows, width, the tower's call, its products' call) of one of ViT-B-32's towers."""
+    """Return (rows, width, the tower's call, its products' call) of one of ViT-B-32's towers."""
     row, backend = clip.VARIANTS["ViT-B-32"], keras.backend.backend()
     case = Case("clip/ViT-B-32", part=part, backend=backend, mode=DEFAULT_MODE[backend], threads=available_cores())
     side = row.image if part == "image" else row.text
@@ -185,7 +185,7 @@ def built(layer, x):
 
 
 def jax_pairs(side, channels):
-    """(what, ours, other): functions without arguments that end when the result is there."""
+    """Yield (label, ours, other): functions without arguments that return when the result is computed."""
     import jax
     from jax import lax
     from jax import numpy as jnp
@@ -228,7 +228,7 @@ def _ended(jax, function, *arguments):
 
 
 def torch_pairs(side, channels):
-    """(what, ours, other), as above."""
+    """Yield (label, ours, other), as above."""
     import torch
 
     x = maps(BATCH, side, side, channels)
@@ -265,7 +265,7 @@ def _trained(torch, layer, x):
 
 
 def tensorflow_pairs(side, channels):
-    """(what, ours, other), as above."""
+    """Yield (label, ours, other), as above."""
     import tensorflow as tf
 
     x = maps(BATCH, side, side, channels)
@@ -281,7 +281,7 @@ def tensorflow_pairs(side, channels):
 
 
 def updates(number, *shape):
-    """(ours, Keras') of as many weights of a shape, with decay."""
+    """Return (ours, Keras') of the update of `number` weights of a shape, with decay."""
     import tensorflow as tf
 
     def update(optimizer):
@@ -294,7 +294,7 @@ def updates(number, *shape):
 
 
 def _without_gradients(tf, layer, x):
-    graph = tf.function(lambda x: layer(x)[0, 0])  # of the result only what stands there is copied
+    graph = tf.function(lambda x: layer(x)[0, 0])  # copies one value of the result only
     return lambda: graph(x).numpy()
 
 

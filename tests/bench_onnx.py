@@ -1,13 +1,13 @@
-"""Our ONNX files beside timm's own export and timm in torch, same weights, same ONNX Runtime, turn and turn about.
+"""Benchmark our ONNX files against timm's export and timm in torch: same weights and ONNX Runtime, alternating rounds.
 
     python tests/bench_onnx.py                          # convnext_tiny and convnextv2_tiny, batch 1 and 8, 2 threads
     python tests/bench_onnx.py resnet50 --batch 8
-    python tests/bench_onnx.py clip/ViT-B-32 clip/RN50  # the image towers of pairs, beside open_clip's
-    python tests/bench_onnx.py --exports '*'            # every architecture of the zoo, exported and verified
-    python tests/bench_onnx.py --digits demo-output/model.safetensors    # digits that a pair reads, by precision
+    python tests/bench_onnx.py clip/ViT-B-32 clip/RN50  # the image towers of pairs, against open_clip
+    python tests/bench_onnx.py --exports '*'            # export and verify every architecture
+    python tests/bench_onnx.py --digits demo-output/model.safetensors    # zero-shot accuracy by precision
 
-timm is exported by its own `timm.utils.onnx`, opset 17, and open_clip, which has no exporter, by the same call. A ratio
-is the median over rounds of theirs / ours.
+timm and open_clip, which has no exporter, are exported by `timm.utils.onnx`, opset 17. A ratio is the median over
+rounds of theirs / ours.
 """
 
 import argparse
@@ -29,7 +29,7 @@ MODELS = ("convnext_tiny", "convnextv2_tiny")
 
 
 def write_files(name, folder):
-    """The peer's random weights, its ONNX file, ours of the same weights, and what ours cost, into a folder."""
+    """Write the peer's random weights, its ONNX file, ours with the same weights, and our errors into a folder."""
     import torch
     from safetensors.torch import save_file
     from timm.utils.onnx import onnx_export
@@ -38,7 +38,7 @@ def write_files(name, folder):
 
     torch.manual_seed(0)
     peer = create_peer(name)
-    with torch.no_grad():  # gains and offsets that matter
+    with torch.no_grad():  # so that gains and offsets matter
         for parameter in peer.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     weights = folder / "weights.safetensors"
@@ -47,13 +47,13 @@ def write_files(name, folder):
     onnx_export(image_side(peer), str(folder / "theirs.onnx"), input_size=(3, size, size), batch_size=2, opset=17)
     del peer
     is_pair = name.startswith("clip/")
-    options = {"activation": "gelu"} if is_pair else {"classifier_activation": None}  # open_clip's, unless it is asked
+    options = {"activation": "gelu"} if is_pair else {"classifier_activation": None}  # open_clip's default
     options |= {"stem_stride": 4} if name.startswith("convnext") else {}
     model = zoo.create_model(name, weights=weights, **options)
     model = model.image_encoder if is_pair else model
     costs = {}
-    for label, asked in OURS.items():
-        report = zoo.export_onnx(model, folder / f"{label}.onnx", **asked)
+    for label, arguments in OURS.items():
+        report = zoo.export_onnx(model, folder / f"{label}.onnx", **arguments)
         costs[f"ours, {label}"] = (report.error, report.cosine)
     (folder / COSTS).write_text(json.dumps(costs), encoding="utf-8")
 
@@ -63,7 +63,7 @@ def image_side(peer):
 
 
 COSTS = "costs.json"  # written last
-OURS = {  # label → options of the export; theirs take NCHW
+OURS = {  # label: export options; the peers take NCHW
     "float32": {"precision": "float32"},
     "int8": {"precision": "int8"},
     "float32, NCHW": {"precision": "float32", "layout": "NCHW"},
@@ -87,7 +87,7 @@ def image_size(name):
 
 
 def candidates(name, folder, batch, threads):
-    """{label: function that builds the function to time}."""
+    """Return {label: function that builds the function to time}."""
     import numpy as np
     import torch
     from safetensors.torch import load_file
@@ -126,7 +126,7 @@ def candidates(name, folder, batch, threads):
 
 
 def bench(name, batches, threads, rounds, files=None):
-    """Lines of the table for one model; its files are made unless they are in the folder `files` already."""
+    """Yield the table rows of one model; files that exist in the folder `files` are reused."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(files or temporary, name.replace("/", "-"))
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def bench(name, batches, threads, rounds, files=None):
 
 
 def timed_in_turn(builders, rounds):
-    """{name: the seconds of its calls, round by round} of functions that are built first."""
+    """Build functions and time them in alternating rounds; return {name: seconds of its calls, by round}."""
     calls = {name: build() for name, build in builders.items()}
     for call in calls.values():
         warm_up(call)
@@ -154,7 +154,7 @@ def timed_in_turn(builders, rounds):
 
 
 def ratio(theirs, ours):
-    """The median over rounds of theirs / ours."""
+    """Return the median over rounds of theirs / ours."""
     return statistics.median(ratios(theirs, ours))
 
 
@@ -163,12 +163,11 @@ HEADER = """| model | batch | | median ms | / ours float32 | / ours int8 | their
 
 
 def export_all(pattern, whole):
-    """Exports and verifies every architecture of a pattern at opset 20 and 17; lines of a table.
+    """Export and verify every architecture that matches a pattern, at opset 20 and 17; yield table rows.
 
     Args:
-        whole: millions of parameters up to which a model is exported as it is at opset 20, and a quarter of them at 17,
-            which differs in how GELU and reductions are spelled. Larger ones have a narrow form with the same kinds of
-            layers and fewer of them.
+        whole: millions of parameters up to which a model is exported whole at opset 20; a quarter of that at opset 17,
+            which differs in GELU and reductions. Larger models are replaced by a narrow form with the same layer types.
     """
     import gc
 
@@ -188,7 +187,7 @@ def export_all(pattern, whole):
 
 
 def export_line(model, opset):
-    """What a row of the table says of one file."""
+    """Export one file; return its cells of the table."""
     import onnx
 
     import zoo
@@ -206,8 +205,8 @@ def export_line(model, opset):
     )
 
 
-def read_digits(path):
-    """How many held-out digits the demo's pair reads, in Keras and from a file of each precision; lines of a table."""
+def classify_digits(path):
+    """Yield the zero-shot accuracy of the demo's pair in Keras and of an ONNX file in each precision, as table rows."""
     import numpy as np
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -219,8 +218,8 @@ def read_digits(path):
     data, pair = load_digits(), zoo.load(path)
     indices = np.arange(len(data.target))
     _, held_out = train_test_split(indices, test_size=360, stratify=data.target, random_state=0)
-    pictures = 255 - np.rint(data.images[held_out] * (255 / 16)).astype(np.uint8)
-    images, labels = np.stack([pair.transform(picture) for picture in pictures]), data.target[held_out]
+    digits = 255 - np.rint(data.images[held_out] * (255 / 16)).astype(np.uint8)
+    images, labels = np.stack([pair.transform(digit) for digit in digits]), data.target[held_out]
     head = (clip.CLASS_NAMES["digits"], clip.TEMPLATES["digits"])
     scores = clip.zero_shot_classifier(pair.model, *head).predict(images, verbose=0)
     yield f"| Keras | – | {(scores.argmax(1) == labels).mean():.2%} | – | – |"
@@ -229,8 +228,9 @@ def read_digits(path):
         for precision in ("float32", "float16", "int8"):
             file = Path(folder, f"{precision}.onnx")
             report = zoo.export_onnx(pair.model, file, precision=precision, **part)
-            right = (OnnxModel(file).predict(images).argmax(1) == labels).mean()
-            yield f"| {precision} | {report.bytes / 1e6:.1f} | {right:.2%} | {report.error:.1e} | {report.cosine:.6f} |"
+            accuracy = (OnnxModel(file).predict(images).argmax(1) == labels).mean()
+            errors = f"{report.error:.1e} | {report.cosine:.6f}"
+            yield f"| {precision} | {report.bytes / 1e6:.1f} | {accuracy:.2%} | {errors} |"
 
 
 EXPORTS_HEADER = """| architecture | | opset | million parameters | MB | nodes | Transposes | error | seconds |
@@ -243,14 +243,16 @@ def main():
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--files", metavar="DIR", help="to keep the files in, for another run that only times")
-    parser.add_argument("--exports", metavar="PATTERN", help="export and verify every architecture of a pattern")
-    parser.add_argument("--whole", type=float, default=200, metavar="M", help="above M million parameters narrow ones")
-    parser.add_argument("--digits", metavar="FILE", help="the demo's pair, read at each precision")
+    parser.add_argument("--files", metavar="DIR", help="folder for the files, reused by the next run")
+    parser.add_argument("--exports", metavar="PATTERN", help="export and verify all architectures that match")
+    parser.add_argument(
+        "--whole", type=float, default=200, metavar="M", help="use narrow models above M million parameters"
+    )
+    parser.add_argument("--digits", metavar="FILE", help="the demo's pair, evaluated in each precision")
     options = parser.parse_args()
     if options.digits:
-        print("| | MB | read right | error | cosine |\n|---|--:|--:|--:|--:|")
-        print("\n".join(read_digits(options.digits)))
+        print("| | MB | accuracy | error | cosine |\n|---|--:|--:|--:|--:|")
+        print("\n".join(classify_digits(options.digits)))
         return
     if options.exports:
         print(EXPORTS_HEADER)

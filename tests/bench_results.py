@@ -1,4 +1,4 @@
-"""Results and a report that the benchmark's tests make up."""
+"""Made-up results and a report for the tests of `zoo bench`."""
 
 from zoo.bench.cases import Case, Ratio, Report, Result
 from zoo.bench.timing import percentile

@@ -1,11 +1,11 @@
-"""Search, cache and pipeline timed, beside what the project holds itself to and what its seed reported.
+"""Benchmark search, text cache and pipeline against the project's targets and earlier figures.
 
     python tests/bench_search.py vectors --count 100000 --accelerate int8 hnsw
     python tests/bench_search.py pipeline --backend tensorflow --model convnext_v2_tiny [--runtime onnx]
 
-`vectors` has a process of its own write an index of made-up vectors, and searches it. Random vectors are the worst case
-of a graph, for each is about as far from all others; those of `--vectors low-rank` lie near a subspace of 32
-dimensions, as those of trained pairs lie near few. `pipeline` needs no trained weights: time does not depend on them.
+`vectors` writes an index of synthetic vectors in another process, and searches it. Random vectors are the worst case
+for a graph, because all distances are similar; `--vectors low-rank` draws them near a subspace of 32 dimensions, which
+is closer to the embeddings of trained pairs. `pipeline` needs no trained weights: the time does not depend on them.
 """
 
 import argparse
@@ -29,19 +29,19 @@ from zoo.utils.arrays import unit_rows  # noqa: E402
 from zoo.utils.env import available_cores  # noqa: E402
 
 DIM, PORTION, RANK = 512, 50_000, 32
-WARMING = 4  # times as many queries, before a graph is timed
+WARM_UP = 4  # times as many queries before a graph is timed
 SENTENCES = [f"a {kind} of {i}." for kind in ("photo", "sketch") for i in range(10, 60)]  # 8 tokens each
 SHORT, PROMPTS = "a photo of a seven.", [f"a photo of a {name}." for name in ("dog", "cat", "car", "tree")] * 16
 
 
 class Figure(NamedTuple):
-    """One line: what was measured, in which unit, the bar, the seed's figure."""
+    """One row: what was measured, its value and unit, the target, the earlier figure."""
 
     what: str
     value: float
     unit: str
-    bar: str = ""
-    seed: str = ""
+    target: str = ""
+    earlier: str = ""
 
 
 def main(arguments=None) -> None:
@@ -53,9 +53,11 @@ def main(arguments=None) -> None:
     vectors.add_argument("--dtype", choices=("float32", "float16", "int8"), default="float32")
     vectors.add_argument("--accelerate", nargs="*", default=[], metavar="KIND", help="float16, int8, hnsw")
     vectors.add_argument("--connectivity", type=int, default=32, help="of the graph")
-    vectors.add_argument("--expansion", type=int, nargs="*", default=[128], metavar="N", help="vectors kept in view")
+    vectors.add_argument(
+        "--expansion", type=int, nargs="*", default=[128], metavar="N", help="candidates of a graph search"
+    )
     vectors.add_argument("--queries", type=int, default=50)
-    vectors.add_argument("--folder", help="to keep the index in; one that is there is searched")
+    vectors.add_argument("--folder", help="folder for the index; an existing one is searched")
     pipeline = jobs.add_parser("pipeline")
     pipeline.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "tensorflow"))
     pipeline.add_argument("--model", default="convnext_v2_tiny")
@@ -71,13 +73,13 @@ def main(arguments=None) -> None:
 
 
 def to_text(figures: list[Figure]) -> str:
-    lines = ["| | measured | bar | the seed's |", "|---|--:|--:|--:|"]
-    lines += [f"| {f.what} | {f.value:.3g} {f.unit} | {f.bar} | {f.seed} |" for f in figures]
+    lines = ["| | measured | target | earlier |", "|---|--:|--:|--:|"]
+    lines += [f"| {f.what} | {f.value:.3g} {f.unit} | {f.target} | {f.earlier} |" for f in figures]
     return "\n".join(lines)
 
 
 def milliseconds(function, rounds: int, clock=time.perf_counter) -> tuple[float, float]:
-    """(median, 99th percentile) of calls with 0, 1, …; two come before them untimed: the second may compile."""
+    """Return (median, 99th percentile) of calls with 0, 1, …, after two untimed calls: the second may compile."""
     function(-1)
     function(-2)
     taken = []
@@ -99,37 +101,42 @@ def time_vectors(count, vectors, dtype, accelerate, connectivity, expansion, que
             child.start()
             child.join()
         index = Index.open(path)
-        asked, others = np.split(draw(vectors, (1 + WARMING) * queries, seed=1), [queries])
-        figures = [*time_search(index, asked, f"{count:,} × {DIM} {vectors}, {dtype}")]
+        queries_timed, warm_up = np.split(draw(vectors, (1 + WARM_UP) * queries, seed=1), [queries])
+        figures = [*time_search(index, queries_timed, f"{count:,} × {DIM} {vectors}, {dtype}")]
         for kind in accelerate:
             start = time.perf_counter()
             options = {"connectivity": connectivity} if kind == "hnsw" else {}
             made = index._accelerator(kind)
             if made is None or made.facts.count < len(index):  # a graph may have been interrupted
                 index.accelerate(kind, **options)
-                figures.append(Figure(f"making {kind}", time.perf_counter() - start, "s"))
-            for query in others if kind == "hnsw" else ():  # else what is timed is the mapping of its pages
+                figures.append(Figure(f"building {kind}", time.perf_counter() - start, "s"))
+            for query in warm_up if kind == "hnsw" else ():  # else the timing includes mapping its pages
                 index.search(query, 10, approximate=max(expansion))
             for kept in expansion if kind == "hnsw" else [False]:
-                figures += time_search(index, asked, f"{kind}, {kept} in view" if kept else kind, approximate=kept)
+                figures += time_search(
+                    index, queries_timed, f"{kind}, {kept} candidates" if kept else kind, approximate=kept
+                )
         return figures
 
 
-def time_search(index: Index, asked, name: str, *, approximate: bool | int = False) -> list[Figure]:
+def time_search(index: Index, queries, name: str, *, approximate: bool | int = False) -> list[Figure]:
     exact = {1_000: "1 ms", 100_000: "10 ms", 1_000_000: "90 ms"}
-    bar = "1.5 ms" if approximate else exact.get(len(index), "")
-    search = lambda i: index.search(asked[i], 10, approximate=approximate)  # noqa: E731
-    middle, slow = milliseconds(search, len(asked))
-    figures = [Figure(f"{name}: p50", middle, "ms", f"≤ {bar}" if bar else ""), Figure(f"{name}: p99", slow, "ms")]
-    if approximate:  # what others take of the core is not in the processor's time
-        own, _ = milliseconds(search, len(asked), time.thread_time)
-        figures.append(Figure(f"{name}: p50 of the processor's time", own, "ms"))
-        figures.append(Figure(f"{name}: recall@10", index.recall(asked, approximate=approximate), "", "≥ 0.95"))
+    target = "1.5 ms" if approximate else exact.get(len(index), "")
+    search = lambda i: index.search(queries[i], 10, approximate=approximate)  # noqa: E731
+    middle, slow = milliseconds(search, len(queries))
+    figures = [
+        Figure(f"{name}: p50", middle, "ms", f"≤ {target}" if target else ""),
+        Figure(f"{name}: p99", slow, "ms"),
+    ]
+    if approximate:  # CPU time excludes other processes
+        own, _ = milliseconds(search, len(queries), time.thread_time)
+        figures.append(Figure(f"{name}: p50 of CPU time", own, "ms"))
+        figures.append(Figure(f"{name}: recall@10", index.recall(queries, approximate=approximate), "", "≥ 0.95"))
     if sys.platform == "linux":
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         own = int(status["RssAnon"].split()[0]) / 1024
         matrix = index.info()["bytes"] / 2**20
-        figures.append(Figure(f"{name}: memory beside {matrix:,.0f} MiB of mapped files", own, "MiB"))
+        figures.append(Figure(f"{name}: memory, besides {matrix:,.0f} MiB of mapped files", own, "MiB"))
     return figures
 
 
@@ -163,12 +170,12 @@ def time_pipeline(backend, model, runtime, precision, rounds) -> list[Figure]:
     pair = create_clip(model)
     spec = PreprocessSpec(image_size=pair.image_encoder.input_shape[1])
     pipeline = ClipPipeline(pair, preprocess=spec, runtime=runtime, precision=precision, cache=False)
-    picture = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8)
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG")
+    Image.fromarray(image).save(file, "JPEG")
     with tempfile.TemporaryDirectory() as scratch:
         index = Index.build(draw("random", 1000, 0)[:, : pipeline.embed_texts(["a"]).shape[1]], f"{scratch}/index")
-        asked, _ = milliseconds(lambda i: pipeline.search(index, SENTENCES[i], 5), rounds)
+        new, _ = milliseconds(lambda i: pipeline.search(index, SENTENCES[i], 5), rounds)
         pipeline.cache = TextCache()
         again, _ = milliseconds(lambda _: pipeline.search(index, SENTENCES[0], 5), 500)
         beyond, _ = milliseconds(lambda i: index.search(index.vector(str(i % 1000)), 5), 500)
@@ -176,10 +183,10 @@ def time_pipeline(backend, model, runtime, precision, rounds) -> list[Figure]:
         cores = available_cores()
         figures = [
             Figure(f"{model}, {backend if runtime == 'keras' else 'ONNX Runtime'}, {precision}", cores, "cores"),
-            Figure("a new sentence among 1,000 images", asked, "ms", "≤ 25 ms", "25 ms"),
-            Figure("of it beyond encoding", beyond, "ms", "≤ 1 ms"),
-            Figure("the same sentence again", again, "ms", "≤ 0.2 ms"),
-            Figure("classifying one JPEG, decoding included", milliseconds(classify, rounds)[0], "ms", "≤ 100 ms"),
+            Figure("search with a new text, 1,000 images", new, "ms", "≤ 25 ms", "25 ms"),
+            Figure("of that, without encoding", beyond, "ms", "≤ 1 ms"),
+            Figure("search with a cached text", again, "ms", "≤ 0.2 ms"),
+            Figure("classifying one JPEG, with decoding", milliseconds(classify, rounds)[0], "ms", "≤ 100 ms"),
         ]
         if runtime == "keras":
             figures += time_one_row(pipeline, pair.text_encoder, rounds)
@@ -187,7 +194,7 @@ def time_pipeline(backend, model, runtime, precision, rounds) -> list[Figure]:
 
 
 def time_one_row(pipeline, tower, rounds: int) -> list[Figure]:
-    """A sentence as batches are run, beside the function of its own that one row gets where it comes again."""
+    """Compare one text in the general compiled function with the function specialised for one row."""
     import zoo.inference.forward
 
     encoder, most = pipeline.encoder, zoo.inference.forward.MAX_SHAPES
@@ -198,18 +205,18 @@ def time_one_row(pipeline, tower, rounds: int) -> list[Figure]:
     any_batch = zoo.inference.forward.compiled(tower)
     plain, _ = milliseconds(lambda _: any_batch(cut), rounds)
     zoo.inference.forward.MAX_SHAPES = most
-    return [Figure("one sentence as batches run", plain, "ms"), Figure("one sentence as it runs", own, "ms")]
+    return [Figure("one text, general function", plain, "ms"), Figure("one text, specialised", own, "ms")]
 
 
 def time_lengths(pipeline, rounds: int) -> list[Figure]:
-    """Prompts cut after their end, against all 77 tokens of them: one, and 64 at a time."""
+    """Compare prompts cut after their end with all 77 tokens, for batches of 1 and 64."""
     from zoo.inference.forward import CALLS_MANY_ROWS
 
     encoder, figures = pipeline.encoder, []
     for texts, times in (([SHORT], rounds), (PROMPTS, max(3, rounds // 4))):
         tokens = np.asarray(encoder.tokenizer(texts), np.int32)
         cut = tokens[:, : int(encoder.token_lengths(tokens).max())]
-        for rows in [cut, tokens] * CALLS_MANY_ROWS:  # until both shapes have functions of their own
+        for rows in [cut, tokens] * CALLS_MANY_ROWS:  # until both shapes have specialised functions
             encoder.texts(rows)
         short, whole = (milliseconds(lambda _, rows=rows: encoder.texts(rows), times)[0] for rows in (cut, tokens))
         unit = [unit_rows(encoder.texts(rows)) for rows in (cut, tokens)]
@@ -220,7 +227,7 @@ def time_lengths(pipeline, rounds: int) -> list[Figure]:
 
 
 def time_cache(pipeline, path: Path) -> list[Figure]:
-    """Hits and misses apart, then the same 100 sentences one by one with a cache that has 99 of them and without."""
+    """Time hits and misses, then 100 texts one by one with a cache that has 99 of them, and without a cache."""
     plain = pipeline.encoder.embed_texts
     cache = TextCache(path)
     cache.embed("bench", SENTENCES, plain)

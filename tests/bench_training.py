@@ -1,13 +1,12 @@
-"""A step of our training beside the same step of timm and open_clip in torch, and the input pipeline beside both.
+"""Benchmark training steps against timm and open_clip in torch, and the input pipeline.
 
     PYTHONPATH=tests/peer_shim python tests/bench_training.py [--backend torch,jax,tensorflow] [--rounds 4]
 
-Two cases, 64 images a step: ConvNeXtV2-Atto on 64 x 64 pixels beside timm's, and the digits' pair on 32 x 32 pixels
-(stem stride 2, 77 tokens) beside the same towers in open_clip. Our step is what `zoo train` runs, with its own
-optimizer; the peer's is AdamW on the same loss, with the gradients clipped where ours clips them. Each side is a
-process of its own, and they take turns. The images of the pipeline are JPEG files of scikit-learn's two photographs
-(640 x 427), augmented as training does; "pipeline" makes batches one by one, "step and pipeline" trains on them as they
-come.
+Two cases with batches of 64: ConvNeXtV2-Atto at 64 x 64 pixels against timm's, and the demo's pair at 32 x 32 pixels
+(stem stride 2, 77 tokens) against the same towers in open_clip. Our step is that of `zoo train`, with its optimizer;
+the peer's uses AdamW, the same loss, and gradient clipping where ours clips. Each side is a separate process; rounds
+alternate. The pipeline reads JPEG files of scikit-learn's two photographs (640 x 427) and augments them as training
+does: "pipeline" only makes batches, "step and pipeline" also trains on them.
 """
 
 import argparse
@@ -29,22 +28,22 @@ from zoo.data.throughput import write_photographs
 from zoo.utils.env import keep_freed_memory
 
 BATCH = 64
-STEPS, LONGER = 4, 6  # of a turn; of one with the pipeline, whose first batch nothing is done beside
+STEPS, PIPELINE_STEPS = 4, 6  # per round; more with the pipeline, whose first batch cannot overlap with a step
 CAPTION = "a photograph of a temple in China among trees, or of a yellow flower, taken on a clear day"
 CASES = {
     "classifier": {"name": "convnextv2_atto", "peer": "timm", "image_size": 64, "stem_stride": 4},
     "pair": {"name": "clip/convnext_v2_atto", "peer": "open_clip", "image_size": 32, "stem_stride": 2},
 }
 STEP, PIPELINE, BOTH = "step", "pipeline", "step and pipeline"
-COLUMNS = ("", "backend", "images/s, step", "times the peer's", "over rounds", PIPELINE, BOTH)
+COLUMNS = ("", "backend", "images/s, step", "speed-up over the peer", "range", PIPELINE, BOTH)
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", default=",".join(CASES), help="default %(default)s")
     parser.add_argument("--backend", default="torch,jax,tensorflow", help="default %(default)s")
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each side (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of the pipeline (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds per side (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="pipeline threads (default %(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
@@ -56,7 +55,7 @@ def main(arguments=None):
 
 
 def measure(case, backends, rounds, threads):
-    """Lines of the table: the peer's, then ours on each backend."""
+    """Yield the table rows: the peer, then our backends."""
     peer = CASES[case]["peer"]
     sides = {peer: Side(case, peer, threads)}
     try:
@@ -76,12 +75,12 @@ def measure(case, backends, rounds, threads):
 
 
 def rate(turns):
-    """Images a second, of turns' seconds a step."""
+    """Return images/s from rounds of seconds per step."""
     return BATCH / statistics.median(seconds for turn in turns for seconds in turn)
 
 
 class Side:
-    """The process of one side: started, warmed up, and waiting for its turn."""
+    """The process of one side, warmed up and waiting for its next round."""
 
     def __init__(self, case, side, threads):
         command = [sys.executable, __file__, "--child", case, side, "--threads", str(threads)]
@@ -92,7 +91,7 @@ class Side:
         self.turn(STEP)
 
     def turn(self, job):
-        """Seconds a step, in a list of one."""
+        """Run one round; return [seconds per step]."""
         print(job, file=self.process.stdin, flush=True)
         for line in self.process.stdout:
             if line.startswith("["):
@@ -108,22 +107,22 @@ class Side:
 
 
 def serve(case, side, threads):
-    """Answers each line, the name of a job, with the seconds a step of it took."""
-    keep_freed_memory()  # as `zoo train` does; the peer has it too, so that steps are compared and not allocators
+    """Answer each line on stdin, the name of a job, with its seconds per step."""
+    keep_freed_memory()  # as `zoo train` does; for the peer too, so that allocators are not compared
     with tempfile.TemporaryDirectory() as scratch:
         table = write(Path(scratch), BATCH)
         jobs = create_ours(case, table, threads) if side != CASES[case]["peer"] else create_peer(case, table)
         jobs[STEP](STEPS)
         for line in sys.stdin:
             name = line.strip()
-            steps = STEPS if name == STEP else LONGER
+            steps = STEPS if name == STEP else PIPELINE_STEPS
             start = time.perf_counter()
             jobs[name](steps)
             print(json.dumps([(time.perf_counter() - start) / steps]), flush=True)
 
 
 def write(folder, count):
-    """A table of photographs with captions and classes."""
+    """Write photographs and a CSV with captions and classes; return its path."""
     write_photographs(folder, count)
     rows = [f'{path.relative_to(folder)},"{CAPTION}",{path.parent.name}' for path in sorted(folder.rglob("*.jpg"))]
     (folder / "train.csv").write_text("\n".join(["filepath,caption,class", *rows]))
@@ -131,7 +130,7 @@ def write(folder, count):
 
 
 def create_batches(case, table, threads, **options):
-    """Batches as training makes them."""
+    """Return the batches of training."""
     from zoo.training.contrastive import Tokenize
 
     spec, options = PreprocessSpec(CASES[case]["image_size"]), {"batch_size": BATCH, "threads": threads, **options}
@@ -140,8 +139,8 @@ def create_batches(case, table, threads, **options):
     return Batches(read_csv(table, caption_key=None, label_key="class"), spec, augment=CLASSIFICATION, **options)
 
 
-class Again:
-    """The same batch at every place: steps without a pipeline."""
+class Repeat:
+    """The same batch at every index: steps without a pipeline."""
 
     def __init__(self, batch):
         self.batch = batch
@@ -151,7 +150,7 @@ class Again:
 
 
 def create_ours(case, table, threads):
-    """{job: function that does so many steps of it}, with the model and the optimizer of `zoo train`."""
+    """Return {job: function of the number of steps}, with the model and optimizer of `zoo train`."""
     from zoo.training.loop import Steps
 
     model = create_model(case)
@@ -170,12 +169,12 @@ def create_ours(case, table, threads):
             fit(batches, steps)
 
     with create_batches(case, table, threads) as batches:
-        again = Again(batches[0])
-    return {STEP: lambda steps: fit(again, steps), PIPELINE: make, BOTH: both}
+        repeated = Repeat(batches[0])
+    return {STEP: lambda steps: fit(repeated, steps), PIPELINE: make, BOTH: both}
 
 
 def create_model(case):
-    """Compiled as `zoo train` does."""
+    """Return the model, compiled as `zoo train` does."""
     import keras
 
     import zoo
@@ -197,7 +196,7 @@ def create_model(case):
 
 
 def create_peer(case, table):
-    """{"step": function that does so many of the peer's}."""
+    """Return {"step": function of the number of steps} of the peer."""
     import torch
 
     from zoo.bench import jobs, peers

@@ -1,4 +1,4 @@
-"""What several test files need: derivatives and outputs on any backend, weights that matter, importable oracles."""
+"""Helpers of several test files: gradients and outputs on any backend, random weights, importable oracles."""
 
 import functools
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def gradients(loss_of, variables):
-    """[d loss / d variable, …] as NumPy, by the differentiation of the backend that runs.
+    """Return [d loss / d variable, …] as NumPy arrays, computed by the current backend.
 
     Args:
-        loss_of: function without arguments that reads the variables and returns a scalar.
+        loss_of: function without arguments that returns a scalar.
         variables: Keras variables.
     """
     import keras
@@ -46,7 +46,7 @@ def _torch(loss_of, variables):
 
 
 def predict(model, x):
-    """A model's output in inference as NumPy: compiled whole on JAX, which otherwise compiles each operation apart."""
+    """Return a model's inference output as NumPy; on JAX compiled as a whole, which is faster than op by op."""
     import keras
 
     if keras.backend.backend() == "jax":
@@ -55,7 +55,7 @@ def predict(model, x):
 
 
 def randomize(model, rng, scale=0.3):
-    """Adds noise to every weight, so that gains and offsets that start at 0, 1 or 1e-6 matter."""
+    """Add noise to every weight, so that gains and offsets initialised to 0, 1 or 1e-6 matter."""
     import keras
 
     for weight in model.weights:
@@ -68,12 +68,12 @@ def randomize(model, rng, scale=0.3):
 
 
 def draw_weights(model, seed=0):
-    """Draws every weight anew, so that each matters and activations stay near 1 through a model of any depth."""
+    """Draw every weight so that each matters and activations stay near 1 at any depth."""
     import keras
 
     rng = np.random.default_rng(seed)
     batch_norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    halved = {layer.gamma.path for layer in batch_norms}  # what they scale is added to other branches
+    halved = {layer.gamma.path for layer in batch_norms}  # their outputs are added to other branches
     for weight in model.weights:
         if "seed" in weight.name or "logit" in weight.name:
             continue
@@ -93,10 +93,10 @@ def draw_weights(model, seed=0):
 
 @functools.cache
 def declare_torchvision_operators():
-    """Lets torchvision, which timm and open_clip import, be imported where its compiled operators are missing."""
+    """Make torchvision importable for timm and open_clip where its compiled operators are missing."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library  # the declarations live as long as this object, which the cache keeps
+    return library  # the declarations live as long as this object; the cache keeps it

@@ -1,11 +1,11 @@
-"""A campaign of kills: a small model is trained, killed with SIGKILL again and again, and must end as if left alone.
+"""Kill a training run with SIGKILL repeatedly and check that it ends with the same bits as an undisturbed run.
 
     KERAS_BACKEND=torch python tests/kill_campaign.py --kills 30 [--mode contrastive|classify|pretrain] [--control]
 
-Half of the kills fall inside the writing of a checkpoint, the others anywhere in the training. A run is started anew
-with `resume` until it has finished; then its weights, moments and seeds are compared, byte by byte, with those of a run
-nobody disturbed. `torn` counts the kills that left a checkpoint half written; none of them may be taken for one.
-`--control` does the same with Keras' own `BackupAndRestore`.
+Half of the kills happen while a checkpoint is written, the others at any time. The run is restarted with `resume` until
+it finishes; then its weights, optimizer state and seeds are compared byte by byte with those of an undisturbed run.
+`torn` counts the kills that left a partial checkpoint, which must never be loaded. `--control` does the same with
+Keras' `BackupAndRestore`.
 """
 
 import argparse
@@ -26,21 +26,21 @@ from zoo.utils.files import TEMPORARY_PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, SAVE_EVERY, BATCH_SIZE, RECORDS = 5, 3, 8, 80
-TRAINING, SAVING = "training", "saving"  # the child says so before the first step, and before each checkpoint
+TRAINING, SAVING = "training", "saving"  # printed by the child before the first step and before each checkpoint
 
 
 def main(arguments=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no run is begun or killed")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="time limit for starting and killing runs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mode", choices=MODES, default="contrastive", help="of training (default %(default)s)")
-    parser.add_argument("--control", action="store_true", help="Keras' BackupAndRestore in place of ours")
+    parser.add_argument("--mode", choices=MODES, default="contrastive", help="training mode (default %(default)s)")
+    parser.add_argument("--control", action="store_true", help="use Keras' BackupAndRestore instead")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         if os.environ.get("KERAS_BACKEND") != "tensorflow":
-            sys.modules["tensorflow"] = None  # Keras would import it to seed it: half of a child's seconds
+            sys.modules["tensorflow"] = None  # Keras would import it only to seed it, which doubles the run time
         return (train_control if options.control else train)(Path(options.child), options.mode)
     limits = {"kills": options.kills, "seconds": options.seconds}
     figures = campaign(random.Random(options.seed), mode=options.mode, control=options.control, **limits)
@@ -51,7 +51,7 @@ def main(arguments=None) -> dict:
 def campaign(
     rng: random.Random, *, kills: int, mode: str = "contrastive", control: bool = False, seconds: float = math.inf
 ) -> dict:
-    """Figures of runs that were killed so often in all, each of them restarted until it had finished."""
+    """Run and kill until there were that many kills; return the counts."""
     end, flags = time.monotonic() + seconds, ["--mode", mode, *(["--control"] if control else [])]
     with tempfile.TemporaryDirectory() as scratch:
         alone, whole_run = finish(Path(scratch, "alone"), flags)
@@ -84,9 +84,9 @@ def start_child(folder: Path, flags: list[str]) -> subprocess.Popen:
 
 
 def killed(folder: Path, flags: list[str], inside: bool, delay: float, saves: int) -> bool:
-    """Starts a run and kills it: `delay` after it began its (`saves` + 1)-th checkpoint, or after its first step began.
+    """Start a run and kill it `delay` seconds after its (`saves` + 1)-th checkpoint began, or after its first step.
 
-    False when it had ended before.
+    Returns False if it ended before.
     """
     child, to_come = start_child(folder, flags), saves + 1 if inside else 1
     timer = threading.Timer(delay, child.send_signal, [signal.SIGKILL])
@@ -102,7 +102,7 @@ def killed(folder: Path, flags: list[str], inside: bool, delay: float, saves: in
 
 
 def finish(folder: Path, flags: list[str]) -> tuple[str | None, float]:
-    """Lets a run end; (digest of all that it learned, or None when it could not go on; seconds of training)."""
+    """Let a run finish; return (digest of its state, or None if it failed; seconds of training)."""
     child, start = start_child(folder, flags), time.perf_counter()
     for line in child.stdout:
         if line.strip() == TRAINING:
@@ -116,7 +116,7 @@ def finish(folder: Path, flags: list[str]) -> tuple[str | None, float]:
 
 
 def create(mode: str):
-    """(compiled model, batches, from a batch to what `fit` takes): a few layers that draw at random, on real digits."""
+    """Return (compiled model, batches, function from a batch to the input of `fit`); the model uses random numbers."""
     import keras
     from data_writers import digits
 
@@ -125,15 +125,15 @@ def create(mode: str):
     from zoo.training.setup import prepare
 
     keras.utils.set_random_seed(5)
-    pictures, captions, labels = digits(RECORDS)
+    images, captions, labels = digits(RECORDS)
     model, options, arrange, tokenize = MODES[mode]()
     prepare(model, keras.optimizers.Adam(0.01), precision="float32", ema=None, **options)
-    data, spec = from_arrays(pictures, captions, labels if mode == "classify" else None), PreprocessSpec(image_size=8)
+    data, spec = from_arrays(images, captions, labels if mode == "classify" else None), PreprocessSpec(image_size=8)
     return model, Batches(data, spec, batch_size=BATCH_SIZE, tokenize=tokenize, threads=1), arrange
 
 
 def create_pair():
-    """(model, options of its `compile`, from a batch to what `fit` takes, tokenizer or None), with dropout."""
+    """Return (model, compile options, function from a batch to the input of `fit`, tokenizer or None), with dropout."""
     from keras import Input, Model, layers
 
     from clip import CLIP, tokenize
@@ -146,7 +146,7 @@ def create_pair():
 
 
 def create_classifier():
-    """The same of a classifier with batch statistics and dropout."""
+    """Return the same for a classifier with batch normalisation and dropout."""
     from keras import Input, Model, layers, losses
 
     images = Input((8, 8, 3))
@@ -157,7 +157,7 @@ def create_classifier():
 
 
 def create_fcmae():
-    """The same of masked pretraining, which draws masks."""
+    """Return the same for masked pretraining, which draws random masks."""
     import convnext
 
     row = convnext.Variant((1, 1), (8, 8))
@@ -169,16 +169,16 @@ MODES = {"contrastive": create_pair, "classify": create_classifier, "pretrain": 
 
 
 def train(folder: Path, mode: str) -> None:
-    """A run of ours, gone on with if there is one."""
+    """Start or resume a run."""
     from zoo.training import loop
 
     save = loop.save_checkpoint
 
-    def say_and_save(*arguments, **options):
+    def print_and_save(*arguments, **options):
         print(SAVING, flush=True)
         return save(*arguments, **options)
 
-    loop.save_checkpoint = say_and_save
+    loop.save_checkpoint = print_and_save
     model, batches, arrange = create(mode)
     print(TRAINING, flush=True)
     with batches:
@@ -188,7 +188,7 @@ def train(folder: Path, mode: str) -> None:
 
 
 def train_control(folder: Path, mode: str) -> None:
-    """The same run with Keras' own callback."""
+    """Start or resume the same run with Keras' callback."""
     import keras
 
     from zoo.training.loop import Steps

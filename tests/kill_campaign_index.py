@@ -1,11 +1,11 @@
-"""A campaign of kills: a folder of images is indexed, killed with SIGKILL again and again, and must end complete.
+"""Kill `zoo index build` with SIGKILL repeatedly and check that the resumed index is complete.
 
     python tests/kill_campaign_index.py --kills 100 --files 10000
 
-One file in fifty is corrupt and one in fifty the copy of another. Half of the kills fall while a portion is being
-written, the others anywhere. `zoo index build` is started anew until it has finished; then no image may be missing or
-there twice, every vector must be the one of a run nobody disturbed, every digest right, and each corrupt file and each
-copy named with its reason. What encodes is a few sums, so that the time goes into files: no backend is needed.
+One file in fifty is corrupt and one in fifty is a copy of another. Half of the kills happen while a portion is written,
+the others at any time. The build is restarted until it finishes; then no image may be missing or duplicated, every
+vector must equal that of an undisturbed build, every digest must be correct, and each corrupt file and each copy must
+be listed with its reason. The encoder sums pixels, so no backend is needed.
 """
 
 import argparse
@@ -32,9 +32,9 @@ from zoo.search import Index  # noqa: E402
 from zoo.search import build as image_search  # noqa: E402
 from zoo.search import embed as search_embed  # noqa: E402
 
-SIDE, RARE = 8, 50  # one file in so many is corrupt, and as many are copies
+SIDE, RARE = 8, 50  # one file in RARE is corrupt, and one a copy
 PORTIONS = 20
-SAVING = "saving"  # the child says so before each portion
+SAVING = "saving"  # printed by the child before each portion
 
 
 def main(arguments=None) -> dict | None:
@@ -52,7 +52,7 @@ def main(arguments=None) -> dict | None:
 
 
 def campaign(kills: int, files: int, rng: random.Random) -> dict:
-    """Figures of indices whose building was killed so often in all, each of them gone on with until it was whole."""
+    """Build and kill until there were that many kills; return the counts."""
     figures = {"files": files, "kills": 0, "inside_saving": 0, "indices": 0, "whole": 0, "wrong": []}
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch, "images")
@@ -80,7 +80,7 @@ def campaign(kills: int, files: int, rng: random.Random) -> dict:
 
 
 def write_images(folder: Path, count: int, rng: random.Random) -> dict:
-    """Writes files; returns {"good": names, "left_out": {name: a part of its reason}}."""
+    """Write files; return {"good": names, "left_out": {name: part of its reason}}."""
     expected = {"good": [], "left_out": {}}
     pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
     for i in range(count):
@@ -107,9 +107,9 @@ def start_child(images: Path, path: Path, files: int) -> subprocess.Popen:
 
 
 def killed(images: Path, path: Path, files: int, inside: bool, delay: float, saves: int) -> bool:
-    """Starts the building and kills it: `delay` after it began its (`saves` + 1)-th portion, or after its start.
+    """Start a build and kill it `delay` seconds after its (`saves` + 1)-th portion began, or after the start.
 
-    False when it had ended before.
+    Returns False if it ended before.
     """
     child = start_child(images, path, files)
     timer = threading.Timer(delay, child.send_signal, [signal.SIGKILL])
@@ -128,15 +128,15 @@ def killed(images: Path, path: Path, files: int, inside: bool, delay: float, sav
 
 
 def finish(images: Path, path: Path, files: int) -> None:
-    """Lets the building end."""
+    """Let the build finish."""
     child = start_child(images, path, files)
-    _, said = child.communicate()
+    _, error = child.communicate()
     if child.returncode:
-        raise RuntimeError(f"the index could not be gone on with: {said}")
+        raise RuntimeError(f"the index could not be resumed: {error}")
 
 
 def examine(path: Path, alone: Index, expected: dict) -> str | None:
-    """What is wrong with an index; None when nothing is."""
+    """Return what is wrong with an index; None if it is correct."""
     index = Index.open(path)
     if sorted(index.ids) != sorted(expected["good"]):
         missing, more = set(expected["good"]) - set(index.ids), set(index.ids) - set(expected["good"])
@@ -147,14 +147,14 @@ def examine(path: Path, alone: Index, expected: dict) -> str | None:
     unlike = [f"{name}: {why}" for name, why in left_out.items() if expected["left_out"][name] not in why]
     different = [name for name in index.ids if not np.array_equal(index.vector(name), alone.vector(name))]
     index.verify()
-    return f"{unlike[:3]} said wrong, {different[:3]} different" if unlike or different else None
+    return f"wrong reasons: {unlike[:3]}; different vectors: {different[:3]}" if unlike or different else None
 
 
 # The child.
 
 
 class Sums:
-    """In place of a `ClipPipeline`: a picture's embedding is the sums of its rows, each picture's by itself."""
+    """Replaces `ClipPipeline`: the embedding of an image is the sums of its rows."""
 
     fingerprint = "sums"
 
@@ -164,14 +164,14 @@ class Sums:
 
 
 def build(images: Path, path: Path, portion: int) -> None:
-    """`zoo index build`, which says before each portion that it is about to write."""
+    """Run `zoo index build`, printing a line before each portion."""
     add = Index.add
 
-    def say_and_add(*arguments, **options):
+    def print_and_add(*arguments, **options):
         print(SAVING, flush=True)
         add(*arguments, **options)
 
-    Index.add, image_search.ClipPipeline, search_embed.PORTION = say_and_add, Sums, portion
+    Index.add, image_search.ClipPipeline, search_embed.PORTION = print_and_add, Sums, portion
     image_search.build_index(str(images), model="sums", output=str(path))
 
 

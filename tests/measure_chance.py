@@ -1,10 +1,10 @@
-"""What `zoo eval zero-shot` makes of noise with a pair that has learned nothing: chance, if it is fair.
+"""Check that `zoo eval zero-shot` gives chance accuracy for random images and a pair with random weights.
 
     python tests/measure_chance.py --backend torch --images 10000
 
-Writes pictures of noise in the layout of cifar-100-python.tar.gz, as many of each of the 100 classes, saves a pair with
-random weights, and runs the command on them. An evaluation that leaked labels, or broke ties its own way, would not
-come to 1 %. The last line is what a public report gives of its own ConvNeXt-V2 pair.
+Writes random images in the layout of cifar-100-python.tar.gz, equally many per class, saves a pair with random weights
+and runs the command. An evaluation that leaks labels or breaks ties in favour of a class does not give 1 %. The last
+line is the figure of a public report for its own ConvNeXt-V2 pair.
 """
 
 import argparse
@@ -40,9 +40,9 @@ def main(arguments=None) -> int:
     keras.utils.set_random_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     labels = rng.permutation(np.arange(options.images) % CLASSES)
-    pictures = rng.integers(0, 256, (options.images, SIDE, SIDE, 3), np.uint8)
+    images = rng.integers(0, 256, (options.images, SIDE, SIDE, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        data = write_cifar100(Path(folder), pictures, labels)
+        data = write_cifar100(Path(folder), images, labels)
         pair = create_clip("convnext_v2_atto", image_size=SIDE, stem_stride=4)
         model = Path(folder, "random.safetensors")
         zoo.save(pair, model, preprocess=PreprocessSpec(image_size=SIDE))
