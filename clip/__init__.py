@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Tower,
         ViT,
         find_tower,
+        layer_weights,
         list_towers,
         register_tower,
         tower_of,
@@ -48,7 +49,7 @@ _MODULES = {
     "clip.tokenizer": ("Tokenizer", "tokenize"),
     "clip.towers": (
         *("ConvNeXt", "Field", "MCi", "ResNet", "Text", "Tower", "ViT"),
-        *("find_tower", "list_towers", "register_tower", "tower_of"),
+        *("find_tower", "layer_weights", "list_towers", "register_tower", "tower_of"),
     ),
     "clip.towers.convnext": ("create_convnext_tower",),
     "clip.towers.mobileclip": ("create_mobileclip_tower",),

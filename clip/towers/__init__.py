@@ -18,7 +18,7 @@ What to ask the registry:
     Tower.parameters(...), Tower.flops(...)
     Tower.schema                {field: Field(allows, allowed)}
     Tower.to_dict, .from_dict   config ↔ JSON
-    Tower.weights               variables of layer classes that are the tower's own, for saving
+    layer_weights(class name)   variables of a layer class that a tower brings, for saving
 
 ONNX export goes by layer class: a class of your own needs a rule, `zoo.export.register_emission`.
 
@@ -27,12 +27,12 @@ Importing the files of this package loads no Keras; their builders do. A file of
 
 from clip.towers.convnext import ConvNeXt
 from clip.towers.mobileclip import MCi
-from clip.towers.registry import Field, Tower, find_tower, list_towers, register_tower, tower_of
+from clip.towers.registry import Field, Tower, find_tower, layer_weights, list_towers, register_tower, tower_of
 from clip.towers.resnet import ResNet
 from clip.towers.text import Text
 from clip.towers.vit import ViT
 
 __all__ = [
     *("ConvNeXt", "Field", "MCi", "ResNet", "Text", "Tower", "ViT"),
-    *("find_tower", "list_towers", "register_tower", "tower_of"),
+    *("find_tower", "layer_weights", "list_towers", "register_tower", "tower_of"),
 ]

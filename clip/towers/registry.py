@@ -167,3 +167,12 @@ def tower_of(config: Any) -> Tower:
                 return tower
     known = ", ".join(tower.config.__name__ for towers in _TOWERS.values() for tower in towers.values())
     raise ValueError(f"{type(config).__name__} is not the config of a registered tower. Registered: {known}.")
+
+
+def layer_weights(class_name: str) -> tuple[str, ...]:
+    """Return `Tower.weights` of a layer class; () if no registered tower brings such a class."""
+    for towers in _TOWERS.values():
+        for tower in towers.values():
+            if class_name in tower.weights:
+                return tower.weights[class_name]
+    return ()
