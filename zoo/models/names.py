@@ -1,21 +1,29 @@
-"""What the zoo calls its models, and names taken apart.
+"""Names of models: listed, and taken apart.
 
 A classifier has its timm name (`convnext_base`, `convnextv2_tiny`, `resnet50`), a pair open_clip's under `clip/`
-(`clip/ViT-B-32`, `clip/convnext_v2_tiny`). A pair's bare name does where no classifier has it. Published weights follow
-after a dot. Read off tables, without a backend.
+(`clip/ViT-B-32`, `clip/convnext_v2_tiny`); `clip/` may be left out where no classifier has the same name. A tag of
+published weights follows after a dot. Everything here reads tables and needs no backend.
 """
 
 import difflib
 import fnmatch
-import functools
 from typing import NamedTuple
 
+from zoo.weights.config import ModelConfig, catalogue
 from zoo.weights.published import Weights, find_weights, restriction, tags
-from zoo.weights.schema import CLIP, RESNET
+from zoo.weights.schema import CLIP
 
 
 class Entry(NamedTuple):
-    """A name taken apart: `builder_name` is what the family's builder is called with."""
+    """A name taken apart.
+
+    Fields:
+        name: as `list_models` prints it.
+        family: "convnext", "convnextv2", "resnet" or "clip".
+        label: name in the family's table.
+        builder_name: argument of the family's builder; a pair's may be another spelling, "ViT-B-32-quickgelu".
+        tag: of published weights, or None.
+    """
 
     name: str
     family: str
@@ -25,13 +33,12 @@ class Entry(NamedTuple):
 
 
 def list_models(pattern: str = "*", weights: str | None = None) -> list[str]:
-    """The names that match a pattern, classifiers first, each family from small to large.
+    """Return the names that match a pattern: classifiers first, each family from small to large.
 
     Args:
-        pattern: as in a shell, e.g. "convnextv2_*", "*vit*"; case does not matter, and a pair also answers to its name
+        pattern: shell-style, e.g. "convnextv2_*", "*vit*". Case does not matter, and a pair also matches by its name
             without `clip/`.
-        weights: pattern of weight tags. The names of published weights that match are listed, `name.tag`, in place of
-            the architectures.
+        weights: shell-style pattern of weight tags; the names of matching published weights are returned, `name.tag`.
     """
     names = [name for name in catalogue() if _matches(name, pattern)]
     if weights is None:
@@ -39,21 +46,21 @@ def list_models(pattern: str = "*", weights: str | None = None) -> list[str]:
     return [row.full_name for name in names for tag, row in tags(name).items() if _matches(tag, weights)]
 
 
-def listed(pattern: str = "*", weights: str | None = None) -> list[str]:
-    """`list_models`, for the command line.
+def list_or_raise(pattern: str = "*", weights: str | None = None) -> list[str]:
+    """`list_models` for the command line.
 
     Raises:
         ValueError: nothing matches.
     """
     names = list_models(pattern, weights)
     if not names:
-        of_weights = "" if weights is None else f" with published weights {weights!r}"
-        raise ValueError(f"No model matches {pattern!r}{of_weights}.{_nearest(pattern.strip('*'))}")
+        with_weights = "" if weights is None else f" with published weights {weights!r}"
+        raise ValueError(f"No model matches {pattern!r}{with_weights}.{_did_you_mean(pattern.strip('*'))}")
     return names
 
 
 def to_text(names: list[str]) -> str:
-    """A name a line; of published weights also what a choice among them rests on: top-1 accuracy and licence."""
+    """One name a line; published weights with top-1 accuracy and licence."""
     rows = [find_weights(*name.split(".", 1)) if "." in name else None for name in names]
     width = max(map(len, names))
     return "\n".join(_line(name, row, width) if row else name for name, row in zip(names, rows, strict=True))
@@ -71,32 +78,13 @@ def _matches(name, pattern):
     return any(fnmatch.fnmatchcase(form.lower(), pattern) for form in forms)
 
 
-@functools.cache
-def catalogue() -> dict[str, tuple[str, str]]:
-    """{name: (family, label)} of everything there is, in the order of the tables."""
-    import clip
-    import convnext
-
-    classifiers = {
-        f"{family}{label}" if family == RESNET else f"{family}_{label}": (family, label)
-        for family, table in convnext.TABLES.items()
-        for label in table
-    }
-    return classifiers | {f"{CLIP}/{label}": (CLIP, label) for label in clip.VARIANTS}
-
-
-def name_of(family: str, label: object, otherwise: str) -> str:
-    """The name of a family's row, or `otherwise`, e.g. for a row of one's own."""
-    return next((name for name, row in catalogue().items() if row == (family, label)), otherwise)
-
-
 def find(name: str) -> Entry:
-    """The `Entry` of a name, with or without `clip/` and with or without a weights tag.
+    """Take a name apart, with or without `clip/` and with or without a weights tag.
 
     A name that a classifier and a pair share is the pair's where only the pair has the tag.
 
     Raises:
-        ValueError: no model has this name; the nearest ones are offered.
+        ValueError: an unknown name; the message suggests the nearest ones.
     """
     whole, (base, _, tag) = str(name), str(name).partition(".")
     for candidate, rest in ((whole, None), (base, tag or None)):
@@ -107,27 +95,46 @@ def find(name: str) -> Entry:
             return Entry(candidate, family, label, label, rest)
         if label := _pair_label(candidate.removeprefix(f"{CLIP}/")):
             return Entry(f"{CLIP}/{label}", CLIP, label, candidate.removeprefix(f"{CLIP}/"), rest)
-    raise ValueError(f"Unknown model {name!r}.{_nearest(base)} `zoo list` prints all {len(catalogue())} names.")
+    raise ValueError(f"Unknown model {name!r}.{_did_you_mean(base)} `zoo list` prints all {len(catalogue())} names.")
 
 
 def find_tagged(entry: Entry) -> Weights:
-    """The row of the weights that an entry names.
+    """Return the row of the published weights that an entry names.
 
     Raises:
-        ValueError: there are no such weights; those there are, are named.
+        ValueError: there are no such weights; the message lists those there are.
     """
-    row = find_weights(entry.name, entry.tag)
+    row = find_weights(entry.name, str(entry.tag))
     if row is not None:
         return row
     known = list(tags(entry.name))
-    near = difflib.get_close_matches(entry.tag, known, n=3) or known[:6]
+    near = difflib.get_close_matches(str(entry.tag), known, n=3) or known[:6]
     there = f"There are {', '.join(map(repr, near))}" if near else "None are published"
     more = f" and others: `zoo list {entry.name} --weights`" if len(known) > len(near) else ""
     raise ValueError(f"There are no weights {entry.tag!r} for {entry.name}. {there}{more}.")
 
 
+def config_of(entry: Entry) -> ModelConfig:
+    """Return the config of an entry: of the published weights if it has a tag, else of the architecture.
+
+    Raises:
+        ValueError: there are no such weights, or they have another activation than the name's spelling requires.
+    """
+    activation = spelled_activation(entry)
+    if entry.tag:
+        return ModelConfig.from_published(find_tagged(entry), activation)
+    return ModelConfig.from_name(entry.name, activation)
+
+
+def spelled_activation(entry: Entry) -> str | None:
+    """Activation that the spelling of a pair's name requires ("ViT-B-32-quickgelu"), or None."""
+    import clip
+
+    return clip.canonical_name(entry.builder_name)[1] if entry.family == CLIP else None
+
+
 def _pair_label(name):
-    """The table's spelling of a pair's name, which may be OpenAI's, or None."""
+    """The table's spelling of a pair's name, which may be OpenAI's ("ViT-B/32"), or None."""
     import clip
 
     try:
@@ -136,8 +143,8 @@ def _pair_label(name):
         return None
 
 
-def _nearest(name):
-    """ " Did you mean 'convnextv2_tiny'?", also where the difference is `v2` against `_v2`."""
+def _did_you_mean(name):
+    """ " Did you mean 'convnextv2_tiny'?", also where the difference is `v2` against `_v2`; "" if nothing is near."""
     bare = {form.removeprefix(f"{CLIP}/"): form for form in reversed(catalogue())}
     plain: dict[str, list] = {}
     for spelling in [*catalogue(), *bare]:

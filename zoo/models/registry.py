@@ -1,24 +1,22 @@
-"""Models by name: create, load, save. What there is by name is in names.py, what is known of it in info.py."""
+"""Models by name or file: create, load and save."""
 
 import dataclasses
 import difflib
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.preprocess import PreprocessSpec
-from zoo.models.assembly import announce, assemble
-from zoo.models.hub import LAYOUTS, SHARD_INDEX, locate, read_recipe
-from zoo.models.info import ModelInfo, described, model_info
-from zoo.models.names import find, find_tagged, list_models
-from zoo.models.recipes import Recipe, check_activation, named, published
-from zoo.weights import export_tensors, load_checkpoint, native, read_checkpoint, write_safetensors
+from zoo.models.info import ModelInfo, info_of, model_info
+from zoo.models.names import config_of, find, list_models, spelled_activation
+from zoo.weights import create_with_weights, export_tensors, native, read_checkpoint, write_safetensors
+from zoo.weights.config import ModelConfig, builder_of, check_activation
 from zoo.weights.describe import describe, trainable_weights
-from zoo.weights.download import fetch, fetch_file
+from zoo.weights.load import load_own
+from zoo.weights.locate import SUFFIXES, config_beside, fetch_published, has_config, is_path, locate
 from zoo.weights.published import find_weights, tags
-from zoo.weights.schema import CLIP, RESNET
+from zoo.weights.schema import CLIP
 
 if TYPE_CHECKING:
     import keras
@@ -39,17 +37,14 @@ __all__ = [
     "weight_file",
 ]
 
-PATH_SUFFIXES = (".safetensors", ".keras", ".json", ".npz", ".pt", ".pth", ".bin", ".h5")
-HUB = "hf-hub:"
-
 
 class Loaded(NamedTuple):
-    """A model with what it takes to use it.
+    """A model with everything needed to use it.
 
     Fields:
         model: `keras.Model`.
-        transform: PIL image → float32 (H, W, 3), or None when the file does not say how.
-        tokenizer: texts → int32 (B, 77) for a pair, else None.
+        transform: PIL image → float32 (H, W, 3); None if the preprocessing is unknown.
+        tokenizer: texts → int32 (N, 77) for a pair, else None.
         info: `ModelInfo`.
     """
 
@@ -78,51 +73,40 @@ class LoadedPair(NamedTuple):
 def create_model(
     name: str, *, weights: str | Path | None = None, num_classes: int | None = None, **builder_args: Any
 ) -> "keras.Model":
-    """The model of that name.
+    """Create a model by name.
 
     Args:
         name: of `list_models`; "clip/" may be left out where no classifier has the same name. With a tag
             ("convnextv2_tiny.fcmae_ft_in1k"), with those published weights.
-        weights: None for random ones; the tag of published ones; a file that `load_weights` reads; or a folder in the
-            layout of a hub, or "hf-hub:owner/name", whose configuration then has to describe this model.
-        num_classes: K of a classifier: 1000, or what the weights have, unless given. Where the weights have another
-            number, the classifier is new, and a warning says so.
+        weights: None for random weights; the tag of published ones; a file that `load_weights` reads; or a folder or
+            "hf-hub:owner/name" with a configuration, which has to describe this model.
+        num_classes: K of a classifier; unless given, 1000 or that of the weights. Where the weights have another K, the
+            classifier is newly initialized, and a warning says so.
         builder_args: of `create_convnext_v1`, `create_convnext_v2`, `create_resnet` or `create_clip`. With another
-            `image_size` than the weights' the positional embeddings are resized, and a warning says so.
+            `image_size` than that of the weights, the positional embeddings are resized, and a warning says so.
 
     Returns:
         A `keras.Model`.
 
     Raises:
-        ValueError: an unknown name or weights that do not fit; TypeError: an argument the builder does not have.
-        ConnectionError: published weights that are not cached, and no network.
+        ValueError: an unknown name, or weights that do not fit.
+        TypeError: an argument that the builder does not have.
+        ConnectionError: published weights that are not cached, without a network.
     """
     entry = find(name)
     if entry.tag and weights is not None:
-        raise ValueError(f"{name!r} names weights, and weights={str(weights)!r} does as well. Give one.")
-    builder = _builder(entry.family)
+        raise ValueError(f"{name!r} names weights, and weights={str(weights)!r} does too. Give one of them.")
+    builder = builder_of(entry.family)
     _check_builder_args(builder, builder_args, entry)
     if entry.family == CLIP:
         if num_classes is not None:
-            raise TypeError(f"num_classes belongs to classifiers, and {entry.name} is a pair.")
+            raise TypeError(f"num_classes is an argument of classifiers, and {entry.name} is a pair.")
     elif num_classes is not None:
         builder_args["num_classes"] = num_classes
     if weights is None and entry.tag is None:
         return builder(entry.builder_name, **builder_args)
-    recipe, path = _found(entry) if weights is None else _given(entry, weights)
-    return assemble(recipe, read_checkpoint(path), builder_args)[0]
-
-
-def _builder(family):
-    import clip
-    import convnext
-
-    return {
-        "convnext": convnext.create_convnext_v1,
-        "convnextv2": convnext.create_convnext_v2,
-        RESNET: convnext.create_resnet,
-        CLIP: clip.create_clip,
-    }[family]
+    config, path = _published(entry) if weights is None else _find_weights(entry, weights)
+    return create_with_weights(config, read_checkpoint(path), builder_args)[0]
 
 
 NOT_FOR_NAMES = {"variant", "num_classes", "image_tower", "text_tower", "name"}
@@ -136,78 +120,32 @@ def _check_builder_args(builder, builder_args, entry):
             raise TypeError(f"{entry.name} has no argument {name!r}; nearest is {nearest!r}, allowed are {allowed}.")
 
 
-# Where weights come from: each gives (Recipe, path of the weight file).
+def _published(entry) -> tuple[ModelConfig, Path]:
+    """Config and file of published weights, downloaded unless they are cached."""
+    config = config_of(entry)
+    assert config.published is not None
+    return config, fetch_published(config.published)
 
 
-def _found(entry):
-    """Published weights, from the cache or the network."""
-    row = find_tagged(entry)
-    return published(entry, row), fetch(row.repository, row.files, revision=row.revision, digest=row.sha256)
-
-
-def _given(entry, weights):
-    """What `create_model(weights=…)` names."""
-    path = Path(weights)
-    if path.is_file():
-        return named(entry), path
-    if path.is_dir() or str(weights).startswith(HUB):
-        recipe, path = located(weights)
-        if (recipe.description.family, recipe.arguments["variant"]) != (entry.family, entry.label):
-            what = f"a {recipe.description.family} {recipe.arguments['variant']}"
-            raise ValueError(f"{recipe.origin} in {str(weights)!r} describes {what}, not {entry.name}.")
-        check_activation(recipe.origin, recipe.arguments.get("activation"), _asked_activation(entry))
-        return recipe, path
-    if find_weights(entry.name, str(weights)) is None and looks_like_path(weights):
+def _find_weights(entry, weights) -> tuple[ModelConfig, Path]:
+    """Config and file of `create_model(weights=…)`."""
+    if Path(weights).is_file():
+        return config_of(entry), Path(weights)
+    if has_config(weights):
+        config, path = locate(weights)
+        if (config.family, config.arguments["variant"]) != (entry.family, entry.label):
+            what = f"a {config.family} {config.arguments['variant']}"
+            raise ValueError(f"{config.origin} in {str(weights)!r} describes {what}, not {entry.name}.")
+        check_activation(config.origin, config.arguments.get("activation"), spelled_activation(entry))
+        return config, path
+    if find_weights(entry.name, str(weights)) is None and is_path(weights):
         raise FileNotFoundError(f"No weight file at {str(weights)!r}.")
-    return _found(entry._replace(tag=str(weights)))
+    return _published(entry._replace(tag=str(weights)))
 
 
 def weight_file(name: str, weights: str | Path) -> Path:
-    """The file that `create_model(name, weights=weights)` reads; published ones are fetched unless they are cached."""
-    return _given(find(name), weights)[1]
-
-
-def _asked_activation(entry):
-    """The activation that a pair's spelling asks for, or None."""
-    import clip
-
-    return clip.canonical_name(entry.builder_name)[1] if entry.family == CLIP else None
-
-
-def looks_like_path(name):
-    return isinstance(name, Path) or Path(name).suffix in PATH_SUFFIXES or "/" in name or "\\" in name
-
-
-def located(where: str | Path) -> tuple[Recipe, Path]:
-    """Weights with a configuration beside them: a folder, or "hf-hub:owner/name", with "@revision" if need be.
-
-    Raises:
-        FileNotFoundError: there is no configuration, or no weights beside it.
-        ValueError: the configuration describes what this package does not make.
-    """
-    if not str(where).startswith(HUB):
-        return locate(str(where), lambda name: path if (path := Path(where, name)).is_file() else None)
-    repository, _, revision = str(where).removeprefix(HUB).partition("@")
-
-    revision = revision or None
-
-    def get(name):
-        path = fetch_file(repository, name, revision=revision)
-        if path is not None and not name.endswith(".json"):
-            fetch(repository, (name,), revision=revision)  # verifies it
-        for shard in _shards(path) if path is not None and name == SHARD_INDEX else ():
-            fetch(repository, (shard,), revision=revision)
-        return path
-
-    return locate(f"https://huggingface.co/{repository}", get)
-
-
-def _shards(index):
-    """The files that a shard index names; `read_checkpoint` looks at the index more closely."""
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index.name} is not the index of a sharded checkpoint: no usable 'weight_map'.") from error
+    """Return the file that `create_model(name, weights=weights)` reads, downloaded if need be."""
+    return _find_weights(find(name), weights)[1]
 
 
 def save(
@@ -218,145 +156,96 @@ def save(
     licence: str | None = None,
     source: dict[str, str] | None = None,
 ) -> None:
-    """Writes a model as one `.safetensors` file from which `load` rebuilds it.
+    """Save a model as one `.safetensors` file from which `load` rebuilds it.
 
-    Equal weights and configuration give equal bytes, on every backend. A failed write leaves what was there.
+    Equal weights and configuration give equal bytes on every backend. The write is atomic.
 
     Args:
         model: from `create_model`, `create_convnext_v1`, `create_convnext_v2`, `create_resnet`, or `create_clip` with a
             variant.
         path: ends in `.safetensors`.
-        preprocess: how pictures were made ready when the weights were trained. Unless given: what the file said that
-            they came from, then, for a pair, OpenAI's CLIP preprocessing at its image size.
-        licence: of the weights; unless given, what the file said that they came from.
+        preprocess: how images were prepared in training. Unless given, that of the file the weights came from; failing
+            that, for a pair, OpenAI's CLIP preprocessing at its image size.
+        licence: of the weights; unless given, that of the file the weights came from.
         source: {"name", "sha256", "format"} of the file that the weights came from; unless given, what is known of it.
 
     Raises:
-        ValueError: another suffix, or a model that is not rebuilt from a few words: towers or layers of your own.
+        ValueError: another suffix, or a model with custom towers or layers.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"A saved model is a .safetensors file, got {path.name!r}; .keras files: model.save(path).")
-    description = describe(model)
+    config = describe(model)
     known = native.recall(model)
     preprocess = preprocess or known.preprocess
-    if preprocess is None and description.family == CLIP:
-        preprocess = PreprocessSpec(image_size=description.arguments["image_size"])
-    description = dataclasses.replace(
-        description, preprocess=preprocess, licence=licence or known.licence, source=source or known.source
+    if preprocess is None and config.family == CLIP:
+        preprocess = PreprocessSpec(image_size=config.arguments["image_size"])
+    config = dataclasses.replace(
+        config, preprocess=preprocess, licence=licence or known.licence, source=source or known.source
     )
-    write_safetensors(path, export_tensors(model, description.format), description.to_metadata())
+    write_safetensors(path, export_tensors(model, native.format_of(config.family)), native.to_metadata(config))
 
 
 def load(name_or_path: str | Path) -> Loaded:
-    """A saved or published model, ready to use.
+    """Load a saved or published model.
 
     Args:
         name_or_path: published weights by name ("convnext_base_w.laion2b_s13b_b82k_augreg"), downloaded once; a file of
-            `save`; a folder in the layout of a hub, or a weight file in one, with the configuration of open_clip, timm
-            or transformers beside it; "hf-hub:owner/name" for such a repository; or a `.keras` file, read in safe mode,
-            which says nothing of preprocessing.
+            `save`; a folder with weights and the configuration of open_clip, timm or transformers, or the weight file
+            in it; "hf-hub:owner/name" for such a repository; or a `.keras` file, read in safe mode, whose preprocessing
+            is unknown.
 
     Returns:
         `Loaded(model, transform, tokenizer, info)`.
 
     Raises:
-        ValueError: the file is damaged, does not say which model it is for, or says what cannot be; or a name without
-            weights.
-        FileNotFoundError, ConnectionError: it is not there, or not here and no network.
+        ValueError: a damaged or invalid file, a file that does not describe its model, or a name without weights.
+        FileNotFoundError: there is no such file.
+        ConnectionError: it is not cached, and there is no network.
     """
     path = Path(name_or_path)
     if path.suffix == ".keras" and path.is_file():
         return _load_keras(path)
     if path.is_file():
         return _load_file(path)
-    if path.is_dir() or str(name_or_path).startswith(HUB):
-        return _load_described(*located(name_or_path))
-    if path.suffix in PATH_SUFFIXES or (looks_like_path(name_or_path) and path.parts[:1] != ("clip",)):
+    if has_config(name_or_path):
+        return _load_configured(*locate(name_or_path))
+    if path.suffix in SUFFIXES or (is_path(name_or_path) and path.parts[:1] != ("clip",)):
         raise FileNotFoundError(f"No saved model at {str(name_or_path)!r}.")
     entry = find(str(name_or_path))
     if entry.tag is None:
         raise ValueError(_without_weights(entry))
-    return _load_described(*_found(entry))
-
-
-def load_pair(
-    model_or_name: "str | Path | keras.Model | Loaded | LoadedPair", *, preprocess: PreprocessSpec | None = None
-) -> LoadedPair:
-    """Return a CLIP pair ready for use: model, preprocessing, tokenizer and info.
-
-    Args:
-        model_or_name: what `load` takes, what it returned, or a `clip.CLIP` in memory.
-        preprocess: how images are prepared; unless given, what the weights' file says.
-
-    Raises:
-        ValueError: it is a classifier, or its preprocessing is unknown and none is given; further errors as of `load`.
-    """
-    if isinstance(model_or_name, LoadedPair):
-        return model_or_name._replace(preprocess=preprocess or model_or_name.preprocess)
-    shown, loaded = model_or_name, model_or_name
-    if isinstance(model_or_name, str | Path):
-        loaded = load(model_or_name)
-    if isinstance(loaded, Loaded):
-        model, info = loaded.model, loaded.info
-        shown = shown if isinstance(shown, str | Path) else model.name
-        known = info.preprocess
-    else:
-        model, info, shown = loaded, None, getattr(loaded, "name", loaded)
-        known = native.recall(model).preprocess
-    tokenizer = _tokenizer(model)
-    if tokenizer is None:
-        raise ValueError(f"{str(shown)!r} is not a CLIP pair: an image tower and a text tower are needed.")
-    spec = preprocess or known
-    if spec is None:
-        raise ValueError(f"The preprocessing of {str(shown)!r} is unknown; pass preprocess=PreprocessSpec(…).")
-    if info is None and model.architecture is not None:
-        description = dataclasses.replace(describe(model), **native.recall(model)._asdict())
-        info = described(description, model.name, trainable_weights(model))
-    return LoadedPair(model, spec, tokenizer, info)
+    return _load_configured(*_published(entry))
 
 
 def _without_weights(entry):
     known = list(tags(entry.name))
     published_ones = f" Published weights: {', '.join(known[:6])}{', …' if len(known) > 6 else ''}." if known else ""
-    return f"{entry.name} is an architecture without weights. create_model({entry.name!r}) makes one.{published_ones}"
+    return f"{entry.name} is an architecture without weights; create_model({entry.name!r}) creates it.{published_ones}"
 
 
 def _load_file(path):
     checkpoint = read_checkpoint(path)
     if native.is_own(checkpoint):
-        return _load_own(path, checkpoint)
-    for config, files in LAYOUTS.items():
-        if path.name in files and path.with_name(config).is_file():
-            return _load_described(read_recipe(path.with_name(config)), path)
+        model, config = load_own(checkpoint)
+        return _loaded(model, config, model.name)
+    config = config_beside(path)
+    if config is not None:
+        return _load_configured(config, path)
     raise ValueError(
-        f"{path.name} was not written by zoo.save, so it does not say which model it is for. "
-        f"Name it: create_model(name, weights={str(path)!r})."
+        f"{path.name} was not written by zoo.save, so it does not describe its model. "
+        f"Name the model: create_model(name, weights={str(path)!r})."
     )
 
 
-def _load_described(recipe, path):
-    model, description = assemble(recipe, read_checkpoint(path))
-    name = recipe.row.full_name if recipe.row else model.name
-    return _loaded(model, description, name, recipe.row)
+def _load_configured(config, path):
+    model, config = create_with_weights(config, read_checkpoint(path))
+    return _loaded(model, config, config.origin if config.published else model.name)
 
 
-def _loaded(model, description, name, row=None):
-    spec = description.preprocess
-    info = described(description, name, trainable_weights(model), row)
+def _loaded(model, config, name):
+    spec, info = config.preprocess, info_of(config, name, trainable_weights(model))
     return Loaded(model, spec and spec.eval_transform(), _tokenizer(model), info)
-
-
-def _load_own(path, checkpoint):
-    description = native.parse(checkpoint.metadata, path.name)
-    native.check_size(description, checkpoint.tensors, path.name)
-    try:
-        model = native.build(description)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path.name}: architecture.arguments describe no model: {error}") from error
-    load_checkpoint(model, checkpoint)
-    announce(path.name, description.licence)
-    return _loaded(model, description, model.name)
 
 
 def _load_keras(path):
@@ -365,7 +254,7 @@ def _load_keras(path):
     import clip
     import convnext
 
-    _ = clip.CLIP, clip.zero_shot_classifier, convnext.create_fcmae  # their modules register our classes
+    _ = clip.CLIP, clip.zero_shot_classifier, convnext.create_fcmae  # registers the classes of a .keras file
     model = keras.saving.load_model(path, safe_mode=True)
     family = CLIP if isinstance(model, clip.CLIP) else "keras"
     image_input = model.image_encoder.input_shape if family == CLIP else getattr(model, "input_shape", None)
@@ -378,3 +267,32 @@ def _tokenizer(model):
     import clip
 
     return clip.tokenize if isinstance(model, clip.CLIP) else None
+
+
+def load_pair(
+    model_or_name: "str | Path | keras.Model | Loaded | LoadedPair", *, preprocess: PreprocessSpec | None = None
+) -> LoadedPair:
+    """Return a CLIP pair ready for use: model, preprocessing, tokenizer and info.
+
+    Args:
+        model_or_name: what `load` takes, what it returned, or a `clip.CLIP` in memory.
+        preprocess: how images are prepared; unless given, that of the weights' file.
+
+    Raises:
+        ValueError: it is a classifier, or its preprocessing is unknown and none is given; further errors as of `load`.
+    """
+    if isinstance(model_or_name, LoadedPair):
+        return model_or_name._replace(preprocess=preprocess or model_or_name.preprocess)
+    loaded = load(model_or_name) if isinstance(model_or_name, str | Path) else model_or_name
+    model, info = (loaded.model, loaded.info) if isinstance(loaded, Loaded) else (loaded, None)
+    name = str(model_or_name) if isinstance(model_or_name, str | Path) else getattr(model, "name", model)
+    tokenizer = _tokenizer(model)
+    if tokenizer is None:
+        raise ValueError(f"{name!r} is not a CLIP pair: an image tower and a text tower are needed.")
+    spec = preprocess or (info.preprocess if info else native.recall(model).preprocess)
+    if spec is None:
+        raise ValueError(f"The preprocessing of {name!r} is unknown; pass preprocess=PreprocessSpec(…).")
+    if info is None and model.architecture is not None:
+        config = dataclasses.replace(describe(model), **native.recall(model)._asdict())
+        info = info_of(config, model.name, trainable_weights(model))
+    return LoadedPair(model, spec, tokenizer, info)

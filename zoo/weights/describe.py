@@ -1,26 +1,30 @@
-"""Models of this package → the few words that rebuild them, read off their layers.
+"""A model in memory → the `ModelConfig` that rebuilds it, derived from its layers.
 
-So a model need not remember how it was made, and one that went through a `.keras` file can be saved again.
+A model need not remember how it was created: one loaded from a `.keras` file can be saved too.
 """
 
 import dataclasses
 import math
 import re
+from typing import TYPE_CHECKING
 
-from zoo.weights.native import Description, build, count_weights, row_of
+from zoo.weights.config import ModelConfig, row_of, variant_of
 from zoo.weights.schema import CLIP, RESNET, check_arguments
 
+if TYPE_CHECKING:
+    import keras
 
-def describe(model):
-    """The `Description` of a model that this package's builders made, read off its layers.
+
+def describe(model: "keras.Model") -> ModelConfig:
+    """Return the `ModelConfig` of a model that one of this package's builders made.
 
     Raises:
-        ValueError: it is no such model, and what to use instead.
+        ValueError: it was made otherwise; the message says how to save it instead.
     """
     if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
         arguments = _pair_arguments(model)
         check_arguments(CLIP, arguments, f"model {model.name!r}")
-        return Description(CLIP, arguments)
+        return ModelConfig(CLIP, arguments, origin=model.name)
     layers = {layer.name: layer for layer in model.layers}
     try:
         if "stem_conv" in layers:
@@ -32,11 +36,11 @@ def describe(model):
             raise KeyError("stem_conv")
     except (KeyError, AttributeError) as error:
         raise _not_ours(model, f"it lacks {error}") from error
-    arguments |= _face_arguments(model, layers)
-    description = Description(family, arguments)
+    arguments |= _common_arguments(model, layers)
+    config = ModelConfig(family, arguments, origin=model.name)
     check_arguments(family, arguments, f"model {model.name!r}")
-    _check_same_layers(model, description)
-    return description
+    _check_same_layers(model, config)
+    return config
 
 
 def _not_ours(model, reason):
@@ -49,8 +53,8 @@ def _not_ours(model, reason):
 def _pair_arguments(model):
     if model.architecture is None:
         raise ValueError(
-            f"The towers of {model.name!r} are your own or folded, and a .safetensors file could not say how to "
-            "rebuild them. Save the pair as it was before folding, or whole with model.save('….keras')."
+            f"The towers of {model.name!r} are custom or folded, and a .safetensors file cannot say how to rebuild "
+            "them. Save the pair before folding, or save it whole with model.save('….keras')."
         )
     own = {
         "init_logit_scale": model.init_logit_scale,
@@ -71,7 +75,7 @@ def _convnext_arguments(family, layers):
         "patch_size": stem.kernel_size[0],
     }
     return {
-        "variant": _label(family, row),
+        "variant": variant_of(family, row_of(family, row)),
         "stem_stride": stem.strides[0],
         "layer_scale_init_value": getattr(layers.get("stages_0_blocks_0_gamma"), "init_value", None),
         "drop_path_rate": getattr(layers.get(f"{last}_drop_path"), "rate", 0.0),
@@ -90,25 +94,17 @@ def _resnet_arguments(layers):
         "block": "bottleneck" if "layer1_0_conv3" in layers else "basic",
         "stem_dim": layers["conv1"].filters,
     }
-    return {"variant": _label(RESNET, row)}
+    return {"variant": variant_of(RESNET, row_of(RESNET, row))}
 
 
 def _depths(layers, pattern):
-    """Blocks of each stage in order, counted by the layer that every block has once."""
+    """Number of blocks of each stage, counted by a layer that every block has once."""
     stages = [int(match[1]) for name in layers if (match := re.fullmatch(pattern, name))]
     return [stages.count(stage) for stage in sorted(set(stages))]
 
 
-def _label(family, row):
-    """The table's name of a row, or the row itself."""
-    from convnext import TABLES
-
-    own = row_of(family, row)
-    return next((label for label, known in TABLES[family].items() if known == own), row)
-
-
-def _face_arguments(model, layers):
-    """The arguments that both builders have: what goes in and what comes out."""
+def _common_arguments(model, layers):
+    """Arguments that all classifiers have: input and head."""
     head, pool = layers.get("head_fc"), layers.get("head_pool")
     max_pooled = type(pool).__name__ == "GlobalMaxPooling2D"
     return {
@@ -122,33 +118,33 @@ def _face_arguments(model, layers):
 
 
 def _activation_name(layer):
-    """The name of a layer's activation, None for the identity; a callable of the user's own gives what is no name."""
+    """Name of a layer's activation, None for the identity; a custom callable gives a value that is no name."""
     import keras
 
     name = keras.activations.serialize(layer.activation)
     return None if name == "linear" else name
 
 
-UNCOMPARED = {"dtype", "trainable", "units", "filters"}  # sizes: compared by the count of weights
+UNCOMPARED = {"dtype", "trainable", "units", "filters"}  # sizes are compared by the number of weights
 
 
-def _check_same_layers(model, description):
-    """ValueError unless the builder, given the description, makes these layers.
+def _check_same_layers(model, config):
+    """ValueError unless the builder makes these layers from the config.
 
-    Asked of a narrow twin, which has the same layers and costs no memory.
+    The comparison is with a narrow model, which has the same layers and costs little memory.
     """
-    row = row_of(description.family, description.arguments["variant"])
+    row = config.row
     narrow = {**dataclasses.asdict(row), "dims": [8] * len(row.dims)}
     if "stem_dim" in narrow:
         narrow["stem_dim"] = 8 if row.stem_dim == row.dims[0] else 16  # where they differ, a basic block has a shortcut
-    twin = build(Description(description.family, {**description.arguments, "variant": narrow}))
+    twin = ModelConfig(config.family, {**config.arguments, "variant": narrow}).build()
     ours, theirs = _layer_configs(model), _layer_configs(twin)
     different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if different:
-        raise _not_ours(model, f"it differs from what they make in {', '.join(different[:5])}")
-    counted, expected = trainable_weights(model), count_weights(description)
+        raise _not_ours(model, f"it differs from theirs in {', '.join(different[:5])}")
+    counted, expected = trainable_weights(model), config.count_weights()
     if counted != expected:
-        raise _not_ours(model, f"it has {counted:,} weights, and such a model has {expected:,}")
+        raise _not_ours(model, f"it has {counted:,} weights, theirs {expected:,}")
 
 
 def _layer_configs(model):
@@ -160,6 +156,6 @@ def _layer_configs(model):
     return configs
 
 
-def trainable_weights(model):
-    """Numbers in the variables that training changes, frozen or not: all but moving statistics."""
+def trainable_weights(model: "keras.Model") -> int:
+    """Number of weights, frozen ones included, without moving statistics."""
     return sum(math.prod(v.shape) for v in model.weights if not v.path.rpartition("/")[2].startswith("moving_"))

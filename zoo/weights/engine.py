@@ -1,9 +1,9 @@
-"""Rule tables applied to a model, in both directions.
+"""Rule tables applied to a model, for loading and for export.
 
-A `Format` is one source's naming: two columns, the source's module path and our layer's name, for each part of a model
-(the image side, which a classifier also is; the text side; what joins them). The engine walks the model's own layers,
-so no architecture is configured here. Loading is all or nothing: each variable is set exactly once, each key of the
-file is used exactly once or named with the reason it is not, and nothing is assigned until all of it fits.
+A `Format` is a two-column table: a library's module path and our layer's name, for each part of a model (image tower or
+classifier, text tower, logit scale). The engine iterates over the model's own layers, so no architecture is configured
+here. Loading is all or nothing: every variable is set exactly once, every key of the file is used exactly once or
+reported with the reason why not, and nothing is assigned until everything fits.
 """
 
 import functools
@@ -17,25 +17,25 @@ import numpy as np
 
 from zoo.weights.layouts import Layout, torch_tensors
 from zoo.weights.positions import fit_positions
-from zoo.weights.stored import shapes_of
+from zoo.weights.read import shapes_of
 
-LISTED = 20  # names shown of a long list in an error
+LISTED = 20  # names printed of a long list in an error
 
 
 @dataclass(frozen=True)
 class Format:
-    """One source's checkpoint layout.
+    """Names of a library's tensors.
 
     Args:
-        name: as reports and errors print it.
-        signature: key → number of axes; a file with all of them is of this format.
-        parts: "image", "text", "pair" → rules. A rule is (source module path, our layer name[, tensors]); `{s}` stands
-            for a number in both columns, `{2s+1}` for what it says, `{*}` for any name. The third column names the
-            layer's tensors where the source departs from `layouts.TENSORS`.
-        ignored: (key pattern, reason) of keys that no variable of ours needs.
-        refused: (key pattern, what it belongs to) of parts that no model of ours has.
+        name: for reports and errors.
+        signature: key → number of axes; a file with all of these keys has this format.
+        parts: "image", "text", "pair", "decoder" → rules. A rule is (module path, our layer name[, tensors]). `{s}` is
+            a number, the same in both columns, `{2s+1}` a linear function of it, `{*}` any name. The third column lists
+            the layer's tensors where they differ from `layouts.TENSORS`.
+        ignored: (key pattern, reason) of keys that no variable needs.
+        refused: (key pattern, module) of modules that no model of this package has.
         tensors: layer → its `Tensor` entries.
-        remarks: model → lines for the report: what the source's own code computes otherwise than this model.
+        remarks: model → lines for the report: where the library's code differs from this model.
     """
 
     name: str
@@ -48,21 +48,21 @@ class Format:
 
 
 def under(source, rules):
-    """The rules with `source` in front of each module path."""
+    """The rules with the prefix `source` on each module path."""
     return tuple((source + path, *rest) for path, *rest in rules)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did.
+    """Result of `load_weights`; print it.
 
     Args:
-        format: the source's naming, detected from the keys.
+        format: name of the file's format, detected from its keys.
         loaded: number of variables set.
         ignored: key → reason.
-        missing: variables that the file has nothing for; always empty under strict loading.
-        unexpected: keys that the model has no variable for; likewise.
-        notes: a line each for what was made to fit, and for what the file does not say and had to be assumed.
+        missing: variables that the file lacks; empty unless strict=False.
+        unexpected: keys that the model has no variable for; empty unless strict=False.
+        notes: one line each: what was resized or newly initialized, and what had to be assumed.
     """
 
     format: str
@@ -73,18 +73,18 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self):
-        lines = [f"{self.loaded} variables set from a checkpoint in the format of {self.format}."]
+        lines = [f"Loaded {self.loaded} variables from a checkpoint in the format of {self.format}."]
         for reason in sorted(set(self.ignored.values())):
             keys = [key for key, why in self.ignored.items() if why == reason]
             lines.append(f"Ignored ({reason}): {_listing(keys)}")
         lines += [f"Missing from the file: {_listing(self.missing)}"] if self.missing else []
-        lines += [f"Left over in the file: {_listing(self.unexpected)}"] if self.unexpected else []
+        lines += [f"Unexpected in the file: {_listing(self.unexpected)}"] if self.unexpected else []
         return "\n".join([*lines, *self.notes])
 
 
 @dataclass(frozen=True, eq=False)  # variables compare elementwise
 class Slot:
-    """One variable of the model and the keys of the source that hold it."""
+    """One variable of the model and the keys of the file that hold it."""
 
     part: str
     layer: str
@@ -94,40 +94,40 @@ class Slot:
     layout: Layout
 
     def shapes(self):
-        """The shape each key must have, worked out without touching data."""
+        """Expected shape of each key, computed without touching data."""
         blank = np.broadcast_to(np.float32(0), tuple(self.variable.shape))
         return [array.shape for array in self.layout.to_theirs(blank)]
 
 
 def detect(tensors, formats):
-    """The first of `formats` whose signature the keys carry.
+    """Return the first of `formats` whose signature the keys have.
 
     Raises:
-        ValueError: none; it shows some keys and the formats there are.
+        ValueError: none fits; the message lists some keys and the known formats.
     """
     shapes = shapes_of(tensors)
     for candidate in formats:
         if all(key in shapes and len(shapes[key]) == rank for key, rank in candidate.signature.items()):
             return candidate
     known = ", ".join(dict.fromkeys(candidate.name for candidate in formats))
-    raise ValueError(f"The keys fit no known format. Found: {_listing(sorted(tensors))}. Known formats: {known}.")
+    raise ValueError(f"The keys match no known format. Found: {_listing(sorted(tensors))}. Known formats: {known}.")
 
 
 def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The file"):
-    """Sets the model's variables from a checkpoint's arrays; see `zoo.weights.load_weights`.
+    """Set the model's variables from a checkpoint's arrays; see `zoo.weights.load_weights`.
 
-    Each array is looked at twice, once to be checked and once, when all of them are, to be assigned: none is kept.
+    Each array is read twice, first to be checked and, once all fit, to be assigned; none is kept in memory.
 
     Args:
-        model: a built model of this package, a tower or a trunk of one.
-        tensors: key → array, a `Stored` or a dict.
-        source: the `Format` the keys are in.
-        strict: refuse a file that lacks a variable or has a key left over.
-        fresh: {name of a layer that keeps the values it has: why}; what the file holds for it is ignored.
-        filename: for the error.
+        model: a built model of this package, or a tower or trunk of one.
+        tensors: key → array, a `LazyTensors` or a dict.
+        source: the `Format` of the keys.
+        strict: raise when the file lacks a variable or has an unexpected key.
+        fresh: {layer name: reason} of layers that keep their present values; the file's tensors for them are ignored.
+        filename: for error messages.
 
     Raises:
-        ValueError: everything that does not fit, in one message; the model is untouched.
+        ValueError: everything that does not fit, in one message; the model is unchanged.
     """
     _refuse_foreign_parts(tensors, source, filename)
     slots, missing = match_slots(model, source)
@@ -146,18 +146,18 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
         raise ValueError(_complaint(filename, source, found, missing, unexpected, wrong))
     for slot in found:
         slot.variable.assign(_converted(slot, tensors))
-    notes += [*(f"{why}: {name} is new." for name, why in dict(fresh).items()), *source.remarks(model)]
+    notes += [*(f"{name} is newly initialized: {why}." for name, why in dict(fresh).items()), *source.remarks(model)]
     return LoadReport(source.name, len(found), ignored, tuple(missing), tuple(unexpected), tuple(notes))
 
 
 def _converted(slot, tensors):
-    """A slot's value in our layout; one that no key holds is a number to spread."""
+    """A slot's value in our layout; where no key holds it, a constant to broadcast."""
     value = slot.layout.to_ours([tensors[key] for key in slot.keys])
     return np.asarray(np.broadcast_to(value, tuple(slot.variable.shape)), order="C")
 
 
 def _refuse_foreign_parts(tensors, source, filename):
-    """ValueError for a checkpoint of an architecture that this package has no row for."""
+    """ValueError for a checkpoint with a module that no model of this package has."""
     for pattern, what in source.refused:
         key = next((key for key in tensors if _match(pattern, key) is not None), None)
         if key is not None:
@@ -168,16 +168,16 @@ def _refuse_foreign_parts(tensors, source, filename):
 
 
 def export_tensors(model, target):
-    """The model's variables as a checkpoint of another library: {key: float32 array} in the format `target`.
+    """Return the model's variables as {key: float32 array} in the format `target`.
 
     Raises:
-        ValueError: the format has no place for a variable.
+        ValueError: the format has no name for a variable.
     """
     from keras import ops
 
-    slots, homeless = match_slots(model, target)
-    if homeless:
-        raise ValueError(f"{target.name} has no place for {_listing(homeless)}.")
+    slots, unmapped = match_slots(model, target)
+    if unmapped:
+        raise ValueError(f"{target.name} has no place for {_listing(unmapped)}.")
     tensors = {}
     for slot in slots:
         value = np.asarray(ops.convert_to_numpy(slot.variable.value), np.float32)
@@ -186,7 +186,7 @@ def export_tensors(model, target):
 
 
 def classes(tensors, source):
-    """K, the classes that a checkpoint's classifier tells apart, or None when it has no classifier."""
+    """Number of classes K of a checkpoint's classifier, or None without a classifier."""
     for path, name, *_ in source.parts.get("image", ()):
         if _match(name, "head_fc") is not None:
             shape = shapes_of(tensors).get(f"{_fill(path, {ANY: 'head_fc'})}.bias")
@@ -195,26 +195,26 @@ def classes(tensors, source):
 
 
 def holds(tensors, source, layer):
-    """Whether a checkpoint has anything for our layer of that name, e.g. "head_norm"."""
+    """Whether a checkpoint has tensors for our layer of that name, e.g. "head_norm"."""
     return any(_owner(key, source)[1] == layer for key in tensors)
 
 
 def match_slots(model, source):
-    """([Slot, …], [name of a variable that no rule reaches, …]), each variable of the model in exactly one."""
-    slots, homeless = [], []
+    """([Slot, …], [name of a variable without a rule, …]); every variable of the model is in exactly one of them."""
+    slots, unmapped = [], []
     for part, layers in model_parts(model).items():
         rules = source.parts.get(part, ())
         for layer in layers:
             matched = _layer_slots(part, layer, rules, source)
             taken = {id(slot.variable) for slot in matched}
             slots += matched
-            homeless += [f"{v.path} (no rule)" for v in layer.weights if id(v) not in taken]
+            unmapped += [f"{v.path} (no rule)" for v in layer.weights if id(v) not in taken]
     _refuse_doubles(slots, source)
-    return slots, homeless
+    return slots, unmapped
 
 
 def _refuse_doubles(slots, source):
-    """ValueError for a table in which two rules meet."""
+    """ValueError for a table with two rules for one key or variable."""
     for claims in (
         [(key, key) for slot in slots for key in slot.keys],
         [(id(slot.variable), slot.name) for slot in slots],
@@ -226,7 +226,7 @@ def _refuse_doubles(slots, source):
 
 
 def model_parts(model):
-    """{"image" | "text" | "pair" | "decoder": layers with weights} of a pair, a tower, a classifier, or a FCMAE."""
+    """{"image" | "text" | "pair" | "decoder": layers with weights} of a pair, a tower, a classifier, or an FCMAE."""
     if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
         towers = {
             "image": model.image_encoder.layers,
@@ -268,7 +268,7 @@ ANY = "any"
 
 
 def _match(template, name):
-    """{letter: number or text} when `name` has the template's form, else None."""
+    """{letter: number or text} if `name` matches the template, else None."""
     pattern, holes = _compile(template)
     match = pattern.fullmatch(name)
     if match is None:
@@ -299,14 +299,14 @@ def _fill(template, values):
 
 
 def _explain(keys, model, source, fresh):
-    """({key: reason}, [key without one, …]) of the keys that no variable of the model took."""
+    """({key: reason}, [unexplained key, …]) of the keys that no variable of the model uses."""
     names = {part: {layer.name for layer in layers} for part, layers in model_parts(model).items()}
     ignored, unexplained = {}, []
     for key in keys:
         reason = next((why for pattern, why in source.ignored if _match(pattern, key) is not None), None)
         part, name = _owner(key, source)
         if reason is None and name in fresh:
-            reason = "layer that stays new"
+            reason = "newly initialized layer"
         elif reason is None and part is not None and part not in names:
             reason = f"{PART_NAMES[part]}, which this model does not have"
         elif reason is None and part is not None and name.startswith("head_") and not names[part].intersection(HEADS):
@@ -326,7 +326,7 @@ PART_NAMES = {
 
 
 def _owner(key, source):
-    """(part, our layer's name) that the tables give a key, or (None, None)."""
+    """(part, our layer's name) of a key, or (None, None)."""
     module = key.rpartition(".")[0]
     for part, rules in source.parts.items():
         for path, name, *_ in rules:
@@ -338,7 +338,7 @@ def _owner(key, source):
 
 
 def _misfits(slot, tensors):
-    """What is wrong with the arrays of a slot: shape, dtype, values."""
+    """Yield what is wrong with the arrays of a slot: shape, dtype, values."""
     for key, expected in zip(slot.keys, slot.shapes(), strict=True):
         value = tensors[key]
         if value.shape != expected:
@@ -354,12 +354,12 @@ def _complaint(filename, source, found, missing, unexpected, wrong):
         f"{filename} is in the format of {source.name} and does not fit this model; nothing was loaded. "
         f"It has {len(found)} of the model's variables."
     ]
-    for title, names in (("Wrong", wrong), ("Missing", missing), ("Left over", unexpected)):
+    for title, names in (("Wrong", wrong), ("Missing", missing), ("Unexpected", unexpected)):
         lines += [f"{title} ({len(names)}): {_listing(names, '; ')}"] if names else []
     return "\n".join(lines)
 
 
 def _listing(names, separator=", "):
     names = list(names)
-    shown = separator.join(names[:LISTED])
-    return f"{shown}{separator}… and {len(names) - LISTED} more" if len(names) > LISTED else shown
+    text = separator.join(names[:LISTED])
+    return f"{text}{separator}… and {len(names) - LISTED} more" if len(names) > LISTED else text

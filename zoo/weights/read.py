@@ -1,9 +1,9 @@
-"""Foreign and own weight files → {key: numpy array}, told apart by their first bytes.
+"""Weight files → {key: numpy array}. The format is detected from the first bytes.
 
-safetensors (one file, or shards with an index) and `.npz` are read without torch. A torch zip checkpoint goes through
-`torch.load(weights_only=True)` of torch ≥ 2.10 (CVE-2026-24747) and through nothing else; older pickles are refused.
-safetensors and torch files are mapped, and an array is copied out of them when it is asked for; a member of an `.npz`,
-which may be compressed, is unpacked then.
+safetensors (one file, or shards with an index) and `.npz` are read without torch. A torch zip checkpoint is read by
+`torch.load(weights_only=True)` of torch ≥ 2.10 (CVE-2026-24747) and by nothing else; older pickles are refused.
+safetensors and torch files are memory-mapped, and an array is copied when it is accessed; a member of an `.npz` file,
+which may be compressed, is unpacked then. So a checkpoint needs no memory of its own.
 """
 
 import contextlib
@@ -12,48 +12,93 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from zoo.weights.stored import Stored
-
 OLDEST_TORCH = (2, 10)
-WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # around the weights in the checkpoints of training scripts
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, in front of every key
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # around the weights in the checkpoints of training scripts
+PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's, in front of every key
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 LARGEST_INDEX = 64 << 20  # bytes
 LARGEST_GROWTH, FREE_GROWTH = 100, 64 << 20  # a compressed .npz may grow a hundredfold, and to 64 MiB in any case
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a file holds.
+class LazyTensors(Mapping):
+    """key → array, read from the file at each access; shapes are known without reading.
 
     Args:
-        tensors: key → array, read at each look; float16, bfloat16 and float64 are float32 here, integers are as stored.
+        shapes: key → shape.
+        read: key → array. float16, bfloat16 and float64 become float32, integers keep their type.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]):
+        self.shapes = dict(shapes)
+        self._read = read
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self.shapes:
+            raise KeyError(key)
+        return _to_float32(self._read(key))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __contains__(self, key: object) -> bool:  # Mapping's own would read the array
+        return key in self.shapes
+
+    def without_prefix(self, prefix: str) -> "LazyTensors":
+        """The same arrays with `prefix` removed from every key."""
+        shapes = {key.removeprefix(prefix): shape for key, shape in self.shapes.items()}
+        return LazyTensors(shapes, lambda key: self._read(prefix + key))
+
+
+def _to_float32(value):
+    """Floating-point arrays of any width as float32: exact from narrower types, rounded from float64."""
+    is_float = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+    return value.astype(np.float32) if is_float and value.dtype != np.float32 else value
+
+
+def shapes_of(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """key → shape, without reading the arrays of a `LazyTensors`."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.shapes
+    return {key: value.shape for key, value in tensors.items()}
+
+
+def count_numbers(tensors: Mapping[str, Any]) -> int:
+    """Total number of elements in all arrays."""
+    return sum(map(math.prod, shapes_of(tensors).values()))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Content of a weight file.
+
+    Args:
+        tensors: key → array, read at each access. float16, bfloat16 and float64 become float32, integers stay.
         metadata: str → str, of a safetensors file.
-        path: where it was read.
+        path: of the file.
     """
 
     tensors: Mapping[str, np.ndarray]
     metadata: dict[str, str] = field(default_factory=dict)
-    path: Path | None = None
+    path: Path = Path("weights")
 
 
-def read_checkpoint(path):
-    """The `Checkpoint` in a `.safetensors`, `.safetensors.index.json`, `.npz` or torch zip file.
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a `.safetensors`, `.safetensors.index.json`, `.npz` or torch zip file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is none of these, is damaged, or holds something else than arrays.
+        ValueError: another type of file, a damaged one, or one that holds anything but arrays.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,17 +117,17 @@ def _reader(path):
     if len(head) == 9 and head[8:] == b"{":
         return _read_safetensors
     raise ValueError(
-        f"{path.name} is not a weight file this package reads: .safetensors, .safetensors.index.json, .npz, or a torch "
-        f"checkpoint in the zip form that torch.save writes. It starts with {head!r}."
+        f"{path.name} is not a supported weight file. Supported: .safetensors, .safetensors.index.json, .npz, and the "
+        f"zip files that torch.save writes. It starts with {head!r}."
     )
 
 
 def _read_safetensors(path):
-    import ml_dtypes  # noqa: F401 (teaches numpy the name "bfloat16", which safetensors asks for)
+    import ml_dtypes  # noqa: F401 (registers "bfloat16" with numpy, which safetensors needs)
     from safetensors import SafetensorError, safe_open
 
     def unsound(error):
-        return ValueError(f"{path.name} is not a sound safetensors file: {error}")
+        return ValueError(f"{path.name} is not a valid safetensors file: {error}")
 
     def read(key):
         try:
@@ -91,30 +136,39 @@ def _read_safetensors(path):
             raise unsound(f"{key}: {error}") from error
 
     try:
-        file = safe_open(path, framework="numpy")  # mapped until the last who may read it is gone
+        file = safe_open(path, framework="numpy")  # mapped until the last reader is collected
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, AttributeError) as error:
         raise unsound(error) from error
     foreign = sorted({entry.get_dtype() for entry in slices.values()} - SAFETENSORS_TYPES)
     if foreign:
-        raise unsound(f"it holds {', '.join(foreign)}, and what is read is {', '.join(sorted(SAFETENSORS_TYPES))}")
+        raise unsound(f"it holds {', '.join(foreign)}; supported: {', '.join(sorted(SAFETENSORS_TYPES))}")
     shapes = {key: tuple(entry.get_shape()) for key, entry in slices.items()}
-    return Stored(shapes, read), file.metadata() or {}
+    return LazyTensors(shapes, read), file.metadata() or {}
+
+
+def shard_map(index: Path) -> dict[str, set[str]]:
+    """{name of a shard: its keys} of a `.safetensors.index.json` file, sorted by name.
+
+    Raises:
+        ValueError: it is larger than LARGEST_INDEX or has no usable "weight_map".
+    """
+    if index.stat().st_size > LARGEST_INDEX:
+        raise ValueError(
+            f"{index.name} has {index.stat().st_size} bytes, too many for the index of a sharded checkpoint."
+        )
+    try:
+        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(shard_of.values()))
+        return {str(name): {key for key in shard_of if shard_of[key] == name} for name in names}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index.name} is not the index of a sharded checkpoint: no usable 'weight_map'.") from error
 
 
 def _read_sharded(path):
-    """All shards that an index names; they must lie beside it."""
-    if path.stat().st_size > LARGEST_INDEX:
-        raise ValueError(
-            f"{path.name} has {path.stat().st_size} bytes, too many for the index of a sharded checkpoint."
-        )
-    try:
-        where = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = {str(name): {key for key in where if where[key] == name} for name in sorted(set(where.values()))}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not the index of a sharded checkpoint: no usable 'weight_map'.") from error
-    holder = {}  # key → the shard that has it
-    for name, keys in shards.items():
+    """All shards of an index; they must be in its folder."""
+    holder = {}  # key → tensors of the shard that has it
+    for name, keys in shard_map(path).items():
         shard = path.parent / name
         if Path(name).name != name or not name.endswith(".safetensors") or not shard.is_file():
             raise ValueError(f"{path.name} names the shard {name!r}, and there is no such .safetensors file beside it.")
@@ -124,11 +178,11 @@ def _read_sharded(path):
             raise ValueError(f"{name} and {path.name} disagree about {len(difference)} keys, e.g. {difference[0]!r}.")
         holder |= dict.fromkeys(found, found)
     shapes = {key: found.shapes[key] for key, found in holder.items()}
-    return Stored(shapes, lambda key: holder[key][key]), {}
+    return LazyTensors(shapes, lambda key: holder[key][key]), {}
 
 
 def _read_zip(path):
-    with _told_of_damage(path), zipfile.ZipFile(path) as archive:
+    with _damaged_zip(path), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             raise ValueError(
@@ -143,8 +197,8 @@ def _read_zip(path):
 
 
 @contextlib.contextmanager
-def _told_of_damage(path):
-    """Turns what zipfile says of a damaged file into a ValueError with the file's name."""
+def _damaged_zip(path):
+    """Re-raise zipfile's errors as a ValueError with the file's name."""
     try:
         yield
     except ZIP_ERRORS as error:
@@ -152,27 +206,30 @@ def _told_of_damage(path):
 
 
 def _read_npz(path):
-    archive = zipfile.ZipFile(path)  # open until the last who may read it is gone
+    archive = zipfile.ZipFile(path)  # open until the last reader is collected
     _check_growth(path, archive)
 
     def read(key):
-        with _told_of_damage(path):
+        with _damaged_zip(path):
             return _read_npy(archive, f"{key}.npy")
 
-    return Stored({name.removesuffix(".npy"): _npy_shape(archive, name) for name in archive.namelist()}, read)
+    return LazyTensors({name.removesuffix(".npy"): _npy_shape(archive, name) for name in archive.namelist()}, read)
 
 
 def _check_growth(path, archive):
     """ValueError for a small file that would unpack into a very large one."""
     before, after = path.stat().st_size, sum(member.file_size for member in archive.infolist())
     if after > LARGEST_GROWTH * before + FREE_GROWTH:
-        raise ValueError(f"{path.name} has {before:,} bytes and would unpack into {after:,}; weights do not.")
+        raise ValueError(
+            f"{path.name} has {before:,} bytes and would unpack into {after:,}; at most "
+            f"{LARGEST_GROWTH * before + FREE_GROWTH:,} are allowed."
+        )
 
 
 def _npy_shape(archive, name):
-    """The shape of one member of an .npz file, checked against its size before any of it is allocated."""
+    """Shape of one member of an .npz file, checked against its size before anything is allocated."""
     size = archive.getinfo(name).file_size
-    with archive.open(name) as file, _told_of_unsound(name):
+    with archive.open(name) as file, _invalid_npy(name):
         version = np.lib.format.read_magic(file)
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -186,22 +243,22 @@ def _npy_shape(archive, name):
 
 
 def _read_npy(archive, name):
-    with archive.open(name) as file, _told_of_unsound(name):
+    with archive.open(name) as file, _invalid_npy(name):
         array = np.lib.format.read_array(file, allow_pickle=False)
-        file.read(1)  # zipfile compares a member's checksum when it meets the end
+        file.read(1)  # zipfile compares a member's checksum at its end
         return array
 
 
 @contextlib.contextmanager
-def _told_of_unsound(name):
+def _invalid_npy(name):
     try:
         yield
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{name} in the .npz file is not a sound array: {error}") from error
+        raise ValueError(f"{name} in the .npz file is not a valid array: {error}") from error
 
 
 def _is_stored(archive):
-    """Whether no member is compressed, as torch.save leaves them: only then a member can be mapped."""
+    """Whether no member is compressed, as torch.save writes them: only then a member can be memory-mapped."""
     return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
 
 
@@ -217,7 +274,8 @@ def _read_torch(path, can_map):
         raise ValueError(f"{path.name} holds no weights, neither at its top nor under {', '.join(WRAPPERS)}.")
     for key, value in state.items():
         _check_plain(torch, key, value, path)
-    return Stored({key: tuple(value.shape) for key, value in state.items()}, lambda key: _to_numpy(torch, state[key]))
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    return LazyTensors(shapes, lambda key: _to_numpy(torch, state[key]))
 
 
 def _recent_torch():
@@ -248,7 +306,7 @@ def _unwrap(content):
 
 
 def _check_plain(torch, key, value, path):
-    """ValueError for a tensor that is no array, or repeats its numbers, as `expand` does, up to any size."""
+    """ValueError for a tensor that is no array, or that repeats its numbers, as `expand` does, up to any size."""
     if value.numel() * value.element_size() > path.stat().st_size:
         raise ValueError(f"{key} in {path.name} declares {tuple(value.shape)}, more than the whole file holds.")
     try:

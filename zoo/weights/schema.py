@@ -1,18 +1,19 @@
-"""What a saved model's metadata may say: every field of the architecture with what is allowed.
+"""Schema of a model's architecture: every builder argument with its allowed values.
 
-Nothing is built from a file before its architecture has passed here.
+No model is built from a file before `check_arguments` has passed.
 """
 
 import math
+from typing import Any
 
 CLIP, RESNET = "clip", "resnet"
 
 
-def bad(filename, field, value, allowed):
-    """The error for one field: file, field, value, what is allowed."""
-    shown = repr(value)
-    shown = shown if len(shown) < 200 else f"{shown[:200]}…"
-    return ValueError(f"{filename}: {field} is {shown}. Allowed: {allowed}.")
+def field_error(filename: str, field: str, value: object, allowed: str) -> ValueError:
+    """Return the error for one field: file, field, value, allowed values."""
+    text = repr(value)
+    text = text if len(text) < 200 else f"{text[:200]}…"
+    return ValueError(f"{filename}: {field} is {text}. Allowed: {allowed}.")
 
 
 def _is_int(value, low, high):
@@ -42,7 +43,7 @@ NAME = (_is_name, "1 to 200 printable characters without '/'")
 STRIDE = (lambda value: _is_int(value, 1, 64), "an integer from 1 to 64")
 NUMBER_OR_NULL = (lambda value: value is None or _is_number(value), "null or a number")
 
-FACE = {
+CLASSIFIER = {
     "num_classes": (lambda value: _is_int(value, 1, 10**7), "an integer from 1 to 10,000,000"),
     "input_shape": (_is_shape, "[height or null, width or null, channels]"),
     "include_top": FLAG,
@@ -51,7 +52,7 @@ FACE = {
     "name": NAME,
 }
 CONVNEXT = {
-    **FACE,
+    **CLASSIFIER,
     "stem_stride": STRIDE,
     "layer_scale_init_value": NUMBER_OR_NULL,
     "drop_path_rate": RATE,
@@ -65,7 +66,7 @@ PAIR = {
     "init_logit_bias": NUMBER_OR_NULL,
     "name": NAME,
 }
-SCHEMA = {"convnext": CONVNEXT, "convnextv2": CONVNEXT, RESNET: FACE, CLIP: PAIR}
+SCHEMA = {"convnext": CONVNEXT, "convnextv2": CONVNEXT, RESNET: CLASSIFIER, CLIP: PAIR}
 
 POSITIVES = (
     lambda value: isinstance(value, list) and 1 <= len(value) <= 16 and all(_is_int(n, 1, 1 << 20) for n in value),
@@ -84,7 +85,7 @@ RESNET_ROW = {
     "stem_dim": (lambda value: _is_int(value, 1, 1 << 20), "a positive integer"),
 }
 
-# Pairs: a row's fields, the image tower's by its kind.
+# Fields of a custom pair; those of the image tower depend on its kind.
 SIZE = (lambda value: _is_int(value, 1, 1 << 20), "a positive integer")
 SIZE_OR_NULL = (lambda value: value is None or SIZE[0](value), "null or a positive integer")
 DEPTH = (lambda value: _is_int(value, 1, 1024), "an integer from 1 to 1024")
@@ -148,10 +149,16 @@ IMAGE_ROWS = {
 }
 
 
-def check_arguments(family, arguments, filename):
-    """ValueError for a family or a builder argument that is unknown, missing or out of bounds."""
+def check_arguments(family: Any, arguments: Any, filename: str) -> None:
+    """ValueError for a family or a builder argument that is unknown, missing or out of bounds.
+
+    Args:
+        family: "convnext", "convnextv2", "resnet" or "clip".
+        arguments: of the family's builder, as JSON has them.
+        filename: for the message.
+    """
     if not isinstance(family, str) or family not in SCHEMA:
-        raise bad(filename, "architecture.family", family, ", ".join(SCHEMA))
+        raise field_error(filename, "architecture.family", family, ", ".join(SCHEMA))
     _check_fields(arguments, {"variant": (lambda _: True, ""), **SCHEMA[family]}, "architecture.arguments", filename)
     variant, field = arguments["variant"], "architecture.arguments.variant"
     names = _variant_names(family)
@@ -160,9 +167,9 @@ def check_arguments(family, arguments, filename):
     elif isinstance(variant, dict):
         _check_fields(variant, RESNET_ROW if family == RESNET else ROW, field, filename)
         if len(variant["depths"]) != len(variant["dims"]):
-            raise bad(filename, field, variant, "as many dims as depths")
+            raise field_error(filename, field, variant, "as many dims as depths")
     elif not isinstance(variant, str) or variant not in names:
-        raise bad(filename, field, variant, ", ".join(names))
+        raise field_error(filename, field, variant, ", ".join(names))
 
 
 def _check_pair(row, field, filename):
@@ -172,16 +179,16 @@ def _check_pair(row, field, filename):
     _check_fields(row["text"], TEXT_ROW, f"{field}.text", filename)
     kind = row["image"].get("kind")
     if not isinstance(kind, str) or kind not in IMAGE_ROWS:
-        raise bad(filename, f"{field}.image.kind", kind, ", ".join(IMAGE_ROWS))
+        raise field_error(filename, f"{field}.image.kind", kind, ", ".join(IMAGE_ROWS))
     _check_fields(row["image"], {"kind": NAME, **IMAGE_ROWS[kind]}, f"{field}.image", filename)
     if kind == "convnext":
         names = _variant_names(row["image"]["family"])
         if row["image"]["variant"] not in names:
-            raise bad(filename, f"{field}.image.variant", row["image"]["variant"], ", ".join(names))
+            raise field_error(filename, f"{field}.image.variant", row["image"]["variant"], ", ".join(names))
     try:
         clip.Pair.from_dict(row)
     except ValueError as error:
-        raise bad(filename, field, row, f"a row that makes a pair ({error})") from error
+        raise field_error(filename, field, row, f"a row that makes a pair ({error})") from error
 
 
 def _variant_names(family):
@@ -193,7 +200,7 @@ def _variant_names(family):
 
 def _check_fields(value, schema, field, filename):
     if not isinstance(value, dict) or set(value) != set(schema):
-        raise bad(filename, field, value, f"an object with exactly {', '.join(schema)}")
+        raise field_error(filename, field, value, f"an object with exactly {', '.join(schema)}")
     for key, (is_allowed, allowed) in schema.items():
         if not is_allowed(value[key]):
-            raise bad(filename, f"{field}.{key}", value[key], allowed)
+            raise field_error(filename, f"{field}.{key}", value[key], allowed)

@@ -1,14 +1,20 @@
-"""facebookresearch's own ConvNeXt and ConvNeXt-V2: classifiers, and what masked pretraining (FCMAE) leaves.
+"""facebookresearch: ConvNeXt and ConvNeXt-V2 classifiers, and checkpoints of masked pretraining (FCMAE).
 
 The published FCMAE files (`pt_only`) have the classifiers' names, without final norm and head. A checkpoint of the
-pretraining itself holds MinkowskiEngine's sparse layers under `encoder.`: kernels flattened over their window, column
-by column, biases and GRN as rows of a matrix.
+pretraining itself holds MinkowskiEngine's sparse layers under `encoder.`: kernels flattened over their window in column
+order, biases and GRN parameters as (1, C).
 """
 
 import math
+from typing import TYPE_CHECKING
 
+from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format, under
 from zoo.weights.layouts import CONV_1X1, SPREAD_GRN_GREEK, Layout, Tensor
+from zoo.weights.sources.source import PAPER_CONVNEXT, Source, Target
+
+if TYPE_CHECKING:
+    import keras
 
 CONVNEXT = (
     ("downsample_layers.0.0", "stem_conv"),
@@ -60,7 +66,7 @@ SPARSE_ENCODER = (
     ("stages.{s}.{b}.pwconv2.linear", "stages_{s}_blocks_{b}_pwconv2"),
 )
 TOKEN = Layout(lambda arrays: arrays[0][0, :, 0, 0], lambda a: [a[None, :, None, None]])  # (1, C, 1, 1) ↔ (C,)
-DECODER = (  # of `convnext.create_fcmae`; dense, as the authors' is
+DECODER = (  # of `convnext.create_fcmae`; dense, like the authors'
     ("proj", "proj", CONV_1X1),
     ("mask_token", "mask_token", (Tensor(("",), "token", TOKEN),)),
     ("decoder.{b}.dwconv", "decoder_blocks_{b}_dwconv"),
@@ -79,4 +85,17 @@ FORMATS = (
         {"encoder.downsample_layers.0.0.weight": 4, "encoder.stages.0.0.dwconv.kernel": 2},
         {"image": under("encoder.", SPARSE_ENCODER), "decoder": DECODER},
     ),
+)
+
+
+def target(_model: "keras.Model", _config: ModelConfig) -> Target:
+    """A classifier or trunk for the authors' code."""
+    return Target(FACEBOOK)
+
+
+SOURCE = Source(
+    "facebook",
+    FORMATS,
+    fixed={"convnext": PAPER_CONVNEXT, "convnextv2": {**PAPER_CONVNEXT, "LayerScale": False}},
+    target=target,
 )

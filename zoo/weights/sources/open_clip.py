@@ -1,10 +1,26 @@
-"""open_clip's and OpenAI's CLIP: the text tower at the top level, the image tower under `visual.`: ViT,
-OpenAI's ResNet, or timm's ConvNeXt under `visual.trunk.` with a linear or an MLP projection.
+"""open_clip and OpenAI's CLIP: whole pairs, towers alone, and `open_clip_config.json`.
+
+The text tower is at the top level, or under `text.` in custom-text models. The image tower is under `visual.`: a ViT or
+OpenAI's ResNet, or under `visual.trunk.` a tower of timm's.
 """
 
-from zoo.weights.engine import Format, under
-from zoo.weights.layouts import LOGIT_BIAS, LOGIT_SCALE, MATRIX, TIMM_POOL
-from zoo.weights.sources.timm import NUM_BATCHES, convnext_trunk
+import dataclasses
+from typing import TYPE_CHECKING
+
+from zoo.data.preprocess import PreprocessSpec
+from zoo.weights.config import ModelConfig
+from zoo.weights.engine import Format, match_slots, under
+from zoo.weights.layouts import LOGIT_BIAS, LOGIT_SCALE, MATRIX
+from zoo.weights.published import OPEN_CLIP_FILES
+from zoo.weights.schema import CLIP, field_error
+from zoo.weights.sources.source import Find, Source, Target, check_fixed, integer, read_spec, section
+from zoo.weights.sources.timm import CONV_MLP, NUM_BATCHES, TOWERS, convnext_trunk
+
+if TYPE_CHECKING:
+    import keras
+
+
+# Tensor names.
 
 BLOCKS = (
     ("transformer.resblocks.{i}.ln_1", "transformer_resblocks_{i}_ln_1"),
@@ -37,16 +53,6 @@ RESNET = (
     ("layer{s}.{b}.downsample.{k}", "layer{s}_{b}_downsample_{k}"),
     ("attnpool", "attnpool"),
 )
-SIZES = ((1, "1x1"), (2, "kxk"), (3, "1x1"))  # of a bottleneck's kernels, in timm's names
-TIMM_RESNET = (
-    ("stem.conv{k}.conv", "conv{k}"),
-    ("stem.conv{k}.bn", "bn{k}"),
-    *((f"stages.{{s}}.{{b}}.conv{k}_{size}.conv", f"layer{{s+1}}_{{b}}_conv{k}") for k, size in SIZES),
-    *((f"stages.{{s}}.{{b}}.conv{k}_{size}.bn", f"layer{{s+1}}_{{b}}_bn{k}") for k, size in SIZES),
-    ("stages.{s}.{b}.shortcut.conv.conv", "layer{s+1}_{b}_downsample_0"),
-    ("stages.{s}.{b}.shortcut.conv.bn", "layer{s+1}_{b}_downsample_1"),
-    ("head", "attnpool", TIMM_POOL),
-)
 PROJECTION = (
     ("head.proj", "head_proj"),
     ("head.mlp.fc1", "head_mlp_fc1"),
@@ -56,7 +62,7 @@ PAIR = (
     ("logit_scale", "logit_scale", LOGIT_SCALE),
     ("logit_bias", "logit_scale", LOGIT_BIAS),
 )
-ARCHIVE = "a number OpenAI's archives carry beside the weights"
+ARCHIVE = "a setting that OpenAI's archives store beside the weights"
 IGNORED = (NUM_BATCHES, *((key, ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size")))
 
 
@@ -67,11 +73,20 @@ def _convnext(fc1_rank):
 
 
 def _formats(tower, signature, rules):
-    """A whole pair, and the image tower alone: the state dict of `model.visual`."""
+    """A whole pair, and the image tower alone, which is the state dict of `model.visual`."""
     in_pair = {f"visual.{key}": rank for key, rank in signature.items()}
     parts = {"image": under("visual.", rules), "text": TEXT, "pair": PAIR}
     yield Format(f"open_clip with {tower}", in_pair, parts, IGNORED)
     yield Format(f"open_clip's image tower, {tower}", signature, {"image": rules}, (NUM_BATCHES,))
+
+
+def _custom_text_formats(tower, signature, rules):
+    """The same with an image tower of timm's and the text tower as a module of its own."""
+    in_pair = {f"visual.trunk.{key}": rank for key, rank in signature.items()}
+    parts = {"image": under("visual.trunk.", rules), "text": under("text.", TEXT), "pair": PAIR}
+    yield Format(f"open_clip with {tower}", in_pair, parts, (NUM_BATCHES,))
+    alone = {f"trunk.{key}": rank for key, rank in signature.items()}
+    yield Format(f"open_clip's image tower, {tower}", alone, {"image": under("trunk.", rules)}, (NUM_BATCHES,))
 
 
 FORMATS = (
@@ -79,15 +94,304 @@ FORMATS = (
     *_formats("a ResNet", {"conv1.weight": 4, "attnpool.q_proj.weight": 2}, RESNET),
     *_formats("a ConvNeXt", *_convnext(fc1_rank=2)),
     *_formats("a ConvNeXt with conv_mlp", *_convnext(fc1_rank=4)),
-    Format(
-        "timm's ResNet with an attention pool",
-        {"stem.conv1.conv.weight": 4, "head.pos_embed": 2},
-        {"image": TIMM_RESNET},
-        (NUM_BATCHES,),
-    ),
+    *(known for tower in TOWERS for known in _custom_text_formats(*tower)),
     Format(
         "open_clip's text tower",
         {"token_embedding.weight": 2, "ln_final.weight": 1},
         {"text": TEXT, "pair": PAIR},
     ),
+    Format(
+        "the text tower of open_clip's custom-text layout",
+        {"text.token_embedding.weight": 2, "text.ln_final.weight": 1},
+        {"text": under("text.", TEXT), "pair": PAIR},
+    ),
+)
+
+# timm's names of MobileCLIP's image towers → a row of `clip.VARIANTS` that has the tower
+TIMM_TOWERS = {
+    "fastvit_mci0": "MobileCLIP2-S0",
+    "fastvit_mci1": "MobileCLIP-S1",
+    "fastvit_mci2": "MobileCLIP-S2",
+    "fastvit_mci3": "MobileCLIP2-S3",
+    "fastvit_mci4": "MobileCLIP2-S4",
+    "vit_base_mci_224": "MobileCLIP-B",
+    "vit_large_patch14_clip_224": "MobileCLIP2-L-14",
+}
+
+
+def timm_pool(name: str) -> str:
+    """`timm_pool` of a tower of TIMM_TOWERS."""
+    return "avg" if name.startswith("fastvit") else "token"
+
+
+# Configuration read: {"model_cfg", "preprocess_cfg"}.
+
+PREPROCESS = {
+    "mean": "mean",
+    "std": "std",
+    "interpolation": "interpolation",
+    "resize_mode": "resize_mode",
+    "fill_color": "fill",
+}
+
+# Fields with only one allowed value (FIXED_…), and fields that are read below or matter for training alone (FREE_…).
+FIXED_BLOCK = {
+    "ls_init_value": None,
+    "final_ln_after_pool": False,
+    "act_kwargs": None,
+    "norm_kwargs": None,
+    "block_type": "default",
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+}
+FIXED_VISION = {
+    **FIXED_BLOCK,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "pos_embed_type": "learnable",
+    "pool_type": "tok",
+    "timm_proj_bias": False,
+}
+FREE_VISION = {
+    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"),
+    *("timm_model_name", "timm_pool", "timm_proj"),
+    *("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_dropout"),
+    *("attn_pooler_queries", "attn_pooler_heads", "output_tokens"),
+}
+FIXED_TEXT = {
+    **FIXED_BLOCK,
+    "mlp_ratio": 4.0,
+    "embed_cls": False,
+    "pad_id": 0,
+    "pool_type": "argmax",
+    "proj_type": "linear",
+    "proj_bias": False,
+}
+FREE_TEXT = {
+    *("width", "heads", "layers", "context_length", "vocab_size", "no_causal_mask", "output_tokens", "eos_id"),
+    *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
+}
+FREE_MODEL = {
+    *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"),
+    *("custom_text", "cast_dtype", "output_dict"),
+}
+
+
+def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
+    """The `ModelConfig` of an open_clip configuration.
+
+    Raises:
+        ValueError: it describes a pair that this package does not make; the message names the field.
+    """
+    model = section(values, "model_cfg", filename)
+    check_fixed(model, {"nonscalar_logit_scale": False}, FREE_MODEL, filename, "model_cfg.")
+    pair = _read_pair(model, filename)
+    preprocess = _read_preprocess(values, pair.image_size, filename)
+    return ModelConfig.from_pair(pair, preprocess, filename, init_logit_bias=model.get("init_logit_bias"))
+
+
+def _read_pair(model, filename):
+    import clip
+
+    vision, text = section(model, "vision_cfg", filename), section(model, "text_cfg", filename)
+    check_fixed(vision, FIXED_VISION, FREE_VISION, filename, "vision_cfg.")
+    check_fixed(text, FIXED_TEXT, FREE_TEXT, filename, "text_cfg.")
+    return clip.Pair(
+        integer(model, "embed_dim", None, filename, "model_cfg."),
+        _read_image_size(vision, filename),
+        _read_image(vision, filename),
+        _read_text(text, filename),
+        "quick_gelu" if model.get("quick_gelu") else "gelu",
+    )
+
+
+def _read_image_size(vision, filename):
+    size = vision.get("image_size", 224)
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    return integer({"image_size": size}, "image_size", None, filename, "vision_cfg.")
+
+
+def _read_image(vision, filename):
+    import clip
+
+    if vision.get("timm_model_name"):
+        return _read_timm_tower(vision, filename)
+    width, layers = integer(vision, "width", 768, filename, "vision_cfg."), vision.get("layers", 12)
+    try:
+        if isinstance(layers, list):
+            return clip.ResNet(tuple(layers), width)
+        return clip.ViT(
+            width,
+            integer(vision, "layers", 12, filename, "vision_cfg."),
+            integer(vision, "patch_size", 16, filename, "vision_cfg."),
+            integer(vision, "head_width", 64, filename, "vision_cfg."),
+            vision.get("mlp_ratio", 4.0),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{filename}: vision_cfg makes no image tower: {error}") from error
+
+
+def _read_timm_tower(vision, filename):
+    import clip
+    import convnext
+
+    name, pool, projection = (vision.get(f"timm_{key}") for key in ("model_name", "pool", "proj"))
+    if name in TIMM_TOWERS:
+        fixed = {"timm_pool": timm_pool(name)}
+        check_fixed({"timm_pool": pool, "timm_proj": projection}, fixed, (), filename, "vision_cfg.")
+        return clip.VARIANTS[TIMM_TOWERS[name]].image
+    family, _, variant = str(name).partition("_")
+    if family not in ("convnext", "convnextv2") or variant not in convnext.TABLES[family]:
+        known = "convnext_*, convnextv2_*, " + ", ".join(TIMM_TOWERS)
+        raise field_error(filename, "vision_cfg.timm_model_name", name, known)
+    if pool:
+        raise field_error(filename, "vision_cfg.timm_pool", pool, "'' for a ConvNeXt")
+    if projection not in ("linear", "mlp"):
+        raise field_error(filename, "vision_cfg.timm_proj", projection, "'linear' or 'mlp' for a ConvNeXt")
+    return clip.ConvNeXt(family, variant, projection)
+
+
+def _read_text(text, filename):
+    import clip
+
+    width, heads, layers, length, vocabulary = (
+        integer(text, key, default, filename, "text_cfg.")
+        for key, default in {"width": 512, "heads": 8, "layers": 12, "context_length": 77, "vocab_size": 49408}.items()
+    )
+    return clip.Text(width, heads, layers, length, vocabulary, causal=not text.get("no_causal_mask", False))
+
+
+def _read_preprocess(values, image_size, filename):
+    given = section(values, "preprocess_cfg", filename) if values.get("preprocess_cfg") else {}
+    check_fixed(given, {"mode": "RGB"}, {*PREPROCESS, "size"}, filename, "preprocess_cfg.")
+    fields = {PREPROCESS[key]: value for key, value in given.items() if key in PREPROCESS and value is not None}
+    return read_spec({"image_size": image_size, **fields}, f"{filename}: preprocess_cfg")
+
+
+# Configuration written.
+
+FREE_IN_VIT = ("head_width", "mlp_ratio")
+FREE_IN_TEXT = ("context_length", "vocabulary_size")
+
+
+def target(model: "keras.Model", config: ModelConfig) -> Target:
+    """A pair for open_clip.
+
+    Raises:
+        ValueError: open_clip has no such tower.
+    """
+    arguments, pair = config.arguments, config.row
+    spec = config.preprocess or PreprocessSpec(image_size=arguments["image_size"])
+    written = {"model_cfg": _written_model(model, pair, arguments), "preprocess_cfg": _written_preprocess(spec)}
+    return Target(_pair_format(model, pair), OPEN_CLIP_FILES[0], {"open_clip_config.json": written})
+
+
+def _pair_format(model, pair):
+    """The first format of a whole pair that has a name for every variable."""
+    has_conv_mlp = getattr(pair.image, "variant", None) in CONV_MLP
+    wholes = [known for known in FORMATS if known.name.startswith("open_clip with")]
+    fitting = [known for known in wholes if known.name.endswith("conv_mlp") == has_conv_mlp]
+    return next((known for known in fitting if not match_slots(model, known)[1]), fitting[0])
+
+
+def _timm_name(image):
+    """timm's name of MobileCLIP's image towers, else None."""
+    import clip
+
+    return next((name for name, label in TIMM_TOWERS.items() if clip.VARIANTS[label].image == image), None)
+
+
+def _written_model(model, pair, arguments):
+    bias = arguments["init_logit_bias"]
+    return {
+        "embed_dim": pair.embed_dim,
+        "quick_gelu": arguments["activation"] == "quick_gelu",
+        "custom_text": _timm_name(pair.image) is not None,
+        "vision_cfg": {"image_size": arguments["image_size"], **_written_vision(model, pair.image)},
+        "text_cfg": _written_text(pair.text),
+        **({} if bias is None else {"init_logit_bias": bias}),
+    }
+
+
+def _written_vision(model, image):
+    import clip
+
+    if isinstance(image, clip.ConvNeXt):
+        stem = model.image_encoder.get_layer("stem_conv")
+        if stem.strides != stem.kernel_size:
+            raise ValueError(
+                f"open_clip's ConvNeXt has a stem of stride {stem.kernel_size[0]}, and this model's has "
+                f"{stem.strides[0]}: its outputs would differ there."
+            )
+        return _timm_cfg(f"{image.family}_{image.variant}", "", image.projection)
+    if isinstance(image, clip.ResNet):
+        return {"layers": list(image.layers), "width": image.width, "patch_size": None}
+    if name := _timm_name(image):
+        return _timm_cfg(name, timm_pool(name), None)
+    if not isinstance(image, clip.ViT):
+        raise ValueError(f"open_clip has no {type(image).__name__} of this size for images: {image}.")
+    check_plain(image, "open_clip", FREE_IN_VIT)
+    return {field: getattr(image, field) for field in ("width", "layers", "patch_size", *FREE_IN_VIT)}
+
+
+def _timm_cfg(name, pool, projection):
+    return {
+        "timm_model_name": name,
+        "timm_model_pretrained": False,
+        "timm_pool": pool,
+        "timm_proj": projection,
+        "timm_drop": 0.0,
+        "timm_drop_path": 0.0,
+    }
+
+
+def _written_text(text):
+    check_plain(text, "open_clip", (*FREE_IN_TEXT, "causal"))
+    return {
+        "context_length": text.context_length,
+        "vocab_size": text.vocabulary_size,
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.layers,
+        **({} if text.causal else {"no_causal_mask": True}),
+    }
+
+
+def check_plain(tower: object, library: str, free: tuple[str, ...]) -> None:
+    """ValueError unless a tower's options have their default values, except those in the library's configuration.
+
+    Args:
+        tower: row of a tower, e.g. `clip.ViT`.
+        library: for the message.
+        free: fields that may have any value.
+    """
+    for field in dataclasses.fields(tower):  # type: ignore[arg-type]  # every row is a dataclass
+        value, usual = getattr(tower, field.name), field.default
+        if usual is not dataclasses.MISSING and value != usual and field.name not in free:
+            raise ValueError(f"{library} has no {type(tower).__name__} with {field.name} {value}; it has {usual}.")
+
+
+def _written_preprocess(spec):
+    return {
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "interpolation": spec.interpolation,
+        "resize_mode": spec.resize_mode,
+    }
+
+
+SOURCE = Source(
+    "open_clip",
+    FORMATS,
+    "open_clip_config.json",
+    OPEN_CLIP_FILES,
+    recognises=lambda _: True,
+    read=read_config,
+    fixed={CLIP: {}},
+    target=target,
 )

@@ -1,13 +1,38 @@
-"""transformers' ConvNextForImageClassification, ConvNextV2For…, ResNetFor…, and CLIPModel with its ViT.
+"""transformers: ConvNext, ConvNextV2, ResNet and CLIP models, `config.json` and `preprocessor_config.json`.
 
-transformers gives ConvNeXt's last norm an epsilon of 1e-12. It is not in the weights; ours is the papers' 1e-6.
+transformers' default epsilon of ConvNeXt's last norm is 1e-12. It is not in the weights; ours is the papers' 1e-6.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from zoo.weights.config import ModelConfig, default_arguments, name_of, variant_of
 from zoo.weights.engine import Format, under
 from zoo.weights.layouts import LOGIT_SCALE, SEPARATE_QKV, SPREAD_GRN
+from zoo.weights.schema import CLIP, RESNET, field_error
+from zoo.weights.sources.open_clip import FREE_IN_TEXT, FREE_IN_VIT, check_plain
+from zoo.weights.sources.source import (
+    ANY_CONVNEXT,
+    TIMM_STYLE,
+    Find,
+    Source,
+    Target,
+    check_fixed,
+    integer,
+    integers,
+    read_json,
+    read_spec,
+    section,
+)
 from zoo.weights.sources.timm import NUM_BATCHES
 
-CONVNEXT = (
+if TYPE_CHECKING:
+    import keras
+
+    import clip
+
+# Tensor names.
+
+CONVNEXT_RULES = (
     ("embeddings.patch_embeddings", "stem_conv"),
     ("embeddings.layernorm", "stem_norm"),
     ("encoder.stages.{s}.downsampling_layer.0", "stages_{s}_downsample_norm"),
@@ -21,8 +46,8 @@ CONVNEXT = (
     ("layernorm", "head_norm"),
 )
 
-# `layer.{k}` counts the convolutions of a block from 0, ours from 1.
-RESNET = (
+# `layer.{k}` counts the convolutions of a block from 0, our names from 1.
+RESNET_RULES = (
     ("embedder.embedder.convolution", "conv1"),
     ("embedder.embedder.normalization", "bn1"),
     ("encoder.stages.{s}.layers.{b}.layer.{k}.convolution", "layer{s+1}_{b}_conv{k+1}"),
@@ -42,7 +67,7 @@ VISION = (
     ("embeddings.patch_embedding", "conv1"),
     ("embeddings.class_embedding", "class_embedding"),
     ("embeddings.position_embedding.weight", "positional_embedding"),
-    ("pre_layrnorm", "ln_pre"),  # spelled so
+    ("pre_layrnorm", "ln_pre"),  # [sic]
     *BLOCKS,
     ("post_layernorm", "ln_post"),
 )
@@ -52,10 +77,9 @@ TEXT = (
     *BLOCKS,
     ("final_layer_norm", "ln_final"),
 )
-POSITION_IDS = ("{*}.embeddings.position_ids", "the numbers 0, 1, 2, …, no weights")
+POSITION_IDS = ("{*}.embeddings.position_ids", "the numbers 0, 1, 2, …, not weights")
 
-
-CLIP = {
+CLIP_RULES = {
     "image": (*under("vision_model.", VISION), ("visual_projection", "proj")),
     "text": (*under("text_model.", TEXT), ("text_projection", "text_projection")),
     "pair": (("logit_scale", "logit_scale", LOGIT_SCALE),),
@@ -63,25 +87,292 @@ CLIP = {
 
 
 def _classifier(name, prefix, rules, first, classifier):
-    """A format whose keys begin with `prefix`: the model's name with a classifier, nothing without one."""
+    """A format whose keys begin with `prefix`, which is "" for a trunk."""
     parts = {"image": (*under(prefix, rules), (classifier, "head_fc"))}
     return Format(f"transformers {name}", {f"{prefix}{first}": 4}, parts, (NUM_BATCHES,))
 
 
 PATCHES, STEM = "embeddings.patch_embeddings.weight", "embedder.embedder.convolution.weight"
-CONVNEXT_V1 = _classifier("ConvNeXt", "convnext.", CONVNEXT, PATCHES, "classifier")
-CONVNEXT_V2 = _classifier("ConvNeXt-V2", "convnextv2.", CONVNEXT, PATCHES, "classifier")
-CONVNEXT_TRUNK = _classifier("ConvNeXt or ConvNeXt-V2", "", CONVNEXT, PATCHES, "classifier")
-RESNET_CLASSIFIER = _classifier("ResNet", "resnet.", RESNET, STEM, "classifier.1")
-RESNET_TRUNK = _classifier("ResNet", "", RESNET, STEM, "classifier.1")
-PAIR = Format("transformers CLIP", {"vision_model.embeddings.patch_embedding.weight": 4}, CLIP, (POSITION_IDS,))
+CONVNEXT_V1 = _classifier("ConvNeXt", "convnext.", CONVNEXT_RULES, PATCHES, "classifier")
+CONVNEXT_V2 = _classifier("ConvNeXt-V2", "convnextv2.", CONVNEXT_RULES, PATCHES, "classifier")
+CONVNEXT_TRUNK = _classifier("ConvNeXt or ConvNeXt-V2", "", CONVNEXT_RULES, PATCHES, "classifier")
+RESNET_CLASSIFIER = _classifier("ResNet", "resnet.", RESNET_RULES, STEM, "classifier.1")
+RESNET_TRUNK = _classifier("ResNet", "", RESNET_RULES, STEM, "classifier.1")
+PAIR = Format("transformers CLIP", {"vision_model.embeddings.patch_embedding.weight": 4}, CLIP_RULES, (POSITION_IDS,))
 
 FORMATS = (
     PAIR,
-    Format("transformers CLIP", {"text_model.embeddings.token_embedding.weight": 2}, CLIP, (POSITION_IDS,)),
+    Format("transformers CLIP", {"text_model.embeddings.token_embedding.weight": 2}, CLIP_RULES, (POSITION_IDS,)),
     CONVNEXT_V1,
     CONVNEXT_V2,
     CONVNEXT_TRUNK,
     RESNET_CLASSIFIER,
     RESNET_TRUNK,
+)
+
+# Configuration read.
+
+PREPROCESSOR = "preprocessor_config.json"
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+SQUASHED_FROM = 384  # pixels: from this size on the processor of ConvNeXt resizes both sides and does not crop
+ACTIVATIONS = ("gelu", "quick_gelu")
+EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
+
+
+def read_config(values: dict, filename: str, find: Find) -> ModelConfig:
+    """The `ModelConfig` of a transformers configuration; preprocessing is read from PREPROCESSOR beside it.
+
+    Raises:
+        ValueError: it describes a model that this package does not make; the message names the field.
+    """
+    family = values["model_type"]
+    readers = {"convnext": _read_convnext, "convnextv2": _read_convnext, RESNET: _read_resnet}
+    path = find(PREPROCESSOR)
+    preprocess = _read_preprocess(path) if path else None
+    if family == CLIP:
+        return ModelConfig.from_pair(_read_pair(values, filename), preprocess, filename)
+    if family not in readers:
+        raise field_error(filename, "model_type", family, ", ".join((*readers, CLIP)))
+    variant, own = readers[family](values, filename)
+    size = list(preprocess.size) if preprocess else [None, None]
+    channels = integer(values, "num_channels", 3, filename)
+    arguments = default_arguments(family, variant, name_of(family, variant, family))
+    arguments |= {"input_shape": [*size, channels], **own}
+    return ModelConfig(family, arguments, preprocess, origin=filename, from_weights=True)
+
+
+def _read_convnext(values, filename):
+    import convnext
+
+    epsilon = values.get("layer_norm_eps", 1e-12)
+    if epsilon not in (1e-12, 1e-6):
+        raise field_error(filename, "layer_norm_eps", epsilon, "1e-6, or 1e-12, which is read as 1e-6")
+    row = convnext.Variant(
+        integers(values, "depths", (3, 3, 9, 3), filename),
+        integers(values, "hidden_sizes", (96, 192, 384, 768), filename),
+        activation=values.get("hidden_act", "gelu"),
+        patch_size=integer(values, "patch_size", 4, filename),
+    )
+    scale = values.get("layer_scale_init_value", 1e-6) if values["model_type"] == "convnext" else None
+    scale = scale if scale and scale > 0 else None
+    return variant_of(values["model_type"], row), {"layer_scale_init_value": scale, "stem_stride": row.patch_size}
+
+
+def _read_resnet(values, filename):
+    import convnext
+
+    fixed = {"downsample_in_first_stage": False, "downsample_in_bottleneck": False}
+    check_fixed({key: values[key] for key in fixed if key in values}, fixed, (), filename)
+    block = values.get("layer_type", "bottleneck")
+    if block not in EXPANSION:
+        raise field_error(filename, "layer_type", block, " or ".join(EXPANSION))
+    sizes = integers(values, "hidden_sizes", (256, 512, 1024, 2048), filename)
+    row = convnext.ResNetVariant(
+        integers(values, "depths", (3, 4, 6, 3), filename),
+        tuple(size // EXPANSION[block] for size in sizes),
+        activation=values.get("hidden_act", "relu"),
+        block=block,
+        stem_dim=integer(values, "embedding_size", 64, filename),
+    )
+    return variant_of(RESNET, row), {}
+
+
+def _read_pair(values, filename):
+    import clip
+
+    vision, text = (
+        {**section(values, key, filename), **(values.get(f"{key}_dict") or {})}
+        for key in ("vision_config", "text_config")
+    )
+    for config in (vision, text):
+        if config.get("layer_norm_eps", 1e-5) != 1e-5:
+            raise field_error(filename, "layer_norm_eps", config["layer_norm_eps"], "1e-5")
+    width = integer(vision, "hidden_size", 768, filename)
+    tower = clip.ViT(
+        width,
+        integer(vision, "num_hidden_layers", 12, filename),
+        integer(vision, "patch_size", 32, filename),
+        width // integer(vision, "num_attention_heads", 12, filename),
+        _read_mlp_ratio(width, integer(vision, "intermediate_size", 3072, filename)),
+    )
+    return clip.Pair(
+        integer(values, "projection_dim", 512, filename),
+        integer(vision, "image_size", 224, filename),
+        tower,
+        _read_text(text, filename),
+        _read_activation(vision, text, filename),
+    )
+
+
+def _read_mlp_ratio(width, hidden):
+    """`mlp_ratio` of a table row, a rounded decimal, where it gives the same hidden size; else the exact ratio."""
+    import clip
+
+    rows = [row.image for row in clip.VARIANTS.values() if isinstance(row.image, clip.ViT) and row.image.width == width]
+    ratios = [*(row.mlp_ratio for row in rows), hidden / width, (hidden + 0.5) / width]
+    return next(ratio for ratio in ratios if int(width * ratio) == hidden)
+
+
+def _read_text(text, filename):
+    import clip
+
+    width = integer(text, "hidden_size", 512, filename)
+    if integer(text, "intermediate_size", 2048, filename) != 4 * width:
+        raise field_error(
+            filename, "text_config.intermediate_size", text["intermediate_size"], f"{4 * width}, 4 × width"
+        )
+    return clip.Text(
+        width,
+        integer(text, "num_attention_heads", 8, filename),
+        integer(text, "num_hidden_layers", 12, filename),
+        integer(text, "max_position_embeddings", 77, filename),
+        integer(text, "vocab_size", 49408, filename),
+    )
+
+
+def _read_activation(vision, text, filename):
+    """Activation of both towers; transformers allows two, our pairs have one."""
+    names = [config.get("hidden_act", "quick_gelu") for config in (vision, text)]
+    if names[0] != names[1] or names[0] not in ACTIVATIONS:
+        raise field_error(filename, "hidden_act of the towers", names, f"one of {', '.join(ACTIVATIONS)} for both")
+    return names[0]
+
+
+def _read_preprocess(path):
+    """A `PreprocessSpec`, or None where the file relies on transformers' defaults."""
+    values, filename = read_json(path), path.name
+    if any(values.get(key) is None for key in ("size", "resample", "image_mean", "image_std")):
+        return None
+    size, crop = _side(values["size"], filename), values.get("crop_size")
+    fields = {
+        "mean": values["image_mean"],
+        "std": values["image_std"],
+        "interpolation": RESAMPLING.get(values["resample"]),
+        "rgb_first": True,
+    }
+    if values.get("crop_pct") is not None:
+        is_small = size < SQUASHED_FROM
+        fields |= {"crop_pct": values["crop_pct"]} if is_small else {"resize_mode": "squash"}
+    target = _side(crop, filename) if crop and values.get("do_center_crop") else size
+    if target != size:
+        fields["crop_pct"] = target / size
+    return read_spec({"image_size": target, **fields}, filename)
+
+
+def _side(size, filename):
+    """Pixels of {"shortest_edge": n}, {"height": n, "width": n} or n."""
+    if isinstance(size, dict):
+        sides = set(size.values())
+        size = sides.pop() if len(sides) == 1 else size
+    return integer({"size": size}, "size", None, filename)
+
+
+# Configuration written.
+
+END_OF_TEXT = 49407  # the largest token id; text features are taken at its position
+
+
+def target(_: "keras.Model", config: ModelConfig) -> Target:
+    """A model for transformers.
+
+    Raises:
+        ValueError: transformers has no such tower.
+    """
+    arguments, family, row = config.arguments, config.family, config.row
+    if family == CLIP:
+        return Target(PAIR, configs={"config.json": clip_config(row, arguments["image_size"], arguments["activation"])})
+    has_classifier = arguments["include_top"]
+    name, classifier, trunk = {
+        "convnext": ("ConvNext", CONVNEXT_V1, CONVNEXT_TRUNK),
+        "convnextv2": ("ConvNextV2", CONVNEXT_V2, CONVNEXT_TRUNK),
+        RESNET: ("ResNet", RESNET_CLASSIFIER, RESNET_TRUNK),
+    }[family]
+    written = {
+        "architectures": [f"{name}{'ForImageClassification' if has_classifier else 'Model'}"],
+        "model_type": family,
+        "num_channels": arguments["input_shape"][-1],
+        "depths": list(row.depths),
+        "hidden_act": row.activation,
+        **({"num_labels": arguments["num_classes"]} if has_classifier else {}),
+        **(_written_resnet(row) if family == RESNET else _written_convnext(row, family, arguments)),
+    }
+    return Target(classifier if has_classifier else trunk, configs={"config.json": written})
+
+
+def _written_resnet(row):
+    expansion = EXPANSION[row.block]
+    return {
+        "embedding_size": row.stem_dim,
+        "hidden_sizes": [dim * expansion for dim in row.dims],
+        "layer_type": row.block,
+    }
+
+
+def _written_convnext(row, family, arguments):
+    scale = arguments["layer_scale_init_value"]  # 0 means none there
+    return {
+        "num_stages": len(row.depths),
+        "hidden_sizes": list(row.dims),
+        "patch_size": row.patch_size,
+        "layer_norm_eps": row.epsilon,  # of the last norm, whose default is 1e-12
+        **({"layer_scale_init_value": 0.0 if scale is None else scale or 1e-6} if family == "convnext" else {}),
+    }
+
+
+def clip_config(pair: "clip.Pair", image_size: int, activation: str) -> dict[str, Any]:
+    """`config.json` of transformers' CLIP for a `clip.Pair`.
+
+    Raises:
+        ValueError: transformers has no such tower.
+    """
+    import clip
+
+    image, text = pair.image, pair.text
+    if not isinstance(image, clip.ViT):
+        raise ValueError(f"transformers has no pair with a {type(image).__name__} for images; export it for open_clip.")
+    check_plain(image, "transformers", FREE_IN_VIT)
+    check_plain(text, "transformers", FREE_IN_TEXT)
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": pair.embed_dim,
+        "vision_config": {
+            "hidden_size": image.width,
+            "intermediate_size": int(image.width * image.mlp_ratio),
+            "num_hidden_layers": image.layers,
+            "num_attention_heads": image.width // image.head_width,
+            "patch_size": image.patch_size,
+            "image_size": image_size,
+            "hidden_act": activation,
+            "projection_dim": pair.embed_dim,
+        },
+        "text_config": {
+            "hidden_size": text.width,
+            "intermediate_size": 4 * text.width,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "max_position_embeddings": text.context_length,
+            "vocab_size": text.vocabulary_size,
+            "hidden_act": activation,
+            "bos_token_id": END_OF_TEXT - 1,
+            "eos_token_id": END_OF_TEXT,
+            "projection_dim": pair.embed_dim,
+        },
+    }
+
+
+SOURCE = Source(
+    "transformers",
+    FORMATS,
+    "config.json",
+    TIMM_STYLE,
+    recognises=lambda values: "model_type" in values,
+    read=read_config,
+    fixed={
+        "convnext": {**ANY_CONVNEXT, "epsilon": 1e-6},
+        "convnextv2": {**ANY_CONVNEXT, "epsilon": 1e-6, "LayerScale": False},
+        RESNET: {"patch size": 7, "epsilon": 1e-5},
+        CLIP: {},
+    },
+    target=target,
 )

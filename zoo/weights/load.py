@@ -1,0 +1,220 @@
+"""Checkpoints into models: weights into a model that exists, or a config and a checkpoint into a new model."""
+
+import dataclasses
+import functools
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.weights import native
+from zoo.weights.config import ModelConfig, check_activation, resize_spec
+from zoo.weights.download import recorded
+from zoo.weights.engine import Format, LoadReport, classes, detect, holds, load_tensors
+from zoo.weights.published import restriction
+from zoo.weights.read import Checkpoint, read_checkpoint
+from zoo.weights.schema import CLIP, RESNET
+from zoo.weights.sources import FORMATS
+
+if TYPE_CHECKING:
+    import keras
+
+FROM_FILE = ("stem_stride", "input_shape", "image_size", "activation", "init_logit_bias")  # what a bare name leaves open
+
+
+def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True) -> LoadReport:
+    """Load a weight file into a model. The file's format is detected from its keys.
+
+    The model's layers decide which tensors are needed. Towers and heads that only the file has are ignored and listed
+    in the report.
+
+    Args:
+        model: a classifier, a trunk, a pair, or one tower of a pair, made by this package.
+        path: `.safetensors`, a shard index, `.npz`, or a torch checkpoint, with the tensor names of timm, torchvision,
+            transformers, open_clip, OpenAI, Apple, facebookresearch or `zoo.save`.
+        strict: raise if the file lacks a variable or has an unexpected key; otherwise both are only reported.
+
+    Returns:
+        A `LoadReport`; print it.
+
+    Raises:
+        ValueError: lists the keys that are missing, unexpected, or of the wrong shape. The model is unchanged.
+    """
+    return load_checkpoint(model, read_checkpoint(path), strict=strict)
+
+
+def load_checkpoint(
+    model: "keras.Model",
+    checkpoint: Checkpoint,
+    *,
+    strict: bool = True,
+    fresh: Mapping[str, str] | None = None,
+    activation: str | None = None,
+) -> LoadReport:
+    """`load_weights` from a `Checkpoint`.
+
+    Args:
+        fresh: {layer name: reason} of layers that keep their present values.
+        activation: that a pair's weights were trained with, if known from elsewhere than the file.
+    """
+    notes = _check_model_activation(model, checkpoint, activation)
+    source = detect_format(checkpoint)
+    name = checkpoint.path.name
+    report = load_tensors(model, checkpoint.tensors, source, strict=strict, fresh=fresh or {}, filename=name)
+    if source.name == native.FORMAT:
+        native.remember(model, native.parse(checkpoint))
+    return dataclasses.replace(report, notes=(*notes, *report.notes))
+
+
+def detect_format(checkpoint: Checkpoint) -> Format:
+    """Return the `Format` of a checkpoint: our own by its metadata, a library's by its keys."""
+    if native.is_own(checkpoint):
+        return native.format_of(native.parse(checkpoint).family)
+    return detect(checkpoint.tensors, FORMATS)
+
+
+def _check_model_activation(model, checkpoint, trained=None):
+    """Notes for the report. ValueError if the weights were trained with another activation than the model's."""
+    activation = (getattr(model, "architecture", None) or {}).get("activation")
+    if activation is None:
+        return ()
+    trained = checkpoint.metadata.get("activation") if native.is_own(checkpoint) else trained
+    if trained is None:
+        return (f"The file does not name the activation of its transformers; the model's, {activation}, is assumed.",)
+    if trained != activation:
+        raise ValueError(
+            f"{checkpoint.path.name} holds weights for {trained!r}, and the model's transformers have {activation!r}. "
+            f"Create the model with activation={trained!r}."
+        )
+    return ()
+
+
+def load_own(checkpoint: Checkpoint) -> tuple["keras.Model", ModelConfig]:
+    """Return the model in a file of `zoo.save`, and its config.
+
+    Raises:
+        ValueError: the metadata is invalid, or does not fit the tensors.
+    """
+    config, name = native.parse(checkpoint), checkpoint.path.name
+    config.check_size(checkpoint.tensors, name)
+    try:
+        model = config.build()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: architecture.arguments describe no model: {error}") from error
+    load_checkpoint(model, checkpoint)
+    announce(name, config.licence)
+    return model, config
+
+
+def create_with_weights(
+    config: ModelConfig, checkpoint: Checkpoint, overrides: dict[str, Any] | None = None
+) -> tuple["keras.Model", ModelConfig]:
+    """Build the model of a config with the weights of a checkpoint; return it with the config as built.
+
+    A warning names everything that was adapted, such as a new classifier or resized positional embeddings.
+
+    Args:
+        config: of the weights, or of a name; a file of our own format then adds what the name leaves open.
+        checkpoint: the weights.
+        overrides: builder arguments that replace the config's.
+
+    Raises:
+        ValueError: the weights do not fit, or were trained with another activation than is requested.
+    """
+    overrides = overrides or {}
+    if config.from_weights:
+        check_activation(config.origin, config.arguments.get("activation"), overrides.get("activation"))
+    fitted, fresh = _fit(config, checkpoint, overrides)
+    model = _build(fitted, overrides)
+    is_known = config.from_weights or "activation" in overrides
+    activation = fitted.arguments.get("activation") if is_known else None
+    report = load_checkpoint(model, checkpoint, fresh=fresh, activation=activation)
+    for note in report.notes:
+        warnings.warn(f"{checkpoint.path.name}: {note}", stacklevel=3)
+    fitted = _with_provenance(fitted, checkpoint, report.format)
+    native.remember(model, fitted)
+    announce(config.origin if config.published else checkpoint.path.name, fitted.licence)
+    return model, fitted
+
+
+def _fit(config, checkpoint, overrides):
+    """(config to build, {new layer: reason}) from the config, the content of the file, and the overrides."""
+    arguments = {**config.arguments, **_arguments_in_file(config, checkpoint)}
+    in_file = has_norm = None
+    if config.family != CLIP:
+        source = detect_format(checkpoint)
+        in_file = classes(checkpoint.tensors, source)
+        has_norm = config.family == RESNET or holds(checkpoint.tensors, source, "head_norm")
+        arguments |= {} if _describes_itself(config, checkpoint) else _head_in_file(config, in_file, has_norm)
+    if config.from_weights and config.published is None:  # a foreign config: nothing larger than the file is allocated
+        dataclasses.replace(config, arguments=arguments).check_size(checkpoint.tensors, checkpoint.path.name)
+    if "num_classes" in overrides:
+        arguments |= {"include_top": True, "pooling": None}
+    arguments |= overrides
+    fresh = {} if config.family == CLIP else _new_layers(arguments, overrides, in_file, has_norm)
+    return dataclasses.replace(config, arguments=arguments), fresh
+
+
+def _arguments_in_file(config, checkpoint):
+    """Arguments that a file of our own format adds to a name."""
+    if not native.is_own(checkpoint):
+        return {}
+    own = native.parse(checkpoint).arguments
+    left_open = [key for key in FROM_FILE if key != "activation" or not config.from_weights]
+    return {key: own[key] for key in left_open if key in own and key in config.arguments}
+
+
+def _describes_itself(config, checkpoint):
+    """Whether the config is that of a file of our own format."""
+    return native.is_own(checkpoint) and config.from_weights and config.published is None
+
+
+def _head_in_file(config, in_file, has_norm):
+    """Arguments for the head that the file has."""
+    if in_file:
+        return {"num_classes": in_file, "include_top": True, "pooling": None}
+    return {"include_top": False, "pooling": "avg" if has_norm else None} if config.from_weights else {}
+
+
+def _new_layers(arguments, overrides, in_file, has_norm):
+    fresh = {}
+    if arguments["include_top"] and overrides.get("num_classes", in_file) != in_file:
+        fresh["head_fc"] = f"the file has {in_file or 'no'} classes, and {overrides['num_classes']} are requested"
+    if not has_norm and (fresh or overrides.get("pooling")):
+        fresh["head_norm"] = "the file has no norm after the pooling"
+    return fresh
+
+
+def _build(config, overrides):
+    try:
+        return config.build()
+    except (TypeError, ValueError) as error:
+        if overrides or not config.from_weights:
+            raise
+        raise ValueError(f"{config.origin} describes no model: {error}") from error
+
+
+def _with_provenance(config, checkpoint, source_format):
+    """The config with the provenance of the weights; a file of our own format brings its own."""
+    if native.is_own(checkpoint):
+        own = native.parse(checkpoint)
+        kept = {key: getattr(own, key) or getattr(config, key) for key in ("preprocess", "licence", "source")}
+    else:
+        digest = recorded(checkpoint.path)
+        source = {"name": config.origin, "sha256": digest, "format": source_format} if digest else None
+        kept = {"preprocess": config.preprocess, "licence": config.licence, "source": source}
+    preprocess = resize_spec(kept.pop("preprocess"), config.input_shape[:2])
+    return dataclasses.replace(config, preprocess=preprocess, **kept)
+
+
+def announce(name: str, licence: str | None) -> None:
+    """Print on stderr, once a process, what a licence of weights restricts."""
+    remark = restriction(licence)
+    if remark:
+        _print_once(f"{name}: its weights are under {licence} ({remark}).")
+
+
+@functools.cache
+def _print_once(line):
+    print(line, file=sys.stderr)

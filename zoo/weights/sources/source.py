@@ -1,0 +1,145 @@
+"""`Source`: what the package knows of one library. And helpers that read a library's configuration with suspicion.
+
+A configuration is foreign data: JSON of bounded size, matched field by field to what our builders make, and refused
+with the field that differs.
+"""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.data.preprocess import PreprocessSpec
+from zoo.weights.config import ModelConfig
+from zoo.weights.engine import Format
+from zoo.weights.schema import field_error
+
+if TYPE_CHECKING:
+    import keras
+
+LARGEST_CONFIG = 4 << 20  # bytes; the names of 21,841 classes take one million
+SHARD_INDEX = "model.safetensors.index.json"
+TIMM_STYLE = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")  # weights beside timm's and transformers' configs
+
+Find = Callable[[str], Path | None]  # file name → path, or None where there is no such file
+
+
+@dataclass(frozen=True)
+class Target:
+    """How one model is written for one library.
+
+    Args:
+        format: names of its tensors.
+        weights: file that the library looks for in a folder.
+        configs: file name → content, as JSON has it.
+    """
+
+    format: Format
+    weights: str = "model.safetensors"
+    configs: dict[str, dict] = field(default_factory=dict)
+
+
+def _no_target(model, config):
+    raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One library: its tensor names, and its configuration read and written.
+
+    Args:
+        name: of the library, as `export_weights(format=…)` takes it.
+        formats: of its checkpoints; a whole pair before a tower alone where one signature contains another.
+        config: name of its configuration file, or None.
+        weights: names of the weight files beside the configuration, in order of preference.
+        recognises: content of a configuration file → whether it is this library's.
+        read: (content of the configuration, its name, `Find`) → `ModelConfig`; a ValueError names the field that no
+            model of this package has.
+        fixed: family → {fact: value} that the library's classes fix whatever the configuration says, for every family
+            that can be exported. A model that differs is refused: its outputs would not be the same there.
+        target: (model, its `ModelConfig`) → `Target`, for families in `fixed`.
+    """
+
+    name: str
+    formats: tuple[Format, ...]
+    config: str | None = None
+    weights: tuple[str, ...] = ()
+    recognises: Callable[[dict], bool] = lambda _: False
+    read: Callable[[dict, str, Find], ModelConfig] | None = None
+    fixed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    target: "Callable[[keras.Model, ModelConfig], Target]" = _no_target
+
+
+# Facts that `fixed` of several libraries have in common.
+ANY_CONVNEXT = {"overlapping stem": False, "head norm": True}
+PAPER_CONVNEXT = {"overlapping stem": False, "stages": 4, "patch size": 4, "epsilon": 1e-6, "activation": "gelu"}
+PAPER_RESNET = {"stages": 4, "patch size": 7, "stem width": 64, "epsilon": 1e-5, "activation": "relu"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a small file.
+
+    Raises:
+        ValueError: it is something else; the message names the file.
+    """
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes; a configuration has at most {LARGEST_CONFIG}.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise field_error(path.name, "its content", values, "an object")
+    return values
+
+
+def section(values: Mapping[str, Any], key: str, filename: str) -> dict[str, Any]:
+    """An object inside an object."""
+    inner = values.get(key)
+    if not isinstance(inner, dict):
+        raise field_error(filename, key, inner, "an object")
+    return inner
+
+
+def integer(values: Mapping[str, Any], key: str, default: int | None, filename: str, prefix: str = "") -> int:
+    """A positive integer of a bounded size; `default` where the key is missing or null."""
+    value = default if values.get(key) is None else values[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 20:
+        raise field_error(filename, f"{prefix}{key}", value, "a positive integer")
+    return value
+
+
+def integers(values: Mapping[str, Any], key: str, default: tuple[int, ...], filename: str) -> tuple[int, ...]:
+    """A tuple of such integers."""
+    value = default if values.get(key) is None else values[key]
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= 16:
+        raise field_error(filename, key, value, "a list of positive integers")
+    return tuple(integer({key: number}, key, None, filename) for number in value)
+
+
+def check_fixed(
+    values: Mapping[str, Any], fixed: Mapping[str, Any], free: Collection[str], filename: str, prefix: str = ""
+) -> None:
+    """Refuse fields with another value than our models have, and unknown fields.
+
+    Args:
+        values: field → value; null and empty values are ignored.
+        fixed: field → the only allowed value.
+        free: fields with any value: they are read elsewhere, or matter for training alone.
+    """
+    for key, value in values.items():
+        if key in free or value in (None, "", {}, []):
+            continue
+        if key not in fixed:
+            raise field_error(filename, f"{prefix}{key}", value, "no such field")
+        if value != fixed[key]:
+            raise field_error(filename, f"{prefix}{key}", value, repr(fixed[key]))
+
+
+def read_spec(fields: Mapping[str, Any], where: str) -> PreprocessSpec:
+    """A `PreprocessSpec` from its fields; a ValueError begins with `where`."""
+    try:
+        return PreprocessSpec.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
