@@ -52,7 +52,7 @@ FINE_TUNED = "convnextv2_tiny.fcmae_ft_in1k "
 
 def test_library_warnings_are_one_line_without_a_source_location(monkeypatch, capsys):
     remark = functools.partial(warnings.warn, "m.pth: the classifier is new.", stacklevel=1)
-    monkeypatch.setattr("zoo.models.names.listed", lambda **_: remark() or ["x"])
+    monkeypatch.setattr("zoo.models.names.list_or_raise", lambda **_: remark() or ["x"])
     assert main(["list"]) == 0
     assert capsys.readouterr() == ("x\n", "zoo: m.pth: the classifier is new.\n")
 

@@ -316,16 +316,16 @@ def test_open_clips_configuration_says_how_pictures_are_prepared(tmp_path):
 @pytest.mark.parametrize(
     ("create", "library", "message"),
     [
-        (v1, "onnx", "Unknown format 'onnx'. Allowed: timm, transformers, torchvision, facebook, open_clip"),
-        (v1, "open_clip", "open_clip has no ConvNeXt. Formats for this model: timm, transformers, torchvision"),
-        (v2, "torchvision", "torchvision has no ConvNeXt-V2. Formats for this model: timm, transformers, facebook"),
-        (lambda: pair(VIT), "timm", "timm has no image–text pair. Formats for this model: transformers, open_clip"),
+        (v1, "onnx", "Unknown format 'onnx'. Allowed: open_clip, transformers, timm, torchvision, facebook"),
+        (v1, "open_clip", "open_clip has no ConvNeXt. Formats for this model: transformers, timm, torchvision"),
+        (v2, "torchvision", "torchvision has no ConvNeXt-V2. Formats for this model: transformers, timm, facebook"),
+        (lambda: pair(VIT), "timm", "timm has no image–text pair. Formats for this model: open_clip, transformers"),
         (lambda: v1(stem_stride=2), "timm", "overlapping stem False, and this model has True"),
         (lambda: v1(convnext.Variant((1, 1), (8, 16))), "timm", "stages 4, and this model has 2"),
         (
             lambda: v1(convnext.Variant((1,) * 4, (8,) * 4, activation="leaky_relu")),
             "timm",
-            "timm has no activation as 'leaky_relu' is here",
+            "timm has no activation 'leaky_relu'",
         ),
         (lambda: v1(include_top=False), "timm", "head norm True, and this model has False"),
         (lambda: v1(include_top=False, pooling="avg"), "torchvision", "classifier True, and this model has False"),

@@ -142,12 +142,13 @@ def changed(key, value):
     return lambda folder, tensors: safetensors(folder, tensors | {key: value})
 
 
-UNSOUND = "not a sound safetensors"
+NOT_WEIGHTS = "not a supported weight file"
+UNSOUND = "not a valid safetensors"
 HOSTILE = {
-    "empty": (lambda folder, _: bytes_file(folder, b""), "not a weight file"),
-    "a web page": (lambda folder, _: bytes_file(folder, b"<html>404</html>"), "not a weight file"),
-    "a Git LFS pointer": (lambda folder, _: bytes_file(folder, b"version https://git-lfs"), "not a weight file"),
-    "a bare pickle": (lambda folder, _: bytes_file(folder, pickle.dumps(Bomb(folder / "ran"))), "not a weight file"),
+    "empty": (lambda folder, _: bytes_file(folder, b""), NOT_WEIGHTS),
+    "a web page": (lambda folder, _: bytes_file(folder, b"<html>404</html>"), NOT_WEIGHTS),
+    "a Git LFS pointer": (lambda folder, _: bytes_file(folder, b"version https://git-lfs"), NOT_WEIGHTS),
+    "a bare pickle": (lambda folder, _: bytes_file(folder, pickle.dumps(Bomb(folder / "ran"))), NOT_WEIGHTS),
     "torch, a pickle that opens a file": (
         lambda folder, _: torch_file(folder, {"model": Bomb(folder / "ran")}),
         "not a plain torch checkpoint",
@@ -175,7 +176,7 @@ HOSTILE = {
         lambda folder, _: archive(folder, {"x.npy": npy((50 << 20,), bytes(200 << 20))}),
         "would unpack into",
     ),
-    "npz, no array": (lambda folder, _: archive(folder, {"x.npy": b"hello, this is no array"}), "not a sound array"),
+    "npz, no array": (lambda folder, _: archive(folder, {"x.npy": b"hello, this is no array"}), "not a valid array"),
     "safetensors, payload truncated": (lambda f, t: safetensors(f, t, lambda data: data[:-1]), UNSOUND),
     "safetensors, header truncated": (lambda f, t: safetensors(f, t, lambda data: data[:40]), UNSOUND),
     "safetensors, bytes to spare": (lambda f, t: safetensors(f, t, lambda data: data + b"!"), UNSOUND),
@@ -207,12 +208,12 @@ HOSTILE = {
     "shards, an index without end": (lambda folder, t: sharded(folder, t, "[" * 100_000), "no usable 'weight_map'"),
     "another architecture": (
         lambda folder, _: safetensors(folder, {"conv1.weight": np.zeros((4, 3, 7, 7), np.float32)}),
-        "fit no known format",
+        "match no known format",
     ),
     "not a number": (changed("stem.0.bias", np.float32([np.nan] * 4)), "4 of 4 values are NaN or infinite"),
     "integers": (changed("stem.0.bias", np.int64([1] * 4)), "needs floating point"),
     "another shape": (changed("stem.0.bias", np.float32([1] * 5)), "stem_conv/bias needs (4,)"),
-    "a key too many": (changed("stem.0.more", np.float32([1])), "Left over (1): stem.0.more"),
+    "a key too many": (changed("stem.0.more", np.float32([1])), "Unexpected (1): stem.0.more"),
     "a key too few": (
         lambda folder, t: safetensors(folder, {key: t[key] for key in t if key != "head.fc.bias"}),
         "Missing (1): head.fc.bias",

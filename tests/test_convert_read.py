@@ -143,7 +143,7 @@ def test_a_pickle_inside_a_torch_file_runs_nothing(tmp_path):
 
 def test_a_bare_pickle_is_refused_unread(tmp_path):
     (tmp_path / "m.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    with pytest.raises(ValueError, match="not a weight file"):
+    with pytest.raises(ValueError, match="not a supported weight file"):
         read_checkpoint(tmp_path / "m.pth")
     assert not (tmp_path / "ran").exists()
 

@@ -1,4 +1,4 @@
-"""Configurations beside published weights become recipes, or are refused with the field that differs."""
+"""Configurations of other libraries become a `ModelConfig`, or are refused with the field that differs."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from helpers import declare_torchvision_operators
 import clip
 import convnext
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, PreprocessSpec
-from zoo.models.hub import locate, read_recipe
-from zoo.weights.native import row_of
+from zoo.weights.config import row_of
 from zoo.weights.published import all_weights
+from zoo.weights.sources import find_config, read_config
 
 TIMM_ROWS = [row for group in all_weights().values() for row in group.values() if row.classes is not None]
 
@@ -25,13 +25,13 @@ def open_clip():
 
 @pytest.fixture
 def read(tmp_path):
-    """A function from a configuration's name and content to the recipe read back from a file."""
+    """A function: name and content of a configuration → the `ModelConfig` read from a file."""
 
     def read_back(name, values, preprocessor=None):
         for file, content in {name: values, "preprocessor_config.json": preprocessor}.items():
             if content is not None:
                 (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
-        return read_recipe(tmp_path / name, tmp_path / "preprocessor_config.json" if preprocessor else None)
+        return read_config(tmp_path / name)
 
     return read_back
 
@@ -39,8 +39,8 @@ def read(tmp_path):
 # open_clip's
 
 
-def row_read(recipe):
-    return row_of("clip", recipe.arguments["variant"])
+def row_read(found):
+    return row_of("clip", found.arguments["variant"])
 
 
 def towers(pair):
@@ -50,14 +50,14 @@ def towers(pair):
 @pytest.mark.parametrize("name", [name for name in clip.VARIANTS if "_v2_" not in name and name != "MobileCLIP-S0"])
 def test_open_clips_own_configurations_are_our_rows(open_clip, read, name):
     config = open_clip.get_model_config(name)
-    recipe = read("open_clip_config.json", {"model_cfg": config})
-    assert towers(row_read(recipe)) == towers(clip.VARIANTS[name])
-    assert recipe.arguments["image_size"] == config["vision_cfg"]["image_size"]
-    assert recipe.arguments["activation"] == "gelu"
+    found = read("open_clip_config.json", {"model_cfg": config})
+    assert towers(row_read(found)) == towers(clip.VARIANTS[name])
+    assert found.arguments["image_size"] == config["vision_cfg"]["image_size"]
+    assert found.arguments["activation"] == "gelu"
     quick = read("open_clip_config.json", {"model_cfg": {**config, "quick_gelu": True}})
     assert quick.arguments["activation"] == "quick_gelu"
-    assert recipe.description.preprocess == PreprocessSpec(config["vision_cfg"]["image_size"])
-    assert isinstance(recipe.arguments["variant"], str)
+    assert found.preprocess == PreprocessSpec(config["vision_cfg"]["image_size"])
+    assert isinstance(found.arguments["variant"], str)
 
 
 OTHERS = ("EVA", "SigLIP", "CLIPA", "ViTamin", "PE-", "coca", "roberta", "nllb", "mt5", "swin", "vit_", "worldwide")
@@ -67,7 +67,7 @@ def test_other_architectures_of_open_clip_are_refused_by_field(open_clip, read):
     refused = [name for name in open_clip.list_models() if any(part in name for part in OTHERS)]
     assert len(refused) > 60
     for name in refused:
-        with pytest.raises(ValueError, match=r"open_clip_config\.json: (model|vision|text)_cfg\.\w+ is .*have: "):
+        with pytest.raises(ValueError, match=r"open_clip_config\.json: (model|vision|text)_cfg\.\w+ is .*Allowed: "):
             read("open_clip_config.json", {"model_cfg": open_clip.get_model_config(name)})
 
 
@@ -79,10 +79,10 @@ def test_the_configuration_that_open_clip_saves(open_clip, read):
             **{"mode": "RGB", "size": [256, 256], "fill_color": 0},
         },
     }
-    recipe = read("open_clip_config.json", values)
-    assert recipe.arguments["variant"] == "convnext_base_w"
+    found = read("open_clip_config.json", values)
+    assert found.arguments["variant"] == "convnext_base_w"
     expected = PreprocessSpec(256, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash")
-    assert recipe.description.preprocess == expected
+    assert found.preprocess == expected
 
 
 SMALL = {
@@ -93,20 +93,20 @@ SMALL = {
 
 
 def test_an_architecture_of_our_towers_that_no_row_has(read):
-    recipe = read("open_clip_config.json", {"model_cfg": {**SMALL, "init_logit_bias": -10.0}})
-    row = row_read(recipe)
+    found = read("open_clip_config.json", {"model_cfg": {**SMALL, "init_logit_bias": -10.0}})
+    row = row_read(found)
     assert row == clip.Pair(32, 64, clip.ViT(64, 2, 16), clip.Text(64, 1, 2))
-    assert recipe.arguments["init_logit_bias"] == -10.0
+    assert found.arguments["init_logit_bias"] == -10.0
 
 
 def test_a_row_at_another_size_stays_that_row(read, open_clip):
     config = open_clip.get_model_config("ViT-B-32")
     config["vision_cfg"]["image_size"] = [256, 256]
-    recipe = read("open_clip_config.json", {"model_cfg": config})
-    assert recipe.arguments["variant"] == "ViT-B-32-256"
+    found = read("open_clip_config.json", {"model_cfg": config})
+    assert found.arguments["variant"] == "ViT-B-32-256"
     config["vision_cfg"]["image_size"] = 288
-    recipe = read("open_clip_config.json", {"model_cfg": config})
-    assert (recipe.arguments["variant"], recipe.arguments["image_size"]) == ("ViT-B-32", 288)
+    found = read("open_clip_config.json", {"model_cfg": config})
+    assert (found.arguments["variant"], found.arguments["image_size"]) == ("ViT-B-32", 288)
 
 
 def changed(section, **fields):
@@ -121,7 +121,7 @@ def changed(section, **fields):
         ({**SMALL, "embed_dim": 1 << 40}, "model_cfg.embed_dim is"),
         ({**SMALL, "multimodal_cfg": {"width": 1}}, "model_cfg.multimodal_cfg is"),
         ({**SMALL, "vision_cfg": 3}, "vision_cfg is 3"),
-        (changed("vision_cfg", attentional_pool=True), "vision_cfg.attentional_pool is True. .*have: False"),
+        (changed("vision_cfg", attentional_pool=True), "vision_cfg.attentional_pool is True. .*Allowed: False"),
         (changed("vision_cfg", no_ln_pre=True), "vision_cfg.no_ln_pre"),
         (changed("vision_cfg", pos_embed_type="sin_cos_2d"), "vision_cfg.pos_embed_type"),
         (changed("vision_cfg", image_size=[64, 32]), "vision_cfg.image_size"),
@@ -135,7 +135,7 @@ def changed(section, **fields):
         (changed("text_cfg", hf_model_name="roberta-base"), "text_cfg.hf_model_name"),
         (changed("text_cfg", hf_tokenizer_name="xlm"), "text_cfg.hf_tokenizer_name"),
         (changed("text_cfg", pool_type="last"), "text_cfg.pool_type is 'last'"),
-        (changed("text_cfg", new_in_2030=7), "text_cfg.new_in_2030 is 7. .*have: no such thing"),
+        (changed("text_cfg", new_in_2030=7), "text_cfg.new_in_2030 is 7. .*Allowed: no such field"),
     ],
 )
 def test_what_our_towers_do_not_have_is_refused_by_field(read, model, message):
@@ -158,18 +158,18 @@ def test_timms_configurations_say_what_the_table_says(open_clip, read, row):
 
     said = _registry._model_pretrained_cfgs[row.full_name].to_dict(remove_source=True, remove_null=True)
     values = {"architecture": row.name, "num_classes": row.classes, "num_features": 7, "pretrained_cfg": said}
-    for recipe in (read("config.json", values), read("config.json", {**said, "architecture": row.name})):
-        assert row.name.startswith(recipe.description.family)
-        assert recipe.arguments["variant"] == row.name.removeprefix(recipe.description.family).lstrip("_")
-        assert recipe.description.preprocess == row.preprocess
-        assert (recipe.description.licence or "not stated") == row.licence
-        assert recipe.arguments["input_shape"] == [*row.preprocess.size, 3]
+    for found in (read("config.json", values), read("config.json", {**said, "architecture": row.name})):
+        assert row.name.startswith(found.family)
+        assert found.arguments["variant"] == row.name.removeprefix(found.family).lstrip("_")
+        assert found.preprocess == row.preprocess
+        assert (found.licence or "not stated") == row.licence
+        assert found.arguments["input_shape"] == [*row.preprocess.size, 3]
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"architecture": "vit_base_patch16_224"}, "Unknown model 'vit_base_patch16_224'"),
+        ({"architecture": "vit_base_patch16_224"}, "architecture is 'vit_base_patch16_224'. Allowed: a classifier"),
         ({"architecture": "clip/ViT-B-32"}, "architecture is 'clip/ViT-B-32'"),
         ({"architecture": "resnet50", "model_args": {"stem_width": 32}}, "model_args.stem_width is 32"),
         ({"architecture": "resnet50", "model_args": {"channels": [8, 0]}}, "channels is 0"),
@@ -203,17 +203,17 @@ def transformers():
 )
 def test_transformers_classifiers(transformers, read, kind, label, name):
     config = getattr(transformers, f"{kind}Config")(num_labels=5)
-    recipe = read("config.json", config.to_dict())
-    assert (recipe.description.family, recipe.arguments["variant"]) == (kind.lower(), label)
-    assert recipe.arguments["name"] == name
-    assert recipe.description.preprocess is None
+    found = read("config.json", config.to_dict())
+    assert (found.family, found.arguments["variant"]) == (kind.lower(), label)
+    assert found.arguments["name"] == name
+    assert found.preprocess is None
 
 
 def test_transformers_rows_of_ones_own(transformers, read):
     config = transformers.ConvNextConfig(depths=[1, 2], hidden_sizes=[8, 16], num_stages=2, patch_size=2)
-    recipe = read("config.json", config.to_dict())
-    assert row_of("convnext", recipe.arguments["variant"]) == convnext.Variant((1, 2), (8, 16), patch_size=2)
-    assert recipe.arguments["name"] == "convnext"
+    found = read("config.json", config.to_dict())
+    assert row_of("convnext", found.arguments["variant"]) == convnext.Variant((1, 2), (8, 16), patch_size=2)
+    assert found.arguments["name"] == "convnext"
     config = transformers.ResNetConfig(
         depths=[1, 2], hidden_sizes=[8, 16], num_stages=2, layer_type="basic", embedding_size=4
     )
@@ -222,35 +222,31 @@ def test_transformers_rows_of_ones_own(transformers, read):
 
 
 def test_transformers_clip(transformers, read):
-    recipe = read("config.json", transformers.CLIPConfig().to_dict())
-    assert (recipe.arguments["variant"], recipe.arguments["activation"]) == ("ViT-B-32", "quick_gelu")
+    found = read("config.json", transformers.CLIPConfig().to_dict())
+    assert (found.arguments["variant"], found.arguments["activation"]) == ("ViT-B-32", "quick_gelu")
     minimal = {"model_type": "clip", "text_config": {}, "vision_config": {}, "text_config_dict": None}
-    assert read("config.json", minimal).arguments == recipe.arguments
+    assert read("config.json", minimal).arguments == found.arguments
     large = {"vision_config": {"image_size": 336, "hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14}}
     large["vision_config"] |= {"intermediate_size": 4096, "num_attention_heads": 16}
     large |= {"text_config": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}}
-    recipe = read("config.json", {**minimal, **large, "projection_dim": 768})
-    assert (recipe.arguments["variant"], recipe.arguments["image_size"]) == ("ViT-L-14-336", 336)
+    found = read("config.json", {**minimal, **large, "projection_dim": 768})
+    assert (found.arguments["variant"], found.arguments["image_size"]) == ("ViT-L-14-336", 336)
 
 
 def test_transformers_preprocessors(transformers, read):
     config = transformers.ConvNextConfig().to_dict()
     said = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "resample": 3, "crop_pct": 0.875}
-    recipe = read("config.json", config, {**said, "size": {"shortest_edge": 224}})
-    assert recipe.description.preprocess == PreprocessSpec(
-        224, IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.875, rgb_first=True
-    )
-    recipe = read("config.json", config, {**said, "size": 384})
-    assert recipe.description.preprocess == PreprocessSpec(
-        384, IMAGENET_MEAN, IMAGENET_STD, resize_mode="squash", rgb_first=True
-    )
-    assert recipe.arguments["input_shape"] == [384, 384, 3]
+    found = read("config.json", config, {**said, "size": {"shortest_edge": 224}})
+    assert found.preprocess == PreprocessSpec(224, IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.875, rgb_first=True)
+    found = read("config.json", config, {**said, "size": 384})
+    assert found.preprocess == PreprocessSpec(384, IMAGENET_MEAN, IMAGENET_STD, resize_mode="squash", rgb_first=True)
+    assert found.arguments["input_shape"] == [384, 384, 3]
     pair = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}
     pair |= {"image_mean": list(OPENAI_MEAN), "image_std": [0.3, 0.3, 0.3], "resample": 3}
-    recipe = read("config.json", transformers.CLIPConfig().to_dict(), pair)
-    assert recipe.description.preprocess == PreprocessSpec(224, OPENAI_MEAN, (0.3, 0.3, 0.3), rgb_first=True)
+    found = read("config.json", transformers.CLIPConfig().to_dict(), pair)
+    assert found.preprocess == PreprocessSpec(224, OPENAI_MEAN, (0.3, 0.3, 0.3), rgb_first=True)
     del pair["image_std"]
-    assert read("config.json", transformers.CLIPConfig().to_dict(), pair).description.preprocess is None
+    assert read("config.json", transformers.CLIPConfig().to_dict(), pair).preprocess is None
 
 
 @pytest.mark.parametrize(
@@ -287,10 +283,10 @@ def test_a_damaged_configuration_is_refused_by_name(tmp_path):
     for content, message in ((b"{", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[" * 100_000, "not JSON")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"config\.json is {message}"):
-            read_recipe(path)
+            read_config(path)
     path.write_bytes(b" " * (5 << 20))
-    with pytest.raises(ValueError, match="too many for a configuration"):
-        read_recipe(path)
+    with pytest.raises(ValueError, match="a configuration has at most"):
+        read_config(path)
 
 
 def test_open_clips_layout_comes_first_and_needs_its_weights(tmp_path):
@@ -298,18 +294,18 @@ def test_open_clips_layout_comes_first_and_needs_its_weights(tmp_path):
         path = Path(tmp_path, name)
         return path if path.is_file() else None
 
-    with pytest.raises(FileNotFoundError, match=r"here holds no weights.*open_clip_config\.json beside"):
-        locate("here", get)
+    with pytest.raises(FileNotFoundError, match=r"here has no weights.*open_clip_config\.json beside"):
+        find_config("here", get)
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": SMALL}))
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet50"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    recipe, path = locate("here", get)
-    assert (recipe.origin, path.name) == ("config.json", "model.safetensors")
+    found, path = find_config("here", get)
+    assert (found.origin, path.name) == ("config.json", "model.safetensors")
     (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"")
-    assert locate("here", get)[1].name == "open_clip_pytorch_model.bin"
+    assert find_config("here", get)[1].name == "open_clip_pytorch_model.bin"
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
-    recipe, path = locate("here", get)
-    assert (recipe.origin, path.name) == ("open_clip_config.json", "open_clip_model.safetensors")
+    found, path = find_config("here", get)
+    assert (found.origin, path.name) == ("open_clip_config.json", "open_clip_model.safetensors")
 
 
 def test_hidden_units_that_are_no_round_multiple_of_the_width(transformers, read):

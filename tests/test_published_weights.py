@@ -14,14 +14,12 @@ from helpers import declare_torchvision_operators, predict
 import clip
 import convnext
 import zoo
-import zoo.models.recipes
 import zoo.weights.published
 from zoo.data.preprocess import OPENAI_STD, PreprocessSpec
-from zoo.models import assembly, names
+from zoo.models import names
 from zoo.models.conversion import convert
-from zoo.models.recipes import Recipe
 from zoo.utils.files import sha256
-from zoo.weights import export_tensors, native, write_safetensors
+from zoo.weights import ModelConfig, config, export_tensors, load, native, read_checkpoint, write_safetensors
 from zoo.weights.published import Weights, find_weights
 from zoo.weights.sources import open_clip, timm
 
@@ -54,8 +52,8 @@ def folder(tmp_path_factory):
     save_file(
         {key: value.contiguous() for key, value in model.state_dict().items()}, path / "open_clip_model.safetensors"
     )
-    config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
-    (path / "open_clip_config.json").write_text(json.dumps(config))
+    values = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
+    (path / "open_clip_config.json").write_text(json.dumps(values))
     return path, model
 
 
@@ -130,7 +128,7 @@ def test_timms_layout_with_and_without_a_classifier(tmp_path, capfd):
     said |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     config = {"architecture": "convnextv2_atto", "num_classes": 7, "pretrained_cfg": said}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assembly._say.cache_clear()
+    load._print_once.cache_clear()
     loaded = zoo.load(tmp_path)
     same_weights(loaded.model, source)
     assert loaded.info.preprocess.crop_pct == 0.9 and loaded.info.licence == "CC-BY-NC-4.0"
@@ -144,10 +142,10 @@ def test_timms_layout_with_and_without_a_classifier(tmp_path, capfd):
     assert trunk.model.output_shape == (None, 2, 2, 320)
     with pytest.warns(UserWarning) as warned:
         fresh = zoo.create_model("convnextv2_atto", weights=tmp_path, num_classes=3)
-    lines = sorted(str(line.message) for line in warned if "is new" in str(line.message))
+    lines = sorted(str(line.message) for line in warned if "newly initialized" in str(line.message))
     assert lines == [
-        "model.safetensors: it has no norm after the pooling: head_norm is new.",
-        "model.safetensors: it tells no classes apart, not 3: head_fc is new.",
+        "model.safetensors: head_fc is newly initialized: the file has no classes, and 3 are requested.",
+        "model.safetensors: head_norm is newly initialized: the file has no norm after the pooling.",
     ]
     assert fresh.output_shape == (None, 3)
 
@@ -214,10 +212,10 @@ def published(folder, hub_cache, monkeypatch):
     hub_cache.put("owner/pair", "open_clip_model.safetensors", (path / "open_clip_model.safetensors").read_bytes())
     monkeypatch.setitem(clip.VARIANTS, "small", SMALL)
     monkeypatch.setitem(zoo.weights.published.all_weights(), "clip/small", {"openai": row})
-    names.catalogue.cache_clear()
-    assembly._say.cache_clear()
+    config.catalogue.cache_clear()
+    load._print_once.cache_clear()
     yield row
-    names.catalogue.cache_clear()
+    config.catalogue.cache_clear()
 
 
 def test_a_tag_brings_all_that_is_known_of_it(published, folder, rng, capfd):
@@ -313,8 +311,7 @@ def open_clip_resnet(model):
 def test_a_tags_recipe_loads_what_timm_publishes(hub_cache, name, tmp_path):
     entry = names.find(name)
     row = find_weights(entry.name, entry.tag)
-    recipe = zoo.models.recipes.published(entry, row)
-    source = native.build(recipe.description)
+    source = names.config_of(entry).build()
     formats = [known for known in timm.FORMATS if known.name.startswith("timm")]
     target = next(known for known in formats if _fits(source, known))
     write_safetensors(tmp_path / "model.safetensors", export_tensors(source, target), {})
@@ -328,9 +325,9 @@ def _fits(model, known):
     from zoo.weights.engine import match_slots
 
     keys = {key: np.zeros([1] * rank) for key, rank in known.signature.items()}
-    slots, homeless = match_slots(model, known)
+    slots, unmapped = match_slots(model, known)
     shapes = {key: shape for slot in slots for key, shape in zip(slot.keys, slot.shapes(), strict=True)}
-    return not homeless and all(len(shapes.get(key, ())) == keys[key].ndim for key in keys)
+    return not unmapped and all(len(shapes.get(key, ())) == keys[key].ndim for key in keys)
 
 
 # zoo convert
@@ -370,10 +367,10 @@ def test_convert_a_folder_says_itself_what_it_is(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "variant", "name"),
-    [(native.CLIP, "ViT-B-32", "clip/ViT-B-32"), ("resnet", "50", "resnet50"), ("convnext", {"dims": (8,)}, "mine")],
+    [("clip", "ViT-B-32", "clip/ViT-B-32"), ("resnet", "50", "resnet50"), ("convnext", {"dims": (8,)}, "mine")],
 )
 def test_a_converted_model_is_called_as_the_zoo_calls_it(family, variant, name):
-    assert names.name_of(family, variant, "mine") == name
+    assert config.name_of(family, variant, "mine") == name
 
 
 def test_convert_refuses_what_contradicts_the_tag(published, folder, tmp_path, monkeypatch):
@@ -386,7 +383,7 @@ def test_convert_refuses_what_contradicts_the_tag(published, folder, tmp_path, m
             convert(folder[0], out, arch="small.openai")
     row = dataclasses.replace(published, activation="gelu")
     monkeypatch.setitem(zoo.weights.published.all_weights(), "clip/small", {"openai": row})
-    with pytest.raises(ValueError, match="was trained with activation 'gelu', and 'quick_gelu' is asked for"):
+    with pytest.raises(ValueError, match="was trained with activation 'gelu', and 'quick_gelu' is requested"):
         convert(folder[0], out, arch="small.openai")
     with pytest.raises(ValueError, match="has variant 'small', and clip/ViT-B-16 has 'ViT-B-16'"):
         convert(folder[0], out, arch="ViT-B-16")
@@ -413,8 +410,11 @@ def test_a_source_that_convert_would_not_write_is_refused(tmp_path, source):
         zoo.load(path)
 
 
-def test_a_recipe_that_describes_no_model_is_said_to():
-    arguments = {"variant": "tiny", "stem_stride": 3}
-    recipe = Recipe(native.Description("convnext", arguments), "config.json", from_weights=True)
-    with pytest.raises(ValueError, match="config.json describes no model"):
-        assembly._built(recipe.description, recipe, {})
+def test_a_config_that_describes_no_model_is_refused_by_name(tmp_path):
+    source = convnext.create_convnext_v2("atto", 2, (64, 64, 3), stem_stride=4)
+    write_safetensors(tmp_path / "model.safetensors", export_tensors(source, timm.CONVNEXT_CONV_MLP), {})
+    named = ModelConfig.from_name("convnextv2_atto")
+    arguments = {**named.arguments, "num_classes": 2, "stem_stride": 3}
+    described = dataclasses.replace(named, arguments=arguments, origin="config.json", from_weights=True)
+    with pytest.raises(ValueError, match="config.json describes no model: stem_stride"):
+        load.create_with_weights(described, read_checkpoint(tmp_path / "model.safetensors"))

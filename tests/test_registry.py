@@ -9,7 +9,7 @@ import pytest
 import clip
 import convnext
 from zoo import list_models, model_info
-from zoo.models.names import find, find_tagged, listed
+from zoo.models.names import find, find_tagged, list_or_raise
 from zoo.weights.published import all_weights
 
 CLASSIFIERS = len(convnext.TABLES["convnext"]) + len(convnext.TABLES["convnextv2"]) + len(convnext.TABLES["resnet"])
@@ -139,11 +139,11 @@ def test_all_published_weights_are_listed_in_the_order_of_the_models():
 
 
 def test_nothing_found_is_said_on_the_command_line():
-    assert listed("resnet18") == ["resnet18"]
+    assert list_or_raise("resnet18") == ["resnet18"]
     with pytest.raises(ValueError, match=r"No model matches 'convnextv3_\*'. Did you mean 'convnext"):
-        listed("convnextv3_*")
+        list_or_raise("convnextv3_*")
     with pytest.raises(ValueError, match="No model matches 'resnet50' with published weights 'fcmae'"):
-        listed("resnet50", "fcmae")
+        list_or_raise("resnet50", "fcmae")
 
 
 @pytest.mark.parametrize(

@@ -225,9 +225,9 @@ def no_zoo_model():
 @pytest.mark.parametrize(
     ("create", "message"),
     [
-        (own_towers, "towers of 'clip' are your own"),
-        (folded_pair, "are your own or folded"),
-        (with_another_head, "it differs from what they make in"),
+        (own_towers, "towers of 'clip' are custom or folded"),
+        (folded_pair, "are custom or folded"),
+        (with_another_head, "it differs from theirs in"),
         (with_a_changed_layer, "stages_1_blocks_0_dwconv"),
         (no_zoo_model, "was not made by"),
     ],

@@ -98,7 +98,7 @@ def test_a_classifier_begins_from_the_backbone(plain, folders, tmp_path, capsys)
     config = parse_config({**values, "train_data": str(folders), "output": str(tmp_path)})
     model, _ = create_classifier(config, 10)
     said = capsys.readouterr().err
-    assert "head_fc is new" in said and "head_norm" in said
+    assert "head_fc is newly initialized" in said and "head_norm" in said
     backbone = zoo.load(start).model
     for layer in backbone.layers:
         for one, other in zip(layer.get_weights(), model.get_layer(layer.name).get_weights(), strict=True):
@@ -116,7 +116,7 @@ def test_a_model_of_the_zoo_begins_from_the_backbone(folders, tmp_path):
     zoo.pretrain("convnextv2_atto", few, output=tmp_path / "out", **run_of_atto)
     path = tmp_path / "out" / "model.safetensors"
     backbone = zoo.load(path).model
-    with pytest.warns(UserWarning, match="head_fc is new"):
+    with pytest.warns(UserWarning, match="head_fc is newly initialized"):
         model = zoo.create_model("convnextv2_atto", weights=path, num_classes=5)
     assert model.output_shape == (None, 5) and model.input_shape == (None, 32, 32, 3)
     for layer in backbone.layers:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zoo.export import export_onnx
     from zoo.inference.forward import create_predictor
     from zoo.inference.pipeline import ClipPipeline
-    from zoo.models.exchange import export_weights
+    from zoo.models.conversion import export_weights
     from zoo.models.folding import fold
     from zoo.models.registry import create_model, list_models, load, model_info, save
     from zoo.training.contrastive import train
@@ -25,7 +25,7 @@ _MODULE_OF = {
     "ClipPipeline": "zoo.inference.pipeline",
     "create_model": "zoo.models.registry",
     "create_predictor": "zoo.inference.forward",
-    "export_weights": "zoo.models.exchange",
+    "export_weights": "zoo.models.conversion",
     "export_onnx": "zoo.export",
     "fold": "zoo.models.folding",
     "list_models": "zoo.models.registry",

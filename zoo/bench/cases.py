@@ -281,17 +281,14 @@ def flops_of(case: Case) -> int | None:
     if case.part in (*SEARCHES, *CAPTIONS):
         return None
     import clip
-    from zoo.models.info import info_of
-    from zoo.models.names import find
-    from zoo.models.recipes import named
+    from zoo.models import config_of, find, info_of
 
-    recipe = named(find(case.name))
+    config = config_of(find(case.name)._replace(tag=None))
     if case.part == "classifier":
-        arguments = {**recipe.arguments, "input_shape": [case.image_size, case.image_size, 3]}
-        description = dataclasses.replace(recipe.description, arguments=arguments)
-        forward = info_of(dataclasses.replace(recipe, description=description)).flops
+        arguments = {**config.arguments, "input_shape": [case.image_size, case.image_size, 3]}
+        forward = info_of(dataclasses.replace(config, arguments=arguments)).flops
     else:
-        row = clip.VARIANTS[recipe.arguments["variant"]]
+        row = config.row
         image, text = clip.image_flops(row, case.image_size), clip.text_flops(row.text, row.embed_dim)
         forward = {"text": text, "pair": image + text}.get(case.part, image)
     return 3 * forward if case.train else forward

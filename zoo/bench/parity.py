@@ -19,7 +19,8 @@ import numpy as np
 
 from zoo.models.registry import create_model
 from zoo.utils.env import choose_backend
-from zoo.weights import load_weights, native
+from zoo.weights import load_weights
+from zoo.weights.config import builder_of, row_of
 
 
 @dataclass(frozen=True)
@@ -127,17 +128,8 @@ def create_row(family, row_and_arguments):
 
     The last one is cached: several libraries have files for the same row, and JAX takes seconds to compile it.
     """
-    import clip
-    import convnext
-
-    create = {
-        "convnext": convnext.create_convnext_v1,
-        "convnextv2": convnext.create_convnext_v2,
-        "resnet": convnext.create_resnet,
-        native.CLIP: clip.create_clip,
-    }[family]
     row, arguments = json.loads(row_and_arguments)
-    return create(native.row_of(family, row), **arguments)
+    return builder_of(family)(row_of(family, row), **arguments)
 
 
 def run_classifier(model, reference):

@@ -11,7 +11,7 @@ import convnext
 from zoo.bench.cases import KERAS_APPLICATIONS, PEERS, Case
 from zoo.bench.uses import CLASS_NAMES, PEER_BATCH, PROMPT
 from zoo.models.names import find
-from zoo.weights.pair_targets import transformers_config
+from zoo.weights.sources.transformers import clip_config
 
 CLASSES = 1000
 
@@ -224,7 +224,7 @@ def _transformers_pair(case, row):
 
     if not isinstance(row.image, clip.ViT) or row.image.stem_dim or not row.text.causal or case.part == "zero-shot":
         raise _unsupported(case)
-    config = transformers_config(row, {"image_size": case.image_size, "activation": row.activation})
+    config = clip_config(row, case.image_size, row.activation)
     module = transformers.CLIPModel(transformers.CLIPConfig(**config))
     forward = {
         "image": lambda x: module.get_image_features(pixel_values=x["images"]),

@@ -6,7 +6,7 @@ from zoo.utils.env import BACKENDS
 COMMANDS = {
     "list": Command(
         "list models, or published weights for them",
-        "zoo.models.names:listed",
+        "zoo.models.names:list_or_raise",
         "zoo.models.names:to_text",
         (
             argument("pattern", nargs="?", default="*", help="shell pattern, e.g. 'convnextv2_*'"),
@@ -80,7 +80,7 @@ COMMANDS = {
     ),
     "export-weights": Command(
         "write a checkpoint that timm, transformers, torchvision, open_clip or Facebook's code loads",
-        "zoo.models.exchange:export_weights",
+        "zoo.models.conversion:export_weights",
         "builtins:str",
         (
             argument("model", help="saved model, or name with weights"),

@@ -5,7 +5,6 @@ from zoo.experiments.context import Context, Outcome
 from zoo.experiments.plots import plot_sizes
 from zoo.models.info import model_info
 from zoo.utils import report
-from zoo.weights import native
 from zoo.weights.describe import describe
 from zoo.weights.published import tags
 from zoo.weights.schema import CLIP
@@ -48,7 +47,7 @@ def run(context: Context) -> Outcome:
 def own_facts(context: Context) -> dict:
     """Return the facts of the pair in use; the vocabulary of a custom text tower is unknown."""
     model, info = context.pair.model, context.pair.info
-    row = native.row_of(CLIP, describe(model).arguments["variant"]) if model.architecture else None
+    row = describe(model).row if model.architecture else None
     return {
         "name": context.name,
         "parameters": model.count_params(),

@@ -118,10 +118,11 @@ def captions(model, tensor, count):
 
 def find_model(name, weights):
     """(model, `PreprocessSpec` or None) of a name or a file."""
-    from zoo.models.registry import PATH_SUFFIXES, create_model, load, model_info
+    from zoo.models.registry import create_model, load, model_info
+    from zoo.weights.locate import SUFFIXES
 
     path = Path(name)
-    is_file = path.exists() or path.suffix in PATH_SUFFIXES or str(name).startswith("hf-hub:")
+    is_file = path.exists() or path.suffix in SUFFIXES or str(name).startswith("hf-hub:")
     if weights is None and (is_file or "." in str(name)):
         loaded = load(name)
         return loaded.model, loaded.info.preprocess

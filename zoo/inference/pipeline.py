@@ -25,7 +25,6 @@ from zoo.inference.encoder import (
 )
 from zoo.inference.forward import compiled
 from zoo.models import load_pair
-from zoo.weights import native
 from zoo.weights.describe import describe
 
 RUNTIMES = ("keras", "onnx")
@@ -215,7 +214,7 @@ def in_precision(model, precision: str):
     description = describe(model)
     keras.config.set_dtype_policy(precision)
     try:
-        copy = native.build(description)
+        copy = description.build()
     finally:
         keras.config.set_dtype_policy(before)
     copy.set_weights(model.get_weights())

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zoo.weights import native, read_checkpoint
-from zoo.weights.stored import shapes_of
-from zoo.weights.write import write_safetensors
+from zoo.weights import native, read_checkpoint, write_safetensors
+from zoo.weights.read import shapes_of
 
 
 class Averaged(NamedTuple):
@@ -38,13 +37,13 @@ def average(a: str | Path, b: str | Path, *, output: str | Path, alpha: float = 
     if Path(output).suffix != ".safetensors":
         raise ValueError(f"output is {str(output)!r}; a saved model is a .safetensors file")
     files = [read_checkpoint(path) for path in (a, b)]
-    one, other = (native.parse(file.metadata, file.path.name) for file in files)
+    one, other = (native.parse(file) for file in files)
     _check_same(one, other, files)
     arrays = [file.tensors for file in files]
     mixed = {key: _between(arrays[0][key], arrays[1][key], alpha) for key in arrays[0]}
     licences = sorted({licence for licence in (one.licence, other.licence) if licence})
     description = dataclasses.replace(one, licence=" and ".join(licences) or None, source=None)
-    write_safetensors(output, mixed, description.to_metadata())
+    write_safetensors(output, mixed, native.to_metadata(description))
     return Averaged(str(output), len(mixed), alpha)
 
 

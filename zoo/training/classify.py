@@ -18,7 +18,6 @@ from zoo.data import Augment, Batches, Mix, RandAugment, one_hot, open_dataset
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.evaluation.metrics import top_k_accuracy
 from zoo.models import registry
-from zoo.models.recipes import default_arguments
 from zoo.training.config import ClassifierConfig, describe_model, named_model, read_config
 from zoo.training.devices import data_parallel
 from zoo.training.held_out import held_out_batches
@@ -29,8 +28,8 @@ from zoo.training.result import write_model
 from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
 from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
-from zoo.weights import classes, detect_format, load_checkpoint, native, read_checkpoint
-from zoo.weights.native import Description
+from zoo.weights import ModelConfig, classes, detect_format, load_checkpoint, read_checkpoint
+from zoo.weights.config import default_arguments
 from zoo.weights.schema import RESNET
 
 IMAGE_SIZE = 224
@@ -103,7 +102,7 @@ def write_class_names(names: Sequence[str] | None, folder: Path) -> None:
 # The model.
 
 
-def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model, Description]:
+def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model, ModelConfig]:
     """(a classifier that gives logits, the description to save it by, which gives probabilities)."""
     variant, size, extra = describe_model(config)
     if extra["channels"] != 3:
@@ -118,8 +117,8 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
     elif config.stem_stride is not None or config.drop_path_rate or config.dropout_rate:
         raise ValueError("stem_stride, drop_path_rate and dropout_rate belong to ConvNeXts; model_type is 'resnet'")
     spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875)
-    description = Description(family, arguments, spec)
-    model = native.build(dataclasses.replace(description, arguments={**arguments, "classifier_activation": None}))
+    description = ModelConfig(family, arguments, spec)
+    model = dataclasses.replace(description, arguments={**arguments, "classifier_activation": None}).build()
     _load(model, config)
     if config.freeze_backbone:
         for layer in model.layers:
@@ -140,10 +139,10 @@ def _load(model, config) -> None:
     print(load_checkpoint(model, checkpoint, strict=False, fresh=fresh), file=sys.stderr)
 
 
-def with_softmax(model, description: Description) -> keras.Model:
+def with_softmax(model, description: ModelConfig) -> keras.Model:
     """The classifier with averaged weights, if there are any, and softmax at its end."""
     with model.optimizer.averaged():
-        final = native.build(description)
+        final = description.build()
         final.set_weights(model.get_weights())
     return final
 

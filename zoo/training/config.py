@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zoo.models.names import Entry, find
 from zoo.weights.schema import RESNET
-from zoo.weights.sources import hub_transformers as transformers
+from zoo.weights.sources import transformers
 
 ARCHITECTURE = {  # key: kind
     **{"num_channels": int, "patch_size": int, "num_stages": int, "embedding_size": int},
@@ -183,7 +183,7 @@ def describe_model(config: ClassifierConfig) -> tuple[str | dict, int | None, di
     stages = values.pop("num_stages", None)
     if stages is not None and stages != len(values.get("depths", range(4))):
         raise ValueError(f"num_stages is {stages}, depths are {values.get('depths', 'four')}; there must be as many")
-    arguments = transformers.read(values, "the configuration").description.arguments
+    arguments = transformers.read_config(values, "the configuration", lambda _: None).arguments
     kept = {key: value for key, value in arguments.items() if key == "layer_scale_init_value"}
     return arguments["variant"], size, {"channels": arguments["input_shape"][-1], **kept}
 

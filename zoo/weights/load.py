@@ -20,7 +20,13 @@ from zoo.weights.sources import FORMATS
 if TYPE_CHECKING:
     import keras
 
-FROM_FILE = ("stem_stride", "input_shape", "image_size", "activation", "init_logit_bias")  # what a bare name leaves open
+FROM_FILE = (
+    "stem_stride",
+    "input_shape",
+    "image_size",
+    "activation",
+    "init_logit_bias",
+)  # what a bare name leaves open
 
 
 def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True) -> LoadReport:

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 import convnext
 import zoo
 from zoo.weights import load_weights, read_checkpoint
-from zoo.weights.stored import Stored, count_numbers, shapes_of
+from zoo.weights.read import LazyTensors, count_numbers, shapes_of
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
@@ -19,7 +19,7 @@ def test_shapes_are_known_without_reading():
     def read(key):
         raise AssertionError(f"{key} was read")
 
-    stored = Stored({"module.a": (2, 3), "module.b": ()}, read).without_prefix("module.")
+    stored = LazyTensors({"module.a": (2, 3), "module.b": ()}, read).without_prefix("module.")
     assert list(stored) == ["a", "b"] and len(stored) == 2
     assert "a" in stored and "module.a" not in stored
     assert shapes_of(stored) == shapes_of({"a": np.zeros((2, 3)), "b": np.zeros(())}) == {"a": (2, 3), "b": ()}
