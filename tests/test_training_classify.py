@@ -13,7 +13,6 @@ from training_case import assert_goes_on, losses, no_curves, rows, weights  # no
 
 import zoo
 from zoo import cli
-from zoo.models import registry
 from zoo.training.classify import create_classifier, create_loss, enough, train_classifier
 from zoo.training.config import describe_model, parse_config, read_config
 
@@ -255,7 +254,7 @@ def test_published_weights_are_begun_from_by_their_tag(tmp_path, monkeypatch, ca
     zoo.save(published, tmp_path / "published.safetensors")
     asked = []
     fetch = lambda repository, *_, **__: asked.append(repository) or tmp_path / "published.safetensors"  # noqa: E731
-    monkeypatch.setattr(registry, "fetch", fetch)
+    monkeypatch.setattr("zoo.weights.locate.fetch", fetch)
     start = {"model_type": "convnextv2", "image_size": 32, "weights": "fcmae_ft_in1k"}
     for model in ("convnextv2_atto", "facebook/convnextv2-atto-1k-224"):
         fresh, _ = create_classifier(config(model=model, **start), 3)

@@ -135,7 +135,9 @@ def _load(model, config) -> None:
     path = weights if entry is None else registry.weight_file(entry.name, weights)
     checkpoint = read_checkpoint(path)
     in_file, wanted = classes(checkpoint.tensors, detect_format(checkpoint)), model.output_shape[-1]
-    fresh = {} if in_file == wanted else {"head_fc": f"it tells {in_file or 'no'} classes apart, not {wanted}"}
+    fresh = (
+        {} if in_file == wanted else {"head_fc": f"the file has {in_file or 'no'} classes, and {wanted} are requested"}
+    )
     print(load_checkpoint(model, checkpoint, strict=False, fresh=fresh), file=sys.stderr)
 
 
