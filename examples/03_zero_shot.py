@@ -37,7 +37,7 @@ def main():
     print(f"Class 3 of {len(names)}: " + ", ".join(f'"{template.format(names[3])}"' for template in templates))
 
     digits = load_split()[1]  # the demo does not train on these
-    images, labels = digits.pictures, digits.labels
+    images, labels = digits.images, digits.labels
     scores = classifier.predict(np.stack([pair.transform(image) for image in images]), verbose=0)
     for row in images[0, 2::4, 2::4, 0]:
         print("  " + "".join(" .:+*#%@"[7 - ink // 32] * 2 for ink in row))

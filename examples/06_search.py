@@ -33,7 +33,7 @@ def main():
 
     digits = load_split()[1]
     count = 60 if options.smoke else len(digits)
-    images, labels = digits.pictures[:count], digits.labels[:count]
+    images, labels = digits.images[:count], digits.labels[:count]
     with tempfile.TemporaryDirectory() as folder:
         metadata = [{"digit": int(label)} for label in labels]
         vectors = pipeline.embed_images(images)

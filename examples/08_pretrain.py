@@ -37,7 +37,7 @@ def write(folder, digits, places):
     for place in places:
         path = folder / str(digits.labels[place]) / f"{place}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(digits.pictures[place]).save(path)
+        Image.fromarray(digits.images[place]).save(path)
     return str(folder)
 
 

@@ -57,30 +57,30 @@ def same(one, other):
 def test_the_split_is_stratified_and_fixed(split):
     train, held_out = split
     assert (len(train), len(held_out)) == (1437, 360)
-    assert sorted([*train.places, *held_out.places]) == list(range(1797))
+    assert sorted([*train.indices, *held_out.indices]) == list(range(1797))
     counts = [np.bincount(digits.labels, minlength=10) / len(digits) for digits in split]
     assert np.abs(counts[0] - counts[1]).max() < 0.01
     again = load_split()
-    assert all(np.array_equal(one.places, other.places) for one, other in zip(split, again, strict=True))
+    assert all(np.array_equal(one.indices, other.indices) for one, other in zip(split, again, strict=True))
 
 
 def test_train_images_limits_the_training_split_only(split):
     train, held_out = load_split(train_images=100)
-    assert np.array_equal(train.places, split[0].places[:100])
-    assert np.array_equal(held_out.places, split[1].places)
+    assert np.array_equal(train.indices, split[0].indices[:100])
+    assert np.array_equal(held_out.indices, split[1].indices)
 
 
 def test_digits_are_black_on_white(split):
     for digits in split:
-        assert digits.pictures.dtype == np.uint8 and digits.pictures.shape[1:] == (32, 32, 3)
+        assert digits.images.dtype == np.uint8 and digits.images.shape[1:] == (32, 32, 3)
     blank, full = draw(np.zeros((8, 8))), draw(np.full((8, 8), 16.0))
     assert (blank == 255).all() and (full == 0).all()
 
 
 def test_normalisation_uses_the_statistics_of_the_training_images(split):
-    shares = split[0].pictures / 255
-    assert shares.mean() == pytest.approx(training.DIGITS_MEAN, abs=0.005)
-    assert shares.std() == pytest.approx(training.DIGITS_STD, abs=0.005)
+    pixels = split[0].images / 255
+    assert pixels.mean() == pytest.approx(training.DIGITS_MEAN, abs=0.005)
+    assert pixels.std() == pytest.approx(training.DIGITS_STD, abs=0.005)
 
 
 def test_held_out_prompts_are_not_training_captions():
@@ -103,12 +103,12 @@ def test_short_tokens_drop_the_common_padding():
 
 
 def test_augmentation_changes_an_image_slightly(split, rng):
-    picture = split[0].pictures[0]
-    moved = [training.augment_image(picture, rng) for _ in range(20)]
-    assert all(one.shape == picture.shape and one.dtype == np.uint8 for one in moved)
+    image = split[0].images[0]
+    moved = [training.augment_image(image, rng) for _ in range(20)]
+    assert all(one.shape == image.shape and one.dtype == np.uint8 for one in moved)
     assert len({one.tobytes() for one in moved}) == 20
-    near = np.abs(np.mean(moved, axis=0) - picture).mean()
-    far = np.abs(np.mean(moved, axis=0) - split[0].pictures[split[0].labels != split[0].labels[0]]).mean()
+    near = np.abs(np.mean(moved, axis=0) - image).mean()
+    far = np.abs(np.mean(moved, axis=0) - split[0].images[split[0].labels != split[0].labels[0]]).mean()
     assert near < far / 2
 
 
@@ -117,10 +117,10 @@ def test_each_augmentation_changes_the_image(option, split, monkeypatch):
     for name in ("MAX_SHIFT", "MAX_DEGREES", "MAX_SHEAR", "MAX_STRETCH"):
         if name != option:
             monkeypatch.setattr(training, name, 0.0)
-    picture = split[0].pictures[0]
-    assert not np.array_equal(training.augment_image(picture, np.random.default_rng(0)), picture)
+    image = split[0].images[0]
+    assert not np.array_equal(training.augment_image(image, np.random.default_rng(0)), image)
     monkeypatch.setattr(training, option, 0.0)
-    assert np.array_equal(training.augment_image(picture, np.random.default_rng(0)), picture)
+    assert np.array_equal(training.augment_image(image, np.random.default_rng(0)), image)
 
 
 def test_a_batch_depends_on_its_index_alone(split):
@@ -162,8 +162,8 @@ def test_epochs_differ_and_use_each_image_once(split):
     first, second = still.draw_epoch(0), still.draw_epoch(1)
     for name in first:
         assert not np.array_equal(first[name], second[name])
-    pictures = [{picture.tobytes() for picture in epoch["images"]} for epoch in (first, second)]
-    assert pictures[0] == pictures[1] and len(pictures[0]) == len(np.unique(split[0].pictures, axis=0))
+    used = [{image.tobytes() for image in epoch["images"]} for epoch in (first, second)]
+    assert used[0] == used[1] and len(used[0]) == len(np.unique(split[0].images, axis=0))
 
 
 def test_lowest_loss_is_the_loss_of_perfect_logits(split):
@@ -286,7 +286,7 @@ def test_predictions_csv_agrees_with_the_metrics(run, split):
     folder, metrics = run
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["image"]) for row in rows] == split[1].places.tolist()
+    assert [int(row["image"]) for row in rows] == split[1].indices.tolist()
     assert [int(row["digit"]) for row in rows] == split[1].labels.tolist()
     assert np.mean([int(row["correct"]) for row in rows]) == metrics["zero_shot_accuracy"]
     for row in rows:
@@ -308,10 +308,10 @@ def test_the_report_contains_every_plot_and_metric(run):
 def test_onnx_files_classify_as_keras_does(run, split):
     folder, metrics = run
     transform = training.PREPROCESS.eval_transform()
-    pictures = np.stack([transform(picture) for picture in split[1].pictures])
+    images = np.stack([transform(image) for image in split[1].images])
     assert [f"digits-{file['precision']}.onnx" for file in metrics["onnx"]] == ONNX
     for name, file in zip(ONNX, metrics["onnx"], strict=True):
-        guesses = OnnxModel(folder / name).predict(pictures).argmax(axis=1)
+        guesses = OnnxModel(folder / name).predict(images).argmax(axis=1)
         assert (guesses == split[1].labels).mean() == file["accuracy"]
         assert abs(file["accuracy"] - metrics["zero_shot_accuracy"]) <= 0.005
         assert (folder / name).stat().st_size == file["bytes"] and file["milliseconds"] > 0
@@ -330,7 +330,7 @@ def test_the_keras_classifier_gives_the_probabilities_of_the_csv(run, split):
     folder, metrics = run
     classifier = keras.saving.load_model(folder / "zero_shot_classifier.keras", safe_mode=True)
     transform = training.PREPROCESS.eval_transform()
-    images = np.stack([transform(picture) for picture in split[1].pictures])
+    images = np.stack([transform(image) for image in split[1].images])
     scores = classifier.predict(images, batch_size=120, verbose=0)
     assert (scores.argmax(axis=1) == split[1].labels).mean() == metrics["zero_shot_accuracy"]
     with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
@@ -341,7 +341,7 @@ def test_the_keras_classifier_gives_the_probabilities_of_the_csv(run, split):
 def test_the_code_in_the_report_runs(run, split, tmp_path, monkeypatch, capsys):
     folder, _ = run
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    Image.fromarray(split[1].pictures[0]).save(tmp_path / "digit.png")
+    Image.fromarray(split[1].images[0]).save(tmp_path / "digit.png")
     monkeypatch.chdir(tmp_path)
     exec(compile(page.CLASSIFY.format(words=list(training.WORDS)), "report", "exec"), {})
     assert capsys.readouterr().out.splitlines()[-1] in training.WORDS

@@ -64,7 +64,7 @@ def read_text(tokens):
 def pipeline():
     """Images by least squares on the training images, texts by the number in them."""
     train = load_split()[0]
-    pixels = np.stack([SPEC.eval_transform()(picture)[..., 0] for picture in train.pictures]).reshape(len(train), -1)
+    pixels = np.stack([SPEC.eval_transform()(image)[..., 0] for image in train.images]).reshape(len(train), -1)
     weights = np.linalg.lstsq(pixels, np.eye(10)[train.labels], rcond=0.01)[0]
 
     def see(images):
@@ -94,8 +94,8 @@ def undrawn(monkeypatch):
 def save_mnist(folder, count=40):
     folder.mkdir()
     part = load_split()[1]
-    pictures = part.pictures[:count, 2:30, 2:30, 0]
-    np.savez(folder / "mnist.npz", x_test=pictures, y_test=part.labels[:count])
+    images = part.images[:count, 2:30, 2:30, 0]
+    np.savez(folder / "mnist.npz", x_test=images, y_test=part.labels[:count])
 
 
 def test_digits_and_photographs_are_classified_with_probabilities(run_context, undrawn):
@@ -265,7 +265,7 @@ def own(run_context, tmp_path):
             folder.mkdir(parents=True)
             part = load_split()[1]
             for i in range(count):
-                (folder / f"{i}.png").write_bytes(encode(part.pictures[part.labels == label][i]))
+                (folder / f"{i}.png").write_bytes(encode(part.images[part.labels == label][i]))
         run_context.images = tmp_path / "own"
 
     return make

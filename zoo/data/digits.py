@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, drawn and split: the data that is there without a network.
+"""scikit-learn's handwritten digits as 32 × 32 images with a fixed split. Nothing is downloaded.
 
 Data: E. Alpaydin and C. Kaynak, UCI machine learning repository, CC BY 4.0.
 """
@@ -14,41 +14,47 @@ HELD_OUT_IMAGES, SPLIT_SEED = 360, 0
 
 @dataclass(frozen=True)
 class Digits:
-    """N pictures of digits.
+    """N images of digits.
 
     Args:
-        pictures: uint8 (N, 32, 32, 3).
+        images: uint8 (N, 32, 32, 3).
         labels: int32 (N,), 0 to 9.
-        places: int (N,), where scikit-learn's data has each picture.
+        indices: int (N,), into scikit-learn's data.
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     labels: np.ndarray
-    places: np.ndarray
+    indices: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """The former name of `images`."""
+        return self.images
 
 
 def load_split(train_images: int | None = None) -> tuple[Digits, Digits]:
-    """(training pictures, held-out pictures), as many of each digit in both as there are in all; always the same.
+    """Return (training images, held-out images), stratified by digit and always the same: 1,437 and 360.
 
     Args:
-        train_images: of the 1,437, drawn in shuffled order; all unless given.
+        train_images: number of training images to return, in shuffled order; all if None.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
     labels = data.target.astype(np.int32)
-    pictures = np.stack([draw(gray) for gray in data.images])
+    images = np.stack([draw(gray) for gray in data.images])
     train, held_out = train_test_split(
         np.arange(len(labels)), test_size=HELD_OUT_IMAGES, stratify=labels, random_state=SPLIT_SEED
     )
-    return tuple(Digits(pictures[i], labels[i], i) for i in (train[:train_images], np.sort(held_out)))
+    train, held_out = train[:train_images], np.sort(held_out)
+    return Digits(images[train], labels[train], train), Digits(images[held_out], labels[held_out], held_out)
 
 
 def draw(gray: np.ndarray) -> np.ndarray:
-    """One digit, ink 0 to 16 as (8, 8), in black on white paper: uint8 (32, 32, 3)."""
-    paper = Image.fromarray(255 - np.rint(gray * (255 / 16)).astype(np.uint8))
-    return np.asarray(paper.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC).convert("RGB"))
+    """Draw a digit in black on white: (8, 8) in [0, 16] → uint8 (32, 32, 3)."""
+    inverted = Image.fromarray(255 - np.rint(gray * (255 / 16)).astype(np.uint8))
+    return np.asarray(inverted.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC).convert("RGB"))

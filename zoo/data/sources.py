@@ -95,7 +95,7 @@ def open_benchmark(name: str, data: str | Path | None = None, split: str = "test
 
     if name == "digits":
         part = load_split()[split == "test"]
-        return from_arrays(part.pictures, labels=part.labels, class_names=CLASS_NAMES[name])
+        return from_arrays(part.images, labels=part.labels, class_names=CLASS_NAMES[name])
     images, labels = read_benchmark(name, data, split)
     return from_arrays(images, labels=labels, class_names=CLASS_NAMES[name])
 

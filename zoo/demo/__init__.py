@@ -149,7 +149,7 @@ def write_predictions(path: Path, predictions: Predictions, digits: Digits) -> N
     with atomic_write(path, "w") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(["image", "digit", "read_as", "correct", "probability", *(f"p_{name}" for name in WORDS)])
-        rows = zip(digits.places, digits.labels, predictions.classes, predictions.probabilities, strict=True)
+        rows = zip(digits.indices, digits.labels, predictions.classes, predictions.probabilities, strict=True)
         for index, label, predicted, probabilities in rows:
             cells = [f"{p:.6f}" for p in probabilities]
             lines.writerow([index, label, predicted, int(label == predicted), cells[predicted], *cells])

@@ -53,7 +53,7 @@ class Predictions:
 
 def predict(pipeline: ClipPipeline, digits: Digits) -> Predictions:
     """Embed images and the held-out prompts, and classify the images with the prompts' ensemble."""
-    images = pipeline.embed_images(list(digits.pictures))
+    images = pipeline.embed_images(list(digits.images))
     prompts = [t.format(name) for names in (NUMERALS, WORDS) for t in HELD_OUT_TEMPLATES for name in names]
     texts = pipeline.embed_texts(prompts)
     classifier = pipeline.classifier(WORDS, HELD_OUT_TEMPLATES)
@@ -113,7 +113,7 @@ def export_classifier(classifier: keras.Model, folder: Path, predictions: Predic
         [{"precision", "bytes", "accuracy", "agreement": share of images classified as in Keras, "milliseconds":
         median for one image}, …].
     """
-    images = batch(digits.pictures, PREPROCESS)
+    images = batch(digits.images, PREPROCESS)
     rows = []
     for precision in PRECISIONS:
         path = folder / f"digits-{precision}.onnx"

@@ -26,7 +26,7 @@ def draw_plots(
     report.plot_similarity(
         folder / "similarity.png",
         predictions.images[one_each] @ prompts.T,
-        held_out.pictures[one_each],
+        held_out.images[one_each],
         [HELD_OUT_TEMPLATES[SIMILARITY_TEMPLATE].format(word) for word in WORDS],
     )
     report.plot_sheet(folder / "searches.png", search_rows(predictions, held_out))
@@ -45,7 +45,7 @@ def example_rows(train: Digits, seed: int) -> list[SheetRow]:
     for digit in (2, 5, 8):
         text = rng.choice(captions(TRAIN_TEMPLATES)[digit])
         chosen = rng.choice(np.flatnonzero(train.labels == digit), SEARCH_RESULTS)
-        rows.append(SheetRow(f"“{text}”", [augment_image(train.pictures[i], rng) for i in chosen]))
+        rows.append(SheetRow(f"“{text}”", [augment_image(train.images[i], rng) for i in chosen]))
     return rows
 
 
@@ -77,7 +77,7 @@ def search_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
         spelling, template = digit % 2, digit % len(HELD_OUT_TEMPLATES)
         prompt = HELD_OUT_TEMPLATES[template].format(names[spelling])
         cosines = predictions.images @ predictions.texts[spelling, template, digit]
-        rows.append(search_row(prompt, cosines, held_out.labels == digit, lambda i: held_out.pictures[i]))
+        rows.append(search_row(prompt, cosines, held_out.labels == digit, lambda i: held_out.images[i]))
     return rows
 
 
@@ -91,7 +91,7 @@ def hardest_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
         ("next lowest", order[SEARCH_RESULTS : 2 * SEARCH_RESULTS]),
     ):
         notes = [f"{labels[i]} → {classes[i]}" for i in chosen]
-        rows.append(SheetRow(text, held_out.pictures[chosen], notes, classes[chosen] == labels[chosen]))
+        rows.append(SheetRow(text, held_out.images[chosen], notes, classes[chosen] == labels[chosen]))
     return rows
 
 
