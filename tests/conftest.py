@@ -1,7 +1,7 @@
-"""Fixtures, and the wall between tests that need a Keras backend and tests that must not load one.
+"""Fixtures, and the separation of tests that need a Keras backend from tests that must not import one.
 
-A module whose tests need a backend says `pytestmark = pytest.mark.backend` and may import keras at its top.
-It runs with KERAS_BACKEND set. All others run without, and may leave no keras behind in the process.
+A module whose tests need a backend sets `pytestmark = pytest.mark.backend`, may import keras at its top, and runs with
+KERAS_BACKEND set. All other modules run without a backend, and their tests must not leave keras imported.
 """
 
 import ast
@@ -15,7 +15,7 @@ import pytest
 from hub_cache import HubCache
 
 SEED = 20240229
-GROWTH = 3e9  # bytes after which garbage is collected early: the suite under JAX would come to 22 GB
+GROWTH = 3e9  # bytes of new memory after which garbage is collected; the suite on JAX would grow to 22 GB
 BACKEND = os.environ.get("KERAS_BACKEND")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network
 
@@ -29,7 +29,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def oracle_dir() -> Path:
-    """The folder of reference outputs that tests/oracles.py wrote."""
+    """The folder of reference outputs written by tests/oracles.py."""
     default = Path(__file__).resolve().parent.parent / "build" / "oracles"
     path = Path(os.environ.get("ZOO_ORACLES", default))
     if not path.is_dir():
@@ -39,14 +39,14 @@ def oracle_dir() -> Path:
 
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
-    """huggingface_hub's cache in an empty folder; `put` is the only way to it."""
+    """huggingface_hub's cache in an empty folder, which only `put` fills."""
     pytest.importorskip("huggingface_hub")
     return HubCache(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras(request):
-    """Gives each backend test Keras as it is after import: float32, seeded, names counted from zero."""
+    """Give each backend test a fresh Keras: seeded, float32, names counted from zero."""
     if request.node.get_closest_marker("backend") is None:
         yield
         return
@@ -62,13 +62,13 @@ def fresh_keras(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def free_memory():
-    """Collects garbage once a module: with a backend loaded that takes 0.1 to 0.2 s, too much per test."""
+    """Collect garbage once per module: with a backend loaded it takes 0.1 to 0.2 s, too much for every test."""
     yield
     collect()
 
 
 def collect():
-    """Frees what models in reference cycles hold, and the programs JAX compiled and would keep for ever."""
+    """Free the models in reference cycles, and the compiled programs that JAX would keep."""
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
     gc.collect()
@@ -79,7 +79,7 @@ collect.resident = 0  # bytes, after the last collection
 
 
 def resident_bytes():
-    """Memory this process holds, where the system tells it as Linux does, else 0."""
+    """Return the resident memory of this process, or 0 where /proc is missing."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -88,7 +88,7 @@ def resident_bytes():
 
 
 class Unimported(pytest.File):
-    """A backend module that is not imported: it counts no tests, or ends the run if they were wanted."""
+    """A backend module that is not imported; it ends the run if its tests were selected."""
 
     def collect(self):
         if not unwanted(self.config):
@@ -97,21 +97,21 @@ class Unimported(pytest.File):
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    """Keeps backend modules from being imported when they are unwanted, or have no backend."""
+    """Do not import backend modules that are deselected, or that have no backend."""
     if needs_backend(module_path) and (unwanted(parent.config) or not BACKEND):
         return Unimported.from_parent(parent, path=module_path)
     return None
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves tests marked `only("jax")` to that backend."""
+    """Deselect tests marked `only(backend)` on the other backends."""
     left = [item for item in items for mark in item.iter_markers("only") if mark.args[0] != BACKEND]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in left]
 
 
 def pytest_collection_finish(session):
-    """Ends a run that lacks the backend its tests need, before the first of them."""
+    """End a run before its first test if the tests need a backend and none is set."""
     needing = [item.nodeid for item in session.items if item.get_closest_marker("backend")]
     keras = sys.modules.get("keras")
     if not BACKEND and (refused or needing):
@@ -131,7 +131,7 @@ def pytest_runtest_teardown(item):
 
 
 def needs_backend(path: Path) -> bool:
-    """Tells whether a module's `pytestmark` holds pytest.mark.backend, without importing the module."""
+    """Return whether a module's `pytestmark` holds pytest.mark.backend, without importing the module."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
             return "pytest.mark.backend" in ast.unparse(node.value)
