@@ -1,11 +1,11 @@
-"""Kill `zoo index build` with SIGKILL repeatedly and check that the resumed index is complete.
+"""Kill campaign: `zoo index build` is killed with SIGKILL again and again, and the index must end complete.
 
     python tests/kill_campaign_index.py --kills 100 --files 10000
 
-One file in fifty is corrupt and one in fifty is a copy of another. Half of the kills happen while a portion is written,
-the others at any time. The build is restarted until it finishes; then no image may be missing or duplicated, every
-vector must equal that of an undisturbed build, every digest must be correct, and each corrupt file and each copy must
-be listed with its reason. The encoder sums pixels, so no backend is needed.
+One file in fifty is corrupt and one in fifty is a copy of another. Half of the kills hit while a portion is written,
+the others at any time. The command is restarted until it finishes. Then no image may be missing or duplicated, every
+vector must equal that of an undisturbed run, every digest must fit, and each corrupt file and each copy must be listed
+with its reason. The encoder only sums pixels, so the time goes into files, and no backend is needed.
 """
 
 import argparse
@@ -28,11 +28,9 @@ sys.path.insert(0, str(ROOT))
 
 from zoo.data.preprocess import PreprocessSpec  # noqa: E402
 from zoo.inference.encoder import Encoder  # noqa: E402
-from zoo.search import Index  # noqa: E402
-from zoo.search import build as image_search  # noqa: E402
-from zoo.search import embed as search_embed  # noqa: E402
+from zoo.search import Index, build, embed  # noqa: E402
 
-SIDE, RARE = 8, 50  # one file in RARE is corrupt, and one a copy
+SIDE, RARE = 8, 50  # pixels; one file in 50 is corrupt and one in 50 is a copy
 PORTIONS = 20
 SAVING = "saving"  # printed by the child before each portion
 
@@ -45,14 +43,14 @@ def main(arguments=None) -> dict | None:
     parser.add_argument("--child", nargs=2, metavar=("IMAGES", "INDEX"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        return build(*map(Path, options.child), portion=max(1, options.files // PORTIONS))
+        return run_child(*map(Path, options.child), portion=max(1, options.files // PORTIONS))
     figures = campaign(options.kills, options.files, random.Random(options.seed))
     print(json.dumps(figures, indent=1))
     return figures
 
 
 def campaign(kills: int, files: int, rng: random.Random) -> dict:
-    """Build and kill until there were that many kills; return the counts."""
+    """Return the figures of indices whose builds were killed, in total, `kills` times, and resumed until complete."""
     figures = {"files": files, "kills": 0, "inside_saving": 0, "indices": 0, "whole": 0, "wrong": []}
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch, "images")
@@ -80,7 +78,7 @@ def campaign(kills: int, files: int, rng: random.Random) -> dict:
 
 
 def write_images(folder: Path, count: int, rng: random.Random) -> dict:
-    """Write files; return {"good": names, "left_out": {name: part of its reason}}."""
+    """Write files and return {"good": names, "left_out": {name: part of its reason}}."""
     expected = {"good": [], "left_out": {}}
     pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
     for i in range(count):
@@ -94,7 +92,7 @@ def write_images(folder: Path, count: int, rng: random.Random) -> dict:
             data, expected["left_out"][name] = list(damaged.items())[i // RARE % 3]
         elif i % RARE == 2 and i > RARE:
             data = (folder / f"{(i - 2) % 10}/{i - 2:05d}.png").read_bytes()
-            expected["left_out"][name] = image_search.TWIN
+            expected["left_out"][name] = build.DUPLICATE
         else:
             expected["good"].append(name)
         (folder / name).write_bytes(data)
@@ -107,9 +105,9 @@ def start_child(images: Path, path: Path, files: int) -> subprocess.Popen:
 
 
 def killed(images: Path, path: Path, files: int, inside: bool, delay: float, saves: int) -> bool:
-    """Start a build and kill it `delay` seconds after its (`saves` + 1)-th portion began, or after the start.
+    """Start a build and kill it `delay` seconds after its (`saves` + 1)-th portion began, or after its start.
 
-    Returns False if it ended before.
+    False if the build ended before.
     """
     child = start_child(images, path, files)
     timer = threading.Timer(delay, child.send_signal, [signal.SIGKILL])
@@ -128,7 +126,7 @@ def killed(images: Path, path: Path, files: int, inside: bool, delay: float, sav
 
 
 def finish(images: Path, path: Path, files: int) -> None:
-    """Let the build finish."""
+    """Run the build to its end."""
     child = start_child(images, path, files)
     _, error = child.communicate()
     if child.returncode:
@@ -136,7 +134,7 @@ def finish(images: Path, path: Path, files: int) -> None:
 
 
 def examine(path: Path, alone: Index, expected: dict) -> str | None:
-    """Return what is wrong with an index; None if it is correct."""
+    """Return what is wrong with an index, or None."""
     index = Index.open(path)
     if sorted(index.ids) != sorted(expected["good"]):
         missing, more = set(expected["good"]) - set(index.ids), set(index.ids) - set(expected["good"])
@@ -147,14 +145,14 @@ def examine(path: Path, alone: Index, expected: dict) -> str | None:
     unlike = [f"{name}: {why}" for name, why in left_out.items() if expected["left_out"][name] not in why]
     different = [name for name in index.ids if not np.array_equal(index.vector(name), alone.vector(name))]
     index.verify()
-    return f"wrong reasons: {unlike[:3]}; different vectors: {different[:3]}" if unlike or different else None
+    return f"{unlike[:3]} with another reason, {different[:3]} with another vector" if unlike or different else None
 
 
 # The child.
 
 
 class Sums:
-    """Replaces `ClipPipeline`: the embedding of an image is the sums of its rows."""
+    """A substitute for `ClipPipeline`: the embedding of an image is the sums of its rows."""
 
     fingerprint = "sums"
 
@@ -163,16 +161,16 @@ class Sums:
         self.encoder = Encoder(lambda batch: batch.sum(axis=2).reshape(len(batch), -1), None, spec, 3 * SIDE)
 
 
-def build(images: Path, path: Path, portion: int) -> None:
-    """Run `zoo index build`, printing a line before each portion."""
+def run_child(images: Path, path: Path, portion: int) -> None:
+    """Run `zoo index build`, which prints a line before it writes a portion."""
     add = Index.add
 
     def print_and_add(*arguments, **options):
         print(SAVING, flush=True)
         add(*arguments, **options)
 
-    Index.add, image_search.ClipPipeline, search_embed.PORTION = print_and_add, Sums, portion
-    image_search.build_index(str(images), model="sums", output=str(path))
+    Index.add, build.ClipPipeline, embed.PORTION = print_and_add, Sums, portion
+    build.build_index(str(images), model="sums", output=str(path))
 
 
 if __name__ == "__main__":

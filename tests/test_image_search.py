@@ -1,4 +1,4 @@
-"""The commands around search: indices built, resumed and shown, the cache looked after, embeddings written."""
+"""The search commands: build, resume and search an index, draw sheets, maintain the cache, write embeddings."""
 
 # ruff: noqa: F811  (arguments have the names of fixtures, which are imported)
 
@@ -11,9 +11,11 @@ from pipeline_case import album, model, pictures, pipeline, saved  # noqa: F401
 
 from zoo import ClipPipeline
 from zoo.cli import main
-from zoo.search import Index
-from zoo.search import build as image_search
-from zoo.search import embed as search_embed
+from zoo.search import Index, embed
+from zoo.search.build import build_index, index_add, index_info, to_text
+from zoo.search.cache import cache_clear, cache_import, cache_stats, cache_verify
+from zoo.search.embed import embed_images
+from zoo.search.query import search_images
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
@@ -21,7 +23,7 @@ pytestmark = [pytest.mark.backend, pytest.mark.once]
 def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "i")
     build = {"model": str(saved), "output": out, "batch_size": 3}
-    monkeypatch.setattr(search_embed, "PORTION", 3)
+    monkeypatch.setattr(embed, "PORTION", 3)
     add = Index.add
 
     def die_at_the_third(self, *arguments, **options):
@@ -31,23 +33,23 @@ def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Index, "add", die_at_the_third)
-        image_search.build_index(str(album), **build)
+        build_index(str(album), **build)
     there = Index.open(out).ids
     assert 0 < len(there) < 7
-    info = image_search.build_index(str(album), **build)
+    info = build_index(str(album), **build)
     assert info["vectors"] == 7 and Index.open(out).ids[: len(there)] == there
     assert set(info["left_out"]) == {"right/bad.png", "right/copy.png"}
     assert info["left_out"]["right/copy.png"] == "the same bytes as left/0.png"
-    assert image_search.build_index(str(album), **build) == info  # nothing is twice
+    assert build_index(str(album), **build) == info  # nothing is added twice
 
     cache = str(tmp_path / "t.sqlite")
-    matches = image_search.search_images(out, "a seven", k=3, cache=cache, sheet=str(tmp_path / "s.png"))
+    matches = search_images(out, "a seven", k=3, cache=cache, sheet=str(tmp_path / "s.png"))
     assert [match.rank for match in matches] == [1, 2, 3] and (tmp_path / "s.png").stat().st_size > 1000
-    (found,) = image_search.search_images(out, model=str(saved), image=str(album / "right/5.png"), k=1, cache=cache)
+    (found,) = search_images(out, model=str(saved), image=str(album / "right/5.png"), k=1, cache=cache)
     assert found.id == "right/5.png" and found.score == pytest.approx(1, abs=1e-5)
-    assert image_search.cache_stats(cache)["entries"] == 1
-    with pytest.raises(ValueError, match="one of the two"):
-        image_search.search_images(out, model=str(saved))
+    assert cache_stats(cache)["entries"] == 1
+    with pytest.raises(ValueError, match="either a text or --image"):
+        search_images(out, model=str(saved))
 
     capsys.readouterr()
     assert main(["index", "remove", out, "left/1.png"]) == 0 and main(["index", "verify", out]) == 0
@@ -58,17 +60,17 @@ def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path
 
 def test_further_sources_are_added_and_filtered(album, saved, pictures, tmp_path, capsys):
     out, cache = str(tmp_path / "i"), str(tmp_path / "t.sqlite")
-    image_search.build_index(str(album / "left"), model=str(saved), output=out)
+    build_index(str(album / "left"), model=str(saved), output=out)
     more = tmp_path / "more" / "left"
     more.mkdir(parents=True)
     for name, picture in (("4.png", pictures[4]), ("0.png", pictures[0]), ("5.png", pictures[5])):
         (more / name).write_bytes(encode(picture))
     (more / "list.csv").write_text("filepath,author,year\n4.png,Ann,2001\n0.png,Bob,2002\n5.png,Bob,2003\n4.png,,\n")
-    info = image_search.index_add(out, str(more / "list.csv"))
+    info = index_add(out, str(more / "list.csv"))
     assert Index.open(out).ids[4:] == ["list.csv/4.png", "list.csv/5.png"]
     assert info["left_out"] == {"list.csv/0.png": "the same bytes as 0.png"}
     assert Index.open(out).metadata("list.csv/5.png")["year"] == "2003"
-    assert image_search.index_add(out) == info  # nothing new in either source
+    assert index_add(out) == info  # neither source has new images
 
     (album / "left" / "9.png").write_bytes(encode(pictures[6]))
     assert main(["index", "add", out]) == 0
@@ -82,7 +84,7 @@ def test_further_sources_are_added_and_filtered(album, saved, pictures, tmp_path
     assert main([*search, "--where", "author"]) == 2 and "is not KEY=VALUE" in capsys.readouterr().err
     for option in (["--approximate"], ["--expansion", "64"]):
         assert main([*search, *option]) == 2 and "no graph" in capsys.readouterr().err
-    assert image_search.search_images(out, "a seven", k=9, where=["folder="], cache=cache)[0].rank == 1
+    assert search_images(out, "a seven", k=9, where=["folder="], cache=cache)[0].rank == 1
 
 
 def no_folder(folder):
@@ -111,10 +113,10 @@ def test_an_unreadable_source_leaves_no_files(make, album, saved, tmp_path):
         assert main([*command.split(), wrong, "--model", str(saved), "--out", str(tmp_path / out)]) == 2
         assert not (tmp_path / out).exists()
     out = str(tmp_path / "i")
-    image_search.build_index(str(album), model=str(saved), output=out)
+    build_index(str(album), model=str(saved), output=out)
     with pytest.raises((ValueError, FileNotFoundError)):
-        image_search.index_add(out, wrong)
-    info = image_search.index_add(out)
+        index_add(out, wrong)
+    info = index_add(out)
     assert list(info["sources"]) == [""] and "left/0.png" in Index.open(out).ids
 
 
@@ -124,65 +126,68 @@ def test_a_name_that_is_not_utf8_is_left_out(album, saved, tmp_path):
     except (OSError, UnicodeError):
         pytest.skip("the file system takes no such name")
     out, why = str(tmp_path / "i"), "its name is not UTF-8"
-    info = image_search.build_index(str(album), model=str(saved), output=out)
+    info = build_index(str(album), model=str(saved), output=out)
     assert info["vectors"] == 7 and info["left_out"]["left/\\udcff.png"] == why
-    image_search.embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
+    embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
     assert json.loads((tmp_path / "e" / "manifest.json").read_text("utf-8"))["left_out"]["left/\\udcff.png"] == why
 
 
 def test_a_column_named_sha256_does_not_replace_the_digest(album, saved, pictures, tmp_path):
     table = album / "list.csv"
     table.write_text("filepath,sha256\nleft/0.png,one\nright/copy.png,two\n")
-    info = image_search.build_index(str(table), model=str(saved), output=str(tmp_path / "i"))
-    again = image_search.index_add(str(tmp_path / "i"), str(album / "left"))
+    info = build_index(str(table), model=str(saved), output=str(tmp_path / "i"))
+    again = index_add(str(tmp_path / "i"), str(album / "left"))
     assert info["left_out"] == {"right/copy.png": "the same bytes as left/0.png"}
     assert again["left_out"]["left~2/0.png"] == "the same bytes as left/0.png" and again["vectors"] == 4
 
 
 def test_an_index_keeps_its_dtype(album, saved, tmp_path):
     build = {"source": str(album), "model": str(saved), "output": str(tmp_path / "i")}
-    image_search.build_index(**build, dtype="int8")
-    with pytest.raises(ValueError, match="i keeps int8, not float32"):
-        image_search.build_index(**build, dtype="float32")
-    assert image_search.build_index(**build)["dtype"] == "int8"
+    build_index(**build, dtype="int8")
+    with pytest.raises(ValueError, match="i stores int8, not float32"):
+        build_index(**build, dtype="float32")
+    assert build_index(**build)["dtype"] == "int8"
 
 
 def test_a_moved_model_is_reported(album, saved, tmp_path):
     model, out = tmp_path / "own.safetensors", str(tmp_path / "i")
     model.write_bytes(saved.read_bytes())
-    image_search.build_index(str(album), model=str(model), output=out)
+    build_index(str(album), model=str(model), output=out)
     model.rename(tmp_path / "moved.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"No saved model at .*own.safetensors.*It made .*i; say with --model"):
-        image_search.index_add(out)
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"No saved model at .*own.safetensors.*.*i was built with it; if it has moved, pass --model",
+    ):
+        index_add(out)
     with pytest.raises(FileNotFoundError, match=r"^No saved model at '/nosuch'\.$"):
-        image_search.index_add(out, model="/nosuch")
-    assert image_search.index_add(out, model=str(tmp_path / "moved.safetensors"))["vectors"] == 7
+        index_add(out, model="/nosuch")
+    assert index_add(out, model=str(tmp_path / "moved.safetensors"))["vectors"] == 7
 
 
 def test_sheets_show_the_images_that_still_exist(saved, tmp_path, capsys):
     pattern = write_shards(tmp_path / "shards", 5)
     out, page = str(tmp_path / "i"), tmp_path / "found.html"
-    image_search.build_index(pattern, model=str(saved), output=out)
+    build_index(pattern, model=str(saved), output=out)
     search = {"index": out, "query": "a seven", "k": 9, "cache": str(tmp_path / "t.sqlite")}
-    image_search.search_images(**search, sheet=str(page))
+    search_images(**search, sheet=str(page))
     assert page.read_text("utf-8").count("data:image/png") == 5
 
     folder = write_class_folders(tmp_path / "folder", 7)
-    image_search.index_add(out, str(folder))  # five of them are the shards'
+    index_add(out, str(folder))  # five of them are in the shards
     gone, changed = (next(folder.rglob(f"*{i}.png")) for i in (5, 6))
     gone.unlink()
     changed.write_bytes(b"no picture")
     arguments = ["search", out, "a seven", "-k", "9", "--cache", search["cache"], "--sheet"]
     assert main([*arguments, str(page)]) == 0
-    shown = capsys.readouterr()
-    assert len(shown.out.splitlines()) == 7 and page.read_text("utf-8").count("data:image/png") == 5
-    assert f"{gone.name} is not drawn: no source" in shown.err and f"{changed.name} is not drawn: the" in shown.err
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 7 and page.read_text("utf-8").count("data:image/png") == 5
+    assert f"{gone.name} is not drawn: no source" in output.err and f"{changed.name} is not drawn: the" in output.err
     for shard in (tmp_path / "shards").iterdir():
         shard.unlink()
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"none of the images found .*; .* is not drawn: "):
-        image_search.search_images(**search, sheet=str(page))
-    with pytest.raises(ValueError, match="nothing was found"):
-        image_search.search_images(**search, sheet=str(page), where=["folder=none"])
+        search_images(**search, sheet=str(page))
+    with pytest.raises(ValueError, match="the search found nothing"):
+        search_images(**search, sheet=str(page), where=["folder=none"])
 
 
 @pytest.mark.parametrize(
@@ -190,25 +195,25 @@ def test_sheets_show_the_images_that_still_exist(saved, tmp_path, capsys):
 )
 def test_an_invalid_sheet_path_is_refused_before_the_search(name, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        image_search.search_images(str(tmp_path / "no index"), "a", sheet=str(tmp_path / name))
+        search_images(str(tmp_path / "no index"), "a", sheet=str(tmp_path / name))
 
 
 def test_an_index_is_accelerated_by_command(album, saved, tmp_path, capsys):
     pytest.importorskip("usearch")
     out = str(tmp_path / "i")
-    image_search.build_index(str(album), model=str(saved), output=out)
+    build_index(str(album), model=str(saved), output=out)
     assert main(["index", "accelerate", out]) == 0 and main(["index", "accelerate", out, "--kind", "hnsw"]) == 0
     assert "recall at 10" in capsys.readouterr().out
-    assert image_search.index_info(out)["accelerators"] == ["int8", "hnsw"]
+    assert index_info(out)["accelerators"] == ["int8", "hnsw"]
 
 
 def test_an_index_without_a_recorded_model_needs_one(pipeline, pictures, saved, album, tmp_path):
     Index.build(pipeline.embed_images(pictures), tmp_path / "i", model=pipeline.fingerprint)
-    with pytest.raises(ValueError, match="does not say which model made it"):
-        image_search.search_images(str(tmp_path / "i"), "a")
+    with pytest.raises(ValueError, match="does not record its model"):
+        search_images(str(tmp_path / "i"), "a")
     cache = str(tmp_path / "t.sqlite")
-    assert len(image_search.search_images(str(tmp_path / "i"), "a", model=str(saved), cache=cache)) == 5
-    info = image_search.index_add(str(tmp_path / "i"), str(album), model=str(saved))
+    assert len(search_images(str(tmp_path / "i"), "a", model=str(saved), cache=cache)) == 5
+    info = index_add(str(tmp_path / "i"), str(album), model=str(saved))
     assert info["vectors"] == 14 and set(info["left_out"]) == {"right/bad.png", "right/copy.png"}
 
 
@@ -218,14 +223,14 @@ def test_the_cache_by_command(saved, tmp_path, capsys):
     pipeline.embed_texts(["one", "two"])
     pipeline.embed_texts(["one"])
     pipeline.cache.close()
-    stats = image_search.cache_stats(path)
+    stats = cache_stats(path)
     assert (stats["entries"], stats["misses"], stats["memory_hits"], stats["hit_rate"]) == (2, 2, 1, 1 / 3)
     assert main(["cache", "export", other, "--cache", path]) == 0
-    assert main(["cache", "export", other, "--cache", path]) == 2 and "is there already" in capsys.readouterr().err
-    assert image_search.cache_clear(path) == {"dropped": 2} and image_search.cache_import(other, path) == {"read": 2}
+    assert main(["cache", "export", other, "--cache", path]) == 2 and "already exists" in capsys.readouterr().err
+    assert cache_clear(path) == {"dropped": 2} and cache_import(other, path) == {"read": 2}
     again = ClipPipeline(saved, cache=path)
     again.embed_texts(["one", "two"])
-    assert again.cache.stats().disk_hits == 2 and image_search.cache_verify(path) == {"entries": 2, "damaged": 0}
+    assert again.cache.stats().disk_hits == 2 and cache_verify(path) == {"entries": 2, "damaged": 0}
     assert main(["cache", "import", str(tmp_path / "none"), "--cache", path]) == 2
 
 
@@ -248,7 +253,7 @@ def test_cache_commands_leave_other_files_unchanged(job, pictures, tmp_path, cap
 def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, tmp_path):
     from safetensors.numpy import load_file
 
-    result = image_search.embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
+    result = embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
     assert result == {"images": 8, "shards": 1, "left out": 1}
     manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
     (shard,) = manifest["shards"]
@@ -257,7 +262,7 @@ def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, t
     np.testing.assert_allclose(vectors[place], pipeline.embed_images([pictures[6]])[0], atol=1e-5)
     assert list(manifest["left_out"]) == ["right/bad.png"]
     (tmp_path / "e" / "embeddings-00001.safetensors").write_bytes(b"of a longer run")
-    image_search.embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
+    embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
     assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["embeddings-00000.safetensors", "manifest.json"]
 
 
@@ -265,8 +270,8 @@ def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline,
     from safetensors.numpy import load_file
 
     out, narrow = str(tmp_path / "i"), {"model": str(saved), "precision": "bfloat16"}
-    image_search.build_index(str(album), output=out, **narrow)
-    image_search.embed_images(str(album), output=str(tmp_path / "e"), **narrow)
+    build_index(str(album), output=out, **narrow)
+    embed_images(str(album), output=str(tmp_path / "e"), **narrow)
     shard = json.loads((tmp_path / "e" / "manifest.json").read_text())["shards"][0]
     embedded = load_file(tmp_path / "e" / shard["file"])["embeddings"][shard["ids"].index("left/0.png")]
     indexed = Index.open(out).vector("left/0.png")
@@ -274,7 +279,7 @@ def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline,
     assert 1e-5 < np.abs(indexed - pipeline.embed_images([pictures[0]])[0]).max() < 0.05
     assert main(["search", out, "a seven", "--cache", str(tmp_path / "t.sqlite")]) == 0
     with pytest.raises(ValueError, match="another model"):
-        image_search.build_index(str(album), output=out, model=str(saved))
+        build_index(str(album), output=out, model=str(saved))
 
 
 @pytest.mark.once
@@ -291,8 +296,8 @@ def test_facts_are_formatted_as_text():
         "sources       1, e.g. /photos",
         "left out      2, e.g. a.png: damaged",
     ]
-    assert image_search.to_text(facts).splitlines() == expected
-    assert image_search.to_text({"accelerators": ["int8", "hnsw"], "left_out": {}}).splitlines() == [
+    assert to_text(facts).splitlines() == expected
+    assert to_text({"accelerators": ["int8", "hnsw"], "left_out": {}}).splitlines() == [
         "accelerators  int8, hnsw",
         "left out      0",
     ]

@@ -1,4 +1,4 @@
-"""The short campaign of kills; `tests/kill_campaign_index.py` runs the long one."""
+"""A short kill campaign; `tests/kill_campaign_index.py` runs the long one."""
 
 import random
 import signal
@@ -9,7 +9,7 @@ from kill_campaign_index import campaign
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
 
 
-def test_an_index_whose_building_was_killed_is_whole_in_the_end():
+def test_killed_builds_end_with_a_complete_index():
     figures = campaign(2, 200, random.Random(3))
     assert figures["kills"] == 2
     assert figures["whole"] == figures["indices"] > 0, figures["wrong"]

@@ -22,7 +22,7 @@ CACHE_FILE = argument("path", metavar="FILE", help="another cache file")
 COMMANDS = {
     "embed": Command(
         "write the embeddings of images with their ids",
-        "zoo.search.build:embed_images",
+        "zoo.search.embed:embed_images",
         "zoo.search.build:to_text",
         (
             SOURCE,
@@ -101,8 +101,8 @@ COMMANDS = {
     ),
     "search": Command(
         "find the images that match a text or an image",
-        "zoo.search.build:search_images",
-        "zoo.search.build:matches_to_text",
+        "zoo.search.query:search_images",
+        "zoo.search.query:to_text",
         (
             INDEX,
             argument("query", nargs="?", help='text, e.g. "a photo of a seven"'),
@@ -128,7 +128,7 @@ COMMANDS = {
     ),
     **{
         f"cache {job}": Command(
-            summary, f"zoo.search.build:cache_{job}", "zoo.search.build:to_text", (*arguments, TEXT_CACHE)
+            summary, f"zoo.search.cache:cache_{job}", "zoo.search.build:to_text", (*arguments, TEXT_CACHE)
         )
         for job, summary, arguments in (
             ("stats", "show the number of texts and the hit rate", ()),

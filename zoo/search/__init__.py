@@ -1,5 +1,5 @@
-"""The search application: build an index of images, query it, draw what was found."""
+"""The search application: embed images, build an index of them, search it, show the results."""
 
-from zoo.embeddings import Index, TextCache, default_cache_path  # this room's own names before they moved
+from zoo.embeddings import Index, TextCache, default_cache_path  # import paths that users have
 
 __all__ = ["Index", "TextCache", "default_cache_path"]

@@ -1,33 +1,81 @@
-"""What a search found, as pictures: a PNG, or a page that needs no other file."""
+"""A contact sheet of the images a search found: a PNG, or an HTML page without further files."""
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from zoo.data import Dataset, open_record
+from zoo.search.embed import open_images
 from zoo.utils.report import SheetRow, plot_sheet, write_page
 
 COLUMNS = 10
 THUMBNAIL = 240  # pixels of the longer side, on a page
 PAGES = (".html", ".htm")
 
-Found = tuple[np.ndarray, str, str]  # a picture uint8 (H, W, 3), its score, its id
+Found = tuple[np.ndarray, str, str]  # an image uint8 (H, W, 3), its score, its id
 
 
 def check_sheet_path(path: Path) -> None:
-    """ValueError or FileNotFoundError for a place where no sheet can be written, before the work that leads to it."""
+    """Raise ValueError or FileNotFoundError if no sheet can be written at a path."""
     if path.suffix.lower() not in (".png", *PAGES):
         raise ValueError(f"{path} cannot be a sheet; its name must end in .png, {' or '.join(PAGES)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"No folder {str(path.parent)!r} to write {path.name} into.")
 
 
+def draw_sheet(path: Path, text: str, matches: Sequence[tuple[str, float]], sources: Mapping[str, str]) -> None:
+    """Write a sheet of matches, reading the images from their sources.
+
+    Args:
+        text: title.
+        matches: (id, score), best first.
+        sources: {prefix of ids: source}, as the index records them.
+
+    Raises:
+        ValueError: no match, or none whose image can be read. Single unreadable images cause a warning.
+    """
+    if not matches:
+        raise ValueError("the search found nothing, so there is no sheet to draw")
+    records, found, reasons = _records_by_id(sources), [], []
+    for identity, score in matches:
+        try:
+            found.append((_read(identity, records), f"{score:.3f}", identity))
+        except (OSError, ValueError) as error:
+            reasons.append(f"{identity} is not drawn: {error}")
+            warnings.warn(reasons[-1], stacklevel=2)
+    if not found:
+        where = ", ".join(sources.values()) or "any source of the index"
+        raise ValueError(f"none of the images found can be read from {where}; {reasons[0]}")
+    write_sheet(path, text, found)
+
+
+def _records_by_id(sources: Mapping[str, str]) -> dict[str, tuple[Dataset, int]]:
+    """Return {id: (records, index)} of all images that the sources still have."""
+    found = {}
+    for prefix, place in sources.items():
+        try:
+            records = open_images(place)
+        except (OSError, ValueError):  # reported for each match that is missing
+            continue
+        found |= {prefix + name: (records, i) for i, name in enumerate(records.names)}
+    return found
+
+
+def _read(identity: str, records: Mapping[str, tuple[Dataset, int]]) -> np.ndarray:
+    if identity not in records:
+        raise ValueError("no source of the index has it any more")
+    dataset, i = records[identity]
+    return np.asarray(open_record(dataset.record(i)).convert("RGB"))
+
+
 def write_sheet(path: str | Path, text: str, found: Sequence[Found]) -> None:
-    """Draws pictures with their scores, best first, under what was searched for.
+    """Write images with their scores, best first, under a title.
 
     Args:
         path: .html for a page with the ids too, else a PNG.
@@ -35,18 +83,18 @@ def write_sheet(path: str | Path, text: str, found: Sequence[Found]) -> None:
     """
     if Path(path).suffix.lower() in PAGES:
         tiles = "".join(_tile(*one) for one in found)
-        write_page(path, text, f'<div class="tiles">{tiles}</div>', lead=f"{len(found)} images, the best first")
+        write_page(path, text, f'<div class="tiles">{tiles}</div>', lead=f"{len(found)} images, best first")
         return
     lines = [found[first : first + COLUMNS] for first in range(0, len(found), COLUMNS)]
     rows = [
-        SheetRow("" if i else f"“{text}”", [picture for picture, _, _ in line], [score for _, score, _ in line])
+        SheetRow("" if i else f"“{text}”", [image for image, _, _ in line], [score for _, score, _ in line])
         for i, line in enumerate(lines)
     ]
     plot_sheet(path, rows)
 
 
-def _tile(picture: np.ndarray, score: str, name: str) -> str:
-    thumbnail = Image.fromarray(picture)
+def _tile(image: np.ndarray, score: str, name: str) -> str:
+    thumbnail = Image.fromarray(image)
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     content = io.BytesIO()
     thumbnail.save(content, "PNG")

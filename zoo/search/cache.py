@@ -1,0 +1,43 @@
+"""Inspect and maintain the cache of text embeddings: the commands `zoo cache …`.
+
+Each takes the file of a cache; by default the user's.
+"""
+
+from pathlib import Path
+
+from zoo.embeddings import TextCache, default_cache_path
+
+
+def cache_stats(cache: str | None = None) -> dict:
+    """Return the size of the cache and its hits over all processes: `zoo cache stats`."""
+    texts = _existing(cache)
+    stats = texts.stats()
+    return {"file": str(texts.path), "entries": stats.entries, "bytes": stats.bytes, **texts.lifetime()}
+
+
+def cache_clear(cache: str | None = None) -> dict:
+    """Drop all entries: `zoo cache clear`."""
+    return {"dropped": _existing(cache).clear()}
+
+
+def cache_verify(cache: str | None = None) -> dict:
+    """Check every entry and drop damaged ones: `zoo cache verify`."""
+    entries, damaged = _existing(cache).verify()
+    return {"entries": entries, "damaged": damaged}
+
+
+def cache_export(path: str, cache: str | None = None) -> dict:
+    """Copy the cache to a new file: `zoo cache export`."""
+    if Path(path).exists():
+        raise FileExistsError(f"{path} already exists; name another file")
+    return {"written": _existing(cache).copy_to(TextCache(path))}
+
+
+def cache_import(path: str, cache: str | None = None) -> dict:
+    """Copy another cache's entries into the cache: `zoo cache import`."""
+    return {"read": _existing(path).copy_to(TextCache(cache or default_cache_path()))}
+
+
+def _existing(path: str | None) -> TextCache:
+    """Return a cache whose file must exist, and is never replaced."""
+    return TextCache(path or default_cache_path(), create=False)

@@ -1,0 +1,86 @@
+"""Search an index of images by a text or an image: `zoo search`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo.embeddings import Index, TextCache, default_cache_path
+from zoo.search.build import open_pipeline
+from zoo.search.sheet import check_sheet_path, draw_sheet
+
+
+@dataclass(frozen=True)
+class Match:
+    """One result of a search.
+
+    Args:
+        rank: 1 for the best.
+        id: of the image in the index.
+        score: cosine.
+        metadata: of the image in the index.
+    """
+
+    rank: int
+    id: str
+    score: float
+    metadata: dict
+
+
+def search_images(
+    index: str,
+    query: str | None = None,
+    *,
+    model: str | None = None,
+    image: str | None = None,
+    k: int = 5,
+    where: Sequence[str] | None = None,
+    approximate: bool = False,
+    expansion: int | None = None,
+    sheet: str | None = None,
+    cache: str | None = None,
+) -> list[Match]:
+    """Return the images that best match a text or an image, best first: `zoo search`.
+
+    Args:
+        index: its folder.
+        query: a text.
+        model: the pair that built the index; by default the one that the index records.
+        image: an image file, in place of the text.
+        k: number of results.
+        where: "KEY=VALUE" conditions on the metadata, all of which must hold.
+        approximate: search the graph of `zoo index accelerate --kind hnsw`.
+        expansion: the same, with this expansion; see `Index.search`.
+        sheet: a .png or .html file to write with the images found. Images that no longer exist cause a warning.
+        cache: file of the text cache; by default the user's.
+    """
+    if (query is None) == (image is None):
+        raise ValueError("give either a text or --image FILE")
+    if sheet is not None:
+        check_sheet_path(Path(sheet))
+    opened = Index.open(index)
+    fits = _filter(where)
+    texts = TextCache(cache or default_cache_path())
+    pipeline = open_pipeline(opened, model, cache=texts)
+    asked = Path(image) if image else query
+    ids, scores = pipeline.search(opened, asked, k, where=fits, approximate=expansion or approximate)
+    texts.close()
+    pairs = enumerate(zip(ids, scores, strict=True), 1)
+    matches = [Match(rank, identity, float(score), opened.metadata(identity)) for rank, (identity, score) in pairs]
+    if sheet is not None:
+        found = [(match.id, match.score) for match in matches]
+        draw_sheet(Path(sheet), query or asked.name, found, opened.facts.get("sources", {}))
+    return matches
+
+
+def _filter(where: Sequence[str] | None) -> Callable[[dict], bool] | None:
+    """Return a function that tests metadata for every "KEY=VALUE", comparing values as strings."""
+    pairs = [text.partition("=") for text in where or ()]
+    for key, equals, value in pairs:
+        if not key or not equals:
+            raise ValueError(f"--where {key}{equals}{value} is not KEY=VALUE")
+    return (lambda entry: all(str(entry.get(key, "")) == value for key, _, value in pairs)) if pairs else None
+
+
+def to_text(matches: list[Match]) -> str:
+    """Format matches, one per line: rank, cosine, id."""
+    return "\n".join(f"{match.rank:>3}  {match.score:.4f}  {match.id}" for match in matches)
