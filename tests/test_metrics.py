@@ -1,4 +1,4 @@
-"""The formulas of evaluation, on matrices made by hand, and beside scikit-learn and CLIP_benchmark's definitions."""
+"""Evaluation metrics on hand-made matrices, compared with scikit-learn and CLIP_benchmark's definitions."""
 
 import doctest
 
@@ -168,10 +168,10 @@ def test_precision_is_the_share_of_positives_among_the_best():
         (lambda: metrics.top_k_accuracy(SCORES, LABELS, 0), "k=0"),
         (lambda: metrics.recall_at_k(np.array([1]), 0), "k=0"),
         (lambda: metrics.precision_at_k(SCORES, SCORES > 0.3, 4), "k=4; it must be between 1 and the 3"),
-        (lambda: metrics.best_ranks(SCORES, SCORES > 0.4), "query 3 has no right candidate"),
+        (lambda: metrics.best_ranks(SCORES, SCORES > 0.4), "query 3 has no positive"),
         (lambda: metrics.best_ranks(SCORES, np.ones((4, 2), bool)), "both must be"),
         (lambda: metrics.mean_per_class_recall(np.zeros((2, 2))), "all zero"),
-        (lambda: metrics.wilson_interval(3, 2), "right=3, total=2"),
+        (lambda: metrics.wilson_interval(3, 2), "correct=3, total=2"),
     ],
 )
 def test_invalid_arguments_are_refused(call, message):

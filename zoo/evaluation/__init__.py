@@ -1,4 +1,4 @@
-"""How well a pair reads: zero-shot classification, retrieval, linear probes, and the formulas behind them.
+"""Evaluation of pairs: zero-shot classification, retrieval, linear probes, and their metrics.
 
 Importing this package imports no Keras.
 """

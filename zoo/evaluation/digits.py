@@ -1,3 +1,5 @@
 """Old import path of `zoo.data.digits`."""
 
-from zoo.data.digits import load_split  # noqa: F401
+from zoo.data.digits import load_split
+
+__all__ = ["load_split"]

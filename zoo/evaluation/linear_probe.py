@@ -1,7 +1,7 @@
-"""A linear probe: logistic regression on frozen image embeddings.
+"""Linear probe: logistic regression on frozen image embeddings.
 
-Reference: arXiv:2103.00020, section 3.2 and appendix A.3: L-BFGS, and the strength of the L2 penalty chosen on a part
-of the training pictures.
+Reference: arXiv:2103.00020, section 3.2 and appendix A.3: L-BFGS, with the L2 penalty chosen on a part of the training
+images.
 """
 
 import os
@@ -14,28 +14,28 @@ from zoo.data.benchmarks import ORIGINS
 from zoo.data.datasets import Labelled, load_labelled
 from zoo.data.shards import find_shards
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
-from zoo.evaluation.results import embed_readable, told, write_result
+from zoo.evaluation.results import embed_readable, format_left_out, write_result
 from zoo.inference.encoder import Encoder, load_encoder
 from zoo.utils.report import percent, plot_confusion
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty
-HELD_BACK = 0.2  # of the training pictures, to choose among them
+HELD_OUT = 0.2  # share of the training images on which C is chosen
 MAX_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a linear classifier reads off frozen embeddings.
+    """The result of a linear probe.
 
     Args:
         model, dataset: names.
         train_images, images, classes: counts.
-        accuracy, mean_per_class_recall: on the test pictures.
-        interval: in which the accuracy lies with 95 % confidence (Wilson).
-        strength: the C that was chosen.
+        accuracy, mean_per_class_recall: on the test images.
+        interval: 95 % confidence interval of the accuracy (Wilson).
+        strength: the chosen C.
         confusion: counts (K, K), rows are true classes.
         class_names: K names.
-        train_bad, bad: {record: why it was left out}.
+        train_bad, bad: {record: reason} of the records left out.
     """
 
     model: str
@@ -56,34 +56,34 @@ class ProbeResult:
 def evaluate_probe(
     encoder: Encoder, train: Labelled, test: Labelled, *, seed: int = 0, progress: bool = False
 ) -> ProbeResult:
-    """Fits a probe to the one and measures it on the other.
+    """Fit a probe on the training data and return its result on the test data.
 
     Args:
-        seed: of the pictures held back to choose the penalty.
+        seed: of the training images on which the penalty is chosen.
     """
     if train.class_names != test.class_names:
         raise ValueError(
-            f"the training classes {train.class_names} are not the test classes {test.class_names}; "
-            "--class-names FILE names them for both"
+            f"the training classes {train.class_names} differ from the test classes {test.class_names}; "
+            "name them for both with --class-names FILE"
         )
     features, labels, train_bad = _embedded(encoder, train, progress)
-    shown = np.unique(labels)
-    if len(shown) < 2:
-        name = train.class_names[shown[0]]
-        raise ValueError(f"the {len(labels)} training pictures show one class, {name!r}; a probe needs two or more")
-    seen, truth, bad = _embedded(encoder, test, progress)
+    present = np.unique(labels)
+    if len(present) < 2:
+        name = train.class_names[present[0]]
+        raise ValueError(f"the {len(labels)} training images are all of class {name!r}; a probe needs two classes")
+    test_features, truth, bad = _embedded(encoder, test, progress)
     strength = choose_strength(features, labels, seed)
-    guesses = fit(features, labels, strength).predict(seen)
-    right = int((guesses == truth).sum())
-    counts = confusion(truth, guesses, len(test.class_names))
+    predictions = fit(features, labels, strength).predict(test_features)
+    correct = int((predictions == truth).sum())
+    counts = confusion(truth, predictions, len(test.class_names))
     return ProbeResult(
         model=encoder.name,
         dataset=test.name,
         train_images=len(labels),
         images=len(truth),
         classes=len(test.class_names),
-        accuracy=right / len(truth),
-        interval=wilson_interval(right, len(truth)),
+        accuracy=correct / len(truth),
+        interval=wilson_interval(correct, len(truth)),
         mean_per_class_recall=mean_per_class_recall(counts),
         strength=strength,
         confusion=counts.tolist(),
@@ -94,27 +94,27 @@ def evaluate_probe(
 
 
 def _embedded(encoder, data, progress):
-    """(float32 (N, D), int (N,), {record: why it was left out})."""
+    """Return (embeddings float32 (N, D), labels int (N,), {record: reason} of those left out)."""
     vectors, kept, bad = embed_readable(encoder, data.records, progress=progress)
     return vectors, data.records.labels[kept], {data.records.names[i]: reason for i, reason in bad.items()}
 
 
 def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
-    """The C of STRENGTHS that does best on a fifth of the pictures; of equals the smallest, the strongest penalty.
+    """Return the C of STRENGTHS that is best on a held-out fifth of the images; of ties the strongest penalty.
 
-    It is scikit-learn's own, 1, where so few pictures are left to learn from that they show one class alone.
+    Where the other images are all of one class, it is scikit-learn's default, 1.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    back = max(1, round(HELD_BACK * len(labels)))
-    held, rest = order[:back], order[back:]
+    count = max(1, round(HELD_OUT * len(labels)))
+    held_out, rest = order[:count], order[count:]
     if len(np.unique(labels[rest])) < 2:
         return 1.0
-    scores = [fit(features[rest], labels[rest], c).score(features[held], labels[held]) for c in STRENGTHS]
+    scores = [fit(features[rest], labels[rest], c).score(features[held_out], labels[held_out]) for c in STRENGTHS]
     return STRENGTHS[int(np.argmax(scores))]
 
 
 def fit(features: np.ndarray, labels: np.ndarray, strength: float):
-    """scikit-learn's logistic regression, fitted: float32 (N, D), int (N,)."""
+    """Return scikit-learn's logistic regression, fitted to features float32 (N, D) and labels int (N,)."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
@@ -132,22 +132,26 @@ def run(
     batch_size: int = 64,
     output: str | None = None,
 ) -> ProbeResult:
-    """The command `zoo eval linear-probe`; with `output` it leaves linear_probe.json and confusion.png in a folder.
+    """Fit and evaluate a probe: `zoo eval linear-probe`.
 
     Args:
-        train: a data set to learn from; the training split of `dataset` unless given.
-        data, class_names: of both, as `load_labelled` takes them.
+        model: name or path of a pair.
+        dataset: to test on, as in `load_labelled`.
+        data, class_names: of both data sets, as in `load_labelled`.
+        train: data set to train on; by default the training split of `dataset`.
+        batch_size: images per batch.
+        output: folder for linear_probe.json and confusion.png.
     """
     if train is None and ":" in dataset:
-        raise ValueError(f"{dataset!r} has no training split; name one: --train folder:DIR")
-    if train and places_of(train) & places_of(dataset):
-        raise ValueError(f"{train!r} and {dataset!r} are the same pictures; a probe learns from others than its test's")
+        raise ValueError(f"{dataset!r} has no training split; pass one with --train, such as --train folder:DIR")
+    if train and real_paths(train) & real_paths(dataset):
+        raise ValueError(f"{train!r} and {dataset!r} share images; train and test on separate data")
     test = load_labelled(dataset, files_of(dataset, train, data), class_names=class_names)
-    if train and train.startswith("shards:"):  # which have numbers for classes
+    if train and train.startswith("shards:"):  # whose labels are numbers
         class_names = class_names or test.class_names
     train = train or dataset
-    learned = load_labelled(train, files_of(train, dataset, data), class_names=class_names, split="train")
-    result = evaluate_probe(load_encoder(model, batch_size=batch_size), learned, test, progress=True)
+    training = load_labelled(train, files_of(train, dataset, data), class_names=class_names, split="train")
+    result = evaluate_probe(load_encoder(model, batch_size=batch_size), training, test, progress=True)
     if output is not None:
         write_result(Path(output), "linear_probe", result)
         plot_confusion(Path(output, "confusion.png"), np.array(result.confusion), result.class_names)
@@ -155,12 +159,12 @@ def run(
 
 
 def files_of(name: str, other: str | None, data: str | None) -> str | None:
-    """What `data` is to a data set: nothing to one that needs no files where the other does."""
+    """Return `data` for a data set, or None where it is meant for the other one."""
     return None if name not in ORIGINS and other in ORIGINS else data
 
 
-def places_of(name: str) -> set[str]:
-    """Real paths of what a data set is read from; none for those with a name, which have a training split."""
+def real_paths(name: str) -> set[str]:
+    """Return the real paths that a data set is read from; none for benchmarks, which have separate splits."""
     kind, _, where = name.partition(":")
     if kind == "shards":
         return set(find_shards(where))
@@ -168,15 +172,15 @@ def places_of(name: str) -> set[str]:
 
 
 def to_text(result: ProbeResult) -> str:
-    """A line a figure."""
+    """Format a result, one figure per line."""
     low, high = result.interval
     lines = {
         "model": result.model,
-        "data": f"{result.dataset}: {result.train_images} images to learn from, {result.images} to test",
+        "data": f"{result.dataset}: {result.train_images} images to train on, {result.images} to test on",
         "accuracy": f"{percent(result.accuracy)} (95 %: {percent(low)} to {percent(high)})",
-        "recall a class": percent(result.mean_per_class_recall),
+        "class recall": percent(result.mean_per_class_recall),
         "penalty": f"C = {result.strength:g}",
     }
-    if left_out := told(result.train_bad, result.bad):
+    if left_out := format_left_out(result.train_bad, result.bad):
         lines["left out"] = left_out
     return "\n".join(f"{name:<16}{value}" for name, value in lines.items())

@@ -1,10 +1,10 @@
-"""The formulas of evaluation: functions of NumPy arrays, without Keras.
+"""Evaluation metrics as functions of NumPy arrays, without Keras.
 
-Ties. A model that gives everything one score has learnt nothing, and must not look as if it had:
-    among classes, the lower number wins, as in `argmax`, so that such a model is right as often as class 0 is there;
-    in retrieval, a wrong candidate stands before the right one that it ties with, so that such a model finds nothing.
+Ties must not favour a model that gives every candidate the same score:
+    among classes, the lower number wins, as in `argmax`, so such a model is correct as often as class 0 occurs;
+    in retrieval, a negative ranks before a positive with the same score, so such a model finds nothing.
 
-Scores that are not finite are refused: with NaN, every comparison is false, and a rank of 1 would follow.
+Scores that are not finite are refused: every comparison with NaN is false, which would give rank 1.
 """
 
 import math
@@ -14,14 +14,14 @@ import numpy as np
 
 from zoo.utils.arrays import softmax
 
-BLOCK = 1024  # queries compared at a time
+BLOCK = 1024  # queries per block
 
 
 # Classification: scores (N, K), labels (N,).
 
 
 def class_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The place of each row's true class, 1 for the best: int (N,).
+    """Return the rank of each row's true class, 1 for the best: int (N,).
 
     >>> class_ranks(np.array([[0.1, 0.7, 0.2], [0.5, 0.4, 0.5]]), np.array([2, 2])).tolist()
     [2, 2]
@@ -39,7 +39,7 @@ def class_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Share of rows whose true class is among the k best; with k = 1 the share that `argmax` gets right.
+    """Return the share of rows whose true class is among the k best; for k = 1, the accuracy of `argmax`.
 
     >>> top_k_accuracy(np.array([[0.1, 0.7, 0.2], [0.5, 0.4, 0.1]]), np.array([2, 0]), k=1)
     0.5
@@ -49,7 +49,7 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
     Args:
         scores: float (N, K), finite.
         labels: int (N,), 0 to K - 1.
-        k: 1 or more; from K on the result is 1.
+        k: at least 1. The result is 1 for k ≥ K.
     """
     if k < 1:
         raise ValueError(f"k={k}; it must be at least 1")
@@ -57,20 +57,24 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) -> np.ndarray:
-    """Counts (K, K): rows are true classes, columns predicted ones. confusion([0, 1], [1, 1], 2) → [[0, 1], [0, 1]]"""
+    """Return counts (K, K): rows are true classes, columns predicted ones.
+
+    >>> confusion([0, 1], [1, 1], 2).tolist()
+    [[0, 1], [0, 1]]
+    """
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, predictions), 1)
     return counts
 
 
 def mean_per_class_recall(counts: np.ndarray) -> float:
-    """The mean over classes of the share of a class that was recognised: what balances classes of unequal size.
+    """Return the mean recall over classes, which weighs classes of unequal size equally.
 
-    >>> mean_per_class_recall(np.array([[9, 1], [1, 1]]))  # of class 0 nine in ten, of class 1 one in two
+    >>> mean_per_class_recall(np.array([[9, 1], [1, 1]]))  # recalls of 0.9 and 0.5
     0.7
 
     Args:
-        counts: int (K, K), of `confusion`. Classes without rows are left out, as in scikit-learn's balanced accuracy.
+        counts: int (K, K), of `confusion`. Classes without rows are ignored, as in scikit-learn's balanced accuracy.
     """
     counts = np.asarray(counts)
     sizes = counts.sum(axis=1)
@@ -80,48 +84,48 @@ def mean_per_class_recall(counts: np.ndarray) -> float:
 
 
 def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
-    """How far probabilities can be taken at their word.
+    """Return how well predicted probabilities agree with accuracy.
 
     Args:
         logits: float (N, K).
         labels: int (N,).
-        bins: of equal width, over the confidence.
+        bins: number of bins of equal width over the confidence.
 
     Returns:
         {"confidence": mean of the highest probability, "error": expected calibration error, the mean distance between
-        confidence and accuracy over the bins weighted by their pictures, "loss": mean of −ln p(true class)}.
+        confidence and accuracy over the bins, weighted by their rows, "loss": mean of −ln p(true class)}.
 
     Reference: arXiv:1706.04599, equation 3.
     """
-    seen = reliability(logits, labels, bins)
-    distance = np.abs(seen["confidence"] - seen["accuracy"]) @ seen["count"] / len(labels)
+    curve = reliability(logits, labels, bins)
+    error = np.abs(curve["confidence"] - curve["accuracy"]) @ curve["count"] / len(labels)
     probabilities = softmax(logits)
     true = probabilities[np.arange(len(labels)), labels]
     return {
         "confidence": float(probabilities.max(axis=1).mean()),
-        "error": float(distance),
+        "error": float(error),
         "loss": float(-np.log(np.maximum(true, 1e-12)).mean()),
     }
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
-    """Confidence beside accuracy, bin by bin: what a reliability diagram shows.
+    """Return confidence and accuracy per bin, the data of a reliability diagram.
 
     Args:
         logits: float (N, K).
         labels: int (N,).
-        bins: of equal width, over the confidence.
+        bins: number of bins of equal width over the confidence.
 
     Returns:
-        {"confidence", "accuracy": means, "count": rows}, each (≤ bins,), without the bins that no row falls into.
+        {"confidence", "accuracy": means, "count": rows}, each (≤ bins,), without empty bins.
 
     Reference: arXiv:1706.04599, section 2.
     """
     probabilities = softmax(logits)
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
+    correct = probabilities.argmax(axis=1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, right)]
+    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, correct)]
     count = np.bincount(place, minlength=bins)
     filled = count > 0
     confidence, accuracy = (values[filled] / count[filled] for values in sums)
@@ -129,20 +133,20 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[
 
 
 def temperature_sweep(cosines: np.ndarray, labels: np.ndarray, factors: Sequence[float]) -> dict[str, list[float]]:
-    """`calibration` of factor · cosines at each factor: {name: one value a factor}."""
+    """Return `calibration` of factor · cosines: {name: one value per factor}."""
     results = [calibration(factor * cosines, labels) for factor in factors]
     return {name: [result[name] for result in results] for name in results[0]}
 
 
 def lowest_loss_factor(cosines: np.ndarray, labels: np.ndarray, low: float = 0.1, high: float = 1e4) -> float:
-    """The factor from cosines to logits, between `low` and `high`, with the lowest mean of −ln p(true class).
+    """Return the factor from cosines to logits, in [low, high], with the lowest mean of −ln p(true class).
 
-    >>> cosines = np.array([[0.5, 0.0]] * 4)  # three of four are right: p = 3/4, at a factor of ln(3) / 0.5
+    >>> cosines = np.array([[0.5, 0.0]] * 4)  # three of four are correct: p = 3/4 at a factor of ln(3) / 0.5
     >>> round(lowest_loss_factor(cosines, np.array([0, 0, 0, 1])), 3)
     2.197
 
-    The loss is convex in the factor, so golden sections find it. Where all rows are right it falls for ever, and
-    `high` comes out.
+    The loss is convex in the factor, and a golden-section search finds its minimum. Where all rows are correct, the
+    loss decreases without end and the result is `high`.
 
     Args:
         cosines: float (N, K).
@@ -156,54 +160,54 @@ def lowest_loss_factor(cosines: np.ndarray, labels: np.ndarray, low: float = 0.1
 
     golden = (math.sqrt(5) - 1) / 2
     left, right = math.log(low), math.log(high)
-    for _ in range(40):  # 0.618⁴⁰ of the range is left
+    for _ in range(40):  # leaves 0.618⁴⁰ of the range
         one, other = right - golden * (right - left), left + golden * (right - left)
         left, right = (left, other) if loss(one) <= loss(other) else (one, right)
     return math.exp((left + right) / 2)
 
 
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The range in which a share may lie of which `right` in `total` were seen; 95 % with the default z.
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the confidence interval of a share of which `correct` in `total` were observed; 95 % at the default z.
 
     >>> tuple(round(bound, 3) for bound in wilson_interval(9, 10))
     (0.596, 0.982)
 
     Reference: E. B. Wilson, "Probable inference", JASA 22 (1927).
     """
-    if not 0 <= right <= total or total < 1:
-        raise ValueError(f"right={right}, total={total}; right must lie between 0 and total, which is at least 1")
-    share, weight = right / total, z * z / total
+    if not 0 <= correct <= total or total < 1:
+        raise ValueError(f"correct={correct}, total={total}; needed are total ≥ 1 and 0 ≤ correct ≤ total")
+    share, weight = correct / total, z * z / total
     middle = (share + weight / 2) / (1 + weight)
     reach = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def first_places(right: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
-    """How often each of T classifiers is the best when the N pictures are drawn anew with replacement: float (T,).
+def first_places(correct: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """Return how often each of T classifiers is the best in bootstrap resamples of N images, float (T,); the sum is 1.
 
-    They are compared on the same pictures in every draw, so that what two have in common counts for neither; those
-    that tie share the place. The sum is 1.
+    All are compared on the same images in each resample, so images on which two agree count for neither. Ties share
+    the first place.
 
     Args:
-        right: bool (T, N), which pictures each got right.
-        resamples: draws of N pictures.
-        seed: of the draws.
+        correct: bool (T, N), whether each classifier is correct on each image.
+        resamples: number of resamples of N images.
+        seed: of the resamples.
 
     Reference: B. Efron, "Bootstrap methods", Annals of Statistics 7 (1979).
     """
-    right = np.asarray(right, np.float64)
+    correct = np.asarray(correct, np.float64)
     rng = np.random.default_rng(seed)
-    shares = np.zeros(len(right))
-    even = np.full(right.shape[1], 1 / right.shape[1])
+    shares = np.zeros(len(correct))
+    even = np.full(correct.shape[1], 1 / correct.shape[1])
     for _ in range(resamples):
-        scores = right @ rng.multinomial(right.shape[1], even)
+        scores = correct @ rng.multinomial(correct.shape[1], even)
         best = scores == scores.max()
         shares += best / best.sum()
     return shares / resamples
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's correlation, ties at their mean rank; NaN where one of both is constant.
+    """Return Spearman's rank correlation, with ties at their mean rank; NaN if either input is constant.
 
     >>> round(rank_correlation(np.array([1, 2, 3, 4]), np.array([10, 30, 20, 40])), 3)
     0.8
@@ -218,16 +222,16 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _mean_ranks(x: np.ndarray) -> np.ndarray:
-    """float (N,): 1 for the smallest; those that tie all get the mean of their places."""
+    """Return ranks, 1 for the smallest, ties at their mean rank: float (N,)."""
     _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
-# Retrieval: Q queries among M candidates, of which some are right.
+# Retrieval: Q queries among M candidates, some of which are positives.
 
 
 def best_ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """The place of each query's best right candidate, 1 for the top: int (Q,).
+    """Return the rank of each query's best positive, 1 for the top: int (Q,).
 
     >>> scores = np.array([[0.9, 0.8, 0.1], [0.9, 0.2, 0.3]])
     >>> positives = np.array([[False, True, True], [False, True, False]])
@@ -236,15 +240,15 @@ def best_ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
 
     Args:
         scores: float (Q, M), finite.
-        positives: bool (Q, M), at least one a row. A query that has several, as an image with five captions, counts
-            by the best of them.
+        positives: bool (Q, M), at least one per row. Of several, such as the five captions of an image, the best
+            counts.
     """
     scores, positives = np.asarray(scores), np.asarray(positives, bool)
     if scores.shape != positives.shape or scores.ndim != 2:
         raise ValueError(f"scores {scores.shape} and positives {positives.shape}; both must be (Q, M)")
     _check_finite(scores)
     if not positives.any(axis=1).all():
-        raise ValueError(f"query {int(np.argmin(positives.any(axis=1)))} has no right candidate; each needs one")
+        raise ValueError(f"query {int(np.argmin(positives.any(axis=1)))} has no positive; each needs one")
     best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)
     return 1 + (~positives & (scores >= best)).sum(axis=1)
 
@@ -257,13 +261,14 @@ def retrieval_ranks(
     *,
     block: int = BLOCK,
 ) -> np.ndarray:
-    """`best_ranks` of inner products, `block` queries at a time, so that no (Q, M) array is held: int (Q,).
+    """Return `best_ranks` of inner products, int (Q,), computed in blocks of queries to bound memory.
 
     Args:
         queries: float32 (Q, D), normalised.
         candidates: float32 (M, D), normalised.
-        query_items, candidate_items: int (Q,) and (M,): a candidate is right for the queries of the same item. With
-            captions c of images i: text → image is query_items=i, candidate_items=range(M), and the other way round.
+        query_items, candidate_items: int (Q,) and (M,). A candidate is a positive of the queries with its item. For
+            captions of images i, text → image is query_items=i, candidate_items=range(M), and image → text the
+            reverse.
     """
     query_items, candidate_items = np.asarray(query_items), np.asarray(candidate_items)
     ranks = [
@@ -276,14 +281,14 @@ def retrieval_ranks(
 def score_blocks(
     queries: np.ndarray, candidates: np.ndarray, *, block: int = BLOCK
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows of `queries`, their inner products with all candidates, float32 (≤ block, M)), block by block."""
+    """Yield (rows of `queries`, their inner products with all candidates, float32 (≤ block, M)), block by block."""
     for first in range(0, len(queries), block):
         rows = slice(first, min(first + block, len(queries)))
         yield rows, queries[rows] @ candidates.T
 
 
 def recall_at_k(ranks: np.ndarray, k: int) -> float:
-    """Share of queries with a right candidate among the first k: CLIP_benchmark's retrieval recall@k.
+    """Return the share of queries with a positive among the first k: CLIP_benchmark's retrieval recall@k.
 
     >>> recall_at_k(np.array([1, 3, 12]), 5)
     0.6666666666666666
@@ -294,7 +299,7 @@ def recall_at_k(ranks: np.ndarray, k: int) -> float:
 
 
 def summarize_ranks(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict:
-    """{"recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "queries"}.
+    """Return {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank", "queries"}.
 
     >>> summarize_ranks(np.array([1, 3, 12, 2]), ks=(1, 5))
     {'recall_at_1': 0.25, 'recall_at_5': 0.75, 'median_rank': 2.5, 'mean_rank': 4.5, 'queries': 4}
@@ -309,7 +314,7 @@ def summarize_ranks(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict:
 
 
 def precision_at_k(scores: np.ndarray, positives: np.ndarray, k: int) -> float:
-    """The mean over queries of the share of right ones among the k best candidates.
+    """Return the share of positives among the k best candidates, mean over queries.
 
     >>> precision_at_k(np.array([[0.9, 0.8, 0.1]]), np.array([[True, False, True]]), k=2)
     0.5
@@ -323,12 +328,12 @@ def precision_at_k(scores: np.ndarray, positives: np.ndarray, k: int) -> float:
     _check_finite(scores)
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k={k}; it must be between 1 and the {scores.shape[1]} candidates")
-    order = np.lexsort((positives, -scores), axis=1)[:, :k]  # a wrong one stands before the right one it ties with
+    order = np.lexsort((positives, -scores), axis=1)[:, :k]  # a negative ranks before a positive with the same score
     return float(np.take_along_axis(positives, order, axis=1).mean())
 
 
 def retrieval_curves(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall at every cut: float (M,) each, at place k - 1 for the k best candidates, mean over queries.
+    """Return precision and recall of the k best candidates, mean over queries: float (M,) each, at place k - 1.
 
     >>> precision, recall = retrieval_curves(np.array([[0.9, 0.8, 0.1]]), np.array([[True, False, True]]))
     >>> precision.round(2).tolist(), recall.tolist()
@@ -336,7 +341,7 @@ def retrieval_curves(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndar
 
     Args:
         scores: float (Q, M), finite.
-        positives: bool (Q, M), at least one a row. Of candidates that tie the wrong ones stand first.
+        positives: bool (Q, M), at least one per row. Negatives rank before positives with the same score.
     """
     scores, positives = np.asarray(scores), np.asarray(positives, bool)
     _check_finite(scores)
@@ -350,13 +355,13 @@ def retrieval_curves(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndar
 
 
 def class_similarity(vectors: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Mean cosines between rows of one class and rows of another, float (K, K); a row is not compared with itself.
+    """Return the mean cosines between rows of two classes, float (K, K). A row is not compared with itself.
 
     >>> vectors = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     >>> class_similarity(vectors, np.array([0, 0, 1]), 2).tolist()
     [[0.0, 0.7], [0.7, nan]]
 
-    Class 1 has one row alone, so there is nothing to compare within it.
+    Class 1 has a single row and therefore no pair.
 
     Args:
         vectors: float (N, D), unit rows.
@@ -372,15 +377,15 @@ def class_similarity(vectors: np.ndarray, labels: np.ndarray, classes: int) -> n
 
 
 def separation(vectors: np.ndarray, labels: np.ndarray, *, block: int = BLOCK) -> dict[str, float]:
-    """How far classes stand apart.
+    """Return how well classes are separated.
 
     Args:
         vectors: float (N, D), unit rows.
-        labels: int (N,); a class of one row counts in "between" alone.
+        labels: int (N,). A class with one row counts in "between" only.
 
     Returns:
-        {"within": mean cosine over pairs of rows of one class, "between": over pairs of rows of two classes,
-        "nearest_same": share of rows whose nearest other row is of their class}; NaN for what there is no pair of.
+        {"within": mean cosine over pairs of rows of the same class, "between": over pairs of different classes,
+        "nearest_same": share of rows whose nearest other row has the same class}; NaN where there is no pair.
     """
     labels = np.unique(labels, return_inverse=True)[1]
     sizes = np.bincount(labels)
@@ -399,11 +404,11 @@ def separation(vectors: np.ndarray, labels: np.ndarray, *, block: int = BLOCK) -
 
 
 def principal_components(vectors: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The directions in which rows differ most, by singular values; signs such that the largest entry is positive.
+    """Return the principal components of rows, with signs that make the largest entry of each axis positive.
 
     Returns:
-        (mean (D,), axes (count, D) with unit rows, shares (count,) of the variance). A row x is drawn at
-        (x - mean) @ axes.T. Fewer rows than `count` are filled up with axes that have no share.
+        (mean (D,), axes (count, D) with unit rows, shares (count,) of the variance). The coordinates of a row x are
+        (x - mean) @ axes.T. With fewer rows than `count`, the remaining axes have a share of 0.
     """
     vectors = np.asarray(vectors, np.float64)
     mean = vectors.mean(axis=0)
@@ -415,7 +420,7 @@ def principal_components(vectors: np.ndarray, count: int = 2) -> tuple[np.ndarra
 
 
 def modality_gap(images: np.ndarray, texts: np.ndarray) -> float:
-    """The distance between the mean picture and the mean text: 0 where both lie in one place, at most 2.
+    """Return the distance between the mean image and the mean text embedding, in [0, 2].
 
     >>> modality_gap(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
     1.4142135623730951

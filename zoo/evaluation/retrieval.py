@@ -1,7 +1,7 @@
-"""Retrieval between pictures and captions, both ways, measured as LAION's CLIP_benchmark does.
+"""Retrieval between images and captions, in both directions, measured as in LAION's CLIP_benchmark.
 
-An image with several captions counts as one image: text → image each caption has one right image; image → text any of
-its captions is right. Ranks and ties: `zoo.evaluation.metrics`.
+An image with several captions counts as one image. From text to image, each caption has one correct image; from image
+to text, any of the image's captions is correct. Ranks and ties: `zoo.evaluation.metrics`.
 """
 
 import functools
@@ -13,24 +13,24 @@ import numpy as np
 from clip import tokenize
 from zoo.data import BadSample, Dataset, open_dataset, open_record
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks
-from zoo.evaluation.results import embed_readable, none_left, told, write_result
+from zoo.evaluation.results import embed_readable, format_left_out, nothing_left, write_result
 from zoo.inference.encoder import Encoder, load_encoder
 from zoo.utils.report import SheetRow, percent, plot_sheet
 
-SHOWN_QUERIES, SHOWN_RESULTS = 6, 6
+MAX_QUERIES, MAX_RESULTS = 6, 6  # on the sheet
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Ranks of the right ones, summarised.
+    """Retrieval metrics in both directions.
 
     Args:
         model, data: names.
         images, texts: counts.
-        cut: how many of the texts have more tokens than the pair reads.
+        cut: number of captions truncated to the context length.
         text_to_image, image_to_text: {"recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank",
             "queries"}.
-        bad: {record: why it was left out}.
+        bad: {record: reason} of the records left out.
     """
 
     model: str
@@ -45,12 +45,15 @@ class RetrievalResult:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and captions, encoded.
+    """Embeddings of images and captions.
 
     Args:
-        images: float32 (M, D); `places` int (M,) are their records.
-        texts: float32 (N, D) of `captions`, N strings; `owners` int (N,) say which image each belongs to.
-        cut: how many captions were read to the longest length alone.
+        images: float32 (M, D).
+        places: int (M,), the record of each image.
+        texts: float32 (N, D).
+        captions: N strings.
+        owners: int (N,), the image of each caption.
+        cut: number of captions truncated to the context length.
     """
 
     images: np.ndarray
@@ -62,7 +65,7 @@ class Pairs:
 
 
 def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) -> tuple[Pairs, dict]:
-    """(`Pairs`, {record: why it was left out}): each image once, however many captions name it."""
+    """Return (`Pairs`, {record: reason} of the records left out). An image with several captions is embedded once."""
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(records.names):
         rows_of.setdefault(name, []).append(row)
@@ -78,28 +81,30 @@ def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) 
             except BadSample as error:
                 bad[f"{records.names[row]} (row {row})"] = str(error)
     if not captions:
-        raise none_left("captions can be used", bad)
+        raise nothing_left("captions can be used", bad)
     encoder, cut = truncating(encoder, captions)
     return Pairs(images, firsts[kept], encoder.embed_texts(captions), captions, np.array(owners), cut), bad
 
 
 def truncating(encoder: Encoder, captions: list[str]) -> tuple[Encoder, int]:
-    """(the encoder, reading of a longer caption its first tokens and the end id, as CLIP_benchmark does; how many such
-    captions there are). A tokenizer of the user's own is left to do as it does."""
+    """Return (an encoder that truncates long captions as CLIP_benchmark does, number of such captions).
+
+    A truncated caption keeps its first tokens and the end token. A custom tokenizer is left unchanged.
+    """
     if encoder.tokenizer is not tokenize:
         return encoder, 0
     length = tokenize("").shape[1]
-    beyond = tokenize(captions, length + 1, truncate=True)[:, length]
-    return replace(encoder, tokenizer=functools.partial(tokenize, truncate=True)), int(np.count_nonzero(beyond))
+    next_tokens = tokenize(captions, length + 1, truncate=True)[:, length]
+    return replace(encoder, tokenizer=functools.partial(tokenize, truncate=True)), int(np.count_nonzero(next_tokens))
 
 
 def evaluate_retrieval(
     encoder: Encoder, records: Dataset, *, name: str = "pairs", progress: bool = False
 ) -> tuple[RetrievalResult, Pairs]:
-    """Ranks every caption's image and every image's captions."""
+    """Return the metrics of retrieval among captioned records, and their embeddings."""
     pairs, bad = encode_pairs(encoder, records, progress=progress)
     places = np.arange(len(pairs.images))
-    captioned = np.isin(places, pairs.owners)  # an image all of whose captions are bad asks for nothing
+    captioned = np.isin(places, pairs.owners)  # an image whose captions are all bad is no query
     to_image = retrieval_ranks(pairs.texts, pairs.images, pairs.owners, places)
     to_text = retrieval_ranks(pairs.images[captioned], pairs.texts, places[captioned], pairs.owners)
     result = RetrievalResult(
@@ -124,7 +129,15 @@ def run(
     batch_size: int = 64,
     output: str | None = None,
 ) -> RetrievalResult:
-    """The command `zoo eval retrieval`; with `output` it leaves retrieval.json and retrieval.png in a folder."""
+    """Evaluate retrieval: `zoo eval retrieval`.
+
+    Args:
+        model: name or path of a pair.
+        data: a CSV or TSV file, a folder with a .txt beside each image, or tar shards.
+        image_key, caption_key: columns of a table.
+        batch_size: images per batch.
+        output: folder for retrieval.json and retrieval.png.
+    """
     records = open_dataset(data, needs="captions", image_key=image_key, caption_key=caption_key)
     encoder = load_encoder(model, batch_size=batch_size)
     result, pairs = evaluate_retrieval(encoder, records, name=str(data), progress=True)
@@ -136,32 +149,32 @@ def run(
 
 
 def draw_searches(path: Path, records: Dataset, pairs: Pairs) -> None:
-    """A few captions, evenly spread, each with the images that match it best; its own is framed in green."""
-    chosen = np.unique(np.linspace(0, len(pairs.captions) - 1, SHOWN_QUERIES).astype(int))
+    """Draw a few captions, each with its best matches; the correct image has a green frame."""
+    chosen = np.unique(np.linspace(0, len(pairs.captions) - 1, MAX_QUERIES).astype(int))
     rows = []
     for query in chosen:
         cosines = pairs.images @ pairs.texts[query]
-        best = np.argsort(-cosines, kind="stable")[:SHOWN_RESULTS]
-        pictures = [np.asarray(open_record(records.record(int(pairs.places[i]))).convert("RGB")) for i in best]
+        best = np.argsort(-cosines, kind="stable")[:MAX_RESULTS]
+        found = [np.asarray(open_record(records.record(int(pairs.places[i]))).convert("RGB")) for i in best]
         notes = [f"{cosines[i]:.2f}" for i in best]
-        rows.append(SheetRow(f"“{pairs.captions[query]}”", pictures, notes, best == pairs.owners[query]))
+        rows.append(SheetRow(f"“{pairs.captions[query]}”", found, notes, best == pairs.owners[query]))
     plot_sheet(path, rows)
 
 
 def to_text(result: RetrievalResult) -> str:
-    """Markdown: one line a direction."""
+    """Format a result as a Markdown table with a row per direction."""
     lines = [
         f"{result.model} on {result.data}: {result.images} images, {result.texts} captions",
         "",
         "| | R@1 | R@5 | R@10 | median rank | mean rank |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for name, found in (("text → image", result.text_to_image), ("image → text", result.image_to_text)):
-        shares = " | ".join(percent(found[f"recall_at_{k}"]) for k in (1, 5, 10))
-        lines.append(f"| {name} | {shares} | {found['median_rank']:g} | {found['mean_rank']:.1f} |")
+    for name, metrics in (("text → image", result.text_to_image), ("image → text", result.image_to_text)):
+        shares = " | ".join(percent(metrics[f"recall_at_{k}"]) for k in (1, 5, 10))
+        lines.append(f"| {name} | {shares} | {metrics['median_rank']:g} | {metrics['mean_rank']:.1f} |")
     if result.cut:
-        have = "caption has" if result.cut == 1 else "captions have"
-        lines.append(f"\ncut: {result.cut} {have} more tokens than the pair reads")
+        captions = "caption exceeds" if result.cut == 1 else "captions exceed"
+        lines.append(f"\ntruncated: {result.cut} {captions} the context length")
     if result.bad:
-        lines.append(f"\nleft out: {told(result.bad)}")
+        lines.append(f"\nleft out: {format_left_out(result.bad)}")
     return "\n".join(lines)

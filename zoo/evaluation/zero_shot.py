@@ -1,7 +1,7 @@
-"""Zero-shot classification of a data set, measured.
+"""Zero-shot classification of a data set.
 
-Reference: arXiv:2103.00020, section 3.1; the figures are those of LAION's CLIP_benchmark (acc1, acc5, mean per-class
-recall), with a confidence interval and the calibration beside them.
+Reference: arXiv:2103.00020, section 3.1. Metrics: those of LAION's CLIP_benchmark (acc1, acc5, mean per-class recall),
+a confidence interval and the calibration.
 """
 
 from dataclasses import dataclass
@@ -9,30 +9,31 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data import open_record
 from zoo.data.datasets import Labelled, load_labelled
 from zoo.evaluation.classifier import Classifier, create_classifier
 from zoo.evaluation.metrics import calibration, class_ranks, confusion, mean_per_class_recall, wilson_interval
-from zoo.evaluation.results import embed_readable, told, write_result
+from zoo.evaluation.results import embed_readable, format_left_out, write_result
 from zoo.inference.encoder import Encoder, load_encoder
 from zoo.utils.report import SheetRow, percent, plot_confusion, plot_sheet
 
-SHOWN = 8
+MAX_MISTAKES = 8  # on the sheet
 
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """What a pair makes of a labelled data set.
+    """The result of a zero-shot evaluation.
 
     Args:
         model, dataset: names.
-        images, classes, templates: counts; no templates where each class has prompts of its own.
+        images, classes, templates: counts; 0 templates where each class has its own prompts.
         accuracy, accuracy_at_5: shares of images.
-        interval: in which the accuracy lies with 95 % confidence (Wilson).
-        mean_per_class_recall: of the classes that have images.
+        interval: 95 % confidence interval of the accuracy (Wilson).
+        mean_per_class_recall: over classes with images.
         calibration: {"confidence", "error", "loss"}, see `metrics.calibration`.
         confusion: counts (K, K), rows are true classes.
         class_names: K names.
-        bad: {record: why it was left out}.
+        bad: {record: reason} of the records left out.
     """
 
     model: str
@@ -58,14 +59,14 @@ def evaluate_zero_shot(
     embedded: tuple[np.ndarray, np.ndarray, dict] | None = None,
     progress: bool = False,
 ) -> tuple[ZeroShotResult, np.ndarray, np.ndarray]:
-    """Classifies a data set from prompts alone.
+    """Classify a data set by prompts and compare with its labels.
 
     Args:
-        classifier: in place of the one made of the data set's class names and templates.
-        embedded: what `encoder.embed_records` made of the pictures, where that is done already.
+        classifier: by default created from the data set's class names and templates.
+        embedded: the result of `encoder.embed_records`, if the images are embedded already.
 
     Returns:
-        (result, logits float32 (N, K), int (N,) which records they are).
+        (result, logits float32 (N, K), int (N,) their records).
     """
     classifier = classifier or create_classifier(encoder, data.prompts or data.class_names, data.templates)
     vectors, kept, bad = embedded or embed_readable(encoder, data.records, progress=progress)
@@ -100,9 +101,13 @@ def run(
     batch_size: int = 64,
     output: str | None = None,
 ) -> ZeroShotResult:
-    """The command `zoo eval zero-shot`: loads the pair and the data, measures, and with `output` leaves a folder.
+    """Evaluate zero-shot classification: `zoo eval zero-shot`.
 
-    Writes zero_shot.json, confusion.png, and mistakes.png where there are any.
+    Args:
+        model: name or path of a pair.
+        dataset, data, templates, class_names: as in `load_labelled`.
+        batch_size: images per batch.
+        output: folder for zero_shot.json, confusion.png and, if there are mistakes, mistakes.png.
     """
     labelled = load_labelled(dataset, data, class_names=class_names, templates=templates)
     encoder = load_encoder(model, batch_size=batch_size)
@@ -116,33 +121,31 @@ def run(
 
 
 def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarray) -> None:
-    """The surest wrong answers, with what each picture is and was read as; no file when all is right."""
-    from zoo.data import open_record
-
-    labels, guesses = data.records.labels[kept], logits.argmax(axis=1)
+    """Draw the most confident mistakes, each with its true and its predicted class; no file without mistakes."""
+    labels, predictions = data.records.labels[kept], logits.argmax(axis=1)
     margin = logits.max(axis=1) - logits[np.arange(len(labels)), labels]
-    worst = [int(i) for i in np.argsort(-margin, kind="stable")[:SHOWN] if guesses[i] != labels[i]]
+    worst = [int(i) for i in np.argsort(-margin, kind="stable")[:MAX_MISTAKES] if predictions[i] != labels[i]]
     if not worst:
         return
-    pictures = [np.asarray(open_record(data.records.record(int(kept[i]))).convert("RGB")) for i in worst]
+    images = [np.asarray(open_record(data.records.record(int(kept[i]))).convert("RGB")) for i in worst]
     names = data.class_names
-    notes = [f"{names[labels[i]]}\n→ {names[guesses[i]]}" for i in worst]
-    plot_sheet(path, [SheetRow("the surest mistakes: what it is → what it was read as", pictures, notes)])
+    notes = [f"{names[labels[i]]}\n→ {names[predictions[i]]}" for i in worst]
+    plot_sheet(path, [SheetRow("most confident mistakes: true class → predicted class", images, notes)])
 
 
 def to_text(result: ZeroShotResult) -> str:
-    """A line a figure."""
+    """Format a result, one figure per line."""
     low, high = result.interval
     templates = "1 template" if result.templates == 1 else f"{result.templates} templates"
-    prompts = templates if result.templates else "prompts of their own"
+    prompts = templates if result.templates else "their own prompts"
     lines = {
         "data": f"{result.dataset}: {result.images} images, {result.classes} classes, {prompts}",
         "accuracy": f"{percent(result.accuracy)} (95 %: {percent(low)} to {percent(high)})",
         "accuracy at 5": percent(result.accuracy_at_5),
-        "recall a class": percent(result.mean_per_class_recall),
+        "class recall": percent(result.mean_per_class_recall),
         "confidence": percent(result.calibration["confidence"]),
         "calibration": f"off by {percent(result.calibration['error'])}",
     }
     if result.bad:
-        lines["left out"] = told(result.bad)
+        lines["left out"] = format_left_out(result.bad)
     return "\n".join(f"{name:<16}{value}" for name, value in {"model": result.model, **lines}.items())
