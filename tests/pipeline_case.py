@@ -1,4 +1,4 @@
-"""What the tests of the pipeline and of the commands over it share: a small pair, in memory and saved, and pictures."""
+"""Fixtures of the pipeline and search tests: a small pair, in memory and saved, and images."""
 
 import keras
 import numpy as np
@@ -39,18 +39,18 @@ def pipeline(model):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return list(digits(7)[0])
 
 
 @pytest.fixture
-def album(tmp_path, pictures):
-    """A folder of 7 pictures in two folders, a copy of one, and a damaged file."""
+def album(tmp_path, images):
+    """A folder with 7 images in two folders, a copy of one, and a damaged file."""
     folder = tmp_path / "album"
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         path = folder / ("left" if i < 4 else "right") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(picture))
-    (folder / "right" / "copy.png").write_bytes(encode(pictures[0]))
-    (folder / "right" / "bad.png").write_bytes(b"not a picture")
+        path.write_bytes(encode(image))
+    (folder / "right" / "copy.png").write_bytes(encode(images[0]))
+    (folder / "right" / "bad.png").write_bytes(b"not an image")
     return folder

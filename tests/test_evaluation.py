@@ -29,7 +29,7 @@ def tokenizer(texts):
 
 
 def see(images):
-    """One-hot of the colour of each picture: float32 (B, 4, 4, 3) → (B, 5)."""
+    """One-hot of the colour of each image: float32 (B, 4, 4, 3) → (B, 5)."""
     return 3.0 * np.eye(5, dtype=np.float32)[np.rint(images.mean(axis=(1, 2, 3)) * 255 / 60).astype(int)]
 
 
@@ -46,14 +46,14 @@ def paint(label, side=6):
 
 
 def labelled(labels, seen=None):
-    """A data set of pictures painted as `seen` and labelled as `labels`."""
-    pictures = [paint(label) for label in (labels if seen is None else seen)]
-    return Labelled("painted", from_arrays(pictures, labels=labels), COLOURS, ("a photo of something {}.",))
+    """A data set of images painted as `seen` and labelled as `labels`."""
+    images = [paint(label) for label in (labels if seen is None else seen)]
+    return Labelled("painted", from_arrays(images, labels=labels), COLOURS, ("a photo of something {}.",))
 
 
 @pytest.fixture
 def colour_folders(tmp_path):
-    """Makes tmp_path/NAME with a folder for each of some colours, and a picture of it in each."""
+    """Makes tmp_path/NAME with a folder for each of some colours, and an image of it in each."""
 
     def make(name, colours=COLOURS[:3]):
         for colour in colours:
@@ -86,7 +86,7 @@ def test_a_damaged_image_is_left_out_and_named(encoder, tmp_path):
         folder = tmp_path / COLOURS[label]
         folder.mkdir()
         Image.fromarray(paint(label)).save(folder / "a.png")
-    (tmp_path / "dark" / "b.png").write_bytes(b"not a picture")
+    (tmp_path / "dark" / "b.png").write_bytes(b"not an image")
     data = load_labelled(f"folder:{tmp_path}")
     assert data.class_names == ("black", "dark", "grey")
     result, _, kept = evaluate_zero_shot(encoder, data)
@@ -97,7 +97,7 @@ def test_a_damaged_image_is_left_out_and_named(encoder, tmp_path):
 def test_data_without_a_readable_image_is_refused(encoder, colour_folders):
     good, bad = colour_folders("good"), colour_folders("bad")
     for path in bad.glob("*/a.png"):
-        path.write_bytes(b"not a picture")
+        path.write_bytes(b"not an image")
     good, bad = (load_labelled(f"folder:{folder}") for folder in (good, bad))
     probe = linear_probe.evaluate_probe
     for evaluate, data in ((evaluate_zero_shot, [bad]), (probe, [bad, good]), (probe, [good, bad])):
@@ -279,7 +279,7 @@ def test_class_names_must_cover_all_folders(names, message, colour_folders):
 
 @pytest.fixture
 def pairs_csv(tmp_path):
-    """Three pictures; the first has two captions, the third a wrong one and a damaged row follows."""
+    """Three images; the first has two captions, the third a wrong one and a damaged row follows."""
     rows = [("a.png", "this is black"), ("a.png", "so black"), ("b.png", "grey"), ("c.png", "dark"), ("d.png", "white")]
     for name, label in (("a.png", 0), ("b.png", 2), ("c.png", 4)):
         Image.fromarray(paint(label)).save(tmp_path / name)
@@ -293,7 +293,7 @@ def test_retrieval_counts_each_image_once_and_any_of_its_captions(encoder, pairs
     result, pairs = evaluate_retrieval(encoder, open_dataset(pairs_csv, needs="captions"))
     assert (result.images, result.texts, list(result.bad)) == (3, 4, ["d.png"])
     assert pairs.owners.tolist() == [0, 0, 1, 2]
-    # "dark" is no picture: all three tie at cosine 0, and the right one is last.
+    # "dark" is no image: all three tie at cosine 0, and the right one is last.
     assert result.text_to_image["recall_at_1"] == pytest.approx(3 / 4)
     assert result.text_to_image["mean_rank"] == pytest.approx((1 + 1 + 1 + 3) / 4)
     assert result.image_to_text["recall_at_1"] == pytest.approx(2 / 3)
@@ -400,7 +400,7 @@ def test_a_probe_of_few_images(encoder):
 
 def test_the_probe_command_names_the_images_left_out(loading, colour_folders, tmp_path):
     train, test = colour_folders("train"), colour_folders("test")
-    (test / "dark" / "b.png").write_bytes(b"not a picture")
+    (test / "dark" / "b.png").write_bytes(b"not an image")
     (train / "dark" / "b.png").write_bytes(b"")
     names = tmp_path / "names.json"
     names.write_text(json.dumps(["night", "dusk", "fog"]))
@@ -430,8 +430,8 @@ def test_a_probe_trains_and_tests_on_separate_data(loading, colour_folders, monk
 @pytest.mark.parametrize("dataset, train", [("mnist", None), ("mnist", "digits"), ("digits", "mnist")])
 def test_data_option_applies_to_the_benchmark_that_needs_it(dataset, train, loading, tmp_path):
     rows = np.arange(60) % 10
-    pictures = np.stack([paint(row % 5)[..., 0] for row in rows])
-    np.savez(tmp_path / "mnist.npz", x_test=pictures, y_test=rows, x_train=pictures[:40], y_train=rows[:40])
+    images = np.stack([paint(row % 5)[..., 0] for row in rows])
+    np.savez(tmp_path / "mnist.npz", x_test=images, y_test=rows, x_train=images[:40], y_train=rows[:40])
     (tmp_path / "names.txt").write_text("\n".join(CLASS_NAMES["mnist"]))
     options = {"data": str(tmp_path), "class_names": str(tmp_path / "names.txt")}
     result = linear_probe.run("pair", dataset=dataset, train=train, **options)

@@ -1,4 +1,4 @@
-"""The compiled predictor: what `model.predict` gives, whatever the number of rows, on the backend at hand."""
+"""The compiled predictor equals `model.predict` for any number of rows, on each backend."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def images(rng):
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """torch's compiler takes as long as all other tests here; `test_torch_compile` runs it."""
+    """Skip torch's compiler, which takes as long as all other tests here; `test_torch_compile` runs it."""
     if keras.backend.backend() == "torch":
         import torch
 
@@ -52,13 +52,13 @@ def test_predictor_follows_the_weights(model, images, uncompiled):
 def test_another_number_of_rows_is_not_traced_again(images, uncompiled):
     traced = []
 
-    class Noting(keras.layers.Layer):
+    class Recorder(keras.layers.Layer):
         def call(self, inputs):
             traced.append(inputs.shape)
             return 2 * inputs
 
     entry = keras.Input((16, 16, 3))
-    predictor = create_predictor(keras.Model(entry, Noting()(entry)), batch_size=4)
+    predictor = create_predictor(keras.Model(entry, Recorder()(entry)), batch_size=4)
     predictor(images)
     before = len(traced)
     for count in (1, 7, 4, 10):
@@ -88,7 +88,7 @@ def test_torch_runs_uncompiled_without_a_compiler(model, images, monkeypatch):
     with pytest.warns(UserWarning, match="runs uncompiled. RuntimeError: No working"):
         found = predictor(images)
     np.testing.assert_allclose(found, model.predict(images, verbose=0), atol=1e-6)
-    assert len(predictor(images)) == 10  # and does not try again
+    assert len(predictor(images)) == 10  # without another attempt
 
 
 @pytest.mark.slow

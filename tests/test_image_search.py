@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from data_writers import encode, write_class_folders, write_shards
-from pipeline_case import album, model, pictures, pipeline, saved  # noqa: F401
+from pipeline_case import album, images, model, pipeline, saved  # noqa: F401
 
 from zoo import ClipPipeline
 from zoo.cli import main
@@ -20,7 +20,7 @@ from zoo.search.query import search_images
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 
-def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path, monkeypatch, capsys):
+def test_an_index_is_built_resumed_and_searched(album, saved, images, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "i")
     build = {"model": str(saved), "output": out, "batch_size": 3}
     monkeypatch.setattr(embed, "PORTION", 3)
@@ -58,13 +58,13 @@ def test_an_index_is_built_resumed_and_searched(album, saved, pictures, tmp_path
     assert "is not in the index" in capsys.readouterr().err
 
 
-def test_further_sources_are_added_and_filtered(album, saved, pictures, tmp_path, capsys):
+def test_further_sources_are_added_and_filtered(album, saved, images, tmp_path, capsys):
     out, cache = str(tmp_path / "i"), str(tmp_path / "t.sqlite")
     build_index(str(album / "left"), model=str(saved), output=out)
     more = tmp_path / "more" / "left"
     more.mkdir(parents=True)
-    for name, picture in (("4.png", pictures[4]), ("0.png", pictures[0]), ("5.png", pictures[5])):
-        (more / name).write_bytes(encode(picture))
+    for name, image in (("4.png", images[4]), ("0.png", images[0]), ("5.png", images[5])):
+        (more / name).write_bytes(encode(image))
     (more / "list.csv").write_text("filepath,author,year\n4.png,Ann,2001\n0.png,Bob,2002\n5.png,Bob,2003\n4.png,,\n")
     info = index_add(out, str(more / "list.csv"))
     assert Index.open(out).ids[4:] == ["list.csv/4.png", "list.csv/5.png"]
@@ -72,7 +72,7 @@ def test_further_sources_are_added_and_filtered(album, saved, pictures, tmp_path
     assert Index.open(out).metadata("list.csv/5.png")["year"] == "2003"
     assert index_add(out) == info  # neither source has new images
 
-    (album / "left" / "9.png").write_bytes(encode(pictures[6]))
+    (album / "left" / "9.png").write_bytes(encode(images[6]))
     assert main(["index", "add", out]) == 0
     assert "vectors 7" in " ".join(capsys.readouterr().out.split())
     search = ["search", out, "a seven", "--cache", cache, "-k", "9"]
@@ -132,7 +132,7 @@ def test_a_name_that_is_not_utf8_is_left_out(album, saved, tmp_path):
     assert json.loads((tmp_path / "e" / "manifest.json").read_text("utf-8"))["left_out"]["left/\\udcff.png"] == why
 
 
-def test_a_column_named_sha256_does_not_replace_the_digest(album, saved, pictures, tmp_path):
+def test_a_column_named_sha256_does_not_replace_the_digest(album, saved, images, tmp_path):
     table = album / "list.csv"
     table.write_text("filepath,sha256\nleft/0.png,one\nright/copy.png,two\n")
     info = build_index(str(table), model=str(saved), output=str(tmp_path / "i"))
@@ -176,7 +176,7 @@ def test_sheets_show_the_images_that_still_exist(saved, tmp_path, capsys):
     index_add(out, str(folder))  # five of them are in the shards
     gone, changed = (next(folder.rglob(f"*{i}.png")) for i in (5, 6))
     gone.unlink()
-    changed.write_bytes(b"no picture")
+    changed.write_bytes(b"no image")
     arguments = ["search", out, "a seven", "-k", "9", "--cache", search["cache"], "--sheet"]
     assert main([*arguments, str(page)]) == 0
     output = capsys.readouterr()
@@ -207,8 +207,8 @@ def test_an_index_is_accelerated_by_command(album, saved, tmp_path, capsys):
     assert index_info(out)["accelerators"] == ["int8", "hnsw"]
 
 
-def test_an_index_without_a_recorded_model_needs_one(pipeline, pictures, saved, album, tmp_path):
-    Index.build(pipeline.embed_images(pictures), tmp_path / "i", model=pipeline.fingerprint)
+def test_an_index_without_a_recorded_model_needs_one(pipeline, images, saved, album, tmp_path):
+    Index.build(pipeline.embed_images(images), tmp_path / "i", model=pipeline.fingerprint)
     with pytest.raises(ValueError, match="does not record its model"):
         search_images(str(tmp_path / "i"), "a")
     cache = str(tmp_path / "t.sqlite")
@@ -235,11 +235,11 @@ def test_the_cache_by_command(saved, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("job", [["stats"], ["verify"], ["clear"], ["import", "FILE"]])
-def test_cache_commands_leave_other_files_unchanged(job, pictures, tmp_path, capsys):
-    picture = tmp_path / "a.png"
-    picture.write_bytes(encode(pictures[0]))
+def test_cache_commands_leave_other_files_unchanged(job, images, tmp_path, capsys):
+    image = tmp_path / "a.png"
+    image.write_bytes(encode(images[0]))
     for path, message in (
-        (picture, "not a text cache"),
+        (image, "not a text cache"),
         (tmp_path, "unable to open"),
         (tmp_path / "typo" / "x.sqlite", "No text cache at"),
     ):
@@ -247,10 +247,10 @@ def test_cache_commands_leave_other_files_unchanged(job, pictures, tmp_path, cap
         assert main(command if "FILE" in job else [*command, "--cache", str(path)]) == 2
         error = capsys.readouterr().err
         assert message in error and str(path) in error
-    assert list(tmp_path.iterdir()) == [picture] and picture.read_bytes() == encode(pictures[0])
+    assert list(tmp_path.iterdir()) == [image] and image.read_bytes() == encode(images[0])
 
 
-def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, tmp_path):
+def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, images, tmp_path):
     from safetensors.numpy import load_file
 
     result = embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
@@ -259,14 +259,14 @@ def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, pictures, t
     (shard,) = manifest["shards"]
     vectors = load_file(tmp_path / "e" / shard["file"])["embeddings"]
     place = shard["ids"].index("right/6.png")
-    np.testing.assert_allclose(vectors[place], pipeline.embed_images([pictures[6]])[0], atol=1e-5)
+    np.testing.assert_allclose(vectors[place], pipeline.embed_images([images[6]])[0], atol=1e-5)
     assert list(manifest["left_out"]) == ["right/bad.png"]
     (tmp_path / "e" / "embeddings-00001.safetensors").write_bytes(b"of a longer run")
     embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
     assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["embeddings-00000.safetensors", "manifest.json"]
 
 
-def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline, pictures, tmp_path):
+def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline, images, tmp_path):
     from safetensors.numpy import load_file
 
     out, narrow = str(tmp_path / "i"), {"model": str(saved), "precision": "bfloat16"}
@@ -276,7 +276,7 @@ def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline,
     embedded = load_file(tmp_path / "e" / shard["file"])["embeddings"][shard["ids"].index("left/0.png")]
     indexed = Index.open(out).vector("left/0.png")
     np.testing.assert_allclose(embedded, indexed, atol=1e-3)
-    assert 1e-5 < np.abs(indexed - pipeline.embed_images([pictures[0]])[0]).max() < 0.05
+    assert 1e-5 < np.abs(indexed - pipeline.embed_images([images[0]])[0]).max() < 0.05
     assert main(["search", out, "a seven", "--cache", str(tmp_path / "t.sqlite")]) == 0
     with pytest.raises(ValueError, match="another model"):
         build_index(str(album), output=out, model=str(saved))
