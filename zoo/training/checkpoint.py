@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import re
-import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from zoo.utils.files import folder_write, remove_folder, sha256
+from zoo.weights.write import write_safetensors
 
 FORMAT = 1
 STATE, PROGRESS, HISTORY, MANIFEST = "state.safetensors", "progress.json", "history.jsonl", "manifest.json"
 NAME = re.compile(r"checkpoint-(\d{6,})")
-DTYPES = {
-    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL"},
-    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ def save_checkpoint(
 
     Args:
         folder: made if it is not there. One process at a time may write to it.
-        state: arrays of the dtypes in DTYPES.
+        state: arrays of the dtypes that `write_safetensors` takes.
         progress: what JSON can hold.
         history: lines logged so far.
 
@@ -68,7 +63,9 @@ def save_checkpoint(
     path = folder / f"checkpoint-{max(numbers, default=0) + 1:06d}"
     with folder_write(path) as inside:
         texts = {PROGRESS: json.dumps(progress, indent=1), HISTORY: history}
-        digests = {STATE: _write_state(inside / STATE, state)}
+        digest = hashlib.sha256()
+        write_safetensors(inside / STATE, state, keep_dtypes=True, digest=digest)
+        digests = {STATE: digest.hexdigest()}
         for name, text in texts.items():
             (inside / name).write_bytes(text.encode())
             digests[name] = hashlib.sha256(text.encode()).hexdigest()
@@ -121,29 +118,3 @@ def _parse(path: Path) -> dict:
     if not isinstance(parsed, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return parsed
-
-
-def _write_state(path: Path, state: Mapping[str, np.ndarray]) -> str:
-    """Writes arrays as safetensors, one by one, so that no second copy of them is in memory; returns the digest."""
-    header, offset = {}, 0
-    for name, array in state.items():
-        if array.dtype.name not in DTYPES:
-            raise ValueError(f"{name} is {array.dtype.name}; a checkpoint holds {', '.join(DTYPES)}")
-        header[name] = {
-            "dtype": DTYPES[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the arrays start at a multiple of eight bytes
-    digest = hashlib.sha256()
-    with open(path, "xb") as file:
-        for piece in (struct.pack("<Q", len(text)), text):
-            file.write(piece)
-            digest.update(piece)
-        for array in state.values():
-            piece = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-            file.write(piece)
-            digest.update(piece)
-    return digest.hexdigest()
