@@ -147,10 +147,10 @@ def test_refused_input_leaves_no_files(arguments, vectors, tmp_path):
         Index.build(vectors[:2] * np.nan, tmp_path / "i")
     assert not list(tmp_path.rglob("*.json")) + list(tmp_path.rglob("*.bin"))
     index = Index.build(vectors[2:4], tmp_path / "i", ids=["c", "d"])
-    there = set(index.path.iterdir())
+    files = set(index.path.iterdir())
     with pytest.raises((ValueError, TypeError)):
         index.add(vectors[:2], **arguments)
-    assert set(index.path.iterdir()) == there and len(Index.open(index.path)) == 2
+    assert set(index.path.iterdir()) == files and len(Index.open(index.path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_a_killed_writer_leaves_whole_segments(tmp_path):
         child.stdout.readline()
     time.sleep(0.013)
     child.send_signal(signal.SIGKILL)
-    said = 5 + len(child.communicate(timeout=60)[0].splitlines())
+    committed = 5 + len(child.communicate(timeout=60)[0].splitlines())
     opened = Index.open(path)
-    assert len(opened) % 4 == 0 and len(opened) >= 4 * said and opened.verify() == len(opened)
+    assert len(opened) % 4 == 0 and len(opened) >= 4 * committed and opened.verify() == len(opened)
     opened.add(np.eye(4, dtype=np.float32), ids=list("abcd"))
     assert opened.search(np.eye(4, dtype=np.float32)[2], len(opened))[1].sum() == len(opened) // 4
 
@@ -276,7 +276,7 @@ def test_facts_are_committed_with_the_vectors(vectors, tmp_path):
 
 
 def test_best_equals_a_full_sort(rng):
-    scores = np.round(rng.standard_normal(10_000), 2).astype(np.float32)  # with equals
+    scores = np.round(rng.standard_normal(10_000), 2).astype(np.float32)  # with ties
     order = np.lexsort((np.arange(10_000), -scores))
     for k in (1, 7, 38, 39, 40, 1000, 10_000, 20_000):
         np.testing.assert_array_equal(best(scores, k), order[:k])

@@ -1,4 +1,4 @@
-"""The cache of text embeddings: exact, shared, and whole after a kill or a flipped byte."""
+"""The cache of text embeddings: exact, shared between processes, safe against kills and damage."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ DIM = 6
 
 
 def encode(texts):
-    """A unit vector for each text, a function of the text alone."""
+    """Return a unit vector for each text, a function of that text."""
     rows = np.stack([np.random.default_rng(list(text.encode()) or [0]).standard_normal(DIM) for text in texts])
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
@@ -32,16 +32,16 @@ def cache(tmp_path):
 
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_a_text_is_encoded_once(on_disk, tmp_path):
-    asked = []
+    encoded = []
 
-    def watched(texts):
-        asked.append(list(texts))
+    def record(texts):
+        encoded.append(list(texts))
         return encode(texts)
 
     cache = TextCache(tmp_path / "t.sqlite" if on_disk else None)
-    first = cache.embed("w", ["a", "b", "a"], watched)
-    again = cache.embed("w", ["b", "c"], watched)
-    assert asked == [["a", "b"], ["c"]]
+    first = cache.embed("w", ["a", "b", "a"], record)
+    again = cache.embed("w", ["b", "c"], record)
+    assert encoded == [["a", "b"], ["c"]]
     np.testing.assert_array_equal(first, encode(["a", "b", "a"]))
     np.testing.assert_array_equal(again, encode(["b", "c"]))
     stats = cache.stats()
@@ -58,7 +58,7 @@ def test_another_process_reads_the_same_bits(cache, tmp_path):
 
 
 def refuse(texts):
-    raise AssertionError(f"{texts} should have been there")
+    raise AssertionError(f"{texts} should have been in the cache")
 
 
 def test_another_model_never_hits(cache):
@@ -88,7 +88,7 @@ def test_the_file_is_bounded(tmp_path):
         cache.embed("w", [f"text {i}" for i in range(first, first + 100)], encode)
     stats = cache.stats()
     assert stats.bytes <= 60_000 and 0 < stats.entries < 2000
-    cache.embed("w", ["text 1999"], refuse)  # the first written go first
+    cache.embed("w", ["text 1999"], refuse)  # the oldest entries are dropped
 
 
 def test_an_entry_with_a_flipped_bit_is_encoded_again(cache, tmp_path):
@@ -111,7 +111,7 @@ def test_verify_drops_damaged_entries(cache):
     assert cache.stats().entries == 1
 
 
-@pytest.mark.parametrize("content", [b"this is no database at all" * 100, b"SQLite format 3\0" + bytes(4000)])
+@pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + bytes(4000)])
 def test_a_damaged_database_is_renamed_and_replaced(content, tmp_path):
     path = tmp_path / "t.sqlite"
     path.write_bytes(content)
@@ -192,7 +192,7 @@ def test_a_forked_child_opens_its_own_connection(cache):
     cache.embed("w", ["a"], encode)
     connection = cache._connection
     process = cache._process
-    cache._process = -1  # as a child sees it
+    cache._process = -1  # as in a forked child
     cache._memory.clear()
     cache.embed("w", ["a"], refuse)
     assert cache._connection is not connection and cache._process == process
@@ -200,7 +200,7 @@ def test_a_forked_child_opens_its_own_connection(cache):
 
 
 def flips(content, count):
-    """`count` copies of a file, each with another bit that is not in an empty part flipped."""
+    """Yield `count` copies of a file, each with one bit flipped outside the zero bytes."""
     rng = np.random.default_rng(0)
     for place in rng.choice(np.flatnonzero(np.frombuffer(content, np.uint8)), count, replace=False):
         damaged = bytearray(content)
@@ -213,12 +213,12 @@ def test_no_flipped_bit_raises_or_changes_a_vector(tmp_path):
     cache = TextCache(sound)
     cache.embed("w", texts, encode)
     cache.close()
-    path = tmp_path / "flipped.cache"  # not the name of a database: the content alone says whose it is
+    path = tmp_path / "flipped.cache"  # not a cache's suffix, so only the content identifies it
     for i, content in enumerate(flips(sound.read_bytes(), 200)):
         path.write_bytes(content)
         cache = TextCache(path, memory=0)
-        for asked in (texts, [*texts, "another"]):
-            np.testing.assert_array_equal(cache.embed("w", asked, encode), encode(asked), f"flip {i}")
+        for requested in (texts, [*texts, "another"]):
+            np.testing.assert_array_equal(cache.embed("w", requested, encode), encode(requested), f"flip {i}")
         cache.lifetime()
         cache.verify()
         assert cache.verify()[1] == 0
@@ -259,7 +259,7 @@ def text_file(path):
     path.write_text("one\ntwo\n")
 
 
-def others_database(path):
+def foreign_database(path):
     with sqlite3.connect(path) as file:
         file.execute("CREATE TABLE vectors (mine TEXT)")
     file.close()
@@ -269,16 +269,16 @@ def empty_file(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("make", [text_file, others_database, empty_file])
+@pytest.mark.parametrize("make", [text_file, foreign_database, empty_file])
 def test_a_file_that_is_not_a_cache_is_left_unchanged(make, tmp_path):
     path = tmp_path / "mine.db"
     make(path)
     before = path.read_bytes()
     for create in (True, False) if before else (False,):
         cache = TextCache(path, create=create)
-        for ask in (TextCache.stats, TextCache.verify, lambda cache: cache.embed("w", ["a"], encode)):
+        for method in (TextCache.stats, TextCache.verify, lambda cache: cache.embed("w", ["a"], encode)):
             with pytest.raises(ValueError, match="mine.db is not a text cache"):
-                ask(cache)
+                method(cache)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.bench.cases import Case
+from zoo.utils.arrays import unit_rows
 
 # Tokenising.
 
@@ -106,7 +107,7 @@ def build_index(dim: int):
     from zoo.search import Index
 
     vectors = np.random.default_rng(0).standard_normal((INDEX_SIZE, dim), np.float32)
-    return Index.build(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), f"{temporary_folder()}/index")
+    return Index.build(unit_rows(vectors), f"{temporary_folder()}/index")
 
 
 def temporary_folder() -> str:
