@@ -20,6 +20,8 @@ from convnext.variants import V1
 pytestmark = pytest.mark.backend
 
 SMALL = Variant(depths=(1, 1, 2, 1), dims=(8, 16, 24, 32))
+TINY = Variant(depths=(1, 1), dims=(8, 16))  # compiles faster
+TINY_RESNET = ResNetVariant(depths=(1, 1), dims=(8, 16), stem_dim=8)
 BUILDERS = {"v1": create_convnext_v1, "v2": create_convnext_v2}
 both = pytest.mark.parametrize("create", BUILDERS.values(), ids=BUILDERS)
 
@@ -187,7 +189,7 @@ def test_softmax_by_default():
 
 @both
 def test_two_inference_calls_agree_and_two_training_calls_do_not(create, rng):
-    model = randomize(create(SMALL, 10, (32, 32, 3), drop_path_rate=0.5, dropout_rate=0.5), rng)
+    model = randomize(create(TINY, 10, (32, 32, 3), drop_path_rate=0.5, dropout_rate=0.5), rng)
     x = images(rng, 4, 32, 32, 3)
     np.testing.assert_array_equal(predict(model, x), predict(model, x))
     first, second = (ops.convert_to_numpy(model(x, training=True)) for _ in range(2))
@@ -208,7 +210,7 @@ def test_stochastic_depth_rises_linearly_to_the_rate():
 @pytest.mark.parametrize("create", [*BUILDERS.values(), create_resnet], ids=[*BUILDERS, "resnet"])
 @pytest.mark.parametrize("black", [False, True], ids=["noise", "black"])
 def test_every_parameter_gets_a_finite_gradient(create, black, rng):
-    model = create("18" if create is create_resnet else SMALL, 10, (32, 32, 3), classifier_activation=None)
+    model = create(TINY_RESNET if create is create_resnet else TINY, 10, (32, 32, 3), classifier_activation=None)
     randomize(model, rng)
     x = np.zeros((2, 32, 32, 3), "float32") if black else images(rng, 2, 32, 32, 3)
     target = ops.convert_to_tensor(images(rng, 2, 10))
@@ -222,14 +224,14 @@ def test_every_parameter_gets_a_finite_gradient(create, black, rng):
 
 @both
 def test_all_zero_activations_train(create, rng):
-    model = create(SMALL, 10, (32, 32, 3))  # biases are zero, so GRN reads only zero channels
+    model = create(TINY, 10, (32, 32, 3))  # biases are zero, so GRN reads only zero channels
     grads = gradients(lambda: ops.mean(model(np.zeros((1, 32, 32, 3), "float32")) ** 2), model.trainable_variables)
     assert all(np.isfinite(grad).all() for grad in grads)
 
 
 @both
 def test_fit_learns(create, rng):
-    model = create(SMALL, 2, (16, 16, 3), drop_path_rate=0.1, dropout_rate=0.1, layer_scale_init_value=0.1)
+    model = create(TINY, 2, (16, 16, 3), drop_path_rate=0.1, dropout_rate=0.1, layer_scale_init_value=0.1)
     x = images(rng, 32, 16, 16, 3)
     labels = (np.arange(32) % 2).astype("int32")
     x[labels == 1] += 0.5
@@ -242,9 +244,9 @@ def test_fit_learns(create, rng):
 @both
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
 def test_half_precision_policies_stay_near_float32(create, policy, rng):
-    full = randomize(create(SMALL, 10, (32, 32, 3), classifier_activation=None), rng, scale=0.1)
+    full = randomize(create(TINY, 10, (32, 32, 3), classifier_activation=None), rng, scale=0.1)
     keras.config.set_dtype_policy(policy)
-    half = create(SMALL, 10, (32, 32, 3), classifier_activation=None)
+    half = create(TINY, 10, (32, 32, 3), classifier_activation=None)
     half.set_weights(full.get_weights())
     assert keras.backend.standardize_dtype(half.output.dtype) == "float32"
     x = images(rng, 2, 32, 32, 3)
@@ -255,14 +257,14 @@ def test_half_precision_policies_stay_near_float32(create, policy, rng):
 
 def test_mixed_precision_training_step_is_finite(rng):
     keras.config.set_dtype_policy("mixed_bfloat16")
-    model = create_convnext_v2(SMALL, 3, (32, 32, 3))
+    model = create_convnext_v2(TINY, 3, (32, 32, 3))
     model.compile("adamw", "sparse_categorical_crossentropy")
     assert np.isfinite(model.fit(images(rng, 4, 32, 32, 3), np.array([0, 1, 2, 0]), verbose=0).history["loss"][0])
 
 
 @both
 def test_keras_file_round_trip_in_safe_mode(create, rng, tmp_path):
-    model = randomize(create(SMALL, 10, (32, 32, 3), drop_path_rate=0.1), rng)
+    model = randomize(create(TINY, 10, (32, 32, 3), drop_path_rate=0.1), rng)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     x = images(rng, 2, 32, 32, 3)
@@ -334,11 +336,11 @@ def test_feature_maps_of_another_model_are_refused():
 
 def test_channels_first_setting_changes_nothing(rng):
     x = images(rng, 1, 32, 32, 3)
-    model = create_convnext_v2(SMALL, 10, (32, 32, 3))
+    model = create_convnext_v2(TINY, 10, (32, 32, 3))
     keras.config.set_image_data_format("channels_first")
     try:
-        other = create_convnext_v2(SMALL, 10, (32, 32, 3))
-        create_resnet("18", 10, (64, 64, 3))
+        other = create_convnext_v2(TINY, 10, (32, 32, 3))
+        create_resnet(TINY_RESNET, 10, (64, 64, 3))
     finally:
         keras.config.set_image_data_format("channels_last")
     other.set_weights(model.get_weights())
@@ -353,6 +355,7 @@ def test_other_channel_counts(channels, rng):
 
 
 class TestResNet:
+    @pytest.mark.once
     @pytest.mark.parametrize("variant, dim", [("18", 512), (34, 512), ("50", 2048)])
     @pytest.mark.parametrize("options", [{}, {"include_top": False}, {"include_top": False, "pooling": "avg"}], ids=str)
     def test_output_shapes(self, variant, dim, options):
