@@ -14,7 +14,6 @@ from pathlib import Path
 
 import keras
 
-import zoo
 from clip import zero_shot_classifier
 from zoo.data.digits import Digits, load_split
 from zoo.demo.evaluation import Predictions, export_classifier, measure, predict
@@ -30,6 +29,8 @@ from zoo.demo.training import (
     short_tokens,
     train_pair,
 )
+from zoo.inference.pipeline import ClipPipeline
+from zoo.models import registry
 from zoo.utils.env import available_cores, describe_runtime, require_packages
 from zoo.utils.files import atomic_write
 from zoo.utils.report import percent
@@ -69,10 +70,10 @@ def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, tr
     log(f"Training for {epochs} epochs on {available_cores()} cores.")
     history, train_seconds = train_pair(model, train, held_out, seed=seed, epochs=epochs)
     log(f"Trained in {train_seconds:.0f} s. Classifying the held-out images with prompts not used in training.")
-    predictions = predict(zoo.ClipPipeline(model, preprocess=PREPROCESS), held_out)
+    predictions = predict(ClipPipeline(model, preprocess=PREPROCESS), held_out)
 
     classifier = save_model(model, folder)
-    reloaded = predict(zoo.ClipPipeline(folder / "model.safetensors"), held_out)
+    reloaded = predict(ClipPipeline(folder / "model.safetensors"), held_out)
     equal = int((reloaded.classes == predictions.classes).sum())
     log(f"Saved model.safetensors; after reloading, {equal} of {len(held_out)} predictions are the same.")
     onnx_files = export_classifier(classifier, folder, predictions, held_out)
@@ -134,7 +135,7 @@ def stopwatch() -> Callable[[str], None]:
 
 def save_model(model: keras.Model, folder: Path) -> keras.Model:
     """Save the pair as model.safetensors and its zero-shot classifier as .keras; return the classifier."""
-    zoo.save(model, folder / "model.safetensors", preprocess=PREPROCESS)
+    registry.save(model, folder / "model.safetensors", preprocess=PREPROCESS)
     classifier = zero_shot_classifier(model, WORDS, HELD_OUT_TEMPLATES, tokenizer=short_tokens)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "zero_shot_classifier.keras"  # Keras accepts this suffix only
