@@ -5,6 +5,7 @@ arXiv:2303.15343. The code is Apache-2.0; published weights carry their own lice
 """
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -211,7 +212,7 @@ def create_clip(
     Raises:
         ValueError: an unknown variant, or options that contradict each other.
     """
-    options = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
+    options: dict[str, Any] = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
     if variant is None:
         check_own_towers(image_tower, text_tower, image_size=image_size, stem_stride=stem_stride, activation=activation)
         return CLIP(image_tower, text_tower, name=name or "clip", **options)

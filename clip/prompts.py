@@ -13,7 +13,7 @@ order, as a list to `zero_shot_classifier`, or in a file with one name per line 
 
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -237,7 +237,7 @@ def class_matrix(
     else:
         prompts = prompts_for(class_names, templates)  # K lists of T
     if hasattr(embed_texts, "text_encoder"):
-        embed_texts = _tower_embedder(embed_texts, tokenizer, batch_size)
+        embed_texts = _tower_embedder(cast("CLIP", embed_texts), tokenizer, batch_size)
     distinct = list(dict.fromkeys(prompt for row in prompts for prompt in row))
     embeddings = normalize(np.asarray(embed_texts(distinct), np.float32))
     embedding_of = dict(zip(distinct, embeddings, strict=True))
@@ -247,10 +247,10 @@ def class_matrix(
 
 def _tower_embedder(model: "CLIP", tokenizer: Tokenize | None, batch_size: int) -> EmbedTexts:
     """Return the function that embeds texts with a pair's text tower."""
-    if tokenizer is None:
-        from clip.tokenizer import tokenize as tokenizer
+    from clip.tokenizer import tokenize
 
-    return lambda texts: model.text_encoder.predict(tokenizer(texts), batch_size=batch_size, verbose=0)
+    to_tokens = tokenizer or tokenize
+    return lambda texts: model.text_encoder.predict(to_tokens(texts), batch_size=batch_size, verbose=0)
 
 
 def normalize(x: np.ndarray) -> np.ndarray:
@@ -264,4 +264,4 @@ def _placeholders(template: str) -> list[tuple[str, str, str | None]] | None:
         parts = list(string.Formatter().parse(template))
     except ValueError:  # a brace without its partner
         return None
-    return [(field, spec, conversion) for _, field, spec, conversion in parts if field is not None]
+    return [(field, spec or "", conversion) for _, field, spec, conversion in parts if field is not None]

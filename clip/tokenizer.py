@@ -66,7 +66,7 @@ class Tokenizer:
 
         A literal `<start_of_text>` or `<end_of_text>` in the text becomes the special id, as in open_clip.
         """
-        ids = []
+        ids: list[int] = []
         for chunk in _clean(text).split():
             encode_chunk = self._cached_chunk if len(chunk) <= LONGEST_CACHED_CHUNK else self._encode_chunk
             ids += encode_chunk(chunk)
@@ -158,7 +158,8 @@ def _clean(text: str) -> str:
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """Return the pairs that CLIP merges, in order; the file has a header line and more pairs than CLIP uses."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [tuple(line.split()) for line in itertools.islice(lines, 1, NUM_MERGES + 1)]
+        pairs = (line.split() for line in itertools.islice(lines, 1, NUM_MERGES + 1))
+        return [(first, second) for first, second in pairs]
 
 
 def _byte_letters() -> dict[str, int]:

@@ -67,7 +67,10 @@ def _v2(variant):
 MCI0 = MCi((2, 6, 10, 2), (64, 128, 256, 512))
 MCI1 = MCi((4, 12, 20, 4), (64, 128, 256, 512))
 MCI2 = MCi((4, 12, 24, 4), (80, 160, 320, 640))
-WIDE_MCI = {"mlp_ratio": 4, "attention_stages": 2, "squeeze_excite": 0, "norm": "layer", "stem_scale": False}
+WIDE_MCI: dict[str, Any] = {
+    **{"mlp_ratio": 4, "attention_stages": 2, "squeeze_excite": 0},
+    **{"norm": "layer", "stem_scale": False},
+}
 MCI3 = MCi((2, 12, 24, 4, 2), (96, 192, 384, 768, 1536), **WIDE_MCI)
 MCI4 = MCi((2, 12, 24, 4, 4), (128, 256, 512, 1024, 2048), **WIDE_MCI)
 # As in open_clip. Apple's own code for MobileCLIP-B has epsilon=1e-5 and stem_padding=1.

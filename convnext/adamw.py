@@ -11,7 +11,7 @@ _KerasAdamW = type(keras.optimizers.AdamW.__new__(keras.optimizers.AdamW))
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class AdamW(_KerasAdamW):
+class AdamW(_KerasAdamW):  # type: ignore[misc, valid-type]  # a class that Keras chooses at run time
     """`keras.optimizers.AdamW` that updates each variable with one fused operation on TensorFlow.
 
     Keras uses a dozen operations, each a pass over the variable, and takes twice as long (KERAS_BACKEND=tensorflow

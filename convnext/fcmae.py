@@ -16,6 +16,8 @@ overlap when the stem stride is below the patch size.
 In a mask, 0 is keep and 1 is hide.
 """
 
+from typing import Any
+
 import keras
 from keras import layers, ops
 
@@ -62,7 +64,7 @@ def create_fcmae(
 
     Reference: arXiv:2301.00808, section 3.1.
     """
-    options = {"include_top": False, "stem_stride": stem_stride, "drop_path_rate": drop_path_rate}
+    options: dict[str, Any] = {"include_top": False, "stem_stride": stem_stride, "drop_path_rate": drop_path_rate}
     encoder = create_convnext_v2(variant, input_shape=input_shape, **options)
     return FCMAE(
         encoder,

@@ -29,7 +29,7 @@ def call_layer(layer, *inputs, **options):
     is_direct = _runs_on_torch() and options.keys() <= {"training"} and _is_plain(layer)
     if not is_direct or not all(_accepts(layer, x) for x in inputs):
         return layer(*inputs, **options)
-    return layer.call(*inputs, **(options if _takes_training(type(layer)) else {}))
+    return layer.call(*inputs, **(options if _takes_training(layer.__class__) else {}))
 
 
 def _runs_on_torch():

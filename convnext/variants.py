@@ -4,7 +4,7 @@ Tables are read without Keras: this module imports only the standard library.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -123,7 +123,7 @@ RESNET = {
     "152": ResNetVariant((3, 8, 36, 3)),
 }  # fmt: skip
 
-TABLES = {"convnext": V1, "convnextv2": V2, "resnet": RESNET}
+TABLES: dict[str, Mapping[str, Variant]] = {"convnext": V1, "convnextv2": V2, "resnet": RESNET}
 
 
 def parameters(row: Variant, *, v2: bool = False, num_classes: int | None = 1000, in_channels: int = 3) -> int:

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from convnext import closest
@@ -140,9 +140,9 @@ def register_tower(tower: Tower) -> Tower:
     """
     if tower.side not in SIDES:
         raise ValueError(f"side must be one of {', '.join(SIDES)}, got {tower.side!r}.")
-    fields = set(tower.config.__dataclass_fields__)
-    if set(tower.schema) != fields:
-        raise ValueError(f"The schema of tower {tower.kind!r} must list {sorted(fields)}, got {sorted(tower.schema)}.")
+    names = {each.name for each in fields(tower.config)}
+    if set(tower.schema) != names:
+        raise ValueError(f"The schema of tower {tower.kind!r} must list {sorted(names)}, got {sorted(tower.schema)}.")
     _TOWERS[tower.side][tower.kind] = tower
     return tower
 
