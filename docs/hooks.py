@@ -1,4 +1,4 @@
-"""mkdocs hook: writes the tables of commands and options from the parser, so that they agree with `--help`."""
+"""mkdocs hook: writes the tables of commands, options and config keys from their declarations in the code."""
 
 import argparse
 import os
@@ -9,12 +9,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 COMMANDS = "<!-- generated: commands -->"
+KEYS = "<!-- generated: keys -->"
 OPTIONS = re.compile(r"<!-- generated: options (.+?) -->")
 
 
 def on_page_markdown(markdown: str, **_) -> str:
     if COMMANDS in markdown:
         markdown = markdown.replace(COMMANDS, commands())
+    if KEYS in markdown:
+        markdown = markdown.replace(KEYS, keys())
     return OPTIONS.sub(lambda match: options(match[1]), markdown)
 
 
@@ -37,6 +40,17 @@ def options(command: str) -> str:
 
     (parser,) = [parser for parser in leaves(build_parser()) if parser.prog == f"zoo {command}"]
     return table(parser)
+
+
+def keys() -> str:
+    """Return the table of keys of a classifier's JSON config."""
+    from zoo.training.config import ARCHITECTURE, ClassifierConfig, describe_option, options_of
+
+    entries = {field.name: describe_option(field) for field in options_of(ClassifierConfig)}
+    entries |= {key: f"{text} (architecture)" for key, (_, text) in ARCHITECTURE.items()}
+    return "\n".join(
+        ["| key | meaning |", "|---|---|", *(f"| `{key}` | {cell(text)} |" for key, text in entries.items())]
+    )
 
 
 def section(parser: argparse.ArgumentParser) -> str:

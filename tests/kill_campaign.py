@@ -182,8 +182,8 @@ def train(folder: Path, mode: str) -> None:
     model, batches, arrange = create(mode)
     print(TRAINING, flush=True)
     with batches:
-        pace = loop.Pace(EPOCHS, save_every=SAVE_EVERY)
-        loop.train_durably(model, batches, folder, pace, arrange=arrange, resume=True)
+        config = loop.RunConfig(EPOCHS, save_every=SAVE_EVERY)
+        loop.fit_resumable(model, batches, folder, config, arrange=arrange, resume=True)
     write_digest(model, folder)
 
 

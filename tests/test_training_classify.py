@@ -13,8 +13,9 @@ from training_case import assert_goes_on, losses, no_curves, rows, weights  # no
 
 import zoo
 from zoo import cli
-from zoo.training.classify import create_classifier, create_loss, enough, train_classifier
-from zoo.training.config import describe_model, parse_config, read_config
+from zoo.training.architecture import describe_model
+from zoo.training.classify import create_classifier, create_loss, no_improvement, train_classifier
+from zoo.training.config import parse_config, read_config
 
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
@@ -286,8 +287,8 @@ def test_a_run_that_gets_no_better_ends_early_and_says_so(folders, tmp_path, cap
 @pytest.mark.parametrize(
     ("accuracies", "ends"), [([], False), ([1, 1], False), ([1, 1, 1], True), ([1, 2, 1], False), ([1, 1, 1, 2], False)]
 )
-def test_enough_counts_validations_without_a_better_one(accuracies, ends):
-    assert enough(2)([{"val_accuracy": a} for a in accuracies] + [{"loss": 1}]) is ends
+def test_early_stopping_counts_validations_without_improvement(accuracies, ends):
+    assert no_improvement(2)([{"val_accuracy": a} for a in accuracies] + [{"loss": 1}]) is ends
 
 
 @pytest.mark.once

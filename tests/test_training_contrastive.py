@@ -12,7 +12,7 @@ from data_writers import digits, write_captioned_folder, write_csv, write_shards
 from training_case import BASE, ROW, losses, no_curves, rows, weights  # noqa: F401
 
 import zoo
-from clip import CLIP, Pair, ResNet
+from clip import CLIP, Pair, ResNet, create_clip
 from zoo import cli
 from zoo.data import CONTRASTIVE, Batches, from_arrays, read_csv
 from zoo.data.preprocess import PreprocessSpec
@@ -121,7 +121,7 @@ def test_the_same_arguments_give_the_same_bytes(table, plain, tmp_path):
 def test_a_locked_tower_stays_as_it_is_with_its_statistics(tower, table, tmp_path):
     keras.utils.set_random_seed(0)
     row = ROW if tower == "vit" else Pair(8, 32, ResNet((1, 1, 1, 1), 2), ROW.text)
-    pair = contrastive._pair(row, None, "clip")
+    pair = create_clip(row)
     before = [keras.ops.convert_to_numpy(v).copy() for v in pair.image_encoder.variables]
     text = [keras.ops.convert_to_numpy(v).copy() for v in pair.text_encoder.variables]
     zoo.train(pair, table, output=tmp_path, **BASE, lock_image=True)

@@ -34,15 +34,15 @@ CLASSIFIER = {
 
 def train_on_one_and_on_four(mode, data, folder):
     """What the child process does: prints losses, weights' differences and the devices that held the weights."""
-    places, durably = [], contrastive.train_durably
+    places, durably = [], contrastive.fit_resumable
 
-    def train_durably(model, *arguments, **options):
+    def fit_resumable(model, *arguments, **options):
         outcome = durably(model, *arguments, **options)
         places.append(min(len(v.value.sharding.device_set) for v in model.variables + model.optimizer.variables))
         return outcome
 
     for module in (contrastive, classify, pretrain):
-        module.train_durably = train_durably
+        module.fit_resumable = fit_resumable
         # plain descent in place of Adam, which divides gradients by their size, and with them their rounding
         module.create_optimizer = lambda *_, **__: keras.optimizers.SGD(0.1)
     weights, losses = [], []

@@ -38,14 +38,14 @@ def test_a_teacher_adds_its_part_to_the_loss_and_stays_as_it_is(table, teacher, 
     """Slow alone under JAX, which compiles four programs; accumulation in 4 chunks is examined on every backend."""
     seen = {}
 
-    def train_durably(pair, batches, output, pace, *, arrange, **options):
+    def fit_resumable(pair, batches, output, config, *, arrange, **options):
         seen["batch"] = batch = arrange(batches[0])
         seen["embeddings"] = pair.predict_on_batch({name: batch[name] for name in ("images", "tokens")})
         seen["logits"] = keras.ops.convert_to_numpy(pair.logits(*seen["embeddings"].values()))
-        return original(pair, batches, output, pace, arrange=arrange, **options)
+        return original(pair, batches, output, config, arrange=arrange, **options)
 
-    original = contrastive.train_durably
-    monkeypatch.setattr(contrastive, "train_durably", train_durably)
+    original = contrastive.fit_resumable
+    monkeypatch.setattr(contrastive, "fit_resumable", fit_resumable)
     before = teacher.get_weights()
     zoo.train(ROW, table, output=tmp_path, **BASE, teacher=teacher, distill_weight=0.5, accumulate=accumulate)
     assert all(np.array_equal(*pair) for pair in zip(before, teacher.get_weights(), strict=True))
@@ -78,7 +78,7 @@ def test_what_cannot_teach_is_refused(table, teacher, tmp_path):
     zoo.save(create_convnext_v2("atto", 2), tmp_path / "classifier.safetensors")
     zoo.save(create_clip(LARGER, image_size=24), tmp_path / "other.safetensors")
     for options, message in (
-        ({"teacher": tmp_path / "classifier.safetensors"}, "is no pair of an image and a text tower"),
+        ({"teacher": tmp_path / "classifier.safetensors"}, "is not a CLIP pair"),
         ({"teacher": tmp_path / "other.safetensors"}, "takes images of 24x24 pixels, the pair of 16x16"),
         ({"teacher": "clip/ViT-B-32"}, "is an architecture without weights"),
         ({"teacher": teacher, "distill_weight": -1.0}, "distill_weight=-1"),

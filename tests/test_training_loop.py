@@ -15,14 +15,14 @@ from zoo.data import Batches, from_arrays
 from zoo.data.preprocess import PreprocessSpec
 from zoo.training import loop
 from zoo.training.checkpoint import newest_checkpoint
-from zoo.training.loop import Diverged, Outcome, Pace, train_durably
-from zoo.training.optimizer import Guarded
+from zoo.training.loop import Diverged, Outcome, RunConfig, fit_resumable
+from zoo.training.optimizer import SkipNonFinite
 from zoo.utils.files import Locked, lock
 
 pytestmark = pytest.mark.backend
 
 SPEC = PreprocessSpec(image_size=8)
-PACE = Pace(epochs=2, save_every=3, log_every=2)  # of 5 steps each
+CONFIG = RunConfig(epochs=2, save_every=3, log_every=2)  # of 5 steps each
 
 
 def create_pair():
@@ -35,7 +35,7 @@ def create_pair():
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(49408, 4)(tokens))
     text_tower = keras.Model(tokens, keras.layers.Dense(4, name="text_head")(x))
     pair = CLIP(image_tower, text_tower)
-    pair.compile(Guarded(keras.optimizers.Adam(0.01), ema=0.9), auto_scale_loss=False)
+    pair.compile(SkipNonFinite(keras.optimizers.Adam(0.01), ema=0.9), auto_scale_loss=False)
     pair.optimizer.build(pair.trainable_variables)
     return pair
 
@@ -50,11 +50,11 @@ def create_batches(**options):
     )
 
 
-def run(folder, pair=None, *, pace=PACE, arrange=lambda batch: batch, **options):
+def run(folder, pair=None, *, config=CONFIG, arrange=lambda batch: batch, **options):
     """(pair, outcome) of a run."""
     pair = pair or create_pair()
     with create_batches() as batches:
-        return pair, train_durably(pair, batches, folder, pace, arrange=arrange, **options)
+        return pair, fit_resumable(pair, batches, folder, config, arrange=arrange, **options)
 
 
 def state(pair):
@@ -129,10 +129,10 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(alone, tmp_path):
         return {"constant": 1.0}
 
     calls = []
-    pace = Pace(epochs=2, save_every=3, log_every=2, validate_every=4)
+    config = RunConfig(epochs=2, save_every=3, log_every=2, validate_every=4)
     with pytest.raises(KeyboardInterrupt):
         calls.append(1)
-        run(tmp_path, pace=pace, validate=validate)
+        run(tmp_path, config=config, validate=validate)
     assert newest_checkpoint(tmp_path / "checkpoints").progress["position"] == 6
     pair, _ = run(tmp_path, resume=True)
     assert same(state(pair), expected)
@@ -149,7 +149,7 @@ def test_a_finished_run_is_left_as_it_is(alone, capsys):
 
 @pytest.mark.once
 def test_resuming_nothing_says_so(tmp_path, capsys):
-    _, outcome = run(tmp_path, pace=Pace(epochs=1), resume=True)
+    _, outcome = run(tmp_path, config=RunConfig(epochs=1), resume=True)
     assert outcome.finished
     assert "Nothing to resume" in capsys.readouterr().out
 
@@ -166,7 +166,7 @@ def test_another_run_is_not_overwritten_nor_gone_on_with(alone):
         (Batches(other, SPEC, batch_size=8), "data was '40 records, .*' and is '41 records"),
     ):
         with batches, pytest.raises(ValueError, match=said):
-            train_durably(create_pair(), batches, alone[0], PACE, resume=True)
+            fit_resumable(create_pair(), batches, alone[0], CONFIG, resume=True)
 
 
 @pytest.mark.once
@@ -189,7 +189,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(alone, tmp_pat
     def full(*arguments, **options):
         count.append(1)
         if len(count) == 2:
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "No sconfig left on device")
         return save(*arguments, **options)
 
     monkeypatch.setattr(loop, "save_checkpoint", full)
@@ -219,9 +219,9 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_run_goes_on(tmp_path):
 
 
 def test_many_in_a_row_lead_back_and_are_left_out(tmp_path, capsys):
-    pace = Pace(epochs=2, save_every=3, log_every=1, max_skipped=2)
+    config = RunConfig(epochs=2, save_every=3, log_every=1, max_skipped=2)
     seen = []
-    pair, outcome = run(tmp_path, pace=pace, arrange=poisoned({3, 4}, seen))
+    pair, outcome = run(tmp_path, config=config, arrange=poisoned({3, 4}, seen))
     assert outcome.finished and outcome.skipped == 0  # the count went back as well
     assert "Went back to step 3; left out: batches [3, 4]" in capsys.readouterr().out
     event = next(row for row in rows(tmp_path) if "event" in row)
@@ -231,9 +231,9 @@ def test_many_in_a_row_lead_back_and_are_left_out(tmp_path, capsys):
 
 
 def test_a_run_that_stays_non_finite_ends_with_one_clear_line(tmp_path):
-    pace = Pace(epochs=2, save_every=1, log_every=1, max_skipped=2)
+    config = RunConfig(epochs=2, save_every=1, log_every=1, max_skipped=2)
     with pytest.raises(Diverged, match="not finite for 2 steps in a row, 3 times after going back to step 0"):
-        run(tmp_path, pace=pace, arrange=poisoned(set(range(10)), []))
+        run(tmp_path, config=config, arrange=poisoned(set(range(10)), []))
 
 
 @pytest.mark.once
@@ -246,16 +246,16 @@ def test_what_the_data_raises_comes_through(tmp_path):
 
 
 @pytest.mark.once
-def test_a_pace_is_checked():
+def test_a_config_is_checked():
     with pytest.raises(ValueError, match="log_every=0"):
-        Pace(epochs=1, log_every=0)
+        RunConfig(epochs=1, log_every=0)
     with pytest.raises(ValueError, match="epochs=None"):
-        Pace(epochs=None)
+        RunConfig(epochs=None)
 
 
 def test_threads_other_than_the_main_one_train_too(tmp_path):
     outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(run(tmp_path, pace=Pace(epochs=1))[1]))
+    thread = threading.Thread(target=lambda: outcomes.append(run(tmp_path, config=RunConfig(epochs=1))[1]))
     thread.start()
     thread.join()
     assert outcomes[0].finished

@@ -8,7 +8,7 @@ from clip import VARIANTS, Pair, Text, create_clip
 from clip.layers import TokenEmbedding
 from clip.variants import ConvNeXt, ViT
 from convnext import Variant
-from zoo.training.optimizer import GROWTH_STEPS, NO_WEIGHT_DECAY, Guarded, create_optimizer
+from zoo.training.optimizer import GROWTH_STEPS, NO_WEIGHT_DECAY, SkipNonFinite, create_optimizer
 
 pytestmark = pytest.mark.backend
 
@@ -23,7 +23,7 @@ def network(build=True, **options):
     """y = w x + b on one number, compiled with a guard around plain gradient descent."""
     inputs = keras.Input((1,))
     model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="ones", name="dense")(inputs))
-    model.compile(Guarded(keras.optimizers.SGD(0.1), **options), loss="mse", auto_scale_loss=False)
+    model.compile(SkipNonFinite(keras.optimizers.SGD(0.1), **options), loss="mse", auto_scale_loss=False)
     if build:
         model.optimizer.build(model.trainable_variables)
     return model
@@ -66,7 +66,7 @@ def test_the_guard_changes_nothing_while_all_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("embedding", "optimizer"), [(keras.layers.Embedding, Guarded), (TokenEmbedding, lambda plain: plain)]
+    ("embedding", "optimizer"), [(keras.layers.Embedding, SkipNonFinite), (TokenEmbedding, lambda plain: plain)]
 )
 def test_the_gradient_of_a_repeated_token_is_one_sum(embedding, optimizer):
     """Its norm and its square too: an embedding learns as the product with one-hot rows that it is."""
@@ -161,7 +161,7 @@ def test_a_factor_is_the_share_of_the_learning_rate():
         inputs = keras.Input((1,))
         model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="ones", name="dense")(inputs))
         optimizer = keras.optimizers.AdamW(rate, weight_decay=0.5)
-        model.compile(Guarded(optimizer, **options), loss="mse", auto_scale_loss=False)
+        model.compile(SkipNonFinite(optimizer, **options), loss="mse", auto_scale_loss=False)
         model.optimizer.build(model.trainable_variables)
         step(model, 1.0)  # one step, after which the weights of both differ and so would the gradients
         return values(model)
@@ -175,9 +175,9 @@ def test_a_factor_is_the_share_of_the_learning_rate():
 
 
 def test_a_guard_is_rebuilt_from_its_configuration():
-    guard = Guarded(keras.optimizers.SGD(0.1), initial_scale=2.0, ema=0.5, factors=[1.0, 0.5])
+    guard = SkipNonFinite(keras.optimizers.SGD(0.1), initial_scale=2.0, ema=0.5, factors=[1.0, 0.5])
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(guard))
     assert isinstance(again.inner, keras.optimizers.SGD)
     assert again.get_config() == guard.get_config()
     with pytest.raises(ValueError, match="ema=1"):
-        Guarded("sgd", ema=1.0)
+        SkipNonFinite("sgd", ema=1.0)

@@ -19,7 +19,7 @@ from zoo.data.preprocess import PreprocessSpec
 from zoo.training import pretrain as pretraining
 from zoo.training.classify import create_classifier, train_classifier
 from zoo.training.config import parse_config
-from zoo.training.held_out import held_out_batches
+from zoo.training.validation import held_out_batches
 
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
@@ -79,7 +79,7 @@ def test_the_examined_loss_is_the_error_of_hidden_patches_whatever_the_batch(fol
     examined = []
     for size in (24, 8, 5):  # the last batch of the last one is filled up
         with held_out_batches(data, spec, batch_size=size, seed=3) as batches:
-            examined.append(pretraining.examine(model, batches)["loss"])
+            examined.append(pretraining.evaluate(model, batches)["loss"])
             images = np.concatenate([batch["images"] for batch in batches])
     assert examined[1:] == pytest.approx(examined[:1] * 2, rel=1e-5)
     places = np.random.default_rng(3).random((24, 16)).argsort(axis=1).argsort(axis=1)

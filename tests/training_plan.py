@@ -42,8 +42,8 @@ class Row(NamedTuple):
 DETAILS = ("rate", "activation", "epsilon")  # of a layer
 
 
-def describe(model, batches, output, pace, *, arrange=None, validate=None, enough=None, identity, resume):
-    """{part: how it is}, of what `train_durably` is given."""
+def describe(model, batches, output, run, *, arrange=None, validate=None, should_stop=None, identity, resume):
+    """{part: how it is}, of what `fit_resumable` is given."""
     guard, encoder = model.optimizer, getattr(model, "image_encoder", None) or getattr(model, "encoder", model)
     trainable = {id(v) for v in model.trainable_variables}
     first = batches[0]
@@ -77,9 +77,9 @@ def describe(model, batches, output, pace, *, arrange=None, validate=None, enoug
         "augment": (batches.augment, batches.mix),
         "threads": batches.threads,
         "bad": batches.bad._max_fraction,
-        **{f"pace {name}": value for name, value in vars(pace).items()},
+        **{f"run {name}": value for name, value in vars(run).items()},
         "validation": examined and (examined.dataset.fingerprint, getattr(held_out, "class_names", None)),
-        "enough": enough and enough.__closure__[0].cell_contents,
+        "should_stop": should_stop and should_stop.__closure__[0].cell_contents,
         "output": str(output),
         "resume": resume,
         "identity": digest([json.dumps(identity, sort_keys=True), batches.fingerprint]),
@@ -100,12 +100,12 @@ def record(monkeypatch):
     """A list to which each started run adds its description, in place of training."""
     found = []
 
-    def train_durably(*arguments, **options):
+    def fit_resumable(*arguments, **options):
         found.append(describe(*arguments, **options))
         return Outcome(True, 0, 0, 0)
 
     for module in (contrastive, classify, pretrain):
-        monkeypatch.setattr(module, "train_durably", train_durably)
+        monkeypatch.setattr(module, "fit_resumable", fit_resumable)
         monkeypatch.setattr(module, "write_model", lambda *_: None)
     monkeypatch.setattr(pretrain, "write_report", lambda *_: None)
     monkeypatch.setattr(classify, "with_softmax", lambda *_: None)

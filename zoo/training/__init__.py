@@ -1,5 +1,5 @@
-"""Training that survives: contrastive pairs and classifiers, on data that is dirty and machines that die.
+"""Training of pairs, classifiers and masked autoencoders, on imperfect data and machines that may stop.
 
-A run is a function of its arguments: batches follow from (seed, epoch, step), everything else is in the checkpoint, so
-that a run killed anywhere and resumed ends with the weights, bit for bit, of one that was left alone.
+A run is a function of its config: batches follow from (seed, epoch, step), and checkpoints hold everything else. A run
+that was killed and resumed ends with bit for bit the same weights.
 """

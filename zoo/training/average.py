@@ -1,4 +1,4 @@
-"""Between two sets of weights of one model: WiSE-FT, and soups of two. NumPy alone.
+"""Interpolation between two sets of weights of one model: WiSE-FT, and soups of two. NumPy only.
 
 References: arXiv:2109.01903, section 3 (fine-tuned and zero-shot weights); arXiv:2203.05482 (soups).
 """
@@ -14,7 +14,7 @@ from zoo.weights.read import shapes_of
 
 
 class Averaged(NamedTuple):
-    """What was written: the file, its arrays and the share of the second model."""
+    """The file written, the number of its arrays, and the weight of the second model."""
 
     path: str
     tensors: int
@@ -22,15 +22,15 @@ class Averaged(NamedTuple):
 
 
 def average(a: str | Path, b: str | Path, *, output: str | Path, alpha: float = 0.5) -> Averaged:
-    """Writes (1 - alpha) · A + alpha · B, array by array, as a model that `zoo.load` reads.
+    """Write (1 - alpha) · A + alpha · B as a model that `zoo.load` reads.
 
     Args:
-        a, b: files of `zoo.save`, of the same architecture.
+        a, b: files from `zoo.save`, of the same architecture.
         output: `.safetensors` file to write.
         alpha: 0 for A, 1 for B.
 
     Raises:
-        ValueError: a file that `zoo.save` did not write, or models that differ.
+        ValueError: a file not written by `zoo.save`, or different architectures.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha!r}; it must be in [0, 1]")
@@ -56,12 +56,12 @@ def _between(one: np.ndarray, other: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def _check_same(one, other, files) -> None:
-    """ValueError unless both files hold the same arrays of the same model; its name does not matter."""
+    """Raise ValueError unless both files hold the same model; its name may differ."""
     words = [{**d.arguments, "name": None, "family": d.family, "preprocess": d.preprocess} for d in (one, other)]
     different = sorted(key for key in {**words[0], **words[1]} if words[0].get(key) != words[1].get(key))
     if different:
         pairs = [f"{key} {words[0].get(key)!r} and {words[1].get(key)!r}" for key in different]
-        raise ValueError(f"{files[0].path} and {files[1].path} differ in {'; '.join(pairs)}")
+        raise ValueError(f"{files[0].path} and {files[1].path} differ: {'; '.join(pairs)}")
     shapes = [shapes_of(file.tensors) for file in files]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{files[0].path} and {files[1].path} do not hold the same arrays")

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or absent: one folder each, and a manifest of digests is what makes it one.
+"""Atomic checkpoints: one folder each, valid only with a manifest of digests.
 
-A folder holds state.safetensors (every variable), progress.json (where the run stands), history.jsonl (what was logged
-until then) and manifest.json (their SHA-256). It is built beside the others and renamed; those before it go only after
-that. So a kill, a full disk or a flipped bit costs at most the steps since the one before.
+A folder holds state.safetensors (every variable), progress.json (the position), history.jsonl (the history so far) and
+manifest.json (their SHA-256). It is written under a temporary name and renamed; older ones are removed afterwards. So
+a kill, a full disk or a flipped bit costs at most the steps since the previous checkpoint.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ NAME = re.compile(r"checkpoint-(\d{6,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read from a folder whose digests are right.
+    """A verified checkpoint.
 
     Args:
-        path: of the folder.
+        path: folder.
         state: {name: array} of every variable.
-        progress: the JSON object that says where the run stands.
-        history: the text of history.jsonl.
+        progress: the JSON object with the run's position and identity.
+        history: text of history.jsonl.
     """
 
     path: Path
@@ -44,19 +44,19 @@ class Checkpoint:
 def save_checkpoint(
     folder: str | Path, state: Mapping[str, np.ndarray], progress: dict, *, history: str = "", keep: int = 2
 ) -> Path:
-    """Writes the next checkpoint in `folder`, then removes all but the newest `keep`; returns its path.
+    """Write the next checkpoint in `folder`, remove all but the newest `keep`, and return its path.
 
     Args:
-        folder: made if it is not there. One process at a time may write to it.
+        folder: created if needed. One process at a time may write to it.
         state: arrays of the dtypes that `write_safetensors` takes.
-        progress: what JSON can hold.
+        progress: JSON object.
         history: lines logged so far.
 
     Raises:
-        OSError: it could not be written whole; then the checkpoints there are as they were.
+        OSError: it could not be written; the existing checkpoints are unchanged.
     """
     if keep < 1:
-        raise ValueError(f"keep={keep!r}; at least one checkpoint has to stay")
+        raise ValueError(f"keep={keep!r}; at least one checkpoint must be kept")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = _numbers(folder)
@@ -72,43 +72,43 @@ def save_checkpoint(
         manifest = {"format": FORMAT, "sha256": digests}
         (inside / MANIFEST).write_bytes(json.dumps(manifest, indent=1).encode())
     for number in sorted(numbers)[: max(0, len(numbers) + 1 - keep)]:
-        with contextlib.suppress(OSError):  # the new one is safe; an old one that stays only takes room
+        with contextlib.suppress(OSError):  # the new one is safe; an old one only takes space
             remove_folder(numbers[number])
     return path
 
 
 def newest_checkpoint(folder: str | Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None; a warning names each newer one that does not."""
+    """Return the newest intact checkpoint, or None; a warning names each damaged one."""
     numbers = _numbers(Path(folder))
     for number in sorted(numbers, reverse=True):
         try:
             return read_checkpoint(numbers[number])
         except (OSError, ValueError) as error:
-            warnings.warn(f"{numbers[number]} is passed over: {error}", stacklevel=2)
+            warnings.warn(f"{numbers[number]} is damaged and ignored: {error}", stacklevel=2)
     return None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """A checkpoint, verified.
+    """Return a checkpoint after verifying its digests.
 
     Raises:
-        ValueError, OSError: a file is missing, or is not what the manifest says.
+        ValueError, OSError: a file is missing or differs from the manifest.
     """
     from safetensors.numpy import load_file
 
     path = Path(path)
     manifest = _parse(path / MANIFEST)
     if manifest.get("format") != FORMAT or not isinstance(manifest.get("sha256"), dict):
-        raise ValueError(f"{MANIFEST} is of format {manifest.get('format')!r}; this version reads {FORMAT}")
+        raise ValueError(f"{MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
     for name in (STATE, PROGRESS, HISTORY):
         if sha256(path / name) != manifest["sha256"].get(name):
-            raise ValueError(f"{name} is not what {MANIFEST} says")
+            raise ValueError(f"{name} does not match {MANIFEST}")
     history = (path / HISTORY).read_bytes().decode()
     return Checkpoint(path, load_file(path / STATE), _parse(path / PROGRESS), history)
 
 
 def _numbers(folder: Path) -> dict[int, Path]:
-    """{number: path} of the checkpoints by name, whether they verify or not."""
+    """Return {number: path} of the checkpoint folders, intact or not."""
     found = ((NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
     return {int(match[1]): path for match, path in found if match}
 

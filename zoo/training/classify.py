@@ -1,4 +1,4 @@
-"""Training of a classifier from a JSON configuration: `zoo train classify --config FILE`."""
+"""Training of a classifier from a JSON config: `zoo train classify --config FILE`."""
 
 import dataclasses
 import functools
@@ -18,14 +18,22 @@ from zoo.data import Augment, Batches, Mix, RandAugment, one_hot, open_dataset
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.evaluation.metrics import top_k_accuracy
 from zoo.models import registry
-from zoo.training.config import ClassifierConfig, describe_model, named_model, read_config
-from zoo.training.devices import data_parallel
-from zoo.training.held_out import held_out_batches
+from zoo.training.architecture import describe_model, named_model
+from zoo.training.config import ClassifierConfig, read_config
 from zoo.training.layer_decay import update_factors
-from zoo.training.loop import Outcome, Pace, train_durably
+from zoo.training.loop import Outcome, RunConfig, fit_resumable
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
-from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
+from zoo.training.setup import (
+    BAD_HELD_OUT,
+    BAD_SAMPLES,
+    check_rates,
+    compile_resumable,
+    optimizer_options,
+    sample_options,
+    training_scope,
+)
+from zoo.training.validation import held_out_batches
 from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
 from zoo.weights import ModelConfig, classes, detect_format, load_checkpoint, read_checkpoint
@@ -41,49 +49,47 @@ NOT_IDENTITY = {
 
 
 def run(config: str | Path, *, resume: bool = False, **overrides) -> Outcome:
-    """What `zoo train classify` does: `train_classifier` of a file, some of its values given anew."""
+    """Run `zoo train classify`: `train_classifier` with the config in a file; `overrides` replace its values."""
     return train_classifier(read_config(config, **overrides), resume=resume)
 
 
 def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outcome:
-    """Trains a classifier and leaves it as model.safetensors in the output folder, its classes' names as classes.json.
+    """Train a classifier and write it to model.safetensors in the output folder, the class names to classes.json.
 
     Args:
-        config: of `read_config` or `parse_config`.
-        resume: go on from the newest checkpoint in the output folder; start afresh if there is none.
+        config: from `read_config` or `parse_config`.
+        resume: resume from the newest checkpoint in the output folder; without one, start from the beginning.
 
     Raises:
-        ValueError: values that do not go together, data that cannot be used, a folder in use; all before training.
+        ValueError: options that contradict each other, unusable data, or an output folder in use; before training.
     """
-    rates = {name: getattr(config, name) for name in ("learning_rate", "weight_decay", "clip_norm", "focal_gamma")}
-    check_rates(**rates)
-    pace = Pace(config.epochs, config.save_every, config.log_every, config.validate_every, config.max_skipped)
+    check_rates(config, "learning_rate", "weight_decay", "clip_norm", "focal_gamma")
+    run = RunConfig.of(config)
     data = {"image_key": config.image_key, "label_key": config.label_key, "data_root": config.data_root}
     dataset = open_dataset(config.train_data, needs="labels", **data)
     known = len(dataset.class_names) if dataset.class_names else int(dataset.labels.max()) + 1
     count = config.num_labels or known
     if dataset.labels.max() >= count:
-        raise ValueError(f"num_labels is {count}, and the data has a label {dataset.labels.max()}")
+        raise ValueError(f"num_labels is {count}, but the data has a label {dataset.labels.max()}")
     if config.class_weights is not None and len(config.class_weights) != count:
-        raise ValueError(f"class_weights has {len(config.class_weights)} numbers; the classes are {count}")
+        raise ValueError(f"class_weights has {len(config.class_weights)} numbers for {count} classes")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    with data_parallel(config.devices, config.batch_size), computing_in(config.precision):
-        keras.utils.set_random_seed(config.seed)
+    with training_scope(config):
         model, description = create_classifier(config, count)
         spec = description.preprocess
-        with _batches(config, dataset, spec, count, output) as batches:
-            _compile(model, config, pace.epochs * batches.steps, count)
+        with _batches(config, dataset, spec, count) as batches:
+            _compile(model, config, config.epochs * batches.steps, count)
             validate = _validation(model, config, dataset, spec, data)
             identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
-            outcome = train_durably(
+            outcome = fit_resumable(
                 model,
                 batches,
                 output,
-                pace,
+                run,
                 arrange=functools.partial(_arrange, count, config.class_weights),
                 validate=validate,
-                enough=enough(config.early_stopping) if validate else None,
+                should_stop=no_improvement(config.early_stopping) if validate else None,
                 identity=identity,
                 resume=resume,
             )
@@ -93,7 +99,7 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
 
 
 def write_class_names(names: Sequence[str] | None, folder: Path) -> None:
-    """classes.json: the names of classes 0 to K - 1 as a list, where the data has names."""
+    """Write classes.json, the names of classes 0 to K - 1 as a list, if the data has names."""
     if names is not None:
         with atomic_write(folder / CLASSES, "w") as file:
             json.dump(list(names), file, ensure_ascii=False, indent=1)
@@ -103,10 +109,10 @@ def write_class_names(names: Sequence[str] | None, folder: Path) -> None:
 
 
 def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model, ModelConfig]:
-    """(a classifier that gives logits, the description to save it by, which gives probabilities)."""
+    """Return a classifier that outputs logits, and the description to save it with, which adds the softmax."""
     variant, size, extra = describe_model(config)
     if extra["channels"] != 3:
-        raise ValueError(f"num_channels is {extra['channels']}; pictures are read as RGB, so that it must be 3")
+        raise ValueError(f"num_channels is {extra['channels']}; images are read as RGB, so it must be 3")
     size = config.image_size or size or IMAGE_SIZE
     family = config.model_type
     arguments = {**default_arguments(family, variant, family), "num_classes": count}
@@ -115,7 +121,7 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
         rates = {"drop_path_rate": config.drop_path_rate, "dropout_rate": config.dropout_rate}
         arguments |= {**rates, **extra, "stem_stride": config.stem_stride or "auto"}
     elif config.stem_stride is not None or config.drop_path_rate or config.dropout_rate:
-        raise ValueError("stem_stride, drop_path_rate and dropout_rate belong to ConvNeXts; model_type is 'resnet'")
+        raise ValueError("stem_stride, drop_path_rate and dropout_rate need a ConvNeXt; model_type is 'resnet'")
     spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875)
     description = ModelConfig(family, arguments, spec)
     model = dataclasses.replace(description, arguments={**arguments, "classifier_activation": None}).build()
@@ -127,7 +133,7 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
 
 
 def _load(model, config) -> None:
-    """Weights to begin from, if any are asked for; those left out are named."""
+    """Load the initial weights, if the config has any; print a report of those that were left out."""
     entry, _ = named_model(config)
     weights = config.weights or (entry and entry.tag)
     if weights is None:
@@ -142,7 +148,7 @@ def _load(model, config) -> None:
 
 
 def with_softmax(model, description: ModelConfig) -> keras.Model:
-    """The classifier with averaged weights, if there are any, and softmax at its end."""
+    """Return the classifier with a softmax output and, if there is an EMA, the averaged weights."""
     with model.optimizer.averaged():
         final = description.build()
         final.set_weights(model.get_weights())
@@ -150,21 +156,18 @@ def with_softmax(model, description: ModelConfig) -> keras.Model:
 
 
 def _compile(model, config, steps, count) -> None:
-    warmup = steps // 10 if config.warmup_steps is None else config.warmup_steps
-    rates = {"warmup_steps": warmup, "weight_decay": config.weight_decay, "clip_norm": config.clip_norm or None}
-    optimizer = create_optimizer(config.learning_rate, steps, **rates)
+    optimizer = create_optimizer(config.learning_rate, steps, **optimizer_options(config, steps))
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     loss = create_loss(config)
     factors = None if config.layer_decay is None else update_factors(model, config.layer_decay)
-    options = {"ema": config.ema, "factors": factors, "loss": loss, "metrics": metrics}
-    prepare(model, optimizer, precision=config.precision, **options)
+    compile_resumable(model, optimizer, config, factors=factors, loss=loss, metrics=metrics)
     blank = np.zeros((1, count), np.float32)
-    model.compute_metrics(None, ops.convert_to_tensor(blank), ops.convert_to_tensor(blank))  # makes their variables
+    model.compute_metrics(None, ops.convert_to_tensor(blank), ops.convert_to_tensor(blank))  # creates their variables
     model.reset_metrics()
 
 
 def create_loss(config: ClassifierConfig) -> Callable:
-    """(targets (B, K), logits (B, K)) → losses."""
+    """Return a function (targets (B, K), logits (B, K)) → losses."""
     options = {"from_logits": True, "label_smoothing": config.label_smoothing}
     if config.loss == "cross_entropy":
         return keras.losses.CategoricalCrossentropy(**options)
@@ -174,14 +177,14 @@ def create_loss(config: ClassifierConfig) -> Callable:
 
 
 def import_loss(name: str) -> Callable:
-    """The function "package.module.function" or "package.module:function", also of a file in the working folder."""
+    """Return the function "package.module.function" or "package.module:function", also from the working folder."""
     module, _, function = name.partition(":") if ":" in name else name.rpartition(".")
     if not (module and function):
         raise ValueError(
-            f"loss is {name!r}; it must be 'cross_entropy', 'focal', or one of your own, 'module.function'"
+            f"loss is {name!r}; it must be 'cross_entropy', 'focal' or a function of yours, 'module.function'"
         )
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where an installed command does not look
+        sys.path.append(os.getcwd())  # an installed command does not search it
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -191,7 +194,7 @@ def import_loss(name: str) -> Callable:
 # The data.
 
 
-def _batches(config, dataset, spec, count, output) -> Batches:
+def _batches(config, dataset, spec, count) -> Batches:
     mix = None
     if config.mixup or config.cutmix:
         mix = Mix(count, mixup=config.mixup, cutmix=config.cutmix)
@@ -208,14 +211,12 @@ def _batches(config, dataset, spec, count, output) -> Batches:
         seed=config.seed,
         augment=augment,
         mix=mix,
-        bad_samples=output / BAD_SAMPLES,
-        max_bad_fraction=config.max_bad_fraction,
-        threads=config.threads,
+        **sample_options(config, BAD_SAMPLES),
     )
 
 
 def _arrange(count, class_weights, batch):
-    """A batch as `fit` takes it: images, targets (B, K), and the weight of each row where classes have weights."""
+    """Return a batch for `fit`: images, targets (B, K), and with class weights the weight of each row."""
     targets = batch["target"] if "target" in batch else one_hot(batch["label"], count)
     if class_weights is None:
         return batch["images"], targets
@@ -228,13 +229,13 @@ def _validation(model, config, dataset, spec, data):
             raise ValueError("early_stopping needs validation_data")
         return None
     held_out = open_dataset(config.validation_data, needs="labels", **data, class_names=dataset.class_names)
-    sources = {"bad_samples": Path(config.output) / BAD_HELD_OUT, "max_bad_fraction": config.max_bad_fraction}
-    batches = held_out_batches(held_out, spec, batch_size=config.batch_size, threads=config.threads, **sources)
-    return functools.partial(examine, model, batches)
+    options = sample_options(config, BAD_HELD_OUT)
+    batches = held_out_batches(held_out, spec, batch_size=config.batch_size, **options)
+    return functools.partial(evaluate, model, batches)
 
 
-def examine(model: keras.Model, batches: Batches) -> dict[str, float]:
-    """{"accuracy", "top_5_accuracy", "loss"} of a classifier that gives logits."""
+def evaluate(model: keras.Model, batches: Batches) -> dict[str, float]:
+    """Return {"accuracy", "top_5_accuracy", "loss"} of a classifier whose output is logits."""
     logits, labels = [], []
     for batch in batches:
         rows = batch["images"]
@@ -252,14 +253,14 @@ def examine(model: keras.Model, batches: Batches) -> dict[str, float]:
     }
 
 
-def enough(patience: int | None) -> Callable[[list[dict]], bool] | None:
-    """Whether the last `patience` validations were none of them better than the best before."""
+def no_improvement(patience: int | None) -> Callable[[list[dict]], bool] | None:
+    """Return a function of the history: whether none of the last `patience` validations beat the best before them."""
     if patience is None:
         return None
 
-    def no_better(rows: list[dict]) -> bool:
+    def check(rows: list[dict]) -> bool:
         accuracies = [row["val_accuracy"] for row in rows if "val_accuracy" in row]
         best = max(accuracies[:-patience], default=math.inf)
         return len(accuracies) > patience and max(accuracies[-patience:]) <= best
 
-    return no_better
+    return check

@@ -1,118 +1,290 @@
-"""The JSON configuration of a classifier's training: keys, their kinds, and the architecture that they describe.
+"""Training options, declared once per mode: one dataclass whose fields carry type, default and help.
 
-The architecture's keys are transformers': `model_type`, `hidden_sizes`, `depths`, … They become a row of the tables,
-or change the row that `model` names.
+From them come the arguments of `zoo.train` and `zoo.pretrain` (`accepts`), the command line's flags, the keys of a
+classifier's JSON config and the tables in docs/reference/training-options.md.
 """
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import json
 import math
-import re
-from dataclasses import dataclass, field
+import textwrap
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from zoo.models.names import Entry, find
-from zoo.weights.schema import RESNET
-from zoo.weights.sources import transformers
+if TYPE_CHECKING:
+    import clip
+    import convnext
+    from zoo.data import Dataset
 
-ARCHITECTURE = {  # key: kind
-    **{"num_channels": int, "patch_size": int, "num_stages": int, "embedding_size": int},
-    **{"hidden_sizes": list, "depths": list, "hidden_act": str, "layer_type": str},
-    **{"layer_scale_init_value": float, "layer_norm_eps": float},
-    **{"downsample_in_first_stage": bool, "downsample_in_bottleneck": bool},
+PRECISIONS = ("float32", "bfloat16", "float16")
+MAX_CONTEXT = 77
+ARCHITECTURE = {  # key of transformers' configs: (type, help)
+    "hidden_sizes": (list, "channels of each stage"),
+    "depths": (list, "blocks of each stage"),
+    "num_stages": (int, "number of stages, which `hidden_sizes` and `depths` must agree with"),
+    "hidden_act": (str, "activation"),
+    "num_channels": (int, "image channels; 3"),
+    "layer_norm_eps": (float, "epsilon of the normalisation layers"),
+    "patch_size": (int, "ConvNeXt: kernel size of the stem"),
+    "layer_scale_init_value": (float, "ConvNeXt: initial layer scale"),
+    "layer_type": (str, 'ResNet: "basic" or "bottleneck"'),
+    "embedding_size": (int, "ResNet: channels of the stem"),
+    "downsample_in_first_stage": (bool, "ResNet: must be false"),
+    "downsample_in_bottleneck": (bool, "ResNet: must be false"),
 }
-FAMILIES = (RESNET, "convnext", "convnextv2")
-HUB_NAME = re.compile(
-    r"(?:[\w.-]+/)?(resnet|convnextv2|convnext)-(\w+?)(?:-(22k|1k))?(?:-(\d+))?(?:-(22k|1k))*(?:-ft)?"
-)
-EXPANSION = {"basic": 1, "bottleneck": 4}  # of a ResNet block's channels
+FAMILIES = ("resnet", "convnext", "convnextv2")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """What the JSON file may say beside the architecture; a key that is not here is refused.
+def option(
+    default: Any, help: str, *, metavar: str | None = None, choices: tuple | None = None, minimum: int | None = None
+) -> Any:
+    """A field of a `TrainConfig`.
 
     Args:
-        model_type: "resnet", "convnext" or "convnextv2".
-        model: a name of the zoo ("convnextv2_tiny"), or of a hub ("facebook/convnext-tiny-224"). Published weights may
-            follow after a dot, as everywhere in the zoo ("convnextv2_tiny.fcmae"); `weights` counts more.
-        num_labels: K; what the data has unless given.
-        weights: to begin from: a file, as in `load_weights`, or the tag of published ones of `model`. Layers that do
-            not fit stay new, and are named.
-        train_data, validation_data: class folders, tar shards, or a table with `image_key` and `label_key`.
-        image_size: pixels; what the model's name says, or 224.
-        warmup_steps: a tenth of the run unless given.
-        layer_decay: in (0, 1]: what each group of layers has of the learning rate of the one above it.
-        loss: "cross_entropy", "focal", or "module.function" of (targets (B, K), logits (B, K)) → (B,) or ().
-        class_weights: K factors of the loss.
-        mixup, cutmix: α of their Beta distributions; 0 for none.
-        crop_scale: least and greatest share of a picture that a crop takes; [0.08, 1] unless given.
-        flip: probability of mirroring.
-        rand_augment: operations on colours and shape.
-        random_erasing: probability.
-        freeze_backbone: train the classifier alone; BatchNorm then runs as in inference.
-        early_stopping: validations without a better accuracy after which the run ends.
-        others: as in `zoo.train`.
+        default: MISSING if the option is required.
+        help: one line for the command line and the docs; the default is added to it.
+        metavar, choices: as in argparse.
+        minimum: of a number on the command line.
     """
+    metadata = {"help": help, "metavar": metavar, "choices": choices, "minimum": minimum}
+    return field(default=default, metadata=metadata)
 
-    model_type: str = RESNET
-    model: str | None = None
-    num_labels: int | None = None
-    weights: str | None = None
-    stem_stride: int | None = None
-    drop_path_rate: float = 0.0
-    dropout_rate: float = 0.0
-    train_data: str = ""
-    validation_data: str | None = None
-    image_key: str = "filepath"
-    label_key: str | None = "label"
-    data_root: str | None = None
-    output: str = "classify-output"
-    batch_size: int = 32
-    epochs: int = 10
-    image_size: int | None = None
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_steps: int | None = None
-    layer_decay: float | None = None
-    clip_norm: float | None = None
-    precision: str = "float32"
-    ema: float | None = None
-    loss: str = "cross_entropy"
-    label_smoothing: float = 0.0
-    focal_gamma: float = 2.0
-    class_weights: list | None = None
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    crop_scale: list | None = None
-    flip: float = 0.5
-    rand_augment: bool = False
-    random_erasing: float = 0.0
-    freeze_backbone: bool = False
-    early_stopping: int | None = None
-    devices: int | None = None
-    save_every: int | None = None
-    validate_every: int | None = None
-    log_every: int = 10
-    max_skipped: int = 10
-    max_bad_fraction: float = 0.01
-    threads: int | None = None
-    seed: int = 0
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The options that every mode has."""
+
+    train_data: "str | Path | Dataset" = option(
+        MISSING, "CSV, TSV or parquet file, folder, tar shards (train-{0000..0127}.tar) or a Dataset", metavar="PATH"
+    )
+    validation_data: "str | Path | Dataset | None" = option(
+        None, "data to validate on, read like train_data", metavar="PATH"
+    )
+    output: str | Path = option("output", "folder of the model, checkpoints, history and bad_samples", metavar="DIR")
+    image_key: str = option("filepath", "column of a table with image paths", metavar="COLUMN")
+    data_root: str | Path | None = option(
+        None, "base folder for relative paths in a table; default: the table's folder", metavar="DIR"
+    )
+    batch_size: int = option(32, "images per batch, over all devices", minimum=1)
+    epochs: int = option(10, "passes over the data", minimum=1)
+    image_size: int | None = option(None, "image side in pixels; default: the model's", metavar="PIXELS", minimum=1)
+    stem_stride: int | None = option(None, "stride of a ConvNeXt's stem; smaller for small images", choices=(4, 2, 1))
+    weights: str | Path | None = option(None, "initial weights: a tag of published ones, or a file", metavar="TAG|PATH")
+    learning_rate: float = option(1e-3, "peak learning rate, reached after the warm-up; a cosine decays it to zero")
+    weight_decay: float = option(0.05, "AdamW's weight decay; gains, biases, embeddings and the logit scale have none")
+    warmup_steps: int | None = option(None, "steps of linear warm-up; default: a tenth of the run")
+    clip_norm: float | None = option(None, "maximum global gradient norm; 0 for no limit; default: no limit")
+    precision: str = option("float32", "compute precision; weights are float32 in all", choices=PRECISIONS)
+    ema: float | None = option(
+        None, "EMA decay of the weights; the average is validated and saved; default: no EMA", metavar="DECAY"
+    )
+    validate_every: int | None = option(
+        None, "steps between validations; default: one per epoch", metavar="STEPS", minimum=1
+    )
+    save_every: int | None = option(
+        None, "steps between checkpoints; default: one per epoch", metavar="STEPS", minimum=1
+    )
+    log_every: int = option(10, "steps per row of the history", metavar="STEPS", minimum=1)
+    max_skipped: int = option(
+        10, "consecutive non-finite updates after which the run returns to its last checkpoint", minimum=1
+    )
+    max_bad_fraction: float = option(0.01, "fraction of unreadable records above which the run ends")
+    threads: int | None = option(None, "threads that decode images; default: the cores, at most 8", minimum=1)
+    devices: int | None = option(None, "JAX devices that share each batch; default: 1", metavar="N", minimum=1)
+    seed: int = option(0, "seed of weights, order and augmentation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig(TrainConfig):
+    """The options of `zoo.train` and `zoo train contrastive`."""
+
+    model: "str | clip.Pair | clip.CLIP" = option(
+        MISSING,
+        "a pair's name, such as clip/convnext_v2_tiny, a row of the tables, or a pair to train in place",
+        metavar="NAME",
+    )
+    output: str | Path = option(
+        "contrastive-output", "folder of model.safetensors, checkpoints and history", metavar="DIR"
+    )
+    caption_key: str = option("caption", "column of a table with captions", metavar="COLUMN")
+    label_key: str | None = option(
+        None, "column of classes: pairs of one class are positives of each other", metavar="COLUMN"
+    )
+    batch_size: int = option(32, "pairs per batch, compared with each other", minimum=1)
+    loss: str = option("clip", "contrastive loss", choices=("clip", "siglip"))
+    learning_rate: float = option(5e-4, "peak learning rate, reached after the warm-up; a cosine decays it to zero")
+    clip_norm: float | None = option(1.0, "maximum global gradient norm; 0 for no limit")
+    accumulate: int = option(
+        1, "chunks that a batch is embedded in, to save memory; the loss is the batch's", metavar="CHUNKS", minimum=1
+    )
+    lock_image: bool = option(False, "freeze the image tower")
+    lock_text: bool = option(False, "freeze the text tower")
+    context_length: int = option(MAX_CONTEXT, "tokens per caption, 2 to 77; longer captions are cut", minimum=1)
+    classes: str | None = option(
+        None, "class names for zero-shot accuracy on the validation data: digits, cifar10, …", metavar="NAME"
+    )
+    teacher: "str | Path | clip.CLIP | None" = option(
+        None, "pair to distil from: a name with weights, or a saved file", metavar="NAME|PATH"
+    )
+    distill_weight: float = option(1.0, "weight of the distillation loss")
+    resume: bool = option(False, "resume from the newest checkpoint in the output folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainConfig):
+    """The options of `zoo.pretrain` and `zoo pretrain`."""
+
+    model: "str | convnext.Variant | convnext.FCMAE" = option(
+        MISSING,
+        "a ConvNeXt V2's name, such as convnextv2_tiny, a row of the tables, or a FCMAE to train in place",
+        metavar="NAME",
+    )
+    output: str | Path = option(
+        "pretrain-output", "folder of model.safetensors, the report and checkpoints", metavar="DIR"
+    )
+    image_size: int | None = option(
+        None, "image side in pixels, a multiple of the patch side; default: 224", metavar="PIXELS", minimum=1
+    )
+    stem_stride: int | None = option(
+        None, "stride of the stem; smaller for small images; the patch side follows it", choices=(4, 2, 1)
+    )
+    mask_ratio: float = option(0.6, "fraction of the patches that is hidden")
+    decoder_dim: int = option(512, "channels of the decoder", minimum=1)
+    decoder_depth: int = option(1, "blocks of the decoder", minimum=1)
+    crop_scale: float = option(0.2, "minimum fraction of an image that a crop takes; 1 for no cropping")
+    flip: float = option(0.5, "probability of a horizontal flip")
+    seed: int = option(0, "seed of weights, masks, order and augmentation")
+    resume: bool = option(False, "resume from the newest checkpoint in the output folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(TrainConfig):
+    """The options of `train_classifier`: the keys of its JSON config, besides those of ARCHITECTURE."""
+
+    model_type: str = option("resnet", "architecture family", choices=FAMILIES)
+    model: str | None = option(
+        None,
+        "a name of the zoo (convnextv2_tiny), with published weights (convnextv2_tiny.fcmae), or a hub name "
+        "(facebook/convnext-tiny-224, microsoft/resnet-50, timm/…)",
+    )
+    num_labels: int | None = option(None, "number of classes; default: what the data has")
+    weights: str | None = option(
+        None,
+        "initial weights: a tag of published ones, or a file; layers that do not fit stay new and are named",
+        metavar="TAG|PATH",
+    )
+    drop_path_rate: float = option(0.0, "ConvNeXt: stochastic depth")
+    dropout_rate: float = option(0.0, "ConvNeXt: dropout before the classifier")
+    train_data: str = option("", "class folders, a table or tar shards; required", metavar="PATH")
+    validation_data: str | None = option(None, "data to validate on, read like train_data", metavar="PATH")
+    output: str = option("classify-output", "folder of model.safetensors, checkpoints and history", metavar="DIR")
+    label_key: str | None = option("label", "column of a table with classes")
+    data_root: str | None = option(None, "base folder for relative paths in a table; default: the table's folder")
+    image_size: int | None = option(None, "image side in pixels; default: what the model's name says, or 224")
+    layer_decay: float | None = option(
+        None,
+        "learning-rate factor from each group of layers to the one below it, in (0, 1]; default: none",
+        metavar="FACTOR",
+    )
+    loss: str = option("cross_entropy", '"cross_entropy", "focal", or "module.function" of (targets, logits)')
+    label_smoothing: float = option(0.0, "label smoothing, at least 0 and less than 1")
+    focal_gamma: float = option(2.0, "γ of the focal loss")
+    class_weights: list | None = option(None, "factor of the loss for each class; default: 1")
+    mixup: float = option(0.0, "α of mixup's Beta distribution; 0 for none")
+    cutmix: float = option(0.0, "α of CutMix's Beta distribution; 0 for none")
+    crop_scale: list | None = option(
+        None, "minimum and maximum fraction of an image that a crop takes; default: [0.08, 1]"
+    )
+    flip: float = option(0.5, "probability of a horizontal flip")
+    rand_augment: bool = option(False, "RandAugment")
+    random_erasing: float = option(0.0, "probability of random erasing")
+    freeze_backbone: bool = option(False, "train only the classifier layer; BatchNorm runs in inference mode")
+    early_stopping: int | None = option(
+        None, "validations without a better accuracy after which the run ends; default: never"
+    )
     architecture: dict = field(default_factory=dict)
 
 
-KINDS = {f.name: f.type for f in dataclasses.fields(ClassifierConfig) if f.name != "architecture"}
+def options_of(config: type[TrainConfig]) -> list[dataclasses.Field]:
+    """Return the fields that `option` declared, required ones first."""
+    fields = [f for f in dataclasses.fields(config) if "help" in f.metadata]
+    required = [f for f in fields if f.default is MISSING]
+    return sorted(required, key=lambda f: f.name != "model") + [f for f in fields if f.default is not MISSING]
 
 
-def read_config(path: str | Path, **overrides) -> ClassifierConfig:
-    """The configuration in a JSON file, every key and value checked.
+def value_type(config_field: dataclasses.Field) -> Any:
+    """Return the type of an option's value in JSON or on the command line: its annotation without Path and objects."""
+    if isinstance(config_field.type, str):
+        return str | None if config_field.default is None else str
+    kinds = [kind for kind in typing.get_args(config_field.type) or [config_field.type] if kind is not Path]
+    return functools.reduce(lambda one, other: one | other, kinds)
+
+
+def describe_option(config_field: dataclasses.Field) -> str:
+    """Return the help of an option, with its default."""
+    text, default = config_field.metadata["help"], config_field.default
+    if default in (MISSING, None, "") or isinstance(default, bool):
+        return text
+    return f"{text} (default {default})"
+
+
+def accepts(config: type[TrainConfig]) -> Callable[[Function], Function]:
+    """Give a function of (model, train_data, **options) the signature and documentation of a config's options.
+
+    The function raises TypeError for an unknown option and names the nearest one.
+    """
+    fields = options_of(config)
+    kinds = inspect.Parameter
+    parameters = [
+        kinds(f.name, kinds.POSITIONAL_OR_KEYWORD, annotation=f.type)
+        if f.default is MISSING
+        else kinds(f.name, kinds.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields
+    ]
+    names = [f.name for f in fields]
+    lines = [textwrap.fill(f"{f.name}: {describe_option(f)}.", 116, subsequent_indent="    ") for f in fields]
+
+    def decorate(function):
+        @functools.wraps(function)
+        def call(*arguments, **options):
+            for name in options:
+                if name not in names:
+                    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+                    raise TypeError(f"{function.__name__}() has no option {name!r}; nearest is {nearest!r}")
+            return function(*arguments, **options)
+
+        summary, _, rest = inspect.cleandoc(function.__doc__).partition("\n\nRaises:")
+        call.__doc__ = f"{summary}\n\nArgs:\n{textwrap.indent(chr(10).join(lines), '    ')}\n\nRaises:{rest}"
+        call.__signature__ = inspect.Signature(
+            parameters, return_annotation=inspect.signature(function).return_annotation
+        )
+        return call
+
+    return decorate
+
+
+# A classifier's JSON config.
+
+KINDS = {f.name: value_type(f) for f in options_of(ClassifierConfig)}
+
+
+def read_config(path: str | Path, **overrides: Any) -> ClassifierConfig:
+    """Return the config in a JSON file, every key and value checked.
 
     Args:
-        overrides: values that count more than the file's; None for those that do not.
+        overrides: values that replace the file's; None leaves the file's.
 
     Raises:
-        ValueError: not a JSON object, an unknown key (the nearest is named), or a value of another kind.
+        ValueError: not a JSON object, an unknown key (the nearest is named), or a value of the wrong type.
     """
     path = Path(path)
     try:
@@ -120,14 +292,14 @@ def read_config(path: str | Path, **overrides) -> ClassifierConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}; a configuration is a JSON object")
+        raise ValueError(f"{path} holds {type(values).__name__}; a config is a JSON object")
     values |= {name: value for name, value in overrides.items() if value is not None}
     return parse_config(values, path.name)
 
 
-def parse_config(values: dict, name: str = "config") -> ClassifierConfig:
-    """A configuration from a dict, checked; `name` is what messages call it."""
-    allowed = {**KINDS, **ARCHITECTURE}
+def parse_config(values: dict[str, Any], name: str = "config") -> ClassifierConfig:
+    """Return the config that a dict describes, checked; `name` is what messages call it."""
+    allowed = {**KINDS, **{key: kind for key, (kind, _) in ARCHITECTURE.items()}}
     for key, value in values.items():
         if key not in allowed:
             nearest = difflib.get_close_matches(key, allowed, n=1, cutoff=0.0)[0]
@@ -147,7 +319,7 @@ def parse_config(values: dict, name: str = "config") -> ClassifierConfig:
 
 
 def _check_ranges(config: ClassifierConfig, name: str) -> None:
-    """ValueError for numbers that only the first step, or nothing, would stumble over."""
+    """Raise ValueError for numbers out of range that training itself would notice late or never."""
     for key in ("num_labels", "image_size", "early_stopping"):
         value = getattr(config, key)
         if value is not None and value < 1:
@@ -164,54 +336,11 @@ def _check_ranges(config: ClassifierConfig, name: str) -> None:
             raise ValueError(f"{name}: {key} has {len(values)} numbers; it must have {count}")
 
 
-def _is(value, kind) -> bool:
-    if kind is float:
-        kind = int | float
-    elif kind == float | None:
-        kind = int | float | None
-    return isinstance(value, kind) and (not isinstance(value, bool) or kind in (bool, bool | None))
-
-
-def describe_model(config: ClassifierConfig) -> tuple[str | dict, int | None, dict]:
-    """(row's name or its fields, image size that the name says, further arguments of the family's builder).
-
-    Raises:
-        ValueError: the name is of another family than `model_type`, or the architecture is none of ours.
-    """
-    entry, size = named_model(config)
-    values = {"model_type": config.model_type, **_row_values(entry), **config.architecture}
-    stages = values.pop("num_stages", None)
-    if stages is not None and stages != len(values.get("depths", range(4))):
-        raise ValueError(f"num_stages is {stages}, depths are {values.get('depths', 'four')}; there must be as many")
-    arguments = transformers.read_config(values, "the configuration", lambda _: None).arguments
-    kept = {key: value for key, value in arguments.items() if key == "layer_scale_init_value"}
-    return arguments["variant"], size, {"channels": arguments["input_shape"][-1], **kept}
-
-
-def named_model(config: ClassifierConfig) -> tuple[Entry | None, int | None]:
-    """(entry of the zoo that `model` names, image size in the name); None for what it does not say."""
-    if config.model is None:
-        return None, None
-    match = HUB_NAME.fullmatch(config.model)
-    if match:
-        joint = "" if match[1] == RESNET else "_"
-        entry, size = find(f"{match[1]}{joint}{match[2]}"), match[4] and int(match[4])
-    else:
-        entry, size = find(config.model.removeprefix("timm/")), None
-    if entry.family != config.model_type:
-        raise ValueError(f"model {config.model!r} is a {entry.family}; model_type says {config.model_type!r}")
-    return entry, size
-
-
-def _row_values(entry: Entry | None) -> dict:
-    """A row of the tables in transformers' words."""
-    import convnext
-
-    if entry is None:
-        return {}
-    family, row = entry.family, convnext.TABLES[entry.family][entry.label]
-    values = {"depths": list(row.depths), "hidden_sizes": list(row.dims), "hidden_act": row.activation}
-    if family != RESNET:
-        return {**values, "patch_size": row.patch_size}
-    sizes = [size * EXPANSION[row.block] for size in row.dims]
-    return {**values, "hidden_sizes": sizes, "layer_type": row.block, "embedding_size": row.stem_dim}
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a type; an integer is a float, a truth value is no number."""
+    kinds = typing.get_args(kind) or (kind,)
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, int) and float in kinds:
+        return True
+    return isinstance(value, tuple(types.NoneType if kind is None else kind for kind in kinds))

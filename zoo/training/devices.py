@@ -1,6 +1,6 @@
-"""Several devices: on JAX a batch is divided among them, and loss, gradient and statistics stay those of the batch.
+"""Data parallelism on JAX: devices share each batch; loss, gradient and statistics are those of the whole batch.
 
-`keras.distribution` lets XLA see whole arrays that lie in parts, so that a contrastive batch has all of its negatives.
+XLA sees the whole arrays (`keras.distribution`), so a contrastive batch keeps all of its negatives.
 """
 
 import contextlib
@@ -11,21 +11,21 @@ from keras import distribution
 
 @contextlib.contextmanager
 def data_parallel(devices: int | None, batch_size: int):
-    """Models made in the block train on so many devices, each with its part of a batch and all of the weights.
+    """Models created in the block train on several devices, each with all weights and a part of each batch.
 
     Args:
-        devices: of JAX, the first that it lists; None or 1 for one, on any backend.
-        batch_size: of all devices together.
+        devices: number of JAX devices, the first that JAX lists; None or 1 for one device on any backend.
+        batch_size: over all devices.
 
     Raises:
-        ValueError: another backend, fewer devices than asked for, or a batch that cannot be divided among them.
+        ValueError: another backend, too few devices, or a batch size that they do not divide.
     """
     if devices in (None, 1):
         yield
         return
     backend = keras.backend.backend()
     if backend != "jax":
-        raise ValueError(f"devices={devices}: several devices are JAX's, and this is {backend}; run with --backend jax")
+        raise ValueError(f"devices={devices} needs JAX, and the backend is {backend}; run with --backend jax")
     there = distribution.list_devices()
     if not 1 <= devices <= len(there):
         raise ValueError(
@@ -39,8 +39,8 @@ def data_parallel(devices: int | None, batch_size: int):
 
 
 @contextlib.contextmanager
-def undivided():
-    """In the block each device computes all of what it is given: batches of any size, as validation has them."""
+def without_distribution():
+    """In the block, batches are not divided among devices, so they may have any size, as in validation."""
     before = distribution.distribution()
     distribution.set_distribution(None)
     try:

@@ -1,39 +1,42 @@
-"""Distillation: a pair learns, beside its own task, how a larger one compares the images and captions of a batch."""
+"""Distillation: a pair also learns the similarities that a larger pair sees between the images and texts of a batch."""
 
+import dataclasses
 from pathlib import Path
 
-import keras
 import numpy as np
 from keras import ops
 
 import clip
 from zoo.data.preprocess import PreprocessSpec
-from zoo.models import registry
+from zoo.models import load_pair
+from zoo.models.registry import Loaded, load
+from zoo.weights import native
 
 EMBEDDINGS = ("image_embeddings", "text_embeddings")
 
 
 class Teacher:
-    """Called with a batch, the batch with "teacher_logits" (B, B) float32; `clip.distillation_loss` reads them.
+    """A function from a batch to the batch with "teacher_logits" (B, B) float32, read by `clip.distillation_loss`.
 
-    The teacher only ever predicts: its weights stay, and its dropout and batch statistics are those of inference.
+    The teacher runs in inference mode; its weights do not change.
 
     Args:
         pair: `clip.CLIP`.
-        its_spec: how pictures are prepared for it.
-        spec: how those of the batches are prepared.
+        teacher_spec: the teacher's image preprocessing.
+        spec: preprocessing of the batches.
 
     Raises:
-        ValueError: it takes images of another size.
+        ValueError: the image sizes differ.
     """
 
-    def __init__(self, pair: clip.CLIP, its_spec: PreprocessSpec, spec: PreprocessSpec):
-        if its_spec.size != spec.size:
-            theirs, ours = ("x".join(map(str, one.size)) for one in (its_spec, spec))
+    def __init__(self, pair: clip.CLIP, teacher_spec: PreprocessSpec, spec: PreprocessSpec):
+        if teacher_spec.size != spec.size:
+            theirs, ours = ("x".join(map(str, one.size)) for one in (teacher_spec, spec))
             raise ValueError(f"the teacher takes images of {theirs} pixels, the pair of {ours}; they must be the same")
         self.pair = pair
-        mean, std, its_mean, its_std = (np.float32(s) for s in (spec.mean, spec.std, its_spec.mean, its_spec.std))
-        self.gain, self.offset = std / its_std, (mean - its_mean) / its_std  # from our statistics to the teacher's
+        mean, std = np.float32(spec.mean), np.float32(spec.std)
+        teacher_mean, teacher_std = np.float32(teacher_spec.mean), np.float32(teacher_spec.std)
+        self.gain, self.offset = std / teacher_std, (mean - teacher_mean) / teacher_std  # between the statistics
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         images = batch["images"] * self.gain + self.offset
@@ -42,13 +45,25 @@ class Teacher:
         return {**batch, "teacher_logits": ops.convert_to_numpy(logits)}
 
 
-def load_teacher(teacher: "str | Path | clip.CLIP") -> clip.CLIP:
-    """A teacher by name with weights ("clip/ViT-B-32.openai") or from a saved file; or a pair, as it is.
+def load_teacher(teacher: "str | Path | clip.CLIP", spec: PreprocessSpec) -> Teacher:
+    """Return a teacher for batches preprocessed by `spec`.
+
+    Args:
+        teacher: a name with weights ("clip/ViT-B-32.openai"), a saved file, or an existing pair.
 
     Raises:
-        ValueError: it is no pair, or a name without weights; FileNotFoundError: it is not there.
+        ValueError: not a pair, a name without weights, or another image size. FileNotFoundError: no such file.
     """
-    pair = teacher if isinstance(teacher, keras.Model) else registry.load(teacher).model
-    if not isinstance(pair, clip.CLIP):
-        raise ValueError(f"teacher={str(teacher)!r} is no pair of an image and a text tower, which distillation needs")
-    return pair
+    loaded = load(teacher) if isinstance(teacher, str | Path) else teacher
+    model = loaded.model if isinstance(loaded, Loaded) else loaded
+    known = preprocessing(model) if isinstance(model, clip.CLIP) else None
+    pair = load_pair(loaded, preprocess=known)
+    return Teacher(pair.model, pair.preprocess, spec)
+
+
+def preprocessing(model: clip.CLIP) -> PreprocessSpec:
+    """Return the image preprocessing of a pair's weights, at the tower's size; OpenAI's statistics if unknown."""
+    height, width = model.image_encoder.input_shape[1:3]
+    known = native.recall(model).preprocess
+    size = height if height == width else (height, width)
+    return PreprocessSpec(image_size=size) if known is None else dataclasses.replace(known, image_size=size)

@@ -1,4 +1,4 @@
-"""What a run logs: rows in history.jsonl as they come, all of them in history.csv and curves.png when it pauses."""
+"""The history of a run: rows in history.jsonl during the run; history.csv and curves.png at its end."""
 
 import csv
 import importlib.util
@@ -29,15 +29,15 @@ PANELS = {  # title: {curve: metric}; every other metric has a panel of its own
         for kind in ("median", "mean")
     },
 }
-SHARES = {"accuracy", "image → text", "text → image"}
+PERCENT = {"accuracy", "image → text", "text → image"}
 
 
 class History:
     """The rows of a run, in memory and in a file that grows by whole lines.
 
     Args:
-        path: of history.jsonl. What it held before is replaced by `text`.
-        text: lines from the checkpoint that the run goes on from.
+        path: history.jsonl; its content is replaced by `text`.
+        text: lines from the checkpoint that is resumed.
     """
 
     def __init__(self, path: str | Path, text: str = ""):
@@ -45,7 +45,7 @@ class History:
         self.restore(text)
 
     def restore(self, text: str) -> None:
-        """Takes the lines of a checkpoint in place of those there are."""
+        """Replace the lines by those of a checkpoint."""
         self.text = text
         with atomic_write(self.path, "w") as file:
             file.write(text)
@@ -56,14 +56,14 @@ class History:
         return [json.loads(line) for line in self.text.splitlines()]
 
     def add(self, **row) -> None:
-        """Logs a row; numbers that are not finite become null, which JSON can say."""
+        """Log a row; numbers that are not finite become null."""
         row = {name: _plain(value) for name, value in row.items()}
         line = json.dumps(row, ensure_ascii=False)
         self.text += f"{line}\n"
         self._file.add(line)
 
     def write_csv(self, path: str | Path) -> None:
-        """One line a row, a column for every name there is."""
+        """Write one line per row, with a column for every name."""
         rows = self.rows
         columns = list(dict.fromkeys([*FIRST, *(name for row in rows for name in row)]))
         with atomic_write(path, "w") as file:
@@ -72,7 +72,7 @@ class History:
             lines.writerows(rows)
 
     def draw(self, path: str | Path) -> bool:
-        """Curves over the steps as PNG; False when matplotlib is not installed or nothing was logged."""
+        """Plot the curves as PNG; return False without matplotlib or rows."""
         panels = curves(self.rows)
         if not panels or importlib.util.find_spec("matplotlib") is None:
             return False
@@ -81,29 +81,29 @@ class History:
 
 
 def curves(rows: Sequence[dict]) -> list[Panel]:
-    """Panels over the steps of the metrics that at least two rows have, training's and validation's in one."""
+    """Return panels of all metrics with at least two values; training and validation share a panel."""
     metrics = {name for row in rows for name in row} - NOT_DRAWN
     drawn = {name for name in metrics if sum(_is_number(row.get(name)) for row in rows) > 1}
     known = {name for curves in PANELS.values() for name in curves.values()}
     others = {name.replace("_", " "): {name: name} for name in sorted(drawn - known)}
     panels = []
     for title, curves in {**PANELS, **others}.items():
-        shown = {label: name for label, name in curves.items() if name in drawn}
-        if shown:
-            panels.append(_panel(title, shown, rows))
+        present = {label: name for label, name in curves.items() if name in drawn}
+        if present:
+            panels.append(_panel(title, present, rows))
     return panels
 
 
 def _panel(title: str, curves: dict[str, str], rows: Sequence[dict]) -> Panel:
-    """Metrics {label: name} over the steps that have any of them."""
-    at = {}  # step → {name: value}: what training and validation say of a step are two rows
+    """Return a panel of the metrics {label: name}."""
+    at: dict = {}  # step → {name: value}: training and validation log separate rows for a step
     for row in rows:
         found = {name: row[name] for name in curves.values() if _is_number(row.get(name))}
         if found:
             at.setdefault(row["step"], {}).update(found)
     steps = sorted(at)
     values = {label: [at[step].get(name, math.nan) for step in steps] for label, name in curves.items()}
-    return Panel(title, steps, values, xlabel="step", percent=title in SHARES, joined=True)
+    return Panel(title, steps, values, xlabel="step", percent=title in PERCENT, joined=True)
 
 
 def _is_number(value) -> bool:
@@ -111,7 +111,7 @@ def _is_number(value) -> bool:
 
 
 def _plain(value):
-    """A number or text as JSON has it."""
+    """Return a value that JSON can hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,7 +1,7 @@
-"""Layer-wise learning-rate decay: the deeper below the classifier a layer lies, the less of the learning rate it takes.
+"""Layer-wise learning-rate decay: layers further from the classifier get a smaller learning rate.
 
-ConvNeXt's own grouping when fine-tuned: the stem; groups of three consecutive blocks of a stage, its downsampling with
-the first of them; the classifier with the norm before it. That is 12 groups between stem and head for (3, 3, 27, 3).
+The groups are those of ConvNeXt's fine-tuning: the stem; three consecutive blocks of a stage, its downsampling with
+the first three; the classifier with the norm before it. Depths (3, 3, 27, 3) have 12 groups between stem and head.
 Reference: arXiv:2201.03545, appendix A; arXiv:2106.08254, section 3.2.
 """
 
@@ -17,11 +17,11 @@ STEM, HEAD = ("stem_", "conv1", "bn1"), (math.inf, 0)
 
 
 def update_factors(model: keras.Model, decay: float) -> list[float]:
-    """decay ** (groups above a variable's own) for each trainable variable, in their order; the head's are 1.
+    """Return decay ** (number of groups above) for each trainable variable, in order; 1 for the head.
 
     Args:
-        model: of `create_convnext_v1`, `create_convnext_v2` or `create_resnet`.
-        decay: in (0, 1]; 1 leaves all learning rates as they are.
+        model: from `create_convnext_v1`, `create_convnext_v2` or `create_resnet`.
+        decay: in (0, 1]; 1 for no decay.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"layer_decay={decay!r}; it must be above 0 and at most 1")
@@ -33,7 +33,7 @@ def update_factors(model: keras.Model, decay: float) -> list[float]:
 
 
 def _place(name: str) -> tuple[float, int]:
-    """(stage from 1, group of the stage) of a layer; the stem is stage 0, the head comes after all stages."""
+    """Return (stage from 1, group in the stage) of a layer; the stem is stage 0, the head comes after all stages."""
     if match := BLOCK.match(name):
         stage, block = (int(number) for number in match.groups() if number is not None)
         return stage + name.startswith("stages_"), block // GROUP

@@ -1,7 +1,7 @@
-"""One loop for every kind of training, around Keras' `fit`, which is resumed bit for bit from any step.
+"""The training loop of every mode, around Keras' `fit`. A run resumes from any checkpoint bit for bit.
 
-Batches are functions of (seed, epoch, step), and a checkpoint holds every variable there is: weights, statistics,
-seeds of dropout, moments, averages, metrics. So a run goes on from a checkpoint as if it had never stopped.
+Batches are functions of (seed, epoch, step), and a checkpoint holds every variable: weights, statistics, dropout
+seeds, moments, averages and metrics. So a resumed run continues as if it had never stopped.
 """
 
 import contextlib
@@ -11,39 +11,41 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
 from keras import ops
 
+from zoo.data import Batches
 from zoo.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from zoo.training.devices import undivided
+from zoo.training.config import TrainConfig
+from zoo.training.devices import without_distribution
 from zoo.training.history import History
 from zoo.training.randomness import random_state, set_random_state
 from zoo.utils.files import lock, remove_leftovers
 
 CHECKPOINTS, LOCK, HISTORY = "checkpoints", ".lock", "history.jsonl"
 RANDOM = "random"
-MAX_RETURNS = 3  # to the same checkpoint
+MAX_ROLLBACKS = 3  # to the same checkpoint
 
 
 class Diverged(ValueError):
-    """The loss stays out of the finite numbers wherever the run goes on from."""
+    """The loss is not finite, also after returning to the last checkpoint."""
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How often a run does what. Steps are counted through all epochs.
+class RunConfig:
+    """How long a run is, and how often it logs, validates and saves. Steps are counted through all epochs.
 
     Args:
-        epochs: of the whole run.
-        save_every: steps between checkpoints; None for once an epoch.
-        log_every: steps that a row of the history is the mean of.
-        validate_every: steps between validations; None for once an epoch.
-        max_skipped: updates left out in a row after which the run goes back to its last checkpoint.
-        keep: checkpoints that stay.
+        epochs: passes over the data.
+        save_every: steps between checkpoints; None for one per epoch.
+        log_every: steps per row of the history.
+        validate_every: steps between validations; None for one per epoch.
+        max_skipped: consecutive skipped updates after which the run returns to its last checkpoint.
+        keep: checkpoints kept.
     """
 
     epochs: int
@@ -60,16 +62,21 @@ class Pace:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}; it must be an integer of at least 1")
 
+    @classmethod
+    def of(cls, config: TrainConfig) -> "RunConfig":
+        """Return the part of a mode's config that the loop needs."""
+        return cls(config.epochs, config.save_every, config.log_every, config.validate_every, config.max_skipped)
+
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended.
 
     Fields:
-        finished: False when it was told to stop before.
-        step: optimisation steps done of `steps`.
-        skipped: updates left out because they were not finite.
-        bad: samples that could not be used, and were replaced; bad_samples.jsonl names them.
+        finished: False if a signal stopped it.
+        step: steps done of `steps`.
+        skipped: updates skipped because a gradient was not finite.
+        bad: samples that could not be used and were replaced; bad_samples.jsonl names them.
         rows: of the history.
     """
 
@@ -82,9 +89,9 @@ class Outcome:
 
 
 def to_text(outcome: Outcome) -> str:
-    """Where a run stands, in one line."""
-    how = "Finished" if outcome.finished else "Stopped; --resume goes on"
-    skipped = f", {_count(outcome.skipped, 'update')} left out" if outcome.skipped else ""
+    """Return how a run ended, in one line."""
+    how = "Finished" if outcome.finished else "Stopped; continue with --resume"
+    skipped = f", {_count(outcome.skipped, 'update')} skipped" if outcome.skipped else ""
     bad = f", {_count(outcome.bad, 'bad sample')} replaced" if outcome.bad else ""
     return f"{how}: step {outcome.step} of {outcome.steps}{skipped}{bad}."
 
@@ -94,11 +101,11 @@ def _count(number: int, what: str) -> str:
 
 
 class Steps(keras.utils.PyDataset):
-    """The batches at some places of a run, in their order.
+    """The batches at some places of a run, in order.
 
     Args:
         batches: `zoo.data.Batches`; batch i counts through all epochs.
-        places: of the batches to give.
+        places: numbers of the batches.
         arrange: from a batch to what `fit` takes.
     """
 
@@ -114,47 +121,47 @@ class Steps(keras.utils.PyDataset):
         try:
             return self.arrange(self.batches[self.places[index]])
         except Exception as error:
-            self.error = error  # TensorFlow wraps what a data set raises in an error of its own
+            self.error = error  # TensorFlow wraps what a data set raises
             raise
 
 
-def train_durably(
+def fit_resumable(
     model: keras.Model,
-    batches,
+    batches: Batches,
     output: str | Path,
-    pace: Pace,
+    config: RunConfig,
     *,
     arrange: Callable = lambda batch: batch,
     validate: Callable[[], Mapping[str, float]] | None = None,
-    enough: Callable[[list[dict]], bool] | None = None,
+    should_stop: Callable[[list[dict]], bool] | None = None,
     identity: Mapping[str, object] | None = None,
     resume: bool = False,
 ) -> Outcome:
-    """Trains a compiled model; what it left unfinished in `output` is gone on with when asked.
+    """Train a compiled model with checkpoints; with `resume`, continue an unfinished run.
 
-    SIGTERM, or Ctrl-C once, ends the run after the step it is in, with a checkpoint.
+    SIGTERM, or Ctrl-C once, ends the run after the current step, with a checkpoint.
 
     Args:
-        model: compiled with a `Guarded` optimizer that is built.
+        model: compiled with a built `SkipNonFinite` optimizer.
         batches: `zoo.data.Batches`.
         output: folder for checkpoints/, history.jsonl, history.csv and curves.png.
         arrange: from a batch to what `fit` takes.
-        validate: gives metrics of the model as it is; called with the averaged weights when there are any.
-        enough: after each validation, whether the rows of the history are reason to end the run.
-        identity: what has to be the same for a run to be gone on with, beside the batches: JSON.
-        resume: go on from the newest checkpoint that verifies.
+        validate: returns metrics of the model; called with the averaged weights if there is an EMA.
+        should_stop: called with the rows of the history after each validation; True ends the run.
+        identity: JSON values that must be the same for a checkpoint to be resumed, besides those of the batches.
+        resume: resume from the newest intact checkpoint.
 
     Raises:
-        ValueError: another trainer is at work in the folder; it holds another run's checkpoints; the run `Diverged`;
-            too many samples are bad.
+        ValueError: another process trains in the folder; it holds another run's checkpoints; the run `Diverged`; too
+            many samples are bad.
     """
-    if validate is None and pace.validate_every is not None:
-        raise ValueError(f"validate_every={pace.validate_every}, but there is no validation data")
+    if validate is None and config.validate_every is not None:
+        raise ValueError(f"validate_every={config.validate_every}, but there is no validation data")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     identity = json.loads(json.dumps({**batches.identity, **(identity or {})}))
-    with lock(output / LOCK), told_to_stop() as stop:
-        run = _Run(model, batches, output, pace, (arrange, validate, enough), identity, stop)
+    with lock(output / LOCK), stop_on_signal() as stop:
+        run = _Run(model, batches, output, config, (arrange, validate, should_stop), identity, stop)
         run.begin(resume)
         while not run.over:
             run.fit_epoch()
@@ -165,21 +172,21 @@ def train_durably(
 class _Run(keras.callbacks.Callback):
     """The state of a run between steps. `position` is the place of the next batch, counted through all epochs."""
 
-    def __init__(self, model, batches, output, pace, functions, identity, stop):
+    def __init__(self, model, batches, output, config, functions, identity, stop):
         super().__init__()
-        self.set_model(model)  # from here on `self.model`, which on JAX first brings back what `fit` holds
-        self.batches, self.output, self.pace = batches, output, pace
-        self.arrange, self.validate, self.enough = functions
+        self.set_model(model)  # on JAX, `self.model` first copies back the variables that `fit` holds
+        self.batches, self.output, self.config = batches, output, config
+        self.arrange, self.validate, self.should_stop = functions
         self.identity, self.stop = identity, stop
-        self.steps = pace.epochs * batches.steps
+        self.steps = config.epochs * batches.steps
         self.folder = output / CHECKPOINTS
-        self.position, self.left_out = 0, []
-        self.metrics, self.returns, self.came_from = None, 0, None
-        self.stopping, self.has_enough = False, False
+        self.position, self.left_out = 0, []  # numbers of the batches that led to non-finite updates
+        self.metrics, self.rollbacks, self.rolled_back_to = None, 0, None
+        self.stopping, self.ends_early = False, False
 
     @property
     def finished(self) -> bool:
-        return self.position >= self.steps or self.has_enough
+        return self.position >= self.steps or self.ends_early
 
     @property
     def over(self) -> bool:
@@ -189,7 +196,7 @@ class _Run(keras.callbacks.Callback):
     def skipped(self) -> int:
         return int(ops.convert_to_numpy(self.model.optimizer.skipped))
 
-    # Where a run begins, and what it leaves.
+    # The start and the end.
 
     def begin(self, resume: bool) -> None:
         if self.folder.is_dir():
@@ -197,18 +204,18 @@ class _Run(keras.callbacks.Callback):
         found = newest_checkpoint(self.folder)
         if found is not None and not resume:
             raise ValueError(
-                f"{self.folder} holds checkpoints of a run. Go on with it (resume), or give another output folder."
+                f"{self.folder} holds checkpoints of a run. Resume it (resume), or give another output folder."
             )
         if found is None:
             self.history = History(self.output / HISTORY)
             if resume:
-                print(f"Nothing to resume in {self.output}: starting afresh.", flush=True)
+                print(f"Nothing to resume in {self.output}: starting from the beginning.", flush=True)
             self.save()
         else:
             self._check_identity(found)
             self.history = History(self.output / HISTORY, found.history)
             self._restore(found)
-            self.has_enough = self.enough is not None and self.enough(self.history.rows)
+            self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
             print(f"Resuming from {found.path} at step {self.position} of {self.steps}.", flush=True)
 
     def close(self) -> None:
@@ -222,19 +229,21 @@ class _Run(keras.callbacks.Callback):
             pairs = [f"{name} was {theirs.get(name)!r} and is {self.identity.get(name)!r}" for name in names]
             raise ValueError(f"{found.path} is of another run: {'; '.join(pairs)}")
 
-    # What a checkpoint holds.
+    # Checkpoints.
 
     def save(self) -> None:
-        """Writes a checkpoint; one that cannot be written is warned of, and the run goes on."""
+        """Write a checkpoint. If that fails, say so and continue."""
         groups = self._variables().items()
         state = {f"{group}/{i:05d}": ops.convert_to_numpy(v) for group, vs in groups for i, v in enumerate(vs)}
         state |= {f"{RANDOM}/{name}": array for name, array in random_state().items()}
         progress = {"identity": self.identity, "position": self.position, "left_out": self.left_out}
         try:
-            save_checkpoint(self.folder, state, progress, history=self.history.text, keep=self.pace.keep)
+            save_checkpoint(self.folder, state, progress, history=self.history.text, keep=self.config.keep)
         except OSError as error:
             print(
-                f"\nNo checkpoint at step {self.position}: {error}. The one before stays.", file=sys.stderr, flush=True
+                f"\nNo checkpoint at step {self.position}: {error}. The previous one is kept.",
+                file=sys.stderr,
+                flush=True,
             )
 
     def _restore(self, found: Checkpoint) -> None:
@@ -275,7 +284,7 @@ class _Run(keras.callbacks.Callback):
         self.bar = keras.utils.Progbar(self.batches.steps, verbose=_verbosity(), unit_name="step")
         self.started = time.perf_counter()
         self.random = random_state()
-        print(f"Epoch {epoch + 1}/{self.pace.epochs}", flush=True)
+        print(f"Epoch {epoch + 1}/{self.config.epochs}", flush=True)
         try:
             self.model.fit(data, shuffle=False, verbose=0, callbacks=[self])
         except Exception:
@@ -283,7 +292,7 @@ class _Run(keras.callbacks.Callback):
                 raise data.error from None
             raise
         if self.in_trouble:
-            self._go_back()
+            self._roll_back()
 
     def on_epoch_begin(self, *_):
         if self.metrics is not None:
@@ -293,7 +302,7 @@ class _Run(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):  # noqa: ARG002
         if batch == 0:
-            set_random_state(self.random)  # torch's data loader has drawn a number, once for each call of `fit`
+            set_random_state(self.random)  # torch's data loader draws a number at each call of `fit`
 
     def on_train_batch_end(self, batch, logs=None):
         self.position = self.places[batch] + 1
@@ -301,15 +310,15 @@ class _Run(keras.callbacks.Callback):
         if ends:
             self.position = -(-self.position // self.batches.steps) * self.batches.steps
         due = self._due
-        if due(self.pace.log_every, ends) or ends or self.stop.is_set():
-            self._look(logs, whole=due(self.pace.log_every, ends) or ends)
+        if due(self.config.log_every, ends) or ends or self.stop.is_set():
+            self._inspect(logs, log=due(self.config.log_every, ends) or ends)
         if self.in_trouble:
             self.model.stop_training = True
             return
-        if self.validate is not None and due(self.pace.validate_every, ends):
+        if self.validate is not None and due(self.config.validate_every, ends):
             self._validate()
         self.stopping = self.stop.is_set() and not self.finished
-        if due(self.pace.save_every, ends) and not self._in_a_row() or self.stopping or self.finished:
+        if due(self.config.save_every, ends) and not self._in_a_row() or self.stopping or self.finished:
             self.save()
         if self.over:
             self.model.stop_training = True
@@ -320,36 +329,36 @@ class _Run(keras.callbacks.Callback):
     def _in_a_row(self) -> int:
         return int(ops.convert_to_numpy(self.model.optimizer.in_a_row))
 
-    def _look(self, logs, *, whole: bool) -> None:
-        """Logs a row if one is due, and sees whether updates are left out one after the other."""
-        self.in_trouble = self._in_a_row() >= self.pace.max_skipped
-        if not whole:
+    def _inspect(self, logs, *, log: bool) -> None:
+        """Check for consecutive skipped updates; log a row if one is due."""
+        self.in_trouble = self._in_a_row() >= self.config.max_skipped
+        if not log:
             return
         rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
         row = {**logs, "learning_rate": rate, "skipped": self.skipped}
-        self.bar.stateful_metrics = set(row)  # shown as they are
+        self.bar.stateful_metrics = set(row)  # not averaged again
         self.bar.update((self.position - 1) % self.batches.steps + 1, values=[(k, v) for k, v in row.items()])
         self.history.add(epoch=self._epoch, step=self.position, **row, seconds=round(seconds, 3))
         self.model.reset_metrics()
 
     @property
     def _epoch(self) -> int:
-        """The epoch of the last step, from 1."""
+        """The number of the last step's epoch, from 1."""
         return (self.position - 1) // self.batches.steps + 1
 
     def _validate(self) -> None:
-        with self.model.optimizer.averaged(), undivided():
+        with self.model.optimizer.averaged(), without_distribution():
             metrics = {f"val_{name}": value for name, value in self.validate().items()}
         self.history.add(epoch=self._epoch, step=self.position, **metrics)
         text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"\nStep {self.position}: {text}", flush=True)
-        self.has_enough = self.enough is not None and self.enough(self.history.rows)
-        if self.has_enough and self.position < self.steps:
-            print("The run ends early: validations got no better.", flush=True)
+        self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
+        if self.ends_early and self.position < self.steps:
+            print("Early stopping: the validations no longer improve.", flush=True)
 
-    def _go_back(self) -> None:
-        """To the last checkpoint, leaving out the batches whose updates were left out one after the other."""
+    def _roll_back(self) -> None:
+        """Return to the last checkpoint and leave out the batches of the skipped updates from now on."""
         count, culprits, place = self._in_a_row(), [], self.position - 1
         while len(culprits) < count and place >= 0:
             if place not in self.left_out:
@@ -357,28 +366,28 @@ class _Run(keras.callbacks.Callback):
             place -= 1
         found = newest_checkpoint(self.folder)
         if found is None:
-            raise Diverged(f"The loss is not finite for {count} steps, and there is no checkpoint to go back to.")
-        self.returns = self.returns + 1 if found.path == self.came_from else 1
-        self.came_from = found.path
-        if self.returns > MAX_RETURNS:
+            raise Diverged(f"The loss is not finite for {count} steps, and there is no checkpoint to return to.")
+        self.rollbacks = self.rollbacks + 1 if found.path == self.rolled_back_to else 1
+        self.rolled_back_to = found.path
+        if self.rollbacks > MAX_ROLLBACKS:
             raise Diverged(
-                f"The loss is not finite for {count} steps in a row, {MAX_RETURNS} times after going back to step "
-                f"{found.progress['position']}. Lower the learning rate, or look at the data."
+                f"The loss is not finite for {count} consecutive steps, {MAX_ROLLBACKS} times after returning to step "
+                f"{found.progress['position']}. Lower the learning rate, or check the data."
             )
         left_out = sorted({*self.left_out, *culprits})
         self._restore(found)
         self.left_out = left_out
         self.history.restore(found.history)
         self.history.add(epoch=self._epoch, step=self.position, event="went back", left_out=sorted(culprits))
-        print(f"\nWent back to step {self.position}; left out: batches {sorted(culprits)}.", flush=True)
+        print(f"\nReturned to step {self.position}; leaving out batches {sorted(culprits)}.", flush=True)
 
 
 @contextlib.contextmanager
-def told_to_stop():
-    """An event that SIGTERM sets during the block, and Ctrl-C the first time; a second one interrupts as usual."""
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM or the first Ctrl-C sets; a second Ctrl-C interrupts as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield event  # signals are the main thread's
+        yield event  # only the main thread can handle signals
         return
 
     def handle(number, _):
@@ -386,7 +395,7 @@ def told_to_stop():
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(OSError):
-            os.write(2, b"\nStopping after this step.\n")  # `print` may be what the signal interrupted
+            os.write(2, b"\nStopping after this step.\n")  # the signal may have interrupted a `print`
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -397,5 +406,5 @@ def told_to_stop():
 
 
 def _verbosity() -> int:
-    """A moving bar on a terminal, a line an epoch elsewhere."""
+    """Return Keras' verbosity: a progress bar on a terminal, one line per epoch elsewhere."""
     return 1 if sys.stdout.isatty() else 2

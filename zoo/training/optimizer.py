@@ -1,4 +1,4 @@
-"""AdamW as the papers train with it, and what stands around an update: skipped when not finite, scaled, averaged."""
+"""AdamW with warm-up and cosine decay, and `SkipNonFinite`, which adds loss scaling, an EMA and layer-wise rates."""
 
 import contextlib
 
@@ -22,15 +22,15 @@ def create_optimizer(
     clip_norm: float | None = None,
     excluded: list | None = None,
 ) -> keras.optimizers.Optimizer:
-    """AdamW with a linear warm-up and a cosine to zero; no decay of gains, offsets, embeddings, temperature.
+    """Return AdamW with linear warm-up and cosine decay to zero; no decay of gains, biases, embeddings, logit_scale.
 
     Args:
-        learning_rate: at the end of the warm-up.
+        learning_rate: peak, at the end of the warm-up.
         steps: of the whole run.
-        warmup_steps: of them, from zero up.
-        weight_decay: of all other weights, times the learning rate.
-        clip_norm: greatest norm of all gradients together; None for no limit.
-        excluded: more variables without decay.
+        warmup_steps: steps of warm-up from zero.
+        weight_decay: of all other weights, multiplied by the learning rate.
+        clip_norm: maximum global gradient norm; None for no limit.
+        excluded: further variables without weight decay.
     """
     if not 0 <= warmup_steps <= steps:
         raise ValueError(f"warmup_steps={warmup_steps}; it must be between 0 and the {steps} steps of the run")
@@ -45,21 +45,20 @@ def create_optimizer(
     return optimizer
 
 
-@keras.saving.register_keras_serializable(PACKAGE)
-class Guarded(keras.optimizers.Optimizer):
-    """An optimizer whose update is left out when a gradient is not finite. The same code on every backend.
+@keras.saving.register_keras_serializable(PACKAGE, name="Guarded")  # the name in archives of earlier versions
+class SkipNonFinite(keras.optimizers.Optimizer):
+    """An optimizer that skips an update if a gradient is not finite. The same code runs on every backend.
 
-    Variables: `skipped`, the updates left out; `in_a_row`, those since the last one that was made.
+    Variables: `skipped`, the number of skipped updates; `in_a_row`, those since the last update.
 
     Args:
-        inner: the optimizer that makes the updates; its count of steps does not count those left out.
-        initial_scale: of the loss, for float16: halved whenever an update is left out, doubled after GROWTH_STEPS that
-            were not. An update left out while the scale is above 1 is not counted in `in_a_row`: the scale was at
-            fault. None for no scaling.
-        ema: share of the moving average of the weights that stays at each update, below 1; in the first t updates at
-            most (1 + t) / (10 + t). None for no average.
-        factors: of each variable's update, decay included, in the order of `build`: its learning rate as a share of
-            the optimizer's. None for 1 everywhere.
+        inner: the optimizer that makes the updates; its iterations do not count skipped ones.
+        initial_scale: loss scale for float16: halved at each skipped update, doubled after GROWTH_STEPS updates without
+            one. An update skipped while the scale is above 1 does not count in `in_a_row`, because the scale may be the
+            cause. None for no scaling.
+        ema: EMA decay of the weights, below 1; at most (1 + t) / (10 + t) after t updates. None for no EMA.
+        factors: learning rate of each variable, weight decay included, as a fraction of the optimizer's, in the order
+            of `build`. None for 1 everywhere.
     """
 
     def __init__(self, inner, *, initial_scale=None, ema=None, factors=None, name="guarded"):
@@ -71,7 +70,7 @@ class Guarded(keras.optimizers.Optimizer):
 
     def build(self, variables):
         if self.factors is not None and len(self.factors) != len(variables):
-            raise ValueError(f"factors are {len(self.factors)}, variables {len(variables)}; there must be as many")
+            raise ValueError(f"{len(self.factors)} factors for {len(variables)} variables; one each is needed")
         self.inner.build(variables)
         self.skipped = self.add_variable((), dtype="int32", name="skipped")
         self.in_a_row = self.add_variable((), dtype="int32", name="in_a_row")
@@ -127,7 +126,7 @@ class Guarded(keras.optimizers.Optimizer):
         return ops.cond(all_finite(grads), accept, lambda: run(self._refuse))
 
     def finalize_variable_values(self, var_list):
-        """Nothing: `averaged` shows the average when it is wanted, and training goes on from the weights."""
+        """Do nothing: training continues from the weights, and `averaged` gives access to the EMA."""
 
     def _accept(self, grads, variables):
         if self.initial_scale is not None:
@@ -144,7 +143,7 @@ class Guarded(keras.optimizers.Optimizer):
             self._average()
 
     def _apply_in_part(self, grads, variables):
-        """The inner update, of which each variable takes its share: that scales its learning rate under any rule."""
+        """Apply the inner update and scale each variable's change, which scales its learning rate for any optimizer."""
         part = [pair for pair in zip(variables, self.factors, strict=True) if pair[1] != 1.0]
         before = [ops.copy(variable) for variable, _ in part]
         self.inner.apply(grads, variables)
@@ -169,7 +168,7 @@ class Guarded(keras.optimizers.Optimizer):
 
     @contextlib.contextmanager
     def averaged(self):
-        """During the block the weights are their moving averages; nothing changes without one."""
+        """Replace the weights by their EMA during the block; without an EMA, do nothing."""
         if self.ema is None:
             yield
             return
@@ -193,10 +192,15 @@ class Guarded(keras.optimizers.Optimizer):
         return cls(**{**config, "inner": inner})
 
 
+Guarded = SkipNonFinite  # archives of earlier versions name this class
+
+
 def _whole(grad):
-    """A gradient as one array. TensorFlow gives that of Keras' Embedding as rows, one for each token, a repeated one's
-    too: their squares, of which Keras makes the norm and Adam's second moment, are not those of the gradient. Ours,
-    `clip.layers.TokenEmbedding`, gives one array; a tower of one's own may not.
+    """Return a gradient as one array.
+
+    TensorFlow returns the gradient of Keras' Embedding as one row per token, repeated tokens included. Keras squares
+    these rows for the norm and Adam's second moment, which is not the square of the gradient.
+    `clip.layers.TokenEmbedding` has a dense gradient; a custom tower may not.
     """
     if keras.backend.backend() != "tensorflow" or grad is None:
         return grad
@@ -206,10 +210,10 @@ def _whole(grad):
 
 
 def _copy(variable):
-    """Its value in memory of its own: JAX gives away the buffers of variables, so that no two may share one."""
+    """Return a copy of the value. JAX donates the buffers of variables, so two must not share one."""
     return ops.convert_to_numpy(variable).copy()
 
 
 def all_finite(grads):
-    """Whether every number in every gradient is finite: bool ()."""
+    """Return whether all gradients are finite, bool ()."""
     return ops.all(ops.stack([ops.all(ops.isfinite(grad)) for grad in grads if grad is not None]))

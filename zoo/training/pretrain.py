@@ -1,10 +1,11 @@
 """Masked pretraining without labels: `zoo.pretrain(…)`, and `zoo pretrain …` on the command line.
 
-What it leaves is a plain backbone, which `create_model(weights=…)` and `zoo train classify` begin from.
+The result is a plain backbone, initial weights for `create_model(weights=…)` and `zoo train classify`.
 """
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,12 +15,21 @@ import convnext
 from zoo.data import Augment, Batches, Dataset, open_dataset
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.models import registry
-from zoo.training.devices import data_parallel, undivided
-from zoo.training.held_out import held_out_batches
-from zoo.training.loop import Outcome, Pace, train_durably
+from zoo.training.config import PretrainConfig, accepts
+from zoo.training.devices import without_distribution
+from zoo.training.loop import Outcome, RunConfig, fit_resumable
 from zoo.training.optimizer import create_optimizer
 from zoo.training.result import write_model
-from zoo.training.setup import BAD_HELD_OUT, BAD_SAMPLES, check_rates, computing_in, prepare
+from zoo.training.setup import (
+    BAD_HELD_OUT,
+    BAD_SAMPLES,
+    check_rates,
+    compile_resumable,
+    optimizer_options,
+    sample_options,
+    training_scope,
+)
+from zoo.training.validation import held_out_batches
 from zoo.utils import report
 from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
@@ -27,146 +37,107 @@ from zoo.weights.describe import describe
 
 FAMILY = "convnextv2"
 IMAGE_SIZE = 224
-PICTURE, REPORT = "reconstruction.png", "report.html"
-SHOWN = 8  # images in the picture
-LEAST_SIDE = 96  # pixels of an image in the picture, where it is smaller
+DECODER = ("mask_ratio", "decoder_dim", "decoder_depth")  # options of `FCMAE`
+FIGURE, REPORT = "reconstruction.png", "report.html"
+FIGURE_IMAGES = 8
+MIN_SIDE = 96  # pixels; smaller images are enlarged in the figure
 GREY, GAP = 128, 4
 
 
+@accepts(PretrainConfig)
 def pretrain(
-    model: "str | convnext.Variant | convnext.FCMAE",
-    train_data: str | Path | Dataset,
-    *,
-    output: str | Path = "pretrain-output",
-    image_key: str = "filepath",
-    data_root: str | Path | None = None,
-    batch_size: int = 32,
-    epochs: int = 10,
-    image_size: int | None = None,
-    stem_stride: int | None = None,
-    weights: str | Path | None = None,
-    mask_ratio: float = 0.6,
-    decoder_dim: int = 512,
-    decoder_depth: int = 1,
-    crop_scale: float = 0.2,
-    flip: float = 0.5,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.05,
-    warmup_steps: int | None = None,
-    clip_norm: float | None = None,
-    precision: str = "float32",
-    ema: float | None = None,
-    validation_data: str | Path | Dataset | None = None,
-    validate_every: int | None = None,
-    devices: int | None = None,
-    save_every: int | None = None,
-    log_every: int = 10,
-    max_skipped: int = 10,
-    max_bad_fraction: float = 0.01,
-    threads: int | None = None,
-    seed: int = 0,
-    resume: bool = False,
+    model: "str | convnext.Variant | convnext.FCMAE", train_data: str | Path | Dataset, **options: Any
 ) -> Outcome:
-    """Pretrains a ConvNeXt V2 on images alone and leaves its backbone as model.safetensors in the output folder.
+    """Pretrain a ConvNeXt V2 on images alone and write its backbone to model.safetensors in the output folder.
 
-    A run that was killed goes on with `resume=True`, and ends with the weights, bit for bit, of one that was not.
-
-    Args:
-        model: a name ("convnextv2_tiny"), a row of one's own, or a `FCMAE`, which is trained in place.
-        train_data: folder of images at any depth, CSV, TSV or parquet file, tar shards, or what `zoo.data.from_arrays`
-            makes of an array; labels are not looked at.
-        output: folder of the backbone, reconstruction.png, report.html, checkpoints/, history.jsonl, history.csv,
-            curves.png and bad_samples.jsonl.
-        image_key, data_root: of a table, as in `zoo.train`.
-        image_size: pixels, 224 unless given; a multiple of the patches' side.
-        stem_stride: as in `create_fcmae`.
-        weights: to begin from: a tag or a file, as in `create_model`.
-        mask_ratio, decoder_dim, decoder_depth: as in `create_fcmae`.
-        crop_scale: least share of a picture that a crop takes; 1 for no cropping.
-        flip: probability of mirroring.
-        learning_rate: after `warmup_steps` (a tenth of the run unless given), then along a cosine to zero.
-        validation_data: as `train_data`; the loss on it, each picture under the same mask every time, is taken once an
-            epoch, or every `validate_every` steps.
-        others: as in `zoo.train`.
-
-    Raises:
-        ValueError: arguments that do not go together, data that cannot be used, a folder in use; all before training.
+    Labels and captions are ignored; a folder may have any depth. The output folder also holds reconstruction.png,
+    report.html, checkpoints/, history.jsonl, history.csv, curves.png and bad_samples.jsonl. Validation data adds the
+    loss on other images, each with the same mask every time. A run that was killed and continues with `resume=True`
+    ends with bit for bit the same weights.
 
     Reference: arXiv:2301.00808, section 3.1; appendix A.1 for the recipe.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: options that contradict each other, unusable data, or an output folder in use; before training.
     """
-    check_rates(learning_rate=learning_rate, weight_decay=weight_decay, clip_norm=clip_norm)
-    pace = Pace(epochs, save_every, log_every, validate_every, max_skipped)
-    columns = {"image_key": image_key, "data_root": data_root}
+    config = PretrainConfig(model=model, train_data=train_data, **options)
+    check_rates(config, "learning_rate", "weight_decay", "clip_norm")
+    run = RunConfig.of(config)
+    columns = {"image_key": config.image_key, "data_root": config.data_root}
     dataset = open_dataset(train_data, needs="images", **columns)
-    output = Path(output)
-    if devices not in (None, 1) and isinstance(model, keras.Model):
-        raise ValueError(f"devices={devices}: a model that is there already lies on one device; give its name")
-    with data_parallel(devices, batch_size), computing_in(precision):
-        keras.utils.set_random_seed(seed)
-        shape = {"image_size": image_size, "stem_stride": stem_stride, "weights": weights}
-        hiding = {"mask_ratio": mask_ratio, "decoder_dim": decoder_dim, "decoder_depth": decoder_depth}
-        fcmae = create(model, **shape, **hiding)
+    output = Path(config.output)
+    if config.devices not in (None, 1) and isinstance(model, keras.Model):
+        raise ValueError(f"devices={config.devices}: an existing model is on one device; give its name")
+    with training_scope(config):
+        fcmae = create(config)
         spec = preprocessing(fcmae)
         output.mkdir(parents=True, exist_ok=True)
-        sources = {"bad_samples": output / BAD_SAMPLES, "max_bad_fraction": max_bad_fraction, "threads": threads}
-        augment = Augment(scale=(crop_scale, 1.0), flip=flip)
-        with Batches(dataset, spec, batch_size=batch_size, seed=seed, augment=augment, **sources) as batches:
-            steps = epochs * batches.steps
-            warmup_steps = steps // 10 if warmup_steps is None else warmup_steps
-            rates = {"warmup_steps": warmup_steps, "weight_decay": weight_decay, "clip_norm": clip_norm or None}
+        batch = {"batch_size": config.batch_size, "seed": config.seed}
+        augment = Augment(scale=(config.crop_scale, 1.0), flip=config.flip)
+        with Batches(dataset, spec, augment=augment, **batch, **sample_options(config, BAD_SAMPLES)) as batches:
+            steps = config.epochs * batches.steps
+            rates = optimizer_options(config, steps)
             excluded = [fcmae.decoder.get_layer("mask_token").token]
-            optimizer = create_optimizer(learning_rate, steps, excluded=excluded, **rates)
-            prepare(fcmae, optimizer, precision=precision, ema=ema)
-            identity = {"learning_rate": learning_rate, "epochs": epochs, **rates, "ema": ema, "precision": precision}
-            identity |= {"model": describe(fcmae.encoder).arguments, "weights": weights and str(weights)}
-            identity |= {key: fcmae.get_config()[key] for key in (*hiding, "normalize_target")}
+            optimizer = create_optimizer(config.learning_rate, steps, excluded=excluded, **rates)
+            compile_resumable(fcmae, optimizer, config)
             validate = None
-            if validation_data is not None:
-                held_out = open_dataset(validation_data, needs="images", **columns)
-                sources |= {"bad_samples": output / BAD_HELD_OUT, "batch_size": batch_size, "seed": seed}
-                validate = functools.partial(examine, fcmae, held_out_batches(held_out, spec, **sources))
-            options = {"validate": validate, "identity": identity, "resume": resume}
-            outcome = train_durably(fcmae, batches, output, pace, **options)
-        with fcmae.optimizer.averaged(), undivided():
+            if config.validation_data is not None:
+                held_out = open_dataset(config.validation_data, needs="images", **columns)
+                held_out = held_out_batches(held_out, spec, **batch, **sample_options(config, BAD_HELD_OUT))
+                validate = functools.partial(evaluate, fcmae, held_out)
+            identity = _identity(config, rates, fcmae)
+            resume = config.resume
+            outcome = fit_resumable(fcmae, batches, output, run, validate=validate, identity=identity, resume=resume)
+        with fcmae.optimizer.averaged(), without_distribution():
             write_model(fcmae.encoder, output, spec)
             write_report(fcmae, dataset, spec, output, outcome)
     return outcome
 
 
-def create(model, *, image_size, stem_stride, weights, **options):
-    """The `FCMAE` of a name, of a row, or the one that is there already."""
-    shape = {"image_size": image_size, "stem_stride": stem_stride, "weights": weights}
+def _identity(config: PretrainConfig, rates: dict[str, Any], fcmae: convnext.FCMAE) -> dict[str, Any]:
+    """Return what must be the same for a checkpoint to be resumed. Earlier checkpoints hold these keys too."""
+    identity = {"learning_rate": config.learning_rate, "epochs": config.epochs, **rates}
+    identity |= {"ema": config.ema, "precision": config.precision, "model": describe(fcmae.encoder).arguments}
+    identity |= {"weights": config.weights and str(config.weights)}
+    return identity | {key: fcmae.get_config()[key] for key in (*DECODER, "normalize_target")}
+
+
+def create(config: PretrainConfig) -> convnext.FCMAE:
+    """Return the `FCMAE` to train: a new one by name or row, or the existing one."""
+    model, weights = config.model, config.weights
+    shape = {"image_size": config.image_size, "stem_stride": config.stem_stride, "weights": weights}
     if isinstance(model, convnext.FCMAE):
         given = [name for name, value in shape.items() if value is not None]
         if given:
-            raise ValueError(f"{', '.join(given)} shape a new model; this one is there already")
+            raise ValueError(f"{', '.join(given)} cannot be changed in an existing model; leave them out")
         return model
-    size = image_size or IMAGE_SIZE
-    arguments = {"include_top": False, "input_shape": (size, size, 3), "stem_stride": stem_stride or "auto"}
+    size = config.image_size or IMAGE_SIZE
+    arguments = {"include_top": False, "input_shape": (size, size, 3), "stem_stride": config.stem_stride or "auto"}
     if isinstance(model, convnext.Variant):
         if weights is not None:
-            raise ValueError("weights belong to a name; load them into the `encoder` of a FCMAE of your own row")
+            raise ValueError("weights need a model's name; load them into the `encoder` of a FCMAE built from the row")
         encoder = convnext.create_convnext_v2(model, **arguments)
     else:
         if registry.find(model).family != FAMILY:
-            raise ValueError(f"{model!r} is no ConvNeXt V2, which masked pretraining is for; try 'convnextv2_tiny'")
+            raise ValueError(f"{model!r} is not a ConvNeXt V2, which masked pretraining needs; try 'convnextv2_tiny'")
         encoder = registry.create_model(model, weights=weights, pooling=None, **arguments)
-    return convnext.FCMAE(encoder, **options)
+    return convnext.FCMAE(encoder, **{name: getattr(config, name) for name in DECODER})
 
 
 def preprocessing(fcmae) -> PreprocessSpec:
-    """That of `zoo train classify`, which comes after."""
+    """Return the preprocessing of `zoo train classify`, for which the backbone is trained."""
     size = fcmae.encoder.input_shape[1]
     return PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875)
 
 
-# What a run shows.
+# Validation and the report.
 
 
-def examine(fcmae: convnext.FCMAE, batches: Batches) -> dict[str, float]:
-    """{"loss"}: that of training, over all pictures of the batches.
+def evaluate(fcmae: convnext.FCMAE, batches: Batches) -> dict[str, float]:
+    """Return {"loss"}: the training loss over all images of the batches.
 
-    Their masks follow from the batches' seed alone, so that one examination differs from the next by the weights.
+    The masks depend only on the batches' seed, so two evaluations differ only by the weights.
     """
     rng = np.random.default_rng(batches.seed)
     height, width = fcmae.grid
@@ -175,7 +146,7 @@ def examine(fcmae: convnext.FCMAE, batches: Batches) -> dict[str, float]:
         images = batch["images"]
         order = rng.random((batches.batch_size, height * width)).argsort(axis=1).argsort(axis=1)
         mask = (order >= fcmae.kept).astype(np.float32).reshape(-1, height, width)
-        mask[len(images) :] = 0  # nothing is hidden in the rows that only fill the batch up
+        mask[len(images) :] = 0  # the padding rows have nothing to reconstruct
         if len(images):
             inputs = {"images": pad_rows(images, batches.batch_size), "mask": mask}
             patches = fcmae.predict(inputs, batch_size=batches.batch_size, verbose=0)["patches"]
@@ -186,28 +157,28 @@ def examine(fcmae: convnext.FCMAE, batches: Batches) -> dict[str, float]:
 
 
 def write_report(fcmae, dataset: Dataset, spec: PreprocessSpec, output: Path, outcome: Outcome) -> None:
-    """reconstruction.png of the first images, and report.html around it and the curves."""
-    count = min(SHOWN, len(dataset))
+    """Write reconstruction.png of the first images, and report.html with it and the curves."""
+    count = min(FIGURE_IMAGES, len(dataset))
     with Batches(dataset, spec, batch_size=count, shuffle=False, max_bad_fraction=1.0, threads=1) as batches:
         images = batches[0]["images"]
-    draw_reconstructions(output / PICTURE, fcmae, images, spec)
+    draw_reconstructions(output / FIGURE, fcmae, images, spec)
     tiles = {"steps": f"{outcome.step:,} of {outcome.steps:,}", "images": f"{len(dataset):,}"}
     for label, name in {"loss": "loss", "validation loss": "val_loss"}.items():
         losses = [row[name] for row in outcome.rows if row.get(name) is not None]
         tiles |= {label: f"{losses[-1]:.3f}"} if losses else {}
     caption = (
         f"{fcmae.mask_ratio:.0%} of the patches of {fcmae.patch_size}×{fcmae.patch_size} pixels are hidden. Left to "
-        "right: the image, what the encoder sees, what the decoder makes of it. The visible patches on the right are "
-        "the image's own, and so are the mean and the deviation of each hidden one."
+        "right: the image, the encoder's input, the decoder's reconstruction. On the right, visible patches are copied "
+        "from the image, and so are the mean and standard deviation of hidden ones."
     )
-    blocks = [report.tiles(tiles), report.section("Reconstruction", report.figure(output / PICTURE, caption))]
+    blocks = [report.tiles(tiles), report.section("Reconstruction", report.figure(output / FIGURE, caption))]
     if (output / "curves.png").is_file():
         blocks.append(report.section("Training", report.figure(output / "curves.png", "Over the steps.")))
     report.write_page(output / REPORT, "Masked pretraining", *blocks)
 
 
 def draw_reconstructions(path: Path, fcmae, images: np.ndarray, spec: PreprocessSpec) -> None:
-    """A row an image: original | masked | reconstruction.
+    """Write a PNG with one row per image: original | masked | reconstruction.
 
     Args:
         path: of the PNG.
@@ -218,7 +189,7 @@ def draw_reconstructions(path: Path, fcmae, images: np.ndarray, spec: Preprocess
     hidden = mask.repeat(side, axis=1).repeat(side, axis=2)[..., None] == 1
     columns = [_pixels(images, spec), None, _pixels(fcmae.reconstruct(images, mask), spec)]
     columns[1] = np.where(hidden, np.uint8(GREY), columns[0])
-    larger = max(1, -(-LEAST_SIDE // images.shape[1]))
+    larger = max(1, -(-MIN_SIDE // images.shape[1]))
     frame = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
     framed = [np.pad(c.repeat(larger, 1).repeat(larger, 2), frame, constant_values=255) for c in columns]
     with atomic_write(path) as file:
@@ -226,6 +197,6 @@ def draw_reconstructions(path: Path, fcmae, images: np.ndarray, spec: Preprocess
 
 
 def _pixels(images: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-    """Normalised pixels → uint8."""
-    shares = images * np.float32(spec.std) + np.float32(spec.mean)
-    return np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
+    """Return normalised images as uint8."""
+    pixels = images * np.float32(spec.std) + np.float32(spec.mean)
+    return np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)

@@ -1,11 +1,11 @@
-"""Random numbers that are in no variable: on torch, Dropout without a seed of its own draws from torch's generators."""
+"""Random state outside the model's variables: on torch, Dropout without a seed draws from torch's generators."""
 
 import keras
 import numpy as np
 
 
 def random_state() -> dict[str, np.ndarray]:
-    """The generators outside the model: {name: state}, empty on JAX and TensorFlow, whose seeds are all variables."""
+    """Return {generator: state}; empty on JAX and TensorFlow, where all seeds are variables."""
     if keras.backend.backend() != "torch":
         return {}
     import torch
@@ -16,7 +16,7 @@ def random_state() -> dict[str, np.ndarray]:
 
 
 def set_random_state(state: dict[str, np.ndarray]) -> None:
-    """Puts back what `random_state` gave; a device that is not there is passed over."""
+    """Restore what `random_state` returned; missing devices are ignored."""
     if not state or keras.backend.backend() != "torch":
         return
     import torch

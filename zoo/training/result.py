@@ -1,4 +1,4 @@
-"""What a run leaves: the model in one file, with the weights to use."""
+"""The trained model in one file."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ MODEL = "model.safetensors"
 
 
 def write_model(model: keras.Model, folder: Path, spec: PreprocessSpec) -> Path:
-    """The path of model.safetensors, or of model.keras for a model that a few words do not describe."""
+    """Write model.safetensors and return its path; model.keras for a custom architecture that metadata cannot hold."""
     try:
         describe(model)
     except ValueError:

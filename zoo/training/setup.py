@@ -1,57 +1,81 @@
-"""What every mode of training does with a model before `train_durably`: its precision and its compilation."""
+"""What every mode does with its config before `fit_resumable`: checks, precision, devices, options, compilation."""
 
 import contextlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import keras
 
-from zoo.training.optimizer import Guarded
+from zoo.training.config import TrainConfig
+from zoo.training.devices import data_parallel
+from zoo.training.optimizer import SkipNonFinite
 
 BAD_SAMPLES, BAD_HELD_OUT = "bad_samples.jsonl", "bad_validation_samples.jsonl"
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 FLOAT16_SCALE = 2.0**15
 
 
-def check_rates(**values: float | None) -> None:
-    """ValueError for a learning rate, decay, limit or weight that is negative or no number; None is none."""
-    for name, value in values.items():
+def check_rates(config: TrainConfig, *names: str) -> None:
+    """Raise ValueError for an option that is negative, infinite or NaN; None is allowed."""
+    for name in names:
+        value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name}={value!r}; it must be a number of at least 0")
 
 
 @contextlib.contextmanager
-def computing_in(precision: str) -> Iterator[None]:
-    """Layers made in the block compute in this precision; their weights are float32.
+def training_scope(config: TrainConfig) -> Iterator[None]:
+    """Create models on the config's devices, with its precision and seed. Weights are float32.
 
     Raises:
-        ValueError: it is none of `POLICIES`.
+        ValueError: an unknown precision, or devices that are not there.
     """
-    if precision not in POLICIES:
-        raise ValueError(f"precision={precision!r}; it must be one of {', '.join(POLICIES)}")
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(POLICIES[precision])
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+    if config.precision not in POLICIES:
+        raise ValueError(f"precision={config.precision!r}; it must be one of {', '.join(POLICIES)}")
+    with data_parallel(config.devices, config.batch_size):
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(POLICIES[config.precision])
+        try:
+            keras.utils.set_random_seed(config.seed)
+            yield
+        finally:
+            keras.config.set_dtype_policy(before)
 
 
-def prepare(
+def sample_options(config: TrainConfig, bad_samples: str) -> dict[str, Any]:
+    """Return the options of `Batches` for bad samples, named in this file of the output folder, and threads."""
+    path = Path(config.output) / bad_samples
+    return {"bad_samples": path, "max_bad_fraction": config.max_bad_fraction, "threads": config.threads}
+
+
+def optimizer_options(config: TrainConfig, steps: int) -> dict[str, Any]:
+    """Return the options of `create_optimizer` for a run of so many steps."""
+    warmup_steps = steps // 10 if config.warmup_steps is None else config.warmup_steps
+    return {
+        "warmup_steps": warmup_steps,
+        "weight_decay": config.weight_decay,
+        "clip_norm": config.clip_norm or None,
+    }
+
+
+def compile_resumable(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
+    config: TrainConfig,
     *,
-    precision: str,
-    ema: float | None,
     factors: list[float] | None = None,
-    **options,
+    **options: Any,
 ) -> None:
-    """Compiles a model for `train_durably`.
+    """Compile a model for `fit_resumable`.
 
     Args:
-        ema, factors: as in `Guarded`.
-        options: of the model's `compile`.
+        config: of which `precision` and `ema` are used.
+        factors: as in `SkipNonFinite`.
+        options: of `model.compile`.
     """
-    scale = FLOAT16_SCALE if precision == "float16" else None
-    model.compile(Guarded(optimizer, initial_scale=scale, ema=ema, factors=factors), auto_scale_loss=False, **options)
-    model.optimizer.build(model.trainable_variables)  # made inside the step, they would have TensorFlow trace it twice
+    scale = FLOAT16_SCALE if config.precision == "float16" else None
+    guarded = SkipNonFinite(optimizer, initial_scale=scale, ema=config.ema, factors=factors)
+    model.compile(guarded, auto_scale_loss=False, **options)
+    model.optimizer.build(model.trainable_variables)  # inside the step, TensorFlow would trace the step twice

@@ -1,11 +1,11 @@
-"""Accumulation that keeps the contrastive batch: two passes over chunks of it, with all embeddings in between.
+"""Gradient accumulation with the contrastive loss of the whole batch, in two passes over chunks (GradCache).
 
-The first pass embeds every chunk without a tape; the loss of the whole batch then gives the gradient of each embedding;
-the second pass embeds each chunk again and carries its part of that gradient on to the weights. The sum is the gradient
-of the whole batch, with the activations of one chunk in memory. What the first pass moved on is put back before the
-second: so Dropout draws the same in both, and BatchNorm, whose statistics are those of a chunk, counts each chunk once.
+The first pass embeds every chunk without gradients; the loss of the whole batch gives the gradient of each embedding;
+the second pass embeds each chunk again and backpropagates its part of that gradient. The sum is the gradient of the
+whole batch, with the activations of one chunk in memory. State that the first pass changed is restored before the
+second: Dropout draws the same in both, and BatchNorm, whose statistics are per chunk, counts each chunk once.
 
-This is the one train step written per backend, for each differentiates in its own way.
+This train step is written per backend, because each differentiates differently.
 Reference: arXiv:2101.06983, section 3; open_clip's `--accum-freq`.
 """
 
@@ -17,54 +17,54 @@ from keras import ops
 from zoo.training.randomness import random_state, set_random_state
 
 EMBEDDINGS = ("image_embeddings", "text_embeddings")
-MOVED_ON = ("seed_generator_state", "moving_mean", "moving_variance")  # by a call of the model
+CHANGED_BY_CALL = ("seed_generator_state", "moving_mean", "moving_variance")
 
 
-def accumulate(model: keras.Model, chunks: int) -> None:
-    """Lets a pair's `fit` take each batch in so many chunks.
+def accumulate_gradients(model: keras.Model, chunks: int) -> None:
+    """Make a pair's `fit` process each batch in chunks.
 
     Args:
         model: `clip.CLIP`, before its first step.
-        chunks: that the batch size is a multiple of.
+        chunks: a divisor of the batch size.
     """
     step = {"jax": _jax_step, "tensorflow": _tensorflow_step, "torch": _torch_step}[keras.backend.backend()]
     model.train_step = functools.partial(step, model, chunks)
 
 
 def _pairs(data):
-    """The batch in what `fit` hands to a train step."""
+    """Return the batch from the data of a train step."""
     return keras.utils.unpack_x_y_sample_weight(data)[0]
 
 
 def _split(batch, chunks):
-    """{"images": (B, …), …} → chunks of B / chunks rows."""
+    """Split {"images": (B, …), …} into chunks of B / chunks rows."""
     parts = {name: ops.split(batch[name], chunks) for name in ("images", "tokens")}
     return [{name: parts[name][i] for name in parts} for i in range(chunks)]
 
 
 def _join(parts):
-    """Embeddings of the chunks → those of the batch."""
+    """Join the embeddings of the chunks."""
     return {name: ops.concatenate([part[name] for part in parts]) for name in EMBEDDINGS}
 
 
 def _inner(embeddings, gradients):
-    """A scalar whose gradient carries `gradients` on from the embeddings."""
+    """Return a scalar whose gradient with respect to the embeddings is `gradients`."""
     return sum(ops.sum(embeddings[name] * gradients[name]) for name in EMBEDDINGS)
 
 
-def _moved_on(model):
-    return [v for v in model.non_trainable_variables if v.name in MOVED_ON]
+def _changing(model):
+    return [v for v in model.non_trainable_variables if v.name in CHANGED_BY_CALL]
 
 
 def _torch_step(model, chunks, data):
     import torch
 
     batch = _pairs(data)
-    parts, moved, states = _split(batch, chunks), _moved_on(model), []
+    parts, changing, states = _split(batch, chunks), _changing(model), []
     embedded = []
     with torch.no_grad():
         for part in parts:
-            states.append(([variable.value.clone() for variable in moved], random_state()))
+            states.append(([variable.value.clone() for variable in changing], random_state()))
             embedded.append(model(part, training=True))
     whole = {name: value.detach().requires_grad_() for name, value in _join(embedded).items()}
     model.zero_grad()
@@ -73,7 +73,7 @@ def _torch_step(model, chunks, data):
     model.optimizer.scale_loss(loss).backward()
     gradients = [{name: value.grad.chunk(chunks)[i] for name, value in whole.items()} for i in range(chunks)]
     for part, gradient, (values, outside) in zip(parts, gradients, states, strict=True):
-        for variable, value in zip(moved, values, strict=True):
+        for variable, value in zip(changing, values, strict=True):
             variable.assign(value)
         set_random_state(outside)
         _inner(model(part, training=True), gradient).backward()
@@ -87,10 +87,10 @@ def _tensorflow_step(model, chunks, data):
     import tensorflow as tf
 
     batch = _pairs(data)
-    parts, moved, states = _split(batch, chunks), _moved_on(model), []
+    parts, changing, states = _split(batch, chunks), _changing(model), []
     embedded = []
     for part in parts:
-        states.append([tf.identity(variable.value) for variable in moved])
+        states.append([tf.identity(variable.value) for variable in changing])
         embedded.append(model(part, training=True))
     whole = {name: tf.stop_gradient(value) for name, value in _join(embedded).items()}
     variables = model.trainable_weights
@@ -102,7 +102,7 @@ def _tensorflow_step(model, chunks, data):
         scaled = model.optimizer.scale_loss(loss)
     total, wanted = tape.gradient(scaled, (values, whole))
     for i, (part, state) in enumerate(zip(parts, states, strict=True)):
-        for variable, value in zip(moved, state, strict=True):
+        for variable, value in zip(changing, state, strict=True):
             variable.assign(value)
         gradient = {name: tf.split(wanted[name], chunks)[i] for name in wanted}
         with tf.GradientTape() as tape:
@@ -113,7 +113,7 @@ def _tensorflow_step(model, chunks, data):
 
 
 def _add(one, other):
-    """A sum in which None is nothing, and the rows of an embedding that TensorFlow gives alone are filled up."""
+    """Return the sum as one array; None is zero, and TensorFlow's sparse gradients of embeddings become dense."""
     import tensorflow as tf
 
     given = [tf.convert_to_tensor(gradient) for gradient in (one, other) if gradient is not None]

@@ -1,28 +1,48 @@
-"""What a pair is examined on while it trains: retrieval among held-out pairs, and zero-shot classification."""
+"""Validation while training: `held_out_batches` for every mode, `PairValidation` for pairs."""
 
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 
 from clip import CLIP, class_matrix
-from zoo.data import Dataset
+from zoo.data import Batches, Dataset, TooManyBadSamples
 from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks, top_k_accuracy
-from zoo.training.held_out import held_out_batches
-from zoo.utils.arrays import pad_rows
+from zoo.inference.encoder import Encoder, keras_encoder
+
+
+def held_out_batches(dataset: Dataset, spec: PreprocessSpec, *, batch_size: int, **options: Any) -> Batches:
+    """Return batches of all records in order; bad records are left out, and the last batch may be smaller.
+
+    Args:
+        dataset, spec, batch_size, options: as in `Batches`.
+
+    Raises:
+        ValueError: none of the first records can be used, or too many are bad. It is raised before training.
+    """
+    whole = {"shuffle": False, "drop_last": False, "replace_bad": False, "max_bad_fraction": 1.0}
+    batches = Batches(dataset, spec, batch_size=batch_size, **{**whole, **options})
+    if not len(batches[0]["images"]):
+        first, *others = batches.indices(0, 0)
+        names = f"first {1 + len(others)} records none can be used, beginning with {dataset.names[first]!r}"
+        raise ValueError(f"of the validation data's {names}: {batches.bad.reasons[int(first)]}")
+    return batches
 
 
 class PairValidation:
-    """Called with a pair, the metrics of retrieval both ways, and `zero_shot_accuracy` where the data has classes.
+    """A function from a pair to metrics: retrieval in both directions, and `zero_shot_accuracy` if there are labels.
 
     Args:
-        dataset: N records; captions for retrieval, labels for zero-shot classification. Bad ones are left out.
-        spec: how pictures are prepared.
+        dataset: N records with captions for retrieval, or labels for zero-shot classification. Bad ones are left out.
+        spec: image preprocessing.
         tokenize: list of N texts → int32 (N, L).
-        batch_size: records at a time; all batches are filled up to it, so that JAX compiles one program.
+        batch_size: records per batch.
         class_names: K names of the labels; None for no zero-shot accuracy.
-        templates: of the prompts.
-        sources: of `held_out_batches`.
+        templates: prompt templates.
+        options: of `held_out_batches`.
     """
 
     def __init__(
@@ -34,41 +54,57 @@ class PairValidation:
         batch_size: int,
         class_names: Sequence[str] | None = None,
         templates: Sequence[str] = ("a photo of a {}.",),
-        **sources,
+        **options: Any,
     ):
         if not dataset.captions and (class_names is None or dataset.labels is None):
             raise ValueError("validation data needs captions, or labels with class names")
         captioned = tokenize if dataset.captions else None
-        self.batches = held_out_batches(dataset, spec, batch_size=batch_size, tokenize=captioned, **sources)
+        self.batches = held_out_batches(dataset, spec, batch_size=batch_size, tokenize=captioned, **options)
         self.tokenize, self.class_names, self.templates = tokenize, class_names, templates
-        self.batch_size = batch_size
+        self.encoder: Encoder | None = None
 
     def __call__(self, model: CLIP) -> dict[str, float]:
-        images, texts, labels = [], [], []
+        encoder = self._encoder(model)
+        try:
+            return self._evaluate(encoder)
+        except TooManyBadSamples:
+            raise
+        except ValueError as error:  # an embedding that is zero or not finite must not end the run
+            warnings.warn(f"this validation is left out: {error}", stacklevel=2)
+            return {}
+
+    def _encoder(self, model: CLIP) -> Encoder:
+        """Return a new encoder, except on JAX, where it would be compiled again.
+
+        On torch and TensorFlow an encoder chooses kernels by how often it has met a shape, and so the metrics of a
+        resumed run would depend on the validations before it.
+        """
+        if self.encoder is None or keras.backend.backend() != "jax":
+            batch_size = self.batches.batch_size
+            self.encoder = keras_encoder(model, self.batches.spec, tokenizer=self.tokenize, batch_size=batch_size)
+        return self.encoder
+
+    def _evaluate(self, encoder: Encoder) -> dict[str, float]:
+        vectors, tokens, labels = [], [], []
         for batch in self.batches:
-            if not len(batch["images"]):
-                continue  # all of its records are bad
-            images.append(self._embed(model.image_encoder, batch["images"]))
-            if "tokens" in batch:
-                texts.append(self._embed(model.text_encoder, batch["tokens"]))
-            labels.append(batch.get("label"))
-        images = np.concatenate(images)
-        metrics = self._retrieval(images, np.concatenate(texts)) if texts else {}
+            if len(batch["images"]):  # else all of its records are bad
+                vectors.append(encoder.embed_batches([batch["images"]]))
+                tokens.append(batch.get("tokens"))
+                labels.append(batch.get("label"))
+        images = np.concatenate(vectors)
+        metrics = {}
+        if tokens[0] is not None:
+            metrics = _retrieval(images, encoder.embed_tokens(np.concatenate(tokens)))
         if self.class_names is not None and labels[0] is not None:
-            matrix = class_matrix(model, self.class_names, self.templates, tokenizer=self.tokenize)
+            matrix = class_matrix(encoder.embed_texts, self.class_names, self.templates)
             metrics["zero_shot_accuracy"] = top_k_accuracy(images @ matrix, np.concatenate(labels))
         return metrics
 
-    def _embed(self, encoder, rows: np.ndarray) -> np.ndarray:
-        """float32 (≤ B, D), normalised."""
-        filled = pad_rows(rows, self.batch_size)
-        features = np.asarray(encoder.predict(filled, batch_size=self.batch_size, verbose=0), np.float32)[: len(rows)]
-        return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
-    def _retrieval(self, images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
-        places = np.arange(len(images))
-        metrics = {}
-        for name, pair in {"image_to_text": (images, texts), "text_to_image": (texts, images)}.items():
-            summary = summarize_ranks(retrieval_ranks(*pair, places, places))
-            metrics |= {f"{name}_{key}": value for key, value in summary.items() if key != "queries"}
-        return metrics
+def _retrieval(images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
+    places = np.arange(len(images))
+    metrics = {}
+    for name, pair in {"image_to_text": (images, texts), "text_to_image": (texts, images)}.items():
+        summary = summarize_ranks(retrieval_ranks(*pair, places, places))
+        metrics |= {f"{name}_{key}": value for key, value in summary.items() if key != "queries"}
+    return metrics

@@ -1,0 +1,62 @@
+"""The architecture that a classifier's config describes: a name, transformers' keys, or both.
+
+The keys are those of transformers' configs (`hidden_sizes`, `depths`, …). They describe a new row of the tables, or
+change the row that `model` names.
+"""
+
+import re
+
+from zoo.models.names import Entry, find
+from zoo.training.config import ClassifierConfig
+from zoo.weights.schema import RESNET
+from zoo.weights.sources import transformers
+
+HUB_NAME = re.compile(
+    r"(?:[\w.-]+/)?(resnet|convnextv2|convnext)-(\w+?)(?:-(22k|1k))?(?:-(\d+))?(?:-(22k|1k))*(?:-ft)?"
+)
+EXPANSION = {"basic": 1, "bottleneck": 4}  # of a ResNet block's channels
+
+
+def describe_model(config: ClassifierConfig) -> tuple[str | dict, int | None, dict]:
+    """(row's name or its fields, image size that the name says, further arguments of the family's builder).
+
+    Raises:
+        ValueError: the name is of another family than `model_type`, or the architecture is none of ours.
+    """
+    entry, size = named_model(config)
+    values = {"model_type": config.model_type, **_row_values(entry), **config.architecture}
+    stages = values.pop("num_stages", None)
+    if stages is not None and stages != len(values.get("depths", range(4))):
+        raise ValueError(f"num_stages is {stages}, depths are {values.get('depths', 'four')}; there must be as many")
+    arguments = transformers.read_config(values, "the config", lambda _: None).arguments
+    kept = {key: value for key, value in arguments.items() if key == "layer_scale_init_value"}
+    return arguments["variant"], size, {"channels": arguments["input_shape"][-1], **kept}
+
+
+def named_model(config: ClassifierConfig) -> tuple[Entry | None, int | None]:
+    """(entry of the zoo that `model` names, image size in the name); None for what it does not say."""
+    if config.model is None:
+        return None, None
+    match = HUB_NAME.fullmatch(config.model)
+    if match:
+        joint = "" if match[1] == RESNET else "_"
+        entry, size = find(f"{match[1]}{joint}{match[2]}"), match[4] and int(match[4])
+    else:
+        entry, size = find(config.model.removeprefix("timm/")), None
+    if entry.family != config.model_type:
+        raise ValueError(f"model {config.model!r} is a {entry.family}; model_type says {config.model_type!r}")
+    return entry, size
+
+
+def _row_values(entry: Entry | None) -> dict:
+    """A row of the tables in transformers' words."""
+    import convnext
+
+    if entry is None:
+        return {}
+    family, row = entry.family, convnext.TABLES[entry.family][entry.label]
+    values = {"depths": list(row.depths), "hidden_sizes": list(row.dims), "hidden_act": row.activation}
+    if family != RESNET:
+        return {**values, "patch_size": row.patch_size}
+    sizes = [size * EXPANSION[row.block] for size in row.dims]
+    return {**values, "hidden_sizes": sizes, "layer_type": row.block, "embedding_size": row.stem_dim}
