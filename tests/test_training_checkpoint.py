@@ -83,10 +83,10 @@ def test_a_damaged_file_leads_to_the_one_before(tmp_path, name, rng):
             newest.write_bytes(content)
             if name == MANIFEST and _says_the_same(content, whole):
                 continue
-            with pytest.warns(UserWarning, match="checkpoint-000002 is passed over"):
+            with pytest.warns(UserWarning, match="checkpoint-000002 is damaged and ignored"):
                 assert newest_checkpoint(tmp_path).progress == {"number": 0}
     newest.unlink()
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="is damaged and ignored"):
         assert newest_checkpoint(tmp_path).progress == {"number": 0}
     newest.write_bytes(whole)
     assert newest_checkpoint(tmp_path).progress == {"number": 1}

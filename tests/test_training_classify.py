@@ -276,7 +276,7 @@ def test_a_run_that_gets_no_better_ends_early_and_says_so(folders, tmp_path, cap
     options = {"train_data": folders, "validation_data": folders, "epochs": 9, "learning_rate": 1e-12}
     outcome = run(tmp_path, early_stopping=2, **options)
     assert outcome.finished and outcome.step == 9 and outcome.steps == 27
-    assert capsys.readouterr().out.count("The run ends early: validations got no better.") == 1
+    assert capsys.readouterr().out.count("Early stopping: the validations no longer improve.") == 1
     again = run(tmp_path, early_stopping=2, resume=True, **options)
     assert again.finished and again.step == 9
     with pytest.raises(ValueError, match="early_stopping needs validation_data"):
@@ -317,7 +317,7 @@ def test_a_loss_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch):
 
 @pytest.mark.once
 def test_class_weights_are_as_many_as_the_classes_of_the_data(folders, tmp_path):
-    with pytest.raises(ValueError, match="class_weights has 2 numbers; the classes are 10"):
+    with pytest.raises(ValueError, match="class_weights has 2 numbers for 10 classes"):
         run(tmp_path, train_data=folders, class_weights=[1.0, 2.0])
 
 

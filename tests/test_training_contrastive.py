@@ -167,7 +167,7 @@ def test_two_sets_of_weights_are_averaged(table, plain, tmp_path, capsys):
     assert "0.75 of the first and 0.25 of the second" in capsys.readouterr().out
     larger = zoo.train(ROW, table, output=tmp_path / "larger", **{**BASE, "image_size": 24})
     assert larger.finished
-    with pytest.raises(ValueError, match="differ in image_size 16 and 24"):
+    with pytest.raises(ValueError, match="differ: image_size 16 and 24"):
         average(files[0], tmp_path / "larger" / "model.safetensors", output=out)
     with pytest.raises(ValueError, match="alpha=2"):
         average(*files, output=out, alpha=2)
@@ -315,12 +315,12 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
         ({"loss": "triplet"}, "loss='triplet'"),
         ({"accumulate": 3}, "accumulate=3 .* divide batch_size=8"),
         ({"classes": "dogs", "validation_data": "table"}, "classes='dogs'"),
-        ({"classes": "digits"}, "classes='digits' names what validation_data shows, and there is none"),
+        ({"classes": "digits"}, "classes='digits' needs validation_data"),
         ({"classes": "digits", "validation_data": "table"}, "validation data has no labels; name their column"),
         ({"validate_every": 1}, "validate_every=1, but there is no validation data"),
         ({"validation_data": "https://a.b/c.tar"}, "is a URL or a command"),
         ({"caption_key": "text"}, "no column 'text'; nearest is"),
-        ({"model": "convnextv2_atto", "image_size": 32}, "is a classifier; contrastive training takes a pair"),
+        ({"model": "convnextv2_atto", "image_size": 32}, "is a classifier; contrastive training needs a pair"),
         ({"epochs": 0}, "epochs=0"),
         ({"lock_image": True, "lock_text": True}, "leave nothing to train"),
         ({"context_length": 200}, "context_length=200; it must be between 2"),

@@ -81,12 +81,12 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
     table = write_csv(tmp_path / "data", 16)
     message = "and JAX sees 1: .*xla_force_host_platform_device_count=N"
     if keras.backend.backend() != "jax":
-        message = f"several devices are JAX's, and this is {keras.backend.backend()}"
+        message = f"devices=4 needs JAX, and the backend is {keras.backend.backend()}"
     with pytest.raises(ValueError, match=message):
         zoo.train(ROW, table, output=tmp_path / "out", **BASE, devices=4)
-    with pytest.raises(ValueError, match="already lies on one device"):
+    with pytest.raises(ValueError, match="an existing model is on one device"):
         zoo.train(create_clip(ROW), table, output=tmp_path / "out", **BASE, devices=4)
-    with pytest.raises(ValueError, match="already lies on one device"):
+    with pytest.raises(ValueError, match="an existing model is on one device"):
         model = create_fcmae(Variant((1,), (8,)), (16, 16, 3))
         zoo.pretrain(model, table, output=tmp_path / "out", devices=4)
     with data_parallel(1, 3):

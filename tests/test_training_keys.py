@@ -78,7 +78,7 @@ RESNET_KEYS = {
 REFUSED_KEYS = {
     "layer_norm_eps": Row(1e-3, "Models of this package have: 1e-6"),
     "devices": Row(4, "devices=4"),
-    "num_channels": Row(1, "num_channels is 1; pictures are read as RGB"),
+    "num_channels": Row(1, "num_channels is 1; images are read as RGB"),
     "num_stages": Row(3, "num_stages is 3, depths are [1, 1]"),
     "downsample_in_first_stage": Row(True, "downsample_in_first_stage"),
     "downsample_in_bottleneck": Row(True, "downsample_in_bottleneck"),

@@ -173,7 +173,7 @@ def test_another_run_is_not_overwritten_nor_gone_on_with(alone):
 def test_how_a_run_ended_is_said_in_one_line():
     assert loop.to_text(Outcome(True, 4, 4, skipped=0)) == "Finished: step 4 of 4."
     said = loop.to_text(Outcome(False, 2, 4, skipped=1, bad=2))
-    assert said == "Stopped; --resume goes on: step 2 of 4, 1 update left out, 2 bad samples replaced."
+    assert said == "Stopped; continue with --resume: step 2 of 4, 1 update skipped, 2 bad samples replaced."
 
 
 @pytest.mark.once
@@ -223,7 +223,7 @@ def test_many_in_a_row_lead_back_and_are_left_out(tmp_path, capsys):
     seen = []
     pair, outcome = run(tmp_path, config=config, arrange=poisoned({3, 4}, seen))
     assert outcome.finished and outcome.skipped == 0  # the count went back as well
-    assert "Went back to step 3; left out: batches [3, 4]" in capsys.readouterr().out
+    assert "Returned to step 3; leaving out batches [3, 4]" in capsys.readouterr().out
     event = next(row for row in rows(tmp_path) if "event" in row)
     assert event["left_out"] == [3, 4]
     assert sorted(set(seen)) == list(range(10))
@@ -232,7 +232,7 @@ def test_many_in_a_row_lead_back_and_are_left_out(tmp_path, capsys):
 
 def test_a_run_that_stays_non_finite_ends_with_one_clear_line(tmp_path):
     config = RunConfig(epochs=2, save_every=1, log_every=1, max_skipped=2)
-    with pytest.raises(Diverged, match="not finite for 2 steps in a row, 3 times after going back to step 0"):
+    with pytest.raises(Diverged, match="not finite for 2 consecutive steps, 3 times after returning to step 0"):
         run(tmp_path, config=config, arrange=poisoned(set(range(10)), []))
 
 

@@ -170,7 +170,7 @@ def test_a_factor_is_the_share_of_the_learning_rate():
     mixed = trained(0.1, factors=[0.25, 1.0])
     np.testing.assert_allclose(mixed[0], slow_kernel, rtol=1e-6)
     assert np.array_equal(mixed[1], bias) and abs(mixed[0] - kernel) > 0.1 * abs(slow_kernel - 1)
-    with pytest.raises(ValueError, match="factors are 3, variables 2"):
+    with pytest.raises(ValueError, match="3 factors for 2 variables"):
         trained(0.1, factors=[1.0, 1.0, 1.0])
 
 

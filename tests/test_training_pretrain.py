@@ -179,7 +179,7 @@ def test_a_model_that_is_there_is_trained_in_place(folders, tmp_path):
     for start, ours, saved in zip(before, model.encoder.get_weights(), after, strict=True):
         assert not np.array_equal(start, ours)
         np.testing.assert_array_equal(ours, saved)
-    with pytest.raises(ValueError, match="image_size, stem_stride shape a new model"):
+    with pytest.raises(ValueError, match="image_size, stem_stride cannot be changed in an existing model"):
         zoo.pretrain(model, folders, output=tmp_path / "two", **BASE)
 
 
@@ -205,13 +205,13 @@ def test_the_picture_shows_image_mask_and_reconstruction(tmp_path, rng):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("resnet50", {}, "'resnet50' is no ConvNeXt V2"),
-        ("convnext_tiny", {}, "is no ConvNeXt V2"),
+        ("resnet50", {}, "'resnet50' is not a ConvNeXt V2"),
+        ("convnext_tiny", {}, "is not a ConvNeXt V2"),
         ("convnextv2_tinny", {}, "convnextv2_tiny"),
         (ROW, {"precision": "int8"}, "precision='int8'"),
         (ROW, {"learning_rate": -1.0}, "learning_rate=-1.0"),
         (ROW, {"image_size": 18}, "multiples of the patches"),
-        (ROW, {"weights": "some.safetensors"}, "weights belong to a name"),
+        (ROW, {"weights": "some.safetensors"}, "weights need a model's name"),
     ],
     ids=str,
 )
