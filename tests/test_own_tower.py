@@ -119,7 +119,6 @@ def test_a_row_goes_through_json():
     assert clip.Pair.from_dict(fields) == PAIR
 
 
-@pytest.mark.skip(reason="zoo.weights does not ask the registry yet")
 def test_a_trained_pair_is_saved_and_loaded(model, batch, tmp_path):
     zoo.save(model, tmp_path / "toy.safetensors")
     loaded = zoo.load(tmp_path / "toy.safetensors")
@@ -129,7 +128,6 @@ def test_a_trained_pair_is_saved_and_loaded(model, batch, tmp_path):
     assert loaded.info.flops == clip.flops(PAIR)
 
 
-@pytest.mark.skip(reason="zoo.weights does not ask the registry yet")
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),

@@ -247,7 +247,7 @@ def default_arguments(family: str, variant: str | dict[str, Any], name: str) -> 
         return {
             "variant": variant,
             "image_size": pair.image_size,
-            "stem_stride": STEM_STRIDE if isinstance(pair.image, clip.ConvNeXt) else None,
+            "stem_stride": STEM_STRIDE if "stem_stride" in clip.tower_of(pair.image).options else None,
             "activation": pair.activation,
             "init_logit_scale": INIT_LOGIT_SCALE,
             "init_logit_bias": None,

@@ -1,6 +1,6 @@
-"""How each class of layer lies in a torch checkpoint: the names of its tensors and the order of their axes.
+"""Tensors of each class of layer in a torch checkpoint: their names and the order of their axes.
 
-A layer's class decides, never the shape of what is found. Both directions of a layout are views where numpy allows.
+The layer's class decides, never the shape of the file's arrays. Both directions of a layout are views where possible.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Layout:
-    """The two directions between one variable of ours and the checkpoint's array or arrays for it.
+    """Conversion between one of our variables and the checkpoint's array or arrays for it.
 
     Args:
         to_ours: list of the checkpoint's arrays → our array.
@@ -37,13 +37,13 @@ THREE = Layout(np.concatenate, lambda a: np.split(a, 3))  # 3 × (W,) ↔ (3W,)
 
 
 def under_ones(axes):
-    """(1, …, 1, *shape) ↔ shape, with `axes` ones in front."""
+    """(1, …, 1, *shape) ↔ shape, with `axes` leading ones."""
     return _one(lambda a: a.reshape(a.shape[axes:]), lambda a: a[(None,) * axes])
 
 
 def _all_zero(array):
     if np.any(array):
-        raise ValueError("The format has no bias here, and the model's is not zero.")
+        raise ValueError("The format has no bias for this layer, and the model's is not zero.")
     return []
 
 
@@ -63,10 +63,10 @@ class Tensor:
     """One variable of a layer.
 
     Args:
-        names: of the checkpoint's tensors below the module's path; "" for the path itself. One, unless `layout` joins
-            several.
-        variable: where the layer holds it, e.g. "kernel", "in_proj.kernel".
-        layout: between the two.
+        names: of the checkpoint's tensors, relative to the module's path; "" for the path itself. Several where
+            `layout` joins them.
+        variable: attribute path in the layer, e.g. "kernel", "in_proj.kernel".
+        layout: conversion between the two.
     """
 
     names: tuple[str, ...]
@@ -79,7 +79,7 @@ def _linear(weight, bias, prefix="", layout=LINEAR):
 
 
 def _projection(name):
-    """A Dense sublayer that both sides call `name`."""
+    """A Dense sublayer of the same name in both."""
     return _linear(f"{name}.weight", f"{name}.bias", f"{name}.")
 
 
@@ -91,7 +91,7 @@ _BATCH_NORM = (*_AFFINE, Tensor(("running_mean",), "moving_mean"), Tensor(("runn
 
 
 def inside(path, entries, variable=None):
-    """The entries of a sublayer: `path` before the checkpoint's names, `variable` (or the same) before ours."""
+    """The entries of a sublayer: prefix `path` for the checkpoint's names, `variable` (or the same) for ours."""
     ours = path if variable is None else variable
     return tuple(
         Tensor(tuple(f"{path}.{name}" for name in entry.names), f"{ours}.{entry.variable}", entry.layout)
@@ -104,7 +104,7 @@ def _depthwise(layer):
 
 
 def _branches(layer):
-    """A multi-branch convolution of `clip.towers.branches`, as timm names it, and the one it is equal to."""
+    """A multi-branch convolution of `clip.towers.branches` in timm's names, and its re-parameterised form."""
     kernel = (Tensor(("weight",), "kernel", CONV), _BIAS) if layer.filters else _depthwise(layer)
     conv_norm = (*inside("conv", kernel), *inside("bn", _BATCH_NORM))
     one_of_many = (*inside("conv_kxk.0", conv_norm, "conv_kxk"), *inside("conv_scale", conv_norm))
@@ -136,7 +136,7 @@ TENSORS = {
     "LogitScale": (Tensor(("logit_scale",), "logit_scale"), Tensor(("logit_bias",), "logit_bias")),
 }
 
-# The third column of a rule, where a source departs from the above.
+# Third column of a rule, where a library differs from the above.
 MATRIX = (Tensor(("",), "kernel"),)  # a bare (I, O) parameter
 CONV_1X1 = _linear("weight", "bias", layout=POINTWISE)  # a 1×1 convolution for a Dense layer
 LOGIT_SCALE = (Tensor(("",), "logit_scale"),)
@@ -158,7 +158,7 @@ SEPARATE_QKV = (
 
 
 def qkv(fused, out):
-    """The tensors of a `SelfAttention` whose two products are the modules `fused` and `out`."""
+    """Tensors of a `SelfAttention` whose projections are the modules `fused` and `out`."""
     projections = ((fused, "in_proj."), (out, "out_proj."))
     return tuple(entry for name, ours in projections for entry in _linear(f"{name}.weight", f"{name}.bias", ours))
 
@@ -167,14 +167,21 @@ QKV = qkv("qkv", "proj")
 
 
 def torch_tensors(layer):
-    """The `Tensor` entries of a layer by its class or a base class of it; () for a class without weights.
+    """`Tensor` entries of a layer, by its class or the nearest base class; () for a class without weights.
 
-    An entry whose variable the layer does not have is passed over.
+    Classes of registered towers are known too. An entry whose variable the layer does not have is skipped.
     """
-    entries = next((TENSORS[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in TENSORS), ())
-    return entries(layer) if callable(entries) else entries
+    from clip import layer_weights
+
+    for name in (cls.__name__ for cls in type(layer).__mro__):
+        if name in TENSORS:
+            entries = TENSORS[name]
+            return entries(layer) if callable(entries) else entries
+        if paths := layer_weights(name):
+            return tuple(Tensor((path,), path) for path in paths)
+    return ()
 
 
 def own_tensors(layer):
-    """The same variables under our own names and in our own layout."""
+    """The same variables with our own names and layout."""
     return tuple(Tensor((entry.variable,), entry.variable) for entry in torch_tensors(layer))

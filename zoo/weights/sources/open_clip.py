@@ -5,8 +5,9 @@ OpenAI's ResNet, or under `visual.trunk.` a tower of timm's.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from clip import tower_of
 from zoo.data.preprocess import PreprocessSpec
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format, match_slots, under
@@ -319,9 +320,8 @@ def _written_model(model, pair, arguments):
 
 
 def _written_vision(model, image):
-    import clip
-
-    if isinstance(image, clip.ConvNeXt):
+    kind = tower_of(image).kind
+    if kind == "convnext":
         stem = model.image_encoder.get_layer("stem_conv")
         if stem.strides != stem.kernel_size:
             raise ValueError(
@@ -329,13 +329,11 @@ def _written_vision(model, image):
                 f"{stem.strides[0]}: its outputs would differ there."
             )
         return _timm_cfg(f"{image.family}_{image.variant}", "", image.projection)
-    if isinstance(image, clip.ResNet):
+    if kind == "resnet":
         return {"layers": list(image.layers), "width": image.width, "patch_size": None}
     if name := _timm_name(image):
         return _timm_cfg(name, timm_pool(name), None)
-    if not isinstance(image, clip.ViT):
-        raise ValueError(f"open_clip has no {type(image).__name__} of this size for images: {image}.")
-    check_plain(image, "open_clip", FREE_IN_VIT)
+    check_plain(image, "vit", "open_clip", FREE_IN_VIT)
     return {field: getattr(image, field) for field in ("width", "layers", "patch_size", *FREE_IN_VIT)}
 
 
@@ -351,7 +349,7 @@ def _timm_cfg(name, pool, projection):
 
 
 def _written_text(text):
-    check_plain(text, "open_clip", (*FREE_IN_TEXT, "causal"))
+    check_plain(text, "text", "open_clip", (*FREE_IN_TEXT, "causal"))
     return {
         "context_length": text.context_length,
         "vocab_size": text.vocabulary_size,
@@ -362,15 +360,18 @@ def _written_text(text):
     }
 
 
-def check_plain(tower: object, library: str, free: tuple[str, ...]) -> None:
-    """ValueError unless a tower's options have their default values, except those in the library's configuration.
+def check_plain(tower: Any, kind: str, library: str, free: tuple[str, ...]) -> None:
+    """ValueError for a tower of another kind, or with other options than a library's configuration can express.
 
     Args:
-        tower: row of a tower, e.g. `clip.ViT`.
+        tower: config of a tower, e.g. `clip.ViT`.
+        kind: of the tower in the library.
         library: for the message.
-        free: fields that may have any value.
+        free: fields that may have any value; the others must have their defaults.
     """
-    for field in dataclasses.fields(tower):  # type: ignore[arg-type]  # every row is a dataclass
+    if tower_of(tower).kind != kind:
+        raise ValueError(f"{library} has no tower {type(tower).__name__}: {tower}.")
+    for field in dataclasses.fields(tower):
         value, usual = getattr(tower, field.name), field.default
         if usual is not dataclasses.MISSING and value != usual and field.name not in free:
             raise ValueError(f"{library} has no {type(tower).__name__} with {field.name} {value}; it has {usual}.")

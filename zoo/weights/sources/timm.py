@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 from typing import TYPE_CHECKING
 
+from convnext import ACTIVATIONS
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from zoo.weights.config import ModelConfig, catalogue, default_arguments, row_of, variant_of
 from zoo.weights.engine import Format
@@ -245,7 +246,6 @@ def _read_preprocess(pretrained, channels, filename):
 
 # family → (first convolution, classifier), as timm names its modules
 MODULES = {"convnext": ("stem.0", "head.fc"), "convnextv2": ("stem.0", "head.fc"), RESNET: ("conv1", "fc")}
-ACTIVATIONS = ("gelu", "relu", "silu", "sigmoid", "tanh", "elu", "selu", "mish", "relu6")  # the same in both libraries
 
 
 def target(_: "keras.Model", config: ModelConfig) -> Target:
@@ -304,8 +304,9 @@ def _written_architecture(config):
     model_args = {} if (scale is None) == (usual is None) else {"ls_init_value": scale}
     if isinstance(variant, str):
         return f"{family}_{variant}", model_args
-    if row.activation not in ACTIVATIONS:
-        raise ValueError(f"timm has no activation {row.activation!r}. Allowed: {', '.join(ACTIVATIONS)}.")
+    activations = [name for name, use in ACTIVATIONS.items() if use.timm]
+    if row.activation not in activations:
+        raise ValueError(f"timm has no activation {row.activation!r}. Allowed: {', '.join(activations)}.")
     model_args |= {"depths": list(row.depths), "dims": list(row.dims)}
     model_args |= {"patch_size": row.patch_size} if row.patch_size != 4 else {}
     model_args |= {"norm_eps": row.epsilon} if row.epsilon != 1e-6 else {}

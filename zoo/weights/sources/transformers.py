@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.weights.config import ModelConfig, default_arguments, name_of, variant_of
 from zoo.weights.engine import Format, under
 from zoo.weights.layouts import LOGIT_SCALE, SEPARATE_QKV, SPREAD_GRN
-from zoo.weights.schema import CLIP, RESNET, field_error
+from zoo.weights.schema import CLIP, RESNET, TRANSFORMER_ACTIVATION, field_error
 from zoo.weights.sources.open_clip import FREE_IN_TEXT, FREE_IN_VIT, check_plain
 from zoo.weights.sources.source import (
     ANY_CONVNEXT,
@@ -115,7 +115,6 @@ FORMATS = (
 PREPROCESSOR = "preprocessor_config.json"
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 SQUASHED_FROM = 384  # pixels: from this size on the processor of ConvNeXt resizes both sides and does not crop
-ACTIVATIONS = ("gelu", "quick_gelu")
 EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
 
 
@@ -208,8 +207,8 @@ def _read_mlp_ratio(width, hidden):
     """`mlp_ratio` of a table row, a rounded decimal, where it gives the same hidden size; else the exact ratio."""
     import clip
 
-    rows = [row.image for row in clip.VARIANTS.values() if isinstance(row.image, clip.ViT) and row.image.width == width]
-    ratios = [*(row.mlp_ratio for row in rows), hidden / width, (hidden + 0.5) / width]
+    rows = [row.image for row in clip.VARIANTS.values() if clip.tower_of(row.image).kind == "vit"]
+    ratios = [*(row.mlp_ratio for row in rows if row.width == width), hidden / width, (hidden + 0.5) / width]
     return next(ratio for ratio in ratios if int(width * ratio) == hidden)
 
 
@@ -233,8 +232,8 @@ def _read_text(text, filename):
 def _read_activation(vision, text, filename):
     """Activation of both towers; transformers allows two, our pairs have one."""
     names = [config.get("hidden_act", "quick_gelu") for config in (vision, text)]
-    if names[0] != names[1] or names[0] not in ACTIVATIONS:
-        raise field_error(filename, "hidden_act of the towers", names, f"one of {', '.join(ACTIVATIONS)} for both")
+    if names[0] != names[1] or not TRANSFORMER_ACTIVATION.allows(names[0]):
+        raise field_error(filename, "hidden_act of the towers", names, f"{TRANSFORMER_ACTIVATION.allowed} for both")
     return names[0]
 
 
@@ -328,10 +327,10 @@ def clip_config(pair: "clip.Pair", image_size: int, activation: str) -> dict[str
     import clip
 
     image, text = pair.image, pair.text
-    if not isinstance(image, clip.ViT):
+    if clip.tower_of(image).kind != "vit":
         raise ValueError(f"transformers has no pair with a {type(image).__name__} for images; export it for open_clip.")
-    check_plain(image, "transformers", FREE_IN_VIT)
-    check_plain(text, "transformers", FREE_IN_TEXT)
+    check_plain(image, "vit", "transformers", FREE_IN_VIT)
+    check_plain(text, "text", "transformers", FREE_IN_TEXT)
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
