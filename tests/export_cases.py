@@ -1,7 +1,7 @@
-"""Narrow models of every family, with weights that depend on nothing but a seed.
+"""Tiny models of every family, with weights that depend only on a seed.
 
-`python tests/export_cases.py` prints {case: {precision: SHA-256 of the ONNX file}} of the backend at hand; with names
-of the zoo as arguments, those of these models, weights drawn in the same way.
+`python tests/export_cases.py` prints {case: {precision: SHA-256 of the ONNX file}} on the current backend; given names
+of the zoo, those of these models with weights drawn in the same way.
 """
 
 import dataclasses
@@ -67,12 +67,12 @@ CASES = {
 
 
 def build(case):
-    """The model of a case, or of a name of the zoo."""
+    """Return the model of a case, or of a zoo name."""
     return seeded(CASES[case]() if case in CASES else create_model(case))
 
 
 def narrow(name):
-    """A model with the shape of a row of the zoo, an eighth of its blocks and few channels."""
+    """Return a model shaped like a zoo model, with an eighth of its blocks and few channels."""
     entry = find(name)
     if entry.family != "clip":
         create = {"convnext": create_convnext_v1, "convnextv2": create_convnext_v2, "resnet": create_resnet}
@@ -88,7 +88,7 @@ def narrow_row(row):
 
 
 def narrow_image(image):
-    """The image tower of a pair."""
+    """Return a narrow row of an image tower."""
     if isinstance(image, clip.ConvNeXt):
         return dataclasses.replace(image, variant=narrow_row(TABLES[image.family][image.variant]))
     if isinstance(image, clip.ResNet):
@@ -100,7 +100,7 @@ def narrow_image(image):
 
 
 def seeded(model, scale=0.2):
-    """Every weight from NumPy's generator; gains and variances near one."""
+    """Draw every weight from NumPy's generator; gains and variances near one."""
     rng = np.random.default_rng(0)
     for weight in model.weights:
         if "seed" in weight.name:

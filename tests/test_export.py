@@ -1,4 +1,4 @@
-"""The emitter: every family, precision and opset against Keras, and the graph that it writes."""
+"""The emitter: every family, precision and opset against Keras, and the structure of the graph."""
 
 import collections
 import re
@@ -11,12 +11,11 @@ import pytest
 from export_cases import CASES, SIZE, build, convnext
 from helpers import predict, randomize
 
-import clip
 from convnext import create_convnext_v1, create_convnext_v2
 from zoo.data.preprocess import PreprocessSpec
 from zoo.export import emit, products, register_emission, to_proto
 from zoo.export.emit import named_outputs
-from zoo.export.rules import RULES
+from zoo.export.rules import ACTIVATIONS, RULES
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
@@ -32,7 +31,7 @@ COSINE = {"float16": 0.9999, "int8": 0.998}
 
 
 def inputs(model, rng, batch=3):
-    """{input: array} for a model of `export_cases`."""
+    """Return {input: array} for a model of `export_cases`."""
     feed = {}
     for tensor in model.inputs:
         name = tensor.name
@@ -44,7 +43,7 @@ def inputs(model, rng, batch=3):
 
 
 def run(proto, feed):
-    """{output: array} by ONNX Runtime, of a file that ONNX' checker accepts."""
+    """Return {output: array} from ONNX Runtime, after onnx.checker."""
     onnx.checker.check_model(proto, full_check=True)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     return dict(zip([entry.name for entry in session.get_outputs()], session.run(None, feed), strict=True))
@@ -70,13 +69,13 @@ def count(proto):
 
 
 def scopes(proto, kind):
-    """How many nodes of a kind each block has, by the block's name."""
+    """Return {block: number of nodes of a kind}."""
     names = (re.match(r"(.*_blocks_\d+)_", node.name) for node in proto.graph.node if node.op_type == kind)
     return collections.Counter(match[1] for match in names if match)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_family_is_keras_to_rounding(case, rng):
+def test_every_family_agrees_with_keras(case, rng):
     model = build(case)
     feed = inputs(model, rng)
     expected = in_keras(model, feed)
@@ -93,7 +92,7 @@ def test_every_family_is_keras_to_rounding(case, rng):
 
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("length", [1, 10])
-def test_batch_and_length_are_open(batch, length, rng):
+def test_batch_and_text_length_are_dynamic(batch, length, rng):
     model = build("vit pair")
     proto = to_proto(emit(model))
     feed = inputs(model, rng, batch)
@@ -107,7 +106,7 @@ def test_batch_and_length_are_open(batch, length, rng):
     assert tokens.type.tensor_type.elem_type == onnx.TensorProto.INT32
 
 
-def test_open_image_size(rng):
+def test_dynamic_image_size(rng):
     model = build("open size")
     proto = to_proto(emit(model))
     for size in (32, 48):
@@ -116,7 +115,7 @@ def test_open_image_size(rng):
 
 
 @pytest.mark.parametrize("case", ["convnext v1", "convnext v2"])
-def test_nodes_of_convnext(case):
+def test_convnext_has_two_transposes_and_one_fused_norm_and_gelu_per_block(case):
     proto = to_proto(emit(build(case)))
     nodes = count(proto)
     assert set(scopes(proto, "Transpose").values()) == {2}
@@ -129,25 +128,25 @@ def test_nodes_of_convnext(case):
 
 
 @pytest.mark.parametrize("case", ["resnet basic", "resnet bottleneck"])
-def test_no_transpose_in_resnet(case):
+def test_resnet_has_no_transpose_padding_or_norm(case):
     nodes = count(to_proto(emit(build(case))))
     assert nodes["Transpose"] == 1  # of the images
     assert nodes["Pad"] == 0 and nodes["BatchNormalization"] == 0 and nodes["Mul"] == 0
     assert count(to_proto(emit(build(case), layout="NCHW")))["Transpose"] == 0
 
 
-def test_one_mask_for_all_layers():
+def test_layers_share_one_causal_mask():
     assert count(to_proto(emit(build("vit pair").text_encoder)))["Trilu"] == 1
 
 
-def test_branches_are_one_convolution():
+def test_branches_become_one_convolution():
     model = build("mobile pair").image_encoder
     layers = [layer for layer in model.layers if hasattr(layer, "folded") or "Conv2D" in type(layer).__name__]
     for fold in (True, False):
         assert count(to_proto(emit(model, fold=fold)))["Conv"] == len(layers)
 
 
-def test_int8_is_for_maps_and_sequences():
+def test_int8_covers_products_over_maps_but_not_the_head():
     nodes = count(to_proto(emit(build("convnext v1"), precision="int8")))
     assert nodes["MatMulInteger"] == 6 + 1 and nodes["Gemm"] == 1  # of blocks, downsampling; the head
     assert nodes["Conv"] == 3 + 1  # of blocks; the stem
@@ -156,7 +155,7 @@ def test_int8_is_for_maps_and_sequences():
 
 
 def test_int8_sums_do_not_saturate(rng):
-    """The largest products there can be, which signed weights get wrong on processors with AVX2 alone."""
+    """Signed weights would saturate on CPUs without VNNI for products this large."""
     entry = keras.Input((4, 4, 64))
     model = keras.Model(entry, keras.layers.Dense(64, use_bias=False, name="dense")(entry))
     model.set_weights([np.where(rng.random((64, 64)) < 0.9, 1.0, -1.0)])
@@ -168,7 +167,7 @@ def test_int8_sums_do_not_saturate(rng):
 
 @pytest.mark.parametrize("opset", [17, 20])
 @pytest.mark.parametrize("case", ["convnext v1", "convnext v2"])
-def test_wide_maps_in_parts_are_the_same(case, opset, rng, monkeypatch):
+def test_splitting_wide_maps_changes_nothing(case, opset, rng, monkeypatch):
     model = build(case)
     feed = inputs(model, rng)
     whole, halves = emit(model, opset=opset), "stages_0_blocks_0_pwconv1/"
@@ -185,19 +184,19 @@ def test_wide_maps_in_parts_are_the_same(case, opset, rng, monkeypatch):
     assert count(to_proto(emit(model, opset=opset, precision="float16")))["Split"] == 0
 
 
-def test_float16_keeps_norms_wide():
+def test_float16_keeps_norms_and_outputs_in_float32():
     proto = to_proto(emit(build("convnext v2"), precision="float16"))
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     kernels = [name for name in types if name.endswith("kernel")]
     assert {types[name] for name in kernels} == {onnx.TensorProto.FLOAT16}
     gains = [name for name in types if re.search(r"(norm|grn)/(gamma|beta)$", name)]
     assert gains and {types[name] for name in gains} == {onnx.TensorProto.FLOAT}
-    faces = [*proto.graph.input, *proto.graph.output]
-    assert {face.type.tensor_type.elem_type for face in faces} == {onnx.TensorProto.FLOAT}
+    declared = [*proto.graph.input, *proto.graph.output]
+    assert {entry.type.tensor_type.elem_type for entry in declared} == {onnx.TensorProto.FLOAT}
 
 
-def test_float16_stands_what_overflows_half(rng):
-    """Squares of a map beyond 65,504, which GRN sums."""
+def test_grn_does_not_overflow_in_float16(rng):
+    """GRN sums squares that exceed 65,504."""
     model = randomize(convnext(create_convnext_v2), rng)
     model.get_layer("stages_0_blocks_0_pwconv1").bias.assign(np.full(32, 300.0, np.float32))
     feed = inputs(model, rng)
@@ -209,18 +208,18 @@ def test_float16_stands_what_overflows_half(rng):
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("case", ["convnext v1", "fine stem", "resnet basic", "zero-shot"])
 @pytest.mark.parametrize("fold", [True, False])
-def test_pixels(case, layout, fold, rng):
+def test_preprocessing_in_the_file(case, layout, fold, rng):
     model, spec = build(case), PreprocessSpec(image_size=32)
     pixels = rng.integers(0, 256, (3, *SIZE), np.uint8)
     proto = to_proto(emit(model, preprocess=spec, layout=layout, fold=fold))
     given = pixels.transpose(0, 3, 1, 2) if layout == "NCHW" else pixels
-    expected = in_keras(model, {"images": np.stack([spec.eval_transform()(picture) for picture in pixels])})
+    expected = in_keras(model, {"images": np.stack([spec.eval_transform()(image) for image in pixels])})
     assert error(run(proto, {"images": given})["output"], expected["output"]) <= 1e-4
-    absorbed = fold and case in ("convnext v1", "zero-shot")  # the others' stems pad
+    absorbed = fold and case in ("convnext v1", "zero-shot")  # the other stems pad
     assert ("images/pixels" in {node.name for node in proto.graph.node}) != absorbed
 
 
-def test_tails(rng):
+def test_normalised_embeddings_and_logits(rng):
     model = build("convnext pair")
     feed = inputs(model, rng)
     ours, expected = run(to_proto(emit(model, logits=True)), feed), in_keras(model, feed)
@@ -230,14 +229,14 @@ def test_tails(rng):
     assert error(tower, expected["image_embeddings"]) <= TOLERANCE
 
 
-def test_names_follow_from_the_model_alone():
+def test_names_do_not_depend_on_other_models():
     first = to_proto(emit(build("convnext pair"))).SerializeToString()
-    keras.layers.Dense(2), keras.layers.Add()  # Keras' counters move on
+    keras.layers.Dense(2), keras.layers.Add()  # these advance Keras' name counters
     assert to_proto(emit(build("convnext pair"))).SerializeToString() == first
 
 
 class Twice(keras.layers.Layer):
-    """A layer that nobody knows."""
+    """A layer without a rule."""
 
     def call(self, x):
         return 2 * x
@@ -249,12 +248,12 @@ def with_unknown():
 
 
 def test_unknown_layer_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'my_twice' is a .*Twice.*register_emission\(Twice\).*--via keras"):
+    with pytest.raises(ValueError, match=r"'my_twice' is a .*Twice.*no ONNX rule.*emission\(Twice\).*--via keras"):
         emit(with_unknown())
 
 
 class Bare(keras.layers.Layer):
-    """A layer that says nothing of its configuration: a copy of it has another name."""
+    """A layer without get_config, so that a copy would have another name."""
 
     def __init__(self, size):
         super().__init__(name=f"bare_{size}")
@@ -285,15 +284,42 @@ def test_unknown_layer_can_be_registered(rng):
         del RULES[Twice]
 
 
-def test_a_namesake_is_no_known_layer():
+def test_activation_can_be_registered(rng):
+    def doubled(x):
+        return 2 * x
+
+    @register_emission(doubled)
+    def emit_doubled(graph, x):
+        return graph.op("Mul", [graph.settled(x), graph.constant(2, x.dtype)])
+
+    try:
+        images = keras.Input((4, 4, 3), name="images")
+        model = keras.Model(images, keras.layers.Conv2D(2, 1, activation=doubled)(images))
+        feed = {"images": rng.standard_normal((2, 4, 4, 3), np.float32)}
+        ours = run(to_proto(emit(model, fold=False)), feed)["output"]
+        assert error(ours, in_keras(model, feed)["output"]) <= TOLERANCE
+    finally:
+        del ACTIVATIONS[doubled]
+
+
+def test_an_activation_is_recognised_by_the_function_not_its_name():
+    def gelu(x):
+        return x
+
+    images = keras.Input((4,), name="images")
+    with pytest.raises(ValueError, match="activation 'gelu', which has no ONNX rule"):
+        emit(keras.Model(images, keras.layers.Dense(2, activation=gelu)(images)), fold=False)
+
+
+def test_a_subclass_with_a_known_name_is_refused():
     class Dense(keras.layers.Dense):
         def call(self, x):
             return -super().call(x)
 
     images = keras.Input((4,), name="images")
-    with pytest.raises(ValueError, match="no rule for ONNX"):
+    with pytest.raises(ValueError, match="no ONNX rule"):
         emit(keras.Model(images, Dense(2)(images)), fold=False)
-    with pytest.raises(TypeError, match="needs the class"):
+    with pytest.raises(TypeError, match="needs the class of a layer or an activation"):
         register_emission("Dense")
 
 
@@ -303,40 +329,39 @@ def test_a_namesake_is_no_known_layer():
         ({"precision": "bfloat16"}, "'float32', 'float16', 'int8', got 'bfloat16'"),
         ({"opset": 13}, "opset must be one of 17, 20, got 13"),
         ({"layout": "nchw"}, "'NHWC', 'NCHW', got 'nchw'"),
-        ({"logits": True}, "needs a pair"),
+        ({"logits": True}, "needs a CLIP pair"),
     ],
 )
-def test_bad_options(options, message):
+def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         emit(convnext(create_convnext_v1), **options)
 
 
-def test_normalize_is_for_towers():
+def test_normalize_is_only_for_towers():
     with pytest.raises(ValueError, match="needs a tower"):
         emit(build("vit pair"), normalize=True)
     images = keras.Input((4,), name="images")
     own = keras.Model(images, keras.layers.Softmax()(keras.layers.Dense(2)(images)))
     for classifier in (build("softmax"), build("convnext v2"), build("resnet basic"), build("zero-shot"), own):
-        with pytest.raises(ValueError, match="is for embeddings, and .* ends in a classifier"):
+        with pytest.raises(ValueError, match="outputs embeddings; .* ends in a classifier"):
             emit(classifier, normalize=True)
     for tower in (build("trunk"), build("mlp pair").image_encoder, build("vit pair").text_encoder):
         assert emit(tower, normalize=True).outputs
 
 
-def test_activation_without_a_rule():
+def test_activation_without_a_rule_is_refused():
     model = convnext(create_convnext_v1)
     model.get_layer("head_fc").activation = keras.activations.mish
-    with pytest.raises(ValueError, match="'head_fc' has the activation 'mish', which has no rule.*Allowed: gelu"):
+    with pytest.raises(ValueError, match="'head_fc' has the activation 'mish', which has no ONNX rule.*Allowed: gelu"):
         emit(model)
 
 
-def test_rules_are_for_layers_that_there_are():
+def test_every_rule_named_by_a_string_is_of_an_existing_layer():
     from clip import layers as of_clip
     from clip import zero_shot
     from clip.towers import branches
     from convnext import layers as of_convnext
 
     places = (keras.layers, of_clip, of_convnext, branches, zero_shot)
-    named = {key for key in RULES if isinstance(key, str)}
+    named = {key for key in (*RULES, *ACTIVATIONS) if isinstance(key, str)}
     assert {name for name in named if not any(hasattr(place, name) for place in places)} == set()
-    assert clip is not None

@@ -63,7 +63,7 @@ def write_photographs(count: int) -> list[str]:
 def classify_call(pair, case: Case, paths: Sequence[str]) -> Callable:
     """Return a call that classifies image files with a `clip.CLIP`; each call encodes the class texts again."""
     from zoo.data.preprocess import PreprocessSpec
-    from zoo.evaluation.classifier import create_classifier
+    from zoo.inference.classifier import create_classifier
     from zoo.inference.pipeline import ClipPipeline
 
     spec = PreprocessSpec(case.image_size)
@@ -88,8 +88,8 @@ def search_call(pair, case: Case) -> Callable:
     Parts named "cached-…" look the texts up in an in-memory cache, which the first call fills.
     """
     from zoo.data.preprocess import PreprocessSpec
+    from zoo.embeddings import TextCache
     from zoo.inference.encoder import keras_encoder
-    from zoo.search import TextCache
 
     encoder = keras_encoder(pair, PreprocessSpec(case.image_size))
     texts = [f"a photo of thing number {i}" for i in range(case.batch_size)]
@@ -103,8 +103,8 @@ def search_call(pair, case: Case) -> Callable:
 
 
 def build_index(dim: int):
-    """Return a `zoo.search.Index` of random unit vectors in a folder that is removed at exit."""
-    from zoo.search import Index
+    """Return a `zoo.embeddings.Index` of random unit vectors in a folder that is removed at exit."""
+    from zoo.embeddings import Index
 
     vectors = np.random.default_rng(0).standard_normal((INDEX_SIZE, dim), np.float32)
     return Index.build(unit_rows(vectors), f"{temporary_folder()}/index")

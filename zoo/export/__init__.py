@@ -1,4 +1,4 @@
-"""ONNX: models written as one verified file, and files that predict. `onnx` and `onnxruntime` load when used."""
+"""ONNX: write models as one verified file each, and run them. `onnx` and `onnxruntime` are imported when used."""
 
 from zoo.export.emit import emit, to_proto
 from zoo.export.exporter import ExportReport, export_onnx

@@ -1,4 +1,4 @@
-"""What `zoo export` does: finds the model, writes the file, shows what it cost."""
+"""The command `zoo export`: load the model, write the file, report how it compares."""
 
 import dataclasses
 import inspect
@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.preprocess import batch, open_image
+from zoo.export.emit import input_name
 from zoo.export.exporter import ExportReport, check_request, export_onnx, place, take_part
 from zoo.export.graph import FLOAT32
 from zoo.export.verify import TOLERANCES, keras_outputs, random_inputs, sentences, to_layout
 
 KERAS = "keras"
 NO_PREPROCESSING = (
-    "does not say how its pictures are made ready. Store that in its file: "
-    "zoo.save(model, 'model.safetensors', preprocess=PreprocessSpec(…))."
+    "has no stored preprocessing. Store it: zoo.save(model, 'model.safetensors', preprocess=PreprocessSpec(…))."
 )
-MOST_IMAGES = 64  # of a folder given for calibration
+MAX_IMAGES = 64  # used of a calibration folder
 
 
 def export(
@@ -40,22 +40,22 @@ def export(
     tolerance: float | None = None,
     via: str = "zoo",
 ) -> ExportReport:
-    """Exports a model by name or file, as `export_onnx` does.
+    """Export a model by name or file with `export_onnx`.
 
     Args:
-        name: as `zoo.load` takes it; or the name of an architecture, which has random weights unless `weights` are
-            given.
-        weights: tag or file, as `zoo.create_model` takes it.
-        classes: for part="zero-shot": a set of `clip.CLASS_NAMES`, or names with commas between them.
-        include_preprocessing: the file takes uint8 pixels and scales them as the model's preprocessing says.
-        calibration: folder of images on which the file is compared with the model, at most MOST_IMAGES of them, in
-            place of scikit-learn's photographs.
-        via: "zoo", or "keras": Keras' own exporter, for models whose layers have no rule here. It knows no options but
-            weights, part, classes, opset and tolerance.
+        name: a model name or file as for `zoo.load`; or an architecture, with random weights unless `weights` is given.
+        weights: tag or file, as for `zoo.create_model`.
+        classes: for part="zero-shot": a key of `clip.CLASS_NAMES`, or names separated by commas.
+        include_preprocessing: the file takes uint8 pixels and scales them with the model's preprocessing.
+        calibration: folder of images to compare on, at most 64 of them, instead of scikit-learn's photographs.
+        via: "zoo"; or "keras", Keras' own exporter, for models whose layers have no rule. It supports only weights,
+            part, classes, opset and tolerance.
+
+    The other options are those of `export_onnx`.
 
     Raises:
-        ValueError: what `export_onnx` refuses; a model that does not say how its pictures are made ready.
-        FileNotFoundError, ImportError: as `export_onnx`; no folder of images.
+        ValueError: as `export_onnx`; or the model has no stored preprocessing, and an option needs it.
+        FileNotFoundError, ImportError: as `export_onnx`; no such folder of images.
     """
     options = {"precision": precision, "layout": layout, "normalize": normalize, "logits": logits, "fold": fold}
     if via == KERAS:
@@ -67,7 +67,7 @@ def export(
         raise ValueError(f"{name!r} {NO_PREPROCESSING}")
     names, templates = class_list(classes)
     exported = take_part(model, part, names, templates)
-    pictures = calibration and read_pictures(exported, calibration, spec, include_preprocessing, layout)
+    images = calibration and read_images(exported, calibration, spec, include_preprocessing, layout)
     if via == KERAS:
         return export_via_keras(exported, output, opset=opset, tolerance=tolerance)
     return export_onnx(
@@ -76,48 +76,48 @@ def export(
         opset=opset,
         preprocess=spec if include_preprocessing else None,
         verify=verify,
-        calibration=pictures or None,
+        calibration=images or None,
         tolerance=tolerance,
         progress=True,
         **options,
     )
 
 
-def read_pictures(model, folder, spec, as_pixels, layout):
-    """{input: array} of a folder's images, as the file takes them; beside them as many captions where it takes texts.
+def read_images(model, folder, spec, as_pixels, layout):
+    """Return {input: array} of a folder's images as the file takes them; text inputs get as many captions.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no images there, a model that reads none, or one that does not say how they are made ready.
+        ValueError: no images in it, a model without an image input, or without preprocessing.
     """
     from zoo.data.folders import image_names
 
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r} of images to compare on.")
+        raise FileNotFoundError(f"There is no folder {str(folder)!r} of calibration images.")
     if not any(len(tensor.shape) == 4 for tensor in model.inputs):
-        raise ValueError(f"--calibration is of pictures, and {model.name!r} takes no pictures.")
+        raise ValueError(f"--calibration needs a model with an image input; {model.name!r} has none.")
     if spec is None:
         raise ValueError(f"{model.name!r} {NO_PREPROCESSING}")
-    paths = [Path(folder, name) for name in image_names(folder)[:MOST_IMAGES]]
+    paths = [Path(folder, name) for name in image_names(folder)[:MAX_IMAGES]]
     if as_pixels:
         spec = dataclasses.replace(spec, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     images = batch([open_image(path) for path in paths], spec)
     images = to_layout(np.rint(images).astype(np.uint8) if as_pixels else images, layout)
     return {
-        tensor._keras_history.operation.name: images if len(tensor.shape) == 4 else captions(model, tensor, len(images))
+        input_name(tensor): images if len(tensor.shape) == 4 else captions(model, tensor, len(images))
         for tensor in model.inputs
     }
 
 
 def captions(model, tensor, count):
-    """int32 (count, L) for the texts of a pair."""
+    """Return int32 (count, L) for a text input."""
     rows = sentences(model, tensor.shape[1])
-    rows = random_inputs(model, None, "NHWC")[tensor._keras_history.operation.name] if rows is None else rows
+    rows = random_inputs(model, None, "NHWC")[input_name(tensor)] if rows is None else rows
     return rows[np.arange(count) % len(rows)]
 
 
 def find_model(name, weights):
-    """(model, `PreprocessSpec` or None) of a name or a file."""
+    """Return (model, `PreprocessSpec` or None) of a name or a file."""
     from zoo.models.registry import create_model, load, model_info
     from zoo.weights.locate import SUFFIXES
 
@@ -128,12 +128,12 @@ def find_model(name, weights):
         return loaded.model, loaded.info.preprocess
     info = model_info(name)
     if weights is None:
-        print(f"{info.name} is an architecture: its weights are random. Published or own ones: --weights.", flush=True)
+        print(f"{info.name} is exported with random weights; use --weights for published or your own.", flush=True)
     return create_model(name, weights=weights), info.preprocess
 
 
 def class_list(classes):
-    """(names, templates or None) of what --classes says; (None, None) without it."""
+    """Return (names, templates or None) of --classes; (None, None) if it is not given."""
     if classes is None:
         return None, None
     from clip import CLASS_NAMES, TEMPLATES
@@ -142,40 +142,45 @@ def class_list(classes):
         return CLASS_NAMES[classes], TEMPLATES.get(classes)
     names = [name.strip() for name in classes.split(",") if name.strip()]
     if len(names) < 2:
-        raise ValueError(f"--classes needs names with commas between them, or one of {', '.join(CLASS_NAMES)}.")
+        raise ValueError(
+            f"--classes needs names separated by commas or one of {', '.join(CLASS_NAMES)}, got {classes!r}."
+        )
     return names, None
 
 
 def refuse_for_keras(**options):
-    """ValueError for options of `export`, other than its defaults, that Keras' own exporter has not."""
+    """Raise ValueError for options that differ from their default and that Keras' exporter does not support."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(export).parameters.items()}
     given = [name for name, value in options.items() if value != defaults[name]]
     if given:
         flags = (f"--{'no-' if defaults[name] is True else ''}{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"Keras' own exporter has no {', '.join(flags)}. It takes --part, --opset and --tolerance.")
+        raise ValueError(
+            f"--via keras does not support {', '.join(flags)}; it supports --weights, --part, --classes, --opset and "
+            "--tolerance."
+        )
 
 
 def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
-    """Keras' own exporter, its file checked as ours are. It bakes in what the backend's tracing sees."""
+    """Write a model with Keras' own exporter and check the file like ours. It traces the model on the backend."""
     import onnx
 
     started = time.perf_counter()
-    print(f"Writing {path} by Keras' own exporter, opset {opset}", flush=True)
-    keras_outputs(model, random_inputs(model, None, "NHWC"), None, "NHWC")  # it refuses a model that was never called
+    print(f"Writing {path} with Keras' exporter, opset {opset}", flush=True)
+    keras_outputs(model, random_inputs(model, None, "NHWC"), None, "NHWC")  # Keras only exports models called before
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         try:
             model.export(file, format="onnx", verbose=False, opset_version=opset)
-        except Exception as error:  # each backend's exporter raises its own
+        except Exception as error:  # the backends' exporters raise different classes
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise ValueError(f"Keras' own exporter fails on {model.name!r}: {reason}") from error
+            raise ValueError(f"Keras' exporter failed on {model.name!r}: {reason}") from error
         data, nodes = file.read_bytes(), len(onnx.load(file).graph.node)
     facts = {"precision": FLOAT32, "opset": opset, "nodes": nodes, "tolerance": tolerance}
     return place(model, lambda target: target.write(data), path, {"progress": True}, started, **facts)
 
 
 def to_text(report: ExportReport) -> str:
-    """What was written, and a table of the checks."""
+    """Return the report as text: the file, then a table of the checks."""
     facts = {
         "file": f"{report.path}, {report.bytes / 1e6:,.1f} MB, {report.nodes} nodes",
         "model": f"{report.model}, {report.precision}, opset {report.opset}",

@@ -1,6 +1,6 @@
-"""From a functional Keras model to an ONNX model: its calls in order, each by its layer's rule.
+"""From a functional Keras model to an ONNX model: each call in order, by the rule of its layer.
 
-The bytes depend on weights and configuration alone: the same from TensorFlow, JAX and PyTorch.
+The bytes depend only on weights and configuration; TensorFlow, JAX and PyTorch give the same file.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from zoo.models.folding import calls, check_functional, fold_with_affine
 
 PRODUCER = "convnext-clip-zoo"
 IR_VERSION = {17: 8, 20: 9}
-SMALL = 1024  # bytes up to which a weight stays in the model in any case
-CLASSIFIERS = ("head_fc", "zero_shot_head")  # heads' names in `convnext` and `clip`
+SMALL = 1024  # bytes; smaller weights stay in the model even if the others go to a file of their own
+CLASSIFIERS = ("head_fc", "zero_shot_head")  # names of the heads in `convnext` and `clip`
 SIDE_NAMES = {4: ("batch", "height", "width"), 2: ("batch", "length")}
 PAIR_SIDES = {"tokens": ("texts", "length"), "text_embeddings": ("texts",), "logits": ("batch", "texts")}
 
@@ -33,27 +33,28 @@ def emit(
     normalize: bool = False,
     logits: bool = False,
 ):
-    """A model as ONNX.
+    """Return a model as an ONNX graph.
 
     Args:
-        model: functional, of layers that have a rule.
-        precision: of products: "float32", "float16", or "int8" with dynamic scales for those over maps and sequences.
+        model: a functional model whose layers have rules.
+        precision: of matrix products: "float32", "float16", or "int8" with dynamic scales for products over maps and
+            sequences.
         opset: 20, or 17 for older runtimes.
         fold: write `zoo.fold(model)`.
-        preprocess: `PreprocessSpec`: the file takes uint8 pixels and scales them with its mean and std. They go into
-            the stem's weights where that is exact, which it is unless the stem pads.
-        layout: "NHWC", as Keras, or "NCHW": of the images that the file takes.
+        preprocess: `PreprocessSpec`; the file then takes uint8 pixels and scales them with its mean and std. The
+            scaling goes into the stem's weights if that is exact, i.e. if the stem does not pad.
+        layout: layout of the image input, "NHWC" as in Keras or "NCHW".
         normalize: L2-normalise the embeddings of a tower.
-        logits: a third result of a pair, exp(logit_scale) · cosine (+ bias), (B, B).
+        logits: add a third output to a pair, exp(logit_scale) · cosine (+ bias), (B, B).
 
     Returns:
-        `Graph`, from which `to_proto` makes the `onnx.ModelProto`.
+        `Graph`, to be converted by `to_proto`.
 
     Raises:
-        ValueError: an unknown option, a layer without a rule, an output that an option does not fit.
+        ValueError: an unknown option, a layer without a rule, or an option that does not fit the model's outputs.
     """
     check_options(model, precision, opset, layout, normalize, logits)
-    has_images = any(len(tensor.shape) == 4 for tensor in model.inputs)  # a text tower has no pixels to scale
+    has_images = any(len(tensor.shape) == 4 for tensor in model.inputs)
     affine = pixel_affine(preprocess) if preprocess and has_images else None
     absorbed = False
     if fold:
@@ -63,13 +64,13 @@ def emit(
     inputs = [_input(graph, tensor, layout, preprocess) for tensor in model.inputs]
     values = [_prepare(graph, value, None if absorbed else affine) for value in inputs]
     results = run(graph, model, values)
-    graph.inputs = {value.name: _face(value, layout) for value in inputs}
+    graph.inputs = {value.name: _declared(value, layout) for value in inputs}
     graph.outputs = _finish(graph, model, results, normalize=normalize, logits=logits)
     return graph
 
 
 def check_options(model, precision, opset, layout, normalize, logits):
-    """Refuses what the emitter cannot mean, before any work."""
+    """Raise ValueError for options that are unknown or do not fit the model."""
     check_layers(model)
     is_pair = hasattr(model, "image_encoder")
     for name, value, allowed in (
@@ -80,15 +81,18 @@ def check_options(model, precision, opset, layout, normalize, logits):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
     if normalize and (is_pair or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2):
-        raise ValueError("normalize=True needs a tower, one output (B, D); a pair's embeddings are normalised already.")
+        raise ValueError(
+            f"normalize=True needs a tower with one output (B, D), got {model.name!r}. A pair's embeddings are already "
+            "normalised."
+        )
     if normalize and ends_in_classifier(model):
-        raise ValueError(f"normalize=True is for embeddings, and {model.name!r} ends in a classifier.")
+        raise ValueError(f"normalize=True needs a model that outputs embeddings; {model.name!r} ends in a classifier.")
     if logits and not is_pair:
-        raise ValueError(f"logits=True needs a pair, and {model.name!r} is none.")
+        raise ValueError(f"logits=True needs a CLIP pair; {model.name!r} is not one.")
 
 
 def ends_in_classifier(model):
-    """Whether a model's one output is class scores: by the name of the head, or because they are probabilities."""
+    """Return whether a model's only output is class scores, by the head's name or a softmax or sigmoid at the end."""
     last = model.outputs[0]._keras_history.operation
     if isinstance(last, keras.Model):
         return ends_in_classifier(last)
@@ -98,7 +102,7 @@ def ends_in_classifier(model):
 
 
 def check_layers(model):
-    """Refuses layers without a rule, before folding makes others of them."""
+    """Raise ValueError for layers without a rule, before folding replaces them."""
     check_functional(model)
     for node in calls(model):
         check = check_layers if isinstance(node.operation, keras.Model) else rule_of
@@ -106,27 +110,27 @@ def check_layers(model):
 
 
 def pixel_affine(spec):
-    """(factor, shift), (3,) each, float64: a normalised pixel is factor · (0…255) + shift."""
+    """Return (factor, shift), float64 (3,) each: a normalised pixel is factor · (0…255) + shift."""
     mean, std = (np.asarray(np.float32(values), np.float64) for values in (spec.mean, spec.std))
     return 1 / (255 * std), -mean / std
 
 
 def _input(graph, tensor, layout, preprocess):
-    """The `Value` of one of the model's inputs, in form LAST."""
+    """Return the `Value` of a model input."""
     is_image = len(tensor.shape) == 4
     dtype = UINT8 if is_image and preprocess else keras.backend.standardize_dtype(tensor.dtype)
     dtype = FLOAT32 if dtype in ("float16", "bfloat16", "float64") else dtype
-    name = tensor._keras_history.operation.name
+    name = input_name(tensor)
     form = FIRST if is_image and layout == "NCHW" else LAST
     return Value(graph._unique(name), tuple(tensor.shape), form, dtype)
 
 
 def _prepare(graph, value, affine):
-    """What the first layer gets of an input: floats, of pixels scaled if no weight has taken that in."""
+    """Return an input as the first layer takes it: pixels as floats, scaled by `affine` if it is not None."""
     if value.dtype != UINT8:
         return value
     graph.scope = value.name
-    value = graph.cast(graph.to(value, FIRST), FLOAT32)  # bytes are moved before they are four times as many
+    value = graph.cast(graph.to(value, FIRST), FLOAT32)  # the transpose moves bytes, a quarter of the floats
     if affine is None:
         return value
     factor, shift = (numbers.reshape(3, 1, 1) for numbers in affine)
@@ -135,7 +139,7 @@ def _prepare(graph, value, affine):
 
 
 def run(graph, model, values, path=""):
-    """The values that a functional model makes of its inputs' values, in the structure of its outputs."""
+    """Emit a functional model; return the values of its outputs in their structure."""
     known = {id(tensor): value for tensor, value in zip(model.inputs, values, strict=True)}
     for node in calls(model):
         layer = node.operation
@@ -156,15 +160,15 @@ def _holds_value(argument):
 
 
 def _in_order(model, args):
-    """Values of a nested model's arguments, in the order of its inputs."""
+    """Return the argument values of a nested model in the order of its inputs."""
     (inputs,) = args
     if isinstance(inputs, Mapping):
-        return [inputs[tensor._keras_history.operation.name] for tensor in model.inputs]
+        return [inputs[input_name(tensor)] for tensor in model.inputs]
     return keras.tree.flatten(inputs)
 
 
 def _finish(graph, model, results, *, normalize, logits):
-    """{name: `Value`} of the file's outputs, float32, as in Keras, with the tails asked for."""
+    """Return {name: `Value`} of the file's outputs, float32, with normalisation or logits added if requested."""
     graph.scope = "outputs"
     if normalize:
         results = l2_normalize(graph, results)
@@ -181,22 +185,27 @@ def _finish(graph, model, results, *, normalize, logits):
     return named
 
 
+def input_name(tensor):
+    """Return the name of a model input."""
+    return tensor._keras_history.operation.name
+
+
 def named_outputs(results):
-    """{name: result} as the file names them: "output", "output_0", or the keys of a dict."""
+    """Return {name: result} with the file's output names: "output", "output_0", or the keys of a dict."""
     prefix = [] if isinstance(results, Mapping) else ["output"]
     flat = keras.tree.flatten_with_path(results)
     return {"_".join([*prefix, *map(str, path)]): result for path, result in flat}
 
 
 def _rename(graph, value, name):
-    """The last node's result under the name that the file promises."""
+    """Rename the last node's result to the output's name."""
     kind, inputs, _, label, attributes = graph.nodes[-1]
     graph.nodes[-1] = (kind, inputs, [name], label, attributes)
     return dataclasses.replace(value, name=name)
 
 
-def _face(value, layout):
-    """An input as the file declares it."""
+def _declared(value, layout):
+    """Return an input with the shape that the file declares."""
     if len(value.shape) == 4 and layout == "NCHW":
         batch, height, width, channels = value.shape
         return dataclasses.replace(value, shape=(batch, channels, height, width))
@@ -204,11 +213,11 @@ def _face(value, layout):
 
 
 def to_proto(graph, store=None):
-    """The `onnx.ModelProto` of a graph. It takes the weights out of the graph, so that memory holds them once.
+    """Return the `onnx.ModelProto` of a graph. Weights are moved out of the graph, so that memory holds them once.
 
     Args:
-        store: None to keep the weights in the model; or a function from an array to its place in a file beside it,
-            {"location", "offset", "length"}.
+        store: None to keep the weights in the model; or a function that writes an array to another file and returns
+            its place there, {"location", "offset", "length"}.
     """
     from onnx import helper
 
@@ -216,14 +225,14 @@ def to_proto(graph, store=None):
         helper.make_node(kind, names, results, name=label, **attributes)
         for kind, names, results, label, attributes in graph.nodes
     ]
-    named_sides = PAIR_SIDES if "text_embeddings" in graph.outputs else {}  # a pair takes as many texts as it likes
-    faces = [
-        [_value_info(value, name, named_sides.get(name)) for name, value in face.items()]
-        for face in (graph.inputs, graph.outputs)
+    named_sides = PAIR_SIDES if "text_embeddings" in graph.outputs else {}  # texts and images may differ in number
+    declared = [
+        [_value_info(value, name, named_sides.get(name)) for name, value in values.items()]
+        for values in (graph.inputs, graph.outputs)
     ]
     opset = [helper.make_operatorsetid("", graph.opset)]
     options = {"opset_imports": opset, "ir_version": IR_VERSION[graph.opset], "producer_name": PRODUCER}
-    model = helper.make_model(helper.make_graph(nodes, graph.name, *faces), **options)
+    model = helper.make_model(helper.make_graph(nodes, graph.name, *declared), **options)
     used = {name for node in nodes for name in node.input}
     for name in list(graph.weights):
         array = graph.weights.pop(name)
@@ -233,7 +242,7 @@ def to_proto(graph, store=None):
 
 
 def _value_info(value, name, sides):
-    """A named input or output; sides that are not fixed have names too, equal where they are equal."""
+    """Return the declaration of an input or output; dimensions that are not fixed get names."""
     from onnx import helper
 
     names = sides or SIDE_NAMES.get(len(value.shape), ("batch",))
@@ -244,7 +253,7 @@ def _value_info(value, name, sides):
 
 
 def _fill(tensor, name, array, store):
-    """Writes an array into a TensorProto, little-endian."""
+    """Write an array into a TensorProto, little-endian."""
     from onnx import TensorProto, helper
 
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -1,4 +1,4 @@
-"""`export_onnx`: writes a model as ONNX, checks the file against the model, and only then puts it in its place."""
+"""`export_onnx`: write a model as ONNX, check the file against the model, and only then replace the target file."""
 
 import contextlib
 import hashlib
@@ -19,26 +19,26 @@ from zoo.utils.files import atomic_write, sha256
 if TYPE_CHECKING:
     import keras
 
-EXTERNAL_LIMIT = 1_900_000_000  # bytes of weights above which they do not fit into one protobuf message
-ALIGNMENT = 4096  # of each array in the file of weights, so that it can be mapped
+EXTERNAL_LIMIT = 1_900_000_000  # bytes; more weights do not fit into one protobuf message (2 GB)
+ALIGNMENT = 4096  # bytes; of each array in the weights file, so that it can be memory-mapped
 PARTS = ("image", "text", "pair", "zero-shot")
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and what it cost against the Keras model.
+    """The written file and how it compares with the Keras model.
 
     Args:
-        path: of the file.
-        model: the model's name.
-        precision, opset: as asked for.
-        bytes: of the file, with its file of weights where it has one.
-        sha256: of the file.
-        nodes: of the graph.
-        seconds: to write the file, and to check it.
-        tolerance: that no check exceeded: of the error in float32, of 1 − cosine in lower precisions.
-        checks: what was compared; () with verify=False.
-        note: what was not compared, and why; "" where nothing is missing.
+        path: path of the file.
+        model: name of the model.
+        precision, opset: options of the export.
+        bytes: size of the file, with its weights file if there is one.
+        sha256: digest of the file.
+        nodes: number of nodes.
+        seconds: time to write the file, time to check it.
+        tolerance: largest allowed error in float32, or 1 − cosine in lower precisions.
+        checks: the comparisons; () with verify=False.
+        note: what was not compared, and why; "" if nothing.
     """
 
     path: str
@@ -55,17 +55,17 @@ class ExportReport:
 
     @property
     def error(self) -> float | None:
-        """The largest of the checks."""
+        """Largest error of the checks."""
         return max((check.error for check in self.checks), default=None)
 
     @property
     def cosine(self) -> float | None:
-        """The smallest of the checks."""
+        """Smallest cosine of the checks."""
         return min((check.cosine for check in self.checks), default=None)
 
     @property
     def top1(self) -> float | None:
-        """The smallest agreement of the checks."""
+        """Smallest top-1 agreement of the checks."""
         return min((check.top1 for check in self.checks if check.top1 is not None), default=None)
 
 
@@ -88,40 +88,39 @@ def export_onnx(
     tolerance: float | None = None,
     progress: bool = False,
 ) -> ExportReport:
-    """Writes a model as one ONNX file, the same bytes from every backend, and checks it.
+    """Write a model as one ONNX file, the same bytes from every backend, and check it.
 
-    The file is compared with the model in ONNX Runtime at batch 1 and 3, on random and on real inputs. A file that was
-    there before is replaced only by one that passed. Batch and text length are open; token ids are int32. Weights of
-    more than 1.9 GB go to a file beside it, whose name holds a part of its digest.
+    The file is compared with the model in ONNX Runtime at batch 1 and 3, on random and on real inputs; an existing
+    file is replaced only if the new one passes. Batch size and text length are dynamic; token ids are int32. Weights
+    of more than 1.9 GB go to a second file beside it, with a part of its digest in the name.
 
     Args:
         model: a functional model of this zoo, folded or not: classifier, trunk, feature maps, tower, zero-shot
-            classifier or pair; or one whose layers have rules (`zoo.export.register_emission`).
-        path: of the file, whose folder exists.
-        precision: "float32"; "float16", with norms, GRN and softmax in float32; or "int8": the products over maps and
-            sequences with a weight scale for each channel and input scales found at run time, all else float32.
-        opset: 20, or 17, in which GELU is spelled out.
-        fold: write `zoo.fold(model)`, which is faster and the same but for rounding.
-        calibration: images as the file takes them, (N, H, W, C), or {input: array}: the report tells what the
-            precision costs on these in place of scikit-learn's photographs. Scales do not depend on them.
+            classifier or pair; or any whose layers have rules (`zoo.export.register_emission`).
+        path: path of the file; its folder must exist.
+        precision: "float32"; "float16", with norms, GRN and softmax in float32; or "int8", with the products over maps
+            and sequences quantised (weights per channel, inputs dynamically) and everything else in float32.
+        opset: 20; or 17, where GELU is written as its formula.
+        fold: write `zoo.fold(model)`, which is faster and differs only by rounding.
+        calibration: images as the file takes them, (N, H, W, C), or {input: array}; compare on these instead of
+            scikit-learn's photographs. They do not influence the file: int8 scales are dynamic.
         verify: compare the file with the model.
-        part: of a pair: "image", "text", "pair" (which is what None means) or "zero-shot".
-        class_names, templates: for part="zero-shot", as `clip.zero_shot_classifier` takes them.
-        preprocess: the file takes uint8 pixels of the model's size and does the scaling of this `PreprocessSpec`.
-        layout: "NHWC" or "NCHW", of the images that the file takes.
+        part: part of a pair: "image", "text", "pair" (same as None) or "zero-shot".
+        class_names, templates: for part="zero-shot", as in `clip.zero_shot_classifier`.
+        preprocess: `PreprocessSpec`; the file then takes uint8 pixels of the model's size and scales them itself.
+        layout: layout of the image input, "NHWC" or "NCHW".
         normalize: L2-normalise the embeddings of a tower.
-        logits: a third result of a pair, exp(logit_scale) · cosine (+ bias).
-        tolerance: of the error max |ONNX − Keras| / max |Keras| in float32 (1e-4 unless given), of 1 − cosine in
-            float16 and int8 (1e-3).
+        logits: add a third output to a pair, exp(logit_scale) · cosine (+ bias).
+        tolerance: largest allowed max |ONNX − Keras| / max |Keras| in float32 (default 1e-4), or 1 − cosine in float16
+            and int8 (default 1e-3).
         progress: print a line for each step.
 
     Returns:
         `ExportReport`.
 
     Raises:
-        ValueError: an option that does not fit, a layer without a rule, or a file that differs by more than the
-            tolerance; nothing is replaced then. FileNotFoundError: no such folder. ImportError: onnx or onnxruntime is
-            missing.
+        ValueError: an option that does not fit, a layer without a rule, or a file that exceeds the tolerance; an
+            existing file is unchanged. FileNotFoundError: no such folder. ImportError: onnx or onnxruntime is missing.
     """
     from zoo.export.emit import emit
 
@@ -130,40 +129,40 @@ def export_onnx(
     model = take_part(model, part, class_names, templates)
     started = time.perf_counter()
     options = {"preprocess": preprocess, "layout": layout, "normalize": normalize, "logits": logits}
-    verification.tell(progress and fold, f"Folding {model.name}")
+    verification.say(f"Folding {model.name}", progress and fold)
     graph = emit(model, precision=precision, opset=opset, fold=fold, **options)
     check = {"calibration": calibration, "progress": progress, **options} if verify else None
-    verification.tell(progress, f"Writing {path}, {precision}, opset {opset}")
+    verification.say(f"Writing {path}, {precision}, opset {opset}", progress)
     return _write(model, graph, path, check, tolerance, started)
 
 
 def check_request(path, precision=FLOAT32, tolerance=None, verify=True):
-    """The tolerance; refuses before any work what could not be written or checked."""
+    """Check, before any work, that a file can be written and verified; return the tolerance."""
     check_installed("onnx", *(["onnxruntime"] if verify else []))
     if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; the name of a file is needed.")
+        raise IsADirectoryError(f"{str(path)!r} is a folder; the path of a file is needed.")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} for {path.name}.")
     if precision not in TOLERANCES:
         raise ValueError(f"precision must be one of {', '.join(map(repr, TOLERANCES))}, got {precision!r}.")
     tolerance = TOLERANCES[precision] if tolerance is None else tolerance
     if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance must be a number above 0, got {tolerance!r}.")
+        raise ValueError(f"tolerance must be a finite number above 0, got {tolerance!r}.")
     return tolerance
 
 
 def take_part(model, part, class_names=None, templates=None):
-    """The model of a part of a pair: a tower, the pair, or a zero-shot classifier.
+    """Return the model of a part: a tower, the pair itself, or a zero-shot classifier.
 
     Raises:
-        ValueError: an unknown part, a part of what is no pair, or class names missing or not asked for.
+        ValueError: an unknown part, a part of a model that is not a pair, class names missing or without use.
     """
     if part not in (None, *PARTS):
         raise ValueError(f"part must be one of {', '.join(map(repr, PARTS))}, got {part!r}.")
     if part is not None and not hasattr(model, "text_encoder"):
-        raise ValueError(f"part={part!r} is of a pair, and {model.name!r} is none.")
+        raise ValueError(f"part={part!r} needs a CLIP pair; {model.name!r} is not one.")
     if (part == "zero-shot") != (class_names is not None):
-        raise ValueError(f"part='zero-shot' and class_names go together, got part={part!r}, {class_names=}.")
+        raise ValueError(f"part='zero-shot' and class_names need each other, got part={part!r}, {class_names=}.")
     if part == "zero-shot":
         from clip import zero_shot_classifier
 
@@ -172,7 +171,7 @@ def take_part(model, part, class_names=None, templates=None):
 
 
 def _write(model, graph, path, check, tolerance, started):
-    """Writes a graph, checks the file, replaces what was there; the report."""
+    """Write a graph, check the file, replace the target; return the report."""
     facts = {"precision": graph.precision, "opset": graph.opset, "nodes": len(graph.nodes), "tolerance": tolerance}
     if graph.nbytes <= EXTERNAL_LIMIT:
         return place(model, lambda file: file.write(_serialize(graph)), path, check, started, **facts)
@@ -181,9 +180,9 @@ def _write(model, graph, path, check, tolerance, started):
 
 
 def place(model, write, path, check, started, weight_bytes=0, *, precision, opset, nodes, tolerance):
-    """Puts what `write` writes in its place if it passes; the report. `check`: options of `verify`, or None.
+    """Write a file by `write`, check it, and move it to `path` if it passes; return the report.
 
-    Of the file nothing stays in memory while it is checked.
+    The file's contents are not in memory while it is checked. `check` holds the options of `verify`, or None.
     """
     with atomic_write(path) as file:
         write(file)
@@ -192,9 +191,9 @@ def place(model, write, path, check, started, weight_bytes=0, *, precision, opse
         size, digest = temporary.stat().st_size + weight_bytes, sha256(temporary)
         checks = [] if check is None else _check(model, temporary, check, precision, tolerance)
     seconds = (written - started, time.perf_counter() - written)
-    face = (str(path), model.name, precision, opset)
     note = verification.note_on(model, checks)
-    return ExportReport(*face, size, digest, nodes, seconds, tolerance, tuple(checks), note)
+    facts = (size, digest, nodes, seconds, tolerance, tuple(checks), note)
+    return ExportReport(str(path), model.name, precision, opset, *facts)
 
 
 def _serialize(graph, store=None):
@@ -205,15 +204,16 @@ def _serialize(graph, store=None):
 
 @contextlib.contextmanager
 def _weights_beside(graph, path):
-    """(the serialised `onnx.ModelProto`, bytes of the file of weights beside it), which goes again if the block raises.
+    """Write the weights to a file beside `path`; yield (serialised `onnx.ModelProto`, size of the weights file).
 
-    One that was there stays: it holds the same bytes, and the older file reads it.
+    If the block raises, the weights file is removed, unless it existed: then it holds the same bytes, and the existing
+    ONNX file reads it.
     """
     digest = hashlib.sha256()
     for array in graph.weights.values():
         digest.update(array.data if array.ndim else array.tobytes())
     weights = path.with_name(f"{path.name}-{digest.hexdigest()[:16]}.data")
-    was_there = weights.exists()
+    existed = weights.exists()
     with atomic_write(weights) as file:
 
         def store(array):
@@ -226,24 +226,24 @@ def _weights_beside(graph, path):
     try:
         yield data, weights.stat().st_size
     except BaseException:
-        if not was_there:
+        if not existed:
             weights.unlink()
         raise
 
 
 def _check(model, path, options, precision, tolerance):
-    """The checks of a file.
+    """Return the checks of a file.
 
     Raises:
-        ValueError: the file is not valid, or it differs from the model.
+        ValueError: the file is invalid, or differs from the model by more than the tolerance.
     """
     import onnx
 
-    verification.tell(options.get("progress"), "Checking that the file is valid")
+    verification.say("Checking that the file is valid", options.get("progress"))
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ValueError(f"ONNX' own checker refuses the file: {error}") from error
+        raise ValueError(f"onnx.checker rejects the file: {error}") from error
     checks = verification.verify(model, path, **options)
     wrong = [check for check in checks if not check.is_within(precision, tolerance)]
     if wrong:

@@ -1,8 +1,8 @@
-"""An ONNX graph while it is being written: values that know their layout, nodes and weights with names of their own.
+"""An ONNX graph under construction: values that know their layout, and uniquely named nodes and weights.
 
-A `Value` of rank 3 or 4 lies in memory in one of three forms, and is brought into another only where a layer asks:
-LAST, as in Keras, (B, H, W, C) or (B, L, C); FIRST, (B, C, H, W), as convolutions want it; FLAT, (B·H·W, C), as
-products of matrices do. Between LAST and FLAT nothing moves; to and from FIRST is a transpose.
+A `Value` of rank 3 or 4 has one of three forms and is converted only when a layer needs another: LAST, as in Keras,
+(B, H, W, C) or (B, L, C); FIRST, (B, C, H, W), for convolutions; FLAT, (B·H·W, C), for matrix products. Between LAST
+and FLAT no data moves; to and from FIRST is a transpose.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ class Value:
     """A tensor of the graph.
 
     Args:
-        name: in the file.
-        shape: as Keras has it, channels last, None where it is not fixed.
+        name: name in the file.
+        shape: shape as in Keras, channels last, None for dynamic dimensions.
         form: LAST, FIRST or FLAT.
-        dtype: NumPy's name of it.
-        like: name of a tensor in form LAST with the same sides but the channels; None for the value itself.
-        pads: zeros still to be put around it, (above, left, below, right).
-        parts: values that it is still to be joined of, one below the other; it has no name then.
+        dtype: NumPy's name of the dtype.
+        like: name of a tensor in form LAST with the same shape except the channels; None for the value itself.
+        pads: zeros not yet added around it, (above, left, below, right).
+        parts: values to be concatenated along the height; the value itself then has no name.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Value:
 
 
 class Graph:
-    """Collects nodes and weights. Names follow from the layers' names and the order of the calls alone.
+    """Nodes and weights. Names depend only on the layers' names and the order of the calls.
 
     Args:
         opset: 17 or 20.
-        precision: "float32", "float16" or "int8": how products are computed.
+        precision: precision of matrix products, "float32", "float16" or "int8".
 
     Attributes:
-        scope: prefix of the names made next, the layer's path.
+        scope: path of the present layer, the prefix of new names.
         nodes: list of (type, inputs, outputs, name, attributes).
         weights: name → array.
         inputs, outputs: name → `Value`, as the file declares them.
-        name: of the model.
+        name: name of the model.
     """
 
     def __init__(self, opset=20, precision=FLOAT32):
@@ -74,18 +74,18 @@ class Graph:
         self._taken: set = set()
 
     def op(self, kind, inputs, *, like=None, outputs=1, name=None, **attributes):
-        """Adds a node.
+        """Add a node.
 
         Args:
-            kind: ONNX' type of it.
-            inputs: `Value`s, and names or None for inputs left out.
-            like: `Value` whose shape, form and dtype the results have; the first input's unless given.
-            outputs: how many results.
-            name: last part of the node's name; the type unless given.
-            attributes: of the node, those that are None left out.
+            kind: ONNX operator.
+            inputs: `Value`s, names of tensors, or None for an omitted input.
+            like: `Value` whose shape, form and dtype the results get; default the first `Value` of the inputs.
+            outputs: number of results.
+            name: last part of the node's name; default the operator.
+            attributes: attributes of the node; None means omitted.
 
         Returns:
-            A `Value`, or a list of several.
+            A `Value`, or a list of them if `outputs` is above 1.
         """
         template = like or next(value for value in inputs if isinstance(value, Value))
         names = [(value.name if isinstance(value, Value) else value) or "" for value in inputs]
@@ -99,7 +99,7 @@ class Graph:
         return values[0] if outputs == 1 else values
 
     def _unique(self, label):
-        """`label`, or with the first number that makes it new."""
+        """Return `label`, with a number appended if it is taken."""
         candidate, number = label, 1
         while candidate in self._taken:
             number += 1
@@ -108,7 +108,7 @@ class Graph:
         return candidate
 
     def weight(self, array, name, dtype=None):
-        """Name of a weight of the layer at hand; floating-point ones have the precision of products unless told."""
+        """Add a weight of the present layer; return its name. Floats get the dtype of matrix products by default."""
         array = np.asarray(array)
         array = array.astype(dtype or (self.compute if array.dtype.kind == "f" else array.dtype))
         label = self._unique(f"{self.scope}/{name}")
@@ -116,11 +116,11 @@ class Graph:
         return label
 
     def constant(self, array, dtype):
-        """Name of an array that nodes may share, told by its content: at most eight numbers, or one repeated."""
+        """Add an array shared by all nodes that need it, at most eight numbers or one repeated; return its name."""
         array = np.asarray(array, dtype)
         numbers = array.ravel().tolist()
         if len(numbers) > 8 and len(set(numbers)) > 1:
-            raise ValueError(f"A constant has at most eight different numbers, got {array.shape}; that is a weight.")
+            raise ValueError(f"A constant has at most eight different numbers, got shape {array.shape}; use weight().")
         content = "_".join(map(str, numbers if len(numbers) <= 8 else numbers[:1]))
         label = f"const/{array.dtype}[{','.join(map(str, array.shape))}]{content}"
         self.weights.setdefault(label, array)
@@ -131,16 +131,16 @@ class Graph:
 
     @property
     def nbytes(self):
-        """Of all weights."""
+        """Bytes of all weights."""
         return sum(array.nbytes for array in self.weights.values())
 
     def maker(self, value):
-        """Type of the node that made a value; None for an input."""
+        """Return the operator that made a value; None for an input."""
         index = self._made_by.get(value.name)
         return None if index is None else self.nodes[index][0]
 
     def cast(self, value, dtype):
-        """`value` in another dtype, itself where that is its own."""
+        """Return `value` in a dtype."""
         if value.dtype == dtype:
             return value
         value = self.settled(value)
@@ -154,7 +154,7 @@ class Graph:
         return self._converted[key]
 
     def to(self, value, form):
-        """`value` in another form; each conversion is made once."""
+        """Return `value` in a form; each conversion is emitted once."""
         value = self.settled(value)
         if value.form == form or len(value.shape) < 3:
             return value
@@ -177,7 +177,7 @@ class Graph:
         return dataclasses.replace(self.op("Transpose", [value], perm=order), form=form)
 
     def settled(self, value):
-        """`value` in one piece, with the zeros around it that were still to come."""
+        """Return `value` in one piece and with its padding."""
         if value.parts:
             return self._joined(value)
         if not value.pads:
@@ -187,7 +187,7 @@ class Graph:
         return self.op("Pad", [value, ends], name="pad")
 
     def split(self, value, count):
-        """A (B, H, W, C) `value` in `count` parts of equal height, joined again where a layer wants it whole."""
+        """Split a (B, H, W, C) `value` into `count` parts of equal height, joined when a layer needs the whole."""
         batch, height, *others = value.shape
         options = {"num_outputs": count} if self.opset >= 18 else {}
         parts = self.op("Split", [self.to(value, LAST)], outputs=count, axis=1, **options)
@@ -202,13 +202,13 @@ class Graph:
         return dataclasses.replace(whole, shape=value.shape, like=None)
 
     def reshape(self, value, shape, name="Reshape"):
-        """`value` as a fixed shape, with −1 once at most and 0 where a side stays; its form is LAST."""
+        """Reshape `value`, −1 for one inferred and 0 for an unchanged dimension; the result has form LAST."""
         result = self.op("Reshape", [value, self.constant(shape, INT64)], name=name)
         sides = tuple(side if side > 0 else None for side in shape)
         return dataclasses.replace(result, shape=sides, form=LAST, like=None)
 
     def full_shape(self, value, *inner):
-        """Name of the tensor [−1, …, C] with all sides of a FLAT value but the first; `inner` in place of C."""
+        """Return the name of the shape tensor [−1, …, C] of a FLAT value, with `inner` in place of C."""
         inner = inner or (value.channels,)
         middle = value.shape[1:-1]
         if None not in middle:
@@ -224,7 +224,7 @@ class Graph:
         return self._converted[key]
 
     def sides(self, value):
-        """Name of the tensor of a value's sides between the batch and the channels."""
+        """Return the name of the shape tensor of a value without batch and channels."""
         source = value.like or value.name
         key = ("sides", source)
         if key not in self._converted:
@@ -233,7 +233,7 @@ class Graph:
         return self._converted[key]
 
     def once(self, key, make):
-        """`make()`, called once for a key."""
+        """Return `make()`, called once per key."""
         if key not in self._converted:
             self._converted[key] = make()
         return self._converted[key]

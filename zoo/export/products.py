@@ -1,4 +1,4 @@
-"""Products of matrices in ONNX: in int8 where that is asked for, wide ones in parts that stay in the cache.
+"""Matrix products in ONNX: optionally in int8, and wide ones in parts that fit the cache.
 
 A product works on form FLAT, (B·H·W, I) → (B·H·W, O).
 """
@@ -9,16 +9,16 @@ import numpy as np
 
 from zoo.export.graph import FLAT, FLOAT16, FLOAT32, INT8, INT32, INT64, LAST, UINT8
 
-NARROW = 512  # channels from which on a bias costs less than what saves it
-PART = 640_000  # bytes of an image's result from which on a widening product is made in parts
+NARROW = 512  # input channels; from here on `_times_widening` does not pay
+PART = 640_000  # bytes of one image's result; larger widening products are split
 
 
 def product(graph, x, kernel, bias, name="kernel"):
-    """x · kernel + bias over the last axis, (…, I) → (…, O); where int8 is asked for, maps and sequences in int8."""
+    """Return x · kernel + bias over the last axis, (…, I) → (…, O); with precision int8, maps and sequences in int8."""
     count = 1 if x.parts else _count_parts(graph, x, kernel)
     x = graph.split(x, count) if count > 1 else x
     x = each(x, lambda part: graph.to(part, FLAT))
-    has_rows = any(side != 1 for side in x.shape[1:-1])  # more than one an image
+    has_rows = any(side != 1 for side in x.shape[1:-1])  # several rows per image
     widens = kernel.shape[0] < min(kernel.shape[1], NARROW)
     if graph.precision == INT8 and has_rows:
         times = _times_int8(graph, kernel, bias, name)
@@ -34,7 +34,7 @@ def product(graph, x, kernel, bias, name="kernel"):
 
 
 def each(x, function):
-    """`function` of a value, or of each of its parts."""
+    """Apply `function` to a value, or to each of its parts."""
     if not x.parts:
         return function(x)
     parts = tuple(function(part) for part in x.parts)
@@ -42,11 +42,11 @@ def each(x, function):
 
 
 def _count_parts(graph, x, kernel):
-    """Into how many parts of its rows a map is split before a product that widens it.
+    """Return into how many parts a map is split before a product that widens it.
 
-    What is made of a part stays in the cache until the product that narrows it again. At batch 8 ConvNeXt-Tiny's first
-    stage makes 38 MB at a time otherwise, and reads and writes them four times. A part has at least as many positions
-    as the kernel has rows: the kernel is read for each.
+    The results of a part then stay in the cache until the product that narrows them again; without it, at batch 8,
+    ConvNeXt-Tiny's first stage writes and reads 38 MB four times. A part has at least as many positions as the kernel
+    has rows, since each part reads the whole kernel.
     """
     rows, width = kernel.shape
     if graph.precision == FLOAT16 or len(x.shape) != 4 or None in x.shape[1:3] or width <= rows:
@@ -57,18 +57,18 @@ def _count_parts(graph, x, kernel):
 
 
 def _times(graph, kernel, bias, name):
-    """A function of (N, I), which multiplies with a kernel and adds a bias."""
+    """Return a function of (N, I) that multiplies with a kernel and adds a bias."""
     bias_name = [] if bias is None else [graph.weight(bias, name.replace("kernel", "bias"))]
     weights = [graph.weight(kernel, name), *bias_name]
     return lambda x: graph.op("Gemm", [graph.cast(x, graph.compute), *weights])
 
 
 def _times_widening(graph, kernel, bias, name):
-    """The bias as one more row of the kernel, and a one at the end of each row of x.
+    """Return a function of (N, I) with the bias as an extra row of the kernel and a one at the end of each row of x.
 
-    ONNX Runtime's Gemm first fills its result with the bias, one pass over memory that the wide side makes long: at
-    ConvNeXt-Tiny's first stage Gemm and Gelu take 22 ms, and 17 ms in this form. The wider the input, the less that
-    pass is beside the product: at 768 → 3072 this form takes 1.28 times as long for 50 rows and as long for 400.
+    ONNX Runtime's Gemm first fills its result with the bias, an extra pass over a large array. At ConvNeXt-Tiny's
+    first stage Gemm and Gelu take 22 ms, in this form 17 ms. For wide inputs the pass matters less: at 768 → 3072 this
+    form takes 1.28 times as long for 50 rows and the same for 400.
     """
     ends, one = graph.constant([0, 0, 0, 1], INT64), graph.constant(1, FLOAT32)
     weight = graph.weight(np.vstack([kernel, bias]), f"{name}_and_bias")
@@ -76,10 +76,10 @@ def _times_widening(graph, kernel, bias, name):
 
 
 def _times_int8(graph, kernel, bias, name):
-    """Weights of eight bits with a scale for each output; the input's scale and offset are found when it is there.
+    """Return a function of (N, I) with int8 weights, one scale per output, and dynamic scale and offset of the input.
 
-    They are unsigned, with 128 for zero: where a processor has AVX2 or AVX-512 without VNNI, ONNX Runtime adds two
-    products of an unsigned and a signed byte in 16 bits, which saturate. It runs these six nodes as one.
+    Weights are unsigned with zero at 128: on CPUs with AVX2 or AVX-512 but no VNNI, ONNX Runtime adds two products of
+    an unsigned and a signed byte in 16 bits, which saturate. ONNX Runtime fuses these six nodes into one.
     """
     scale = np.maximum(np.abs(kernel).max(axis=0), np.finfo(np.float32).tiny) / 127
     quantized = graph.weight((np.rint(kernel / scale) + 128).astype(UINT8), f"{name}_int8")
@@ -98,7 +98,7 @@ def _times_int8(graph, kernel, bias, name):
 
 
 def tiles(graph, x, size):
-    """(B, H, W, C) → (B·H/h·W/w, h·w·C): each window's values side by side."""
+    """Gather each window's values in a row: (B, H, W, C) → (B·H/h·W/w, h·w·C)."""
     batch, height, width, channels = x.shape
     shape = (batch, height // size[0], width // size[1], size[0] * size[1] * channels)
     rows = graph.reshape(graph.to(x, LAST), [-1, size[0], shape[2], size[1] * channels], name="rows")

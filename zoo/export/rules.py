@@ -1,11 +1,13 @@
-"""What each layer of the image models becomes in ONNX: a table from classes to functions.
+"""How layers and activations are written to ONNX: a registry, and the rules of Keras' and `convnext`'s layers.
 
-A rule gets the graph, the layer and the values that the layer is called with, and returns the value that it makes.
-Norms, softmax and GRN are computed in float32 at every precision; products follow `Graph.precision`.
+A rule gets the graph, the layer and the values that the layer is called with, and returns the resulting value.
+Norms, softmax and GRN are computed in float32 at every precision; matrix products follow `Graph.precision`.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,49 +16,56 @@ from zoo.export.graph import FIRST, FLAT, FLOAT32, INT8, INT64, LAST, Graph, Val
 from zoo.export.products import each, product, tiles
 from zoo.models.folding import BRANCHES, batch_norm_affine, to_numpy
 
-RULES: dict = {}  # class, or the name of a class of Keras or of ours → rule
+Rule = Callable[..., Any]
+RULES: dict[type | str, Rule] = {}  # layer class, or its name in OWN_PACKAGES → rule
+ACTIVATIONS: dict[Callable | str, Rule] = {}  # activation function, or its name in OWN_PACKAGES → rule
 OWN_PACKAGES = ("keras", "convnext", "clip")
 
 
-def register_emission(cls):
-    """Says how a layer is written to ONNX; a decorator of the function that does it.
+def register_emission(target: Callable) -> Callable[[Rule], Rule]:
+    """Register how a layer class or an activation function is written to ONNX; a decorator.
+
+    The rule of a layer is called with (graph, layer, *values, **arguments), like the layer's `call` with tensors; the
+    rule of an activation with (graph, value). Rules add nodes with `graph.op(type, inputs, **attributes)` and weights
+    with `graph.weight(array, name)`, request a layout with `graph.to(value, "last" | "first" | "flat")`, and return
+    the resulting `Value`. If its shape differs from the first input's, set it: `dataclasses.replace(value, shape=…)`.
 
     Args:
-        cls: class of the layer.
-
-    The function gets (graph, layer, *values, **arguments), as the layer's `call` gets tensors. It adds nodes with
-    `graph.op(type, inputs, **attributes)` and weights with `graph.weight(array, name)`, asks for the layout that it
-    needs with `graph.to(value, "last" | "first" | "flat")`, and returns the `Value` that it made. Where that has
-    another shape than the first input, `dataclasses.replace(value, shape=…)` says so.
+        target: the class of the layer, or the activation function.
 
     Raises:
-        TypeError: `cls` is no class.
+        TypeError: `target` is neither a class nor a function.
     """
-    if not isinstance(cls, type):
-        raise TypeError(f"register_emission needs the class of a layer, got {cls!r}.")
-    return _register(cls)
+    if not callable(target):
+        raise TypeError(f"register_emission needs the class of a layer or an activation function, got {target!r}.")
+    return _register(target, rules=RULES if isinstance(target, type) else ACTIVATIONS)
 
 
-def _register(*keys):
+def _register(*keys, rules=RULES):
     def remember(rule):
-        RULES.update(dict.fromkeys(keys, rule))
+        rules.update(dict.fromkeys(keys, rule))
         return rule
 
     return remember
 
 
-def rule_of(layer):
-    """The rule of a layer's class.
+def _find(target, rules):
+    """Return the rule of a class or function, or None. Names count only for classes and functions of OWN_PACKAGES."""
+    own = getattr(target, "__module__", "").partition(".")[0] in OWN_PACKAGES
+    return rules.get(target) or (rules.get(target.__name__) if own else None)
+
+
+def rule_of(layer: keras.Layer) -> Rule:
+    """Return the rule of a layer.
 
     Raises:
-        ValueError: there is none; it names the layer and says what to register.
+        ValueError: its class has none; the message says how to register one.
     """
     cls = type(layer)
-    own = cls.__module__.partition(".")[0] in OWN_PACKAGES
-    rule = RULES.get(cls) or (RULES.get(cls.__name__) if own else None)
+    rule = _find(cls, RULES)
     if rule is None:
         raise ValueError(
-            f"Layer {layer.name!r} is a {cls.__module__}.{cls.__name__}, which has no rule for ONNX. Give it one with "
+            f"Layer {layer.name!r} is a {cls.__module__}.{cls.__name__}, which has no ONNX rule. Register one with "
             f"@zoo.export.register_emission({cls.__name__}), or export the model with zoo export --via keras."
         )
     return rule
@@ -79,7 +88,7 @@ def convolution(graph, layer, x):
 
 
 def _is_tiling(layer, x):
-    """Whether the windows lie side by side and cover a map of features: a product of what is under each window."""
+    """Return whether the windows tile a feature map, so that the convolution is one matrix product."""
     kind = {"depthwise": False, "dilations": (1, 1), "groups": 1}
     fits = _kind(layer) == kind and layer.padding == "valid" and (1, 1) != layer.kernel_size == layer.strides
     covers = all(side and side % size == 0 for side, size in zip(x.shape[1:3], layer.kernel_size, strict=True))
@@ -92,7 +101,7 @@ def _kind(layer):
 
 
 def _pads(layer, x):
-    """(above, left, below, right) of Keras' "same", which depends on the input where there are strides."""
+    """Return (above, left, below, right) of Keras' padding; with strides, "same" depends on the input's size."""
     if layer.padding == "valid":
         return (0, 0, 0, 0)
     sizes = layer.kernel_size if hasattr(layer, "kernel_size") else layer.pool_size
@@ -102,8 +111,8 @@ def _pads(layer, x):
         reach = (size - 1) * dilation
         if stride > 1 and side is None:
             raise ValueError(
-                f"Layer {layer.name!r} pads an image of open size at stride {stride}, which ONNX cannot say. Build the "
-                "model for a fixed input_shape."
+                f"Layer {layer.name!r} has padding='same' with stride {stride} on images of any size, which ONNX "
+                "cannot express. Build the model for a fixed input_shape."
             )
         totals.append(reach if stride == 1 else max((-(-side // stride) - 1) * stride + reach + 1 - side, 0))
     begin = [total // 2 for total in totals]
@@ -111,7 +120,7 @@ def _pads(layer, x):
 
 
 def convolve(graph, x, kernel, bias, *, strides, pads, depthwise, dilations=(1, 1), groups=1):
-    """Conv of a kernel as Keras has it, (h, w, in, out) or (h, w, C, M) depthwise; zeros waiting around x join in."""
+    """Add a Conv with a Keras kernel, (h, w, in, out) or depthwise (h, w, C, M); pending padding of x is merged."""
     x, pads = _take_zeros(x, pads)
     x = graph.to(x, FIRST)
     size = kernel.shape[:2]
@@ -135,7 +144,7 @@ def convolve(graph, x, kernel, bias, *, strides, pads, depthwise, dilations=(1, 
 
 
 def _take_zeros(x, pads):
-    """(x without the zeros that wait around it, `pads` with them)."""
+    """Return (x without its pending padding, `pads` with that padding added)."""
     if not x.pads:
         return x, pads
     above, left, below, right = x.pads
@@ -149,7 +158,7 @@ def _pair(sides):
 
 
 def _window_shape(shape, size, strides, pads, dilations, channels):
-    """Shape after a window slid over it."""
+    """Return the Keras shape after a convolution or pooling."""
     sides = []
     for axis in (0, 1):
         side, reach = shape[1 + axis], (size[axis] - 1) * dilations[axis]
@@ -160,7 +169,7 @@ def _window_shape(shape, size, strides, pads, dilations, channels):
 
 @_register(*BRANCHES)
 def branches(graph, layer, x):
-    """Branches that add up to one convolution are written as that one."""
+    """Write branches that add up to one convolution as that convolution."""
     kernel, bias = layer.folded()
     pads = layer.padding * 2
     return convolve(graph, x, kernel, bias, strides=layer.strides, pads=pads, depthwise=layer.filters is None)
@@ -176,7 +185,7 @@ def dense(graph, layer, x):
 def layer_norm(graph, layer, x):
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     if [axis % len(x.shape) for axis in axes] != [len(x.shape) - 1] or getattr(layer, "rms_scaling", False):
-        raise ValueError(f"Layer {layer.name!r} must normalise the last axis, it has axis={layer.axis!r}.")
+        raise ValueError(f"Layer {layer.name!r} must normalise the last axis and centre, got axis={layer.axis!r}.")
     x = graph.to(x, LAST if x.form == FIRST else x.form)
     wide = graph.cast(x, FLOAT32)
     scale = graph.weight(to_numpy(layer.gamma), "gamma", FLOAT32) if layer.scale else graph.ones(x.channels)
@@ -187,7 +196,7 @@ def layer_norm(graph, layer, x):
 
 @_register("BatchNormalization")
 def batch_norm(graph, layer, x):
-    """What folding left: factor · x + shift."""
+    """Write what folding did not merge: factor · x + shift."""
     x = graph.cast(graph.settled(x), graph.compute)
     factor, shift = (spread(vector, x) for vector in batch_norm_affine(layer))
     factor, shift = graph.weight(factor, "factor"), graph.weight(shift, "shift")
@@ -195,7 +204,7 @@ def batch_norm(graph, layer, x):
 
 
 def spread(vector, x):
-    """(C,) so that it meets the channels of x: (C, 1, 1) in form FIRST."""
+    """Reshape (C,) to broadcast over x: (C, 1, 1) in form FIRST."""
     return vector[:, None, None] if x.form == FIRST else vector
 
 
@@ -209,7 +218,7 @@ def layer_scale(graph, layer, x):
 def grn(graph, layer, x):
     """x · (1 + gamma · share) + beta, share = ‖x‖ / (mean ‖x‖ + epsilon), norms over each map (arXiv:2301.00808)."""
     dtype, x = x.dtype, each(x, lambda part: graph.cast(graph.to(part, LAST), FLOAT32))
-    # ReduceL2 takes twice as long in ONNX Runtime as the sum of the squares.
+    # ReduceL2 takes twice as long in ONNX Runtime as the sum of squares.
     squares = (graph.op("Mul", [part, part], name="squares") for part in x.parts or (x,))
     sums = [reduce(graph, "ReduceSum", square, (1, 2)) for square in squares]
     norm = graph.op("Sqrt", [functools.reduce(lambda one, other: graph.op("Add", [one, other], name="sum"), sums)])
@@ -229,7 +238,7 @@ def grn(graph, layer, x):
 
 
 def reduce(graph, kind, x, axes, keepdims=1):
-    """A Reduce… node; its axes are an input from opset 18 on, ReduceSum's from 13 on, and an attribute before."""
+    """Add a Reduce… node. Its axes are an input from opset 18 on (ReduceSum: 13), before that an attribute."""
     if graph.opset >= 18 or kind == "ReduceSum":
         return graph.op(kind, [x, graph.constant(axes, INT64)], keepdims=keepdims)
     return graph.op(kind, [x], axes=axes, keepdims=keepdims)
@@ -246,30 +255,56 @@ def activation(graph, layer, x):
 
 def _plain_relu(layer):
     if layer.max_value is not None or layer.negative_slope or layer.threshold:
-        raise ValueError(f"Layer {layer.name!r} is no plain ReLU, which is all that has a rule for ONNX.")
+        options = "max_value, negative_slope or threshold"
+        raise ValueError(f"Layer {layer.name!r} is a ReLU with {options}, which has no ONNX rule.")
     return keras.activations.relu
 
 
 def activate(graph, x, function):
-    """An activation of Keras or of ours, by its name."""
-    name = activation_name(function)
-    if name not in ACTIVATIONS:
+    """Apply the rule of an activation function.
+
+    Raises:
+        ValueError: it has none; the message lists those that have.
+    """
+    rule = _find(function, ACTIVATIONS)
+    if rule is None:
+        known = sorted(key if isinstance(key, str) else key.__name__ for key in ACTIVATIONS)
+        name = getattr(function, "__name__", function)
         raise ValueError(
-            f"Layer {graph.scope!r} has the activation {name!r}, which has no rule for ONNX. "
-            f"Allowed: {', '.join(sorted(ACTIVATIONS))}."
+            f"Layer {graph.scope!r} has the activation {name!r}, which has no ONNX rule. Allowed: {', '.join(known)}; "
+            f"others need @zoo.export.register_emission({name})."
         )
-    return each(x, lambda part: ACTIVATIONS[name](graph, part))
+    return each(x, lambda part: rule(graph, part))
 
 
-def activation_name(function):
-    """ "gelu", "quick_gelu": as it is serialised, without a package."""
-    name = keras.activations.serialize(function)
-    name = name["config"] if isinstance(name, dict) else name
-    return str(name).rpartition(">")[2]
+@register_emission(keras.activations.linear)
+def linear(graph, x):  # noqa: ARG001
+    return x
 
 
+@register_emission(keras.activations.relu)
+def relu(graph, x):
+    return graph.op("Relu", [graph.settled(x)])
+
+
+@register_emission(keras.activations.sigmoid)
+def sigmoid(graph, x):
+    return graph.op("Sigmoid", [graph.settled(x)])
+
+
+@register_emission(keras.activations.tanh)
+def tanh(graph, x):
+    return graph.op("Tanh", [graph.settled(x)])
+
+
+@register_emission(keras.activations.silu)
+def silu(graph, x):
+    return graph.op("Mul", [x, graph.op("Sigmoid", [graph.settled(x)])])
+
+
+@register_emission(keras.activations.gelu)
 def gelu(graph, x):
-    """x Φ(x), exact; below opset 20, which has a node for it, by its formula, which ONNX Runtime recognises."""
+    """Write the exact x Φ(x); below opset 20, which has no Gelu, as the formula that ONNX Runtime fuses."""
     x = graph.settled(x)
     if graph.opset >= 20:
         return graph.op("Gelu", [x], approximate="none")
@@ -278,34 +313,10 @@ def gelu(graph, x):
     return graph.op("Mul", [y, graph.constant(0.5, x.dtype)])
 
 
-def quick_gelu(graph, x):
-    gate = graph.op("Sigmoid", [graph.op("Mul", [x, graph.constant(1.702, x.dtype)])])
-    return graph.op("Mul", [x, gate])
-
-
+@register_emission(keras.activations.softmax)
 def softmax(graph, x):
     x = graph.to(x, LAST if x.form == FIRST else x.form)
     return graph.cast(graph.op("Softmax", [graph.cast(x, FLOAT32)], axis=-1), x.dtype)
-
-
-def _node(kind):
-    return lambda graph, x: graph.op(kind, [graph.settled(x)])
-
-
-def _silu(graph, x):
-    return graph.op("Mul", [x, graph.op("Sigmoid", [graph.settled(x)])])
-
-
-ACTIVATIONS = {
-    "linear": lambda graph, x: x,  # noqa: ARG005
-    "relu": _node("Relu"),
-    "sigmoid": _node("Sigmoid"),
-    "tanh": _node("Tanh"),
-    "silu": _silu,
-    "gelu": gelu,
-    "quick_gelu": quick_gelu,
-    "softmax": softmax,
-}
 
 
 @_register("Add")
@@ -319,10 +330,10 @@ def multiply(graph, layer, values):  # noqa: ARG001
 
 
 def elementwise(graph, kind, values):
-    """Values of one rank, joined in the form that moves least; sides of 1 are repeated as Keras does."""
+    """Combine values of one rank in the form that moves least data; sides of 1 broadcast as in Keras."""
     values = [graph.settled(value) for value in values]
     forms = {value.form for value in values}
-    if len({value.shape[1:] for value in values}) > 1:  # the small ones follow the large; one side of 1 has no rows
+    if len({value.shape[1:] for value in values}) > 1:  # small values follow the largest; FLAT does not broadcast
         largest = max(values, key=lambda value: sum(side != 1 for side in value.shape))
         form = FIRST if largest.form == FIRST else LAST
     else:
@@ -337,7 +348,7 @@ def elementwise(graph, kind, values):
 
 @_register("ZeroPadding2D")
 def zero_padding(graph, layer, x):
-    """Left to whoever reads it: a convolution pads by itself."""
+    """Record the padding; a convolution that follows does it itself."""
     (above, below), (left, right) = layer.padding
     x = graph.to(x, FIRST)
     batch, height, width, channels = x.shape
@@ -349,7 +360,7 @@ def zero_padding(graph, layer, x):
 def pooling(graph, layer, x):
     is_max = isinstance(layer, keras.layers.MaxPooling2D)
     pads = _pads(layer, x)
-    if is_max and graph.maker(x) == "Relu":  # what is never negative has the same maximum with zeros as with −∞ around
+    if is_max and graph.maker(x) == "Relu":  # for values ≥ 0, padding with zeros and with −∞ give the same maximum
         x, pads = _take_zeros(x, pads)
     x = graph.to(x, FIRST)
     window = {"kernel_shape": layer.pool_size, "strides": layer.strides, "pads": pads}

@@ -1,4 +1,4 @@
-"""What the layers of the pairs become in ONNX: embeddings, attention, the ends of the towers and of the pair."""
+"""ONNX rules of `clip`'s layers: embeddings, attention, the ends of the towers and of the pair."""
 
 import dataclasses
 import math
@@ -7,10 +7,17 @@ import numpy as np
 
 from zoo.export.graph import FLAT, FLOAT32, INT32, INT64, LAST
 from zoo.export.products import product
-from zoo.export.rules import _register, activate, reduce, softmax
+from zoo.export.rules import ACTIVATIONS, _register, activate, reduce, softmax
 from zoo.models.folding import to_numpy
 
-SMALLEST_NORM = 1e-12  # of clip.layers.l2_normalize, whose square is under its root
+SMALLEST_NORM = 1e-12  # as in clip.layers.l2_normalize, which clips the square at 1e-24
+
+
+@_register("quick_gelu", rules=ACTIVATIONS)
+def quick_gelu(graph, x):
+    """x · sigmoid(1.702 x)."""
+    gate = graph.op("Sigmoid", [graph.op("Mul", [x, graph.constant(1.702, x.dtype)])])
+    return graph.op("Mul", [x, gate])
 
 
 @_register("Embedding", "TokenEmbedding")
@@ -28,12 +35,12 @@ def positional_embedding(graph, layer, x):
         zero = graph.constant([0], INT64)
         vectors = graph.op("Slice", [vectors, zero, graph.sides(x), zero], like=x)
     y = graph.op("Add", [x, vectors])
-    return dataclasses.replace(y, like=y.name)  # the layers after it share its sides
+    return dataclasses.replace(y, like=y.name)  # the layers after it have the same batch and length
 
 
 @_register("ClassEmbedding")
 def class_embedding(graph, layer, x):
-    """(B, H, W, C) or (B, L, C) → (B, L + 1, C), the class's vector first."""
+    """(B, H, W, C) or (B, L, C) → (B, L + 1, C), the class embedding first."""
     x = graph.cast(graph.to(x, LAST), graph.compute)
     length, channels = math.prod(x.shape[1:-1]), x.channels
     patches = graph.reshape(x, [-1, length, channels], name="patches")
@@ -47,7 +54,7 @@ def class_embedding(graph, layer, x):
 
 @_register("AttentionPool")
 def attention_pool(graph, layer, x):
-    """(B, H, W, C) → (B, D): attention of the map's mean to the map."""
+    """(B, H, W, C) → (B, D): attention with the map's mean as query."""
     x = graph.cast(graph.to(x, LAST), graph.compute)
     channels, length = x.channels, math.prod(x.shape[1:-1])
     x = graph.reshape(x, [-1, length, channels], name="positions")
@@ -66,7 +73,7 @@ def attention_pool(graph, layer, x):
 
 
 def _one_head_set(graph, layer, x, name, scale=1.0):
-    """(B, heads, L, d) of one of the pool's projections."""
+    """Return (B, heads, L, d) of one of the pool's projections."""
     projection = getattr(layer, name)
     kernel, bias = to_numpy(projection.kernel) * scale, to_numpy(projection.bias) * scale
     y = graph.to(product(graph, x, kernel, bias, f"{name}/kernel"), LAST)
@@ -76,7 +83,7 @@ def _one_head_set(graph, layer, x, name, scale=1.0):
 
 @_register("SelfAttention")
 def self_attention(graph, layer, x):
-    """softmax(q kᵀ / √d) v for each head; 1 / √d is part of q's weights."""
+    """softmax(q kᵀ / √d) v per head; 1 / √d goes into q's weights."""
     width = x.channels
     scale = np.repeat([(width // layer.num_heads) ** -0.5, 1.0, 1.0], width)
     bias = to_numpy(layer.in_proj.bias) * scale if layer.in_proj.use_bias else None
@@ -93,7 +100,7 @@ def self_attention(graph, layer, x):
 
 
 def _heads(graph, joined, heads):
-    """q and v (B, heads, L, d) and k (B, heads, d, L) of the rows (B·L, 3W) that hold all three."""
+    """Split the rows (B·L, 3W) of q, k and v: q (B, heads, L, d), k (B, heads, d, L), v (B, heads, L, d)."""
     depth = joined.channels // 3 // heads
     y = graph.op("Reshape", [joined, graph.full_shape(joined, 3, heads, depth)], name="split_heads")
     y = graph.op("Transpose", [dataclasses.replace(y, form=LAST)], perm=(2, 0, 3, 1, 4), name="heads_first")
@@ -104,7 +111,7 @@ def _heads(graph, joined, heads):
 
 
 def _causal_mask(graph, x):
-    """(L, L): 0 where a token may look, −∞ after it; one for all layers."""
+    """Return (L, L): 0 for a token and those before it, −∞ for later ones; one mask for all layers."""
     length = x.shape[1]
     lowest = {FLOAT32: -np.inf}.get(graph.compute, -65504.0)
 
@@ -119,7 +126,7 @@ def _causal_mask(graph, x):
 
 @_register("SelectToken")
 def select_token(graph, layer, x, tokens=None):
-    """(B, L, W) → (B, W): the first position, or the first that holds the id."""
+    """(B, L, W) → (B, W): the first position, or the first that has the id."""
     x = graph.to(x, LAST)
     if layer.token_id is None:
         y = graph.op("Gather", [x, graph.constant(0, INT64)], axis=1)
@@ -156,7 +163,7 @@ def pair_logits(graph, layer, image_embeddings, text_embeddings):
 
 @_register("ZeroShotHead")
 def zero_shot_head(graph, layer, features):
-    """exp(logit_scale) · cosine with each class; the factor is part of the matrix."""
+    """exp(logit_scale) · cosine with each class; the factor goes into the matrix."""
     matrix = to_numpy(layer.class_matrix) * np.exp(to_numpy(layer.logit_scale))
     y = graph.op("MatMul", [l2_normalize(graph, features), graph.weight(matrix, "class_matrix", FLOAT32)])
     return activate(graph, dataclasses.replace(y, shape=(features.shape[0], matrix.shape[1])), layer.activation)

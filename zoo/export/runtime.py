@@ -1,4 +1,4 @@
-"""Prediction with ONNX Runtime."""
+"""Inference with ONNX Runtime."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -13,48 +13,48 @@ PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 class OnnxModel:
-    """An ONNX file, ready to predict.
+    """An ONNX file loaded for inference.
 
     Args:
-        path: of the file, which `zoo.export_onnx` or another exporter wrote.
-        threads: of one prediction; the cores that this process may use unless given.
-        providers: ONNX Runtime's names, the preferred first; CUDA where there is one, then the CPU, unless given.
+        path: path of a file written by `zoo.export_onnx` or another exporter.
+        threads: CPU threads per call; default all cores that this process may use.
+        providers: ONNX Runtime's provider names, the preferred first; default CUDA if available, then the CPU.
 
     Attributes:
         session: `onnxruntime.InferenceSession`.
-        inputs, outputs: names.
+        inputs, outputs: names of the inputs and outputs.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is no ONNX model, or a provider is not there. ImportError:
+        FileNotFoundError: no such file. ValueError: not an ONNX model, or a provider is not available. ImportError:
             onnxruntime is missing.
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None, providers: list[str] | None = None):
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"No ONNX file at {str(path)!r}.")
+            raise FileNotFoundError(f"There is no file {str(path)!r}.")
         self.session = start_session(self.path, threads=threads, providers=providers)
         self.inputs = [entry.name for entry in self.session.get_inputs()]
         self.outputs = [entry.name for entry in self.session.get_outputs()]
 
     def predict(self, inputs, batch_size: int = 32):
-        """What the model makes of its inputs.
+        """Run the model on arrays.
 
         Args:
-            inputs: array (N, …), or {name: array} where the model has several inputs. Floating-point numbers are
-                cast as needed; a file with the preprocessing inside takes uint8 pixels.
-            batch_size: rows at a time; the last batch may be smaller.
+            inputs: array (N, …), or {name: array} for a model with several inputs. Floating-point arrays are cast as
+                needed; a file with the preprocessing inside takes uint8 pixels.
+            batch_size: rows per call; the last batch may be smaller.
 
         Returns:
-            float32 (N, …), or {name: array} where the model has several outputs.
+            float32 (N, …), or {name: array} for a model with several outputs.
 
         Raises:
-            ValueError: names, kinds or shapes of inputs that are not the model's, or no rows.
+            ValueError: wrong names, dtypes or shapes, no rows, or different numbers of rows.
         """
         feed = self._feed(inputs)
         rows = {len(array) for array in feed.values()}
         if len(rows) != 1 or not min(rows):
-            raise ValueError(f"All inputs need the same number of rows, at least one, got {sorted(rows)}.")
+            raise ValueError(f"All inputs must have the same number of rows, at least one, got {sorted(rows)}.")
         batches = [
             self.session.run(None, {name: array[start : start + batch_size] for name, array in feed.items()})
             for start in range(0, rows.pop(), batch_size)
@@ -72,49 +72,49 @@ class OnnxModel:
         sides = zip(entry.shape[1:], array.shape[1:], strict=False)
         if array.ndim != len(entry.shape) or any(isinstance(side, int) and side != given for side, given in sides):
             wanted = ", ".join(map(str, entry.shape))
-            raise ValueError(f"{entry.name} of {self.path.name} are ({wanted}), got {array.shape}.")
+            raise ValueError(f"{entry.name} of {self.path.name} must have shape ({wanted}), got {array.shape}.")
         dtype = DTYPES.get(entry.type)
         if dtype is None or array.dtype == dtype:
             return np.ascontiguousarray(array)
         if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"{entry.name} of {self.path.name} are {np.dtype(dtype)}, got {array.dtype}.")
+            raise ValueError(f"{entry.name} of {self.path.name} must be {np.dtype(dtype)}, got {array.dtype}.")
         if dtype == np.uint8:
-            raise ValueError(f"{entry.name} of {self.path.name} are uint8 pixels of 0 to 255, got {array.dtype}.")
+            raise ValueError(f"{entry.name} of {self.path.name} must be uint8 pixels, 0 to 255, got {array.dtype}.")
         return np.ascontiguousarray(array.astype(dtype))
 
 
 def check_installed(*libraries):
-    """ImportError that names what to install."""
+    """Raise ImportError if a library is missing; the message says what to install."""
     missing = [name for name in libraries if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install 'convnext-clip-zoo[onnx]'")
 
 
 def start_session(model, *, threads=None, providers=None):
-    """An `onnxruntime.InferenceSession` of a path or of bytes."""
+    """Return an `onnxruntime.InferenceSession` of a path or of bytes."""
     check_installed("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or available_cores()  # its own default asks for all of them
+    options.intra_op_num_threads = threads or available_cores()  # ONNX Runtime's default ignores CPU affinity
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # between runs the cores are for others
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # leave the cores to others between runs
     options.log_severity_level = 3  # errors
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, options, providers=choose_providers(providers))
-    except Exception as error:  # its classes share no base but Exception
+    except Exception as error:  # onnxruntime's errors share no other base class
         if type(error).__module__.startswith("onnxruntime"):
             raise ValueError(f"ONNX Runtime cannot run {getattr(model, 'name', 'the model')}: {error}") from error
         raise
 
 
-def choose_providers(asked=None):
-    """Those asked for, or the preferred ones that this ONNX Runtime has."""
+def choose_providers(requested=None):
+    """Return the requested providers, or by default the available ones of PREFERRED."""
     import onnxruntime
 
-    there = onnxruntime.get_available_providers()
-    missing = [name for name in asked or () if name not in there]
+    available = onnxruntime.get_available_providers()
+    missing = [name for name in requested or () if name not in available]
     if missing:
-        raise ValueError(f"This ONNX Runtime has no {', '.join(missing)}. It has {', '.join(there)}.")
-    return list(asked or [name for name in PREFERRED if name in there])
+        raise ValueError(f"This ONNX Runtime has no {', '.join(missing)}. Available: {', '.join(available)}.")
+    return list(requested or [name for name in PREFERRED if name in available])

@@ -1,4 +1,4 @@
-"""An ONNX file against the Keras model that it was made from: random and real inputs, batches of one and three."""
+"""Compare an ONNX file with its Keras model: on random and real inputs, at batch 1 and 3."""
 
 import contextlib
 import importlib.util
@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
-from zoo.export.emit import named_outputs
+from zoo.export.emit import input_name, named_outputs
 from zoo.export.graph import FLOAT16, FLOAT32, INT8
 from zoo.export.runtime import OnnxModel
 from zoo.utils.arrays import unit_rows
@@ -16,9 +16,9 @@ from zoo.utils.arrays import unit_rows
 RANDOM = "random"
 BATCH = 3
 SEED = 0
-TOLERANCES = {FLOAT32: 1e-4, FLOAT16: 1e-3, INT8: 1e-3}  # of the error in float32, of 1 − cosine in the others
-OPEN_SIDE = 64  # pixels, where a model leaves the size open
-OPEN_LENGTH = 16  # tokens
+TOLERANCES = {FLOAT32: 1e-4, FLOAT16: 1e-3, INT8: 1e-3}  # for the error in float32, for 1 − cosine in the others
+OPEN_SIDE = 64  # pixels, for models of any image size
+OPEN_LENGTH = 16  # tokens, for models of any text length
 SENTENCES = ("a photo of a temple.", "a photo of a flower", "a drawing of a small boat on a lake, seen from above")
 
 
@@ -28,11 +28,11 @@ class Check:
 
     Args:
         inputs: "random", "photographs", "sentences" or "given".
-        batch: rows given to ONNX Runtime at a time.
-        output: its name in the file.
+        batch: rows per call of ONNX Runtime.
+        output: name of the output.
         error: max |ONNX − Keras| / max |Keras|.
-        cosine: the smallest over rows.
-        top1: share of rows whose largest entry is the same one; None for outputs that are maps.
+        cosine: smallest cosine over rows.
+        top1: share of rows with the same largest entry; None for outputs that are maps.
     """
 
     inputs: str
@@ -42,11 +42,12 @@ class Check:
     cosine: float
     top1: float | None
 
-    def is_within(self, precision, tolerance):
+    def is_within(self, precision: str, tolerance: float) -> bool:
+        """Return whether the distance is at most `tolerance`; False for NaN."""
         return self.distance(precision) <= tolerance
 
-    def distance(self, precision):
-        """What the tolerance is of: the error in float32, 1 − cosine in lower precisions."""
+    def distance(self, precision: str) -> float:
+        """Return what the tolerance limits: the error in float32, 1 − cosine in lower precisions."""
         return self.error if precision == FLOAT32 else 1 - self.cosine
 
 
@@ -61,26 +62,26 @@ def verify(
     calibration=None,
     progress=False,
 ) -> list[Check]:
-    """Compares a file with its Keras model, at batch 1 on the first row, at batch 3 on all.
+    """Compare a file with its Keras model, at batch 1 on the first row and at batch 3 on all rows.
 
     Args:
         model: the Keras model.
-        path: of the file.
-        preprocess, layout, normalize, logits: what `export_onnx` was told.
-        calibration: images as the file takes them, N at least 1, or {input: array}, in place of photographs and
+        path: path of the file.
+        preprocess, layout, normalize, logits: as given to `export_onnx`.
+        calibration: images as the file takes them, at least one, or {input: array}, instead of photographs and
             sentences.
-        progress: print a line for each kind of inputs.
+        progress: print a line for each kind of input.
 
     Returns:
-        A list of `Check`, for each kind of inputs, batch and output.
+        A list of `Check`, one for each kind of input, batch and output.
     """
     onnx_model = OnnxModel(path)
     kinds = {RANDOM: random_inputs(model, preprocess, layout)}
     kinds |= real_inputs(model, preprocess, layout) if calibration is None else {"given": named(model, calibration)}
     checks = []
     for kind, feed in kinds.items():
-        tell(progress, f"Comparing with {model.name}: {kind}")
-        feed = {name: array[:BATCH] for name, array in feed.items()} if logits else feed  # they are of one batch
+        say(f"Comparing with {model.name}: {kind}", progress)
+        feed = {name: array[:BATCH] for name, array in feed.items()} if logits else feed  # logits span one batch
         expected = keras_outputs(model, feed, preprocess, layout)
         expected |= {name: unit_rows(value) for name, value in expected.items()} if normalize else {}
         for batch in (1, BATCH):
@@ -93,27 +94,27 @@ def verify(
     return checks
 
 
-def tell(progress, line):
+def say(line, progress):
     if progress:
         print(line, flush=True)
 
 
 def note_on(model, checks):
-    """What a file was not compared on, and why; "" where nothing is missing."""
+    """Return what a file was not compared on, and why; "" if nothing."""
     if not checks:
         return "The file was not compared with the model."
     if any(check.inputs != RANDOM for check in checks):
         return ""
-    takes_pictures = any(len(tensor.shape) == 4 and tensor.shape[-1] == 3 for tensor in model.inputs)
-    if takes_pictures and importlib.util.find_spec("sklearn") is None:
-        why = "photographs come with scikit-learn: pip install 'convnext-clip-zoo[report]'"
+    takes_photographs = any(len(tensor.shape) == 4 and tensor.shape[-1] == 3 for tensor in model.inputs)
+    if takes_photographs and importlib.util.find_spec("sklearn") is None:
+        why = "the photographs come with scikit-learn: pip install 'convnext-clip-zoo[report]'"
     else:
-        why = "the model takes something else than pictures of three channels and texts in CLIP's vocabulary"
-    return f"Compared on random inputs alone: {why}. Inputs of your own: calibration."
+        why = "the model does not take images of three channels or texts in CLIP's vocabulary"
+    return f"Compared on random inputs only: {why}. Use calibration to compare on your own inputs."
 
 
 def predict(onnx_model, feed, batch):
-    """{output: array}, the model's inputs told by name, or by order where an exporter renamed them."""
+    """Return {output: array}; inputs are matched by name, or by order if an exporter renamed them."""
     if set(feed) != set(onnx_model.inputs):
         feed = dict(zip(onnx_model.inputs, feed.values(), strict=True))
     outputs = onnx_model.predict(feed, batch_size=batch)
@@ -121,7 +122,7 @@ def predict(onnx_model, feed, batch):
 
 
 def keras_outputs(model, feed, preprocess, layout):
-    """{output: array} of the Keras model, float32."""
+    """Return {output: float32 array} of the Keras model."""
     x = {name: to_model_input(array, preprocess, layout) for name, array in feed.items()}
     if not isinstance(model.input, dict):
         x = list(x.values()) if isinstance(model.input, list) else next(iter(x.values()))
@@ -130,12 +131,12 @@ def keras_outputs(model, feed, preprocess, layout):
 
 
 def pair_logits(model, embeddings):
-    """(N, M) of a pair's embeddings, by the Keras layer that the file's logits are from."""
+    """Return the logits (N, M) of a pair's embeddings."""
     return keras.ops.convert_to_numpy(model.logits(embeddings["image_embeddings"], embeddings["text_embeddings"]))
 
 
 def to_model_input(array, preprocess, layout):
-    """What the file takes → what the Keras model takes."""
+    """Convert an input of the file to an input of the Keras model."""
     if array.ndim != 4:
         return array
     array = array.transpose(0, 2, 3, 1) if layout == "NCHW" else array
@@ -145,7 +146,7 @@ def to_model_input(array, preprocess, layout):
 
 
 def compare(kind, batch, name, ours, theirs):
-    """The `Check` of two arrays; NaN where the shapes differ."""
+    """Return the `Check` of two arrays; NaN if the shapes differ."""
     if ours.shape != theirs.shape:
         return Check(kind, batch, name, float("nan"), float("nan"), None)
     a, b = (array.astype(np.float64).reshape(len(array), -1) for array in (ours, theirs))
@@ -157,21 +158,21 @@ def compare(kind, batch, name, ours, theirs):
 
 
 def named(model, calibration):
-    """{input: array} of what the user gave."""
+    """Return the user's calibration inputs as {input: array}."""
     if isinstance(calibration, dict):
         return calibration
-    names = [tensor._keras_history.operation.name for tensor in model.inputs]
+    names = [input_name(tensor) for tensor in model.inputs]
     if len(names) > 1:
-        raise ValueError(f"The model has the inputs {', '.join(names)}: give calibration as {{name: array}}.")
+        raise ValueError(f"calibration must be {{name: array}} for a model with inputs {', '.join(names)}.")
     return {names[0]: np.asarray(calibration)}
 
 
 def random_inputs(model, preprocess, layout):
-    """{input: array} of three rows: noise, or ids with the end-of-text id at different places."""
+    """Return {input: array} of three rows: noise, or token ids with the end-of-text id at random positions."""
     rng = np.random.default_rng(SEED)
     feed = {}
     for tensor in model.inputs:
-        name, shape = tensor._keras_history.operation.name, tensor.shape[1:]
+        name, shape = input_name(tensor), tensor.shape[1:]
         if len(shape) == 1 and keras.backend.is_int_dtype(tensor.dtype):
             feed[name] = random_tokens(model, shape[0] or OPEN_LENGTH, rng)
         elif preprocess and len(shape) == 3:
@@ -182,7 +183,7 @@ def random_inputs(model, preprocess, layout):
 
 
 def open_shape(shape):
-    """A model's shape with numbers where it leaves the size open."""
+    """Return an input shape with OPEN_SIDE for sizes that are None."""
     return tuple(side or OPEN_SIDE for side in shape)
 
 
@@ -191,7 +192,7 @@ def to_layout(images, layout):
 
 
 def random_tokens(model, length, rng):
-    """int32 (3, L): below the vocabulary's size, its last id once in each row."""
+    """Return int32 (3, L): random ids, the last one of the vocabulary once in each row."""
     size = vocabulary_size(model)
     length = min(length, context_length(model) or length)
     tokens = rng.integers(1, size - 1, (BATCH, length)).astype(np.int32)
@@ -200,26 +201,28 @@ def random_tokens(model, length, rng):
 
 
 def vocabulary_size(model):
+    """Return the rows of the model's first embedding table; 100 without one."""
     return next((layer.input_dim for layer in flat_layers(model) if hasattr(layer, "input_dim")), 100)
 
 
 def context_length(model):
-    """Positions there are weights for; None where none of the layers counts them."""
-    counts = [layer.length for layer in flat_layers(model) if type(layer).__name__ == "PositionalEmbedding"]
-    return counts[-1] if counts else None
+    """Return the positions of the last positional embedding; None without one."""
+    tables = [layer for layer in flat_layers(model) if hasattr(layer, "positional_embedding")]
+    lengths = [layer.length for layer in tables if hasattr(layer, "length")]
+    return lengths[-1] if lengths else None
 
 
 def flat_layers(model):
-    """Layers, those of models inside the model too."""
+    """Yield the model's layers, and those of models inside it."""
     for layer in model.layers:
         yield from flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def real_inputs(model, preprocess, layout):
-    """{"photographs": …} or {"sentences": …}, or both at once for a pair; {} where the model takes something else."""
+    """Return {"photographs": feed}, {"sentences": feed} or, for a pair, both in one; {} for other inputs."""
     feed, kinds = {}, []
     for tensor in model.inputs:
-        name, shape = tensor._keras_history.operation.name, tensor.shape[1:]
+        name, shape = input_name(tensor), tensor.shape[1:]
         if len(shape) == 3 and shape[-1] == 3:
             images = photographs(open_shape(shape), preprocess)
             feed[name] = None if images is None else to_layout(images, layout)
@@ -232,7 +235,7 @@ def real_inputs(model, preprocess, layout):
 
 
 def photographs(shape, preprocess):
-    """Three pictures of scikit-learn's photographs, normalised or uint8; None where there is no scikit-learn."""
+    """Return three of scikit-learn's photographs, normalised or uint8; None if scikit-learn is not installed."""
     with contextlib.suppress(ImportError):
         from sklearn.datasets import load_sample_images
 
@@ -241,13 +244,13 @@ def photographs(shape, preprocess):
         if preprocess:
             size, options = shape[:2], {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
         transform = PreprocessSpec(image_size=tuple(size), **options).eval_transform()
-        pictures = np.stack([transform(picture) for picture in (temple, flower, flower[:, ::-1].copy())])
-        return np.rint(pictures).astype(np.uint8) if preprocess else pictures
+        images = np.stack([transform(image) for image in (temple, flower, flower[:, ::-1].copy())])
+        return np.rint(images).astype(np.uint8) if preprocess else images
     return None
 
 
 def sentences(model, length):
-    """Captions as CLIP's tokenizer has them; None where the model has another vocabulary."""
+    """Return three captions as CLIP's token ids (3, L); None if the model has another vocabulary."""
     from clip import Text, tokenize
 
     if vocabulary_size(model) != Text.vocabulary_size:
