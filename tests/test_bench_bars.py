@@ -1,4 +1,4 @@
-"""The bars of the benchmark: which cases each compares, and what is told of them."""
+"""The bars of the benchmark: which cases each compares, and how they are reported; and the captions."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ def test_every_bar_has_its_cases_in_one_group_of_the_preset():
         assert any(all(any(side(case) for case in group) for side in sides) for group in groups), bar.work
 
 
-def test_a_bar_compares_the_best_of_both_sides():
+def test_a_bar_compares_the_fastest_of_both_sides():
     text = {"name": "clip/ViT-B-32", "part": "text"}
     results = [
         result([[5.0], [5.0], [5.0]], backend="jax", **text),
@@ -31,14 +31,14 @@ def test_a_bar_compares_the_best_of_both_sides():
         result([[2.0], [2.0], [6.0]], library="open_clip", **text),
         result([[1.0]], error="it broke", backend="torch", **text),
     ]
-    told_of = dataclasses.replace(REPORT, results=tuple(results), commands={"zoo list": 0.3, "zoo info x": 0.5})
-    told = {(v.bar.work, v.bar.against): v for v in bars.judge(told_of) if v.ratio is not None}
+    measured = dataclasses.replace(REPORT, results=tuple(results), commands={"zoo list": 0.3, "zoo info x": 0.5})
+    found = {(v.bar.work, v.bar.against): v for v in bars.judge(measured) if v.ratio is not None}
     work = "ViT-B-32 text tower, as built or folded, JAX"
-    assert [(key, v.ratio, v.low, v.high, v.is_met) for key, v in told.items()] == [
+    assert [(key, v.ratio, v.low, v.high, v.is_met) for key, v in found.items()] == [
         ((work, "keras-hub on JAX"), 2.0, 1.5, 3.0, True),
         ((work, "open_clip, torch"), 0.5, 0.5, 1.5, False),
     ]
-    lines = bars.to_text(told_of).splitlines()
+    lines = bars.to_text(measured).splitlines()
     assert len(lines) == 2 + len(bars.bars()) + 2
     sides = "jax, folded 4,000 ms, open_clip, torch 2,000 ms"
     assert f"| {work} | open_clip, torch | ≥ 1 | **0.50** | 0.50 to 1.50 | {sides} | missed |" in lines
@@ -56,7 +56,7 @@ def test_the_floor_is_the_best_rate_of_any_backend():
     assert (verdict.bar.work, verdict.ratio, verdict.is_met) == ("convnext_tiny, best backend or runtime", 2.0, False)
 
 
-def test_a_picture_has_a_line_for_each_bar_measured(tmp_path, monkeypatch):
+def test_the_plot_has_a_line_for_each_bar_measured(tmp_path, monkeypatch):
     drawn, draw = [], report.drawing
 
     @contextlib.contextmanager
@@ -76,7 +76,7 @@ def test_a_picture_has_a_line_for_each_bar_measured(tmp_path, monkeypatch):
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_predict_is_given_many_images_and_is_compared_item_by_item():
+def test_predict_takes_many_images_and_is_compared_per_item():
     (predict,) = combine(["convnextv2_atto"], {"mode": ("predict",), "batch_size": (32,), "backend": ("jax",)})
     assert predict.items == 256
     bare = result([[1.0]], backend="jax", mode="compiled", batch_size=32)
@@ -85,14 +85,14 @@ def test_predict_is_given_many_images_and_is_compared_item_by_item():
 
 
 @pytest.mark.parametrize("is_mixed", [False, True])
-def test_captions_are_ascii_or_one_in_two_is_not(is_mixed):
+def test_captions_are_ascii_or_every_second_is_not(is_mixed):
     drawn = uses.draw_captions(random.Random(0), 100, is_mixed)
     assert [caption.isascii() or "&amp;" in caption for caption in drawn[::2]] == [True] * 50
     assert sum(not caption.isascii() or "&amp;" in caption for caption in drawn) == (50 if is_mixed else 0)
     assert len(set(drawn)) == 100
 
 
-def test_captions_and_pictures_are_timed_beside_open_clip_alone():
+def test_captions_and_image_files_are_compared_with_open_clip_only():
     options = {"peer": ("open_clip", "transformers"), "backend": ("jax", "torch"), "runtime": ("keras", "onnx")}
     cases = combine(["ViT-B-32"], {**options, "part": ("captions",)})
     assert fields(cases, "library", "runs_on") == [(OURS, "–"), ("open_clip", "–")]

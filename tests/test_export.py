@@ -1,6 +1,7 @@
 """The emitter: every family, precision and opset against Keras, and the structure of the graph."""
 
 import collections
+import dataclasses
 import re
 
 import keras
@@ -8,9 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from export_cases import CASES, SIZE, build, convnext
+from export_cases import CASES, SIZE, TEXT, build, convnext
 from helpers import predict, randomize
 
+from clip import Pair, create_clip
+from clip.towers import Field, Tower, registry
 from convnext import create_convnext_v1, create_convnext_v2
 from zoo.data.preprocess import PreprocessSpec
 from zoo.export import emit, products, register_emission, to_proto
@@ -273,15 +276,44 @@ def test_unknown_layer_is_refused_before_folding(layer, nested):
 
 
 def test_unknown_layer_can_be_registered(rng):
-    @register_emission(Twice)
-    def twice(graph, layer, x):
-        return graph.op("Mul", [graph.settled(x), graph.constant(2, x.dtype)])
-
+    register_emission(Twice)(emit_twice)
     try:
         model, feed = with_unknown(), {"images": rng.standard_normal((2, 4, 4, 3), np.float32)}
         assert error(run(to_proto(emit(model)), feed)["output"], in_keras(model, feed)["output"]) <= TOLERANCE
     finally:
         del RULES[Twice]
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """An image tower of one convolution and a layer of its own."""
+
+    width: int
+
+
+def create_toy_tower(toy, embed_dim, *, image_size=32, name="image_encoder"):
+    images = keras.Input((image_size, image_size, 3), name="images")
+    x = keras.layers.Conv2D(toy.width, 8, 8, activation="silu")(images)
+    x = keras.layers.GlobalAveragePooling2D()(Twice(name="my_twice")(x))
+    return keras.Model(images, keras.layers.Dense(embed_dim)(x), name=name)
+
+
+def emit_twice(graph, layer, x):  # noqa: ARG001
+    return graph.op("Mul", [graph.settled(x), graph.constant(2, x.dtype)])
+
+
+def test_a_tower_brings_the_rules_of_its_own_layers(rng, monkeypatch):
+    options = {"parameters": lambda *_: 0, "flops": lambda *_: 0, "schema": {"width": Field.integer(1, 4096)}}
+    tower = Tower("toy", "image", Toy, create_toy_tower, **options, onnx={"Twice": emit_twice})
+    monkeypatch.setitem(registry._TOWERS["image"], "toy", tower)
+    model = create_clip(Pair(12, 32, Toy(8), TEXT))
+    feed = inputs(model, rng)
+    ours, expected = run(to_proto(emit(model)), feed), in_keras(model, feed)
+    for name, value in ours.items():
+        assert error(value, expected[name]) <= TOLERANCE
+    monkeypatch.delitem(registry._TOWERS["image"], "toy")
+    with pytest.raises(ValueError, match="no ONNX rule"):
+        emit(model)
 
 
 def test_activation_can_be_registered(rng):

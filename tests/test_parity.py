@@ -105,7 +105,7 @@ def test_the_table_shows_the_worst_size_and_marks_failures():
     assert not parity.all_within(rows[3:])
 
 
-def test_backends_stand_side_by_side():
+def test_the_table_shows_backends_side_by_side():
     rows = [
         parity.Row("case", "timm 1", backend, output, error, 2e-5)
         for backend, error in (("jax 1", 1e-6), ("torch 1", 3e-5))
@@ -118,22 +118,27 @@ def test_backends_stand_side_by_side():
 
 
 @pytest.mark.once
-def test_several_backends_are_compared_in_processes_of_their_own(oracle_dir):
+@pytest.mark.slow
+def test_several_backends_run_in_processes_of_their_own(oracle_dir):
     rows = parity.parity_on(oracle_dir, SMALL, ("jax", "torch"))
     assert [name.split()[0] for name in dict.fromkeys(row.backend for row in rows)] == ["jax", "torch"]
     assert parity.all_within(rows)
+
+
+@pytest.mark.once
+def test_an_error_in_a_backends_process_is_raised(oracle_dir):
     with pytest.raises(ValueError, match=r"^torch: No case matches 'nothing-\*' in"):
         parity.parity_on(oracle_dir, "nothing-*", ("torch", "jax"))
 
 
-def test_an_error_is_relative_to_the_largest_value_and_shapes_count():
+def test_errors_are_relative_to_the_largest_value_and_nan_for_other_shapes():
     theirs = np.float32([1, -4])
     assert parity.error(np.float32([1, -3]), theirs) == 0.25
     assert math.isnan(parity.error(np.float32([[1, -4]]), theirs))
     assert math.isnan(parity.error(np.float32([np.nan, -4]), theirs))
 
 
-def test_a_pattern_chooses_cases_and_an_empty_choice_says_what_to_run(oracle_dir):
+def test_a_pattern_selects_cases_and_no_match_says_what_to_run(oracle_dir):
     assert {row.case for row in parity.parity(oracle_dir, SMALL)} == {SMALL}
     with pytest.raises(ValueError, match=r"No case matches 'nothing-\*'.*python tests/oracles\.py"):
         parity.parity(oracle_dir, "nothing-*")

@@ -204,7 +204,7 @@ def create_ours(case: Case):
     from zoo.models.registry import create_model
 
     entry = find(case.name)
-    stem = {"stem_stride": 4} if _is_convnext(entry) else {}  # as published, at every image size
+    stem = {"stem_stride": 4} if _has_stem_stride(entry) else {}  # as published, at every image size
     if case.part == "classifier":
         size = (case.image_size, case.image_size, 3)
         return create_model(case.name, input_shape=size, classifier_activation=None, **stem)
@@ -216,12 +216,12 @@ def create_ours(case: Case):
     return {"image": pair.image_encoder, "text": pair.text_encoder}.get(case.part, pair)
 
 
-def _is_convnext(entry):
+def _has_stem_stride(entry):
     import clip
 
-    return entry.family.startswith("convnext") or (
-        entry.family == "clip" and isinstance(clip.VARIANTS[entry.label].image, clip.ConvNeXt)
-    )
+    if entry.family == "clip":
+        return "stem_stride" in clip.tower_of(clip.VARIANTS[entry.label].image).options
+    return entry.family.startswith("convnext")
 
 
 def _keras_peer(case):

@@ -219,10 +219,15 @@ def _transformers(case):
     )
 
 
+def _is_openai_vit(row):
+    """Return whether a pair is a ViT as in OpenAI's CLIP, the only kind of transformers and keras-hub."""
+    return clip.tower_of(row.image).kind == "vit" and not row.image.stem_dim and row.text.causal
+
+
 def _transformers_pair(case, row):
     import transformers
 
-    if not isinstance(row.image, clip.ViT) or row.image.stem_dim or not row.text.causal or case.part == "zero-shot":
+    if not _is_openai_vit(row) or case.part == "zero-shot":
         raise _unsupported(case)
     config = clip_config(row, case.image_size, row.activation)
     module = transformers.CLIPModel(transformers.CLIPConfig(**config))
@@ -261,7 +266,7 @@ def _keras_hub(case):
 
     entry = find(case.name)
     row = clip.VARIANTS.get(entry.label) if entry.family == "clip" else None
-    if row is None or not isinstance(row.image, clip.ViT) or row.image.stem_dim or case.part not in KERAS_HUB_PARTS:
+    if row is None or not _is_openai_vit(row) or case.part not in KERAS_HUB_PARTS:
         raise _unsupported(case)
     image, text, size = row.image, row.text, case.image_size
     vision_encoder = CLIPVisionEncoder(
