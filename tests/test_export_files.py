@@ -284,10 +284,10 @@ def test_command_compares_on_calibration_images(tmp_path, image_folder, capsys):
         checks = json.loads(capsys.readouterr().out)["checks"]
         assert [check["inputs"] for check in checks] == ["random", "random", "given", "given"]
     assert cli.main([*words, str(tmp_path / "nowhere")]) == cli.BAD_INPUT
-    assert "nowhere' of calibration images" in capsys.readouterr().err
+    assert "nowhere' does not exist" in capsys.readouterr().err
     build("convnext v1").save(tmp_path / "model.keras")
     words[1] = str(tmp_path / "model.keras")
-    for folder, message in ((tmp_path / "nowhere", "no folder"), (image_folder, "zoo.save(model")):
+    for folder, message in ((tmp_path / "nowhere", "does not exist"), (image_folder, "zoo.save(model")):
         assert cli.main([*words, str(folder)]) == cli.BAD_INPUT
         assert message in capsys.readouterr().err
 

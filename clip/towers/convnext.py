@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clip.towers.registry import Field, Tower, register_tower
-from convnext import TABLES, closest
+from convnext import TABLES, Variant, closest
 from convnext import flops as trunk_flops
 from convnext import parameters as trunk_parameters
 
@@ -21,12 +21,12 @@ class ConvNeXt:
 
     Args:
         family: "convnext" or "convnextv2".
-        variant: a name of the family's table.
+        variant: a name of the family's table, or a `convnext.Variant` of your own.
         projection: "linear", or "mlp" with 2·embed_dim hidden units.
     """
 
     family: str
-    variant: str
+    variant: str | Variant
     projection: str = "linear"
 
     def __post_init__(self):
@@ -35,7 +35,7 @@ class ConvNeXt:
             ("variant", self.variant, TABLES.get(self.family, ())),
             ("projection", self.projection, PROJECTIONS),
         ):
-            if value not in allowed:
+            if value not in allowed and not isinstance(value, Variant):
                 raise ValueError(f"{name} is {value!r}.{closest(str(value), allowed)}")
 
 
@@ -93,7 +93,8 @@ def flops(convnext: ConvNeXt, embed_dim: int, image_size: int) -> int:
 
 
 def _row(convnext):
-    return TABLES[convnext.family][convnext.variant]
+    own = isinstance(convnext.variant, Variant)
+    return convnext.variant if own else TABLES[convnext.family][convnext.variant]
 
 
 def _projection(convnext, embed_dim):

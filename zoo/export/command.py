@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.preprocess import batch, open_image
+from zoo.data.preprocess import batch
 from zoo.export.emit import input_name
 from zoo.export.exporter import ExportReport, check_request, export_onnx, place, take_part
 from zoo.export.graph import FLOAT32
@@ -18,7 +18,7 @@ KERAS = "keras"
 NO_PREPROCESSING = (
     "has no stored preprocessing. Store it: zoo.save(model, 'model.safetensors', preprocess=PreprocessSpec(…))."
 )
-MAX_IMAGES = 64  # used of a calibration folder
+MAX_IMAGES = 64  # used of a calibration set
 
 
 def export(
@@ -47,7 +47,8 @@ def export(
         weights: tag or file, as for `zoo.create_model`.
         classes: for part="zero-shot": a key of `clip.CLASS_NAMES`, or names separated by commas.
         include_preprocessing: the file takes uint8 pixels and scales them with the model's preprocessing.
-        calibration: folder of images to compare on, at most 64 of them, instead of scikit-learn's photographs.
+        calibration: images to compare on, the first 64 of a folder or another data set as `zoo.data.open_dataset`
+            takes it, instead of scikit-learn's photographs.
         via: "zoo"; or "keras", Keras' own exporter, for models whose layers have no rule. It supports only weights,
             part, classes, opset and tolerance.
 
@@ -55,7 +56,7 @@ def export(
 
     Raises:
         ValueError: as `export_onnx`; or the model has no stored preprocessing, and an option needs it.
-        FileNotFoundError, ImportError: as `export_onnx`; no such folder of images.
+        FileNotFoundError, ImportError: as `export_onnx`; no such calibration images.
     """
     options = {"precision": precision, "layout": layout, "normalize": normalize, "logits": logits, "fold": fold}
     if via == KERAS:
@@ -83,25 +84,25 @@ def export(
     )
 
 
-def read_images(model, folder, spec, as_pixels, layout):
-    """Return {input: array} of a folder's images as the file takes them; text inputs get as many captions.
+def read_images(model, path, spec, as_pixels, layout):
+    """Return {input: array} of a data set's images as the file takes them; text inputs get as many captions.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no images in it, a model without an image input, or without preprocessing.
+        FileNotFoundError: no such path.
+        ValueError: no images there, an unreadable image, a model without an image input or without preprocessing.
     """
-    from zoo.data.folders import image_names
+    from zoo.data import open_dataset
+    from zoo.data.records import open_record
 
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r} of calibration images.")
+    dataset = open_dataset(path, needs="images")
     if not any(len(tensor.shape) == 4 for tensor in model.inputs):
         raise ValueError(f"--calibration needs a model with an image input; {model.name!r} has none.")
     if spec is None:
         raise ValueError(f"{model.name!r} {NO_PREPROCESSING}")
-    paths = [Path(folder, name) for name in image_names(folder)[:MAX_IMAGES]]
     if as_pixels:
         spec = dataclasses.replace(spec, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    images = batch([open_image(path) for path in paths], spec)
+    records = (dataset.record(index) for index in range(min(len(dataset), MAX_IMAGES)))
+    images = batch([open_record(record) for record in records], spec)
     images = to_layout(np.rint(images).astype(np.uint8) if as_pixels else images, layout)
     return {
         input_name(tensor): images if len(tensor.shape) == 4 else captions(model, tensor, len(images))
