@@ -8,7 +8,7 @@ from zoo import model_info
 from zoo.bench.cases import Case
 from zoo.bench.jobs import create_job, similarities
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 SMALL = {"batch_size": 2, "image_size": 32, "is_short": True}
 
@@ -17,7 +17,7 @@ def case(name="convnextv2_atto", **fields):
     return Case(name, backend=keras.backend.backend(), **{**SMALL, **fields})
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_forward_pass(mode):
     job = create_job(case(mode=mode))
     job.call()
@@ -32,19 +32,16 @@ def test_a_folded_model_has_fewer_parameters_and_the_same_outputs():
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("fields", [{"mode": "predictor"}, {"train": True}, {"part": "matmul"}])
 def test_other_work_with_a_classifier(fields):
     create_job(case(**fields)).call()
 
 
-@pytest.mark.once
 @pytest.mark.slow  # the file is written by a process of its own
 def test_onnx_runtime():
     create_job(case(runtime="onnx", mode="compiled")).call()
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("part", ["zero-shot", "pictures", "cached-texts", "search", "mixed-captions"])
 def test_work_with_a_pair(part):
     pytest.importorskip("sklearn")  # its photographs are the image files of "pictures"

@@ -12,7 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from clip import list_towers
 from zoo.export.graph import FIRST, FLAT, FLOAT32, INT8, INT64, LAST, Graph, Value
 from zoo.export.products import each, product, tiles
 from zoo.models.folding import BRANCHES, batch_norm_affine, to_numpy
@@ -21,7 +20,6 @@ Rule = Callable[..., Any]
 RULES: dict[type | str, Rule] = {}  # layer class, or its name in OWN_PACKAGES → rule
 ACTIVATIONS: dict[Callable | str, Rule] = {}  # activation function, or its name in OWN_PACKAGES → rule
 OWN_PACKAGES = ("keras", "convnext", "clip")
-SIDES = ("image", "text")
 
 
 def register_emission(target: Callable) -> Callable[[Rule], Rule]:
@@ -57,22 +55,14 @@ def _find(target, rules):
     return rules.get(target) or (rules.get(target.__name__) if own else None)
 
 
-def _find_in_towers(cls):
-    """Return the rule that a registered tower brings for a layer class of its own package, or None."""
-    package = cls.__module__.partition(".")[0]
-    towers = (tower for side in SIDES for tower in list_towers(side).values())
-    own = (tower.onnx for tower in towers if tower.config.__module__.partition(".")[0] == package)
-    return next((rules[cls.__name__] for rules in own if cls.__name__ in rules), None)
-
-
 def rule_of(layer: keras.Layer) -> Rule:
-    """Return the rule of a layer: registered by `register_emission`, ours, or brought by a registered tower.
+    """Return the rule of a layer.
 
     Raises:
         ValueError: its class has none; the message says how to register one.
     """
     cls = type(layer)
-    rule = _find(cls, RULES) or _find_in_towers(cls)
+    rule = _find(cls, RULES)
     if rule is None:
         raise ValueError(
             f"Layer {layer.name!r} is a {cls.__module__}.{cls.__name__}, which has no ONNX rule. Register one with "
@@ -310,6 +300,31 @@ def tanh(graph, x):
 @register_emission(keras.activations.silu)
 def silu(graph, x):
     return graph.op("Mul", [x, graph.op("Sigmoid", [graph.settled(x)])])
+
+
+@register_emission(keras.activations.elu)
+def elu(graph, x):
+    return graph.op("Elu", [graph.settled(x)])
+
+
+@register_emission(keras.activations.selu)
+def selu(graph, x):
+    return graph.op("Selu", [graph.settled(x)])
+
+
+@register_emission(keras.activations.leaky_relu)
+def leaky_relu(graph, x):
+    return graph.op("LeakyRelu", [graph.settled(x)], alpha=0.2)
+
+
+@register_emission(keras.activations.relu6)
+def relu6(graph, x):
+    return graph.op("Clip", [graph.settled(x), graph.constant(0, x.dtype), graph.constant(6, x.dtype)])
+
+
+@register_emission(keras.activations.mish)
+def mish(graph, x):
+    return graph.op("Mul", [x, graph.op("Tanh", [graph.op("Softplus", [graph.settled(x)])])])
 
 
 @register_emission(keras.activations.gelu)
