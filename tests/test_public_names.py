@@ -69,6 +69,36 @@ def test_every_import_of_the_documents_works():
         assert hasattr(importlib.import_module(module), name), path
 
 
+def test_every_dotted_name_of_the_documents_exists():
+    pages = [*ROOT.glob("*.md"), *(path for path in (ROOT / "docs").rglob("*.md") if "benchmarks" not in path.parts)]
+    spans = [span for page in pages for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))]
+    names = {match[0] for span in spans if (match := re.match(rf"(?:{'|'.join(OURS)})(?:\.[A-Za-z_]\w*)+", span))}
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not exists(name)] == []
+
+
+def exists(name):
+    """Return whether a dotted name is a module, or an attribute of one."""
+    module, _, attribute = name.rpartition(".")
+    with contextlib.suppress(ImportError):
+        return bool(importlib.import_module(name))
+    with contextlib.suppress(ImportError):
+        return hasattr(importlib.import_module(module), attribute)
+    return False
+
+
+RUNNABLE = [path for path in sorted((ROOT / "docs" / "how-to").glob("*.md")) if RUN in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.stem)
+def test_snippets_of_the_how_to_pages_run(path, tmp_path, monkeypatch):
+    marked = [source for mark, source in BLOCK.findall(path.read_text(encoding="utf-8")) if mark]
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": path.stem}
+    for source in marked:
+        exec(compile(source, path.name, "exec"), names)
+
+
 def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     marked = [source for mark, source in BLOCK.findall(README) if mark]
