@@ -269,7 +269,7 @@ def test_each_setting_changes_the_picture_and_the_same_stream_gives_the_same(noi
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Augment(scale=(0.0, 1.0)), r"scale=\(0.0, 1.0\); it must be \(least, greatest\) in \(0, 1.0\]"),
+        (lambda: Augment(scale=(0.0, 1.0)), r"scale=\(0.0, 1.0\); it must be \(minimum, maximum\) in \(0, 1.0\]"),
         (lambda: Augment(scale=(0.5, 1.5)), "scale"),
         (lambda: Augment(ratio=(2.0, 1.0)), "ratio"),
         (lambda: Augment(flip=1.5), r"flip=1.5; it must be in \[0, 1\]"),

@@ -379,7 +379,7 @@ def test_an_error_in_a_function_of_ones_own_is_raised_and_blames_no_data():
         ({"rank": 1}, "rank=1, world_size=1"),
         ({"batch_size": 9}, "8 records do not fill a batch of 9"),
         ({"tokenize": tokenize}, "the data has no captions"),
-        ({"mix": Mix(8), "batch_size": 3}, "even batch a rank"),
+        ({"mix": Mix(8), "batch_size": 3}, "even batch per rank"),
         ({"max_bad_fraction": 2}, r"max_bad_fraction=2; it must be in \[0, 1\]"),
     ],
 )

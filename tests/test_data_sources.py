@@ -146,7 +146,7 @@ def test_rows_that_are_wrong_are_bad_records_with_their_line(tmp_path):
 
 def test_a_csv_without_the_column_or_without_rows_is_refused(tmp_path):
     path = write_rows(tmp_path / "t.csv", "file_path,caption\na.png,x\n")
-    with pytest.raises(ValueError, match=r"no column 'filepath'; nearest is 'file_path', there are \['file_path'"):
+    with pytest.raises(ValueError, match=r"no column 'filepath'; nearest is 'file_path', columns are \['file_path'"):
         read_csv(path)
     assert read_csv(path, image_key="file_path").record(0).caption == "x"
     for text in ("", "filepath,caption\n"):
@@ -161,7 +161,7 @@ def test_paths_are_seen_from_the_table_or_from_the_data_root(tmp_path):
     moved = tmp_path / "elsewhere" / "train.csv"
     moved.parent.mkdir()
     moved.write_bytes(table.read_bytes())
-    with pytest.raises(BadSample, match="not there"):
+    with pytest.raises(BadSample, match="does not exist"):
         read_csv(moved).record(0)
     assert read_csv(moved, data_root=tmp_path / "data").record(0).name == rows[1][0]
 
@@ -191,7 +191,7 @@ def test_captions_that_are_missing_empty_or_not_text_are_bad_records(tmp_path):
     (folder / "00001.txt").write_bytes(b" \n")
     (folder / "00002.txt").write_bytes(b"\xff\xfe")
     dataset = read_folder(folder)
-    for i, reason in enumerate(["no caption beside it", "the caption is empty", "the caption is not UTF-8"]):
+    for i, reason in enumerate(["no .txt beside it", "the caption is empty", "the caption is not UTF-8"]):
         with pytest.raises(BadSample, match=reason):
             dataset.record(i)
     assert dataset.record(3).caption == digits(5)[1][3]

@@ -197,10 +197,10 @@ def test_templates_and_names_from_files(tmp_path):
 @pytest.mark.parametrize(
     "option, content, message",
     [
-        ("class_names", b'{"zero": ', "n.txt is no JSON: Expecting value"),
-        ("class_names", b'["zero", ', "n.txt is no JSON"),
+        ("class_names", b'{"zero": ', "n.txt is not JSON: Expecting value"),
+        ("class_names", b'["zero", ', "n.txt is not JSON"),
         ("class_names", "grün\n".encode("latin-1"), "n.txt is not UTF-8"),
-        ("templates", b'["a {}"', "n.txt is no JSON"),
+        ("templates", b'["a {}"', "n.txt is not JSON"),
         ("templates", "für {}\n".encode("latin-1"), "n.txt is not UTF-8"),
         ("class_names", b"\n\n", "class_names must be strings, at least one"),
     ],
@@ -215,7 +215,7 @@ def test_files_that_cannot_be_read_are_named(option, content, message, tmp_path)
 def test_captions_are_refused_as_classes(class_names, colour_folders):
     folder = colour_folders("captioned", ["dark"])
     (folder / "dark" / "a.txt").write_text("something dark")
-    with pytest.raises(ValueError, match="has captions and no classes"):
+    with pytest.raises(ValueError, match="has no labels"):
         load_labelled(f"folder:{folder}", class_names=class_names)
 
 
@@ -234,19 +234,22 @@ def test_classes_may_have_their_own_prompts(encoder, tmp_path):
     "options, message",
     [
         ({"name": "digts"}, "Unknown data set 'digts'. Allowed: digits"),
-        ({"name": "digits", "templates": "nope"}, "is no file and none of simple"),
-        ({"name": "digits", "class_names": ["a", "b"]}, "labels up to 9, and 2 class names"),
+        ({"name": "digits", "templates": "nope"}, "is neither a file nor one of simple"),
+        ({"name": "digits", "class_names": ["a", "b"]}, "labels up to 9, but 2 class names"),
         ({"name": "digits", "class_names": []}, "at least one"),
         ({"name": "digits", "class_names": {"a": ["a 0"], "b": 5}}, "the prompts of 'b' must be strings"),
-        ({"name": "digits", "class_names": {"a": ["a 0"]}, "templates": "simple"}, "whole prompts of their own"),
+        (
+            {"name": "digits", "class_names": {"a": ["a 0"]}, "templates": "simple"},
+            "templates and complete prompts exclude each other",
+        ),
         (
             {"name": "digits", "class_names": {"zero": None}},
             "the prompts of 'zero' must be strings, at least one, got None",
         ),
         ({"name": "folder:/no/such/folder"}, "is not a folder"),
-        ({"name": "digits", "data": "x"}, "data='x' is for cifar10, .*fashion_mnist; 'digits' needs no other files"),
-        ({"name": "mnist", "data": "nosuch"}, "data='nosuch' is not there"),
-        ({"name": "cifar10", "data": "nosuch.tar.gz"}, "data='nosuch.tar.gz' is not there"),
+        ({"name": "digits", "data": "x"}, "data='x' is for cifar10, .*fashion_mnist; 'digits' takes no data"),
+        ({"name": "mnist", "data": "nosuch"}, "data='nosuch' does not exist"),
+        ({"name": "cifar10", "data": "nosuch.tar.gz"}, "data='nosuch.tar.gz' does not exist"),
     ],
 )
 def test_invalid_data_sets_are_refused(options, message):

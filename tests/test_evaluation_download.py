@@ -92,7 +92,7 @@ def test_a_file_with_another_digest_is_not_read(cache, rng, tmp_path, monkeypatc
     put(cache, monkeypatch, "cifar10", {"cifar-10-python.tar.gz": archive})
     (cache / "cifar10" / "cifar-10-python.tar.gz").write_bytes(archive[:-1] + b"x")
     monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", refuse)  # it would be fetched again
-    with pytest.raises(ValueError, match="the network did not give it"):
+    with pytest.raises(ValueError, match="the download failed"):
         load_labelled("cifar10")
 
 

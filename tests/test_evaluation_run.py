@@ -63,7 +63,7 @@ def test_an_archive_with_a_foreign_pickle_is_refused(saved, tmp_path, capsys):
     path = write_archive(tmp_path / "cifar-10-python.tar.gz", harm)
     assert main(["eval", "zero-shot", "--model", str(saved), "--dataset", "cifar10", "--data", str(path)]) == 2
     error = capsys.readouterr().err.strip()
-    assert "it names builtins.print, which no CIFAR batch does" in error and "\n" not in error
+    assert "it names builtins.print, which a CIFAR batch does not" in error and "\n" not in error
 
 
 def test_chance_accuracy_is_printed_beside_the_reported_one(capsys):

@@ -1,9 +1,9 @@
-"""Data for training and evaluation: records, from wherever they lie, and stateless batches of them. NumPy and PIL only.
+"""Data for training and evaluation: records and stateless batches of them. NumPy and PIL only.
 
 `open_dataset` makes a `Dataset` of N records from a path or a benchmark's name, by `read_csv`, `read_folder`,
 `read_shards` or `read_parquet`; `from_arrays` from arrays. `Batches` gives its batches, each a function of (seed,
-epoch, step). What is read may be dirty or hostile: a record that cannot be
-used is skipped, counted, named and replaced, and no file outside the data root is opened.
+epoch, step). Input may be damaged or hostile: a record that cannot be used is skipped, counted,
+logged and replaced, and no file outside the data root is opened.
 """
 
 from zoo.data.augment import CLASSIFICATION, CONTRASTIVE, Augment

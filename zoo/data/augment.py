@@ -1,6 +1,6 @@
-"""Augmentation of one picture, as functions of (image, rng): what they return depends on nothing else.
+"""Image augmentation as pure functions of (image, rng).
 
-Distributions are those the field trains with: timm's (`timm/data/transforms.py`, `random_erasing.py`), torchvision's.
+Distributions are those of timm (`timm/data/transforms.py`, `random_erasing.py`) and torchvision.
 References: Szegedy et al., arXiv 1409.4842, section 6 (crops); Zhong et al., arXiv 1708.04896 (erasing).
 """
 
@@ -22,16 +22,16 @@ ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 
 @dataclass(frozen=True)
 class Augment:
-    """A picture for training: cropped, mirrored, changed by RandAugment, normalised, in part erased, in this order.
+    """Training transform: random crop, flip, RandAugment, normalisation, random erasing, in this order.
 
     JPEG files far larger than the crops need are decoded at 1/2, 1/4 or 1/8 (`least_size`).
 
     Args:
-        scale: least and greatest share of the picture's area that a crop takes, in (0, 1].
-        ratio: least and greatest width / height of a crop.
-        flip: probability of mirroring left and right.
-        rand_augment: operations on colours and shape, or None.
-        erase: probability that a rectangle becomes noise.
+        scale: minimum and maximum fraction of the image's area that a crop takes, in (0, 1].
+        ratio: minimum and maximum width / height of a crop.
+        flip: probability of a horizontal flip.
+        rand_augment: colour and geometric operations, or None.
+        erase: probability of replacing a rectangle by noise.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
@@ -44,37 +44,37 @@ class Augment:
         for name, highest in (("scale", 1.0), ("ratio", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= highest:
-                raise ValueError(f"{name}={getattr(self, name)!r}; it must be (least, greatest) in (0, {highest}]")
+                raise ValueError(f"{name}={getattr(self, name)!r}; it must be (minimum, maximum) in (0, {highest}]")
         for name in ("flip", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}; it must be in [0, 1]")
 
     def least_size(self, spec: PreprocessSpec) -> tuple[int, int]:
-        """(width, height) of a picture whose smallest crop is as large as spec.size."""
+        """Return the (width, height) of an image whose smallest crop is as large as spec.size."""
         height, width = spec.size
         low, high = self.ratio
         side = math.ceil(max(width / math.sqrt(low), height * math.sqrt(high)) / math.sqrt(self.scale[0]))
         return side, side
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, spec: PreprocessSpec) -> np.ndarray:
-        """PIL image of any mode → float32 (H, W, 3) of spec.size, normalised."""
+        """Return float32 (H, W, 3) of spec.size, normalised, of a PIL image of any mode."""
         resample = Image.Resampling[spec.interpolation.upper()]
         image = image if image.mode == "RGB" else image.convert("RGB")
         image = random_resized_crop(image, rng, spec.size, scale=self.scale, ratio=self.ratio, resample=resample)
         image = random_flip(image, rng, self.flip)
         if self.rand_augment is not None:
-            fill = tuple(min(255, round(255 * mean)) for mean in spec.mean)
-            image = self.rand_augment(image, rng, fill=fill, resample=resample)
+            red, green, blue = (min(255, round(255 * mean)) for mean in spec.mean)
+            image = self.rand_augment(image, rng, fill=(red, green, blue), resample=resample)
         return random_erase(preprocess(image, _only_normalize(spec)), rng, self.erase)
 
 
-CONTRASTIVE = Augment(scale=(0.9, 1.0), flip=0.0)  # as open_clip trains: captions tell left from right
-CLASSIFICATION = Augment(rand_augment=RandAugment(), erase=0.25)  # as ConvNeXt was trained: arXiv 2201.03545, table 5
+CONTRASTIVE = Augment(scale=(0.9, 1.0), flip=0.0)  # as in open_clip; no flip, because captions say left and right
+CLASSIFICATION = Augment(rand_augment=RandAugment(), erase=0.25)  # as in ConvNeXt's recipe: arXiv 2201.03545, table 5
 
 
 @functools.lru_cache(maxsize=16)
 def _only_normalize(spec: PreprocessSpec) -> PreprocessSpec:
-    """A spec that leaves pictures of spec.size as large as they are."""
+    """Return a spec without resize and crop for images of spec.size."""
     return dataclasses.replace(spec, crop_pct=1.0, resize_mode="squash")
 
 
@@ -87,16 +87,16 @@ def random_resized_crop(
     ratio: tuple[float, float] = RATIO,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """A part of the picture, of random area and shape, at `size` (H, W)."""
+    """Return a random crop, resized to `size` (H, W)."""
     left, top, width, height = draw_crop(rng, *image.size, scale=scale, ratio=ratio)
     crop = image.crop((left, top, left + width, top + height))
     return crop.resize(size[::-1], resample)
 
 
 def draw_crop(rng: np.random.Generator, width: int, height: int, *, scale, ratio) -> tuple[int, int, int, int]:
-    """(left, top, width, height): area uniform, log of the ratio uniform, place uniform.
+    """Return (left, top, width, height) with uniform area, log-uniform ratio and uniform position.
 
-    When none of ATTEMPTS fits into the picture, it is the largest central part whose shape is allowed.
+    If none of ATTEMPTS fits into the image, it is the largest central part with an allowed ratio.
     """
     low, high = ratio
     for _ in range(ATTEMPTS):
@@ -111,12 +111,12 @@ def draw_crop(rng: np.random.Generator, width: int, height: int, *, scale, ratio
 
 
 def random_flip(image: Image.Image, rng: np.random.Generator, probability: float = 0.5) -> Image.Image:
-    """The picture, or with this probability its mirror image."""
+    """Return the image, flipped horizontally with this probability."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < probability else image
 
 
 def random_erase(pixels: np.ndarray, rng: np.random.Generator, probability: float = 0.25) -> np.ndarray:
-    """With this probability, a rectangle of normal noise in the normalised picture.
+    """Replace a rectangle of the normalised image by normal noise with this probability.
 
     Args:
         pixels: float32 (H, W, C), changed in place.
@@ -129,7 +129,7 @@ def random_erase(pixels: np.ndarray, rng: np.random.Generator, probability: floa
         return pixels
     for _ in range(ATTEMPTS):
         area = rng.uniform(*ERASED_AREA) * height * width
-        aspect = math.exp(rng.uniform(*map(math.log, ERASED_ASPECT)))
+        aspect = math.exp(rng.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)

@@ -1,7 +1,7 @@
-"""Batches that are functions of (seed, epoch, step): nothing to save, so that a run resumes anywhere, bit for bit.
+"""Batches as functions of (seed, epoch, step). They have no state, so a run resumes anywhere, bit for bit.
 
 The order of an epoch is a permutation drawn from (seed, epoch); a sample's augmentation is drawn from (seed, epoch,
-index). Threads, read-ahead and the number of processes change when a batch is made, never what is in it.
+index). Threads, prefetching and the number of processes change when a batch is made, never its content.
 """
 
 import functools
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,8 +23,8 @@ from zoo.data.preprocess import MAX_PIXELS, PreprocessSpec, preprocess
 from zoo.data.records import BadSample, Dataset, Record, digest, open_record
 from zoo.utils.env import available_cores
 
-ORDER, AUGMENT, CAPTION, MIX = range(4)  # what a stream of random numbers is for
-CHUNK = 8  # samples a thread makes at a time
+ORDER, AUGMENT, CAPTION, MIX = range(4)  # purposes of random streams
+CHUNK = 8  # samples per task of a thread
 MAX_THREADS = 8
 
 Sample = dict[str, np.ndarray]
@@ -32,44 +33,44 @@ Row = tuple[int, Sample]  # a record's number and what it becomes
 
 @dataclass
 class _Job:
-    """A batch that is being made: its images, and what else its samples have, CHUNK by CHUNK."""
+    """A batch in progress: its images, and the other columns of its samples, CHUNK by CHUNK."""
 
     images: np.ndarray
     futures: list[Future]
 
 
 class Batches:
-    """Batches of a data set, for every epoch: `batch(epoch, step)`, or `batches[i]` counted through all epochs.
+    """Batches of a data set for every epoch: `batch(epoch, step)`, or `batches[i]` counted through all epochs.
 
     A batch is {"images": float32 (B, H, W, 3), normalised; "tokens": int32 (B, L), with `tokenize`; "label": int32
     (B,), if the data set has labels; "target": float32 (B, K), with `mix`}.
 
-    A bad record is named in `bad_samples` and replaced by the next good one in the epoch's order, looked for from one
-    batch further on: a function of the order and the files alone, and the same for every rank.
+    A bad record is logged in `bad_samples` and replaced by the next good one in the epoch's order, starting one batch
+    later. The replacement depends only on the order and the files, and is the same for every rank.
 
-    Threads may share one; `close()`, or leaving its `with` block, ends its own threads.
+    It is thread-safe; `close()`, or leaving its `with` block, ends its own threads.
 
     Args:
         dataset: N records.
-        spec: image size, statistics and interpolation; how pictures are prepared where `augment` is None.
-        batch_size: B of all ranks together.
-        seed: of order, augmentation, captions and mixing: 0 or more.
-        shuffle: a new order each epoch, or that of the data set.
-        augment: (PIL image, rng, spec) → float32 (H, W, 3), normalised: an `Augment`, or one's own.
-        mix: a `Mix`, which draws from (seed, epoch, step). It needs labels, and an even number of rows a rank.
-        tokenize: list of N texts → int (N, L), L the same each time.
-        caption: (Record, rng) → text, in place of the record's own; it may draw one of several.
-        rank, world_size: this process and how many there are. Rank r has the r-th part of each batch.
-        drop_last: leave out the rows that do not fill a batch: other ones each epoch, where shuffled.
-        replace_bad: False leaves bad records out, and batches become smaller: for evaluation.
-        bad_samples: file for their names, one a process; see `BadSamples`.
+        spec: image size, statistics and interpolation; the preprocessing if `augment` is None.
+        batch_size: B over all ranks.
+        seed: of order, augmentation, captions and mixing; at least 0.
+        shuffle: a new order each epoch instead of the data set's.
+        augment: (PIL image, rng, spec) → float32 (H, W, 3), normalised; an `Augment` or a custom function.
+        mix: a `Mix`, which draws from (seed, epoch, step). It needs labels and an even number of rows per rank.
+        tokenize: list of N texts → int (N, L) with constant L.
+        caption: (Record, rng) → text that replaces the record's caption, such as a random choice of several.
+        rank, world_size: number of this process, and of all. Rank r has the r-th part of each batch.
+        drop_last: drop the incomplete last batch; with shuffling, other records each epoch.
+        replace_bad: False leaves bad records out, so batches become smaller; for evaluation.
+        bad_samples: log file, one per process; see `BadSamples`.
         max_bad_fraction: of N; more bad records end the run.
-        threads: that read and decode; the cores there are, at most 8, unless given.
-        prefetch: batches made ahead. At most prefetch + 1 are in memory.
-        max_pixels: a picture with more is bad, and is not decoded.
+        threads: that read and decode; default: the cores, at most 8.
+        prefetch: batches made in advance. At most prefetch + 1 are in memory.
+        max_pixels: a larger image is bad and is not decoded.
 
     Raises:
-        ValueError: an argument out of range, or data without what the arguments need.
+        ValueError: an argument out of range, or data without the captions or labels that the arguments need.
         TooManyBadSamples: by `batch`.
     """
 
@@ -122,13 +123,13 @@ class Batches:
         if not self.steps:
             raise ValueError(f"{len(self.dataset)} records do not fill a batch of {self.batch_size}")
         if self.tokenize and not (self.dataset.captions or self.caption):
-            raise ValueError("tokenize is given, but the data has no captions; name their column, or give `caption`")
+            raise ValueError("tokenize is given, but the data has no captions; name their column, or pass `caption`")
         if self.mix and (self.dataset.labels is None or self.batch_size // self.world_size % 2):
-            raise ValueError(f"mix needs labels and an even batch a rank; batch_size={self.batch_size}")
+            raise ValueError(f"mix needs labels and an even batch per rank; batch_size={self.batch_size}")
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches per epoch."""
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole if self.drop_last else whole + bool(rest)
 
@@ -136,15 +137,15 @@ class Batches:
         return self.steps
 
     def __getitem__(self, index: int) -> Sample:
-        """Batch `index`, counted through all epochs: step index % steps of epoch index // steps."""
+        """Return batch `index`, counted through all epochs: step index % steps of epoch index // steps."""
         return self.batch(*divmod(index, self.steps))
 
     def __iter__(self) -> Iterator[Sample]:
-        """The batches of epoch 0."""
+        """Yield the batches of epoch 0."""
         return self.epoch(0)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Sample]:
-        """The batches of an epoch, from step `start` on."""
+        """Yield the batches of an epoch from step `start` on."""
         return (self.batch(epoch, step) for step in range(start, self.steps))
 
     def batch(self, epoch: int, step: int) -> Sample:
@@ -175,7 +176,7 @@ class Batches:
         return self._order(epoch)[self._places(step)]
 
     def sample(self, epoch: int, index: int) -> Sample:
-        """One row of a batch: record `index` as epoch `epoch` shows it; BadSample when it cannot be used."""
+        """Return one row of a batch: record `index` in epoch `epoch`; raise BadSample if it cannot be used."""
         record = self.dataset.record(index)
         least_size = getattr(self.augment, "least_size", lambda _: None)(self.spec)
         image = open_record(record, max_pixels=self.max_pixels, least_size=least_size)
@@ -189,14 +190,14 @@ class Batches:
         except (ValueError, OSError) as error:
             raise BadSample(str(error)) from error
         if self.dataset.labels is not None:
-            row["label"] = np.int32(record.label)
+            row["label"] = np.asarray(record.label, np.int32)
         return row
 
     @property
     def identity(self) -> dict[str, str | int]:
-        """What the batches depend on, the same for all ranks: a digest of the data, and the arguments by their names.
+        """What the batches depend on, the same for all ranks: a digest of the data, and the arguments by name.
 
-        A function of one's own counts by its name only.
+        A custom function is identified by its name only.
         """
         numbers = {name: getattr(self, name) for name in ("batch_size", "seed", "shuffle", "drop_last", "replace_bad")}
         functions = {name: _name(getattr(self, name)) for name in ("augment", "mix", "tokenize", "caption")}
@@ -209,7 +210,7 @@ class Batches:
         return digest([repr(self.identity)])
 
     def close(self) -> None:
-        """Ends the threads; what they were making ahead is dropped."""
+        """End the threads and drop prefetched batches."""
         self._end()
 
     def __enter__(self) -> "Batches":
@@ -223,20 +224,20 @@ class Batches:
             raise IndexError(f"epoch {epoch}, step {step}; an epoch has {self.steps} steps")
 
     def _places(self, step: int) -> slice:
-        """Where in the order this rank's part of a batch stands."""
+        """Return the slice of the order for this rank's part of a batch."""
         part = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * part
         return slice(min(first, len(self.dataset)), min(first + part, len(self.dataset)))
 
     def _start(self, epoch: int, step: int) -> _Job:
-        self._order(epoch)  # drawn here, once, and not by several threads at a time
+        self._order(epoch)  # draw it once, before the threads need it
         places = self._places(step)
         images = np.empty((places.stop - places.start, *self.spec.size, 3), np.float32)
         chunks = [range(i, min(i + CHUNK, places.stop)) for i in range(places.start, places.stop, CHUNK)]
         return _Job(images, [self._pool.submit(self._make, images, chunk, places.start, epoch) for chunk in chunks])
 
     def _read_ahead(self, epoch: int, step: int) -> None:
-        """Begins the batches that follow and lets go of all others."""
+        """Start the following batches and cancel all others."""
         first = epoch * self.steps + step + 1
         wanted = [divmod(i, self.steps) for i in range(first, first + self.prefetch)]
         for place in [place for place in self._jobs if place not in wanted]:
@@ -262,7 +263,7 @@ class Batches:
     def _row_at(self, epoch: int, place: int) -> Row | None:
         """Return the row at a place of the order, or of the record that replaces it there."""
         order = self._order(epoch)
-        # From one batch further on: the neighbours are in the same batch, where a picture should not be twice.
+        # Starting one batch later, because an image should not be in a batch twice.
         further = itertools.count(place + self.batch_size)
         for candidate in itertools.chain([place], itertools.islice(further, len(order) * self.replace_bad)):
             index = int(order[candidate % len(order)])
@@ -279,7 +280,7 @@ class Batches:
 
     def _caption(self, record: Record, epoch: int, index: int) -> str:
         if self.caption is None:
-            return record.caption
+            return record.caption or ""
         return self.caption(record, _stream(self.seed, CAPTION, epoch, index))
 
     def _collate(self, images: np.ndarray, samples: list[Sample], epoch: int, step: int) -> Sample:
@@ -292,16 +293,16 @@ class Batches:
 
 
 def _draw_order(count: int, seed: int, shuffle: bool, epoch: int) -> np.ndarray:
-    """int64 (N,): the records in the order of an epoch."""
+    """Return the records in the order of an epoch, int64 (N,)."""
     return _stream(seed, ORDER, epoch).permutation(count) if shuffle else np.arange(count)
 
 
 def _stream(seed: int, purpose: int, *place: int) -> np.random.Generator:
-    """Random numbers of their own for each purpose and place."""
+    """Return an independent random generator for each purpose and place."""
     return np.random.default_rng((seed, purpose, *place))
 
 
-def _name(function: Callable | None) -> str:
+def _name(function: Any) -> str:
     return f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else repr(function)
 
 

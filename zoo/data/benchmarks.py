@@ -1,7 +1,7 @@
-"""The original files of CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST, read without trusting them.
+"""The original files of CIFAR-10, CIFAR-100, MNIST and Fashion-MNIST, read safely.
 
-CIFAR's batches are pickles. They are read by an unpickler that knows bytes, numbers, lists, dictionaries and the three
-names under which NumPy writes an array; it imports nothing, and an array is made only of uint8 that are there.
+CIFAR's batches are pickles. They are read by an unpickler that accepts bytes, numbers, lists, dictionaries and the
+names with which NumPy pickles an array; it imports nothing, and an array is made only of uint8 that the file holds.
 
 Formats: https://www.cs.toronto.edu/~kriz/cifar.html, http://yann.lecun.com/exdb/mnist/.
 """
@@ -14,11 +14,11 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
-MAX_BYTES = 512 << 20  # of one member, unpacked: CIFAR's largest has 154 MB, MNIST's 47 MB
+MAX_BYTES = 512 << 20  # of one uncompressed member; CIFAR's largest has 154 MB, MNIST's 47 MB
 CIFAR_SIDE = 32
 CIFAR_LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
 CIFAR_FILES = {
@@ -29,7 +29,7 @@ CIFAR_FILES = {
 }
 IDX_PREFIXES = {"test": "t10k", "train": "train"}
 IDX_FILES = ("t10k-images-idx3-ubyte*", "t10k-images.idx3-ubyte*")
-LAYOUTS = {  # of a folder, as published, as torchvision and Keras unpack it: what is in it, and in that where it is one
+LAYOUTS = {  # name: (archives and folders, as published or as torchvision and Keras unpack them; files)
     "cifar10": (("cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10.npz"), ("test_batch",)),
     "cifar100": (("cifar-100-python.tar.gz", "cifar-100-python", "cifar100.npz"), ("test",)),
     "mnist": (("mnist.npz", "MNIST/raw", "MNIST", "raw"), IDX_FILES),
@@ -38,7 +38,7 @@ LAYOUTS = {  # of a folder, as published, as torchvision and Keras unpack it: wh
 IDX_UBYTE = 0x08
 GOOGLE = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 TORONTO = "https://www.cs.toronto.edu/~kriz/"
-ORIGINS = {  # file: (from where, SHA-256 or MD5), as in Keras 3.15 and torchvision 0.26
+ORIGINS = {  # file: (URL, SHA-256 or MD5), as in Keras 3.15 and torchvision 0.26
     "cifar10": {
         "cifar-10-python.tar.gz": (TORONTO, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
     },
@@ -73,23 +73,23 @@ def read_benchmark(name: str, path: str | Path | None = None, split: str = "test
 
 
 def _cached(name: str) -> Path:
-    """Keras' copy of the files, downloaded and verified if it is not there."""
+    """Return Keras' copy of the files, downloaded and verified if needed."""
     import keras
 
-    path = None
+    path = ""
     for file, (origin, digest) in ORIGINS[name].items():
         try:
             path = keras.utils.get_file(file, origin + file, file_hash=digest, cache_subdir=f"datasets/{name}")
-        except Exception as error:  # urllib's, the socket's and Keras' own have no base in common
+        except Exception as error:  # errors of urllib, sockets and Keras have no common base
             raise ValueError(
-                f"{name} is not here, and the network did not give it ({' '.join(str(error).split())}). "
-                f"Get {', '.join(ORIGINS[name])} from {origin} and name the path: --data PATH."
+                f"{name} is not on this machine, and the download failed ({' '.join(str(error).split())}). "
+                f"Get {', '.join(ORIGINS[name])} from {origin} and pass the path: --data PATH."
             ) from error
     return Path(path) if len(ORIGINS[name]) == 1 else Path(path).parent
 
 
 def find_files(folder: Path, name: str) -> Path | None:
-    """Where below a folder the original files of a data set are, in any of LAYOUTS; None where they are not."""
+    """Return the path of a data set's original files in a folder, in any of LAYOUTS; None if there are none."""
     places, files = LAYOUTS[name]
     for path in (folder / place for place in places):
         if path.is_file() or any(list(path.glob(file)) for file in files):
@@ -98,54 +98,55 @@ def find_files(folder: Path, name: str) -> Path | None:
 
 
 def _original(path: str | Path, name: str) -> Path:
-    """The file or folder to read, at a path or below it; ValueError for a path that is not there."""
+    """Return the file or folder to read, at a path or below it; raise ValueError if the path does not exist."""
     path = Path(path)
     if not path.exists():
         raise ValueError(
-            f"data={str(path)!r} is not there; it must be a file or folder with the original files of {name}"
+            f"data={str(path)!r} does not exist; it must be a file or folder with the original files of {name}"
         )
     return (path.is_dir() and find_files(path, name)) or path
 
 
 def read_cifar(path: str | Path, name: str, split: str = "test") -> Arrays:
-    """The pictures of a split, uint8 (N, 32, 32, 3), and labels, int32 (N,).
+    """Return the images of a split, uint8 (N, 32, 32, 3), and the labels, int32 (N,).
 
     Args:
-        path: the published `.tar.gz`, the folder that is in it, where either lies, one of its batches, or an `.npz`
-            with x_test, y_test.
-        name: "cifar10" or "cifar100", of which the fine labels are taken.
+        path: the published `.tar.gz`, the folder in it, a folder with either, one batch file, or an `.npz` with x_test
+            and y_test.
+        name: "cifar10", or "cifar100" for the fine labels.
         split: "test" or "train".
 
     Raises:
-        ValueError: no such file in there, or one that holds what no CIFAR batch does.
+        ValueError: the file is missing, or not a CIFAR batch.
     """
     path = _original(path, name)
     if path.suffix == ".npz":
         return _from_npz(path, split)
     parts = [_read_batch(path, file, name) for file in CIFAR_FILES[name, split]]
-    return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    images, labels = zip(*parts, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def _read_batch(path: Path, file: str, name: str) -> Arrays:
     batch = _unpickle(_member(path, file), path)
     data, key = batch.get(b"data"), CIFAR_LABELS[name]
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * CIFAR_SIDE**2 or key not in batch:
-        raise ValueError(f"{path} holds no {name} batch: data (N, 3072) and {key.decode()} are needed")
-    pictures = data.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
-    return _checked(np.ascontiguousarray(pictures), batch[key], path)
+        raise ValueError(f"{path} is not a {name} batch: data (N, 3072) and {key.decode()} are needed")
+    images = data.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
+    return _checked(np.ascontiguousarray(images), batch[key], path)
 
 
 def read_mnist(path: str | Path, split: str = "test", name: str = "mnist") -> Arrays:
-    """The pictures of a split, uint8 (N, 28, 28), and labels, int32 (N,), of MNIST or Fashion-MNIST.
+    """Return the images of a split of MNIST or Fashion-MNIST, uint8 (N, 28, 28), and the labels, int32 (N,).
 
     Args:
-        path: a folder with t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (train-… for the training pictures),
-            each as it is or `.gz`; one of these files; an `.npz` with x_test, y_test; or where either lies.
+        path: a folder with t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (train-… for the training images), each
+            plain or `.gz`; one of these files; an `.npz` with x_test and y_test; or a folder with either.
         name: "mnist" or "fashion_mnist".
         split: "test" or "train".
 
     Raises:
-        ValueError: no such files, or files whose size is not what their header says.
+        ValueError: missing files, or files whose size does not match their header.
     """
     path = _original(path, name)
     if path.suffix == ".npz":
@@ -160,9 +161,9 @@ def _checked(images: np.ndarray, labels, path: Path) -> Arrays:
     try:
         labels = np.array([int(label) for label in labels], np.int32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the labels in {path} are no whole numbers: {error}") from error
+        raise ValueError(f"the labels in {path} are not integers: {error}") from error
     if images.ndim not in (3, 4) or len(images) != len(labels) or not len(labels):
-        raise ValueError(f"{path} holds images {images.shape} and {len(labels)} labels; as many are needed")
+        raise ValueError(f"{path} holds images {images.shape} and {len(labels)} labels; one each is needed")
     return images, labels
 
 
@@ -182,7 +183,7 @@ def _from_npz(path: Path, split: str) -> Arrays:
 
 
 def _read_npy(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
-    """The array of one member: numbers that its own bytes hold, whatever its header declares."""
+    """Return the array of one member, no larger than its bytes, whatever its header declares."""
     with archive.open(f"{key}.npy") as member:
         file = io.BytesIO(_read_all(member, f"{path}: {key}"))
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -197,7 +198,7 @@ def _read_npy(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
 
 
 def _member(path: Path, name: str) -> bytes:
-    """The bytes of a CIFAR batch, from its archive, its folder, or itself. Nothing is unpacked on the disk."""
+    """Return the bytes of a CIFAR batch from its archive, its folder, or the file itself, without unpacking to disk."""
     if path.is_dir():
         found = [file for file in (path / name, *sorted(path.glob(f"*/{name}"))) if file.is_file()]
         if not found:
@@ -209,14 +210,15 @@ def _member(path: Path, name: str) -> bytes:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                if member.isreg() and member.name.rpartition("/")[2] == name:
-                    return _read_all(archive.extractfile(member), f"{path}: {member.name}")
+                content = archive.extractfile(member) if member.isreg() else None
+                if content is not None and member.name.rpartition("/")[2] == name:
+                    return _read_all(content, f"{path}: {member.name}")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} is a damaged archive: {error}") from error
     raise ValueError(f"{path} has no member {name!r}")
 
 
-def _read_all(file: BinaryIO, name) -> bytes:
+def _read_all(file: IO[bytes], name) -> bytes:
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"{name} has more than {MAX_BYTES} bytes")
@@ -224,16 +226,16 @@ def _read_all(file: BinaryIO, name) -> bytes:
 
 
 class _Array:
-    """Stands for a pickled array: what NumPy would be told to fill it with, kept."""
+    """Stand-in for a pickled array: keeps the state that NumPy would fill it with."""
 
-    state = None
+    state: Any = None
 
     def __setstate__(self, state):
         self.state = state
 
 
 class _Type:
-    """Stands for a pickled dtype; its later state, the byte order, does not matter to bytes."""
+    """Stand-in for a pickled dtype; its state, the byte order, is irrelevant for bytes."""
 
     def __init__(self, name="", *_):
         self.name = name.decode("latin-1") if isinstance(name, bytes) else name
@@ -243,7 +245,7 @@ class _Type:
 
 
 def _encode(text, encoding):
-    """How Python 3 writes bytes in a pickle that Python 2 can read."""
+    """Decode bytes as Python 3 writes them in a pickle for Python 2."""
     if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
     return text.encode("latin-1")
@@ -261,18 +263,18 @@ STAND_INS = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in STAND_INS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR batch does")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which a CIFAR batch does not")
         return STAND_INS[module, name]
 
 
 def _unpickle(data: bytes, path: Path) -> dict:
-    """{bytes: value} of a batch; ValueError for whatever else it is."""
+    """Return {bytes: value} of a batch; raise ValueError for anything else."""
     try:
         batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(batch, dict):
             raise pickle.UnpicklingError(f"it is a {type(batch).__name__}")
         return {_key(key): _array(value) if isinstance(value, _Array) else value for key, value in batch.items()}
-    except Exception as error:  # a pickle can be wrong in any way
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} is not a CIFAR batch: {error}") from error
 
 
@@ -290,16 +292,16 @@ def _array(stand_in: _Array) -> np.ndarray:
 
 
 def _idx_file(folder: Path, name: str) -> Path:
-    """The file of that name, as MNIST's page and Keras' cache spell it."""
+    """Return the file of that name, as spelled by MNIST's page or Keras' cache."""
     spellings = [f"{stem}{end}" for stem in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
     for path in (folder / spelling for spelling in spellings):
         if path.is_file():
             return path
-    raise ValueError(f"{folder} has no {name}, also not as .gz")
+    raise ValueError(f"{folder} has neither {name} nor {name}.gz")
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """uint8 of the shape that the header says and the size confirms."""
+    """Return uint8 of the shape in the header, which the file size must match."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             data = _read_all(file, path)

@@ -1,4 +1,4 @@
-"""Records from a folder of image files: with captions beside them, or in one folder a class."""
+"""Records from a folder of image files: with .txt captions, or with one folder per class."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,17 @@ MAX_TEXT_BYTES = 1 << 20
 
 
 def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -> Dataset:
-    """A data set of the image files in a folder and the folders below it, in sorted order.
+    """Return the image files in a folder and its subfolders, in sorted order.
 
-    When any image has a .txt of its name beside it, the texts are captions, and there are no labels. Otherwise the
-    folders right below `path` are the classes. Hidden files are left out, and links to folders are not followed.
+    If any image has a .txt file of the same name, these texts are the captions, and there are no labels. Otherwise the
+    folders directly below `path` are the classes. Hidden files are ignored, and links to folders are not followed.
 
     Args:
-        class_names: the class folders in the order of their labels; sorted unless given. An image in another folder is
-            a record that `Dataset.record` calls bad. Give the validation data those of the training data.
+        class_names: the class folders in the order of their labels; default: sorted. An image in another folder is a
+            bad record. For validation data, pass the training data's.
 
     Raises:
-        ValueError: no images, or images neither with captions nor in class folders.
+        ValueError: no images, or images with neither captions nor class folders.
     """
     root = os.path.realpath(path)
     if not os.path.isdir(root):
@@ -70,7 +70,7 @@ def _folder_of(image: str) -> dict[str, str]:
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Paths of files below `root`, seen from it, with / between the parts, in sorted order."""
+    """Yield the paths of files below `root`, relative to it and with / as separator, in sorted order."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -87,14 +87,14 @@ def _captioned(root: str, images: list[str]) -> Dataset:
         try:
             text = read_file(inside(root, _text_of(images[i])), max_bytes=MAX_TEXT_BYTES)
         except FileNotFoundError:
-            raise BadSample("no caption beside it") from None
+            raise BadSample("no .txt beside it") from None
         return Record(read_file(inside(root, images[i])), images[i], read_caption(text))
 
     return Dataset(images, read, digest(images), captions=True, metadata=lambda i: _folder_of(images[i]))
 
 
 def read_caption(data: bytes) -> str:
-    """The text of a caption file; BadSample when it is empty or not UTF-8."""
+    """Return the text of a caption file; raise BadSample if it is empty or not UTF-8."""
     try:
         text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:

@@ -1,8 +1,8 @@
-"""Mixup and CutMix: pairs of pictures in a batch become one, and so do their labels.
+"""Mixup and CutMix: pairs of images in a batch are combined, and so are their labels.
 
 References: Zhang et al., arXiv 1710.09412; Yun et al., arXiv 1905.04899. Distributions as in timm's `Mixup` with
-mode "batch". One difference: partners are neighbours in the batch, not mirror images, so that a rank that holds an even
-part of the batch holds both of each pair. In shuffled data that is the same.
+mode "batch". One difference: partners are neighbours in the batch, where timm reverses it, so a rank with an even part
+of the batch holds both images of each pair. In shuffled data this is equivalent.
 """
 
 import math
@@ -18,10 +18,10 @@ class Mix:
 
     Args:
         num_classes: K.
-        mixup: α of Mixup's Beta(α, α); 0 for none.
-        cutmix: α of CutMix's Beta(α, α); 0 for none.
-        probability: of mixing a batch at all.
-        switch: probability of CutMix where both are on.
+        mixup: α of Mixup's Beta(α, α) distribution; 0 for none.
+        cutmix: α of CutMix's Beta(α, α) distribution; 0 for none.
+        probability: of mixing a batch.
+        switch: probability of CutMix if both are enabled.
     """
 
     num_classes: int
@@ -38,7 +38,7 @@ class Mix:
                 raise ValueError(f"{name}={getattr(self, name)!r}; it must be in [0, 1]")
 
     def __call__(self, batch: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The batch with "images" mixed and "target", float32 (B, K), whose rows sum to 1; "label" stays.
+        """Return the batch with mixed "images" and "target", float32 (B, K), whose rows sum to 1; "label" is unchanged.
 
         Args:
             batch: "images" float32 (B, H, W, C), "label" int32 (B,).
@@ -55,7 +55,7 @@ class Mix:
         return {**batch, "images": images, "target": target}
 
     def draw(self, rng: np.random.Generator) -> tuple[bool, float]:
-        """(whether CutMix, share of each picture that stays)."""
+        """Return (whether to use CutMix, weight of each image against its partner)."""
         mixed, switched = rng.random() < self.probability, rng.random() < self.switch
         cut = self.cutmix > 0 and (switched or self.mixup == 0)
         alpha = self.cutmix if cut else self.mixup
@@ -63,7 +63,7 @@ class Mix:
 
 
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """int (B,) → float32 (B, K); ValueError for a label that is not 0 to K - 1."""
+    """Return int (B,) → float32 (B, K); raise ValueError for a label that is not 0 to K - 1."""
     labels = np.asarray(labels)
     if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}; allowed are 0 to {num_classes - 1}")
@@ -73,23 +73,23 @@ def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def neighbours(count: int) -> np.ndarray:
-    """The partner of each of B rows: 1, 0, 3, 2, …; the last of an odd number is its own."""
+    """Return the partner of each of B rows: 1, 0, 3, 2, …; the last of an odd number is its own."""
     return np.minimum(np.arange(count) ^ 1, max(count - 1, 0))
 
 
 def mix_up(rows: np.ndarray, partners: np.ndarray, share: float) -> np.ndarray:
-    """float32 (B, …): `share` of each row and the rest of its partner."""
-    share = np.float32(share)
+    """Return share · rows + (1 - share) · partners, float32 (B, …)."""
+    weight = np.float32(share)
     mixed = rows[partners]
-    mixed *= 1 - share
-    mixed += share * rows
+    mixed *= 1 - weight
+    mixed += weight * rows
     return mixed
 
 
 def cut_mix(images: np.ndarray, partners: np.ndarray, share: float, rng) -> tuple[np.ndarray, float]:
-    """(images with one rectangle from the partner, the share of area that stayed).
+    """Return (images with one rectangle from the partner, the fraction of the area that is the image's own).
 
-    The rectangle has the picture's shape, an area of 1 - share and its middle anywhere: the border may cut it.
+    The rectangle has the image's aspect ratio, the area 1 - share and a uniform centre; the border may cut it.
     """
     height, width = images.shape[1:3]
     side = math.sqrt(1 - share)

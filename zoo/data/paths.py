@@ -1,4 +1,4 @@
-"""Files named by data of others: found inside one folder, regular, of bounded size, and nothing else."""
+"""Opening files that data names: only regular files of bounded size inside one folder."""
 
 import os
 import stat
@@ -8,19 +8,19 @@ _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NO
 
 
 def refuse_url(name: str) -> None:
-    """ValueError for what other readers would hand to a shell or to the network."""
+    """Raise ValueError for a URL or a shell command, which other readers would open."""
     if "://" in name or name.startswith("pipe:"):
         raise ValueError(f"{name!r} is a URL or a command; only files are read")
 
 
 def inside(root: str, name: str) -> str:
-    """The real path of `name`, relative paths seen from `root`.
+    """Return the real path of `name`, relative to `root`.
 
     Args:
-        root: a real path, as `os.path.realpath` gives it.
+        root: a real path, from `os.path.realpath`.
 
     Raises:
-        ValueError: the path leaves `root`, by `..`, by being absolute or through a symbolic link; or it is a URL.
+        ValueError: the path leaves `root` (`..`, an absolute path, a symbolic link), or is a URL.
     """
     refuse_url(name)
     path = os.path.realpath(os.path.join(root, name))
@@ -34,14 +34,14 @@ def inside(root: str, name: str) -> str:
 
 
 def read_file(path: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """All of a regular file.
+    """Return the content of a regular file.
 
     Raises:
-        ValueError: a folder, pipe, socket or device, which may never end, or more than `max_bytes`.
-        OSError: what the system says; a last part that is a symbolic link is not followed.
+        ValueError: a folder, pipe, socket or device, or more than `max_bytes`.
+        OSError: of the system; a symbolic link is not followed.
     """
-    check_regular(path, os.stat(path, follow_symlinks=False))  # before the open, which can act on a device
-    with open(os.open(path, _FLAGS), "rb", buffering=0) as file:  # without blocking, if it is a pipe after all
+    check_regular(path, os.stat(path, follow_symlinks=False))  # before opening, which can act on a device
+    with open(os.open(path, _FLAGS), "rb", buffering=0) as file:  # does not block, in case it became a pipe
         status = os.fstat(file.fileno())
         check_regular(path, status)
         if status.st_size > max_bytes:
@@ -50,6 +50,6 @@ def read_file(path: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
 
 
 def check_regular(path: str, status: os.stat_result) -> None:
-    """ValueError unless `status`, of `path`, is a regular file's."""
+    """Raise ValueError unless `status`, of `path`, is that of a regular file."""
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is not a regular file")

@@ -1,9 +1,9 @@
-"""From a picture to a model's input: resize, centre crop, RGB, scale to 0...1, normalise. PIL and NumPy only.
+"""Image preprocessing: resize, centre crop, RGB, scale to 0...1, normalise. PIL and NumPy only.
 
-The result equals open_clip's evaluation transform and timm's, to the last bit, in channels_last. So an image
-is resized and cropped in its own mode and becomes RGB after that (with `rgb_first` before, as in timm's data
-sets), and sizes are rounded as torchvision rounds them.
-One difference is meant: to a target that is not square open_clip resizes with bicubic, whatever it was told.
+The result equals the evaluation transforms of open_clip and timm bit for bit, in channels_last. So an image is resized
+and cropped in its own mode and converted to RGB afterwards (with `rgb_first` before, as in timm's data sets), and sizes
+are rounded as in torchvision. One difference is intended: for a target that is not square, open_clip ignores the
+interpolation and resizes with bicubic.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ MAX_PIXELS = 89_478_485  # Pillow's own warning level: 256 MiB of RGB
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """What a set of weights expects of its pictures.
+    """The image preprocessing that a set of weights was trained with.
 
     Args:
         image_size: N for (N, N), or (H, W), in pixels.
         mean, std: of R, G and B, on the scale 0...1.
         interpolation: one of INTERPOLATIONS.
         resize_mode: "shortest" side to the target, then crop; "squash" both sides; "longest" side, then pad.
-        crop_pct: in (0, 1]: the resize aims at image_size / crop_pct, and the centre of that is kept.
-        fill: of the padding, 0...255: one number for every channel of the image's own mode, or (R, G, B).
-        rgb_first: convert to RGB before the resize, not after the crop.
+        crop_pct: in (0, 1]; resize to image_size / crop_pct, then centre crop.
+        fill: padding value, 0...255: one number for every channel of the image's own mode, or (R, G, B).
+        rgb_first: convert to RGB before the resize instead of after the crop.
     """
 
     image_size: int | tuple[int, int] = 224
@@ -53,7 +53,7 @@ class PreprocessSpec:
     rgb_first: bool = False
 
     def __post_init__(self):
-        for name in ("image_size", "mean", "std", "fill"):  # lists, as JSON has them
+        for name in ("image_size", "mean", "std", "fill"):  # JSON has lists
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         size, fill = self.image_size, self.fill
@@ -68,20 +68,20 @@ class PreprocessSpec:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the result."""
+        """The output size (H, W)."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     def eval_transform(self) -> Callable[[Image.Image | np.ndarray], np.ndarray]:
-        """A picklable callable: PIL image, or uint8 (H, W, C), → float32 (H, W, 3)."""
+        """Return a picklable callable: PIL image, or uint8 (H, W, C), → float32 (H, W, 3)."""
         return functools.partial(preprocess, spec=self)
 
     def to_dict(self) -> dict:
-        """The fields as JSON has them."""
+        """Return the fields as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> "PreprocessSpec":
-        """A spec from a mapping of field names; those left out take their defaults."""
+        """Return a spec from a mapping of field names; missing ones take their defaults."""
         names = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in names:
@@ -91,11 +91,11 @@ class PreprocessSpec:
 
 
 def preprocess(image: Image.Image | np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-    """A model's input.
+    """Return a model's input.
 
     Args:
-        image: PIL image of any mode, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Orientation tags are
-            not read, as in open_clip and timm.
+        image: PIL image of any mode, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). EXIF orientation is ignored,
+            as in open_clip and timm.
 
     Returns:
         float32 (H, W, 3), normalised.
@@ -114,7 +114,7 @@ def preprocess(image: Image.Image | np.ndarray, spec: PreprocessSpec) -> np.ndar
 
 
 def batch(images: Iterable[Image.Image | np.ndarray], spec: PreprocessSpec) -> np.ndarray:
-    """B images, each as `preprocess` takes them → float32 (B, H, W, 3)."""
+    """Return B preprocessed images, float32 (B, H, W, 3)."""
     images = list(images)
     result = np.empty((len(images), *spec.size, 3), np.float32)
     for i, image in enumerate(images):
@@ -123,15 +123,15 @@ def batch(images: Iterable[Image.Image | np.ndarray], spec: PreprocessSpec) -> n
 
 
 def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A decoded image file, in its own mode; of an animation the first frame.
+    """Return a decoded image file in its own mode; of an animation the first frame.
 
-    Only FORMATS are tried, and the size is read off the header before anything is decoded.
+    Only FORMATS are tried, and the size is checked in the header before anything is decoded.
 
     Raises:
         ValueError: another format, more than `max_pixels`, or a file that is cut off or damaged.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # a pipe or a device may never end
+    if path.exists() and not path.is_file():  # a pipe or device may never end
         raise ValueError(f"{path} is not a regular file")
     with open(path, "rb") as file:
         return decode_image(file, path, max_pixels=max_pixels)
@@ -140,12 +140,12 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
 def decode_image(
     file: BinaryIO, name: str | Path, *, max_pixels: int = MAX_PIXELS, least_size: tuple[int, int] | None = None
 ) -> Image.Image:
-    """What `open_image` gives, of an open binary file or `io.BytesIO`.
+    """Return the image in an open binary file or `io.BytesIO`, as `open_image` does.
 
     Args:
-        name: for the errors.
-        least_size: (width, height) that is enough: a JPEG twice as large or more is decoded at 1/2, 1/4 or 1/8, in a
-            fraction of the time and with slightly other pixels.
+        name: for error messages.
+        least_size: sufficient (width, height): a JPEG at least twice as large is decoded at 1/2, 1/4 or 1/8, which is
+            faster and gives slightly different pixels.
     """
     image = _open_header(file, name)
     if image.width * image.height > max_pixels:
@@ -154,7 +154,7 @@ def decode_image(
         if least_size is not None:
             image.draft(None, least_size)
         image.load()
-    except Exception as error:  # decoders raise whatever the bytes lead them to
+    except Exception as error:  # decoders raise errors of any type
         raise ValueError(f"{name} is cut off or damaged: {error}") from error
     return image
 
@@ -192,11 +192,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _resized_size(spec: PreprocessSpec, width: int, height: int) -> tuple[int, int]:
-    """(width, height) after the resize, before crop or padding."""
+    """Return (width, height) after the resize, before crop or padding."""
     goal_h, goal_w = (math.floor(side / spec.crop_pct) for side in spec.size)
     if spec.resize_mode == "squash":
         return goal_w, goal_h
-    if spec.resize_mode == "shortest" and goal_h == goal_w:  # torchvision's Resize cuts off; all else rounds
+    if spec.resize_mode == "shortest" and goal_h == goal_w:  # torchvision's Resize truncates; the others round
         short, long = sorted((width, height))
         new_long = int(goal_h * long / short)
         return (goal_w, new_long) if width <= height else (new_long, goal_h)
@@ -206,7 +206,7 @@ def _resized_size(spec: PreprocessSpec, width: int, height: int) -> tuple[int, i
 
 
 def _pad(image: Image.Image, height: int, width: int, fill: int | tuple[int, int, int]) -> Image.Image:
-    """At least height × width, the image in the middle; an odd pixel goes to the right and the bottom."""
+    """Pad to at least height × width around the image; an odd pixel goes to the right and bottom."""
     extra_w, extra_h = max(0, width - image.width), max(0, height - image.height)
     if not extra_w and not extra_h:
         return image
@@ -225,12 +225,12 @@ def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _normalize(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-    """uint8 (H, W, 3) → float32 (H, W, 3). Each of the three operations rounds to float32, as torch's do."""
+    """Return uint8 (H, W, 3) as normalised float32. Each of the three operations rounds to float32, as in torch."""
     height, width, channels = pixels.shape
-    # Row by row: broadcasting over a last axis of three is four times slower.
+    # By rows, because broadcasting over a last axis of three is four times slower.
     rows = pixels.reshape(height, width * channels) / np.float32(255)
-    rows -= np.tile(np.float32(spec.mean), width)
-    rows /= np.tile(np.float32(spec.std), width)
+    rows -= np.tile(np.asarray(spec.mean, np.float32), width)
+    rows /= np.tile(np.asarray(spec.std, np.float32), width)
     return rows.reshape(height, width, channels)
 
 

@@ -1,8 +1,8 @@
-"""RandAugment: operations on a picture, drawn at random, of one strength.
+"""RandAugment: random image operations of one magnitude.
 
 Reference: Cubuk et al., arXiv 1909.13719. Operations and their strengths are timm's "rand-m9-mstd0.5-inc1"
 (`timm/data/auto_augment.py`), in which every strength grows with the magnitude. One difference: posterize keeps at
-least one bit, where none would leave a black picture.
+least one bit, because none would leave a black image.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ DEGREES, SHEAR, SHIFT, ENHANCE, ADDED = 30.0, 0.3, 0.45, 0.9, 110
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`operations` of OPERATIONS one after the other, each drawn uniformly and applied with `probability`.
+    """A sequence of random OPERATIONS, each drawn uniformly and applied with `probability`.
 
     Args:
-        magnitude: mean of the normal distribution that each operation's magnitude is drawn from, 0 to 10.
-        magnitude_std: its standard deviation; magnitudes are cut off at 0 and 10.
-        operations: how many.
+        magnitude: mean of each operation's magnitude, 0 to 10, drawn from a normal distribution.
+        magnitude_std: its standard deviation; magnitudes are clipped to [0, 10].
+        operations: number of operations.
         probability: of applying each.
     """
 
@@ -45,7 +45,7 @@ class RandAugment:
         fill: tuple[int, int, int] = (128, 128, 128),
         resample: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> Image.Image:
-        """RGB image → RGB image of the same size; `fill` is what comes in from outside the picture."""
+        """Return an RGB image of the same size; `fill` is the colour outside the image."""
         names = list(OPERATIONS)
         for chosen in rng.integers(len(names), size=self.operations):
             if rng.random() < self.probability:
@@ -56,7 +56,7 @@ class RandAugment:
 
 
 def apply(name: str, image: Image.Image, magnitude: float, sign: int, *, fill, resample) -> Image.Image:
-    """One of OPERATIONS, at a magnitude of 0 to 10; `sign`, 1 or -1, is for those that go two ways."""
+    """Apply one of OPERATIONS at a magnitude of 0 to 10; `sign`, 1 or -1, is the direction of symmetric ones."""
     return OPERATIONS[name](image, magnitude / HIGHEST, sign, {"resample": resample, "fillcolor": fill})
 
 
@@ -65,7 +65,7 @@ def _rotate(image, level, sign, moved):
 
 
 def _affine(coefficients: Callable) -> Callable:
-    """An operation that moves pixels; coefficients(signed level, width, height) are those of Image.transform."""
+    """Return an affine operation; coefficients(signed level, width, height) are those of Image.transform."""
 
     def move(image, level, sign, moved):
         return image.transform(image.size, Image.Transform.AFFINE, coefficients(sign * level, *image.size), **moved)
@@ -74,7 +74,7 @@ def _affine(coefficients: Callable) -> Callable:
 
 
 def _enhance(kind: Callable) -> Callable:
-    """An operation that goes away from the picture, or towards its flat version."""
+    """Return an operation that strengthens or weakens a property of the image."""
     return lambda image, level, sign, _: kind(image).enhance(max(0.1, 1.0 + sign * (level * ENHANCE)))
 
 

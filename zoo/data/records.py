@@ -1,4 +1,4 @@
-"""A record is a picture with its caption and label; a data set is N records, whatever they are read from."""
+"""A record is an image with its caption and label; a data set is N records from any source."""
 
 import errno
 import hashlib
@@ -11,7 +11,7 @@ from PIL import Image
 
 from zoo.data.preprocess import MAX_PIXELS, decode_image
 
-# Errors of the machine: the record may be sound, and would be read the next time.
+# System errors that say nothing about the record, which may be read the next time.
 MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT}
 
 
@@ -25,9 +25,9 @@ class Record:
 
     Args:
         image: the bytes of an image file, or uint8 (H, W) or (H, W, C).
-        name: what messages call it: a path, a member of a shard, a row.
-        caption: text, where the data set has captions.
-        label: class 0 to K - 1, where the data set has labels.
+        name: for messages: a path, a member of a shard, a row.
+        caption: text, if the data set has captions.
+        label: class 0 to K - 1, if the data set has labels.
     """
 
     image: bytes | np.ndarray
@@ -66,10 +66,10 @@ class Dataset:
         return len(self.names)
 
     def record(self, index: int) -> Record:
-        """Record `index`, 0 to N - 1.
+        """Return record `index`, 0 to N - 1.
 
         Raises:
-            BadSample: this record is unusable. What the machine fails at (too many open files) is raised as it is.
+            BadSample: the record is unusable. OSError: a system error, such as too many open files.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
@@ -78,14 +78,14 @@ class Dataset:
         except BadSample:
             raise
         except FileNotFoundError:
-            raise BadSample("the file is not there") from None
+            raise BadSample("the file does not exist") from None
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
                 raise
             raise BadSample(str(error)) from error
 
     def subset(self, indices: Iterable[int]) -> "Dataset":
-        """The records at these places, in this order."""
+        """Return the records at these indices, in this order."""
         places = np.asarray(list(indices), dtype=np.int64)
         if places.size and not (places.min() >= 0 and places.max() < len(self)):
             raise IndexError(f"indices run from {places.min()} to {places.max()}; allowed are 0 to {len(self) - 1}")
@@ -99,26 +99,26 @@ class Dataset:
         )
 
     def unique(self) -> "Dataset":
-        """The first record of each name, in order."""
+        """Return the first record of each name, in order."""
         firsts = {name: i for i, name in reversed(list(enumerate(self.names)))}
         return self if len(firsts) == len(self) else self.subset(sorted(firsts.values()))
 
     def without_labels(self) -> "Dataset":
-        """The same records; their labels are ignored."""
+        """Return the same records without labels."""
         return replace(self, labels=None, class_names=None)
 
 
 def from_arrays(
     images: np.ndarray | Sequence[np.ndarray],
     captions: Sequence[str] | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int] | np.ndarray | None = None,
     *,
     class_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """A data set of pictures in memory.
+    """Return a data set of images in memory.
 
     Args:
-        images: uint8 (N, H, W, C) or (N, H, W), or N arrays of different size without the first axis; C is 1, 3 or 4.
+        images: uint8 (N, H, W, C) or (N, H, W), or N arrays (H, W, C) or (H, W) of any sizes; C is 1, 3 or 4.
         captions: N texts.
         labels: int (N,).
         class_names: of labels 0 to K - 1.
@@ -128,34 +128,34 @@ def from_arrays(
         if image.dtype != np.uint8 or image.ndim not in (2, 3):
             raise ValueError(f"image {i} is {image.dtype} {image.shape}; allowed is uint8 (H, W) or (H, W, C)")
     captions = None if captions is None else [str(caption) for caption in captions]
-    labels = None if labels is None else check_labels(labels, class_names)
-    for what, column in (("captions", captions), ("labels", labels)):
+    classes = None if labels is None else check_labels(labels, class_names)
+    for what, column in (("captions", captions), ("labels", classes)):
         if column is not None and len(column) != len(images):
-            raise ValueError(f"{len(column)} {what} for {len(images)} images; as many are needed")
+            raise ValueError(f"{len(column)} {what} for {len(images)} images; one each is needed")
 
     def read(i: int) -> Record:
-        label = None if labels is None else int(labels[i])
+        label = None if classes is None else int(classes[i])
         return Record(images[i], f"image {i}", None if captions is None else captions[i], label)
 
     shapes = [str(image.shape) for image in images]
-    parts = [*shapes, *images, *(captions or ()), b"" if labels is None else labels]
+    parts = [*shapes, *images, *(captions or ()), b"" if classes is None else classes]
     names = [f"image {i}" for i in range(len(images))]
-    return Dataset(names, read, digest(parts), captions is not None, labels, _tuple(class_names))
+    return Dataset(names, read, digest(parts), captions is not None, classes, _tuple(class_names))
 
 
-def check_labels(labels: Sequence[int], class_names: Sequence[str] | None) -> np.ndarray:
-    """int32 (N,); ValueError for what is no class."""
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels are {labels.dtype} {labels.shape}; allowed is an integer (N,)")
+def check_labels(labels: Sequence[int] | np.ndarray, class_names: Sequence[str] | None) -> np.ndarray:
+    """Return int32 (N,); raise ValueError for a label that is not a class."""
+    array = np.asarray(labels)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels are {array.dtype} {array.shape}; allowed is an integer (N,)")
     highest = np.iinfo(np.int32).max if class_names is None else len(class_names) - 1
-    if labels.size and not (labels.min() >= 0 and labels.max() <= highest):
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}; allowed are 0 to {highest}")
-    return labels.astype(np.int32)
+    if array.size and not (array.min() >= 0 and array.max() <= highest):
+        raise ValueError(f"labels run from {array.min()} to {array.max()}; allowed are 0 to {highest}")
+    return array.astype(np.int32)
 
 
 def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
-    """SHA-256 over all parts, each with its length, so that no two lists share one by moving a border."""
+    """Return the SHA-256 of all parts, each with its length, so that ["ab", "c"] and ["a", "bc"] differ."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
@@ -169,10 +169,10 @@ def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
 def open_record(
     record: Record, *, max_pixels: int = MAX_PIXELS, least_size: tuple[int, int] | None = None
 ) -> Image.Image:
-    """A record's picture, decoded, in its own mode; `least_size` as in `decode_image`.
+    """Return a record's decoded image in its own mode; `least_size` as in `decode_image`.
 
     Raises:
-        BadSample: no image of a known format, more than `max_pixels`, cut off, or damaged.
+        BadSample: not an image of a known format, more than `max_pixels`, truncated or damaged.
     """
     if isinstance(record.image, np.ndarray):
         pixels = record.image[..., 0] if record.image.shape[2:] == (1,) else record.image
@@ -190,7 +190,7 @@ def open_record(
 
 
 def _check_palette(image: Image.Image) -> None:
-    """Pillow paints black what a short or missing palette does not name; such a picture is damaged."""
+    """Raise BadSample for a short or missing palette, which Pillow would draw in black."""
     if image.mode not in ("P", "PA"):
         return
     highest, bands = image.getextrema(), len(image.palette.mode)

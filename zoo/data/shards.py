@@ -1,7 +1,7 @@
-"""Records from tar shards in webdataset's layout, by a reader that unpacks and unpickles nothing and starts no shell.
+"""Records from tar shards in webdataset's layout, without unpacking, pickles or shell commands.
 
 Members with the same path up to the first dot of the file name are one sample: `00012.jpg`, `00012.txt`, `00012.cls`.
-The headers are read once; a record is then one seek and one read away, so that shards can be shuffled like files.
+The headers are read once; after that, a record takes one seek and one read, so shards can be shuffled like files.
 """
 
 import glob
@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,14 @@ from zoo.data.records import BadSample, Dataset, Record, check_labels, digest
 from zoo.data.tar import Member, read_members
 
 IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)
-EXTENSIONS = (*IMAGES, "txt", "json", "cls")  # all others are passed over
+EXTENSIONS = (*IMAGES, "txt", "json", "cls")  # others are ignored
 MAX_SHARDS = 1_000_000
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 class _Sample(dict):
-    """{extension: Member} of one sample; `wrong` says why it is none."""
+    """{extension: Member} of one sample; `wrong` is its problem, if any."""
 
     def __init__(self, shard: int, key: str, wrong: str | None = None):
         super().__init__()
@@ -49,18 +49,18 @@ class _Sample(dict):
 
 
 def read_shards(pattern: str | Path | Sequence[str | Path], *, class_names: Sequence[str] | None = None) -> Dataset:
-    """A data set of the samples in uncompressed tar files.
+    """Return the samples in uncompressed tar files.
 
     A sample has one image; its caption is its .txt, or "caption" in its .json; its label is its .cls, or "label" in its
-    .json. There are captions, or labels, when any sample has such a member, or the first .json says so. A sample that
-    lacks what others have, and the damaged rest of a shard, are records that `Dataset.record` calls bad.
+    .json. The data set has captions, or labels, if any sample has such a member or the first .json such a key. A sample
+    that lacks what others have, and the damaged rest of a shard, are bad records.
 
     Args:
-        pattern: a path or several, in which `{0000..0127}`, `{a,b}`, `*` and `?` stand for more.
+        pattern: one or several paths, which may contain `{0000..0127}`, `{a,b}`, `*` and `?`.
         class_names: of labels 0 to K - 1.
 
     Raises:
-        ValueError: a URL or command, no such file, or no samples.
+        ValueError: a URL or command, a missing file, or no samples.
     """
     patterns = [pattern] if isinstance(pattern, (str, Path)) else list(pattern)
     shards = [shard for part in patterns for shard in find_shards(str(part))]
@@ -78,9 +78,9 @@ def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
 
     def read(i: int) -> Record:
         sample = samples[i]
-        if sample.wrong is not None:
-            raise BadSample(sample.wrong)
         image, caption, label = sample.image, None, None
+        if sample.wrong is not None or image is None:
+            raise BadSample(sample.wrong or "no image")
         if captions:
             caption = _caption(shards, sample)
         if labels is not None:
@@ -98,7 +98,7 @@ def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
 
 
 def find_shards(pattern: str) -> list[str]:
-    """Real paths of the tar files that a pattern stands for, in order; ValueError for a URL or a file not there."""
+    """Return the real paths of the tar files that a pattern matches, in order; ValueError for a URL or missing file."""
     refuse_url(pattern)
     paths = []
     for name in itertools.islice(expand_braces(pattern), MAX_SHARDS + 1):
@@ -107,14 +107,14 @@ def find_shards(pattern: str) -> list[str]:
             raise ValueError(f"no shard {name!r}")
         paths += [os.path.realpath(path) for path in found]
     if len(paths) > MAX_SHARDS:
-        raise ValueError(f"{pattern!r} stands for more than {MAX_SHARDS} shards")
+        raise ValueError(f"{pattern!r} matches more than {MAX_SHARDS} shards")
     for path in paths:
         check_regular(path, os.stat(path))
     return paths
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """All strings that `{07..12}` and `{a,b}` in a pattern stand for, the last brace turning fastest."""
+    """Yield the expansions of `{07..12}` and `{a,b}` in a pattern; the last brace varies fastest."""
     brace = BRACES.search(pattern)
     if brace is None:
         yield pattern
@@ -122,7 +122,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
     numbers = RANGE.fullmatch(brace[1])
     if numbers:
         first, last = numbers.groups()
-        choices = (f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1))
+        choices: Iterable[str] = (f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1))
     else:
         choices = brace[1].split(",")
     for choice in choices:
@@ -131,8 +131,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _scan(number: int, shard: str) -> list[_Sample]:
-    """The samples of one shard; its damage, if any, is one more, which is wrong."""
-    samples = []
+    """Return the samples of one shard; damage to the shard is one more, bad, sample."""
+    samples: list[_Sample] = []
     with open(shard, "rb") as file:
         try:
             for member in read_members(file):
@@ -163,7 +163,7 @@ def _read(shard: str, member: Member) -> bytes:
 
 
 def _notes(shards: list[str], sample: _Sample) -> dict:
-    """What a sample's .json says, or nothing."""
+    """Return the content of a sample's .json, or {}."""
     if "json" not in sample:
         return {}
     try:
@@ -174,7 +174,7 @@ def _notes(shards: list[str], sample: _Sample) -> dict:
 
 
 def _first_notes(shards: list[str], samples: list[_Sample]) -> dict:
-    """What the first .json says that can be read."""
+    """Return the content of the first readable .json."""
     for sample in samples:
         if sample.wrong is None and "json" in sample:
             try:
@@ -194,7 +194,7 @@ def _caption(shards: list[str], sample: _Sample) -> str:
 
 
 def _labels(shards: list[str], samples: list[_Sample], class_names) -> np.ndarray:
-    """int32 (N,), -1 where there is none."""
+    """Return int32 (N,), -1 for a missing or invalid label."""
     labels = np.full(len(samples), -1, np.int32)
     for i, sample in enumerate(samples):
         try:
@@ -208,4 +208,4 @@ def _label(shards: list[str], sample: _Sample, class_names) -> int:
     if sample.wrong is not None:
         return -1
     number = int(_read(shards[sample.shard], sample["cls"])) if "cls" in sample else _notes(shards, sample).get("label")
-    return int(check_labels([number], class_names)[0])
+    return int(check_labels(np.array([number]), class_names)[0])

@@ -1,4 +1,4 @@
-"""Records from tables: CSV and TSV files that name images, parquet files that name or hold them."""
+"""Records from tables: CSV and TSV files of image paths, parquet files of image paths or image bytes."""
 
 import csv
 import difflib
@@ -19,7 +19,7 @@ MAX_CLASSES = 1_000_000
 
 @dataclass
 class _Rows:
-    """The columns of a table as they are read: all of one length, and the rows that are wrong."""
+    """The columns of a table while it is read, all of one length, and the problems of bad rows."""
 
     names: list[str] = field(default_factory=list)
     images: list[str | bytes | None] = field(default_factory=list)
@@ -54,21 +54,21 @@ def read_csv(
     class_names: Sequence[str] | None = None,
     metadata: bool = False,
 ) -> Dataset:
-    """A data set of the images that a CSV or TSV file with a header line names.
+    """Return the images that a CSV or TSV file with a header line names.
 
-    A row that lacks a field, or whose caption is empty or not UTF-8, is a record that `Dataset.record` calls bad.
+    A row with a missing field, or whose caption is empty or not UTF-8, is a bad record.
 
     Args:
-        image_key: column of paths, seen from `data_root`.
-        caption_key: column of captions; None if there is none to read.
-        label_key: column of classes: whole numbers as they are, or names, numbered in sorted order.
-        separator: one character; unless given, the one of SEPARATORS under which the header has the keys.
-        data_root: folder that no path may leave; the table's own unless given.
-        class_names: what the names in `label_key` are to be numbered by, as `class_names` of the training data.
+        image_key: column of paths, relative to `data_root`.
+        caption_key: column of captions; None for no captions.
+        label_key: column of classes: integers, or names, which are numbered in sorted order.
+        separator: one character; default: the one of SEPARATORS with which the header contains the keys.
+        data_root: base folder for relative paths, which no path may leave; default: the table's folder.
+        class_names: names in the order of the labels, such as `class_names` of the training data.
         metadata: keep all columns but `image_key` as `Dataset.metadata`.
 
     Raises:
-        ValueError: no such column, or no rows.
+        ValueError: a missing column, or no rows.
     """
     path = Path(path)
     wanted = [key for key in (image_key, caption_key, label_key) if key is not None]
@@ -96,19 +96,19 @@ def read_csv(
 
 
 def _detect_separator(header: str, wanted: Sequence[str]) -> str:
-    """The separator under which most of the wanted columns are there, the first of SEPARATORS when none is."""
+    """Return the separator with which the header has most of the wanted columns; the first one on a tie."""
     return max(SEPARATORS, key=lambda sep: len(set(wanted) & set(next(csv.reader([header], delimiter=sep), []))))
 
 
 def _column(key: str, header: list[str], path) -> int:
     if key not in header:
         nearest = (difflib.get_close_matches(key, header, n=1, cutoff=0.0) or [""])[0]
-        raise ValueError(f"{path} has no column {key!r}; nearest is {nearest!r}, there are {header}")
+        raise ValueError(f"{path} has no column {key!r}; nearest is {nearest!r}, columns are {header}")
     return header.index(key)
 
 
 def _lines(file, separator: str) -> Iterator[tuple[int, list[str] | str]]:
-    """(line number, fields), or what is wrong in place of the fields; empty lines are left out."""
+    """Yield (line number, fields or a problem); empty lines are ignored."""
     reader = csv.reader(file, delimiter=separator)
     while True:
         try:
@@ -123,7 +123,7 @@ def _lines(file, separator: str) -> Iterator[tuple[int, list[str] | str]]:
 
 
 def _printable(text: str) -> str:
-    """The text with U+FFFD for bytes that are not UTF-8."""
+    """Return the text with U+FFFD for bytes that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -135,7 +135,7 @@ def _row_problem(fields: list[str], header: list[str], columns: dict[str, int]) 
             return f"no {key}"
         try:
             fields[i].encode()
-        except UnicodeEncodeError:  # bytes that are not UTF-8 were read as lone surrogates
+        except UnicodeEncodeError:  # bytes that are not UTF-8 were read as surrogates
             return f"{key} is not UTF-8"
     return None
 
@@ -151,17 +151,17 @@ def read_parquet(
     metadata: bool = False,
     max_bytes: int = MAX_PARQUET_BYTES,
 ) -> Dataset:
-    """A data set of the rows of a parquet file; needs pyarrow.
+    """Return the rows of a parquet file; needs pyarrow.
 
     Args:
-        image_key: column of bytes of image files, of paths, or of {"bytes", "path"} as Hugging Face data sets have.
-        max_bytes: of the columns read, unpacked: they are held in memory.
+        image_key: column of image files as bytes, of paths, or of {"bytes", "path"} as in Hugging Face data sets.
+        max_bytes: uncompressed size of the columns, which are held in memory.
         caption_key, label_key, data_root, class_names: as in `read_csv`.
         metadata: keep the other columns of numbers and texts as `Dataset.metadata`.
 
     Raises:
         ImportError: pyarrow is not installed.
-        ValueError: no such column, no rows, or more than `max_bytes`.
+        ValueError: a missing column, no rows, or more than `max_bytes`.
     """
     try:
         import pyarrow.parquet as parquet
@@ -185,7 +185,7 @@ def read_parquet(
 
 
 def _scalar_columns(schema, image_key: str) -> list[str]:
-    """The columns of numbers, truth values and texts, without the images."""
+    """Return the columns of numbers, booleans and strings, without the images."""
     import pyarrow.types as types
 
     kinds = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
@@ -193,13 +193,13 @@ def _scalar_columns(schema, image_key: str) -> list[str]:
 
 
 def _check_size(metadata, wanted: Sequence[str], path, max_bytes: int) -> None:
-    """ValueError when the wanted columns would not fit, by what the file itself declares."""
+    """Raise ValueError if the columns exceed `max_bytes`, according to the file's metadata."""
     total = 0
     for group in range(metadata.num_row_groups):
         chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
         total += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in wanted)
     if total > max_bytes:
-        raise ValueError(f"{path} unpacks to {total} bytes; at most {max_bytes} are held. Write it as tar shards")
+        raise ValueError(f"{path} unpacks to {total} bytes; at most {max_bytes} are held in memory. Use tar shards")
 
 
 def _add_row(rows: _Rows, path: Path, row: dict, image_key, caption_key, label_key) -> None:
@@ -228,7 +228,7 @@ def _dataset(rows: _Rows, root: str, caption_key, label_key, class_names, source
         if i in rows.wrong:
             raise BadSample(rows.wrong[i])
         image = rows.images[i]
-        data = image if isinstance(image, bytes) else read_file(inside(root, image))
+        data = image if isinstance(image, bytes) else read_file(inside(root, image or ""))
         return Record(data, rows.names[i], rows.captions[i], None if labels is None else int(labels[i]))
 
     texts = (value or b"" for column in (rows.images, rows.captions, rows.labels) for value in column)
@@ -238,12 +238,12 @@ def _dataset(rows: _Rows, root: str, caption_key, label_key, class_names, source
 def number_labels(
     values: Sequence[str | None], wrong: dict[int, str], class_names: Sequence[str] | None
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """(int32 (N,), class names): whole numbers as they are, names in sorted order; unknown ones are added to `wrong`.
+    """Return (int32 (N,), class names); integers are kept, names are numbered in sorted order.
 
     Args:
-        values: N of them, None for a row that is already wrong.
-        wrong: {row: reason}, added to.
-        class_names: the known names, or None to take them from the values.
+        values: N labels, None for a bad row.
+        wrong: {row: reason}; rows with unknown classes are added.
+        class_names: the known names; None to take them from the values.
     """
     known = {value for value in values if value is not None}
     are_numbers = all(value.isascii() and value.isdigit() for value in known) and not known & set(class_names or ())
@@ -253,10 +253,10 @@ def number_labels(
     if are_numbers:
         number_of = {value: int(value) for value in known if len(value) < 10 and int(value) < classes}
     else:
-        number_of = {name: i for i, name in enumerate(class_names)}
+        number_of = {name: i for i, name in enumerate(class_names or ())}
     labels = np.full(len(values), -1, np.int32)
     for i, value in enumerate(values):
-        if value in number_of:
+        if value is not None and value in number_of:
             labels[i] = number_of[value]
         elif value is not None:
             wrong[i] = f"class {value!r} is not among the {classes} known"

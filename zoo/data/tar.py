@@ -1,7 +1,7 @@
-"""What stands where in a tar file, read off its headers alone: nothing is unpacked, and nothing of it is trusted.
+"""The members of a tar file, read from its headers without unpacking. The file may be hostile.
 
-Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax, of whose keys path and size count) and GNU's long names and numbers.
-Python's tarfile reads the same, and more; it can be led into reading for ever and into large allocations.
+Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax keys path and size) and GNU's long names and numbers. Python's tarfile
+reads these and more, but a crafted file can make it read forever or allocate much memory.
 """
 
 import os
@@ -17,7 +17,7 @@ LONG_NAME, PAX, GLOBAL, GNU_SPARSE = b"L", b"x", b"g", b"S"
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a tar file: what it is called, and where in the file its bytes are."""
+    """A member of a tar file: its name and the position of its bytes."""
 
     name: str
     offset: int
@@ -26,17 +26,18 @@ class Member:
 
 
 def read_members(file: BinaryIO) -> Iterator[Member]:
-    """The members of an uncompressed tar file, in order, links, devices and folders (not `regular`) among them.
+    """Yield the members of an uncompressed tar file in order, including links, devices and folders (not `regular`).
 
     Raises:
-        ValueError: no tar file, one that is damaged, or a member that is cut off, after all members before it.
+        ValueError: not a tar file, or damaged or truncated; raised after the members before the damage.
     """
     end = file.seek(0, os.SEEK_END)
-    position, long_name, keys = 0, None, {}
+    position, long_name = 0, None
+    keys: dict[str, str] = {}
     while True:
         file.seek(position)
         header = file.read(BLOCK)
-        if not header.strip(b"\0"):  # the end, marked or not
+        if not header.strip(b"\0"):  # the end, with or without its marker
             if len(header) not in (0, BLOCK):
                 raise ValueError(f"cut off at byte {position}")
             return
@@ -57,7 +58,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
                 long_name = _text(content)
             else:
                 keys |= _pax_keys(content, position)
-        elif kind != GLOBAL:  # it holds no names
+        elif kind != GLOBAL:  # a global header holds no names
             sparse = any(key.startswith("GNU.sparse") for key in keys)
             name = keys.get("path") or long_name or _short_name(header)
             yield Member(name, data, size, kind in REGULAR and not sparse and not name.endswith("/"))
@@ -77,17 +78,17 @@ def _check_sum(header: bytes, position: int) -> None:
 
 
 def _number(field: bytes) -> int:
-    """A size: octal digits, or GNU's big-endian number behind a first byte of 128."""
+    """Return a size: octal digits, or GNU's big-endian number after a first byte of 128."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
-    if digits.strip(b"01234567"):  # among them a sign, and GNU's negative numbers
+    if digits.strip(b"01234567"):  # such as a sign, or GNU's negative numbers
         raise ValueError(f"damaged: {field!r} is no size")
     return int(digits or b"0", 8)
 
 
 def _skip_sparse_map(file: BinaryIO, header: bytes, position: int) -> int:
-    """Where the data begins behind the blocks that go on with an old GNU sparse map."""
+    """Return the position of the data after the continuation blocks of an old GNU sparse map."""
     more = header[482]
     while more:
         file.seek(position)
@@ -105,7 +106,7 @@ def _read_header(file: BinaryIO, size: int, position: int) -> bytes:
 
 
 def _pax_keys(content: bytes, position: int) -> dict[str, str]:
-    """{key: value} of lines "length key=value\\n"."""
+    """Return {key: value} of lines "length key=value\\n"."""
     keys, start = {}, 0
     while start < len(content) and content[start : start + 1] != b"\0":
         length, space, _ = content[start : start + 20].partition(b" ")

@@ -1,8 +1,8 @@
-"""How many images a second the batches deliver, beside a plain loop over the same files.
+"""Throughput of the batches in images/s, compared with a plain PIL loop over the same files.
 
     python -m zoo.data.throughput [--folder IMAGES] [--count 256] [--image-size 224] [--threads N]
 
-Without a folder the images are copies of the two photographs (640 x 427) that come with scikit-learn.
+Without a folder, the images are copies of scikit-learn's two sample photographs (640 x 427).
 """
 
 import argparse
@@ -26,10 +26,10 @@ BATCH_SIZE = 32
 
 
 def measure(folder: str | Path, *, image_size: int = 224, threads: int | None = None, seconds: float = 5.0) -> dict:
-    """{what: images a second}, each measured for so many seconds after a first batch.
+    """Return {pipeline: images/s}, each measured for `seconds` after a first batch.
 
     Args:
-        folder: of images, as `read_folder` takes it; at least BATCH_SIZE of them.
+        folder: at least BATCH_SIZE images, as in `read_folder`.
     """
     dataset, spec = read_folder(folder), PreprocessSpec(image_size)
     threads = threads or default_threads()
@@ -43,8 +43,8 @@ def measure(folder: str | Path, *, image_size: int = 224, threads: int | None = 
 
 
 def plain_loop(dataset: Dataset, folder: Path, spec: PreprocessSpec) -> Iterable[dict]:
-    """The batches one would write by hand: open, resize, crop, scale, normalise, stack; in order, without end."""
-    mean, std = np.float32(spec.mean), np.float32(spec.std)
+    """Yield batches of a hand-written pipeline without end: open, resize, crop, scale, normalise, stack."""
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     names = itertools.cycle(dataset.names)
     while True:
         rows = []
@@ -59,7 +59,7 @@ def plain_loop(dataset: Dataset, folder: Path, spec: PreprocessSpec) -> Iterable
 
 
 def _rate(batches: Iterable[dict], seconds: float) -> float:
-    """Images a second, the first batch left out."""
+    """Return images/s, without the first batch."""
     batches = iter(batches)
     next(batches)
     start, images = time.perf_counter(), 0
@@ -69,7 +69,7 @@ def _rate(batches: Iterable[dict], seconds: float) -> float:
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """JPEG files of scikit-learn's two photographs."""
+    """Write JPEG files of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images().images
@@ -80,13 +80,13 @@ def write_photographs(folder: Path, count: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints one JSON object."""
+    """Print one JSON object."""
     parser = argparse.ArgumentParser(prog="python -m zoo.data.throughput", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", help="images to read; scikit-learn's photographs unless given")
-    parser.add_argument("--count", type=int, default=256, help="how many photographs to write (%(default)s)")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels (%(default)s)")
-    parser.add_argument("--threads", type=int, help="that read and decode; the cores there are, unless given")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each figure (%(default)s)")
+    parser.add_argument("--folder", help="images to read (default: scikit-learn's photographs)")
+    parser.add_argument("--count", type=int, default=256, help="photographs to write (default %(default)s)")
+    parser.add_argument("--image-size", type=int, default=224, help="image side in pixels (default %(default)s)")
+    parser.add_argument("--threads", type=int, help="decoding threads (default: the cores, at most 8)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds per measurement (default %(default)s)")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         folder = chosen.folder or scratch
