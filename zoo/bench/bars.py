@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.bench import timing
 from zoo.bench.cases import OURS, PEERS, Case, Report, Result
@@ -77,7 +77,7 @@ def bars() -> list[Bar]:
 
 def _backbones():
     for name, most in FLOOR.items():
-        fields = {"name": name, "part": "classifier", "batch_size": 8, "train": False}
+        fields: dict[str, Any] = {"name": name, "part": "classifier", "batch_size": 8, "train": False}
         for backend, label in NAMES.items():
             ours = is_(backend=backend, runtime="keras", **fields)
             same = is_(ours=False, library=KERAS_PEERS, backend=backend, **fields)
@@ -100,7 +100,7 @@ def _towers():
 
 
 def _uses():
-    fields = {"name": "clip/convnext_v2_tiny", "part": "pictures"}
+    fields: dict[str, Any] = {"name": "clip/convnext_v2_tiny", "part": "pictures"}
     work = "convnext_v2_tiny, files to probabilities over 100 classes"
     for dtype in ("float32", "int8"):
         label = "float32" if dtype == "float32" else "int8 in ONNX Runtime"
@@ -116,7 +116,7 @@ def _training():
 
 
 def _predict():
-    fields = {"name": "convnextv2_atto", "batch_size": 32, "train": False}
+    fields: dict[str, Any] = {"name": "convnextv2_atto", "batch_size": 32, "train": False}
     for backend, label in NAMES.items():
         bare = is_(backend=backend, mode=("compiled", "eager"), **fields)
         for mode, what in (("predict", "model.predict"), ("predictor", "compiled predictor")):
@@ -148,7 +148,7 @@ def _beside(bar, results):
 def _floor(bar, results, rates):
     ours = _best(results, bar.ours)
     rate = max((rate for key, rate in rates.items() if key.endswith("float32")), default=None)
-    if ours is None or rate is None:
+    if ours is None or rate is None or ours.flops is None or ours.p50 is None or ours.p90 is None:
         return Verdict(bar, None)
     seconds = [ours.flops * ours.case.items / rate, min(min(calls) for calls in ours.rounds), ours.p90]
     floor = seconds[0]
@@ -158,7 +158,7 @@ def _floor(bar, results, rates):
 def _best(results: Sequence[Result], matches) -> Result | None:
     """Return the matching result with the most items per second."""
     found = [result for result in results if matches(result.case)]
-    return max(found, key=lambda result: result.items_per_second, default=None)
+    return max(found, key=lambda result: result.items_per_second or 0.0, default=None)
 
 
 def compare_two(ours: Result, other: Result) -> tuple[float, float, float]:

@@ -273,7 +273,7 @@ def facts_of(name: str) -> Facts:
     from zoo.models.info import model_info
 
     info = model_info(name)
-    return Facts(info.name, info.family == "clip", info.input[0])
+    return Facts(info.name, info.family == "clip", info.input[0] or 0)
 
 
 def flops_of(case: Case) -> int | None:
@@ -291,4 +291,4 @@ def flops_of(case: Case) -> int | None:
         row = config.row
         image, text = clip.image_flops(row, case.image_size), clip.text_flops(row.text, row.embed_dim)
         forward = {"text": text, "pair": image + text}.get(case.part, image)
-    return 3 * forward if case.train else forward
+    return None if forward is None else 3 * forward if case.train else forward

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.bench import timing
 from zoo.bench.bars import compare_two, time_commands
@@ -72,7 +73,7 @@ def bench(
     Raises:
         ValueError: unknown names or values, a backend or peer that is not installed, or no case could be timed.
     """
-    options = {
+    options: dict[str, Any] = {
         "backend": backend,
         "batch_size": batch_size,
         "image_size": image_size,
@@ -186,7 +187,7 @@ def choose_limits(preset: str | None, limit: float | None, memory: float | None)
     for name, value in (("limit", limit), ("memory", memory)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
-    seconds, gigabytes = LIMITS.get(preset, (None, None))
+    seconds, gigabytes = LIMITS.get(preset or "", (None, None))
     seconds, gigabytes = limit or seconds, memory or gigabytes
     return Limits(seconds, gigabytes and 1e9 * gigabytes)
 
@@ -209,7 +210,8 @@ def plan_matmuls(groups, smoke) -> list[Case]:
 
 def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float], limits: Limits = NO_LIMITS) -> list[Result]:
     """Run cases in turns; return their results in the same order."""
-    workers, results = {}, {}
+    workers: dict[Case, Worker] = {}
+    results: dict[Case, Result] = {}
     try:
         for case in cases:
             say(f"{label(case)}: starting")
@@ -264,7 +266,7 @@ def with_differences(results: Sequence[Result]) -> list[Result]:
 
     def with_difference(result):
         other = exact.get(same_work(result.case))
-        if other in (None, result) or not result.similarities:
+        if other is None or other is result or not (result.similarities and other.similarities):
             return result
         gaps = [abs(a - b) for a, b in zip(result.similarities, other.similarities, strict=True)]
         return dataclasses.replace(result, difference=max(gaps))

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -204,7 +205,7 @@ def create_ours(case: Case):
     from zoo.models.registry import create_model
 
     entry = find(case.name)
-    stem = {"stem_stride": 4} if _has_stem_stride(entry) else {}  # as published, at every image size
+    stem: dict[str, Any] = {"stem_stride": 4} if _has_stem_stride(entry) else {}  # as published, at every image size
     if case.part == "classifier":
         size = (case.image_size, case.image_size, 3)
         return create_model(case.name, input_shape=size, classifier_activation=None, **stem)
@@ -253,8 +254,8 @@ def _jax_forward(model, x, case):
     def forward(trainable, frozen, x):
         return model.stateless_call(trainable, frozen, x, training=False)[0]
 
-    forward = jax.jit(forward) if case.mode == "compiled" else forward
-    return lambda: jax.block_until_ready(forward(*weights, x))
+    run: Callable = jax.jit(forward) if case.mode == "compiled" else forward
+    return lambda: jax.block_until_ready(run(*weights, x))
 
 
 def _tensorflow_forward(model, x, case):
@@ -353,6 +354,12 @@ def _torch_step(peer, dtype, mode):
     return step
 
 
+def synchronised(result):
+    """Return a torch result when its CUDA work is done."""
+    wait_for_cuda()
+    return result
+
+
 def _choose_layout(peer, x):
     """Bring module and images into the memory format, contiguous or channels last, in which the peer is faster."""
     import torch
@@ -364,7 +371,7 @@ def _choose_layout(peer, x):
         x["images"] = images.contiguous(memory_format=layout)
         with torch.no_grad():
             peer.forward(x)
-            return min(timed(lambda: (peer.forward(x), wait_for_cuda()))[0] for _ in range(2))
+            return min(timed(lambda: synchronised(peer.forward(x)))[0] for _ in range(2))
 
     layouts = (torch.contiguous_format, torch.channels_last)
     best = min(layouts, key=seconds)
@@ -433,4 +440,4 @@ def _product(case, matrix):
 
     with torch.no_grad():
         a = a.detach()
-    return lambda: (torch.matmul(a, a), wait_for_cuda())
+    return lambda: synchronised(torch.matmul(a, a))

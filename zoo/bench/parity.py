@@ -81,7 +81,7 @@ def parity_on(directory: str | Path, pattern: str = "*", backend: tuple[str, ...
         ValueError: a backend is not installed, or no case matches.
     """
     if len(backend) < 2:
-        choose_backend(*backend)
+        choose_backend(next(iter(backend), None))
         return parity(directory, pattern)
     return [row for name in backend for row in _rows_of(name, str(directory), pattern)]
 
@@ -135,7 +135,7 @@ def create_row(family, row_and_arguments):
 def run_classifier(model, reference):
     """Return {"224x224/stem": array, "224x224/stage_0": array, …} for each image size of the reference."""
     pieces, probe = classifier_probe(model)
-    outputs = {}
+    outputs: dict[str, np.ndarray] = {}
     for key in reference:
         size, _, what = key.partition("/")
         if what == "images":
@@ -159,7 +159,7 @@ def run_pair(model, reference):
     """Return the towers' outputs and inner pieces, logits, loss and d loss / d logit_scale of one batch."""
     from keras import ops
 
-    outputs = {}
+    outputs: dict[str, np.ndarray] = {}
     for side, tower, key in (("image", model.image_encoder, "images"), ("text", model.text_encoder, "tokens")):
         outputs |= run_tower(side, tower, reference[key], reference)
     pair = predict(model, {key: reference[key] for key in ("images", "tokens")})

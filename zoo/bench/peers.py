@@ -5,6 +5,7 @@ Only this module imports those libraries, inside its functions, and only a bench
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import clip
 import convnext
@@ -26,7 +27,7 @@ class TorchPeer:
         loss: the same inputs, for a classifier with "labels" (B,), → a scalar; None if the part is not trained.
     """
 
-    module: object
+    module: Any
     forward: Callable
     loss: Callable | None = None
 
@@ -203,7 +204,7 @@ def _transformers(case):
         return _transformers_pair(case, clip.VARIANTS[entry.label])
     row = convnext.TABLES[entry.family][entry.label]
     sizes = {"depths": list(row.depths), "num_labels": CLASSES}
-    if entry.family == "resnet":
+    if isinstance(row, convnext.ResNetVariant):
         wider = 4 if row.block == "bottleneck" else 1
         sizes |= {"hidden_sizes": [wider * dim for dim in row.dims], "embedding_size": row.stem_dim}
         config = transformers.ResNetConfig(**sizes, layer_type=row.block)

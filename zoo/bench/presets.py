@@ -5,7 +5,7 @@ the fields in which cases that take turns may differ; sweeps with the same `grou
 keeps only the peers' cases. An option given by the user replaces the preset's.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.bench.cases import Case
 from zoo.utils.env import BACKENDS
@@ -17,13 +17,15 @@ CONVNEXT_SIZES = tuple(
     f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
 )
 
-LIMITS = {"scaling": (60.0, 6.0)}  # seconds and GB allowed per case by default
+LIMITS: dict[str, tuple[float | None, float | None]] = {
+    "scaling": (60.0, 6.0)
+}  # seconds and GB allowed per case by default
 
 ALL = tuple(BACKENDS)
 BACKBONE = {"runtime": ("keras", "onnx"), "group": "backbones"}
 TRAINING = {"batch_size": (64,), "backend": ALL, "train": (True,)}
 
-PRESETS = {
+PRESETS: dict[str, tuple[dict[str, Any], ...]] = {
     # These reproduce tables of earlier reports; see REPORTED.
     "towers": ({"names": ("ViT-B-32", "convnext_v2_tiny"), "batch_size": (1, 32), "across": ("name", "library")},),
     "runtimes": (

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 from zoo.bench.cases import Case
 from zoo.bench.machine import resident_bytes
@@ -60,7 +60,8 @@ class Worker:
             env=environment(case),
             encoding="utf-8",
         )
-        self.last = {}
+        self._stdin, self._stdout = cast(IO[str], self.process.stdin), cast(IO[str], self.process.stdout)
+        self.last: dict = {}
         try:
             self.ready = self.ask(json.dumps(dataclasses.asdict(case)))
         except BaseException:
@@ -74,9 +75,9 @@ class Worker:
             WorkerError: a limit was exceeded, the process ended, or it answered with an error.
         """
         try:
-            print(line, file=self.process.stdin, flush=True)
+            print(line, file=self._stdin, flush=True)
             with watched(self.process, self.limits) as exceeded:
-                received = self.process.stdout.readline()
+                received = self._stdout.readline()
         except BrokenPipeError:
             received, exceeded = "", []
         if exceeded:
@@ -98,13 +99,13 @@ class Worker:
     def close(self) -> None:
         """End the process: it exits when its input ends, and is killed if it does not."""
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+            self._stdin.close()
         try:
             self.process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process.stdout.close()
+        self._stdout.close()
         self.errors.close()
 
 

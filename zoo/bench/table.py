@@ -70,7 +70,7 @@ def to_text(report: Report) -> str:
     varying, constant = _split(good)
     if constant:
         blocks.append(f"In all lines: {', '.join(constant)}.")
-    reported = REPORTED.get(report.preset)
+    reported = REPORTED.get(report.preset or "")
     figures = [*FIGURES, *([Column("reported", lambda r: reported_figure(reported, r.case))] if reported else [])]
     figures = [column for column in figures if any(column.text(result) != "–" for result in good)]
     blocks.append(_table([*varying, *figures], good))
@@ -131,7 +131,7 @@ def _best_batches(results):
     sizes: dict[Case, list[Result]] = {}
     for result in results:
         sizes.setdefault(replace(result.case, batch_size=0), []).append(result)
-    best = [max(found, key=lambda r: r.items_per_second) for found in sizes.values() if len(found) > 1]
+    best = [max(found, key=lambda r: r.items_per_second or 0.0) for found in sizes.values() if len(found) > 1]
     if not best:
         return []
     columns = [column for column in _split(best)[0] if column.title != "batch"]

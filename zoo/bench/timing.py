@@ -4,7 +4,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 TURN_SECONDS = 0.2  # minimum duration of a turn; short calls are repeated
 MOST_CALLS = 1000  # per turn
@@ -25,7 +25,8 @@ def timed(function):
 
 def warm_up(function: Callable) -> int:
     """Call a function until its time is steady; return the number of calls."""
-    calls, total = [], 0.0
+    calls: list[float] = []
+    total = 0.0
     while len(calls) < WARM_UP_CALLS and total < WARM_UP_SECONDS:
         calls.append(timed(function)[0])
         total += calls[-1]
@@ -36,14 +37,15 @@ def warm_up(function: Callable) -> int:
 
 def take_turn(function: Callable, at_least: float = TURN_SECONDS) -> list[float]:
     """Call a function for one turn, at least once; return the seconds of each call."""
-    calls, total = [], 0.0
+    calls: list[float] = []
+    total = 0.0
     while not calls or (total < at_least and len(calls) < MOST_CALLS):
         calls.append(timed(function)[0])
         total += calls[-1]
     return calls
 
 
-def take_turns(turns: Mapping[str, Turn], rounds: int, rest: float = REST_SECONDS) -> dict[str, list[Sequence[float]]]:
+def take_turns(turns: Mapping[Hashable, Turn], rounds: int, rest: float = REST_SECONDS) -> dict:
     """Run every case once per round, so that slow phases of the machine affect all of them.
 
     Each round has its own random order, the same in every run, so that the after-effects of a case (caches, spinning
@@ -57,7 +59,7 @@ def take_turns(turns: Mapping[str, Turn], rounds: int, rest: float = REST_SECOND
     Returns:
         {key: results of its turns, by round}.
     """
-    runs = {key: [] for key in turns}
+    runs: dict = {key: [] for key in turns}
     order, drawn = list(turns), random.Random(0)
     for _ in range(rounds):
         drawn.shuffle(order)

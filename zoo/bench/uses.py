@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def classify_call(pair, case: Case, paths: Sequence[str]) -> Callable:
     from zoo.inference.pipeline import ClipPipeline
 
     spec = PreprocessSpec(case.image_size)
-    options = {"precision": case.dtype, "runtime": case.runtime, "preprocess": spec}
+    options: dict[str, Any] = {"precision": case.dtype, "runtime": case.runtime, "preprocess": spec}
     pipeline = ClipPipeline(pair, batch_size="auto", cache=False, **options)
 
     def call():

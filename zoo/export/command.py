@@ -5,6 +5,7 @@ import inspect
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,13 @@ def export(
         ValueError: as `export_onnx`; or the model has no stored preprocessing, and an option needs it.
         FileNotFoundError, ImportError: as `export_onnx`; no such calibration images.
     """
-    options = {"precision": precision, "layout": layout, "normalize": normalize, "logits": logits, "fold": fold}
+    options: dict[str, Any] = {
+        "precision": precision,
+        "layout": layout,
+        "normalize": normalize,
+        "logits": logits,
+        "fold": fold,
+    }
     if via == KERAS:
         refuse_for_keras(include_preprocessing=include_preprocessing, verify=verify, calibration=calibration, **options)
     output = Path(output)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.data.preprocess import PreprocessSpec
 from zoo.export import verify as verification
@@ -128,7 +128,7 @@ def export_onnx(
     tolerance = check_request(path, precision, tolerance, verify)
     model = take_part(model, part, class_names, templates)
     started = time.perf_counter()
-    options = {"preprocess": preprocess, "layout": layout, "normalize": normalize, "logits": logits}
+    options: dict[str, Any] = {"preprocess": preprocess, "layout": layout, "normalize": normalize, "logits": logits}
     verification.say(f"Folding {model.name}", progress and fold)
     graph = emit(model, precision=precision, opset=opset, fold=fold, **options)
     check = {"calibration": calibration, "progress": progress, **options} if verify else None

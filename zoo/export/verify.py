@@ -123,9 +123,10 @@ def predict(onnx_model, feed, batch):
 
 def keras_outputs(model, feed, preprocess, layout):
     """Return {output: float32 array} of the Keras model."""
-    x = {name: to_model_input(array, preprocess, layout) for name, array in feed.items()}
+    named = {name: to_model_input(array, preprocess, layout) for name, array in feed.items()}
+    x: Any = named
     if not isinstance(model.input, dict):
-        x = list(x.values()) if isinstance(model.input, list) else next(iter(x.values()))
+        x = list(named.values()) if isinstance(model.input, list) else next(iter(named.values()))
     outputs = named_outputs(model.predict(x, batch_size=BATCH, verbose=0))
     return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
 
@@ -240,10 +241,8 @@ def photographs(shape, preprocess):
         from sklearn.datasets import load_sample_images
 
         temple, flower = load_sample_images().images
-        size, options = shape[:2], {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-        if preprocess:
-            size, options = shape[:2], {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
-        transform = PreprocessSpec(image_size=tuple(size), **options).eval_transform()
+        mean, std = ((0.0,) * 3, (1 / 255,) * 3) if preprocess else (IMAGENET_MEAN, IMAGENET_STD)
+        transform = PreprocessSpec(image_size=tuple(shape[:2]), mean=mean, std=std).eval_transform()
         images = np.stack([transform(image) for image in (temple, flower, flower[:, ::-1].copy())])
         return np.rint(images).astype(np.uint8) if preprocess else images
     return None
