@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
