@@ -82,7 +82,7 @@ def test_list_as_json(capsys):
         ("clip/ViT-B-32", ["151,277,313", "bicubic"]),
         (
             "convnextv2_tiny.fcmae_ft_in1k",
-            ["CC-BY-NC-4.0 (not for commercial use)", "unpinned", "83.0 %", "crop 0.875", "tested at     288 pixels"],
+            ["CC-BY-NC-4.0 (not for commercial use)", "fdfb4edf", "83.0 %", "crop 0.875", "tested at     288 pixels"],
         ),
         ("ViT-B-32.openai", ["timm/vit_base_patch32_clip_224.openai", "quick_gelu", "zero-shot", "MIT"]),
         ("convnext_tiny.fb_in22k", ["21,841"]),

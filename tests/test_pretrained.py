@@ -10,9 +10,8 @@ from helpers import declare_torchvision_operators
 import clip
 from zoo import list_models
 from zoo.data.preprocess import PreprocessSpec
-from zoo.weights.published import RESTRICTED, all_weights, find_weights, tags
-from zoo.weights.published.classifiers import SCORES as CLASSIFIER_SCORES
-from zoo.weights.published.pairs import SCORES as PAIR_SCORES
+from zoo.weights.locate import fetch_published
+from zoo.weights.published import RESTRICTED, all_weights, classifiers, find_weights, pairs, tags
 
 ROWS = [row for group in all_weights().values() for row in group.values()]
 CLASSIFIERS = [row for row in ROWS if row.classes is not None]
@@ -58,9 +57,20 @@ def test_every_row_is_whole(row):
     )
 
 
-def test_every_score_belongs_to_a_row():
+def test_every_score_and_digest_belongs_to_a_row():
     names = {row.full_name.removeprefix("clip/") for row in ROWS}
-    assert sorted({*CLASSIFIER_SCORES, *PAIR_SCORES} - names) == []
+    assert sorted({*classifiers.SCORES, *pairs.SCORES} - names) == []
+    assert sorted({*classifiers.DIGESTS, *pairs.DIGESTS} - names) == []
+    digests = [row.sha256 for row in ROWS if row.sha256]
+    assert len(digests) == len(set(digests)) == len({**classifiers.DIGESTS, **pairs.DIGESTS}) >= 20
+
+
+@pytest.mark.parametrize("name", ["convnext_atto.d2_in1k", "clip/convnext_base_w.laion2b_s13b_b82k"])
+def test_a_pinned_digest_is_verified(hub_cache, name):
+    row = find_weights(*name.split(".", 1))
+    hub_cache.put(row.repository, row.files[0], b"other weights")
+    with pytest.raises(ValueError, match=f"the table of published weights says {row.sha256}"):
+        fetch_published(row)
 
 
 def test_pairs_are_those_of_open_clip(open_clip):

@@ -374,7 +374,7 @@ def fold_branches(net, layer):
 
 def select_token_early(net, layer):
     """SelectToken: before the layers whose results at the other tokens nobody reads."""
-    after = set()
+    after: set = set()
     for other in reversed(list(net.users)):
         users = net.users[other]
         if users and after.issuperset(set(users) - {layer}) and net.is_called_once(other) and _sees_tokens_alone(other):

@@ -93,7 +93,7 @@ def info_of(config: ModelConfig, name: str | None = None, parameters: int | None
         config.input_shape,
         config.preprocess,
         config.licence,
-        row and row.score,
+        row.score if row else None,
         _paper(config),
         row,
     )

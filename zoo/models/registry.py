@@ -229,9 +229,8 @@ def _load_file(path):
     if native.is_own(checkpoint):
         model, config = load_own(checkpoint)
         return _loaded(model, config, model.name)
-    config = config_beside(path)
-    if config is not None:
-        return _load_configured(config, path)
+    if described := config_beside(path):
+        return _load_configured(described, path)
     raise ValueError(
         f"{path.name} was not written by zoo.save, so it does not describe its model. "
         f"Name the model: create_model(name, weights={str(path)!r})."

@@ -81,7 +81,7 @@ class ModelConfig:
         family, label = catalogue()[row.name]
         if family == CLIP:
             check_activation(row.full_name, row.activation, activation)
-            own = {"activation": row.activation, "image_size": row.preprocess.image_size}
+            own: dict[str, Any] = {"activation": row.activation, "image_size": row.preprocess.image_size}
         else:
             own = {"input_shape": [*row.preprocess.size, 3]}
             own |= {"num_classes": row.classes} if row.classes else {"include_top": False}
@@ -198,12 +198,13 @@ def builder_of(family: str) -> Callable:
     import clip
     import convnext
 
-    return {
+    builders: dict[str, Callable] = {
         "convnext": convnext.create_convnext_v1,
         "convnextv2": convnext.create_convnext_v2,
         RESNET: convnext.create_resnet,
         CLIP: clip.create_clip,
-    }[family]
+    }
+    return builders[family]
 
 
 def row_of(family: str, variant: str | dict[str, Any]) -> Any:
@@ -215,7 +216,7 @@ def row_of(family: str, variant: str | dict[str, Any]) -> Any:
         return clip.VARIANTS[variant] if family == CLIP else TABLES[family][variant]
     if family == CLIP:
         return clip.Pair.from_dict(variant)
-    row = {key: tuple(value) if isinstance(value, list) else value for key, value in variant.items()}
+    row: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in variant.items()}
     return (ResNetVariant if family == RESNET else Variant)(**row)
 
 

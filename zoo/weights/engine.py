@@ -12,6 +12,7 @@ import re
 from collections import ChainMap, Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class Slot:
     part: str
     layer: str
     name: str
-    variable: object
+    variable: Any  # keras.Variable
     keys: tuple[str, ...]
     layout: Layout
 
@@ -178,7 +179,7 @@ def export_tensors(model, target):
     slots, unmapped = match_slots(model, target)
     if unmapped:
         raise ValueError(f"{target.name} has no place for {_listing(unmapped)}.")
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for slot in slots:
         value = np.asarray(ops.convert_to_numpy(slot.variable.value), np.float32)
         tensors |= zip(slot.keys, slot.layout.to_theirs(value), strict=True)

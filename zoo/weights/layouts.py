@@ -47,7 +47,7 @@ def _all_zero(array):
     return []
 
 
-ZERO = Layout(lambda _: np.float32(0), _all_zero)  # nothing ↔ zeros
+ZERO = Layout(lambda _: np.zeros((), np.float32), _all_zero)  # nothing ↔ zeros
 
 
 def depthwise(multiplier):

@@ -167,7 +167,7 @@ def shard_map(index: Path) -> dict[str, set[str]]:
 
 def _read_sharded(path):
     """All shards of an index; they must be in its folder."""
-    holder = {}  # key → tensors of the shard that has it
+    holder: dict[str, LazyTensors] = {}  # key → tensors of the shard that has it
     for name, keys in shard_map(path).items():
         shard = path.parent / name
         if Path(name).name != name or not name.endswith(".safetensors") or not shard.is_file():

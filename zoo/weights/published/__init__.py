@@ -1,6 +1,6 @@
-"""Published weights: `name.tag` → repository, files, licence, preprocessing, activation, score. Data; no weights.
+"""Table of published weights: `name.tag` → repository, files, digest, licence, preprocessing, activation, score.
 
-`classifiers` has timm's weights, `pairs` those of open_clip's table, `rows` what a row says. Read without Keras.
+`classifiers` has timm's weights, `pairs` those of open_clip's table, `rows` the row's class. Read without Keras.
 """
 
 import functools
@@ -31,10 +31,10 @@ def all_weights() -> dict[str, dict[str, Weights]]:
 
 
 def tags(name: str) -> dict[str, Weights]:
-    """{tag: `Weights`} of an architecture, {} where nothing is published."""
+    """{tag: `Weights`} of an architecture, {} if nothing is published."""
     return all_weights().get(name, {})
 
 
 def find_weights(name: str, tag: str) -> Weights | None:
-    """The row of a tag, spelled as open_clip also takes it ("laion2b-s34b-b79k"), or None."""
+    """The row of a tag, in either of open_clip's spellings ("laion2b-s34b-b79k"), or None."""
     return tags(name).get(tag) or tags(name).get(tag.lower().replace("-", "_"))

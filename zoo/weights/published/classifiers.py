@@ -5,7 +5,9 @@ Facts from timm's tables of pretrained configurations (Apache-2.0). Scores: face
 """
 
 import dataclasses
+from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, PreprocessSpec
 from zoo.weights.published.rows import TIMM_FILES, Weights
@@ -17,7 +19,7 @@ CLIP = dataclasses.replace(IMAGENET, mean=OPENAI_MEAN, std=OPENAI_STD)
 
 
 def at(size, crop_pct, test_size=None, test_crop_pct=None, base=IMAGENET, mode="shortest"):
-    """{"preprocess", "test"} of pictures of `size` pixels, tested at `test_size`."""
+    """{"preprocess", "test"} of images of `size` pixels, tested at `test_size`."""
     spec = dataclasses.replace(base, image_size=size, crop_pct=crop_pct, resize_mode=mode)
     test = test_size and dataclasses.replace(spec, image_size=test_size, crop_pct=test_crop_pct)
     return {"preprocess": spec, "test": test}
@@ -27,7 +29,7 @@ def squashed(size, base=IMAGENET):
     return at(size, 1.0, base=base, mode="squash")
 
 
-# What sets of weights have in common: pictures, and what departs from 1000 classes under the family's licence.
+# Fields shared by sets of weights: preprocessing, and differences from 1000 classes and the family's licence.
 SMALL = at(224, 0.875, 288, 0.95)
 USUAL = at(224, 0.875, 288, 1.0)
 CLOSE = at(224, 0.95, 288, 1.0)
@@ -46,8 +48,8 @@ TOWER = {"classes": 640, "embedding": True}
 XXL_TOWER = {"classes": 1024, "embedding": True}
 BAMBOO = {"classes": 0, "licence": "not stated"}
 
-# (what a name begins with, licence): [sizes, tags, pictures, what departs]
-GROUPS = {
+# (start of the name, licence): [sizes, tags, preprocessing, differences]
+GROUPS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
     ("convnext_", "Apache-2.0"): [
         ("atto",                         "d2_in1k",                              SMALL),
         ("femto pico",                   "d1_in1k",                              SMALL),
@@ -200,16 +202,46 @@ SCORES = {
     "resnet50.fb_swsl_ig1b_ft_in1k": 81.146,
 }
 
+# SHA-256 of model.safetensors, from the file's page, https://huggingface.co/timm/NAME.TAG/blob/main/model.safetensors,
+# and the commit that added the file.
+DIGESTS = {
+    "convnext_atto.d2_in1k": "0f70bc49f1896c8c15af857d2d1d418abfaf097a62b4e29a35e6e65b752f5953",  # 0f23f6b
+    "convnext_small.fb_in1k": "5ec5ed9e97fb835093aaf3e6c3fce406b160b367117b6a2b8c7b703386218d1b",  # 338bf5d
+    "convnext_small.fb_in22k_ft_in1k": "2457488bec2ffcb2061b9e3fdd63360114549615e3e35ef6dc5c5efe549cbbc9",  # 1ce2b37
+    "convnext_tiny.in12k": "f25a356273cc0205cb4df469b79e8652624fde0e11377b8415c0aa368224c67b",  # da30c6d
+    "convnext_tiny.in12k_ft_in1k_384": "2a372497fe2d9d5994e9d69e979ac48625e40792f9f8965f498a0f68821f2adb",  # 43b9cf2
+    "convnextv2_nano.fcmae": "57db05253c523e7e88abdf50c8c0315dc5c55ef80b4475334817b7c9b5a559c0",  # a0a3c35
+    "convnextv2_nano.fcmae_ft_in1k": "c9b5106b30a4593916f1ad5a3fa4f659d48e8ce0107bb9901c457a3686d27a44",  # 38747e4
+    "convnextv2_tiny.fcmae_ft_in1k": "fdfb4edfa5abb3b4ea29ab17e6fae5c117dc6cc32ecfb1d0726a156f40a4c1a5",  # fcd457e
+    "resnet18.a1_in1k": "80c49dee3da4822c009c5a7fe591e9223c5a2cfcf95a4067ca4dfb5a7b89c612",  # b9c5426
+    "resnet50.a1_in1k": "773525d5821de224f8f30c33377b7a795d7863e08522698200d3217d3f2a41bb",  # 93271f4
+    "resnet50.a2_in1k": "f531f9aca4dde1b89e9a465c5b9e3b916a2d1b20a216acf3b9473d1e1212ecf6",  # 8cbd768
+    "resnet50.d_in1k": "d8ed291891c8ee5777f68136665a4eee2f9ddeb2a9bc88acf4b1676b3bbebf55",  # 1b19255
+    "resnet50.tv_in1k": "5d061a3c593d795bfe682d9b152bafbcf550579873492def3515b46db1189888",  # aa6c2d3
+    "resnet101.a1_in1k": "1ba5b660e7c175b3c27c557fc7dc8b2815be830c516815b0155f61b403f27380",  # e95c1e3
+    "resnet101.a1h_in1k": "1a076c0384295e7d3704f201c5711ff245507db934230bab72ff3014a95f90fe",  # 21721ac
+    "resnet101.a2_in1k": "d44a7f2e7eaea0bee834ea5e7fd691d239057014628df0bd194c312773b92c83",  # 23cab52
+    "resnet101.a3_in1k": "846baf57eaff38823a70bf63fe58052d2d6b93bd25d3b89c4d31f6909babba0b",  # fe13e88
+}
 
-def rows():
-    """Every `Weights` of GROUPS, in its order."""
+
+def rows() -> Iterator[Weights]:
+    """Every `Weights` of GROUPS, in order."""
     for (family, licence), groups in GROUPS.items():
         for sizes, tags, *fields in groups:
-            given = {key: value for part in fields for key, value in part.items()}
+            own = {key: value for part in fields for key, value in part.items()}
             for size, tag in product(sizes.split(), tags.split()):
-                yield _row(f"{family}{size}", tag, {"licence": licence, "classes": 1000, **given})
+                yield _row(f"{family}{size}", tag, {"licence": licence, "classes": 1000, **own})
 
 
 def _row(name, tag, fields):
     full_name = f"{name}.{tag}"
-    return Weights(name, tag, repository=f"timm/{full_name}", files=TIMM_FILES, score=SCORES.get(full_name), **fields)
+    return Weights(
+        name,
+        tag,
+        repository=f"timm/{full_name}",
+        files=TIMM_FILES,
+        score=SCORES.get(full_name),
+        sha256=DIGESTS.get(full_name),
+        **fields,
+    )

@@ -5,6 +5,7 @@ open_clip's docs/openclip_results.csv, and of Apple's (apple/ml-mobileclip) for 
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from zoo.data.preprocess import PreprocessSpec
@@ -18,11 +19,11 @@ SQUASHED = PreprocessSpec(resize_mode="squash")
 
 
 class Group(NamedTuple):
-    """Weights that agree in everything but the repository.
+    """Weights that differ only in the repository.
 
     Fields:
         licence: of the weights.
-        owner: put before each repository.
+        owner: prefix of each repository.
         repositories: `architecture.tag` → repository.
         activation: of the transformers.
         preprocess: at the architecture's image size.
@@ -254,9 +255,17 @@ SCORES = {
     "ViT-L-14.laion2b_s32b_b82k": 75.25,
 }
 
+# SHA-256 of open_clip_model.safetensors, from the file's page, https://huggingface.co/REPOSITORY/blob/main/…, and the
+# commit that added the file. The digests in OpenAI's own URLs are of its .pt archives, which no row downloads.
+DIGESTS = {
+    "ViT-B-32.laion400m_e32": "25802f2bca7543373c773621aa896b4f0e3d0de95bf3f222e66e06afab6d6c67",  # 8604507
+    "convnext_base_w.laion2b_s13b_b82k": "a7528aa0381ddcd2cf5791eb5efd8b695d109b57fbcf9f53fb464ab3950d86b0",  # 1bda9a8
+    "MobileCLIP-S1.datacompdr": "4c44cc904a37444bed045b0498c9917711e5c9076aff3988f3946326238b959e",  # d147e67
+}
 
-def rows():
-    """Every `Weights` of GROUPS, in its order."""
+
+def rows() -> Iterator[Weights]:
+    """Every `Weights` of GROUPS, in order."""
     import clip
 
     for group in GROUPS:
@@ -272,4 +281,5 @@ def rows():
                 preprocess=dataclasses.replace(group.preprocess, image_size=size),
                 activation=group.activation,
                 score=SCORES.get(full_name),
+                sha256=DIGESTS.get(full_name),
             )

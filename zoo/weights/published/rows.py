@@ -1,4 +1,4 @@
-"""What a row of the table of published weights says."""
+"""Rows of the table of published weights."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 FREE = ("MIT", "Apache-2.0", "BSD-3-Clause")
-# Licences of weights that are not free for every use, with what to know of them.
+# Licences of weights that restrict their use, and how.
 RESTRICTED = {
     "CC-BY-NC-4.0": "not for commercial use",
     "FAIR-Noncommercial-Research": "research only, not for commercial use",
@@ -27,18 +27,18 @@ class Weights:
         name: of the architecture, as `zoo.list_models` prints it.
         tag: of the weights; `name.tag` loads them.
         repository: on huggingface.co.
-        files: looked for in the repository, in this order.
-        licence: of the weights; RESTRICTED says which are not free for every use.
-        preprocess: how pictures were made ready when they were trained, and by default are.
-        test: how the authors made them ready for their best figure; None where that is `preprocess`.
+        files: names in the repository, in order of preference.
+        licence: of the weights; RESTRICTED lists those that restrict their use.
+        preprocess: how images are prepared.
+        test: preprocessing for the published score, where it differs from `preprocess`; else None.
         classes: K of a classifier; 0 for a trunk without one, None for a pair.
-        embedding: whether a classifier's outputs are a pair's image embedding, no scores of classes.
-        head_norm: whether the file holds the norm after a trunk's pooling.
-        activation: of a pair's transformers, "gelu" (exact) or "quick_gelu"; None for a classifier.
-        score: published top-1 accuracy on ImageNet-1k in percent, zero-shot for a pair; None where none is at hand.
+        embedding: whether a classifier's outputs are the image embedding of a pair instead of class scores.
+        head_norm: whether a trunk without classifier has the norm after the pooling.
+        activation: of a pair's transformers.
+        score: top-1 accuracy on ImageNet-1k in percent, zero-shot for a pair; None if unknown.
         revision: commit of the repository; None for its newest.
-        sha256: of the first of `files`, where a public source documents it; None for "unpinned": the digest is written
-            down at the first download and holds from then on.
+        sha256: of the first of `files`, where a public source documents it. None if not pinned: the digest is recorded
+            at the first download and verified from then on.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Weights:
 
 
 def restriction(licence: str | None) -> str | None:
-    """What to know of a licence that does not allow every use, or None."""
-    return RESTRICTED.get(licence)
+    """How a licence restricts the use of weights, or None."""
+    return RESTRICTED.get(licence or "")
 
 
-def spelled_licence(said: str | None) -> str | None:
-    """A licence as this table spells it ("apache-2.0" → "Apache-2.0"); one it does not know stays as it is."""
-    if not isinstance(said, str) or not said:
+def spelled_licence(text: object) -> str | None:
+    """A licence in this table's spelling ("apache-2.0" → "Apache-2.0"); an unknown one is returned unchanged."""
+    if not isinstance(text, str) or not text:
         return None
-    return next((known for known in (*FREE, *RESTRICTED) if said.lower().startswith(known.lower())), said)
+    return next((known for known in (*FREE, *RESTRICTED) if text.lower().startswith(known.lower())), text)
