@@ -97,6 +97,9 @@ def test_snippets_of_the_how_to_pages_run(path, tmp_path, monkeypatch):
     names = {"__name__": path.stem}
     for source in marked:
         exec(compile(source, path.name, "exec"), names)
+    if path.stem == "own-tower":
+        assert names["info"].parameters == names["model"].count_params()
+        assert names["report"].error < 1e-4
 
 
 def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
