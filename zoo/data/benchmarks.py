@@ -218,7 +218,7 @@ def _member(path: Path, name: str) -> bytes:
     raise ValueError(f"{path} has no member {name!r}")
 
 
-def _read_all(file: IO[bytes], name) -> bytes:
+def _read_all(file: IO[bytes] | gzip.GzipFile, name) -> bytes:
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"{name} has more than {MAX_BYTES} bytes")

@@ -87,9 +87,8 @@ def read_csv(
             if problem:
                 rows.add(f"{path.name} line {where}", wrong=problem)
                 continue
-            image, caption, label = (
-                fields[columns[key]] if key else None for key in (image_key, caption_key, label_key)
-            )
+            image = fields[columns[image_key]]
+            caption, label = (fields[columns[key]] if key else None for key in (caption_key, label_key))
             rows.add(image, image, caption, label, [_printable(fields[i]) for i in others.values()])
     root = os.path.realpath(path.parent if data_root is None else data_root)
     return _dataset(rows, root, caption_key, label_key, class_names, str(path))

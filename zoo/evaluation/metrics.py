@@ -256,8 +256,8 @@ def best_ranks(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
 def retrieval_ranks(
     queries: np.ndarray,
     candidates: np.ndarray,
-    query_items: Sequence[int],
-    candidate_items: Sequence[int],
+    query_items: Sequence[int] | np.ndarray,
+    candidate_items: Sequence[int] | np.ndarray,
     *,
     block: int = BLOCK,
 ) -> np.ndarray:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -65,12 +66,13 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     """
     check_rates(config, "learning_rate", "weight_decay", "clip_norm", "focal_gamma")
     run = RunConfig.of(config)
-    data = {"image_key": config.image_key, "label_key": config.label_key, "data_root": config.data_root}
+    data: dict[str, Any] = {name: getattr(config, name) for name in ("image_key", "label_key", "data_root")}
     dataset = open_dataset(config.train_data, needs="labels", **data)
-    known = len(dataset.class_names) if dataset.class_names else int(dataset.labels.max()) + 1
-    count = config.num_labels or known
-    if dataset.labels.max() >= count:
-        raise ValueError(f"num_labels is {count}, but the data has a label {dataset.labels.max()}")
+    assert dataset.labels is not None
+    highest = int(dataset.labels.max())
+    count = config.num_labels or (len(dataset.class_names) if dataset.class_names else highest + 1)
+    if highest >= count:
+        raise ValueError(f"num_labels is {count}, but the data has a label {highest}")
     if config.class_weights is not None and len(config.class_weights) != count:
         raise ValueError(f"class_weights has {len(config.class_weights)} numbers for {count} classes")
     output = Path(config.output)
@@ -78,6 +80,7 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     with training_scope(config):
         model, description = create_classifier(config, count)
         spec = description.preprocess
+        assert spec is not None
         with _batches(config, dataset, spec, count) as batches:
             _compile(model, config, config.epochs * batches.steps, count)
             validate = _validation(model, config, dataset, spec, data)

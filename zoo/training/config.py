@@ -264,9 +264,8 @@ def accepts(config: type[TrainConfig]) -> Callable[[Function], Function]:
 
         summary, _, rest = inspect.cleandoc(function.__doc__).partition("\n\nRaises:")
         call.__doc__ = f"{summary}\n\nArgs:\n{textwrap.indent(chr(10).join(lines), '    ')}\n\nRaises:{rest}"
-        call.__signature__ = inspect.Signature(
-            parameters, return_annotation=inspect.signature(function).return_annotation
-        )
+        returns = inspect.signature(function).return_annotation
+        setattr(call, "__signature__", inspect.Signature(parameters, return_annotation=returns))  # noqa: B010
         return call
 
     return decorate

@@ -59,8 +59,8 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
     config = ContrastiveConfig(model=model, train_data=train_data, **options)
     _check(config)
     run = RunConfig.of(config)
-    columns = {"image_key": config.image_key, "caption_key": config.caption_key, "label_key": config.label_key}
-    columns |= {"data_root": config.data_root}
+    names = ("image_key", "caption_key", "label_key", "data_root")
+    columns = {name: getattr(config, name) for name in names}
     dataset = open_dataset(train_data, needs="captions", **columns)
     if config.label_key is None and not isinstance(train_data, Dataset):
         dataset = dataset.without_labels()
@@ -70,10 +70,10 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
         pair = create_pair(config)
         pair.image_encoder.trainable, pair.text_encoder.trainable = not config.lock_image, not config.lock_text
         spec = preprocessing(pair)
-        arrange = {} if config.teacher is None else {"arrange": load_teacher(config.teacher, spec)}
+        arrange: dict[str, Any] = {} if config.teacher is None else {"arrange": load_teacher(config.teacher, spec)}
         output.mkdir(parents=True, exist_ok=True)
-        batch = {"batch_size": config.batch_size, "seed": config.seed, "augment": CONTRASTIVE, "tokenize": tokenize}
-        with Batches(dataset, spec, **batch, **sample_options(config, BAD_SAMPLES)) as batches:
+        options = sample_options(config, BAD_SAMPLES) | {"seed": config.seed, "batch_size": config.batch_size}
+        with Batches(dataset, spec, augment=CONTRASTIVE, tokenize=tokenize, **options) as batches:
             steps = config.epochs * batches.steps
             rates = optimizer_options(config, steps)
             optimizer = create_optimizer(config.learning_rate, steps, **rates)
@@ -137,13 +137,13 @@ def create_pair(config: ContrastiveConfig) -> clip.CLIP:
         if given:
             raise ValueError(f"{', '.join(given)} cannot be changed in an existing model; leave them out")
         return model
-    start = SIGLIP_START if config.loss == "siglip" else {}
-    shape = {name: value for name, value in shape.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in shape.items() if value is not None}
+    options |= SIGLIP_START if config.loss == "siglip" else {}
     if isinstance(model, clip.Pair):
-        return clip.create_clip(model, **shape, **start)
+        return clip.create_clip(model, **options)
     if registry.find(model).family != CLIP:
         raise ValueError(f"{model!r} is a classifier; contrastive training needs a pair, such as clip/convnext_v2_tiny")
-    return registry.create_model(model, weights=config.weights, **shape, **start)
+    return registry.create_model(model, weights=config.weights, **options)
 
 
 def _validation(pair, config: ContrastiveConfig, columns: dict, spec: PreprocessSpec, tokenize: Tokenize) -> Callable:
@@ -154,11 +154,12 @@ def _validation(pair, config: ContrastiveConfig, columns: dict, spec: Preprocess
         if config.classes not in clip.CLASS_NAMES:
             raise ValueError(f"classes={config.classes!r}; it must be one of {', '.join(clip.CLASS_NAMES)}")
         names, templates = clip.CLASS_NAMES[config.classes], clip.TEMPLATES.get(config.classes, templates)
+    assert config.validation_data is not None
     dataset = open_dataset(config.validation_data, **columns, class_names=names)
     if names is not None and dataset.labels is None:
         raise ValueError(
             f"classes={config.classes!r}, but the validation data has no labels; name their column (label_key)"
         )
-    texts = {"class_names": names or dataset.class_names, "templates": templates}
-    batch = {"batch_size": config.batch_size, **sample_options(config, BAD_HELD_OUT)}
-    return functools.partial(PairValidation(dataset, spec, tokenize, **texts, **batch), pair)
+    options = sample_options(config, BAD_HELD_OUT) | {"class_names": names or dataset.class_names}
+    options |= {"batch_size": config.batch_size, "templates": templates}
+    return functools.partial(PairValidation(dataset, spec, tokenize, **options), pair)

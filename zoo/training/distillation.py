@@ -34,8 +34,9 @@ class Teacher:
             theirs, ours = ("x".join(map(str, one.size)) for one in (teacher_spec, spec))
             raise ValueError(f"the teacher takes images of {theirs} pixels, the pair of {ours}; they must be the same")
         self.pair = pair
-        mean, std = np.float32(spec.mean), np.float32(spec.std)
-        teacher_mean, teacher_std = np.float32(teacher_spec.mean), np.float32(teacher_spec.std)
+        mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+        teacher_mean = np.asarray(teacher_spec.mean, np.float32)
+        teacher_std = np.asarray(teacher_spec.std, np.float32)
         self.gain, self.offset = std / teacher_std, (mean - teacher_mean) / teacher_std  # between the statistics
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -359,7 +359,8 @@ class _Run(keras.callbacks.Callback):
 
     def _roll_back(self) -> None:
         """Return to the last checkpoint and leave out the batches of the skipped updates from now on."""
-        count, culprits, place = self._in_a_row(), [], self.position - 1
+        culprits: list[int] = []
+        count, place = self._in_a_row(), self.position - 1
         while len(culprits) < count and place >= 0:
             if place not in self.left_out:
                 culprits.append(place)

@@ -64,7 +64,7 @@ def pretrain(
     config = PretrainConfig(model=model, train_data=train_data, **options)
     check_rates(config, "learning_rate", "weight_decay", "clip_norm")
     run = RunConfig.of(config)
-    columns = {"image_key": config.image_key, "data_root": config.data_root}
+    columns: dict[str, Any] = {"image_key": config.image_key, "data_root": config.data_root}
     dataset = open_dataset(train_data, needs="images", **columns)
     output = Path(config.output)
     if config.devices not in (None, 1) and isinstance(model, keras.Model):
@@ -73,7 +73,7 @@ def pretrain(
         fcmae = create(config)
         spec = preprocessing(fcmae)
         output.mkdir(parents=True, exist_ok=True)
-        batch = {"batch_size": config.batch_size, "seed": config.seed}
+        batch: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
         augment = Augment(scale=(config.crop_scale, 1.0), flip=config.flip)
         with Batches(dataset, spec, augment=augment, **batch, **sample_options(config, BAD_SAMPLES)) as batches:
             steps = config.epochs * batches.steps
@@ -83,8 +83,8 @@ def pretrain(
             compile_resumable(fcmae, optimizer, config)
             validate = None
             if config.validation_data is not None:
-                held_out = open_dataset(config.validation_data, needs="images", **columns)
-                held_out = held_out_batches(held_out, spec, **batch, **sample_options(config, BAD_HELD_OUT))
+                images = open_dataset(config.validation_data, needs="images", **columns)
+                held_out = held_out_batches(images, spec, **batch, **sample_options(config, BAD_HELD_OUT))
                 validate = functools.partial(evaluate, fcmae, held_out)
             identity = _identity(config, rates, fcmae)
             resume = config.resume
@@ -113,7 +113,11 @@ def create(config: PretrainConfig) -> convnext.FCMAE:
             raise ValueError(f"{', '.join(given)} cannot be changed in an existing model; leave them out")
         return model
     size = config.image_size or IMAGE_SIZE
-    arguments = {"include_top": False, "input_shape": (size, size, 3), "stem_stride": config.stem_stride or "auto"}
+    arguments: dict[str, Any] = {
+        "include_top": False,
+        "input_shape": (size, size, 3),
+        "stem_stride": config.stem_stride or "auto",
+    }
     if isinstance(model, convnext.Variant):
         if weights is not None:
             raise ValueError("weights need a model's name; load them into the `encoder` of a FCMAE built from the row")
@@ -187,8 +191,8 @@ def draw_reconstructions(path: Path, fcmae, images: np.ndarray, spec: Preprocess
     mask = keras.ops.convert_to_numpy(fcmae.draw_mask(len(images)))
     side = fcmae.patch_size
     hidden = mask.repeat(side, axis=1).repeat(side, axis=2)[..., None] == 1
-    columns = [_pixels(images, spec), None, _pixels(fcmae.reconstruct(images, mask), spec)]
-    columns[1] = np.where(hidden, np.uint8(GREY), columns[0])
+    original = _pixels(images, spec)
+    columns = [original, np.where(hidden, np.uint8(GREY), original), _pixels(fcmae.reconstruct(images, mask), spec)]
     larger = max(1, -(-MIN_SIDE // images.shape[1]))
     frame = ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0))
     framed = [np.pad(c.repeat(larger, 1).repeat(larger, 2), frame, constant_values=255) for c in columns]
@@ -198,5 +202,5 @@ def draw_reconstructions(path: Path, fcmae, images: np.ndarray, spec: Preprocess
 
 def _pixels(images: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     """Return normalised images as uint8."""
-    pixels = images * np.float32(spec.std) + np.float32(spec.mean)
+    pixels = images * np.asarray(spec.std, np.float32) + np.asarray(spec.mean, np.float32)
     return np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)

@@ -10,6 +10,7 @@ Reference: arXiv:2101.06983, section 3; open_clip's `--accum-freq`.
 """
 
 import functools
+from collections.abc import Callable
 
 import keras
 from keras import ops
@@ -27,8 +28,8 @@ def accumulate_gradients(model: keras.Model, chunks: int) -> None:
         model: `clip.CLIP`, before its first step.
         chunks: a divisor of the batch size.
     """
-    step = {"jax": _jax_step, "tensorflow": _tensorflow_step, "torch": _torch_step}[keras.backend.backend()]
-    model.train_step = functools.partial(step, model, chunks)
+    steps: dict[str, Callable] = {"jax": _jax_step, "tensorflow": _tensorflow_step, "torch": _torch_step}
+    model.train_step = functools.partial(steps[keras.backend.backend()], model, chunks)
 
 
 def _pairs(data):

@@ -86,16 +86,17 @@ class PairValidation:
 
     def _evaluate(self, encoder: Encoder) -> dict[str, float]:
         vectors, tokens, labels = [], [], []
+        captioned, labelled = self.batches.tokenize is not None, self.batches.dataset.labels is not None
         for batch in self.batches:
             if len(batch["images"]):  # else all of its records are bad
                 vectors.append(encoder.embed_batches([batch["images"]]))
-                tokens.append(batch.get("tokens"))
-                labels.append(batch.get("label"))
+                tokens += [batch["tokens"]] if captioned else []
+                labels += [batch["label"]] if labelled else []
         images = np.concatenate(vectors)
         metrics = {}
-        if tokens[0] is not None:
+        if captioned:
             metrics = _retrieval(images, encoder.embed_tokens(np.concatenate(tokens)))
-        if self.class_names is not None and labels[0] is not None:
+        if self.class_names is not None and labelled:
             matrix = class_matrix(encoder.embed_texts, self.class_names, self.templates)
             metrics["zero_shot_accuracy"] = top_k_accuracy(images @ matrix, np.concatenate(labels))
         return metrics
@@ -103,7 +104,7 @@ class PairValidation:
 
 def _retrieval(images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
     places = np.arange(len(images))
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, pair in {"image_to_text": (images, texts), "text_to_image": (texts, images)}.items():
         summary = summarize_ranks(retrieval_ranks(*pair, places, places))
         metrics |= {f"{name}_{key}": value for key, value in summary.items() if key != "queries"}
