@@ -36,7 +36,7 @@ def list_models(pattern: str = "*", weights: str | None = None) -> list[str]:
     """Return the names that match a pattern: classifiers first, each family from small to large.
 
     Args:
-        pattern: shell-style, e.g. "convnextv2_*", "*vit*". Case does not matter, and a pair also matches by its name
+        pattern: shell-style, e.g. `convnextv2_*`, `*vit*`. Case does not matter, and a pair also matches by its name
             without `clip/`.
         weights: shell-style pattern of weight tags; the names of matching published weights are returned, `name.tag`.
     """
