@@ -179,19 +179,19 @@ def create_model(case):
 
     import zoo
     from zoo.training.optimizer import create_optimizer
-    from zoo.training.setup import prepare
+    from zoo.training.setup import compile_resumable
 
     keras.utils.set_random_seed(0)
     row, state = CASES[case], {"precision": "float32", "ema": None}
     size, stem_stride = row["image_size"], row["stem_stride"]
     if case == "pair":
         model = zoo.create_model(row["name"], image_size=size, stem_stride=stem_stride)
-        prepare(model, create_optimizer(1e-4, 1000, clip_norm=1.0), loss="clip", **state)
+        compile_resumable(model, create_optimizer(1e-4, 1000, clip_norm=1.0), loss="clip", **state)
         return model
     shape = {"input_shape": (size, size, 3), "stem_stride": stem_stride, "classifier_activation": None}
     model = zoo.create_model(row["name"], num_classes=1000, **shape)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    prepare(model, create_optimizer(1e-4, 1000), loss=loss, **state)
+    compile_resumable(model, create_optimizer(1e-4, 1000), loss=loss, **state)
     return model
 
 

@@ -122,12 +122,12 @@ def create(mode: str):
 
     from zoo.data import Batches, from_arrays
     from zoo.data.preprocess import PreprocessSpec
-    from zoo.training.setup import prepare
+    from zoo.training.setup import compile_resumable
 
     keras.utils.set_random_seed(5)
     images, captions, labels = digits(RECORDS)
     model, options, arrange, tokenize = MODES[mode]()
-    prepare(model, keras.optimizers.Adam(0.01), precision="float32", ema=None, **options)
+    compile_resumable(model, keras.optimizers.Adam(0.01), precision="float32", ema=None, **options)
     data, spec = from_arrays(images, captions, labels if mode == "classify" else None), PreprocessSpec(image_size=8)
     return model, Batches(data, spec, batch_size=BATCH_SIZE, tokenize=tokenize, threads=1), arrange
 

@@ -19,8 +19,8 @@ from zoo.data.preprocess import PreprocessSpec
 from zoo.training import contrastive
 from zoo.training.average import average
 from zoo.training.checkpoint import newest_checkpoint
-from zoo.training.setup import prepare
-from zoo.training.two_pass import accumulate
+from zoo.training.setup import compile_resumable
+from zoo.training.two_pass import accumulate_gradients
 
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
@@ -193,9 +193,9 @@ def one_step(chunks, rate=None):
         for layer in pair.image_encoder.layers:
             if isinstance(layer, keras.layers.Dropout):
                 layer.rate = rate
-    prepare(pair, keras.optimizers.SGD(1.0), precision="float32", ema=None)
+    compile_resumable(pair, keras.optimizers.SGD(1.0), precision="float32", ema=None)
     if chunks:
-        accumulate(pair, chunks)
+        accumulate_gradients(pair, chunks)
     rng = np.random.default_rng(0)
     batch = {
         "images": rng.standard_normal((8, 16, 16, 3)).astype(np.float32),
@@ -237,8 +237,8 @@ def test_batch_statistics_count_each_chunk_once():
     rng = np.random.default_rng(0)
     images, tokens = rng.standard_normal((8, 8, 8, 3)).astype(np.float32), rng.integers(1, 64, (8, 5)).astype(np.int32)
     trained, called = create(), create()
-    prepare(trained, keras.optimizers.SGD(0.1), precision="float32", ema=None)
-    accumulate(trained, 2)
+    compile_resumable(trained, keras.optimizers.SGD(0.1), precision="float32", ema=None)
+    accumulate_gradients(trained, 2)
     trained.train_on_batch({"images": images, "tokens": tokens})
     for part in (slice(0, 4), slice(4, 8)):
         called({"images": images[part], "tokens": tokens[part]}, training=True)

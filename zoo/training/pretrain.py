@@ -80,7 +80,7 @@ def pretrain(
             rates = optimizer_options(config, steps)
             excluded = [fcmae.decoder.get_layer("mask_token").token]
             optimizer = create_optimizer(config.learning_rate, steps, excluded=excluded, **rates)
-            compile_resumable(fcmae, optimizer, config)
+            compile_resumable(fcmae, optimizer, precision=config.precision, ema=config.ema)
             validate = None
             if config.validation_data is not None:
                 images = open_dataset(config.validation_data, needs="images", **columns)

@@ -63,19 +63,20 @@ def optimizer_options(config: TrainConfig, steps: int) -> dict[str, Any]:
 def compile_resumable(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
-    config: TrainConfig,
     *,
+    precision: str,
+    ema: float | None,
     factors: list[float] | None = None,
     **options: Any,
 ) -> None:
     """Compile a model for `fit_resumable`.
 
     Args:
-        config: of which `precision` and `ema` are used.
-        factors: as in `SkipNonFinite`.
+        precision: of the config; "float16" gets a loss scale.
+        ema, factors: as in `SkipNonFinite`.
         options: of `model.compile`.
     """
-    scale = FLOAT16_SCALE if config.precision == "float16" else None
-    guarded = SkipNonFinite(optimizer, initial_scale=scale, ema=config.ema, factors=factors)
+    scale = FLOAT16_SCALE if precision == "float16" else None
+    guarded = SkipNonFinite(optimizer, initial_scale=scale, ema=ema, factors=factors)
     model.compile(guarded, auto_scale_loss=False, **options)
     model.optimizer.build(model.trainable_variables)  # inside the step, TensorFlow would trace the step twice
