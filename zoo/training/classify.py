@@ -163,7 +163,7 @@ def _compile(model, config, steps, count) -> None:
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     loss = create_loss(config)
     factors = None if config.layer_decay is None else update_factors(model, config.layer_decay)
-    options = {"factors": factors, "loss": loss, "metrics": metrics}
+    options: dict[str, Any] = {"factors": factors, "loss": loss, "metrics": metrics}
     compile_resumable(model, optimizer, precision=config.precision, ema=config.ema, **options)
     blank = np.zeros((1, count), np.float32)
     model.compute_metrics(None, ops.convert_to_tensor(blank), ops.convert_to_tensor(blank))  # creates their variables

@@ -77,7 +77,7 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
             steps = config.epochs * batches.steps
             rates = optimizer_options(config, steps)
             optimizer = create_optimizer(config.learning_rate, steps, **rates)
-            loss = {"loss": config.loss, "distill_weight": config.distill_weight}
+            loss: dict[str, Any] = {"loss": config.loss, "distill_weight": config.distill_weight}
             compile_resumable(pair, optimizer, precision=config.precision, ema=config.ema, **loss)
             if config.accumulate > 1:
                 accumulate_gradients(pair, config.accumulate)
