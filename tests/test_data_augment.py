@@ -60,7 +60,7 @@ def agree(ours, theirs):
 
 @pytest.mark.parametrize("size", [(64, 64), (200, 60), (31, 300), (500, 375)])
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0)])
-def test_crops_are_distributed_as_timms(timm, rng, size, scale):
+def test_crops_have_timms_distribution(timm, rng, size, scale):
     import random
 
     random.seed(0)
@@ -75,14 +75,14 @@ def test_crops_are_distributed_as_timms(timm, rng, size, scale):
     assert (ours[:, 2:] >= 1).all() and (ours[:, :2] >= 0).all()
 
 
-def test_a_sliver_gives_its_middle():
+def test_a_very_long_image_gives_its_centre():
     rng = np.random.default_rng(0)
     assert draw_crop(rng, 1000, 10, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3)) == (493, 0, 13, 10)
     assert draw_crop(rng, 10, 1000, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3)) == (0, 493, 10, 13)
     assert draw_crop(rng, 1, 1, scale=(0.08, 0.1), ratio=(3 / 4, 4 / 3)) == (0, 0, 1, 1)
 
 
-def test_a_crop_is_resized_as_pillow_does(rng, noise):
+def test_a_crop_is_resized_like_pillow(rng, noise):
     state = rng.bit_generator.state
     ours = random_resized_crop(noise, rng, (20, 30), scale=(0.2, 0.5), resample=BICUBIC)
     rng.bit_generator.state = state
@@ -91,7 +91,7 @@ def test_a_crop_is_resized_as_pillow_does(rng, noise):
     assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_flips_come_as_often_as_asked(rng, noise):
+def test_flips_have_the_given_probability(rng, noise):
     pixels = np.asarray(noise)
     flipped = [np.array_equal(np.asarray(random_flip(noise, rng, 0.3)), pixels[:, ::-1]) for _ in range(1000)]
     assert binomtest(sum(flipped), 1000, 0.3).pvalue > UNLIKELY
@@ -113,7 +113,7 @@ def test_a_large_jpeg_is_decoded_no_larger_than_its_crops_need():
     assert open_record(record).size == (1024, 1024)
 
 
-def test_crops_of_a_drafted_picture_lack_no_pixels(rng):
+def test_crops_of_a_drafted_image_have_enough_pixels(rng):
     for scale, ratio, size in (((0.08, 1), (3 / 4, 4 / 3), (100, 100)), ((0.5, 1), (1, 3), (40, 90))):
         augment = Augment(scale=scale, ratio=ratio)
         width, height = augment.least_size(PreprocessSpec(image_size=size))
@@ -122,7 +122,7 @@ def test_crops_of_a_drafted_picture_lack_no_pixels(rng):
         assert (crops.min(axis=0) < 1.3 * np.array(size[::-1])).any()  # and not many more than are needed
 
 
-def test_a_drafted_picture_looks_the_same_and_evaluation_drafts_none(tmp_path):
+def test_a_drafted_image_is_similar_and_evaluation_does_not_draft(tmp_path):
     (tmp_path / "class").mkdir()
     (tmp_path / "class" / "a.jpg").write_bytes(photograph())
     spec, dataset = PreprocessSpec(image_size=100), read_folder(tmp_path)
@@ -173,7 +173,7 @@ def test_posterize_keeps_a_bit(noise):
     assert set(np.unique(np.asarray(ours))) == {0, 128}
 
 
-def test_operations_magnitudes_and_signs_are_drawn_as_timm_draws_them(rng, noise, monkeypatch):
+def test_operations_magnitudes_and_signs_have_timms_distribution(rng, noise, monkeypatch):
     drawn = []
 
     def record(name, image, magnitude, sign, **_):
@@ -198,7 +198,7 @@ def test_operations_magnitudes_and_signs_are_drawn_as_timm_draws_them(rng, noise
 # --- erasing ---
 
 
-def test_erased_rectangles_are_distributed_as_timms(timm, rng):
+def test_erased_rectangles_have_timms_distribution(timm, rng):
     import random
 
     import torch
@@ -233,7 +233,7 @@ def test_erased_pixels_are_standard_normal(rng):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA", "I;16"])
 @pytest.mark.parametrize("augment", [CONTRASTIVE, CLASSIFICATION])
-def test_any_picture_becomes_finite_pixels_of_the_wanted_size(rng, noise, mode, augment):
+def test_any_image_becomes_finite_pixels_of_the_requested_size(rng, noise, mode, augment):
     image = Image.fromarray(np.asarray(noise)[..., 0].astype(np.uint16)) if mode == "I;16" else noise.convert(mode)
     spec = PreprocessSpec(image_size=(20, 12), crop_pct=0.8, resize_mode="longest")
     for _ in range(20):
@@ -241,7 +241,7 @@ def test_any_picture_becomes_finite_pixels_of_the_wanted_size(rng, noise, mode, 
         assert pixels.shape == (20, 12, 3) and pixels.dtype == np.float32 and np.isfinite(pixels).all()
 
 
-def test_the_whole_picture_without_chance_is_the_squashed_one(rng, noise):
+def test_the_deterministic_transform_is_a_squash(rng, noise):
     alone = Augment(scale=(1.0, 1.0), ratio=(56 / 40, 56 / 40), flip=0.0)
     squash = PreprocessSpec(image_size=24, resize_mode="squash", mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert np.array_equal(alone(noise, rng, SPEC), preprocess(noise, squash))
@@ -257,7 +257,7 @@ def test_the_whole_picture_without_chance_is_the_squashed_one(rng, noise):
         {"erase": 1.0},
     ],
 )
-def test_each_setting_changes_the_picture_and_the_same_stream_gives_the_same(noise, changed):
+def test_each_setting_changes_the_image_and_a_seed_reproduces_it(noise, changed):
     plain = {"scale": (0.9, 1.0), "flip": 0.0}
     pixels = [
         Augment(**settings)(noise, np.random.default_rng(5), SPEC) for settings in (plain, {**plain, **changed}) * 2
@@ -319,7 +319,7 @@ def test_cutmix_puts_the_neighbours_pixels_in_one_rectangle_and_counts_its_area(
         assert np.array_equal(mixed[3] == 2, changed) and np.array_equal(mixed[1] == 0, changed)
 
 
-def test_an_odd_last_row_stays_itself():
+def test_an_odd_last_row_is_not_mixed():
     assert list(neighbours(5)) == [1, 0, 3, 2, 4] and list(neighbours(1)) == [0] and list(neighbours(0)) == []
     rows = np.arange(5, dtype=np.float32)[:, None]
     assert mix_up(rows, neighbours(5), 0.25)[4, 0] == pytest.approx(4)
@@ -331,7 +331,7 @@ def test_targets_are_distributions(rng):
         assert target.dtype == np.float32 and np.allclose(target.sum(axis=1), 1, atol=1e-6) and (target >= 0).all()
 
 
-def test_shares_and_rectangles_are_distributed_as_timms(timm, rng):
+def test_mixing_has_timms_distribution(timm, rng):
     np.random.seed(3)
     theirs = timm.data.mixup.Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.7, switch_prob=0.3)
     ours = Mix(10, mixup=0.8, cutmix=1.0, probability=0.7, switch=0.3)
@@ -356,7 +356,7 @@ def test_shares_and_rectangles_are_distributed_as_timms(timm, rng):
         assert agree(a, b)
 
 
-def test_one_of_the_two_alone_is_used_alone(rng):
+def test_mixup_or_cutmix_alone(rng):
     assert not any(Mix(10, cutmix=0, switch=1.0).draw(rng)[0] for _ in range(50))
     assert all(Mix(10, mixup=0, switch=0.0).draw(rng)[0] for _ in range(50))
     batch = a_batch()

@@ -111,7 +111,7 @@ def test_class_folders_feed_a_classifier(tmp_path):
     assert np.array_equal(np.bincount(one["label"]), np.bincount(digits(COUNT)[2]))
 
 
-def test_captions_are_made_by_a_function_of_their_own_stream():
+def test_a_caption_function_has_its_own_random_stream():
     def caption(record, rng):
         return f"{WORDS[record.label]} {rng.integers(1000)}"
 
@@ -133,7 +133,7 @@ def test_captions_are_made_by_a_function_of_their_own_stream():
 # --- determinism ---
 
 
-def test_a_batch_is_the_same_for_any_threads_prefetch_and_order_of_asking():
+def test_a_batch_is_independent_of_threads_prefetch_and_access_order():
     with full(threads=1, prefetch=0) as plain:
         expected = {(epoch, step): plain.batch(epoch, step) for epoch in range(2) for step in range(plain.steps)}
         for i, place in enumerate(expected):
@@ -157,7 +157,7 @@ def test_a_batch_is_the_same_in_another_process():
     assert run.stdout.strip() == hashlib.sha256(b"".join(one[key].tobytes() for key in sorted(one))).hexdigest()
 
 
-def test_several_threads_may_ask_at_once():
+def test_several_threads_may_share_batches():
     with full() as batches, concurrent.futures.ThreadPoolExecutor(4) as pool:
         expected = [batches[i] for i in range(20)]
         again = list(pool.map(batches.__getitem__, range(20)))
@@ -179,7 +179,7 @@ def test_seed_epoch_and_record_each_change_the_augmentation():
         assert all(np.array_equal(batches.sample(0, i)["images"], rows[i]) for i in range(8))
 
 
-def test_a_change_of_the_batches_is_named():
+def test_the_identity_names_a_change():
     one, other = full().identity, full(batch_size=4, augment=None).identity
     assert {name for name in one if one[name] != other[name]} == {"batch_size", "augment"}
     assert one["data"].startswith(f"{len(full().dataset)} records, ")
@@ -260,7 +260,7 @@ def test_sizes_of_every_kind(rng):
 
 
 @pytest.mark.parametrize("mix", [None, Mix(10), Mix(10, mixup=0), Mix(10, cutmix=0)])
-def test_ranks_together_see_what_one_process_sees(mix):
+def test_ranks_together_have_the_batch_of_one_process(mix):
     with full(mix=mix) as whole, full(mix=mix, world_size=2) as left, full(mix=mix, world_size=2, rank=1) as right:
         for epoch, step in ((0, 0), (0, 5), (3, 2)):
             parts = [half.batch(epoch, step) for half in (left, right)]
@@ -308,7 +308,7 @@ def settle(watched: Watched, expected: int) -> int:
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
-def test_exactly_so_many_batches_are_made_ahead(prefetch):
+def test_exactly_prefetch_batches_are_made_in_advance(prefetch):
     watched = Watched()
     with Batches(numbered(400), TINY, batch_size=4, augment=watched, prefetch=prefetch) as batches:
         batches.batch(0, 0)
@@ -320,7 +320,7 @@ def test_exactly_so_many_batches_are_made_ahead(prefetch):
         assert len(batches._jobs) == prefetch
 
 
-def test_reading_ahead_crosses_the_end_of_an_epoch():
+def test_prefetching_crosses_the_end_of_an_epoch():
     watched = Watched()
     with Batches(numbered(8), TINY, batch_size=4, augment=watched, prefetch=1) as batches:
         batches.batch(0, 1)
@@ -350,7 +350,7 @@ def test_threads_end_with_close_and_with_the_object():
     assert not set(alive()) - before
 
 
-def test_an_error_in_a_function_of_ones_own_is_raised_and_blames_no_data():
+def test_an_error_in_a_custom_function_is_raised_and_not_a_bad_sample():
     def wrong(image, rng, spec):
         raise KeyError("a mistake")
 
@@ -388,7 +388,7 @@ def test_arguments_out_of_range_are_refused(options, said):
         Batches(numbered(8), TINY, **{"batch_size": 4, **options})
 
 
-def test_places_that_are_not_there_are_refused():
+def test_invalid_epochs_and_steps_are_refused():
     with Batches(numbered(8), TINY, batch_size=4) as batches:
         for epoch, step in ((0, 2), (-1, 0), (0, -1)):
             with pytest.raises(IndexError, match="an epoch has 2 steps"):
@@ -401,7 +401,7 @@ def test_places_that_are_not_there_are_refused():
 # --- the script that measures ---
 
 
-def test_throughput_is_measured_beside_a_plain_loop_over_the_same_pictures(tmp_path):
+def test_throughput_is_compared_with_a_plain_loop(tmp_path):
     folder = write_class_folders(tmp_path, COUNT)
     rates = throughput.measure(folder, image_size=16, threads=2, seconds=0.02)
     names = [f"{name}, {n} threads" for name in ("evaluation", "contrastive", "classification") for n in (1, 2)]

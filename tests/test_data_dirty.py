@@ -86,7 +86,7 @@ def test_all_eight_at_once_in_shards(tmp_path, rng):
         assert sorted(batches.bad.reasons) == sorted(chosen)
 
 
-def test_a_png_called_jpg_is_sound(tmp_path):
+def test_a_png_named_jpg_is_read(tmp_path):
     (tmp_path / "zero").mkdir()
     (tmp_path / "zero" / "a.jpg").write_bytes(encode(digits(1)[0][0]))
     with Batches(read_folder(tmp_path), SPEC, batch_size=1) as batches:
@@ -122,7 +122,7 @@ def test_a_bad_record_is_replaced_by_the_next_good_one_from_one_batch_further_on
         assert set(batches.bad.reasons) == bad
 
 
-def test_a_resumed_run_sees_the_same_batches_and_names_nothing_twice(class_folders, tmp_path, rng):
+def test_a_resumed_run_has_the_same_batches_and_logs_nothing_twice(class_folders, tmp_path, rng):
     dataset = read_folder(class_folders)
     for i in rng.choice(COUNT, 6, replace=False):
         corrupt(class_folders / dataset.names[i], b"")
@@ -147,7 +147,7 @@ def test_a_resumed_run_sees_the_same_batches_and_names_nothing_twice(class_folde
     assert len(last) == 8 and json.loads(last[-1])["reason"] == "the image is an empty file"
 
 
-def test_bad_records_are_left_out_where_nothing_is_to_replace_them(class_folders):
+def test_bad_records_are_left_out_without_replacement(class_folders):
     dataset = read_folder(class_folders)
     for i in (0, 1, 9):
         corrupt(class_folders / dataset.names[i], b"")
@@ -180,7 +180,7 @@ def test_too_many_bad_records_end_the_run_with_one_clear_error(class_folders, tm
         list(batches)
 
 
-def test_a_full_disk_loses_no_name_and_does_not_end_the_run(tmp_path, monkeypatch):
+def test_a_full_disk_loses_no_log_entry_and_does_not_end_the_run(tmp_path, monkeypatch):
     log, write = tmp_path / "bad.jsonl", os.write
     bad = BadSamples(["a", "b", "c"], log, 1.0)
 
@@ -199,7 +199,7 @@ def test_a_full_disk_loses_no_name_and_does_not_end_the_run(tmp_path, monkeypatc
         BadSamples(["a"], tmp_path / "none" / "bad.jsonl")
 
 
-def test_one_file_may_name_the_bad_records_of_two_data_sets(tmp_path):
+def test_one_log_may_serve_two_data_sets(tmp_path):
     log = tmp_path / "bad.jsonl"
     BadSamples(["a", "b"], log, 1.0).add(0, "empty")
     other = BadSamples(["c", "b"], log, 1.0)
@@ -208,7 +208,7 @@ def test_one_file_may_name_the_bad_records_of_two_data_sets(tmp_path):
     assert BadSamples(["a", "b"], log).reasons == {0: "empty"} and BadSamples(["c", "b"], log).reasons == {0: "text"}
 
 
-def test_nothing_good_ends_the_run_whatever_is_allowed():
+def test_a_data_set_without_good_records_ends_the_run():
     images = [np.zeros((0, 3), np.uint8)] * 4
     with (
         Batches(from_arrays(images), SPEC, batch_size=2, max_bad_fraction=1.0) as batches,
@@ -217,7 +217,7 @@ def test_nothing_good_ends_the_run_whatever_is_allowed():
         list(batches)
 
 
-def test_what_the_transform_or_the_tokenizer_refuses_is_bad_too():
+def test_errors_of_the_transform_or_tokenizer_make_a_record_bad():
     pictures, captions, _ = digits(4)
     images = [*pictures[:3], np.zeros((9000, 1, 3), np.uint8)]
 
@@ -233,7 +233,7 @@ def test_what_the_transform_or_the_tokenizer_refuses_is_bad_too():
         assert batches.bad.reasons[1] == "too long" and "224x2016000" in batches.bad.reasons[3]
 
 
-def test_what_the_machine_fails_at_is_no_fault_of_the_data(class_folders):
+def test_system_errors_are_not_bad_records(class_folders):
     dataset = read_folder(class_folders)
     low, high = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = []

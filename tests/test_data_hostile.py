@@ -57,7 +57,7 @@ def test_paths_that_leave_the_data_root_are_refused(tmp_path):
         wide.record(len(wrong) - 1)
 
 
-def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
+def test_pipes_and_devices_are_refused_without_blocking(tmp_path):
     folder = write_class_folders(tmp_path, 9)
     os.mkfifo(folder / "0_zero" / "a_pipe.png")
     with Batches(read_folder(folder), SPEC, batch_size=2, max_bad_fraction=0.1) as batches:
@@ -75,7 +75,7 @@ def test_a_link_put_in_place_of_a_file_is_not_followed(tmp_path):
     assert read_file(inside(str(tmp_path.resolve()), "b")) == b"x"
 
 
-def test_files_beyond_the_cap_are_not_read(tmp_path):
+def test_files_above_the_size_limit_are_not_read(tmp_path):
     (tmp_path / "big").write_bytes(b"")
     os.truncate(tmp_path / "big", 1 << 40)
     with pytest.raises(ValueError, match="has 1099511627776 bytes; at most"):
@@ -144,7 +144,7 @@ def test_a_hostile_shard_writes_nothing_runs_nothing_and_gives_its_good_sample(t
 
 
 @pytest.mark.parametrize("name", ["pipe:touch hacked", "https://example.org/a.tar", "s3://bucket/a.tar"])
-def test_shards_are_files_not_commands_or_addresses(name):
+def test_shards_are_files_not_commands_or_urls(name):
     with pytest.raises(ValueError, match="URL or a command"):
         read_shards(name)
 
@@ -157,7 +157,7 @@ def test_a_pipe_for_a_shard_and_a_brace_that_never_ends_are_refused(tmp_path):
         read_shards(f"{tmp_path}/{{0..99999999999999}}-{{0..999999}}.tar")
 
 
-def test_compressed_and_other_files_are_no_shards(tmp_path):
+def test_compressed_and_other_files_are_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
     (tmp_path / "b.tar").write_bytes(b"text" * 400)
@@ -167,7 +167,7 @@ def test_compressed_and_other_files_are_no_shards(tmp_path):
             read_shards(tmp_path / name)
 
 
-def test_members_that_claim_too_much_are_not_read(tmp_path):
+def test_members_with_an_excessive_size_are_not_read(tmp_path):
     picture = encode(digits(1)[0][0])
     whole = write_tar(tmp_path / "a.tar", {"a.png": picture, "a.txt": b"x", "b.png": picture, "b.txt": b"x"})
     for content in (b"\x80" + (1 << 60).to_bytes(11, "big"), b"\xff" * 12, b"77777777777\0", b"garbage!!!!\0"):
@@ -192,7 +192,7 @@ def test_members_that_claim_too_much_are_not_read(tmp_path):
         dataset.record(1)
 
 
-def test_a_shard_cut_off_or_damaged_anywhere_keeps_what_stands_before(tmp_path, rng):
+def test_a_truncated_or_damaged_shard_keeps_the_samples_before(tmp_path, rng):
     write_shards(tmp_path, 6, shards=1, size=8)
     whole = (tmp_path / "digits-0000.tar").read_bytes()
     good = [read_shards(tmp_path / "digits-0000.tar").record(i) for i in range(6)]
@@ -225,7 +225,7 @@ def assert_prefix(path, good, flipped=0):
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_headers_of_headers_are_bounded(tmp_path, form):
+def test_extended_headers_are_bounded(tmp_path, form):
     name = "x" * (2 << 20) + ".png"
     write_tar(tmp_path / "a.tar", {name: b"x"}, format=form)
     with pytest.raises(ValueError, match="the header at byte 0 has 2097.* bytes"):

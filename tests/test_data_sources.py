@@ -38,7 +38,7 @@ def write_rows(path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 @pytest.mark.parametrize("layout", ["csv", "tsv", "captioned", "shards", "json shards", "arrays"])
-def test_every_layout_gives_the_same_pictures_and_captions(tmp_path, layout):
+def test_every_layout_gives_the_same_images_and_captions(tmp_path, layout):
     pictures, captions, labels = digits(COUNT)
     dataset = {
         "csv": lambda: read_csv(write_csv(tmp_path, COUNT)),
@@ -71,7 +71,7 @@ def test_class_folders_give_labels_and_names(tmp_path):
         assert np.array_equal(pixels(dataset, i), pictures[number])
 
 
-def test_classes_in_a_csv_are_numbered_by_name_or_as_they_are(tmp_path):
+def test_classes_in_a_csv_are_names_or_numbers(tmp_path):
     labels = digits(COUNT)[2]
     path = write_csv(tmp_path, COUNT)
     dataset = read_csv(path, caption_key=None, label_key="class")
@@ -104,7 +104,7 @@ def test_an_unknown_class_is_a_bad_record(tmp_path):
 # --- CSV ---
 
 
-def test_the_separator_is_the_one_under_which_the_columns_are_there(tmp_path):
+def test_the_separator_is_detected_by_the_columns(tmp_path):
     for separator in (",", "\t", ";", "|"):
         path = write_rows(
             tmp_path / "t.csv", f"id{separator}filepath{separator}caption\n1{separator}a.png{separator}x\n"
@@ -120,7 +120,7 @@ def test_quotes_line_breaks_and_byte_order_marks_are_understood(tmp_path):
     assert [dataset.record(i).caption for i in range(2)] == ['two\nlines, "quoted"', "é"]
 
 
-def test_rows_that_are_wrong_are_bad_records_with_their_line(tmp_path):
+def test_malformed_rows_are_bad_records_with_their_line(tmp_path):
     good, long = "a.png,fine\n", "x" * 200_000
     text = f"filepath,caption\n{good}a.png\na.png,too,many\na.png,\n,no path\na.png,{long}\n{good}"
     path = write_rows(tmp_path / "t.csv", text)
@@ -154,7 +154,7 @@ def test_a_csv_without_the_column_or_without_rows_is_refused(tmp_path):
             read_csv(write_rows(tmp_path / "t.csv", text))
 
 
-def test_paths_are_seen_from_the_table_or_from_the_data_root(tmp_path):
+def test_paths_are_relative_to_the_table_or_the_data_root(tmp_path):
     table = write_csv(tmp_path / "data", 3)
     with open(table, newline="") as file:
         rows = list(csv.reader(file))
@@ -169,7 +169,7 @@ def test_paths_are_seen_from_the_table_or_from_the_data_root(tmp_path):
 # --- folders and shards ---
 
 
-def test_hidden_and_other_files_are_left_out_and_a_lone_image_has_no_meaning(tmp_path):
+def test_hidden_and_other_files_are_ignored_and_a_loose_image_is_refused(tmp_path):
     folder = write_class_folders(tmp_path, 10)
     for name in ("._x.png", "notes.md", "README.txt"):
         (folder / "0_zero" / name).write_bytes(b"x")
@@ -223,7 +223,7 @@ def test_long_and_foreign_names_are_read_in_every_tar_format(tmp_path, form):
     assert dataset.record(0).caption == "größe" and np.array_equal(pixels(dataset, 0), digits(1)[0][0])
 
 
-def test_samples_of_a_shard_that_lack_something_are_bad_records(tmp_path):
+def test_incomplete_samples_of_a_shard_are_bad_records(tmp_path):
     picture = encode(digits(1)[0][0])
     members = {
         **{"good.png": picture, "good.txt": b"x", "good.cls": b"3\n", "good.seg.png": b"passed over"},
@@ -296,7 +296,7 @@ def test_parquet_names_what_to_install(tmp_path, monkeypatch):
         read_parquet(tmp_path / "t.parquet")
 
 
-def test_a_subset_is_those_records_in_that_order(tmp_path):
+def test_a_subset_has_the_given_records_in_order(tmp_path):
     dataset = read_shards(write_shards(tmp_path, 12))
     part = dataset.subset([7, 2])
     assert part.names == [dataset.names[7], dataset.names[2]] and len(part) == 2

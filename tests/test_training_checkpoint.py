@@ -49,7 +49,7 @@ def equal(one, other):
     )
 
 
-def test_what_was_saved_is_read(tmp_path):
+def test_a_saved_checkpoint_is_read_back(tmp_path):
     path = save_checkpoint(tmp_path / "made", state(), {"epoch": 1, "step": 2}, history='{"loss": 1}\n')
     found = newest_checkpoint(tmp_path / "made")
     assert found.path == path
@@ -58,12 +58,12 @@ def test_what_was_saved_is_read(tmp_path):
     assert found.history == '{"loss": 1}\n'
 
 
-def test_an_empty_or_missing_folder_has_none(tmp_path):
+def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_the_newest_stay(tmp_path):
+def test_the_newest_checkpoints_are_kept(tmp_path):
     for number in range(5):
         save_checkpoint(tmp_path, state(number), {"number": number}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000004", "checkpoint-000005"]
@@ -71,7 +71,7 @@ def test_the_newest_stay(tmp_path):
 
 
 @pytest.mark.parametrize("name", [STATE, "progress.json", "history.jsonl", MANIFEST])
-def test_a_damaged_file_leads_to_the_one_before(tmp_path, name, rng):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, name, rng):
     for number in range(2):
         save_checkpoint(tmp_path, state(number), {"number": number}, history="a line\n" * 30)
     newest = tmp_path / "checkpoint-000002" / name
@@ -100,7 +100,7 @@ def _says_the_same(content, whole):
         return False
 
 
-def test_a_write_that_fails_leaves_the_old_one(tmp_path):
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path):
     save_checkpoint(tmp_path, state(), {"number": 0})
     code = """
 import resource, sys
@@ -119,7 +119,7 @@ except OSError as error:
     assert newest_checkpoint(tmp_path).progress == {"number": 0}
 
 
-def test_what_no_checkpoint_can_hold_is_refused(tmp_path):
+def test_unsupported_dtypes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="complex64"):
         save_checkpoint(tmp_path, {"v": np.zeros(2, np.complex64)}, {})
     with pytest.raises(ValueError, match="keep=0"):
@@ -127,7 +127,7 @@ def test_what_no_checkpoint_can_hold_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_format_is_named(tmp_path):
+def test_another_format_version_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, state(), {})
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
@@ -136,7 +136,7 @@ def test_another_format_is_named(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL")
-def test_killed_writers_lose_nothing_that_was_saved(tmp_path, rng):
+def test_killed_writers_lose_no_saved_checkpoint(tmp_path, rng):
     saved = 0
     for _ in range(10):
         writer = subprocess.Popen(

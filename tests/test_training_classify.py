@@ -74,7 +74,7 @@ def test_names_and_architectures_are_rows(values, expected):
 
 
 @pytest.mark.once
-def test_an_architecture_of_ones_own_is_a_row():
+def test_a_custom_architecture_is_a_row():
     variant, size, extra = describe_model(
         config(model_type="convnext", num_stages=2, depths=[1, 2], hidden_sizes=[8, 16], patch_size=2, num_channels=3)
     )
@@ -108,13 +108,13 @@ def test_an_architecture_of_ones_own_is_a_row():
     ],
     ids=str,
 )
-def test_what_is_unknown_or_mistyped_is_refused(values, message):
+def test_unknown_keys_and_wrong_types_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         describe_model(config(**values))
 
 
 @pytest.mark.once
-def test_a_file_that_is_no_configuration_is_refused(tmp_path):
+def test_a_file_that_is_not_a_config_is_refused(tmp_path):
     path = tmp_path / "config.json"
     for text, message in (("{", "is not JSON"), ("[]", "holds list")):
         path.write_text(text)
@@ -132,7 +132,7 @@ def test_the_examples_describe_models(path):
 
 
 @pytest.mark.once
-def test_values_given_beside_the_file_count_more():
+def test_overrides_replace_the_values_of_the_file():
     path = EXAMPLES / "resnet_example.json"
     assert read_config(path, epochs=7, output=None).epochs == 7
     assert read_config(path, epochs=7, output=None).output == read_config(path).output
@@ -142,7 +142,7 @@ def test_values_given_beside_the_file_count_more():
 # Training.
 
 
-def test_a_run_leaves_a_classifier_that_loads(plain, folders):
+def test_a_run_writes_a_classifier_that_loads(plain, folders):
     folder, outcome = plain
     assert outcome.finished and outcome.steps == 3
     loaded = zoo.load(folder / "model.safetensors")
@@ -165,7 +165,7 @@ def test_it_learns(folders, tmp_path):
 
 
 @once
-def test_tables_and_shards_train_as_folders_do(tmp_path):
+def test_tables_and_shards_train_like_folders(tmp_path):
     for write in (write_csv, write_shards):
         path = write(tmp_path / write.__name__, 16)
         assert run(tmp_path / f"out_{write.__name__}", train_data=str(path), num_labels=10).finished
@@ -176,7 +176,7 @@ def half(targets, logits):
     return 0.5 * keras.losses.categorical_crossentropy(targets, logits, from_logits=True) ** 2
 
 
-def test_options_that_compute_otherwise_do_so_on_every_backend(folders, plain, tmp_path):
+def test_computational_options_work_on_every_backend(folders, plain, tmp_path):
     options = {"drop_path_rate": 0.5, "ema": 0.5, "precision": "bfloat16", "mixup": 0.8, "class_weights": [2.0] * 10}
     run(tmp_path, train_data=folders, loss="focal", label_smoothing=0.1, **options)
     assert weights(tmp_path) != weights(plain[0])
@@ -222,12 +222,12 @@ def test_every_key_changes_the_weights(folders, plain, tmp_path, options):
     assert weights(tmp_path) != weights(plain[0])
 
 
-def test_a_run_goes_on_bit_for_bit(folders, tmp_path):
+def test_a_run_resumes_bit_for_bit(folders, tmp_path):
     options = {"train_data": folders, "epochs": 2, "mixup": 0.8, "save_every": 2, **RESNET}
     assert_goes_on(functools.partial(run, **options), tmp_path)
 
 
-def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(folders, tmp_path):
+def test_a_frozen_backbone_and_its_statistics_do_not_change(folders, tmp_path):
     parsed = parse_config({**BASE, **RESNET, "output": str(tmp_path), "train_data": folders, "freeze_backbone": True})
     keras.utils.set_random_seed(0)
     start = create_classifier(parsed, 10)[0].get_weights()
@@ -238,7 +238,7 @@ def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(folders, tmp_path)
 
 
 @once
-def test_training_begins_from_given_weights_with_a_new_head(plain, folders, tmp_path, capsys):
+def test_training_starts_from_given_weights_with_a_new_head(plain, folders, tmp_path, capsys):
     options = {"weights": str(plain[0] / "model.safetensors"), "learning_rate": 1e-12, "weight_decay": 0.0}
     run(tmp_path, train_data=folders, num_labels=11, **options)
     assert "head_fc" in capsys.readouterr().err
@@ -249,7 +249,7 @@ def test_training_begins_from_given_weights_with_a_new_head(plain, folders, tmp_
 
 
 @once
-def test_published_weights_are_begun_from_by_their_tag(tmp_path, monkeypatch, capsys):
+def test_training_starts_from_published_weights_by_tag(tmp_path, monkeypatch, capsys):
     """Their layers that fit are taken, whatever the pictures' size and the classes; the others are named."""
     published = zoo.create_model("convnextv2_atto")
     zoo.save(published, tmp_path / "published.safetensors")
@@ -272,7 +272,7 @@ def test_published_weights_are_begun_from_by_their_tag(tmp_path, monkeypatch, ca
 
 
 @once
-def test_a_run_that_gets_no_better_ends_early_and_says_so(folders, tmp_path, capsys):
+def test_early_stopping_ends_the_run_with_a_message(folders, tmp_path, capsys):
     options = {"train_data": folders, "validation_data": folders, "epochs": 9, "learning_rate": 1e-12}
     outcome = run(tmp_path, early_stopping=2, **options)
     assert outcome.finished and outcome.step == 9 and outcome.steps == 27
@@ -292,7 +292,7 @@ def test_early_stopping_counts_validations_without_improvement(accuracies, ends)
 
 
 @pytest.mark.once
-def test_losses_are_what_they_are_called():
+def test_losses_match_their_names():
     logits = keras.ops.convert_to_tensor(np.array([[2.0, -1.0, 0.5]], np.float32))
     targets = keras.ops.convert_to_tensor(np.array([[0.0, 1.0, 0.0]], np.float32))
     value = lambda **options: float(keras.ops.convert_to_numpy(create_loss(config(**options))(targets, logits)).mean())  # noqa: E731
@@ -306,7 +306,7 @@ def test_losses_are_what_they_are_called():
 
 
 @pytest.mark.once
-def test_a_loss_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch):
+def test_a_custom_loss_is_imported_by_its_dotted_name(tmp_path, monkeypatch):
     assert create_loss(config(loss="test_training_classify.half")).__name__ == "half"
     assert create_loss(config(loss="keras.losses.categorical_hinge")) is keras.losses.categorical_hinge
     (tmp_path / "losses_beside_the_data.py").write_text("def nothing(targets, logits):\n    return 0 * logits[:, 0]\n")
@@ -316,7 +316,7 @@ def test_a_loss_of_ones_own_is_found_by_its_dotted_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.once
-def test_class_weights_are_as_many_as_the_classes_of_the_data(folders, tmp_path):
+def test_the_number_of_class_weights_must_match_the_classes(folders, tmp_path):
     with pytest.raises(ValueError, match="class_weights has 2 numbers for 10 classes"):
         run(tmp_path, train_data=folders, class_weights=[1.0, 2.0])
 
@@ -328,7 +328,7 @@ def test_numbers_below_zero_are_refused(folders, tmp_path, key):
         run(tmp_path, train_data=folders, **{key: -1})
 
 
-def test_the_command_trains_as_its_file_says(folders, tmp_path, plain, capsys):
+def test_the_command_trains_from_a_config_file(folders, tmp_path, plain, capsys):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**BASE, "train_data": "nowhere", "output": str(tmp_path / "out")}))
     command = ["train", "classify", "--config", str(path), "--backend", keras.backend.backend()]

@@ -38,7 +38,7 @@ def plain(table, tmp_path_factory):
     return folder, zoo.train(ROW, table, output=folder, **BASE)
 
 
-def test_a_run_leaves_a_pair_that_loads(plain):
+def test_a_run_writes_a_pair_that_loads(plain):
     folder, outcome = plain
     assert outcome.finished and outcome.steps == 3
     loaded = zoo.load(folder / "model.safetensors")
@@ -55,14 +55,14 @@ def test_it_learns(table, tmp_path):
 
 @once
 @pytest.mark.parametrize("write", [write_captioned_folder, write_shards], ids=["folder", "shards"])
-def test_folders_and_shards_train_as_tables_do(write, tmp_path):
+def test_folders_and_shards_train_like_tables(write, tmp_path):
     path = write(tmp_path / "data", 16)
     outcome = zoo.train(ROW, path, output=tmp_path / "out", **BASE)
     assert outcome.finished and outcome.steps == 2
 
 
 @once
-def test_arrays_train_as_files_do(table, plain, tmp_path):
+def test_arrays_train_like_files(table, plain, tmp_path):
     pictures, captions, labels = digits(24)
     for name, more in (("plain", {}), ("labels", {"labels": labels})):
         assert zoo.train(ROW, from_arrays(pictures, captions, **more), output=tmp_path / name, **BASE).finished
@@ -79,7 +79,7 @@ def differs(table, plain, folder, options):
         assert all(row["skipped"] == 0 for row in rows(folder))
 
 
-def test_options_that_compute_otherwise_do_so_on_every_backend(table, plain, tmp_path):
+def test_computational_options_work_on_every_backend(table, plain, tmp_path):
     half = "bfloat16" if keras.backend.backend() == "jax" else "float16"  # XLA multiplies no float16 on a CPU
     differs(table, plain, tmp_path, {"loss": "siglip", "ema": 0.9, "precision": half, "lock_text": True})
 
@@ -118,7 +118,7 @@ def test_the_same_arguments_give_the_same_bytes(table, plain, tmp_path):
 
 
 @pytest.mark.parametrize("tower", ["vit", pytest.param("resnet", marks=once)])
-def test_a_locked_tower_stays_as_it_is_with_its_statistics(tower, table, tmp_path):
+def test_a_locked_tower_and_its_statistics_do_not_change(tower, table, tmp_path):
     keras.utils.set_random_seed(0)
     row = ROW if tower == "vit" else Pair(8, 32, ResNet((1, 1, 1, 1), 2), ROW.text)
     pair = create_clip(row)
@@ -132,7 +132,7 @@ def test_a_locked_tower_stays_as_it_is_with_its_statistics(tower, table, tmp_pat
 
 
 @once
-def test_training_begins_from_given_weights(table, plain, tmp_path):
+def test_training_starts_from_given_weights(table, plain, tmp_path):
     path = plain[0] / "model.safetensors"
     pair = zoo.load(path).model
     zoo.train(pair, table, output=tmp_path, **BASE, learning_rate=1e-12, weight_decay=0.0)
@@ -218,7 +218,7 @@ def test_two_passes_give_the_gradient_of_the_whole_batch(chunks):
     assert logs["accuracy"] == pytest.approx(chunk_logs["accuracy"])
 
 
-def test_both_passes_drop_the_same():
+def test_both_passes_use_the_same_dropout():
     """With one chunk the draw is the batch's own, so that a second draw in the second pass would show."""
     (whole, _), (parts, _) = one_step(None), one_step(1)
     for one, other in zip(whole, parts, strict=True):
@@ -262,7 +262,7 @@ def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
 
 
 @pytest.mark.once
-def test_a_run_is_recognised_in_another_process(table):
+def test_the_identity_is_the_same_in_another_process(table):
     """What the batches depend on is told by values, never by where an object lies in memory."""
     code = (
         "import sys; from zoo.training import contrastive as c; from zoo.data import *\n"
@@ -341,7 +341,7 @@ def test_bad_arguments_are_refused_before_training(table, tmp_path, options, mes
 
 
 @pytest.mark.once
-def test_data_that_is_not_there_is_said_to_be(table, tmp_path):
+def test_missing_data_is_named(table, tmp_path):
     for missing in ("nowhere.csv", "nowhere"):
         with pytest.raises(FileNotFoundError, match=f"'{missing}' does not exist"):
             zoo.train(ROW, missing, output=tmp_path, **BASE)

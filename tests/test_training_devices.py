@@ -64,7 +64,7 @@ def train_on_one_and_on_four(mode, data, folder):
 
 @pytest.mark.only("jax")
 @pytest.mark.parametrize("mode", ["contrastive", *(pytest.param(m, marks=slow) for m in ("classify", "pretrain"))])
-def test_four_devices_train_as_one(mode, tmp_path):
+def test_four_devices_train_like_one(mode, tmp_path):
     write = write_csv if mode == "contrastive" else write_class_folders
     command = [sys.executable, __file__, mode, str(write(tmp_path / "data", 16)), str(tmp_path)]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
@@ -77,7 +77,7 @@ def test_four_devices_train_as_one(mode, tmp_path):
     assert figures["difference"] < 1e-5
 
 
-def test_what_cannot_be_divided_is_refused(tmp_path):
+def test_unsupported_devices_are_refused(tmp_path):
     table = write_csv(tmp_path / "data", 16)
     message = "and JAX sees 1: .*xla_force_host_platform_device_count=N"
     if keras.backend.backend() != "jax":
@@ -94,7 +94,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
 
 
 @pytest.mark.only("jax")
-def test_a_batch_is_a_multiple_of_the_devices(monkeypatch):
+def test_the_batch_size_is_a_multiple_of_the_devices(monkeypatch):
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: [f"cpu:{i}" for i in range(4)])
     with pytest.raises(ValueError, match="batch_size=6 must be a multiple of devices=4"), data_parallel(4, 6):
         pass

@@ -34,7 +34,7 @@ def teacher():
     "accumulate",
     [pytest.param(1, marks=once), pytest.param(2, marks=once), pytest.param(4, marks=pytest.mark.slow)],
 )
-def test_a_teacher_adds_its_part_to_the_loss_and_stays_as_it_is(table, teacher, tmp_path, monkeypatch, accumulate):
+def test_a_teacher_adds_to_the_loss_and_does_not_change(table, teacher, tmp_path, monkeypatch, accumulate):
     """Slow alone under JAX, which compiles four programs; accumulation in 4 chunks is examined on every backend."""
     seen = {}
 
@@ -63,7 +63,7 @@ def log_softmax(x, axis):
 
 
 @once
-def test_a_teacher_sees_pictures_as_it_knows_them(teacher, rng):
+def test_images_are_renormalised_for_the_teacher(teacher, rng):
     pixels = rng.random((4, 16, 16, 3)).astype("float32")
     tokens = np.ones((4, 12), "int32")
     ours, its = PreprocessSpec(16, IMAGENET_MEAN, IMAGENET_STD), PreprocessSpec(16)
@@ -74,7 +74,7 @@ def test_a_teacher_sees_pictures_as_it_knows_them(teacher, rng):
 
 
 @once
-def test_what_cannot_teach_is_refused(table, teacher, tmp_path):
+def test_unsuitable_teachers_are_refused(table, teacher, tmp_path):
     zoo.save(create_convnext_v2("atto", 2), tmp_path / "classifier.safetensors")
     zoo.save(create_clip(LARGER, image_size=24), tmp_path / "other.safetensors")
     for options, message in (

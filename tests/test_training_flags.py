@@ -140,7 +140,7 @@ def run(data, plans, command, flags=None, beside=()):
 
 
 @pytest.mark.parametrize(("command", "flag"), FLAGS)
-def test_a_flag_changes_what_it_says(data, plans, command, flag):
+def test_each_flag_has_its_effect(data, plans, command, flag):
     value, changes, beside = COMMANDS[command][1][flag]
     one, other = (run(data, plans, command, flags, beside) for flags in ({}, {flag: value}))
     assert changed(one, other) == changes
@@ -152,14 +152,14 @@ def test_no_flag_is_missing(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_flag_is_refused_where_it_cannot_be(data, plans, command, capsys):
+def test_unsupported_flags_are_refused(data, plans, command, capsys):
     for flag, (value, message) in REFUSED.items():
         assert run(data, plans, command, {flag: value}) is None
         assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_run_has_a_folder_of_its_own_unless_one_is_named(command, data, plans, tmp_path, monkeypatch):
+def test_each_command_has_its_default_output_folder(command, data, plans, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [word for pair in COMMANDS[command][0].items() if pair[0] != "--output" for word in pair]
     assert cli.main([*command.split(), *fill(words, data), "--backend", keras.backend.backend()]) == 0
@@ -167,7 +167,7 @@ def test_a_run_has_a_folder_of_its_own_unless_one_is_named(command, data, plans,
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "train classify"])
-def test_general_flags_are_obeyed(command, data, plans, capsys, monkeypatch):
+def test_general_flags_work(command, data, plans, capsys, monkeypatch):
     chosen = []
     monkeypatch.setattr(cli, "choose_backend", lambda *given: chosen.append(given))
     if command in COMMANDS:

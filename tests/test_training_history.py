@@ -23,7 +23,7 @@ def pair_rows():
     return rows
 
 
-def test_every_metric_is_drawn_in_a_panel_with_its_like():
+def test_related_metrics_share_a_panel():
     panels = {panel.title: panel for panel in curves(pair_rows())}
     titles = ["loss", "accuracy", "learning rate", "image → text", "text → image", "rank", "val of ones own"]
     assert list(panels) == titles
@@ -34,14 +34,14 @@ def test_every_metric_is_drawn_in_a_panel_with_its_like():
     assert drawn == len({name for row in pair_rows() for name in row} - {"epoch", "step", "skipped"})
 
 
-def test_validation_stands_at_its_own_steps():
+def test_validation_is_plotted_at_its_own_steps():
     accuracy = next(panel for panel in curves(pair_rows()) if panel.title == "accuracy")
     assert accuracy.x == [2, 4, 6, 8] and accuracy.joined
     np.testing.assert_array_equal(accuracy.curves["training"], [0.5] * 4)
     np.testing.assert_array_equal(accuracy.curves["validation, zero-shot"], [np.nan, 0.3, np.nan, 0.3])
 
 
-def test_a_metric_of_one_step_is_no_curve():
+def test_a_metric_with_one_value_is_not_plotted():
     assert curves(pair_rows()[:1]) == []
     assert [panel.title for panel in curves([*pair_rows()[:1], {"step": 3, "loss": 0.2}])] == ["loss"]
 
@@ -67,7 +67,7 @@ def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("count", "rows", "columns"), [(1, 1, 1), (7, 2, 4), pytest.param(13, 3, 5, marks=pytest.mark.slow)]
 )
-def test_many_panels_stand_in_several_rows(tmp_path, count, rows, columns):
+def test_many_panels_are_arranged_in_rows(tmp_path, count, rows, columns):
     pytest.importorskip("matplotlib")
     plot_panels(tmp_path / "one.png", [Panel("a", [1, 2], {"a": [1, 2]})])
     plot_panels(tmp_path / "many.png", [Panel("a", [1, 2], {"a": [1, 2]})] * count)

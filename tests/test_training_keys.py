@@ -105,7 +105,7 @@ def run_classify(data, plans, values, *flags):
 
 
 @pytest.mark.parametrize("key", [*KEYS, *RESNET_KEYS])
-def test_a_key_of_the_configuration_changes_what_it_says(data, plans, key):
+def test_each_key_has_its_effect(data, plans, key):
     value, changes, beside = {**KEYS, **RESNET_KEYS}[key]
     base = {**KEYS_BASE, **dict(beside)}
     one, other = (run_classify(data, plans, values) for values in (base, base | {key: value}))
@@ -113,17 +113,17 @@ def test_a_key_of_the_configuration_changes_what_it_says(data, plans, key):
 
 
 @pytest.mark.parametrize("key", REFUSED_KEYS)
-def test_a_key_of_the_configuration_is_refused_where_it_cannot_be(data, plans, key, capsys):
+def test_unsupported_keys_are_refused(data, plans, key, capsys):
     base = {**KEYS_BASE, **RESNET_BASE} if key.startswith("downsample") else KEYS_BASE
     assert run_classify(data, plans, {**base, key: REFUSED_KEYS[key].value}) is None
     assert REFUSED_KEYS[key].changes in capsys.readouterr().err
 
 
-def test_no_key_of_the_configuration_is_missing():
+def test_no_key_is_missing():
     assert config.KINDS.keys() | config.ARCHITECTURE.keys() == KEYS.keys() | RESNET_KEYS.keys() | REFUSED_KEYS.keys()
 
 
-def test_a_flag_of_classification_counts_as_its_key_does(data, plans, capsys):
+def test_a_flag_of_classification_equals_its_key(data, plans, capsys):
     """Every flag but --config and --resume is named as a key, and the run is that of a file with this value."""
     flags = flags_of("train classify") - {"--config", "--resume"}
     assert flags >= {"--epochs", "--seed", "--output", "--train-data", "--validation-data", "--layer-decay"}

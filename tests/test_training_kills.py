@@ -16,7 +16,7 @@ pytestmark = [
 MODES = {"jax": "contrastive", "tensorflow": "classify", "torch": "pretrain"}  # one each: a campaign takes its seconds
 
 
-def test_a_killed_run_ends_as_one_that_was_left_alone():
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one():
     figures = campaign(random.Random(1), kills=1, mode=MODES[os.environ["KERAS_BACKEND"]])
     assert figures["kills"] == 1 and figures["runs"] >= 1
     assert figures["equal"] == figures["runs"], figures

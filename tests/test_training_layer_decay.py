@@ -15,7 +15,7 @@ def factors(model):
     return {v.path: f for v, f in zip(model.trainable_variables, update_factors(model, DECAY), strict=True)}
 
 
-def test_convnext_has_the_groups_that_it_was_fine_tuned_with():
+def test_convnext_has_the_groups_of_its_fine_tuning():
     """12 groups between stem and head for (3, 3, 27, 3), numbered as in the authors' `optim_factory.py`."""
     model = create_convnext_v1(Variant((3, 3, 27, 3), (4, 4, 4, 4)), 2, (32, 32, 3))
     for path, factor in factors(model).items():
@@ -32,7 +32,7 @@ def test_convnext_has_the_groups_that_it_was_fine_tuned_with():
 
 
 @pytest.mark.parametrize("depths", [(2, 2, 6, 2), (1, 1), (3, 3, 9, 3)], ids=str)
-def test_other_depths_have_as_many_groups_as_they_need(depths):
+def test_groups_of_other_depths(depths):
     model = create_convnext_v2(Variant(depths, (4,) * len(depths)), 2, (32, 32, 3))
     last = 1 + sum(-(-depth // 3) for depth in depths)
     found = factors(model)
@@ -44,7 +44,7 @@ def test_other_depths_have_as_many_groups_as_they_need(depths):
         assert all(f == below for path, f in found.items() if path.startswith(f"stages_{stage}_downsample_"))
 
 
-def test_resnet_is_grouped_alike():
+def test_groups_of_a_resnet():
     row = ResNetVariant((3, 4), (4, 8), block="basic", stem_dim=4)
     found = factors(create_resnet(row, 2, (32, 32, 3)))
     first = {path.partition("/")[0]: factor for path, factor in found.items()}

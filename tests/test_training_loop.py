@@ -81,7 +81,7 @@ def alone(tmp_path_factory):
     return folder, state(pair), outcome
 
 
-def test_a_run_leaves_history_curves_and_checkpoints(alone):
+def test_a_run_writes_history_curves_and_checkpoints(alone):
     folder, _, outcome = alone
     assert (outcome.finished, outcome.step, outcome.steps, outcome.skipped) == (True, 10, 10, 0)
     steps = [(row["epoch"], row["step"]) for row in rows(folder) if "loss" in row]
@@ -98,7 +98,7 @@ def test_a_run_leaves_history_curves_and_checkpoints(alone):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_run_told_to_stop_goes_on_bit_for_bit(alone, tmp_path, number):
+def test_a_stopped_run_resumes_bit_for_bit(alone, tmp_path, number):
     folder, expected, _ = alone
     count = []
 
@@ -119,7 +119,7 @@ def test_a_run_told_to_stop_goes_on_bit_for_bit(alone, tmp_path, number):
     assert rows(tmp_path) == rows(folder)
 
 
-def test_a_run_that_died_goes_on_from_its_last_checkpoint(alone, tmp_path):
+def test_a_crashed_run_resumes_from_its_last_checkpoint(alone, tmp_path):
     folder, expected, _ = alone
 
     def validate():
@@ -140,7 +140,7 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(alone, tmp_path):
 
 
 @pytest.mark.once
-def test_a_finished_run_is_left_as_it_is(alone, capsys):
+def test_resuming_a_finished_run_changes_nothing(alone, capsys):
     folder, expected, _ = alone
     pair, outcome = run(folder, resume=True)
     assert outcome.finished and same(state(pair), expected)
@@ -148,14 +148,14 @@ def test_a_finished_run_is_left_as_it_is(alone, capsys):
 
 
 @pytest.mark.once
-def test_resuming_nothing_says_so(tmp_path, capsys):
+def test_resuming_without_a_checkpoint_says_so(tmp_path, capsys):
     _, outcome = run(tmp_path, config=RunConfig(epochs=1), resume=True)
     assert outcome.finished
     assert "Nothing to resume" in capsys.readouterr().out
 
 
 @pytest.mark.once
-def test_another_run_is_not_overwritten_nor_gone_on_with(alone):
+def test_another_run_is_neither_overwritten_nor_resumed(alone):
     with pytest.raises(ValueError, match="holds checkpoints of a run"):
         run(alone[0])
     with pytest.raises(ValueError, match="loss was None and is 'siglip'"):
@@ -170,14 +170,14 @@ def test_another_run_is_not_overwritten_nor_gone_on_with(alone):
 
 
 @pytest.mark.once
-def test_how_a_run_ended_is_said_in_one_line():
+def test_the_outcome_is_one_line():
     assert loop.to_text(Outcome(True, 4, 4, skipped=0)) == "Finished: step 4 of 4."
     said = loop.to_text(Outcome(False, 2, 4, skipped=1, bad=2))
     assert said == "Stopped; continue with --resume: step 2 of 4, 1 update skipped, 2 bad samples replaced."
 
 
 @pytest.mark.once
-def test_a_folder_has_one_trainer(tmp_path):
+def test_two_runs_cannot_share_a_folder(tmp_path):
     with lock(tmp_path / loop.LOCK), pytest.raises(Locked, match=f"process {os.getpid()}"):
         run(tmp_path)
 
@@ -210,7 +210,7 @@ def poisoned(places, seen):
     return arrange
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_the_run_goes_on(tmp_path):
+def test_a_non_finite_update_is_skipped_and_the_run_continues(tmp_path):
     pair, outcome = run(tmp_path, arrange=poisoned({4}, []))
     assert outcome.finished and outcome.skipped == 1
     assert all(np.isfinite(array).all() for array in state(pair))
@@ -218,7 +218,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_run_goes_on(tmp_path):
     assert losses[5] is None and all(losses[step] > 0 for step in (2, 4, 6, 8, 10))
 
 
-def test_many_in_a_row_lead_back_and_are_left_out(tmp_path, capsys):
+def test_many_consecutive_skips_roll_back_and_leave_out_the_batches(tmp_path, capsys):
     config = RunConfig(epochs=2, save_every=3, log_every=1, max_skipped=2)
     seen = []
     pair, outcome = run(tmp_path, config=config, arrange=poisoned({3, 4}, seen))
@@ -230,14 +230,14 @@ def test_many_in_a_row_lead_back_and_are_left_out(tmp_path, capsys):
     assert all(np.isfinite(array).all() for array in state(pair))
 
 
-def test_a_run_that_stays_non_finite_ends_with_one_clear_line(tmp_path):
+def test_a_diverged_run_ends_with_one_clear_line(tmp_path):
     config = RunConfig(epochs=2, save_every=1, log_every=1, max_skipped=2)
     with pytest.raises(Diverged, match="not finite for 2 consecutive steps, 3 times after returning to step 0"):
         run(tmp_path, config=config, arrange=poisoned(set(range(10)), []))
 
 
 @pytest.mark.once
-def test_what_the_data_raises_comes_through(tmp_path):
+def test_an_error_of_the_data_is_raised_unchanged(tmp_path):
     def arrange(batch):
         raise ValueError("one clear line")
 
@@ -253,7 +253,7 @@ def test_a_config_is_checked():
         RunConfig(epochs=None)
 
 
-def test_threads_other_than_the_main_one_train_too(tmp_path):
+def test_training_works_outside_the_main_thread(tmp_path):
     outcomes = []
     thread = threading.Thread(target=lambda: outcomes.append(run(tmp_path, config=RunConfig(epochs=1))[1]))
     thread.start()

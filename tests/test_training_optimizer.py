@@ -52,7 +52,7 @@ def test_gains_offsets_embeddings_and_temperature_do_not_decay(kind):
     assert VARIANTS  # the rows of the table are made of the same towers
 
 
-def test_the_guard_changes_nothing_while_all_is_finite():
+def test_finite_updates_are_unchanged():
     guarded = network()
     inputs = keras.Input((1,))
     plain = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer="ones")(inputs))
@@ -86,7 +86,7 @@ def test_the_gradient_of_a_repeated_token_is_one_sum(embedding, optimizer):
     np.testing.assert_allclose(*learned, rtol=1e-5)
 
 
-def test_a_guard_that_is_built_by_its_first_step_scales_as_one_built_before():
+def test_the_loss_scale_is_the_same_before_the_optimizer_is_built():
     models = [network(build=build, initial_scale=8.0) for build in (True, False)]
     for model in models:
         step(model, 1.0)
@@ -96,7 +96,7 @@ def test_a_guard_that_is_built_by_its_first_step_scales_as_one_built_before():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_an_update_that_is_not_finite_is_left_out_and_counted(bad):
+def test_a_non_finite_update_is_skipped_and_counted(bad):
     model = network()
     step(model, 1.0)
     before = values(model)
@@ -112,7 +112,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(bad):
     assert not np.array_equal(values(model)[0], before[0])
 
 
-def test_the_scale_of_the_loss_cancels_and_gives_way(monkeypatch):
+def test_the_loss_scale_cancels_and_is_halved(monkeypatch):
     plain, scaled = network(), network(initial_scale=8.0)
     for x in (1.0, 2.0):
         step(plain, x)
@@ -127,7 +127,7 @@ def test_the_scale_of_the_loss_cancels_and_gives_way(monkeypatch):
     assert number(guard.scale) == 2
 
 
-def test_the_average_follows_the_weights():
+def test_the_ema_follows_the_weights():
     model = network(ema=0.9)
     expected = values(model)
     for t, x in enumerate((1.0, 2.0, -1.0), 1):
@@ -154,7 +154,7 @@ def test_the_schedule_warms_up_and_ends_at_zero():
         create_optimizer(1.0, 10, warmup_steps=11)
 
 
-def test_a_factor_is_the_share_of_the_learning_rate():
+def test_a_factor_scales_the_learning_rate():
     """Adam divides gradients by their own size, so that only updates can be scaled; decay is scaled with them."""
 
     def trained(rate, **options):
@@ -174,7 +174,7 @@ def test_a_factor_is_the_share_of_the_learning_rate():
         trained(0.1, factors=[1.0, 1.0, 1.0])
 
 
-def test_a_guard_is_rebuilt_from_its_configuration():
+def test_the_optimizer_is_rebuilt_from_its_config():
     guard = SkipNonFinite(keras.optimizers.SGD(0.1), initial_scale=2.0, ema=0.5, factors=[1.0, 0.5])
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(guard))
     assert isinstance(again.inner, keras.optimizers.SGD)

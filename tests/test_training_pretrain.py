@@ -45,7 +45,7 @@ def run(folder, data, **options):
     return zoo.pretrain(ROW, data, output=folder, **{**BASE, **options})
 
 
-def test_a_run_leaves_a_backbone_that_loads(plain):
+def test_a_run_writes_a_backbone_that_loads(plain):
     folder, outcome = plain
     assert outcome.finished and outcome.steps == 3
     loaded = zoo.load(folder / "model.safetensors")
@@ -56,14 +56,14 @@ def test_a_run_leaves_a_backbone_that_loads(plain):
 
 
 @once
-def test_a_killed_run_ends_as_one_that_was_left_alone(folders, tmp_path):
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(folders, tmp_path):
     options = {"epochs": 2, "save_every": 2, "ema": 0.5, "validation_data": folders}
     assert_goes_on(functools.partial(run, data=folders, **options), tmp_path)
     pictures = [(tmp_path / name / "reconstruction.png").read_bytes() for name in ("parts", "whole")]
     assert pictures[0] == pictures[1]
 
 
-def test_validation_measures_the_loss_on_other_pictures_under_the_same_masks(folders, plain, tmp_path):
+def test_validation_uses_other_images_and_constant_masks(folders, plain, tmp_path):
     options = {"validation_data": folders, "validate_every": 2, "learning_rate": 1e-12, "batch_size": 5}
     run(tmp_path, folders, **options)  # its last batch is filled up
     examined = {row["step"]: row["val_loss"] for row in rows(tmp_path) if "val_loss" in row}
@@ -73,7 +73,7 @@ def test_validation_measures_the_loss_on_other_pictures_under_the_same_masks(fol
 
 
 @once
-def test_the_examined_loss_is_the_error_of_hidden_patches_whatever_the_batch(folders):
+def test_the_validation_loss_is_the_error_of_hidden_patches_for_any_batch_size(folders):
     model = convnext.create_fcmae(ROW, (16, 16, 3), stem_stride=2, decoder_dim=8)
     data, spec = open_dataset(folders, needs="images"), pretraining.preprocessing(model)
     examined = []
@@ -91,7 +91,7 @@ def test_the_examined_loss_is_the_error_of_hidden_patches_whatever_the_batch(fol
 
 
 @once
-def test_a_classifier_begins_from_the_backbone(plain, folders, tmp_path, capsys):
+def test_a_classifier_starts_from_the_backbone(plain, folders, tmp_path, capsys):
     start = str(plain[0] / "model.safetensors")
     values = {"model_type": "convnextv2", "hidden_sizes": [8, 8], "depths": [1, 1], "weights": start}
     values |= {"stem_stride": 2, "image_size": 16, "batch_size": 8, "epochs": 1, "label_key": "class", "threads": 1}
@@ -107,7 +107,7 @@ def test_a_classifier_begins_from_the_backbone(plain, folders, tmp_path, capsys)
 
 
 @once
-def test_a_model_of_the_zoo_begins_from_the_backbone(folders, tmp_path):
+def test_a_zoo_model_starts_from_the_backbone(folders, tmp_path):
     run_of_atto = {**BASE, "epochs": 1, "image_size": 32, "batch_size": 4, "stem_stride": None}
     few = tmp_path / "few"
     few.mkdir()
@@ -161,7 +161,7 @@ def test_every_flag_changes_the_weights(folders, plain, tmp_path, options):
 
 
 @once
-def test_tables_shards_and_arrays_are_read_as_folders_are(tmp_path):
+def test_tables_shards_and_arrays_train_like_folders(tmp_path):
     for write in (write_csv, write_shards):
         path = write(tmp_path / write.__name__, 16)
         assert run(tmp_path / f"out_{write.__name__}", path).finished
@@ -170,7 +170,7 @@ def test_tables_shards_and_arrays_are_read_as_folders_are(tmp_path):
 
 
 @once
-def test_a_model_that_is_there_is_trained_in_place(folders, tmp_path):
+def test_an_existing_model_is_trained_in_place(folders, tmp_path):
     model = convnext.create_fcmae(ROW, (16, 16, 3), stem_stride=2, decoder_dim=8, normalize_target=False)
     before = model.encoder.get_weights()
     options = {key: value for key, value in BASE.items() if key not in ("image_size", "stem_stride", "decoder_dim")}
@@ -184,7 +184,7 @@ def test_a_model_that_is_there_is_trained_in_place(folders, tmp_path):
 
 
 @once
-def test_the_picture_shows_image_mask_and_reconstruction(tmp_path, rng):
+def test_the_figure_shows_image_mask_and_reconstruction(tmp_path, rng):
     model = convnext.create_fcmae(ROW, (16, 16, 3), stem_stride=2, decoder_dim=8)
     spec = PreprocessSpec(image_size=16)
     pixels = rng.integers(0, 100, (2, 16, 16, 3)).astype(np.uint8)
@@ -215,13 +215,13 @@ def test_the_picture_shows_image_mask_and_reconstruction(tmp_path, rng):
     ],
     ids=str,
 )
-def test_what_does_not_go_together_is_refused(model, options, message, folders, tmp_path):
+def test_contradicting_options_are_refused(model, options, message, folders, tmp_path):
     with pytest.raises(ValueError, match=message):
         zoo.pretrain(model, folders, output=tmp_path, **{**BASE, **options})
 
 
 @once
-def test_the_command_says_what_is_wrong_and_runs_otherwise(folders, tmp_path, capsys, monkeypatch):
+def test_the_command_reports_errors_and_runs(folders, tmp_path, capsys, monkeypatch):
     command = ["pretrain", "--model", "convnextv2_atto", "--output", str(tmp_path), "--image-size", "32"]
     command += ["--backend", keras.backend.backend()]
     assert cli.main([*command, "--train-data", "nowhere"]) == 2
