@@ -37,7 +37,7 @@ def open_dataset(
         needs: "captions" or "labels", without which the data is refused; or "images" alone: no column of captions is
             read, a folder may have any depth and nothing beside its images, and labels are dropped.
         image_key, caption_key, label_key: columns of a table.
-        data_root: base folder for the paths in a table, which they may not leave; the table's folder unless given.
+        data_root: base folder for the paths in a table, which they may not leave; default: the table's folder.
             For a benchmark, its original files: see `read_benchmark`.
         class_names: the names that labels are numbered by.
         metadata: keep the other columns of a table as `Dataset.metadata`.
