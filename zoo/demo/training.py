@@ -152,7 +152,7 @@ class CaptionedDigits(keras.utils.PyDataset):
         chosen = rng.integers(self.tokens.shape[1], size=len(order))
         images = self.digits.images[order]
         if self.augment:
-            images = [augment_image(image, rng) for image in images]
+            images = np.stack([augment_image(image, rng) for image in images])
         return {"images": batch(images, PREPROCESS), "tokens": self.tokens[labels, chosen], "label": labels}
 
 

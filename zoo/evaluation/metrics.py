@@ -132,7 +132,9 @@ def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[
     return {"confidence": confidence, "accuracy": accuracy, "count": count[filled]}
 
 
-def temperature_sweep(cosines: np.ndarray, labels: np.ndarray, factors: Sequence[float]) -> dict[str, list[float]]:
+def temperature_sweep(
+    cosines: np.ndarray, labels: np.ndarray, factors: Sequence[float] | np.ndarray
+) -> dict[str, list[float]]:
     """Return `calibration` of factor · cosines: {name: one value per factor}."""
     results = [calibration(factor * cosines, labels) for factor in factors]
     return {name: [result[name] for result in results] for name in results[0]}

@@ -62,10 +62,10 @@ def run_experiments(
     """
     names = choose(names)
     require_packages("zoo experiment", ("sklearn", "matplotlib"), extras="report")
-    folders = [check_folder(option, path) for option, path in (("images", images), ("data", data))]
+    image_folder, data_folder = check_folder("images", images), check_folder("data", data)
     class_names = split_names(classes)
     model = find_model(model)
-    context = Context(str(model), load_pair(model), Path(output), *folders, class_names, smoke, seed)
+    context = Context(str(model), load_pair(model), Path(output), image_folder, data_folder, class_names, smoke, seed)
     context.check_images()
     context.folder.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, Outcome] = {}

@@ -59,7 +59,7 @@ class EmbeddedData:
     @property
     def labels(self) -> np.ndarray:
         """int (N,)."""
-        return self.data.records.labels[self.kept]
+        return known_labels(self.data)[self.kept]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -172,9 +172,16 @@ def has_class_folders(folder: Path) -> bool:
     return all("/" in name for name in image_names(folder))
 
 
+def known_labels(data: Labelled) -> np.ndarray:
+    """Return the labels of all records, int (N,); ValueError for a data set without labels."""
+    if data.records.labels is None:
+        raise ValueError(f"{data.name} has no labels")
+    return data.records.labels
+
+
 def first_of_each(data: Labelled, count: int) -> Labelled:
     """Return the first `count` images of each class."""
-    labels = data.records.labels
+    labels = known_labels(data)
     chosen = [i for label in np.unique(labels) for i in np.flatnonzero(labels == label)[:count]]
     return replace(data, records=data.records.subset(sorted(chosen)))
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -128,7 +129,8 @@ def call_memory(function: Callable) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
         held = resident_bytes()
         function()
-        return max(0, resident_bytes(peak=True) - held)
+        peak = resident_bytes(peak=True)
+        return None if held is None or peak is None else max(0, peak - held)
     return None
 
 
@@ -138,7 +140,7 @@ def precision_rows(context: Context, pixels: np.ndarray, texts: list[str], round
     rows = [{"runtime": "keras", "precision": "float32", **compare(exact, exact, pixels, texts, rounds)}]
     for runtime, precision in PRECISIONS[:1] if context.smoke else PRECISIONS:
         try:
-            options = {"runtime": runtime, "precision": precision, "cache": False}
+            options: dict[str, Any] = {"runtime": runtime, "precision": precision, "cache": False}
             pipeline = ClipPipeline(context.pair, **options)
             row = compare(pipeline, exact, pixels, texts, rounds)
         except Exception as error:  # a library or a kernel may be missing
@@ -179,7 +181,7 @@ def short_texts(context: Context, texts: list[str], rounds: int) -> dict | None:
 
 def panels(throughput: dict) -> list[Panel]:
     x = [row["batch"] for row in throughput["images"]]
-    axis = {"x": x, "log_x": True, "xlabel": "batch size"}
+    axis: dict[str, Any] = {"x": x, "log_x": True, "xlabel": "batch size"}
     panels = [
         Panel(
             "Throughput, items/s", curves={k: [r["per_second"] for r in rows] for k, rows in throughput.items()}, **axis

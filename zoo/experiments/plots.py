@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,12 @@ def temperature_panels(
         accuracy: does not depend on the scale.
         marks: {label: scale} of vertical lines.
     """
-    axis = {"x": sweep["factor"], "marks": marks, "log_x": True, "xlabel": "logit scale, 1 / temperature"}
+    axis: dict[str, Any] = {
+        "x": sweep["factor"],
+        "marks": marks,
+        "log_x": True,
+        "xlabel": "logit scale, 1 / temperature",
+    }
     confidence = {"mean confidence": sweep["confidence"]}
     return [
         Panel("Confidence", curves=confidence, levels={"accuracy": accuracy}, percent=True, **axis),
@@ -253,7 +259,7 @@ class Scatter:
     points: np.ndarray
     labels: np.ndarray
     names: Sequence[str]
-    shares: Sequence[float]
+    shares: Sequence[float] | np.ndarray
     stars: np.ndarray | None = None
     star_labels: np.ndarray | None = None
 

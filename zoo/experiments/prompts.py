@@ -74,7 +74,9 @@ def create_classifiers(context: Context, data: EmbeddedData) -> dict[str, tuple[
     """Return {prompt: (kind, classifier)}: each template alone; ensembles of each kind, of all, of the data's own."""
     single = SINGLE_OF_DIGITS if data.is_digits else SINGLE
     alone = {template: (kind, (template,)) for kind, templates in single.items() for template in templates}
-    ensembles = {f"all {len(templates)} {kind} ones": templates for kind, templates in single.items()}
+    ensembles: dict[str, tuple[str, ...]] = {
+        f"all {len(templates)} {kind} ones": templates for kind, templates in single.items()
+    }
     ensembles[f"all {len(alone)} of these"] = tuple(alone)
     if len(data.data.templates) > 1:
         ensembles[f"the data set's own {len(data.data.templates)}"] = data.data.templates
@@ -112,7 +114,9 @@ def agreement_of_halves(logits: list[np.ndarray], labels: np.ndarray, seed: int)
     """
     if len(labels) < 2:
         return None
-    one, other = ([calibration(x[half], labels[half])["loss"] for x in logits] for half in halves(labels, seed))
+    one, other = (
+        np.array([calibration(x[half], labels[half])["loss"] for x in logits]) for half in halves(labels, seed)
+    )
     correlation = rank_correlation(one, other)
     return None if np.isnan(correlation) else correlation
 

@@ -1,5 +1,7 @@
 """Experiment 5: text-to-image and image-to-text retrieval."""
 
+from typing import Any
+
 import numpy as np
 
 from clip import CLASS_NAMES, prompts_for
@@ -20,7 +22,7 @@ def run(context: Context) -> Outcome:
     prompts = {kind: embed_prompts(context, data, names) for kind, names in spellings(data).items()}
     by_spelling = {kind: text_to_image(data, vectors) for kind, (_, vectors) in prompts.items()}
     everything = np.concatenate([vectors for _, vectors in prompts.values()])
-    metrics = {
+    metrics: dict = {
         "data": data.data.name,
         "images": len(data.labels),
         "texts": everything.shape[0] * everything.shape[1],
@@ -110,7 +112,12 @@ def panels(data: EmbeddedData, prompts: dict[str, Prompts]) -> list[Panel]:
     for kind, (_, vectors) in prompts.items():
         texts, classes = with_images(data, vectors)
         curves[kind] = retrieval_curves(texts @ data.vectors.T, classes[:, None] == data.labels)
-    axis = {"x": np.arange(1, most + 1), "marks": {"largest class": largest}, "xlabel": "k", "percent": True}
+    axis: dict[str, Any] = {
+        "x": np.arange(1, most + 1),
+        "marks": {"largest class": largest},
+        "xlabel": "k",
+        "percent": True,
+    }
     return [
         Panel(title, curves={kind: both[which][:most] for kind, both in curves.items()}, **axis)
         for which, title in enumerate(("Precision at k", "Recall at k"))

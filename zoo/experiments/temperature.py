@@ -23,7 +23,7 @@ def run(context: Context) -> Outcome:
     fitted = lowest_loss_factor(cosines[fit], labels[fit])
     before, after = (calibration(s * cosines[test], labels[test]) for s in (scale, fitted))
     sweep = temperature_sweep(cosines[test], labels[test], SCALES)
-    metrics = {
+    metrics: dict = {
         "data": data.data.name,
         "images": len(labels),
         "accuracy": float((cosines.argmax(axis=1) == labels).mean()),

@@ -234,8 +234,8 @@ class Panel:
     """
 
     title: str
-    x: Sequence[float]
-    curves: Mapping[str, Sequence[float]]
+    x: Sequence[float] | np.ndarray
+    curves: Mapping[str, Sequence[float] | np.ndarray]
     levels: Mapping[str, float] = field(default_factory=dict)
     marks: Mapping[str, float] = field(default_factory=dict)
     xlabel: str = ""
@@ -326,7 +326,7 @@ def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
 
 
 def plot_similarity(
-    path: str | Path, cosines: np.ndarray, images: Sequence[np.ndarray], captions: Sequence[str]
+    path: str | Path, cosines: np.ndarray, images: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]
 ) -> None:
     """Plot the cosine of each image and caption in a matrix, with the images as row labels.
 
@@ -372,9 +372,9 @@ class SheetRow:
     """
 
     text: str
-    images: Sequence[np.ndarray]
+    images: Sequence[np.ndarray] | np.ndarray
     notes: Sequence[str] = ()
-    right: Sequence[bool] = ()
+    right: Sequence[bool] | np.ndarray = ()
 
 
 def plot_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
