@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import pytest
 
@@ -196,7 +195,3 @@ def test_tags_that_there_are_not(name, message):
         model_info(name)
     with pytest.raises(ValueError, match=message):
         find_tagged(find(name))
-
-
-def test_no_backend_was_needed():
-    assert "keras" not in sys.modules
