@@ -308,7 +308,7 @@ def test_unreadable_images_are_the_reason(run_context, own, tmp_path):
         path.write_bytes(b"not an image")
     for module in (classification, embedding_space, prompts, retrieval, temperature):
         with pytest.raises(
-            ValueError, match="none of the 3 pictures can be read; the first, 'one/0.png': .*not an image"
+            ValueError, match="none of the 3 images can be read; the first, 'one/0.png': .*not an image"
         ):
             module.run(run_context)
 
