@@ -219,12 +219,10 @@ def resolve_variant(family, variant):
     if isinstance(variant, Variant):
         is_resnet = isinstance(variant, ResNetVariant)
         if is_resnet != (family == "resnet"):
-            needed, builder = (
-                ("Variant", "create_resnet") if is_resnet else ("ResNetVariant", "create_convnext_v1 or _v2")
-            )
+            needed, builder = ("Variant", "create_resnet") if is_resnet else ("ResNetVariant", "create_convnext_v1")
             raise ValueError(
-                f"variant is a {type(variant).__name__}; {family} needs a {needed} or one of {', '.join(table)}. "
-                f"Build this row with {builder}."
+                f"variant is a {type(variant).__name__}, which {builder} takes; {family} needs a {needed} or one of "
+                f"{', '.join(table)}."
             )
         return variant, next((label for label, row in table.items() if row == variant), "custom")
     if not isinstance(variant, str) or variant not in table:

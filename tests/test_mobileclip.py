@@ -186,7 +186,7 @@ def test_options_of_other_towers_are_refused():
     with pytest.raises(ValueError, match="this one is a MCi; got 2"):
         clip.create_clip(PAIRS["mct"], stem_stride=2)
     odd = dataclasses.replace(PAIRS["stem"], image=clip.ViT(16, 1, 8, 8, stem_dim=8))
-    with pytest.raises(ValueError, match="patches of 16 pixels, got patch_size 8"):
+    with pytest.raises(ValueError, match="stem_dim has patch_size 16, got 8"):
         clip.create_clip(odd)
 
 
