@@ -76,7 +76,7 @@ RESNET_KEYS = {
     "embedding_size": Row(16, SHAPES, RESNET_BASE),
 }
 REFUSED_KEYS = {
-    "layer_norm_eps": Row(1e-3, "Models of this package have: 1e-6"),
+    "layer_norm_eps": Row(1e-3, "layer_norm_eps is 0.001. Allowed: 1e-6"),
     "devices": Row(4, "devices=4"),
     "num_channels": Row(1, "num_channels is 1; images are read as RGB"),
     "num_stages": Row(3, "num_stages is 3, depths are [1, 1]"),

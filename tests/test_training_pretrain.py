@@ -210,7 +210,7 @@ def test_the_figure_shows_image_mask_and_reconstruction(tmp_path, rng):
         ("convnextv2_tinny", {}, "convnextv2_tiny"),
         (ROW, {"precision": "int8"}, "precision='int8'"),
         (ROW, {"learning_rate": -1.0}, "learning_rate=-1.0"),
-        (ROW, {"image_size": 18}, "multiples of the patches"),
+        (ROW, {"image_size": 18}, "multiples of the patch side"),
         (ROW, {"weights": "some.safetensors"}, "weights need a model's name"),
     ],
     ids=str,
