@@ -11,9 +11,9 @@ import numpy as np
 
 from zoo.data import open_record
 from zoo.data.datasets import Labelled, load_labelled
-from zoo.evaluation.classifier import Classifier, create_classifier
 from zoo.evaluation.metrics import calibration, class_ranks, confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.results import embed_readable, format_left_out, write_result
+from zoo.inference.classifier import Classifier, create_classifier
 from zoo.inference.encoder import Encoder, load_encoder
 from zoo.utils.report import SheetRow, percent, plot_confusion, plot_sheet
 
