@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clip import CLASS_NAMES, TEMPLATES
 from zoo.data.benchmarks import ORIGINS
 from zoo.data.folders import read_folder
@@ -40,6 +42,11 @@ class Labelled:
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     prompts: Mapping[str, tuple[str, ...]] | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each record, int32 (N,)."""
+        return np.asarray(self.records.labels)
 
 
 def load_labelled(

@@ -54,7 +54,8 @@ class Accelerator:
 
     def __init__(self, folder: Path, kind: str, facts: Facts):
         self.kind, self.facts, self.path = kind, facts, _file(folder, kind)
-        self._opened = None
+        self._opened_matrix: np.ndarray | None = None
+        self._opened_graph: Graph | None = None
 
     @classmethod
     def build(
@@ -81,10 +82,10 @@ class Accelerator:
         if kind not in KINDS:
             raise ValueError(f"accelerator {kind!r}; allowed are {', '.join(KINDS)}")
         usearch()
-        measure = _Measure(begun and begun.facts)
-        graph, directions = None, 0
+        measure = _Measure(begun.facts if begun else None)
+        graph, directions = begun._opened_graph if begun else None, 0
         if kind == "hnsw":
-            graph = begun._opened if begun else Graph.new(**options)
+            graph = graph or Graph.new(**options)
             directions = graph.directions.shape[1]
             _write_graph(_file(folder, kind), map(measure.normalize, blocks), graph)
         else:
@@ -94,7 +95,7 @@ class Accelerator:
         with atomic_write(_file(folder, kind).with_suffix(".json"), "w") as file:
             json.dump(asdict(facts), file)
         made = cls(folder, kind, facts)
-        made._opened = graph
+        made._opened_graph = graph
         return made
 
     @classmethod
@@ -104,19 +105,19 @@ class Accelerator:
         if begun is None or len(begun.facts.covers) == len(covers):
             return None
         try:
-            begun._opened = Graph.unfinished(begun.path, (dim, begun.facts.directions), begun.facts.digest, **options)
+            shape = (dim, begun.facts.directions)
+            begun._opened_graph = Graph.unfinished(begun.path, shape, begun.facts.digest, **options)
         except (OSError, ValueError):
             return None
-        return begun if begun._opened else None
+        return begun if begun._opened_graph else None
 
     @classmethod
     def open(cls, folder: Path, kind: str, covers: Sequence[str], dim: int) -> "Accelerator | None":
         """Return the accelerator of a kind, if it was built from the first segments of `covers`, else None."""
         try:
             facts = Facts(**json.loads(_file(folder, kind).with_suffix(".json").read_text(encoding="utf-8")))
-            fits = facts.dim == dim and facts.covers and facts.covers == list(covers[: len(facts.covers)])
-            fits = fits and (kind in EXACT or facts.directions)
-            return cls(folder, kind, facts) if fits else None
+            fits = facts.dim == dim and len(facts.covers) > 0 and facts.covers == list(covers[: len(facts.covers)])
+            return cls(folder, kind, facts) if fits and (kind in EXACT or facts.directions) else None
         except (OSError, ValueError, TypeError):
             return None
 
@@ -149,18 +150,19 @@ class Accelerator:
             raise ValueError(f"{self.path} is damaged: its digest is not {self.facts.digest}; build it again")
 
     def _matrix(self) -> np.ndarray:
-        if self._opened is None:
+        if self._opened_matrix is None:
             shape = (self.facts.count, self.facts.dim)
             stored = np.dtype(STORED[self.kind])
             if self.path.stat().st_size != shape[0] * shape[1] * stored.itemsize:
                 raise ValueError(f"{self.path} is damaged: its size is not that of {self.kind} {shape}; build it again")
-            self._opened = np.memmap(self.path, stored, mode="r", shape=shape).view(np.ndarray)
-        return self._opened
+            self._opened_matrix = np.memmap(self.path, stored, mode="r", shape=shape).view(np.ndarray)
+        return self._opened_matrix
 
     def _graph(self) -> Graph:
-        if self._opened is None:
-            self._opened = Graph.open(self.path, (self.facts.dim, self.facts.directions), self.facts.digest)
-        return self._opened
+        if self._opened_graph is None:
+            shape = (self.facts.dim, self.facts.directions)
+            self._opened_graph = Graph.open(self.path, shape, self.facts.digest)
+        return self._opened_graph
 
 
 class _Measure:

@@ -275,16 +275,23 @@ class Index:
 
     def _make(self, kind: str, **options) -> Accelerator:
         """Return an accelerator of all segments; a graph is written after each portion of them."""
-        covers, ends, made = self._covers(), [len(self.segments)], None
+        covers, begun = self._covers(), None
+        *ends, last = [len(self.segments)]
         if kind == "hnsw":
             options["sample"] = self._sample(SAMPLE)
-            made = Accelerator.unfinished(self.path, covers, self.dim, **options)
-            ends = portions([segment.count for segment in self.segments], len(made.facts.covers) if made else 0)
-        for end in ends:
-            first = len(made.facts.covers) if made else 0
+            begun = Accelerator.unfinished(self.path, covers, self.dim, **options)
+            *ends, last = portions(
+                [segment.count for segment in self.segments], len(begun.facts.covers) if begun else 0
+            )
+
+        def extend(end: int) -> Accelerator:
+            first = len(begun.facts.covers) if begun else 0
             blocks = (rows for segment in self.segments[first:end] for rows in segment.vectors())
-            made = Accelerator.build(self.path, kind, blocks, covers[:end], self.dim, begun=made, **options)
-        return made
+            return Accelerator.build(self.path, kind, blocks, covers[:end], self.dim, begun=begun, **options)
+
+        for end in ends:
+            begun = extend(end)
+        return extend(last)
 
     def recall(self, queries: np.ndarray, k: int = 10, *, approximate: bool | int = True) -> float:
         """Return the share of the exact k best of queries, float (Q, D), that an approximate search finds."""
@@ -367,8 +374,9 @@ class Index:
             for name, digest in segment.entry["sha256"].items():
                 if sha256(self.path / name) != digest:
                     raise ValueError(f"{self.path / name} is damaged: its digest is not {digest}")
-        for kind in self.accelerators():
-            self._accelerator(kind).verify()
+        for accelerator in map(self._accelerator, KINDS):
+            if accelerator is not None:
+                accelerator.verify()
         return len(self)
 
     def set_facts(self, facts: Mapping) -> None:

@@ -30,7 +30,7 @@ class Segment:
         self._matrix = _mapped(path / self.vector_file, DTYPES[dtype], (self.count, dim))
         self._scales = _mapped(path / f"scales-{entry['name']}.bin", "<f4", (self.count,)) if dtype == "int8" else None
         self.ids = self._read("ids")
-        self._metadata = None
+        self._metadata: list[dict] | None = None
 
     @property
     def metadata(self) -> list[dict]:

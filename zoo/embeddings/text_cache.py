@@ -105,13 +105,15 @@ class TextCache:
         self, path: str | Path | None = None, *, memory: int = 4096, max_bytes: int = 1 << 30, create: bool = True
     ):
         self.path = None if path is None else Path(path)
+        self._file = self.path or Path()  # read only if there is a path
         self.max_bytes, self._create = max_bytes, create
         self._memory: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._max_vectors = memory
         self._counts = dict.fromkeys(COUNTED, 0)
         self._saved_counts = dict.fromkeys(COUNTED, 0)  # already added to the file's counts
         self._lock = threading.RLock()
-        self._connection, self._process = None, None
+        self._connection: sqlite3.Connection | None = None
+        self._process: int | None = None
 
     def embed(self, space: str, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
         """Return embeddings, float32 (N, D), from the cache; missing ones are encoded and added to it.
@@ -303,23 +305,25 @@ class TextCache:
         if isinstance(error, UnicodeDecodeError):
             return True
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
-        return os.access(self.path, os.W_OK) if code == sqlite3.SQLITE_READONLY else code not in ENVIRONMENT_ERRORS
+        return os.access(self._file, os.W_OK) if code == sqlite3.SQLITE_READONLY else code not in ENVIRONMENT_ERRORS
 
     def _was_cache(self) -> bool:
         """Whether a damaged file may be replaced: it has a cache's name, or still holds part of a cache's schema."""
-        if self.path.suffix == SUFFIX:
+        if self._file.suffix == SUFFIX:
             return True
-        with open(self.path, "rb") as file:
+        with open(self._file, "rb") as file:
             head = file.read(SCHEMA_BYTES)
         return any(statement.encode() in head for statement in SCHEMA)
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None or self._process != os.getpid():  # a forked child may not use its parent's
             if self._create:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            elif not self.path.exists():
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+            elif not self._file.exists():
                 raise FileNotFoundError(f"No text cache at {str(self.path)!r}.")
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self._file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
             try:
                 self._prepare(connection)
             except BaseException:

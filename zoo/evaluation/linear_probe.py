@@ -5,6 +5,7 @@ images.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,10 +94,10 @@ def evaluate_probe(
     )
 
 
-def _embedded(encoder, data, progress):
+def _embedded(encoder: Encoder, data: Labelled, progress: bool) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """Return (embeddings float32 (N, D), labels int (N,), {record: reason} of those left out)."""
     vectors, kept, bad = embed_readable(encoder, data.records, progress=progress)
-    return vectors, data.records.labels[kept], {data.records.names[i]: reason for i, reason in bad.items()}
+    return vectors, data.labels[kept], {data.records.names[i]: reason for i, reason in bad.items()}
 
 
 def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
@@ -128,7 +129,7 @@ def run(
     dataset: str = "digits",
     data: str | None = None,
     train: str | None = None,
-    class_names: str | None = None,
+    class_names: str | Sequence[str] | None = None,
     batch_size: int = 64,
     output: str | None = None,
 ) -> ProbeResult:

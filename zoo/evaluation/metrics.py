@@ -272,9 +272,9 @@ def retrieval_ranks(
             captions of images i, text → image is query_items=i, candidate_items=range(M), and image → text the
             reverse.
     """
-    query_items, candidate_items = np.asarray(query_items), np.asarray(candidate_items)
+    queried, offered = np.asarray(query_items), np.asarray(candidate_items)
     ranks = [
-        best_ranks(scores, query_items[rows, None] == candidate_items)
+        best_ranks(scores, queried[rows, None] == offered)
         for rows, scores in score_blocks(queries, candidates, block=block)
     ]
     return np.concatenate(ranks)

@@ -72,11 +72,12 @@ def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) 
     firsts = np.array([rows[0] for rows in rows_of.values()])
     images, kept, reasons = embed_readable(encoder, records.subset(firsts), progress=progress)
     bad = {records.names[firsts[i]]: reason for i, reason in reasons.items()}
-    captions, owners = [], []
+    captions: list[str] = []
+    owners: list[int] = []
     for image, place in enumerate(kept):
         for row in rows_of[records.names[firsts[place]]]:
             try:
-                captions.append(records.record(row).caption)
+                captions.append(str(records.record(row).caption))
                 owners.append(image)
             except BadSample as error:
                 bad[f"{records.names[row]} (row {row})"] = str(error)

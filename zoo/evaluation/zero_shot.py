@@ -70,7 +70,7 @@ def evaluate_zero_shot(
     """
     classifier = classifier or create_classifier(encoder, data.prompts or data.class_names, data.templates)
     vectors, kept, bad = embedded or embed_readable(encoder, data.records, progress=progress)
-    logits, labels = classifier.logits(vectors), data.records.labels[kept]
+    logits, labels = classifier.logits(vectors), data.labels[kept]
     ranks = class_ranks(logits, labels)
     counts = confusion(labels, logits.argmax(axis=1), len(data.class_names))
     result = ZeroShotResult(
@@ -122,7 +122,7 @@ def run(
 
 def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarray) -> None:
     """Draw the most confident mistakes, each with its true and its predicted class; no file without mistakes."""
-    labels, predictions = data.records.labels[kept], logits.argmax(axis=1)
+    labels, predictions = data.labels[kept], logits.argmax(axis=1)
     margin = logits.max(axis=1) - logits[np.arange(len(labels)), labels]
     worst = [int(i) for i in np.argsort(-margin, kind="stable")[:MAX_MISTAKES] if predictions[i] != labels[i]]
     if not worst:

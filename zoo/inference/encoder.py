@@ -101,8 +101,15 @@ class Encoder:
         """Yield `Embedded` batch by batch, in the order of the records."""
         if not len(records):
             return
-        options = {"shuffle": False, "drop_last": False, "replace_bad": False, "max_bad_fraction": 1.0}
-        with Batches(records, self.spec, batch_size=self.batch_size, **options) as batches:
+        with Batches(
+            records,
+            self.spec,
+            batch_size=self.batch_size,
+            shuffle=False,
+            drop_last=False,
+            replace_bad=False,
+            max_bad_fraction=1.0,
+        ) as batches:
             for step in show_progress(range(batches.steps), "batches", progress):
                 batch, kept = batches.batch_and_indices(0, step)
                 reasons, left_out = batches.bad.reasons, np.setdiff1d(batches.indices(0, step), kept)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from zoo.inference.torch_graph import compile_graph, graph_of, packed_graph
+from zoo.inference.torch_graph import PackedWeight, compile_graph, graph_of, packed_graph
 from zoo.utils.arrays import pad_rows
 
 Forward = Callable[[np.ndarray], np.ndarray]
@@ -49,7 +49,8 @@ def create_predictor(model, batch_size: int = 32) -> Forward:
             "model with one of each."
         )
     tensorflow = functools.partial(_tensorflow_predictor, batch_size=batch_size)
-    run = {"jax": _jax, "tensorflow": tensorflow, "torch": _torch_predictor}[keras.backend.backend()](model)
+    makers: dict[str, Callable[..., Forward]] = {"jax": _jax, "tensorflow": tensorflow, "torch": _torch_predictor}
+    run = makers[keras.backend.backend()](model)
 
     def predict(values):
         values = np.asarray(values, model.inputs[0].dtype)
@@ -124,7 +125,7 @@ def _tensorflow_predictor(model, batch_size: int) -> Forward:
 def _torch(model) -> Forward:
     """A repeated shape runs as a graph of torch kernels: Keras' layers add as much time between the kernels as a
     sentence, or 64 images of 32 pixels, takes in them (tests/bench_search.py)."""
-    packed = {}
+    packed: dict[int, PackedWeight] = {}
 
     def forward(x):
         return model(x, training=False).float()
@@ -183,7 +184,8 @@ def by_shape(function: Callable, specialise: Callable, *, max_rows: int = 1) -> 
         specialise: a batch → a function of batches of its shape.
         max_rows: larger batches always run `function`.
     """
-    calls, made = Counter(), {}  # by shape
+    calls: Counter[tuple] = Counter()  # by shape
+    made: dict[tuple, Callable] = {}
 
     def choose(x):
         shape = tuple(x.shape)

@@ -87,9 +87,9 @@ class ClipPipeline:
         Call it after the model was trained further or got other weights: until then, new embeddings may come from the
         new weights, and cached texts and classifiers from the old ones. A name or a file is loaded again.
         """
-        auto = self._batch_size == "auto"
-        self.encoder, self.fingerprint = self._make_encoder(1 if auto else self._batch_size)
-        if auto:
+        batch_size = self._batch_size if isinstance(self._batch_size, int) else 1
+        self.encoder, self.fingerprint = self._make_encoder(batch_size)
+        if self._batch_size == "auto":
             self._batch_size = fastest_batch(self.encoder)
             self.encoder = replace(self.encoder, batch_size=self._batch_size)
         self._classifiers: dict[tuple, Classifier] = {}
@@ -149,8 +149,8 @@ class ClipPipeline:
         self, labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str] = ("a photo of a {}.",)
     ) -> Classifier:
         """Return the `Classifier` of these labels; the last 16 are kept."""
-        own = isinstance(labels, Mapping)
-        key = (tuple((name, tuple(labels[name]) if own else None) for name in labels), tuple(templates))
+        prompts = {name: tuple(labels[name]) for name in labels} if isinstance(labels, Mapping) else {}
+        key = (tuple(labels), tuple(prompts.values()), tuple(templates))
         if key not in self._classifiers:
             if len(self._classifiers) >= MAX_CLASSIFIERS:
                 self._classifiers.pop(next(iter(self._classifiers)))
@@ -184,7 +184,7 @@ def open_any(image) -> Image.Image | np.ndarray:
     if isinstance(image, str | os.PathLike):
         if "://" in str(image):
             raise ValueError(f"{str(image)!r} is a URL; only files are read")
-        return open_image(image)
+        return open_image(Path(image))
     raise TypeError(f"image is {type(image).__name__}; allowed are a path, PIL image, uint8 array, bytes, binary file")
 
 

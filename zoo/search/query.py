@@ -61,14 +61,15 @@ def search_images(
     fits = _filter(where)
     texts = TextCache(cache or default_cache_path())
     pipeline = open_pipeline(opened, model, cache=texts)
-    asked = Path(image) if image else query
-    ids, scores = pipeline.search(opened, asked, k, where=fits, approximate=expansion or approximate)
+    ids, scores = pipeline.search(
+        opened, Path(image) if image else query, k, where=fits, approximate=expansion or approximate
+    )
     texts.close()
     pairs = enumerate(zip(ids, scores, strict=True), 1)
     matches = [Match(rank, identity, float(score), opened.metadata(identity)) for rank, (identity, score) in pairs]
     if sheet is not None:
         found = [(match.id, match.score) for match in matches]
-        draw_sheet(Path(sheet), query or asked.name, found, opened.facts.get("sources", {}))
+        draw_sheet(Path(sheet), query or Path(image or "").name, found, opened.facts.get("sources", {}))
     return matches
 
 

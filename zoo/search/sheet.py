@@ -57,7 +57,7 @@ def draw_sheet(path: Path, text: str, matches: Sequence[tuple[str, float]], sour
 
 def _records_by_id(sources: Mapping[str, str]) -> dict[str, tuple[Dataset, int]]:
     """Return {id: (records, index)} of all images that the sources still have."""
-    found = {}
+    found: dict[str, tuple[Dataset, int]] = {}
     for prefix, place in sources.items():
         try:
             records = open_images(place)
