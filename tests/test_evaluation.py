@@ -1,4 +1,4 @@
-"""Zero-shot classification, retrieval and probes of pairs that are NumPy functions, so that every figure is known."""
+"""Zero-shot classification, retrieval and probes with NumPy functions as towers, whose results are known exactly."""
 
 import csv
 import dataclasses
@@ -19,23 +19,23 @@ from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.inference.encoder import Encoder
 
-COLOURS = ("black", "dark", "grey", "light", "white")  # class k has pixels of 60 k
+COLOURS = ("black", "dark", "grey", "light", "white")  # pixels of class k are 60 k
 SPEC = PreprocessSpec(image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def tokenizer(texts):
-    """int32 (N, 1): which colour a text names, by its last word."""
+    """Return the colour that a text's last word names, int32 (N, 1)."""
     return np.array([[COLOURS.index(text.rstrip(".").split()[-1])] for text in texts], np.int32)
 
 
 def see(images):
-    """One-hot of the colour of each image: float32 (B, 4, 4, 3) → (B, 5)."""
+    """Return the colour of each image as one-hot rows: float32 (B, 4, 4, 3) → (B, 5)."""
     return 3.0 * np.eye(5, dtype=np.float32)[np.rint(images.mean(axis=(1, 2, 3)) * 255 / 60).astype(int)]
 
 
 @pytest.fixture
 def encoder():
-    """A pair that knows the five colours."""
+    """An encoder that recognises the five colours."""
     return Encoder(
         see, lambda tokens: np.eye(5, dtype=np.float32)[tokens[:, 0]], SPEC, 5, scale=10.0, tokenizer=tokenizer
     )
@@ -46,14 +46,14 @@ def paint(label, side=6):
 
 
 def labelled(labels, seen=None):
-    """A data set of images painted as `seen` and labelled as `labels`."""
+    """Return a data set of images with the colours `seen` and the given labels."""
     images = [paint(label) for label in (labels if seen is None else seen)]
     return Labelled("painted", from_arrays(images, labels=labels), COLOURS, ("a photo of something {}.",))
 
 
 @pytest.fixture
 def colour_folders(tmp_path):
-    """Makes tmp_path/NAME with a folder for each of some colours, and an image of it in each."""
+    """A function that creates tmp_path/NAME with one folder per colour and an image in each."""
 
     def make(name, colours=COLOURS[:3]):
         for colour in colours:
@@ -153,7 +153,7 @@ def test_classifiers_are_saved_loaded_and_averaged(encoder, tmp_path):
 
 def test_a_classifier_records_its_model(encoder, tmp_path):
     class Fingerprinted:
-        """What `ClipPipeline` is to a classifier."""
+        """A substitute for `ClipPipeline`, with a fingerprint."""
 
         scale, bias, embed_texts = 1.0, 0.0, encoder.embed_texts
 
@@ -167,7 +167,7 @@ def test_a_classifier_records_its_model(encoder, tmp_path):
     with pytest.raises(ValueError, match="made with another model .aaaaaaaaaaaaaaaa…. than the images .bbbb"):
         Classifier.load(path, model="b" * 64)
     assert (average([one, same]).model, average([one, other]).model) == ("a" * 64, None)
-    create_classifier(encoder, ["dark", "grey"]).save(path)  # an `Encoder` has no fingerprint: any pair is taken
+    create_classifier(encoder, ["dark", "grey"]).save(path)  # without a fingerprint there is no check
     assert Classifier.load(path, model="b" * 64).model is None
 
 
@@ -226,7 +226,7 @@ def test_classes_may_have_their_own_prompts(encoder, tmp_path):
     assert names == tuple(own) and (prompts["dusk"], prompts["day"]) == (("quite dark",), ("light", "so light"))
     data = dataclasses.replace(labelled([0, 1, 2, 3, 4]), class_names=names, templates=(), prompts=prompts)
     result, *_ = evaluate_zero_shot(encoder, data)
-    assert result.accuracy == pytest.approx(4 / 5)  # snow is called what fog is called
+    assert result.accuracy == pytest.approx(4 / 5)  # snow and fog have the same prompt
     assert "5 classes, their own prompts" in zero_shot.to_text(result)
 
 
@@ -282,7 +282,7 @@ def test_class_names_must_cover_all_folders(names, message, colour_folders):
 
 @pytest.fixture
 def pairs_csv(tmp_path):
-    """Three images; the first has two captions, the third a wrong one and a damaged row follows."""
+    """Three images; the first has two captions, the third a wrong one; the fourth image is damaged."""
     rows = [("a.png", "this is black"), ("a.png", "so black"), ("b.png", "grey"), ("c.png", "dark"), ("d.png", "white")]
     for name, label in (("a.png", 0), ("b.png", 2), ("c.png", 4)):
         Image.fromarray(paint(label)).save(tmp_path / name)
@@ -296,7 +296,7 @@ def test_retrieval_counts_each_image_once_and_any_of_its_captions(encoder, pairs
     result, pairs = evaluate_retrieval(encoder, open_dataset(pairs_csv, needs="captions"))
     assert (result.images, result.texts, list(result.bad)) == (3, 4, ["d.png"])
     assert pairs.owners.tolist() == [0, 0, 1, 2]
-    # "dark" is no image: all three tie at cosine 0, and the right one is last.
+    # No image is "dark": all three tie at cosine 0, and the positive ranks last.
     assert result.text_to_image["recall_at_1"] == pytest.approx(3 / 4)
     assert result.text_to_image["mean_rank"] == pytest.approx((1 + 1 + 1 + 3) / 4)
     assert result.image_to_text["recall_at_1"] == pytest.approx(2 / 3)
@@ -313,14 +313,14 @@ def test_retrieval_from_a_captioned_folder(encoder, tmp_path):
 
 
 def test_long_captions_are_truncated_and_counted(encoder):
-    """As CLIP_benchmark does: the last token that is kept is the end of the text."""
+    """As in CLIP_benchmark, a truncated caption ends with the end token."""
     seen = []
 
     def read(tokens):
         seen.append(tokens)
         return np.eye(5, dtype=np.float32)[np.arange(len(tokens)) % 5]
 
-    long = "red " * 75  # with start and end as many tokens as there may be
+    long = "red " * 75  # fills the context length, with start and end tokens
     records = from_arrays([paint(0), paint(1), paint(2)], captions=["red", long, f"{long} blue green"])
     result, pairs = evaluate_retrieval(dataclasses.replace(encoder, texts=read, tokenizer=tokenize), records)
     (tokens,) = seen
@@ -387,7 +387,7 @@ def test_commands_write_json_and_plots(loading, pairs_csv, tmp_path):
     result = zero_shot.run(
         "pair", dataset=f"folder:{folder}", templates=str(tmp_path / "t.txt"), output=str(tmp_path / "z")
     )
-    assert result.accuracy == pytest.approx(2 / 3)  # grey is as far from black as from dark, and black comes first
+    assert result.accuracy == pytest.approx(2 / 3)  # grey ties between black and dark, and black is first
     assert {path.name for path in (tmp_path / "z").iterdir()} == {"confusion.png", "mistakes.png", "zero_shot.json"}
     assert "accuracy        66.7 %" in zero_shot.to_text(result)
 
@@ -397,7 +397,7 @@ def test_a_probe_of_few_images(encoder):
     for labels in ([0], [1, 1]):
         with pytest.raises(ValueError, match=f"the {len(labels)} training images are all of class '(black|dark)'"):
             linear_probe.evaluate_probe(encoder, labelled(labels), test)
-    result = linear_probe.evaluate_probe(encoder, labelled([0, 1]), labelled([0, 1]))  # none is held back
+    result = linear_probe.evaluate_probe(encoder, labelled([0, 1]), labelled([0, 1]))  # too few images to hold one out
     assert (result.accuracy, result.strength) == (1.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The command zoo eval zero-shot on the original files of CIFAR and MNIST, from the archive to the figures."""
+"""`zoo eval zero-shot` on the original files of CIFAR and MNIST."""
 
 import json
 import pickle

@@ -69,7 +69,7 @@ def test_calibration_of_a_hand_made_case():
 
 def test_calibration_bins_do_not_cancel():
     logits = np.log(np.array([[0.9, 0.1], [0.6, 0.4]]))
-    labels = np.array([1, 0])  # too sure once, too modest once
+    labels = np.array([1, 0])  # once overconfident, once underconfident
     assert metrics.calibration(logits, labels)["error"] == pytest.approx((0.9 + 0.4) / 2)
     assert metrics.calibration(logits, labels, bins=1)["error"] == pytest.approx(0.25)
 
@@ -103,14 +103,14 @@ def test_a_collapsed_pair_finds_nothing():
 
 
 def clip_benchmark_recall(scores, positives, k):
-    """LAION-AI/CLIP_benchmark's retrieval recall: the share of queries with any right candidate in the top k."""
+    """LAION-AI/CLIP_benchmark's retrieval recall: the share of queries with any positive in the top k."""
     top = np.argsort(-scores, axis=1)[:, :k]
     found = np.take_along_axis(positives, top, axis=1).sum(axis=1) / positives.sum(axis=1)
     return (found > 0).mean()
 
 
 def captioned(rng, images=60, captions=5, dim=8):
-    """Unit embeddings of images and of their captions, noisy enough that recall is neither 0 nor 1."""
+    """Return unit embeddings of images and captions, with noise that puts recall between 0 and 1."""
     owners = np.repeat(np.arange(images), captions)
     image = rng.standard_normal((images, dim)).astype(np.float32)
     text = image[owners] + 0.9 * rng.standard_normal((len(owners), dim)).astype(np.float32)
@@ -155,7 +155,7 @@ def test_precision_is_the_share_of_positives_among_the_best():
     assert metrics.precision_at_k(scores, positives, 3) == pytest.approx((2 / 3 + 1 / 3) / 2)
 
 
-# What is refused.
+# Invalid arguments.
 
 
 @pytest.mark.parametrize(

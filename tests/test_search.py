@@ -281,5 +281,5 @@ def test_best_equals_a_full_sort(rng):
     for k in (1, 7, 38, 39, 40, 1000, 10_000, 20_000):
         np.testing.assert_array_equal(best(scores, k), order[:k])
     rest = np.full(1000, -np.inf, np.float32)
-    rest[[3, 998]] = 1.0  # the last group is not a whole one
+    rest[[3, 998]] = 1.0  # the last group is smaller
     assert best(rest, 2).tolist() == [3, 998] and best(rest, 1).tolist() == [3]
