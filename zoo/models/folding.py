@@ -1,9 +1,9 @@
-"""Exact folding: a built model becomes a faster one of the same face, by algebra in float64 NumPy.
+"""Exact folding: a built model becomes a faster one with the same inputs and outputs, by float64 NumPy algebra.
 
-What vanishes: LayerScale and BatchNorm into the product before them; the affine part of a LayerNorm and GRN's offset
-into the products after them; branches that training needed into the one convolution they add up to; dropout. One
-token of many is taken before the last layers that see each token alone. The result differs by rounding alone, and equal
-weights give equal results on every backend.
+LayerScale and BatchNorm are folded into the product before them, the affine part of a LayerNorm and GRN's offset into
+the products after them, the branches of a multi-branch convolution into one convolution; dropout is removed. A token is
+selected before the last layers that act on each token separately. Outputs differ by rounding only, and equal weights
+give equal results on every backend.
 """
 
 import operator
@@ -14,38 +14,43 @@ import keras
 import numpy as np
 from keras import ops
 
-# Class of a layer → what leads to the kernel and bias of the product that it ends in, or begins with.
-BRANCHES = ("MobileOneConv2D", "RepLargeKernelConv2D", "RepMixer", "RepConditionalPosEnc")  # their sum: one convolution
+# Class of a layer → prefix of the kernel and bias of the product at its end (OUT) or its beginning (IN).
+BRANCHES = (
+    "MobileOneConv2D",
+    "RepLargeKernelConv2D",
+    "RepMixer",
+    "RepConditionalPosEnc",
+)  # each equals a convolution
 LINEAR = {"Dense": "", "Conv2D": "", "DepthwiseConv2D": ""}
 LINEAR_OUT = {**LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
 LINEAR_IN = {**LINEAR, "SelfAttention": "in_proj."}
-BIAS_OPTIONS = {"": "use_bias", "in_proj.": "in_bias"}  # which of these products may come without one
-ALONE = ("Dense", "Add", "LayerScale", "Activation", "Dropout")  # (B, L, W): what they make of a token is its alone
-OUTPUT = "output"  # stands among a layer's users where the model hands its result out
+BIAS_OPTIONS = {"": "use_bias", "in_proj.": "in_bias"}  # option that says whether the product has a bias
+ALONE = ("Dense", "Add", "LayerScale", "Activation", "Dropout")  # act on each token of (B, L, W) separately
+OUTPUT = "output"  # among a layer's users, where its result is an output of the model
 
 
 def fold(model: keras.Model) -> keras.Model:
-    """A faster model with the same inputs, outputs and names, for inference.
+    """Return a faster model with the same inputs, outputs and names, for inference.
 
-    It has weights of its own, runs on every backend and is saved with `model.save("….keras")`. It is not meant to be
-    trained: what regularised and conditioned the training is gone. Models inside the model are folded each by itself;
-    a CLIP becomes a CLIP of folded towers.
+    It has its own weights, runs on every backend and is saved with `model.save("….keras")`. It is not meant for
+    training: regularisation and normalisation layers are gone. Nested models are folded separately; a CLIP becomes a
+    CLIP of folded towers.
 
     Args:
         model: a built functional `keras.Model`.
 
     Raises:
-        ValueError: the model is not functional, so that there is no graph to read.
+        ValueError: the model is not functional.
     """
     return fold_with_affine(model, None)[0]
 
 
 def fold_with_affine(model, affine):
-    """(`fold(model)`, whether it also took in `affine`).
+    """Return (`fold(model)`, whether `affine` was folded in too).
 
     Args:
         affine: None, or (factor, shift), (C,) each: the folded model takes images x in place of factor · x + shift.
-            Only a first convolution without padding can do that: a padded one would see zeros that are no longer grey.
+            Possible only for a first convolution without padding: padded zeros would be scaled and shifted too.
     """
     if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
         return _fold_pair(model, affine)
@@ -66,13 +71,13 @@ def check_functional(model):
 
 
 def calls(model):
-    """The calls that make up a functional model, in order: Keras' nodes, with operation, arguments and outputs."""
+    """The calls of a functional model in order: Keras' nodes, with operation, arguments and outputs."""
     for depth in sorted(model._nodes_by_depth, reverse=True):
         yield from (node for node in model._nodes_by_depth[depth] if node.operation and not node.is_input)
 
 
 def _fold_pair(model, affine):
-    """A CLIP of folded towers, with the temperature of the one given."""
+    """A CLIP of folded towers with the same logit scale."""
     from clip import CLIP
 
     image_tower, absorbed = fold_with_affine(model.image_encoder, affine)
@@ -85,7 +90,7 @@ def _fold_pair(model, affine):
 
 @dataclass
 class Draft:
-    """A layer of the folded model before it is made: configuration, and those weights that differ.
+    """A layer of the folded model before it is created: config, and the weights that differ.
 
     Weights are named by the attributes that lead to them, "kernel" or "in_proj.kernel", and are float64.
     """
@@ -108,7 +113,7 @@ class Draft:
         return "filters" not in self.config if self.kind not in BRANCHES else self.config["filters"] is None
 
     def bias(self, prefix, size):
-        """The bias of a product, zeros where it has none; from here on it has one."""
+        """Bias of a product, created with zeros where it has none."""
         option = BIAS_OPTIONS.get(prefix)
         if option and not self.config[option]:
             self.weights[f"{prefix}bias"] = np.zeros(size)
@@ -116,7 +121,7 @@ class Draft:
         return self[f"{prefix}bias"]
 
     def scale_output(self, factor, shift=0.0):
-        """The product becomes factor · product + shift, (C,) each."""
+        """Replace the product by factor · product + shift, (C,) each."""
         prefix = LINEAR_OUT[self.kind]
         kernel, bias = self[f"{prefix}kernel"], self.bias(prefix, factor.size)
         depthwise = kernel.ndim == 4 and self.is_depthwise
@@ -124,7 +129,7 @@ class Draft:
         self.weights |= {f"{prefix}kernel": kernel * per_output, f"{prefix}bias": bias * factor + shift}
 
     def scale_input(self, factor, shift):
-        """The product takes x in place of factor · x + shift, (C,) each."""
+        """Let the product take x in place of factor · x + shift, (C,) each."""
         prefix = LINEAR_IN[self.kind]
         kernel = self[f"{prefix}kernel"]
         depthwise = kernel.ndim == 4 and self.is_depthwise
@@ -134,12 +139,12 @@ class Draft:
         self.weights |= {f"{prefix}kernel": kernel * factor[:, None], f"{prefix}bias": bias + constant}
 
     def make(self):
-        """The layer, without its weights: it is built when it is called."""
+        """Create the layer without weights; it is built when it is called."""
         zeros = {key: "zeros" for key in self.config if key.endswith("_initializer")}
         return type(self.layer).from_config({**self.config, **zeros})
 
     def fill(self, made):
-        """Gives a built layer its weights: those that differ, and the others as they were."""
+        """Set a built layer's weights: those that differ, and the others unchanged."""
         if not self.weights and len(made.weights) == len(self.layer.weights):
             made.set_weights(self.layer.get_weights())
             return
@@ -151,12 +156,12 @@ class Draft:
 
 
 def _attribute(layer, variable):
-    """What leads from a layer to its variable: "gamma", "in_proj.kernel"."""
+    """Attribute path from a layer to its variable: "gamma", "in_proj.kernel"."""
     return variable.path.split(f"{layer.name}/", 1)[-1].replace("/", ".")
 
 
 class Net:
-    """A model's layers, who reads whom, and what shall become of each.
+    """A model's layers, the users of each, and the drafts of the folded layers.
 
     Attributes:
         users: layer → the layers that read it, and OUTPUT, in order.
@@ -171,9 +176,9 @@ class Net:
         self.times_called: dict = {}
         self.drafts: dict = {}
         self.skipped: set = set()
-        self.nested: dict = {}  # model inside the model → the affine it shall take in, or None
+        self.nested: dict = {}  # nested model → affine to fold into it, or None
         self.absorbed: list = []
-        self.early: dict = {}  # layer → the EarlyToken that comes before it
+        self.early: dict = {}  # layer → the EarlyToken to insert before it
         for node in self.nodes:
             self._connect(node)
         for tensor in model.outputs:
@@ -197,7 +202,7 @@ class Net:
         return self.drafts[layer]
 
     def skip(self, layer):
-        """The layer's users read what it read."""
+        """Remove a layer: its users read its input."""
         (source,) = self.sources[layer]
         self.skipped.add(layer)
         at = self.users[source].index(layer)
@@ -207,7 +212,7 @@ class Net:
                 self.sources[user] = [source if other is layer else other for other in self.sources[user]]
 
     def product_before(self, layer):
-        """The layer whose product this one alone reads, as it comes; None when there is none."""
+        """The layer whose product is read, unchanged, by this layer alone; None if there is none."""
         (source,) = self.sources[layer]
         fits = type(source).__name__ in LINEAR_OUT and self.is_called_once(source) and self.users[source] == [layer]
         return source if fits and self._is_linear(source) else None
@@ -216,12 +221,12 @@ class Net:
         return self.draft(layer).config.get("activation") in (None, "linear")
 
     def products_after(self, layer):
-        """The layers that read this one, when each begins with a product that sees no padding; else ()."""
+        """The users of this layer if each begins with a product without padding; else ()."""
         users = list(self._readers(layer))
         return users if users and all(self._takes_affine(user) for user in users) else ()
 
     def _readers(self, layer):
-        """The layers that read this one, seen through reshapes that leave the channels together."""
+        """The users of this layer, through reshapes that keep the channel axis."""
         for user in self.users[layer]:
             if type(user).__name__ == "Reshape" and user.input.shape[-1] == user.output.shape[-1]:
                 yield from self._readers(user)
@@ -235,7 +240,7 @@ class Net:
         return config.get("padding", "valid") == "valid" and config.get("groups", 1) == 1
 
     def build(self):
-        """The folded model."""
+        """Build the folded model."""
         made, old = {}, {}
         inputs = keras.tree.map_structure(_same_input, self.model.input)
 
@@ -274,7 +279,7 @@ def _same_input(tensor):
 
 @dataclass
 class EarlyToken:
-    """A SelectToken that comes before layers which it came after.
+    """A SelectToken moved before layers that it followed.
 
     Attributes:
         layer: the SelectToken.
@@ -286,7 +291,7 @@ class EarlyToken:
     taken: dict = field(default_factory=dict)
 
     def of(self, args, inputs):
-        """A layer's arguments, in which what still has all tokens, (B, L, W), is replaced by the one, (B, W)."""
+        """A layer's arguments, with each (B, L, W) replaced by the selected token, (B, W)."""
         return keras.tree.map_structure(lambda x: self._take(x, inputs) if len(x.shape) == len("BLW") else x, args)
 
     def _take(self, x, inputs):
@@ -297,7 +302,7 @@ class EarlyToken:
 
 
 def _absorb_input(net, affine):
-    """Whether the readers of the images took the affine in. A model inside the model says so when it is made."""
+    """Whether the users of the images folded the affine in; for a nested model it is known when it is built."""
     (images,) = (tensor._keras_history.operation for tensor in net.model.inputs if len(tensor.shape) == 4)
     readers = net.users[images]
     if len(readers) == 1 and isinstance(readers[0], keras.Model):
@@ -309,7 +314,7 @@ def _absorb_input(net, affine):
 
 
 def fold_scale(net, layer):
-    """LayerScale: product · gamma."""
+    """LayerScale: gamma into the product before it."""
     if before := net.product_before(layer):
         net.draft(before).scale_output(to_numpy(layer.gamma))
         net.skip(layer)
@@ -330,7 +335,7 @@ def fold_batch_norm(net, layer):
 
 
 def batch_norm_affine(layer):
-    """(factor, shift), (C,) each: what a BatchNormalization does in inference, float64."""
+    """(factor, shift), (C,) each, float64, of a BatchNormalization in inference."""
     deviation = np.sqrt(to_numpy(layer.moving_variance) + layer.epsilon)
     factor = (to_numpy(layer.gamma) if layer.scale else 1.0) / deviation
     shift = (to_numpy(layer.beta) if layer.center else 0.0) - to_numpy(layer.moving_mean) * factor
@@ -338,7 +343,7 @@ def batch_norm_affine(layer):
 
 
 def fold_norm(net, layer):
-    """LayerNorm: its gain and offset into the products after it."""
+    """LayerNorm: gain and offset into the products after it."""
     users = net.products_after(layer)
     if not users or not _is_last_axis(layer) or getattr(layer, "rms_scaling", False):
         return
@@ -357,7 +362,7 @@ def _is_last_axis(layer):
 
 
 def fold_grn(net, layer):
-    """GRN: its offset into the products after it."""
+    """GRN: offset into the products after it."""
     beta = to_numpy(layer.beta)
     for user in net.products_after(layer):
         net.draft(user).scale_input(np.ones_like(beta), beta)
@@ -365,7 +370,7 @@ def fold_grn(net, layer):
 
 
 def fold_branches(net, layer):
-    """Branches: the one convolution they add up to."""
+    """Multi-branch convolution: the one convolution that it equals."""
     kernel, bias = layer.folded()
     draft = net.draft(layer)
     draft.config["reparameterized"] = True
@@ -373,13 +378,13 @@ def fold_branches(net, layer):
 
 
 def select_token_early(net, layer):
-    """SelectToken: before the layers whose results at the other tokens nobody reads."""
+    """SelectToken: before the layers whose results at other tokens are unused."""
     after: set = set()
     for other in reversed(list(net.users)):
         users = net.users[other]
         if users and after.issuperset(set(users) - {layer}) and net.is_called_once(other) and _sees_tokens_alone(other):
             after.add(other)
-    for other in net.users:  # a sum of what has all tokens is taken itself, rather than its parts
+    for other in net.users:  # select from a sum over all tokens rather than from its terms
         if len(net.sources.get(other, ())) > 1 and after.isdisjoint(net.sources[other]):
             after.discard(other)
     read = {source for other in after for source in net.sources[other]} - after
@@ -395,16 +400,16 @@ def _sees_tokens_alone(layer):
 
 
 def _place_of_input(model, layer):
-    """Which input of the model a layer is; None if none."""
+    """Index of a layer among the model's inputs, or None."""
     return next((i for i, tensor in enumerate(model.inputs) if tensor._keras_history.operation is layer), None)
 
 
 def drop(net, layer):
-    """What does nothing in inference."""
+    """Layers without effect in inference are removed."""
     net.skip(layer)
 
 
-# Class of a layer → what is done about it. A rule gets the net and the layer, which is called once.
+# Class of a layer → rule. A rule gets the net and a layer that is called once.
 FOLDS: dict[str, Callable] = {
     "Dropout": drop,
     "SpatialDropout2D": drop,
@@ -419,5 +424,5 @@ FOLDS: dict[str, Callable] = {
 
 
 def to_numpy(variable):
-    """A weight as float64, whatever precision it is kept in. NumPy casts, JAX would compile that for each shape."""
+    """A weight as float64, whatever its dtype. NumPy casts: JAX would compile a cast for each shape."""
     return ops.convert_to_numpy(variable).astype(np.float64)

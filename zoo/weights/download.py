@@ -1,8 +1,8 @@
-"""Files from huggingface.co: fetched once into that library's own cache, and verified each time they are used.
+"""Files from huggingface.co: downloaded once into huggingface_hub's cache, and verified at every use.
 
-The cache is huggingface_hub's ($HF_HOME), shared with every library that uses it; so are resuming, progress bars,
-tokens and $HF_HUB_OFFLINE. That library does not check what it cached, so a digest is written down beside each file at
-its first use, and a file that has changed since is refused.
+The cache ($HF_HOME) is shared with every library that uses huggingface_hub, which also provides resuming, progress
+bars, tokens and $HF_HUB_OFFLINE. It does not verify cached files, so a digest is recorded beside each file at its first
+use, and a file that has changed since is refused.
 """
 
 import contextlib
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from zoo.utils.files import atomic_write, sha256
 
-RECORD = ".sha256"  # appended to a file's name, in the form that sha256sum writes and checks
+RECORD = ".sha256"  # appended to a file's name; the content has sha256sum's format
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def fetch(repository: str, files: tuple[str, ...], *, revision: str | None = None, digest: str | None = None) -> Path:
-    """The first of `files` that a repository has, downloaded unless it is cached, and verified.
+    """Return the first of `files` that a repository has, downloaded unless it is cached, and verified.
 
-    What is cached is used as it is, without asking the network.
+    A cached file is used without a request to the network.
 
     Args:
         repository: "owner/name" on huggingface.co.
         files: names in order of preference.
         revision: commit, branch or tag; None for the newest.
-        digest: SHA-256 that the first of `files` must have; None where nobody documents one.
+        digest: SHA-256 that the first of `files` must have, or None.
 
     Returns:
         Path of the file in the cache.
@@ -50,7 +50,7 @@ def fetch(repository: str, files: tuple[str, ...], *, revision: str | None = Non
 
 
 def fetch_file(repository: str, name: str, *, revision: str | None = None, offline: bool = False) -> Path | None:
-    """One file of a repository, unverified, or None where the repository has no such file; errors as of `fetch`."""
+    """Return one file of a repository, unverified, or None if there is no such file; errors as of `fetch`."""
     hub = _hub()
     try:
         cached = hub.try_to_load_from_cache(repository, name, revision=revision)
@@ -94,19 +94,19 @@ def _url(repository, revision):
 
 
 def _line(error):
-    """The first line of an error's text, ended with a full stop."""
+    """First line of an error's text, with a full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0].rstrip('. ')}."
 
 
 def verify(path: Path, digest: str | None = None) -> str:
-    """The SHA-256 of a cached file, after comparison with what is known of it.
+    """Return the SHA-256 of a cached file, after comparison with the known digests.
 
-    That is `digest`, the digest written down at the first use, and the one that the hub announced, by which the cache
-    names the content of a large file.
+    These are `digest`, the one recorded at the first use, and the hub's, which names a large file's content in the
+    cache.
 
     Raises:
-        ValueError: one of them is another; both digests are in the message.
+        ValueError: one of them differs; the message has both digests.
     """
     actual, record = sha256(path), path.with_name(path.name + RECORD)
     known = _read_record(record)
@@ -127,12 +127,12 @@ def verify(path: Path, digest: str | None = None) -> str:
 
 
 def recorded(path: Path) -> str | None:
-    """The digest written down for a cached file, or None."""
+    """Return the recorded digest of a cached file, or None."""
     return _read_record(path.with_name(path.name + RECORD))
 
 
 def _read_record(record):
-    """The digest in a record, or None; a record that is none counts as a difference, not as permission."""
+    """The digest in a record file, or None without one; an unreadable record counts as a difference."""
     try:
         return record.read_text(encoding="utf-8").split(maxsplit=1)[0].lower()
     except FileNotFoundError:
@@ -142,6 +142,6 @@ def _read_record(record):
 
 
 def _announced(path):
-    """The digest by which the cache names a large file's content, or None for a small file or another layout."""
+    """The hub's digest of a large file, which names its content in the cache; None for a small file."""
     name = path.resolve().name
     return name if path.is_symlink() and DIGEST.fullmatch(name) else None

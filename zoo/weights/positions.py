@@ -1,7 +1,7 @@
-"""Positional embeddings for another image size: the grid of vectors is resized as a picture would be.
+"""Positional embeddings for another image size: the grid of vectors is resized like an image.
 
 open_clip does the same when it loads a ViT at another size: bicubic (Keys, a = −1/2), antialiased where the grid
-shrinks, pixel centres at half-integers; the vectors that belong to no place, of a class token or the mean, stay.
+shrinks, pixel centres at half-integers. Vectors without a place in the grid (class token, mean) are unchanged.
 """
 
 import math
@@ -12,14 +12,14 @@ SHARPNESS = -0.5  # a of the cubic kernel, as in PIL; 2 × 2 pixels of support o
 
 
 def fit_positions(slots, tensors):
-    """Resizes what a checkpoint holds for position grids of another size than the model's.
+    """Resize a checkpoint's position grids to the model's size, where they differ.
 
     Args:
-        slots: those of the model's image side, any of them.
+        slots: of the model's image tower.
         tensors: key → array.
 
     Returns:
-        ({key: resized array, in the checkpoint's layout}, [note of a grid that was resized, …]).
+        ({key: resized array, in the checkpoint's layout}, [note on a resized grid, …]).
     """
     fitted, notes = {}, []
     for slot in slots:
@@ -42,7 +42,7 @@ def fit_positions(slots, tensors):
 
 
 def grid_sides(old, new):
-    """(vectors before the grid, side of the old grid, side of the new one), or None where these are no square grids."""
+    """(vectors before the grid, side of the old grid, side of the new one), or None if they are not square grids."""
     for extra in (1, 0):
         before, after = math.isqrt(max(old - extra, 0)), math.isqrt(max(new - extra, 0))
         if before and after and (before**2 + extra, after**2 + extra) == (old, new):
@@ -56,7 +56,7 @@ def resize_grid(embedding, side, extra=1):
     Args:
         embedding: vectors before the grid, then the grid, row-major.
         side: of the new grid.
-        extra: vectors before the grid, which stay.
+        extra: vectors before the grid, which are kept.
     """
     before, grid = embedding[:extra], embedding[extra:]
     old = math.isqrt(len(grid))
@@ -67,7 +67,7 @@ def resize_grid(embedding, side, extra=1):
 
 
 def cubic_weights(old, new):
-    """(new, old): what each old place contributes to each new one; every row sums to 1."""
+    """(new, old): weight of each old position in each new one; every row sums to 1."""
     scale = np.float32(old) / np.float32(new)  # in single precision, as torch places the kernels
     stretch = max(scale, np.float32(1))  # a shrinking grid is averaged over wider kernels
     centres = scale * (np.arange(new, dtype=np.float32) + np.float32(0.5))
