@@ -4,7 +4,8 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 TURN_SECONDS = 0.2  # minimum duration of a turn; short calls are repeated
 MOST_CALLS = 1000  # per turn
@@ -12,6 +13,7 @@ REST_SECONDS = 0.2  # before a turn: threads of the previous case may still spin
 STEADY = 0.02  # warm-up ends once the last three calls differ by at most this share
 WARM_UP_CALLS, WARM_UP_SECONDS = 10, 5.0  # limits of the warm-up
 
+K = TypeVar("K")
 Turn = Callable[[], Sequence[float]]
 Rounds = Sequence[Sequence[float]]
 
@@ -45,7 +47,7 @@ def take_turn(function: Callable, at_least: float = TURN_SECONDS) -> list[float]
     return calls
 
 
-def take_turns(turns: Mapping[Hashable, Turn], rounds: int, rest: float = REST_SECONDS) -> dict:
+def take_turns(turns: Mapping[K, Turn], rounds: int, rest: float = REST_SECONDS) -> dict[K, list[Sequence[float]]]:
     """Run every case once per round, so that slow phases of the machine affect all of them.
 
     Each round has its own random order, the same in every run, so that the after-effects of a case (caches, spinning
@@ -59,7 +61,7 @@ def take_turns(turns: Mapping[Hashable, Turn], rounds: int, rest: float = REST_S
     Returns:
         {key: results of its turns, by round}.
     """
-    runs: dict = {key: [] for key in turns}
+    runs: dict[K, list[Sequence[float]]] = {key: [] for key in turns}
     order, drawn = list(turns), random.Random(0)
     for _ in range(rounds):
         drawn.shuffle(order)

@@ -3,6 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def create_groups(context: Context) -> list[Group]:
     digits = context.embedded("digits")
     firsts = [int(np.flatnonzero(digits.labels == label)[0]) for label in np.unique(digits.labels)]
     records = digits.data.records.subset(digits.kept[firsts])
-    truths = [digits.names[label] for label in records.labels]
+    truths: list = [digits.names[label] for label in known_labels(records)]
     groups = [Group("held-out digits", records, truths, digits.names, digits.data.templates)]
     photographs = find_photographs()
     if photographs:
@@ -88,21 +89,26 @@ def create_groups(context: Context) -> list[Group]:
 def labelled_images(context: Context) -> Group:
     """Return the user's images in one folder per class."""
     own = context.embedded("own")
-    truths = [own.names[label] if label >= 0 else None for label in own.data.records.labels]
+    truths = [own.names[label] if label >= 0 else None for label in known_labels(own.data.records)]
     embedded = (own.vectors, own.kept, own.bad)
     return Group("of your images", own.data.records, truths, own.names, own.data.templates, embedded)
 
 
 def unlabelled_images(context: Context) -> Group:
     """Return the user's images, whose classes are unknown."""
-    records = open_dataset(context.images, needs="images")
+    records = open_dataset(cast(Path, context.images), needs="images")
     names = tuple(context.class_names or EVERYDAY_NAMES)
     return Group("of your images", records, [None] * len(records), names, TEMPLATES["simple"])
 
 
+def known_labels(records: Dataset) -> np.ndarray:
+    """Return the labels of records that have some."""
+    return cast(np.ndarray, records.labels)
+
+
 def find_photographs() -> list[Path]:
     """Return the PHOTOGRAPHS that are installed, without importing the libraries."""
-    found = {}
+    found: dict[str, Path] = {}
     for library, folder in SAMPLE_FOLDERS.items():
         spec = importlib.util.find_spec(library)
         if spec is not None and spec.origin is not None:
@@ -115,7 +121,8 @@ def classify(context: Context, group: Group) -> tuple[dict, list[Guess]]:
     """Return (metrics, the first predictions for the plot) of a group."""
     vectors, kept, bad = group.embedded or embed_readable(context.pipeline.encoder, group.records)
     probabilities = context.pipeline.classifier(group.names, group.templates).probabilities(vectors)
-    predictions, guesses = [], []
+    predictions: list[dict] = []
+    guesses: list[Guess] = []
     for index, row in zip(kept, probabilities, strict=True):
         best = np.argsort(-row, kind="stable")[:BARS]
         names, truth = [group.names[i] for i in best], group.truths[index]
