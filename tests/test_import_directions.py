@@ -80,6 +80,7 @@ AT_IMPORT = {
     "clip": {"keras", "numpy"},
     "clip.lazy": set(),
     "clip.towers": set(),
+    "clip.towers.branches": {"keras", "numpy"},  # layers, imported when a tower is built
     "clip.variants": set(),
     "clip.prompts": {"numpy"},
     "clip.tokenizer": {"numpy", "tokenizers", "regex", "ftfy"},
