@@ -121,7 +121,7 @@ def test_quotes_line_breaks_and_byte_order_marks_are_understood(tmp_path):
 
 
 def test_malformed_rows_are_bad_records_with_their_line(tmp_path):
-    good, long = "a.png,fine\n", "x" * 200_000
+    good, long = "a.png,fine\n", "x" * ((1 << 20) + 1)
     text = f"filepath,caption\n{good}a.png\na.png,too,many\na.png,\n,no path\na.png,{long}\n{good}"
     path = write_rows(tmp_path / "t.csv", text)
     with open(path, "ab") as file:
@@ -138,8 +138,8 @@ def test_malformed_rows_are_bad_records_with_their_line(tmp_path):
         "t.csv line 4": "3 fields under a header of 2",
         "t.csv line 5": "no caption",
         "t.csv line 6": "no filepath",
-        "t.csv line 7": "not a row: field larger than field limit (131072)",
-        "t.csv line 9": "caption is not UTF-8",
+        "t.csv line 7": "caption has 1048577 characters; at most 1048576 are allowed",
+        "t.csv line 9": "caption is not UTF-8; save the table as UTF-8, for instance with iconv -f LATIN1 -t UTF-8",
     }
     assert len(dataset) == 9
 

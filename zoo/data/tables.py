@@ -1,20 +1,27 @@
 """Records from tables: CSV and TSV files of image paths, parquet files of image paths or image bytes."""
 
+import ast
 import csv
 import difflib
+import json
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from zoo.data.paths import inside, read_file
+from zoo.data.folders import MAX_TEXT_BYTES
+from zoo.data.paths import check_regular, inside, read_file
 from zoo.data.records import BadSample, Dataset, Record, digest
+from zoo.data.rows import RowReader, find_encoding
 
 SEPARATORS = (",", "\t", ";", "|")
 MAX_PARQUET_BYTES = 4 << 30
 MAX_CLASSES = 1_000_000
+MAX_PATH = 4096  # characters
+MAX_SHOWN, MAX_SHOWN_COLUMNS = 40, 8  # characters and columns, in a message
 
 
 @dataclass
@@ -56,7 +63,9 @@ def read_csv(
 ) -> Dataset:
     """Return the images that a CSV or TSV file with a header line names.
 
-    A row with a missing field, or whose caption is empty or not UTF-8, is a bad record.
+    A row with a missing field, or whose caption is empty or not UTF-8, is a bad record. The table is UTF-8, or UTF-16
+    or UTF-32 with a byte order mark. An image has several captions if several rows name it, or if its caption is a
+    list in JSON or in Python's notation; such a list becomes one record per caption.
 
     Args:
         image_key: column of paths, relative to `data_root`.
@@ -68,57 +77,95 @@ def read_csv(
         metadata: keep all columns but `image_key` as `Dataset.metadata`.
 
     Raises:
-        ValueError: a missing column, or no rows.
+        ValueError: a missing column, no rows, or not a regular file. A quote that nothing closes causes a warning.
     """
     path = Path(path)
+    check_regular(str(path), os.stat(path))
     wanted = [key for key in (image_key, caption_key, label_key) if key is not None]
-    rows = _Rows()
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        header_line = file.readline()
-        separator = separator or _detect_separator(header_line, wanted)
-        header = next(csv.reader([header_line], delimiter=separator), [])
-        columns = {key: _column(key, header, path) for key in wanted}
-        others: dict[str, int] = {}
-        if metadata:
-            others = {key: i for i, key in enumerate(header) if key not in (image_key, "")}
-            rows.other_keys = [_printable(key) for key in others]
-        for where, fields in _lines(file, separator):
-            problem = fields if isinstance(fields, str) else _row_problem(fields, header, columns)
-            if problem:
-                rows.add(f"{path.name} line {where}", wrong=problem)
-                continue
-            image = fields[columns[image_key]]
-            caption, label = (fields[columns[key]] if key else None for key in (caption_key, label_key))
-            rows.add(image, image, caption, label, [_printable(fields[i]) for i in others.values()])
+    rows, encoding = _Rows(), find_encoding(path)
+    unknown_bytes = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    try:
+        with open(path, encoding=encoding, errors=unknown_bytes, newline="") as file:
+            keys = (image_key, caption_key, label_key)
+            reader = _read_lines(file, path, rows, keys, wanted, separator, metadata)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} begins as {encoding.upper()} and is cut off or damaged: {error.reason}") from None
+    if reader.unclosed:
+        count, first = len(reader.unclosed), reader.unclosed[0]
+        where = f"line {first}" if count == 1 else f"{count} lines, the first is {first}"
+        warnings.warn(
+            f"{path.name}: a quote opens a field and nothing closes it ({where}); it is read as a character",
+            stacklevel=2,
+        )
     root = os.path.realpath(path.parent if data_root is None else data_root)
     return _dataset(rows, root, caption_key, label_key, class_names, str(path))
 
 
-def _detect_separator(header: str, wanted: Sequence[str]) -> str:
+def _read_lines(file, path: Path, rows: _Rows, keys, wanted: list[str], separator, metadata: bool) -> RowReader:
+    """Add the rows of an open table; return their reader."""
+    header_line = file.readline()
+    separator = separator or _detect_separator(header_line, wanted, path)
+    cells = _cells(header_line, separator, path)
+    header = [cell.strip() for cell in cells]
+    columns = {key: _column(key, header, path) for key in wanted}
+    padded = {i for i, cell in enumerate(cells) if cell != header[i]}  # columns whose values may have spaces too
+    others: dict[str, int] = {}
+    if metadata:
+        others = {key: i for i, key in enumerate(header) if key not in (keys[0], "")}
+        rows.other_keys = [_printable(key) for key in others]
+    spaced = any(cell.startswith(" ") for cell in cells[1:])
+    reader = RowReader(file, separator, header, columns[keys[0]], spaced)
+    for where, fields in reader:
+        if not isinstance(fields, str):
+            fields = [field.strip() if i in padded else field for i, field in enumerate(fields)] if padded else fields
+        problem = fields if isinstance(fields, str) else _row_problem(fields, header, columns)
+        if problem or isinstance(fields, str):
+            rows.add(f"{path.name} line {where}", wrong=problem)
+            continue
+        image, caption, label = (fields[columns[key]] if key else None for key in keys)
+        assert image is not None
+        for text in _captions_in(caption):
+            rows.add(image, image, text, label, [_printable(fields[i]) for i in others.values()])
+    return reader
+
+
+def _captions_in(caption: str | None) -> Sequence[str | None]:
+    """Return the captions of a cell: the strings of a list in JSON or in Python's notation, else the text itself."""
+    if caption is None or not (caption.startswith("[") and caption.endswith("]")):
+        return [caption]
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            texts = parse(caption)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts):
+            return texts
+    return [caption]
+
+
+def _cells(header: str, separator: str, path: Path) -> list[str]:
+    try:
+        return next(csv.reader([header], delimiter=separator), [])
+    except csv.Error as error:  # which is no ValueError
+        raise ValueError(f"{path} does not begin with the names of columns: {error}") from None
+
+
+def _detect_separator(header: str, wanted: Sequence[str], path: Path) -> str:
     """Return the separator with which the header has most of the wanted columns; the first one on a tie."""
-    return max(SEPARATORS, key=lambda sep: len(set(wanted) & set(next(csv.reader([header], delimiter=sep), []))))
+
+    def found(separator: str) -> int:
+        return len(set(wanted) & {cell.strip() for cell in _cells(header, separator, path)})
+
+    return max(SEPARATORS, key=found)
 
 
 def _column(key: str, header: list[str], path) -> int:
     if key not in header:
-        nearest = (difflib.get_close_matches(key, header, n=1, cutoff=0.0) or [""])[0]
-        raise ValueError(f"{path} has no column {key!r}; nearest is {nearest!r}, columns are {header}")
+        known = [name[:MAX_SHOWN] for name in header[:MAX_SHOWN_COLUMNS]]
+        nearest = (difflib.get_close_matches(key, known, n=1, cutoff=0.0) or [""])[0]
+        more = f" and {len(header) - len(known)} more" if len(header) > len(known) else ""
+        raise ValueError(f"{path} has no column {key!r}; nearest is {nearest!r}, columns are {known}{more}")
     return header.index(key)
-
-
-def _lines(file, separator: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Yield (line number, fields or a problem); empty lines are ignored."""
-    reader = csv.reader(file, delimiter=separator)
-    while True:
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield reader.line_num + 1, f"not a row: {error}"
-            continue
-        if fields:
-            yield reader.line_num + 1, fields
 
 
 def _printable(text: str) -> str:
@@ -127,6 +174,7 @@ def _printable(text: str) -> str:
 
 
 def _row_problem(fields: list[str], header: list[str], columns: dict[str, int]) -> str | None:
+    image = next(iter(columns.values()))
     if len(fields) != len(header):
         return f"{len(fields)} fields under a header of {len(header)}"
     for key, i in columns.items():
@@ -135,7 +183,10 @@ def _row_problem(fields: list[str], header: list[str], columns: dict[str, int]) 
         try:
             fields[i].encode()
         except UnicodeEncodeError:  # bytes that are not UTF-8 were read as surrogates
-            return f"{key} is not UTF-8"
+            return f"{key} is not UTF-8; save the table as UTF-8, for instance with iconv -f LATIN1 -t UTF-8"
+        allowed = MAX_PATH if i == image else MAX_TEXT_BYTES
+        if len(fields[i]) > allowed:
+            return f"{key} has {len(fields[i])} characters; at most {allowed} are allowed"
     return None
 
 
@@ -167,6 +218,7 @@ def read_parquet(
     except ImportError:
         raise ImportError("Reading parquet needs pyarrow. Install with: pip install pyarrow") from None
     path = Path(path)
+    check_regular(str(path), os.stat(path))
     wanted = [key for key in (image_key, caption_key, label_key) if key is not None]
     rows = _Rows()
     with parquet.ParquetFile(path) as file:
