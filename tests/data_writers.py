@@ -1,4 +1,4 @@
-"""Real pictures with captions and labels, written in every layout that zoo.data reads."""
+"""Real images with captions and labels, written in every layout that zoo.data reads."""
 
 import csv
 import functools

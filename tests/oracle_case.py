@@ -107,7 +107,7 @@ def is_batch_norm(name):
 
 
 def draw_images(count, size, seed):
-    """float32 (B, H, W, 3) with structure at several scales, of mean 0 and deviation about 1, as pictures have."""
+    """float32 (B, H, W, 3) with structure at several scales, of mean 0 and deviation about 1, as photographs have."""
     rng = np.random.default_rng([seed, *size])
     images = np.zeros((count, *size, 3), np.float32)
     for cell in (1, 4, 16, 64):

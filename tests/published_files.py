@@ -88,7 +88,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def write_mnist(folder: Path, images: np.ndarray, labels, end: str = ".gz") -> Path:
-    """The test pictures' and labels' idx files, as they are (`end` "") or packed."""
+    """The test images' and labels' idx files, as they are (`end` "") or packed."""
     arrays = {"t10k-images-idx3-ubyte": images, "t10k-labels-idx1-ubyte": np.asarray(labels, np.uint8)}
     for name, array in arrays.items():
         (folder / f"{name}{end}").write_bytes(gzip.compress(idx(array)) if end else idx(array))

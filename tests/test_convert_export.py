@@ -173,7 +173,7 @@ TIMM_FOLDERS = {
 
 @pytest.mark.parametrize("name", TIMM_FOLDERS)
 def test_timm_makes_the_model_that_a_folder_describes(tmp_path, rng, name):
-    """`config.json` alone says which model and how its pictures are made ready."""
+    """`config.json` alone says which model it is and how its images are prepared."""
     import torch
 
     declare_torchvision_operators()
@@ -295,7 +295,7 @@ def test_a_pair_answers_the_same_in_transformers(tmp_path, rng, name):
     assert error(ours["text_embeddings"], output.text_embeds.numpy()) <= TOLERANCE
 
 
-def test_open_clips_configuration_says_how_pictures_are_prepared(tmp_path):
+def test_open_clips_configuration_says_how_images_are_prepared(tmp_path):
     spec = zoo.data.preprocess.PreprocessSpec(64, (0.5,) * 3, (0.25,) * 3, "bilinear", "squash")
     zoo.export_weights(pair(VIT), tmp_path / "a.safetensors", format="open_clip", preprocess=spec)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())

@@ -40,7 +40,7 @@ def tokenize(texts):
 
 
 def numbered(count: int):
-    """A data set whose labels say which record one sees; the pictures are tiny."""
+    """A data set whose labels are the record numbers; the images are tiny."""
     return from_arrays(np.zeros((count, 2, 2), np.uint8), labels=np.arange(count))
 
 

@@ -1,4 +1,4 @@
-"""Records: the same pictures from CSV, folders, tar shards, parquet and arrays, and what makes a record bad."""
+"""Records: the same images from CSV, folders, tar shards, parquet and arrays, and what makes a record bad."""
 
 import csv
 import subprocess

@@ -72,7 +72,7 @@ def test_crop_takes_the_middle_and_rounds_halves_to_even():
         assert round(float(spec.eval_transform()(ramp[:, :width])[0, 0, 0])) == first
 
 
-def test_arrays_and_pictures_give_the_same(rng):
+def test_arrays_and_images_give_the_same(rng):
     transform = PreprocessSpec(32).eval_transform()
     for mode in ("RGB", "RGBA", "L"):
         image = picture(rng, 50, 40, mode)
