@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clip.losses import clip_loss, distillation_loss, siglip_loss
     from clip.model import CLIP, create_clip
-    from clip.prompts import CLASS_NAMES, TEMPLATES, class_matrix, prompts_for
+    from clip.prompts import CLASS_NAMES, TEMPLATES, check_classes, class_matrix, prompts_for
     from clip.tokenizer import Tokenizer, tokenize
     from clip.towers import (
         ConvNeXt,
@@ -45,7 +45,7 @@ _MODULES = {
     "clip.layers": ("SelfAttention",),
     "clip.losses": ("clip_loss", "distillation_loss", "siglip_loss"),
     "clip.model": ("CLIP", "create_clip"),
-    "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "class_matrix", "prompts_for"),
+    "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "check_classes", "class_matrix", "prompts_for"),
     "clip.tokenizer": ("Tokenizer", "tokenize"),
     "clip.towers": (
         *("ConvNeXt", "Field", "MCi", "ResNet", "Text", "Tower", "ViT"),

@@ -11,9 +11,10 @@ Names are in the order of the data sets' labels. ImageNet's 1,000 class names ar
 order, as a list to `zero_shot_classifier`, or in a file with one name per line to `zoo eval zero-shot --class-names`.
 """
 
+import numbers
 import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -196,12 +197,55 @@ def fill(template: str, name: str) -> str:
 
 def prompts_for(class_names: Sequence[str], templates: Sequence[str] = SIMPLE_TEMPLATES) -> list[list[str]]:
     """Return K lists of T prompts, in the order of `class_names` (K) and `templates` (T)."""
-    for argument, value in (("class_names", class_names), ("templates", templates)):
-        if isinstance(value, str):
-            raise ValueError(f"{argument} is the string {value!r}; pass a sequence of strings, such as ({value!r},)")
-        if not len(value):
-            raise ValueError(f"{argument} is empty; pass at least one")
-    return [[fill(template, name) for template in templates] for name in class_names]
+    names, templates = check_classes(class_names, templates)
+    return [[fill(template, name) for template in templates] for name in names]
+
+
+def check_classes(
+    class_names: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str] = SIMPLE_TEMPLATES
+) -> tuple[tuple[str, ...] | dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Return the classes and templates of a zero-shot classifier as tuples, the classes with prompts as a dict.
+
+    Args:
+        class_names: K names, which fill each template; or {name: its prompts}, which ignores the templates.
+        templates: strings with one "{}" each.
+
+    Raises:
+        ValueError: a single string where several belong, which would be read letter by letter; a set of names, whose
+            order is chance; nothing; or items that are not strings (a name may be a number).
+    """
+    if isinstance(class_names, Mapping):
+        if not class_names:
+            raise ValueError("class_names is empty; pass at least one")
+        prompts = {name: _strings(f"class_names[{name!r}]", own) for name, own in class_names.items()}
+        _strings("class_names", prompts, numbers.Number)
+        return prompts, ()
+    if isinstance(class_names, set | frozenset):
+        raise ValueError(f"class_names is a set, {_cut(class_names)}, and has no order; pass a list or a tuple")
+    return _strings("class_names", class_names, numbers.Number), _strings("templates", templates)
+
+
+def _strings(argument: str, value: Any, *others: type) -> tuple:
+    """Return an iterable of strings as a tuple; `others` are types that its items may have too."""
+    if isinstance(value, str):
+        raise ValueError(
+            f"{argument} is the string {_cut(value)}; pass a sequence of strings, such as ({_cut(value)},)"
+        )
+    if isinstance(value, bytes | bytearray) or not isinstance(value, Iterable):
+        raise ValueError(f"{argument} is {_cut(value)}, a {type(value).__name__}; pass a sequence of strings")
+    items = tuple(value)
+    if not items:
+        raise ValueError(f"{argument} is empty; pass at least one")
+    for place, item in enumerate(items):
+        if not isinstance(item, (str, *others)):
+            raise ValueError(f"{argument}[{place}] is {_cut(item)}, a {type(item).__name__}; it must be a string")
+    return items
+
+
+def _cut(value: Any) -> str:
+    """Return the repr of a value, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def class_matrix(
@@ -226,16 +270,13 @@ def class_matrix(
         batch_size: prompts per batch of a `clip.CLIP`.
 
     Raises:
-        ValueError: no class, no template, a class without prompts, or a template without exactly one "{}".
+        ValueError: no class, no template, a class without prompts, a template without exactly one "{}", a string where
+            several belong, or a set of names.
 
     Reference: arXiv:2103.00020, section 3.1.4.
     """
-    if isinstance(class_names, Mapping):
-        prompts = [list(texts) for texts in class_names.values()]
-        if not prompts or not all(prompts):
-            raise ValueError("each class needs at least one prompt")
-    else:
-        prompts = prompts_for(class_names, templates)  # K lists of T
+    names, templates = check_classes(class_names, templates)
+    prompts = list(names.values()) if isinstance(names, dict) else prompts_for(names, templates)  # K of T
     if hasattr(embed_texts, "text_encoder"):
         embed_texts = _tower_embedder(cast("CLIP", embed_texts), tokenizer, batch_size)
     distinct = list(dict.fromkeys(prompt for row in prompts for prompt in row))

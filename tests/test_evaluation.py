@@ -151,6 +151,25 @@ def test_classifiers_are_saved_loaded_and_averaged(encoder, tmp_path):
         average([one, create_classifier(encoder, ["dark", "white"], ["a {}"])])
 
 
+def test_a_classifier_has_the_activation_of_its_pair(encoder, tmp_path):
+    sigmoids = dataclasses.replace(encoder, bias=-5.0, activation="sigmoid")
+    made = create_classifier(sigmoids, ["dark", "grey"], ["a {}"])
+    made.save(tmp_path / "c.safetensors")
+    again = Classifier.load(tmp_path / "c.safetensors")
+    vectors = np.eye(5, dtype=np.float32)
+    expected = 1 / (1 + np.exp(5.0 - 10.0 * vectors[:, [1, 2]]))
+    np.testing.assert_allclose(again.probabilities(vectors), expected, rtol=1e-6)
+    softmax = create_classifier(sigmoids, ["dark", "grey"], ["a {}"], activation="softmax")
+    np.testing.assert_allclose(softmax.probabilities(vectors).sum(axis=1), 1)
+    with pytest.raises(ValueError, match="activations"):
+        average([made, softmax])
+    with pytest.raises(ValueError, match="is a set"):
+        create_classifier(encoder, {"dark", "grey"})
+    result, logits, _ = evaluate_zero_shot(sigmoids, labelled([0, 1, 2, 3, 4]))
+    best = 1 / (1 + np.exp(-logits.max(axis=1)))
+    assert result.calibration["confidence"] == pytest.approx(best.mean())
+
+
 def test_a_classifier_records_its_model(encoder, tmp_path):
     class Fingerprinted:
         """A substitute for `ClipPipeline`, with a fingerprint."""

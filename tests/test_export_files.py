@@ -208,6 +208,11 @@ def test_zero_shot_part(tmp_path, images):
     zoo.export_onnx(pair, tmp_path / "part.onnx", part="zero-shot", class_names=["cat", "dog"])
     scores = OnnxModel(tmp_path / "part.onnx").predict(images)
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
+    biased = clip.create_clip("convnext_v2_atto", image_size=32, init_logit_bias=-10.0)
+    options = {"class_names": ["cat", "dog"], "verify": False}
+    zoo.export_onnx(biased, tmp_path / "biased.onnx", part="zero-shot", **options)
+    expected = clip.zero_shot_classifier(biased, ["cat", "dog"]).predict(images, verbose=0)
+    np.testing.assert_allclose(OnnxModel(tmp_path / "biased.onnx").predict(images), expected, rtol=1e-2)
     for options in ({"part": "zero-shot"}, {"class_names": ["cat"]}):
         with pytest.raises(ValueError, match="need each other"):
             zoo.export_onnx(pair, tmp_path / "part.onnx", **options)

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
 from zoo.evaluation import metrics
+from zoo.utils.arrays import sigmoid, softmax
 
 
 def test_docstring_examples():
@@ -75,7 +76,7 @@ def test_calibration_bins_do_not_cancel():
 
 
 def test_softmax_of_large_logits_is_finite():
-    np.testing.assert_array_equal(metrics.softmax(np.float32([[1000.0, 0.0], [-1000.0, -1000.0]])), [[1, 0], [0.5] * 2])
+    np.testing.assert_array_equal(softmax(np.float32([[1000.0, 0.0], [-1000.0, -1000.0]])), [[1, 0], [0.5] * 2])
 
 
 def test_wilson_interval_contains_the_share_and_narrows():
@@ -193,7 +194,7 @@ def test_reliability_bins_sum_to_the_calibration_error(rng):
 
 def test_the_lowest_loss_factor_recovers_the_true_factor(rng):
     cosines = rng.uniform(-0.3, 0.3, (4000, 6))
-    labels = np.array([rng.choice(6, p=row) for row in metrics.softmax(12 * cosines)])
+    labels = np.array([rng.choice(6, p=row) for row in softmax(12 * cosines)])
     found = metrics.lowest_loss_factor(cosines, labels)
     assert found == pytest.approx(12, rel=0.05)
     sweep = metrics.temperature_sweep(cosines, labels, [found / 2, found, 2 * found])
@@ -250,3 +251,11 @@ def test_principal_components_equal_scikit_learn_up_to_sign(rng):
     np.testing.assert_allclose(shares, expected.explained_variance_ratio_)
     again = metrics.principal_components(vectors[::-1])
     np.testing.assert_allclose(again[1], axes, atol=1e-9)
+
+
+def test_calibration_of_a_sigmoid_takes_each_class_alone():
+    logits, labels = np.array([[0.0, -2.0], [-2.0, 0.0]]), np.array([0, 0])
+    result = metrics.calibration(logits, labels, activation="sigmoid")
+    assert result["confidence"] == pytest.approx(0.5)
+    assert result["loss"] == pytest.approx(-(np.log(0.5) + np.log(sigmoid(-2.0))) / 2)
+    np.testing.assert_array_equal(sigmoid(np.float32([-1000.0, 0.0, 1000.0])), [0.0, 0.5, 1.0])  # no overflow

@@ -8,12 +8,13 @@ import keras
 import numpy as np
 import pytest
 from data_writers import encode
-from helpers import predict
+from helpers import predict, randomize
 from PIL import Image
 from pipeline_case import SPEC, images, model, pair, pipeline, saved  # noqa: F401
 
 import zoo
-from clip import tokenize, zero_shot_classifier
+from clip import create_clip, tokenize, zero_shot_classifier
+from clip.variants import Pair, Text, ViT
 from zoo import ClipPipeline
 from zoo.data.preprocess import PreprocessSpec
 from zoo.inference.pipeline import weights_digest
@@ -210,3 +211,29 @@ def test_inputs_that_are_not_images_are_refused(pipeline):
 
 def test_the_tokenizer_is_the_one_of_the_pair(saved):
     assert ClipPipeline(saved).encoder.tokenizer is tokenize
+
+
+def test_a_pair_with_a_bias_gives_sigmoid_probabilities(images):
+    row = Pair(16, 16, ViT(32, 1, 8, head_width=16), Text(width=32, heads=2, layers=1))
+    biased = randomize(create_clip(row, init_logit_bias=-10.0), np.random.default_rng(0), scale=0.1)
+    made = ClipPipeline(biased, preprocess=SPEC)
+    cosines = made.similarity(images, [f"a photo of a {label}." for label in LABELS])
+    expected = 1 / (1 + np.exp(-(made.scale * cosines + made.bias)))
+    np.testing.assert_allclose(made.classify(images, LABELS), expected, atol=1e-5)
+    np.testing.assert_allclose(made.classify(images, LABELS, activation="softmax").sum(axis=1), 1)
+    with pytest.raises(ValueError, match="activation='relu'; allowed are auto, softmax, sigmoid"):
+        made.classify(images, LABELS, activation="relu")
+
+
+@pytest.mark.parametrize(
+    "labels, templates",
+    [({"zero": "a photo of a zero"}, ()), ({"zero", "one"}, ("{}",)), ("zero", ("{}",)), (["zero"], "a {}")],
+)
+def test_labels_that_would_be_misread_are_refused(pipeline, images, labels, templates):
+    with pytest.raises(ValueError, match="is (the string|a set)"):
+        pipeline.classify(images, labels, templates)
+
+
+def test_one_text_is_one_text(pipeline):
+    one = pipeline.encoder.embed_texts("a zero")
+    np.testing.assert_allclose(one, pipeline.embed_texts(["a zero"]), atol=1e-6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip.prompts import CLASS_NAMES, TEMPLATES, class_matrix, fill, prompts_for
+from clip.prompts import CLASS_NAMES, TEMPLATES, check_classes, class_matrix, fill, prompts_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -118,3 +118,33 @@ def test_class_matrix_takes_prompts_of_each_class():
 def test_class_matrix_refuses_classes_without_prompts(class_names):
     with pytest.raises(ValueError, match="at least one"):
         class_matrix(embed_by_table, class_names)
+
+
+@pytest.mark.parametrize(
+    "class_names, message",
+    [
+        ({"cat": "a photo of a cat"}, "class_names.'cat'. is the string 'a photo of a cat'"),
+        ({"dog": ["a dog"], "cat": b"a cat"}, "class_names.'cat'. is b'a cat', a bytes"),
+        ({"cat": [["a cat"]]}, "class_names.'cat'.*0. is .'a cat'., a list; it must be a string"),
+        ({None: ["a cat"]}, "class_names.0. is None, a NoneType"),
+        ({"cat", "dog"}, "class_names is a set, .*no order"),
+        (frozenset(["cat"]), "class_names is a set, .*no order"),
+        ([["cat", "kitten"], ["dog"]], "class_names.0. is .'cat', 'kitten'., a list"),
+        ([b"cat"], "class_names.0. is b'cat', a bytes"),
+        (b"cat", "class_names is b'cat', a bytes"),
+        (7, "class_names is 7, a int"),
+        ("x" * 1000, "class_names is the string 'xxx"),
+    ],
+)
+def test_classes_that_would_be_misread_are_refused(class_names, message):
+    with pytest.raises(ValueError, match=message) as error:
+        class_matrix(embed_by_table, class_names)
+    assert len(str(error.value)) < 500
+
+
+def test_classes_are_read_once():
+    assert check_classes(iter(["cat", 7]), iter(["a {}"])) == (("cat", 7), ("a {}",))
+    assert check_classes({"a": 1, "b": 2}.keys())[0] == ("a", "b")  # keys have an order, unlike a set
+    assert check_classes({"cat": ["a cat"]}, ()) == ({"cat": ("a cat",)}, ())  # with prompts, templates do not matter
+    with pytest.raises(ValueError, match="templates.0. is 7"):
+        check_classes(["cat"], [7])

@@ -90,3 +90,42 @@ def test_the_head_keeps_its_scale_while_the_pair_trains(model, rng):
 def test_empty_or_malformed_prompts_are_refused(model, names, templates):
     with pytest.raises(ValueError):
         clip.zero_shot_classifier(model, names, templates)
+
+
+@pytest.fixture
+def biased(rng):
+    pair = Pair(16, 32, ViT(32, 1, 8, head_width=16), Text(width=32, heads=2, layers=1))
+    model = randomize(create_clip(pair, init_logit_bias=-10.0), rng, scale=0.05)
+    model.logit_scale.logit_bias.assign(-3.0)
+    return model
+
+
+def test_the_scores_of_a_pair_with_a_bias_are_its_logits(biased, rng, tmp_path):
+    images = rng.standard_normal((5, 32, 32, 3)).astype("float32")
+    prompts = biased.encode_text(tokenize([TEMPLATES[0].format(name) for name in NAMES]))
+    expected = keras.ops.convert_to_numpy(biased.logits(biased.encode_image(images), prompts))
+    plain = zero_shot_classifier(biased, NAMES, TEMPLATES[:1], activation=None)
+    np.testing.assert_allclose(plain.predict(images, verbose=0), expected, atol=1e-3)
+    scores = zero_shot_classifier(biased, NAMES, TEMPLATES[:1])  # "auto": sigmoid
+    np.testing.assert_allclose(scores.predict(images, verbose=0), 1 / (1 + np.exp(-expected)), atol=1e-4)
+    softmax = zero_shot_classifier(biased, NAMES, TEMPLATES[:1], activation="softmax")
+    np.testing.assert_allclose(softmax.predict(images, verbose=0).sum(axis=1), 1, atol=1e-5)
+    scores.save(tmp_path / "scores.keras")
+    again = keras.saving.load_model(tmp_path / "scores.keras", safe_mode=True)
+    np.testing.assert_array_equal(again.predict(images, verbose=0), scores.predict(images, verbose=0))
+
+
+@pytest.mark.once
+def test_a_head_without_a_bias_has_the_weights_and_activation_of_earlier_ones(model):
+    head = zero_shot_classifier(model, NAMES).get_layer("zero_shot_head")
+    assert [weight.name for weight in head.weights] == ["class_matrix", "logit_scale"]
+    assert head.activation is keras.activations.softmax
+    config = {key: value for key, value in head.get_config().items() if key != "use_bias"}
+    assert type(head).from_config(config).use_bias is False
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("names", [{"cat": "a photo of a cat"}, {"cat", "dog"}, "cat"])
+def test_names_that_would_be_misread_are_refused(model, names):
+    with pytest.raises(ValueError, match="class_names"):
+        zero_shot_classifier(model, names)

@@ -151,6 +151,8 @@ def read_lines(source: str | Path | Sequence[str], what: str) -> tuple[str, ...]
         ValueError: empty, or not strings.
     """
     lines: Any = _content(source, "[") if isinstance(source, str | Path) else source
+    if isinstance(lines, set | frozenset):
+        raise ValueError(f"{what} are a set, which has no order; pass a list or a tuple, got {lines!r}")
     if not isinstance(lines, Sequence) or not lines or not all(isinstance(item, str) for item in lines):
         raise ValueError(f"{what} must be strings, at least one, got {lines!r}")
     return tuple(lines)

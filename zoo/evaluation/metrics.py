@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from zoo.utils.arrays import softmax
+from zoo.utils.arrays import ACTIVATIONS
 
 BLOCK = 1024  # queries per block
 
@@ -83,13 +83,14 @@ def mean_per_class_recall(counts: np.ndarray) -> float:
     return float((np.diag(counts)[sizes > 0] / sizes[sizes > 0]).mean())
 
 
-def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
+def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 10, activation: str = "softmax") -> dict:
     """Return how well predicted probabilities agree with accuracy.
 
     Args:
         logits: float (N, K).
         labels: int (N,).
         bins: number of bins of equal width over the confidence.
+        activation: "softmax" or "sigmoid", from logits to probabilities.
 
     Returns:
         {"confidence": mean of the highest probability, "error": expected calibration error, the mean distance between
@@ -97,9 +98,9 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
 
     Reference: arXiv:1706.04599, equation 3.
     """
-    curve = reliability(logits, labels, bins)
+    curve = reliability(logits, labels, bins, activation)
     error = np.abs(curve["confidence"] - curve["accuracy"]) @ curve["count"] / len(labels)
-    probabilities = softmax(logits)
+    probabilities = ACTIVATIONS[activation](logits)
     true = probabilities[np.arange(len(labels)), labels]
     return {
         "confidence": float(probabilities.max(axis=1).mean()),
@@ -108,20 +109,23 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict:
     }
 
 
-def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
+def reliability(
+    logits: np.ndarray, labels: np.ndarray, bins: int = 10, activation: str = "softmax"
+) -> dict[str, np.ndarray]:
     """Return confidence and accuracy per bin, the data of a reliability diagram.
 
     Args:
         logits: float (N, K).
         labels: int (N,).
         bins: number of bins of equal width over the confidence.
+        activation: "softmax" or "sigmoid", from logits to probabilities.
 
     Returns:
         {"confidence", "accuracy": means, "count": rows}, each (≤ bins,), without empty bins.
 
     Reference: arXiv:1706.04599, section 2.
     """
-    probabilities = softmax(logits)
+    probabilities = ACTIVATIONS[activation](logits)
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)

@@ -30,7 +30,7 @@ class ZeroShotResult:
         accuracy, accuracy_at_5: shares of images.
         interval: 95 % confidence interval of the accuracy (Wilson).
         mean_per_class_recall: over classes with images.
-        calibration: {"confidence", "error", "loss"}, see `metrics.calibration`.
+        calibration: {"confidence", "error", "loss"}, see `metrics.calibration`; of the sigmoid if the pair has a bias.
         confusion: counts (K, K), rows are true classes.
         class_names: K names.
         bad: {record: reason} of the records left out.
@@ -83,7 +83,7 @@ def evaluate_zero_shot(
         accuracy_at_5=float((ranks <= 5).mean()),
         interval=wilson_interval(int((ranks == 1).sum()), len(ranks)),
         mean_per_class_recall=mean_per_class_recall(counts),
-        calibration=calibration(logits, labels),
+        calibration=calibration(logits, labels, activation=classifier.activation),
         confusion=counts.tolist(),
         class_names=data.class_names,
         bad={data.records.names[i]: reason for i, reason in bad.items()},

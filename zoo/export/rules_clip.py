@@ -163,7 +163,9 @@ def pair_logits(graph, layer, image_embeddings, text_embeddings):
 
 @_register("ZeroShotHead")
 def zero_shot_head(graph, layer, features):
-    """exp(logit_scale) · cosine with each class; the factor goes into the matrix."""
+    """exp(logit_scale) · cosine with each class (+ logit_bias); the factor goes into the matrix."""
     matrix = to_numpy(layer.class_matrix) * np.exp(to_numpy(layer.logit_scale))
     y = graph.op("MatMul", [l2_normalize(graph, features), graph.weight(matrix, "class_matrix", FLOAT32)])
+    if layer.logit_bias is not None:
+        y = graph.op("Add", [y, graph.weight(to_numpy(layer.logit_bias), "logit_bias", FLOAT32)])
     return activate(graph, dataclasses.replace(y, shape=(features.shape[0], matrix.shape[1])), layer.activation)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clip import class_matrix
-from zoo.utils.arrays import softmax, unit_rows
+from clip import check_classes, class_matrix
+from zoo.utils.arrays import ACTIVATIONS, unit_rows
 from zoo.weights import read_checkpoint, write_safetensors
 
 FORMAT = "convnext-clip-zoo classifier"
@@ -26,6 +26,7 @@ class Classifier:
         class_names: K names.
         scale, bias: from cosines to logits.
         model: fingerprint of the `ClipPipeline` whose image embeddings it classifies; None if unknown.
+        activation: from logits to probabilities; "softmax", which sum to 1, or "sigmoid", one for each class alone.
     """
 
     matrix: np.ndarray
@@ -33,8 +34,11 @@ class Classifier:
     scale: float = 1.0
     bias: float = 0.0
     model: str | None = None
+    activation: str = "softmax"
 
     def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r}; allowed are {', '.join(ACTIVATIONS)}")
         if self.matrix.ndim != 2 or self.matrix.shape[1] != len(self.class_names):
             raise ValueError(
                 f"matrix has shape {self.matrix.shape}; it must be (D, {len(self.class_names)}), one column per class"
@@ -46,11 +50,11 @@ class Classifier:
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Return probabilities float64 (N, K) of image embeddings float32 (N, D), unit rows."""
-        return softmax(self.logits(images))
+        return ACTIVATIONS[self.activation](self.logits(images))
 
     def save(self, path: str | Path) -> None:
         """Write a `.safetensors` file atomically."""
-        facts = {name: getattr(self, name) for name in ("class_names", "scale", "bias", "model")}
+        facts = {name: getattr(self, name) for name in ("class_names", "scale", "bias", "model", "activation")}
         write_safetensors(Path(path), {"matrix": self.matrix}, {"format": FORMAT, "classifier": json.dumps(facts)})
 
     @classmethod
@@ -70,7 +74,8 @@ class Classifier:
             facts = json.loads(checkpoint.metadata["classifier"])
             names = tuple(str(name) for name in facts["class_names"])
             scale, bias, made_with = float(facts["scale"]), float(facts["bias"]), facts.get("model")
-            classifier = cls(checkpoint.tensors["matrix"], names, scale, bias, made_with and str(made_with))
+            activation = str(facts.get("activation", "softmax"))  # earlier files do not say
+            classifier = cls(checkpoint.tensors["matrix"], names, scale, bias, made_with and str(made_with), activation)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged classifier: {error}") from error
         if model is not None and classifier.model is not None and model != classifier.model:
@@ -84,6 +89,8 @@ def create_classifier(
     encoder,
     class_names: Sequence[str] | Mapping[str, Sequence[str]],
     templates: Sequence[str] = ("a photo of a {}.",),
+    *,
+    activation: str = "auto",
 ) -> Classifier:
     """Return a `Classifier` with one column per class: the normalised mean of its prompts' embeddings.
 
@@ -91,10 +98,19 @@ def create_classifier(
         encoder: an `Encoder` or a `ClipPipeline`.
         class_names: K names, which fill each template; or {name: its prompts}, without templates.
         templates: strings with one "{}" each.
+        activation: "softmax" or "sigmoid"; "auto" is the encoder's: "sigmoid" if the pair has a bias.
+
+    Raises:
+        ValueError: classes or templates that `clip.class_matrix` refuses, or an unknown activation.
     """
-    matrix = class_matrix(encoder.embed_texts, class_names, templates)
+    names, templates = check_classes(class_names, templates)
+    if activation == "auto":
+        activation = getattr(encoder, "activation", "softmax")
+    elif activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}; allowed are auto, {', '.join(ACTIVATIONS)}")
+    matrix = class_matrix(encoder.embed_texts, names, templates)
     fingerprint = getattr(encoder, "fingerprint", None)  # an `Encoder` has none
-    return Classifier(matrix, tuple(class_names), encoder.scale, encoder.bias, fingerprint)
+    return Classifier(matrix, tuple(names), encoder.scale, encoder.bias, fingerprint, activation)
 
 
 def average(classifiers: Sequence[Classifier], weights: Sequence[float] | None = None) -> Classifier:
@@ -104,10 +120,12 @@ def average(classifiers: Sequence[Classifier], weights: Sequence[float] | None =
         weights: one per classifier; equal if None.
 
     Raises:
-        ValueError: the classifiers differ in their classes or in D.
+        ValueError: the classifiers differ in their classes, in D or in their activation.
     """
-    if len({(c.class_names, c.matrix.shape) for c in classifiers}) != 1:
-        raise ValueError("the classifiers have different classes or sizes; only those of the same can be averaged")
+    if len({(c.class_names, c.matrix.shape, c.activation) for c in classifiers}) != 1:
+        raise ValueError(
+            "the classifiers have different classes, sizes or activations; only those of the same can be averaged"
+        )
     mean = np.average([c.matrix for c in classifiers], axis=0, weights=weights)
     first = classifiers[0]
     model = first.model if len({c.model for c in classifiers}) == 1 else None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,7 @@ class Encoder:
         dim: D, the length of an embedding.
         scale: exp(logit_scale), from cosines to logits.
         bias: logit bias.
+        activation: from logits to probabilities: "sigmoid" if the pair has a bias, else "softmax".
         shortens: whether tokens after the end of a text may be cut.
         fixed: whether every batch shape is compiled, so that batches are padded to a power of two.
         batch_size: images per batch.
@@ -66,6 +67,7 @@ class Encoder:
     dim: int
     scale: float = 1.0
     bias: float = 0.0
+    activation: str = "softmax"
     shortens: bool = False
     fixed: bool = False
     batch_size: int = 64
@@ -122,7 +124,8 @@ class Encoder:
 
         A text's embedding does not depend on the other texts, except for rounding.
         """
-        return self.embed_tokens(np.asarray(self.tokenizer(list(texts)), np.int32), progress=progress)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return self.embed_tokens(np.asarray(self.tokenizer(texts), np.int32), progress=progress)
 
     def embed_tokens(self, tokens: np.ndarray, *, progress: bool = False) -> np.ndarray:
         """Return the embeddings of token rows, int32 (N, L) → float32 (N, D), unit rows."""
@@ -184,8 +187,8 @@ def load_encoder(model_or_name, *, preprocess: PreprocessSpec | None = None, bat
     return keras_encoder(pair.model, pair.preprocess, tokenizer=pair.tokenizer, batch_size=batch_size)
 
 
-def scale_and_bias(model) -> dict[str, float]:
-    """Return {"scale": exp(logit_scale), "bias"} of a `clip.CLIP`."""
+def scale_and_bias(model) -> dict[str, Any]:
+    """Return {"scale": exp(logit_scale), "bias", "activation"} of a `clip.CLIP`."""
     import keras
 
     layer = model.logit_scale
@@ -193,6 +196,7 @@ def scale_and_bias(model) -> dict[str, float]:
     return {
         "scale": float(np.exp(keras.ops.convert_to_numpy(layer.logit_scale))),
         "bias": 0.0 if bias is None else float(keras.ops.convert_to_numpy(bias)),
+        "activation": "softmax" if bias is None else "sigmoid",
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clip import check_classes
 from zoo.data.preprocess import PreprocessSpec, decode_image, open_image, preprocess
 from zoo.embeddings import Index, TextCache
 from zoo.embeddings.index import Where
@@ -104,6 +105,11 @@ class ClipPipeline:
         """The logit bias."""
         return self.encoder.bias
 
+    @property
+    def activation(self) -> str:
+        """From logits to probabilities: "sigmoid" if the pair has a bias, else "softmax"."""
+        return self.encoder.activation
+
     def embed_images(self, images: Sequence, *, progress: bool = False) -> np.ndarray:
         """Return image embeddings, float32 (N, D), unit rows.
 
@@ -134,6 +140,7 @@ class ClipPipeline:
         labels: Sequence[str] | Mapping[str, Sequence[str]],
         templates: Sequence[str] = ("a photo of a {}.",),
         *,
+        activation: str = "auto",
         progress: bool = False,
     ) -> np.ndarray:
         """Return class probabilities, float64 (N, K).
@@ -141,20 +148,30 @@ class ClipPipeline:
         Args:
             labels: K names, which fill each template; or {name: its prompts}, without templates.
             templates: strings with one "{}" each.
+            activation: "softmax", whose probabilities sum to 1, or "sigmoid", which gives each class its own; "auto"
+                is what the pair was trained with: "sigmoid" if it has a logit bias, else "softmax".
             progress: show the batches of images done.
+
+        Raises:
+            ValueError: a string where several belong, a set of labels, or a template without exactly one "{}".
         """
-        return self.classifier(labels, templates).probabilities(self.embed_images(images, progress=progress))
+        classifier = self.classifier(labels, templates, activation=activation)
+        return classifier.probabilities(self.embed_images(images, progress=progress))
 
     def classifier(
-        self, labels: Sequence[str] | Mapping[str, Sequence[str]], templates: Sequence[str] = ("a photo of a {}.",)
+        self,
+        labels: Sequence[str] | Mapping[str, Sequence[str]],
+        templates: Sequence[str] = ("a photo of a {}.",),
+        *,
+        activation: str = "auto",
     ) -> Classifier:
         """Return the `Classifier` of these labels; the last 16 are kept."""
-        prompts = {name: tuple(labels[name]) for name in labels} if isinstance(labels, Mapping) else {}
-        key = (tuple(labels), tuple(prompts.values()), tuple(templates))
+        names, templates = check_classes(labels, templates)
+        key = (tuple(names.items()) if isinstance(names, dict) else names, templates, activation)
         if key not in self._classifiers:
             if len(self._classifiers) >= MAX_CLASSIFIERS:
                 self._classifiers.pop(next(iter(self._classifiers)))
-            self._classifiers[key] = create_classifier(self, labels, templates)
+            self._classifiers[key] = create_classifier(self, names, templates, activation=activation)
         return self._classifiers[key]
 
     def search(

@@ -30,3 +30,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the softmax over the last axis, float64."""
     exponentials = np.exp(np.float64(logits) - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the sigmoid of each element, float64."""
+    return 0.5 * (1.0 + np.tanh(0.5 * np.float64(logits)))  # without overflow
+
+
+ACTIVATIONS = {"softmax": softmax, "sigmoid": sigmoid}  # of class scores
