@@ -1,6 +1,7 @@
 """Zero-shot classification: an image tower with a class matrix as its head. Paper: arXiv:2103.00020, section 3.1."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 from keras import ops
@@ -33,7 +34,7 @@ class ZeroShotHead(keras.layers.Layer):
         shape = (input_shape[-1], len(self.class_names))
         self.class_matrix = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="class_matrix")
         self.logit_scale = self.add_weight(shape=(), initializer="zeros", trainable=False, name="logit_scale")
-        self.logit_bias = None
+        self.logit_bias: Any = None
         if self.use_bias:
             self.logit_bias = self.add_weight(shape=(), initializer="zeros", trainable=False, name="logit_bias")
 
