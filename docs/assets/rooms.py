@@ -1,4 +1,4 @@
-"""Draw docs/assets/rooms.svg: the folders of the three packages as floors of a house. A floor imports from those below.
+"""Draw docs/assets/rooms.svg: the folders of the three packages in rows. A row imports from those below.
 
 python docs/assets/rooms.py
 """
@@ -20,7 +20,7 @@ FLOORS = [  # highest first; (folder, what it does) each
     ("zoo", [("utils", "backend choice, atomic files, reports")]),
     (
         "clip",
-        [("towers", "one file each"), ("model", "the pair"), ("losses", ""), ("tokenizer", ""), ("zero_shot", "")],
+        [("towers", "one file each"), ("model", "CLIP"), ("losses", ""), ("tokenizer", ""), ("zero_shot", "")],
     ),
     ("convnext", [("layers", "and kernels"), ("model", "V1, V2"), ("resnet", ""), ("fcmae", "pretraining")]),
 ]
@@ -51,7 +51,7 @@ def main():
         "text{font-family:sans-serif;text-anchor:middle;fill:#1c2733}.name{font-size:14px;font-weight:bold}"
         ".note{font-size:11.5px;fill:#48566a}.package{font-size:14px;text-anchor:end;font-weight:bold}"
     )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img" aria-label="The rooms">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img" aria-label="The folders">'
     ground = f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>'
     drawing = "\n".join([head, f"<style>{style}</style>", ground, *parts, "</svg>\n"])
     Path(__file__).with_suffix(".svg").write_text(drawing, encoding="utf-8")
