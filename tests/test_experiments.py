@@ -272,7 +272,7 @@ def own(run_context, tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("counts", [(1,), (3,), (1, 1), (2, 1)])
+@pytest.mark.parametrize("counts", [(1,), (2, 1), *(pytest.param(n, marks=pytest.mark.slow) for n in ((3,), (1, 1)))])
 def test_few_own_images(counts, run_context, own, monkeypatch):
     monkeypatch.setattr(report, "DPI", 40)
     own(*counts)
