@@ -1,12 +1,15 @@
 """Preprocessing: every field counts, and bad files and settings are refused."""
 
 import contextlib
+import dataclasses
+import io
 import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -16,7 +19,8 @@ import pytest
 from PIL import Image
 
 from zoo.data import preprocess as module
-from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, PreprocessSpec, batch, open_image
+from zoo.data.augment import Augment
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, PreprocessSpec, batch, open_image, to_display
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +49,7 @@ def picture(rng, width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def test_every_field_changes_the_result(rng):
-    image = picture(rng, 90, 61, "P")
+    image = picture(rng, 90, 61, "P+alpha")
     base = {"image_size": 32, "resize_mode": "longest"}
     changes = {
         "image_size": (32, 33),
@@ -56,8 +60,9 @@ def test_every_field_changes_the_result(rng):
         "crop_pct": 0.9,
         "fill": 9,
         "rgb_first": True,
+        "background": "white",
     }
-    assert set(changes) == set(PreprocessSpec().to_dict())
+    assert set(changes) == {field.name for field in dataclasses.fields(PreprocessSpec)}
     for name, value in changes.items():
         common = {"rgb_first": True} if name == "interpolation" else {}  # a palette is never interpolated
         first = PreprocessSpec(**{**base, **common}).eval_transform()(image)
@@ -146,6 +151,9 @@ def test_from_dict_names_the_nearest_field():
         *(("crop_pct", wrong) for wrong in (0, 1.01, -1, None, float("nan"), "1")),
         *(("fill", wrong) for wrong in (256, -1, 0.5, (1, 2), (1, 2, 256), None)),
         ("rgb_first", 1),
+        ("background", "whitish"),
+        ("background", (0, 0, 256)),
+        ("background", 255),
     ],
 )
 def test_wrong_fields_are_refused_by_name_value_and_allowed(name, value):
@@ -265,3 +273,105 @@ def test_import_needs_no_framework():
 
 def test_module_names_the_pixels_it_allows():
     assert module.MAX_PIXELS == Image.MAX_IMAGE_PIXELS  # Pillow warns above this itself
+
+
+# --- deep greys, transparency, slow files ---
+
+PIXELS = PreprocessSpec(64, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # the result is the levels themselves
+
+
+@pytest.mark.parametrize("rgb_first", [False, True])
+@pytest.mark.parametrize(
+    "mode, low, high",
+    [
+        *(("I;16", 0, 65535), ("I;16B", 0, 65535), ("I;16", 0, 255), ("I", 0, 65535), ("I", -40, 2_000_000)),
+        *(("I", 0, 255), ("F", 0, 1), ("F", 0, 255), ("F", 0, 65535), ("F", -1, 1)),
+    ],
+)
+def test_greys_of_more_than_8_bits_keep_their_levels(mode, low, high, rgb_first):
+    ramp = np.linspace(low, high, 64)[None].repeat(64, axis=0)
+    kinds = {"I": np.int32, "F": np.float32, "I;16": np.uint16, "I;16B": np.dtype(">u2")}
+    image = Image.fromarray(ramp.astype(kinds[mode]))
+    assert image.mode == mode
+    levels = dataclasses.replace(PIXELS, rgb_first=rgb_first).eval_transform()(image)
+    assert np.abs(levels[..., 0] - np.linspace(0, 255, 64)).max() <= 1
+    assert np.abs(Augment(scale=(1.0, 1.0), flip=0.0)(image, np.random.default_rng(0), PIXELS) - levels).max() <= 1
+    assert np.array_equal(to_display(image)[..., 0], np.rint(levels[..., 0]))
+
+
+def test_a_grey_png_of_16_bits_is_no_white_sheet(tmp_path):
+    ramp = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    levels = PIXELS.eval_transform()(open_image(tmp_path / "ramp.png"))
+    assert np.array_equal(np.rint(levels[..., 2]), np.rint(ramp / 257))
+
+
+def test_levels_without_a_range_are_black_or_white():
+    for value, expected in ((np.nan, 0), (0.0, 0), (1.0, 255), (-3.0, 0), (70000.0, 0)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = to_display(Image.fromarray(np.full((4, 4), value, np.float32)))
+        assert (found == expected).all(), value
+
+
+def transparent(mode: str, alpha: int) -> Image.Image:
+    """A black image, 40 x 40, that is as opaque as `alpha` says everywhere."""
+    if mode in ("RGB+key", "L+key"):
+        image = Image.new(mode[:-4], (40, 40), 0)
+        image.info["transparency"] = (0, 0, 0) if mode == "RGB+key" else 0
+        return image
+    image = Image.new("RGBA", (40, 40), (0, 0, 0, alpha))
+    if mode == "P+alpha":
+        image = Image.new("P", (40, 40), 0)
+        image.putpalette([0, 0, 0])
+        image.info["transparency"] = bytes([alpha])
+        return image
+    if mode == "PA":
+        image = Image.new("PA", (40, 40), (0, alpha))
+        image.putpalette([0, 0, 0])
+        return image
+    return image.convert("LA").convert("La") if mode == "La" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La", "PA", "P+alpha", "RGB+key", "L+key"])
+@pytest.mark.parametrize("background, level", [("white", 255), ("black", 0), ((10, 20, 30), 20)])
+def test_transparent_images_get_the_background(mode, background, level):
+    spec = dataclasses.replace(PIXELS, background=background)
+    for alpha in [0] if "key" in mode else [0, 128, 255]:
+        image = transparent(mode, alpha)
+        expected = level * (255 - alpha) / 255
+        for found in (spec.eval_transform()(image), Augment()(image, np.random.default_rng(0), spec)):
+            assert np.abs(found[..., 1] - expected).max() <= 1
+        assert np.abs(to_display(image) - 255.0 * (255 - alpha) / 255).max() <= 1
+
+
+def test_without_a_background_the_colours_below_count_and_one_warning_says_so(monkeypatch):
+    monkeypatch.setattr(module, "_transparency", threading.Event())
+    opaque = np.full((8, 8, 4), 255, np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PIXELS.eval_transform()(opaque)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for alpha in (0, 100, 0):
+            assert not PIXELS.eval_transform()(transparent("RGBA", alpha)).any()
+    assert len(seen) == 1 and "PreprocessSpec(background=" in str(seen[0].message)
+
+
+def test_a_background_is_saved_and_its_absence_leaves_files_as_they_were():
+    old = PreprocessSpec()
+    assert "background" not in old.to_dict() and "background" not in repr(old)
+    for background in ("white", (1, 2, 3)):
+        spec = PreprocessSpec(background=background)
+        assert f"background={background!r}" in repr(spec)
+        assert PreprocessSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec != old
+
+
+def test_a_progressive_jpeg_of_many_scans_is_refused(rng):
+    content = io.BytesIO()
+    picture(rng, 64, 64).save(content, "JPEG", progressive=True)
+    sound = content.getvalue()
+    assert module.decode_image(io.BytesIO(sound), "sound").size == (64, 64)
+    last = sound[sound.rindex(b"\xff\xda") : -2]
+    with pytest.raises(ValueError, match="slow is cut off or damaged: 310 scans; at most 64 are decoded"):
+        module.decode_image(io.BytesIO(sound[:-2] + last * 300 + sound[-2:]), "slow")

@@ -21,7 +21,7 @@ from zoo.data.preprocess import (
 )
 from zoo.weights.published import all_weights
 
-MODES = [
+MODES = [  # but for I;16, which Pillow cuts off at 255
     "RGB",
     "L",
     "LA",
@@ -32,7 +32,6 @@ MODES = [
     "1",
     "CMYK",
     "YCbCr",
-    "I;16",
     "I",
     "F",
     "RGBa",

@@ -48,6 +48,11 @@ def config(**values):
     return parse_config({"train_data": "d", "output": "o", **values})
 
 
+@once
+def test_the_weights_say_that_transparent_images_were_on_white(plain):
+    assert zoo.load(plain[0] / "model.safetensors").info.preprocess.background == "white"
+
+
 # The configuration.
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from zoo.data.preprocess import PreprocessSpec, preprocess
+from zoo.data.preprocess import PreprocessSpec, flatten, preprocess
 from zoo.data.rand_augment import RandAugment
 
 ATTEMPTS = 10
@@ -59,6 +59,7 @@ class Augment:
     def __call__(self, image: Image.Image, rng: np.random.Generator, spec: PreprocessSpec) -> np.ndarray:
         """Return float32 (H, W, 3) of spec.size, normalised, of a PIL image of any mode."""
         resample = Image.Resampling[spec.interpolation.upper()]
+        image = flatten(image, spec.background)
         image = image if image.mode == "RGB" else image.convert("RGB")
         image = random_resized_crop(image, rng, spec.size, scale=self.scale, ratio=self.ratio, resample=resample)
         image = random_flip(image, rng, self.flip)

@@ -2,14 +2,17 @@
 
 The result equals the evaluation transforms of open_clip and timm bit for bit, in channels_last. So an image is resized
 and cropped in its own mode and converted to RGB afterwards (with `rgb_first` before, as in timm's data sets), and sizes
-are rounded as in torchvision. One difference is intended: for a target that is not square, open_clip ignores the
-interpolation and resizes with bicubic.
+are rounded as in torchvision. Two differences are intended: for a target that is not square, open_clip ignores the
+interpolation and resizes with bicubic; and grey images of more than 8 bits are scaled to 8 bits, where Pillow's
+conversion cuts them off at 255.
 """
 
 import dataclasses
 import difflib
 import functools
 import math
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +30,13 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 RESIZE_MODES = ("shortest", "squash", "longest")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: 256 MiB of RGB
+MAX_SCANS = 64  # of a progressive JPEG; encoders write about 10, and each takes as long as a whole baseline image
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
+WHITE = BACKGROUNDS["white"]
+GREYS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PreprocessSpec:
     """The image preprocessing that a set of weights was trained with.
 
@@ -41,6 +48,9 @@ class PreprocessSpec:
         crop_pct: in (0, 1]; resize to image_size / crop_pct, then centre crop.
         fill: padding value, 0...255: one number for every channel of the image's own mode, or (R, G, B).
         rgb_first: convert to RGB before the resize instead of after the crop.
+        background: what lies behind a transparent image: a name of BACKGROUNDS or (R, G, B) in 0...255; such an image
+            is then converted to RGB before the resize. None ignores the transparency, as open_clip and timm do; the
+            colours below it then show.
     """
 
     image_size: int | tuple[int, int] = 224
@@ -51,9 +61,10 @@ class PreprocessSpec:
     crop_pct: float = 1.0
     fill: int | tuple[int, int, int] = 0
     rgb_first: bool = False
+    background: str | tuple[int, int, int] | None = None
 
     def __post_init__(self):
-        for name in ("image_size", "mean", "std", "fill"):  # JSON has lists
+        for name in ("image_size", "mean", "std", "fill", "background"):  # JSON has lists
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         size, fill = self.image_size, self.fill
@@ -65,6 +76,13 @@ class PreprocessSpec:
         _check(self, "crop_pct", _is_positive(self.crop_pct) and self.crop_pct <= 1, "in (0, 1]")
         _check(self, "fill", _is_level(fill) or _are(fill, 3, _is_level), "in 0...255, one int or three")
         _check(self, "rgb_first", isinstance(self.rgb_first, bool), "a bool")
+        back = self.background
+        known = back is None or (isinstance(back, str) and back in BACKGROUNDS) or _are(back, 3, _is_level)
+        _check(self, "background", known, f"None, one of {tuple(BACKGROUNDS)} or three ints in 0...255")
+
+    def __repr__(self):  # it identifies the data of a checkpoint, so it stays as it was where nothing else changed
+        names = [field.name for field in dataclasses.fields(self) if field.name != "background" or self.background]
+        return f"PreprocessSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,8 +94,11 @@ class PreprocessSpec:
         return functools.partial(preprocess, spec=self)
 
     def to_dict(self) -> dict:
-        """Return the fields as JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Return the fields as JSON values; without a background that is None, which earlier versions do not know."""
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        if self.background is None:
+            del fields["background"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> "PreprocessSpec":
@@ -100,7 +121,7 @@ def preprocess(image: Image.Image | np.ndarray, spec: PreprocessSpec) -> np.ndar
     Returns:
         float32 (H, W, 3), normalised.
     """
-    image = _as_pil(image)
+    image = flatten(_as_pil(image), spec.background)
     if spec.rgb_first or not isinstance(spec.fill, int):
         image = _rgb(image)
     size = _resized_size(spec, *image.size)
@@ -151,6 +172,7 @@ def decode_image(
     if image.width * image.height > max_pixels:
         raise ValueError(f"{name} has {_wxh(image.size)} pixels; at most {max_pixels} are allowed")
     try:
+        _check_scans(image, file)
         if least_size is not None:
             image.draft(None, least_size)
         image.load()
@@ -168,6 +190,77 @@ def _open_header(file: BinaryIO, name: str | Path) -> Image.Image:
         raise ValueError(f"{name} is too large: {error}") from error
     except Exception as error:
         raise ValueError(f"{name} has a damaged header: {error}") from error
+
+
+def _check_scans(image: Image.Image, file: BinaryIO) -> None:
+    """Raise ValueError for a progressive JPEG of more than MAX_SCANS scans."""
+    if image.format != "JPEG" or not image.info.get("progressive"):
+        return
+    place = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")
+    file.seek(place)
+    if scans > MAX_SCANS:
+        raise ValueError(f"{scans} scans; at most {MAX_SCANS} are decoded")
+
+
+def flatten(image: Image.Image, background: str | tuple[int, int, int] | None = None) -> Image.Image:
+    """Return an image of 8 bits per channel; with a background, without transparency.
+
+    Grey levels: a mode of 16 bits is divided by 257, unless no level is above 255; "I" and "F" likewise up to 65,535,
+    and "F" is multiplied by 255 where its levels are between 0 and 1. Other ranges are stretched to 0...255.
+
+    Args:
+        background: as in `PreprocessSpec`. None keeps the transparency; the first image that has any causes a warning.
+    """
+    if image.mode in GREYS:
+        return _scale_greys(image)
+    if not image.has_transparency_data:
+        return image
+    if background is None:
+        _warn_of_transparency(image)
+        return image
+    color = BACKGROUNDS[background] if isinstance(background, str) else background
+    canvas = Image.new("RGBA", image.size, (*color, 255))
+    return Image.alpha_composite(canvas, _layers(image)).convert("RGB")
+
+
+def _layers(image: Image.Image) -> Image.Image:
+    """Return an RGBA image; Pillow converts "La" in two steps only."""
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+
+
+def to_display(image: Image.Image) -> np.ndarray:
+    """Return what a viewer shows of an image, uint8 (H, W, 3): transparency is put on white."""
+    return np.asarray(_rgb(flatten(image, WHITE)))
+
+
+def _scale_greys(image: Image.Image) -> Image.Image:
+    levels = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = levels.min(), levels.max()
+    if low < 0 or high > 65535:
+        levels = (levels - low) * (255 / max(high - low, 1e-9))
+    elif high > 255:
+        levels = levels / 257
+    elif image.mode == "F" and 0 < high <= 1:
+        levels = levels * 255
+    elif image.mode in ("F", "I", "I;16"):
+        return image  # Pillow resizes and converts these levels as they are
+    return Image.fromarray(np.rint(levels).astype(np.uint8))
+
+
+_transparency = threading.Event()  # set once a warning was given
+
+
+def _warn_of_transparency(image: Image.Image) -> None:
+    if _transparency.is_set() or _layers(image).getchannel("A").getextrema()[0] == 255:
+        return
+    _transparency.set()
+    warnings.warn(
+        "an image has transparency, and its preprocessing has no background: as in the library of the weights, the "
+        'colours below the transparency count. PreprocessSpec(background="white") puts such images on white',
+        stacklevel=2,
+    )
 
 
 def _as_pil(image: Image.Image | np.ndarray) -> Image.Image:

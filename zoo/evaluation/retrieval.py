@@ -12,6 +12,7 @@ import numpy as np
 
 from clip import tokenize
 from zoo.data import BadSample, Dataset, open_dataset, open_record
+from zoo.data.preprocess import to_display
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks
 from zoo.evaluation.results import embed_readable, format_left_out, nothing_left, write_result
 from zoo.inference.encoder import Encoder, load_encoder
@@ -156,7 +157,7 @@ def draw_searches(path: Path, records: Dataset, pairs: Pairs) -> None:
     for query in chosen:
         cosines = pairs.images @ pairs.texts[query]
         best = np.argsort(-cosines, kind="stable")[:MAX_RESULTS]
-        found = [np.asarray(open_record(records.record(int(pairs.places[i]))).convert("RGB")) for i in best]
+        found = [to_display(open_record(records.record(int(pairs.places[i])))) for i in best]
         notes = [f"{cosines[i]:.2f}" for i in best]
         rows.append(SheetRow(f"“{pairs.captions[query]}”", found, notes, best == pairs.owners[query]))
     plot_sheet(path, rows)

@@ -11,6 +11,7 @@ import numpy as np
 
 from zoo.data import open_record
 from zoo.data.datasets import Labelled, load_labelled
+from zoo.data.preprocess import to_display
 from zoo.evaluation.metrics import calibration, class_ranks, confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.results import embed_readable, format_left_out, write_result
 from zoo.inference.classifier import Classifier, create_classifier
@@ -127,7 +128,7 @@ def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarr
     worst = [int(i) for i in np.argsort(-margin, kind="stable")[:MAX_MISTAKES] if predictions[i] != labels[i]]
     if not worst:
         return
-    images = [np.asarray(open_record(data.records.record(int(kept[i]))).convert("RGB")) for i in worst]
+    images = [to_display(open_record(data.records.record(int(kept[i])))) for i in worst]
     names = data.class_names
     notes = [f"{names[labels[i]]}\n→ {names[predictions[i]]}" for i in worst]
     plot_sheet(path, [SheetRow("most confident mistakes: true class → predicted class", images, notes)])

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from zoo.data import open_record
 from zoo.data.benchmarks import ORIGINS, find_files
 from zoo.data.datasets import Labelled, load_labelled
+from zoo.data.preprocess import to_display
 from zoo.data.records import Record
 from zoo.evaluation.results import embed_readable
 from zoo.inference.pipeline import ClipPipeline
@@ -200,7 +202,7 @@ def halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def thumbnail(record: Record) -> np.ndarray:
     """Return a record's image for a report, uint8 (H, W, 3); large ones are centre-cropped and resized."""
-    image = open_record(record).convert("RGB")
+    image = Image.fromarray(to_display(open_record(record)))
     if max(image.size) > THUMBNAIL_SIZE:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2

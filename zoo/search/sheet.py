@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from zoo.data import Dataset, open_record
+from zoo.data.preprocess import to_display
 from zoo.search.embed import open_images
 from zoo.utils.report import SheetRow, plot_sheet, write_page
 
@@ -71,7 +72,7 @@ def _read(identity: str, records: Mapping[str, tuple[Dataset, int]]) -> np.ndarr
     if identity not in records:
         raise ValueError("no source of the index has it any more")
     dataset, i = records[identity]
-    return np.asarray(open_record(dataset.record(i)).convert("RGB"))
+    return to_display(open_record(dataset.record(i)))
 
 
 def write_sheet(path: str | Path, text: str, found: Sequence[Found]) -> None:

@@ -21,6 +21,7 @@ from zoo.weights.write import write_safetensors
 
 FORMAT = 1
 STATE, PROGRESS, HISTORY, MANIFEST = "state.safetensors", "progress.json", "history.jsonl", "manifest.json"
+CHECKPOINTS = "checkpoints"  # in the output folder of a run
 NAME = re.compile(r"checkpoint-(\d{6,})")
 
 
@@ -86,6 +87,16 @@ def newest_checkpoint(folder: str | Path) -> Checkpoint | None:
         except (OSError, ValueError) as error:
             warnings.warn(f"{numbers[number]} is damaged and ignored: {error}", stacklevel=2)
     return None
+
+
+def newest_identity(folder: str | Path) -> dict:
+    """Return the identity of the run whose checkpoints a folder holds, without reading their state; {} if unknown."""
+    numbers = _numbers(Path(folder))
+    for number in sorted(numbers, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            identity = _parse(numbers[number] / PROGRESS).get("identity")
+            return identity if isinstance(identity, dict) else {}
+    return {}
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

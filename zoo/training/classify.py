@@ -33,6 +33,7 @@ from zoo.training.setup import (
     optimizer_options,
     sample_options,
     training_scope,
+    training_spec,
 )
 from zoo.training.validation import held_out_batches
 from zoo.utils.arrays import pad_rows
@@ -79,8 +80,8 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     output.mkdir(parents=True, exist_ok=True)
     with training_scope(config):
         model, description = create_classifier(config, count)
-        spec = description.preprocess
-        assert spec is not None
+        assert description.preprocess is not None
+        spec = training_spec(description.preprocess, output)
         with _batches(config, dataset, spec, count) as batches:
             _compile(model, config, config.epochs * batches.steps, count)
             validate = _validation(model, config, dataset, spec, data)

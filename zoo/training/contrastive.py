@@ -26,6 +26,7 @@ from zoo.training.setup import (
     optimizer_options,
     sample_options,
     training_scope,
+    training_spec,
 )
 from zoo.training.two_pass import accumulate_gradients
 from zoo.training.validation import PairValidation
@@ -69,7 +70,7 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
     with training_scope(config):
         pair = create_pair(config)
         pair.image_encoder.trainable, pair.text_encoder.trainable = not config.lock_image, not config.lock_text
-        spec = preprocessing(pair)
+        spec = training_spec(preprocessing(pair), output)
         arrange: dict[str, Any] = {} if config.teacher is None else {"arrange": load_teacher(config.teacher, spec)}
         output.mkdir(parents=True, exist_ok=True)
         options = sample_options(config, BAD_SAMPLES) | {"seed": config.seed, "batch_size": config.batch_size}

@@ -19,14 +19,14 @@ import keras
 from keras import ops
 
 from zoo.data import Batches
-from zoo.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from zoo.training.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint, save_checkpoint
 from zoo.training.config import TrainConfig
 from zoo.training.devices import without_distribution
 from zoo.training.history import History
 from zoo.training.randomness import random_state, set_random_state
 from zoo.utils.files import lock, remove_leftovers
 
-CHECKPOINTS, LOCK, HISTORY = "checkpoints", ".lock", "history.jsonl"
+LOCK, HISTORY = ".lock", "history.jsonl"
 RANDOM = "random"
 MAX_ROLLBACKS = 3  # to the same checkpoint
 

@@ -28,6 +28,7 @@ from zoo.training.setup import (
     optimizer_options,
     sample_options,
     training_scope,
+    training_spec,
 )
 from zoo.training.validation import held_out_batches
 from zoo.utils import report
@@ -71,7 +72,7 @@ def pretrain(
         raise ValueError(f"devices={config.devices}: an existing model is on one device; give its name")
     with training_scope(config):
         fcmae = create(config)
-        spec = preprocessing(fcmae)
+        spec = training_spec(preprocessing(fcmae), output)
         output.mkdir(parents=True, exist_ok=True)
         batch: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
         augment = Augment(scale=(config.crop_scale, 1.0), flip=config.flip)

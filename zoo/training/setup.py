@@ -1,6 +1,7 @@
 """What every mode does with its config before `fit_resumable`: checks, precision, devices, options, compilation."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import keras
 
+from zoo.data.preprocess import PreprocessSpec
+from zoo.training.checkpoint import CHECKPOINTS, newest_identity
 from zoo.training.config import TrainConfig
 from zoo.training.devices import data_parallel
 from zoo.training.optimizer import SkipNonFinite
@@ -42,6 +45,20 @@ def training_scope(config: TrainConfig) -> Iterator[None]:
             yield
         finally:
             keras.config.set_dtype_policy(before)
+
+
+def training_spec(spec: PreprocessSpec, output: str | Path) -> PreprocessSpec:
+    """Return the preprocessing to train with: transparent images are put on white unless the spec has a background.
+
+    A run that an earlier version began without a background keeps that.
+
+    Args:
+        spec: the model's.
+        output: the run's folder.
+    """
+    if spec.background is not None or newest_identity(Path(output) / CHECKPOINTS).get("spec") == repr(spec):
+        return spec
+    return dataclasses.replace(spec, background="white")
 
 
 def sample_options(config: TrainConfig, bad_samples: str) -> dict[str, Any]:
