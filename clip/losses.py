@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from clip.batches import check_labels
+
 
 def clip_loss(logits, labels=None):
     """Return the mean of the cross-entropies image → text and text → image, a scalar.
@@ -52,9 +54,15 @@ def distillation_loss(logits, teacher_logits):
 
 
 def agreement(logits, labels=None):
-    """Return which image belongs to which caption: bool (N, N)."""
+    """Return which image belongs to which caption: bool (N, N).
+
+    Raises:
+        ValueError: labels of another shape than (N,).
+    """
     if labels is None:
         labels = ops.arange(ops.shape(logits)[0])
+    else:
+        check_labels(labels, logits.shape[0])
     return ops.equal(ops.expand_dims(labels, 1), ops.expand_dims(labels, 0))
 
 

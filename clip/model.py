@@ -4,13 +4,16 @@ Papers: "Learning Transferable Visual Models From Natural Language Supervision",
 arXiv:2303.15343. The code is Apache-2.0; published weights carry their own licences.
 """
 
+import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
 import clip.towers.branches  # noqa: F401 (registers MobileCLIP's layers, so that saved archives load)
+from clip.batches import check_batch, check_keys, vocabulary_size
 from clip.layers import MAX_LOGIT_SCALE, PACKAGE, LogitScale, l2_normalize, resolve_activation
 from clip.losses import LOSSES, agreement, distillation_loss
 from clip.towers import tower_of
@@ -125,11 +128,45 @@ class CLIP(keras.Model):
         build_optimizer(self)
         return super().make_train_function(force)
 
+    def fit(self, *args, **kwargs):
+        """Train as `keras.Model.fit` does. Arrays are checked first.
+
+        Raises:
+            ValueError: an unknown key, a token id beyond the vocabulary, labels of another shape than (N,), targets or
+                sample weights.
+        """
+        self._check_arrays(keras.Model.fit, args, kwargs)
+        return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """Return loss and metrics as `keras.Model.evaluate` does; checks and errors as in `fit`."""
+        self._check_arrays(keras.Model.evaluate, args, kwargs)
+        return super().evaluate(*args, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """Make one step as `keras.Model.train_on_batch` does; checks and errors as in `fit`."""
+        self._check_arrays(keras.Model.train_on_batch, args, kwargs)
+        return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        """Return loss and metrics as `keras.Model.test_on_batch` does; checks and errors as in `fit`."""
+        self._check_arrays(keras.Model.test_on_batch, args, kwargs)
+        return super().test_on_batch(*args, **kwargs)
+
+    def _check_arrays(self, method, args, kwargs):
+        given = inspect.signature(method).bind(self, *args, **kwargs).arguments
+        check_no_targets(*(given.get(name) for name in ("y", "sample_weight", "class_weight")))
+        held_out = given.get("validation_data")
+        if isinstance(held_out, tuple | list):
+            check_no_targets(*held_out[1:])
+            held_out = held_out[0]
+        for batch in (given.get("x"), held_out):
+            if isinstance(batch, Mapping):
+                check_batch(batch, vocabulary_size(self.text_encoder))
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
-        if y is not None or sample_weight is not None:
-            raise ValueError(
-                "CLIP trains on pairs: pass x={'images', 'tokens'[, 'label']}, without y or sample_weight."
-            )
+        check_no_targets(y, sample_weight)
+        check_keys(x)
         logits = self.logits(y_pred["image_embeddings"], y_pred["text_embeddings"])
         labels = x.get("label")
         self.accuracy_tracker.update_state(in_batch_accuracy(logits, labels))
@@ -166,6 +203,14 @@ def in_batch_accuracy(logits, labels=None):
         best = ops.expand_dims(ops.argmax(logits, axis=axis), axis)
         hits.append(ops.mean(ops.take_along_axis(positives, best, axis=axis)))
     return (hits[0] + hits[1]) / 2
+
+
+def check_no_targets(*given):
+    """Raise ValueError if targets or sample weights are given."""
+    if any(value is not None for value in given):
+        raise ValueError(
+            "CLIP trains on pairs: pass x={'images', 'tokens'[, 'label']}, without y, sample_weight or class_weight."
+        )
 
 
 def check_towers(image_tower, text_tower):

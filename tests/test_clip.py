@@ -314,8 +314,47 @@ def test_unknown_loss_and_stray_targets_are_refused(pair, batch):
     with pytest.raises(ValueError, match="loss 'clipp'.*Did you mean 'clip'"):
         pair.compile("adam", loss="clipp")
     pair.compile("adam")
-    with pytest.raises(ValueError, match="without y or sample_weight"):
+    with pytest.raises(ValueError, match="without y, sample_weight"):
         pair.fit(batch, np.zeros(4), verbose=0)
+
+
+WRONG_BATCHES = {
+    "no key 'labels'. Did you mean 'label'": {"labels": np.arange(4)},
+    "hold the id 49408; the text tower's vocabulary has ids 0 to 49407": {"tokens": np.full((4, 16), 49408, "int32")},
+    "hold the id -1": {"tokens": np.full((4, 16), -1, "int32")},
+    r"labels have the shape \(4, 1\); \(4,\) is needed": {"label": np.zeros((4, 1), "int32")},
+    "'tokens' is missing": {"tokens": None},
+}
+
+
+@pytest.mark.parametrize("message", WRONG_BATCHES)
+def test_a_batch_that_would_be_misread_is_refused(pair, batch, message):
+    pair.compile("sgd")
+    wrong = {key: value for key, value in {**batch, **WRONG_BATCHES[message]}.items() if value is not None}
+    calls = [pair.fit, pair.evaluate, pair.train_on_batch, pair.test_on_batch]
+    for call in [*calls, lambda x: pair.fit(batch, validation_data=x), lambda x: pair.fit(batch, validation_data=(x,))]:
+        with pytest.raises(ValueError, match=message) as error:
+            call(wrong)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.once
+def test_weights_of_samples_are_refused(pair, batch):
+    pair.compile("sgd")
+    for options in (
+        {"sample_weight": np.ones(4)},
+        {"class_weight": {0: 1.0}},
+        {"validation_data": (batch, np.zeros(4))},
+    ):
+        with pytest.raises(ValueError, match="without y, sample_weight or class_weight"):
+            pair.fit(batch, verbose=0, **options)
+
+
+@pytest.mark.once
+def test_an_unknown_key_is_refused_from_a_dataset_too(pair, batch):
+    pair.compile("sgd")
+    with pytest.raises(ValueError, match="no key 'labels'"):
+        pair.fit(Batches({**batch, "labels": np.arange(4)}, 2), verbose=0)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ ORDER = {
         "branches",
         "towers",
         "variants",
+        "batches",
         "losses",
         "tokenizer",
         "model",

@@ -97,3 +97,13 @@ def test_gradient_matches_finite_differences(loss, rng):
     step[0, 2] = 1e-2
     above, below = (value(loss(ops.convert_to_tensor(start + s * step), labels)) for s in (1, -1))
     assert gradient[0, 2] == pytest.approx((above - below) / 2e-2, rel=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4), (), (3,)])
+@pytest.mark.parametrize("function", [clip_loss, siglip_loss, in_batch_accuracy])
+def test_labels_of_another_shape_are_refused(function, shape, rng):
+    logits = ops.convert_to_tensor(rng.standard_normal((4, 4)).astype("float32"))
+    labels = np.zeros(shape, "int32")
+    for given in (labels, ops.convert_to_tensor(labels)):
+        with pytest.raises(ValueError, match="labels have the shape .*; .4,. is needed"):
+            function(logits, given)

@@ -259,3 +259,21 @@ def test_calibration_of_a_sigmoid_takes_each_class_alone():
     assert result["confidence"] == pytest.approx(0.5)
     assert result["loss"] == pytest.approx(-(np.log(0.5) + np.log(sigmoid(-2.0))) / 2)
     np.testing.assert_array_equal(sigmoid(np.float32([-1000.0, 0.0, 1000.0])), [0.0, 0.5, 1.0])  # no overflow
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        metrics.class_ranks,
+        metrics.top_k_accuracy,
+        metrics.calibration,
+        metrics.reliability,
+        lambda scores, labels: metrics.confusion(labels, scores.argmax(axis=1), 3),
+    ],
+)
+def test_labels_of_another_shape_are_refused(metric, rng):
+    scores = rng.standard_normal((4, 3))
+    metric(scores, np.array([0, 1, 2, 0]))
+    for shape in ((4, 1), (1, 4), (3,)):
+        with pytest.raises(ValueError, match="labels"):
+            metric(scores, np.zeros(shape, int))

@@ -62,6 +62,8 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int = 10) ->
     >>> confusion([0, 1], [1, 1], 2).tolist()
     [[0, 1], [0, 1]]
     """
+    if np.shape(labels) != np.shape(predictions) or np.ndim(labels) != 1:
+        raise ValueError(f"labels {np.shape(labels)} and predictions {np.shape(predictions)}; both must be (N,)")
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (labels, predictions), 1)
     return counts
@@ -125,6 +127,7 @@ def reliability(
 
     Reference: arXiv:1706.04599, section 2.
     """
+    logits, labels = _checked(logits, labels)
     probabilities = ACTIVATIONS[activation](logits)
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
