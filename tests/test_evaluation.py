@@ -15,7 +15,7 @@ from zoo.data.datasets import Labelled, load_labelled, read_names
 from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation import linear_probe, retrieval, zero_shot
 from zoo.evaluation.classifier import Classifier, average, create_classifier
-from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval
+from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval, retrieval_metrics
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.inference.encoder import Encoder
 
@@ -320,6 +320,17 @@ def test_retrieval_counts_each_image_once_and_any_of_its_captions(encoder, pairs
     assert result.text_to_image["mean_rank"] == pytest.approx((1 + 1 + 1 + 3) / 4)
     assert result.image_to_text["recall_at_1"] == pytest.approx(2 / 3)
     assert result.image_to_text["queries"] == 3
+
+
+def test_several_captions_of_an_image_are_all_correct():
+    images, owners = np.eye(3, 4, dtype=np.float32), np.array([2, 0, 0, 2, 0])  # image 1 has no caption
+    found = retrieval_metrics(images, images[owners], owners)
+    assert (found["image_to_text"]["queries"], found["text_to_image"]["queries"]) == (2, 5)
+    assert found["image_to_text"]["recall_at_1"] == found["text_to_image"]["recall_at_1"] == 1.0
+    texts = images[owners].copy()
+    texts[1] = images[1]  # caption 1 of image 0 looks like image 1, which is then closer to it than images 0 and 2 are
+    found = retrieval_metrics(images, texts, owners)
+    assert found["image_to_text"]["recall_at_1"] == 1.0 and found["text_to_image"]["recall_at_1"] == 0.8
 
 
 def test_retrieval_from_a_captioned_folder(encoder, tmp_path):

@@ -1,5 +1,6 @@
 """Contrastive training: every flag changes something, two passes give the batch's gradient, a run resumes."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,11 +17,14 @@ from clip import CLIP, Pair, ResNet, create_clip
 from zoo import cli
 from zoo.data import CONTRASTIVE, Batches, from_arrays, read_csv
 from zoo.data.preprocess import PreprocessSpec
+from zoo.evaluation.retrieval import evaluate_retrieval
+from zoo.inference.encoder import keras_encoder
 from zoo.training import contrastive
 from zoo.training.average import average
 from zoo.training.checkpoint import newest_checkpoint
 from zoo.training.setup import compile_resumable
 from zoo.training.two_pass import accumulate_gradients
+from zoo.training.validation import PairValidation
 
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
@@ -152,6 +156,28 @@ def test_validation_measures_retrieval_and_zero_shot_accuracy(table, tmp_path):
         recalls = [examined[0][f"val_{way}_recall_at_{k}"] for k in (1, 5, 10)]
         assert recalls == sorted(recalls) and 0 <= recalls[0] <= recalls[2] <= 1
         assert 1 <= examined[0][f"val_{way}_median_rank"] <= 24
+
+
+@once
+@pytest.mark.parametrize("batch_size", [3, 8, 24])
+def test_validation_agrees_with_the_evaluation_where_images_have_several_captions(batch_size, rng):
+    pair = create_clip(ROW)
+    pair.set_weights([rng.standard_normal(w.shape) / 4 for w in pair.get_weights()])
+    images = list(rng.integers(0, 256, (6, 16, 16, 3), "uint8"))
+    single = from_arrays(images, [f"caption {i}" for i in range(6)])
+    order = [0, 1, 0, 2, 2, 2, 3, 4, 5, 0, 5, 1]  # the rows of an image stand anywhere, in one batch or in several
+
+    def read(row):
+        return dataclasses.replace(single.record(order[row]), caption=f"caption {row}")
+
+    several = dataclasses.replace(single, names=[single.names[i] for i in order], read=read)
+    spec, tokenize = PreprocessSpec(16), contrastive.Tokenize(12)
+    validate = PairValidation(several, spec, tokenize, batch_size=batch_size)
+    found = validate(pair)
+    expected, _ = evaluate_retrieval(keras_encoder(pair, spec, tokenizer=tokenize), several)
+    for way in ("image_to_text", "text_to_image"):
+        for name, value in getattr(expected, way).items():
+            assert name == "queries" or found[f"{way}_{name}"] == value
 
 
 @once

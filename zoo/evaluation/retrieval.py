@@ -105,21 +105,33 @@ def evaluate_retrieval(
 ) -> tuple[RetrievalResult, Pairs]:
     """Return the metrics of retrieval among captioned records, and their embeddings."""
     pairs, bad = encode_pairs(encoder, records, progress=progress)
-    places = np.arange(len(pairs.images))
-    captioned = np.isin(places, pairs.owners)  # an image whose captions are all bad is no query
-    to_image = retrieval_ranks(pairs.texts, pairs.images, pairs.owners, places)
-    to_text = retrieval_ranks(pairs.images[captioned], pairs.texts, places[captioned], pairs.owners)
     result = RetrievalResult(
         model=encoder.name,
         data=name,
         images=len(pairs.images),
         texts=len(pairs.texts),
         cut=pairs.cut,
-        text_to_image=summarize_ranks(to_image),
-        image_to_text=summarize_ranks(to_text),
+        **retrieval_metrics(pairs.images, pairs.texts, pairs.owners),
         bad=bad,
     )
     return result, pairs
+
+
+def retrieval_metrics(images: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> dict[str, dict]:
+    """Return {"text_to_image", "image_to_text"}, each as `summarize_ranks` returns it.
+
+    Args:
+        images: float32 (M, D), normalised; each image once.
+        texts: float32 (N, D), normalised.
+        owners: int (N,), the image of each caption. All captions of an image are correct for it; an image without
+            captions is a candidate, but no query.
+    """
+    places = np.arange(len(images))
+    captioned = np.isin(places, owners)
+    return {
+        "text_to_image": summarize_ranks(retrieval_ranks(texts, images, owners, places)),
+        "image_to_text": summarize_ranks(retrieval_ranks(images[captioned], texts, places[captioned], owners)),
+    }
 
 
 def run(

@@ -10,7 +10,8 @@ import numpy as np
 from clip import CLIP, class_matrix
 from zoo.data import Batches, Dataset, TooManyBadSamples
 from zoo.data.preprocess import PreprocessSpec
-from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks, top_k_accuracy
+from zoo.evaluation.metrics import top_k_accuracy
+from zoo.evaluation.retrieval import retrieval_metrics
 from zoo.inference.encoder import Encoder, keras_encoder
 
 
@@ -34,6 +35,8 @@ def held_out_batches(dataset: Dataset, spec: PreprocessSpec, *, batch_size: int,
 
 class PairValidation:
     """A function from a pair to metrics: retrieval in both directions, and `zero_shot_accuracy` if there are labels.
+
+    Retrieval is measured as `zoo eval retrieval` measures it: all captions of an image are correct for it.
 
     Args:
         dataset: N records with captions for retrieval, or labels for zero-shot classification. Bad ones are left out.
@@ -85,27 +88,29 @@ class PairValidation:
         return self.encoder
 
     def _evaluate(self, encoder: Encoder) -> dict[str, float]:
-        vectors, tokens, labels = [], [], []
+        vectors, tokens, labels, owners = [], [], [], []
+        place_of: dict[str, int] = {}  # of each image among those embedded: one with several captions is embedded once
+        names = self.batches.dataset.names
         captioned, labelled = self.batches.tokenize is not None, self.batches.dataset.labels is not None
-        for batch in self.batches:
-            if len(batch["images"]):  # else all of its records are bad
-                vectors.append(encoder.embed_batches([batch["images"]]))
+        for step in range(self.batches.steps):
+            batch, rows = self.batches.batch_and_indices(0, step)
+            fresh = []
+            for place, row in enumerate(rows):
+                if names[row] not in place_of:
+                    place_of[names[row]] = len(place_of)
+                    fresh.append(place)
+                owners.append(place_of[names[row]])
+            if len(rows):  # else all of its records are bad
+                vectors += [encoder.embed_batches([batch["images"][fresh]])] if fresh else []
                 tokens += [batch["tokens"]] if captioned else []
                 labels += [batch["label"]] if labelled else []
-        images = np.concatenate(vectors)
-        metrics = {}
+        images, of_row = np.concatenate(vectors), np.array(owners)
+        metrics: dict[str, float] = {}
         if captioned:
-            metrics = _retrieval(images, encoder.embed_tokens(np.concatenate(tokens)))
+            found = retrieval_metrics(images, encoder.embed_tokens(np.concatenate(tokens)), of_row)
+            for way in ("image_to_text", "text_to_image"):
+                metrics |= {f"{way}_{key}": value for key, value in found[way].items() if key != "queries"}
         if self.class_names is not None and labelled:
             matrix = class_matrix(encoder.embed_texts, self.class_names, self.templates)
-            metrics["zero_shot_accuracy"] = top_k_accuracy(images @ matrix, np.concatenate(labels))
+            metrics["zero_shot_accuracy"] = top_k_accuracy(images[of_row] @ matrix, np.concatenate(labels))
         return metrics
-
-
-def _retrieval(images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
-    places = np.arange(len(images))
-    metrics: dict[str, float] = {}
-    for name, pair in {"image_to_text": (images, texts), "text_to_image": (texts, images)}.items():
-        summary = summarize_ranks(retrieval_ranks(*pair, places, places))
-        metrics |= {f"{name}_{key}": value for key, value in summary.items() if key != "queries"}
-    return metrics
