@@ -1,4 +1,6 @@
-"""Image–text pairs for Keras 3: towers, contrastive losses, tokenizer and zero-shot head.
+"""CLIP models for Keras 3: towers, contrastive losses, tokenizer and zero-shot head.
+
+A CLIP model is also called a pair: an image tower and a text tower with one embedding space.
 
 Names are imported at first use, so that the table of pairs can be read without Keras.
 """

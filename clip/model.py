@@ -1,4 +1,4 @@
-"""CLIP: two towers into one embedding space, L2 normalisation and a temperature.
+"""CLIP: two towers with one embedding space, L2 normalisation and a temperature.
 
 Papers: "Learning Transferable Visual Models From Natural Language Supervision", arXiv:2103.00020; sigmoid loss:
 arXiv:2303.15343. The code is Apache-2.0; published weights carry their own licences.
@@ -25,15 +25,15 @@ INIT_LOGIT_SCALE = math.log(1 / 0.07)
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class CLIP(keras.Model):
-    """An image tower and a text tower into one embedding space.
+    """An image tower and a text tower with one embedding space.
 
     Args:
         image_tower: `keras.Model` from images to (B, D), not normalised.
         text_tower: `keras.Model` from int32 token ids to (B, D), not normalised.
         init_logit_scale: initial logarithm of the temperature factor, in [0, ln 100].
         init_logit_bias: initial bias of the logits, for the sigmoid loss (−10 in the paper); None for no bias.
-        architecture: the arguments of `create_clip` that rebuild the towers, with the row spelled out if it is not in
-            `clip.VARIANTS`; None for towers of your own.
+        architecture: the arguments of `create_clip` that rebuild the towers, with the `Pair` spelled out if it is not
+            in `clip.VARIANTS`; None for towers of your own.
 
     Call it on {"images", "tokens"}; it returns {"image_embeddings", "text_embeddings"}, both (B, D) float32,
     normalised. `predict` returns the same.
@@ -246,13 +246,13 @@ def create_clip(
             "ViT-L/14@336px" or with "-quickgelu", or a `Pair`; None if both towers are given.
         image_tower: `keras.Model` from images to (B, D), not normalised; not with a variant.
         text_tower: `keras.Model` from int32 token ids to (B, D), not normalised; not with a variant.
-        image_size: side of the square images in pixels; default the row's.
-        stem_stride: of a ConvNeXt image tower, as in `create_convnext_v1`; None means "auto".
-        activation: of the transformers, "gelu" (exact) or "quick_gelu"; default the row's: QuickGELU for OpenAI's own
-            pairs, exact for all others.
+        image_size: side of the square images in pixels; by default that of the variant.
+        stem_stride: stem stride of a ConvNeXt image tower, as in `create_convnext_v1`; None means "auto".
+        activation: activation of the transformers, "gelu" (exact) or "quick_gelu"; by default that of the variant:
+            QuickGELU for OpenAI's own models, exact for all others.
         init_logit_scale: initial logarithm of the temperature factor.
         init_logit_bias: initial bias of the logits, for `loss="siglip"`; None for no bias.
-        name: of the model; default the variant's.
+        name: name of the model; by default that of the variant.
 
     Raises:
         ValueError: an unknown variant, or options that contradict each other.

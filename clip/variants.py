@@ -14,14 +14,14 @@ from convnext import closest
 
 @dataclass(frozen=True)
 class Pair:
-    """One row: an image tower and a text tower into one embedding space.
+    """One CLIP model: an image tower and a text tower with one embedding space.
 
     Args:
         embed_dim: D, size of an embedding.
         image_size: side of the square images in pixels.
         image: config of the image tower: `ViT`, `ResNet`, `ConvNeXt`, `MCi`, or of a registered tower of your own.
         text: config of the text tower: `Text`, or of a registered tower of your own.
-        activation: of the transformers, "gelu" (exact) or "quick_gelu".
+        activation: activation of the transformers, "gelu" (exact) or "quick_gelu".
     """
 
     embed_dim: int
@@ -31,7 +31,7 @@ class Pair:
     activation: str = "gelu"
 
     def to_dict(self) -> dict:
-        """Return the row as JSON has it, with the kind of the image tower and of a text tower other than `Text`."""
+        """Return the row as JSON values, with the kind of the image tower and of a text tower other than `Text`."""
         image, text = tower_of(self.image), tower_of(self.text)
         kind = {} if text.kind == TEXT_KIND else {"kind": text.kind}
         return {
@@ -42,10 +42,10 @@ class Pair:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Pair":
-        """Return the row of what `to_dict` returned.
+        """Return the row that `to_dict` wrote.
 
         Raises:
-            ValueError, TypeError: the fields make no row.
+            ValueError, TypeError: the fields do not describe a CLIP model.
         """
         image, text = dict(fields["image"]), dict(fields["text"])
         image_tower = find_tower("image", image.pop("kind"))

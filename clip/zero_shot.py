@@ -17,7 +17,7 @@ class ZeroShotHead(keras.layers.Layer):
 
     Args:
         class_names: K names, in the order of the scores.
-        activation: of the scores; "softmax", "sigmoid", or None for logits.
+        activation: activation of the scores; "softmax", "sigmoid", or None for logits.
         use_bias: whether there is a logit_bias.
 
     Input (B, D); output (B, K) float32. Weights, not trained: class_matrix (D, K), normalised columns; logit_scale ();
@@ -61,7 +61,7 @@ def zero_shot_classifier(
     batch_size: int = 256,
     name: str = "zero_shot_classifier",
 ) -> keras.Model:
-    """Build a `keras.Model` from images to class scores out of prompts.
+    """Build a `keras.Model` from images to class scores, with classes described by prompts.
 
     It shares the image tower's weights, holds a copy of the class matrix, the temperature and the bias, and saves and
     loads without the text tower. Its logits are those of `model.logits`.

@@ -13,7 +13,7 @@ Two differences from the authors' code. Their sparse GRN sums over the visible p
 sums per sample, as the paper and their dense GRN do. The pixels are also hidden before the stem, because patches
 overlap when the stem stride is below the patch size.
 
-In a mask, 0 is keep and 1 is hide.
+In a mask, 0 keeps a patch and 1 hides it.
 """
 
 from typing import Any
@@ -53,8 +53,8 @@ def create_fcmae(
         stem_stride, drop_path_rate: as in `create_convnext_v2`.
         decoder_dim, decoder_depth: channels and blocks of the decoder.
         normalize_target: predict each patch normalised by its mean and standard deviation; otherwise the pixels.
-        seed: of the masks; None draws one from Python's generator, which `keras.utils.set_random_seed` seeds.
-        name: of the model; "fcmae_tiny" for the row "tiny".
+        seed: seed of the masks; None draws one from Python's generator, which `keras.utils.set_random_seed` seeds.
+        name: name of the model; "fcmae_tiny" for the row "tiny".
 
     Returns:
         An `FCMAE`; its `encoder` is the backbone, (B, H, W, C) → (B, h, w, D).

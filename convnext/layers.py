@@ -110,7 +110,7 @@ class LayerScale(keras.layers.Layer):
     """One learned factor per channel, initially small so that deep residual networks start near the identity.
 
     Args:
-        init_value: of every element of gamma.
+        init_value: initial value of every element of gamma.
 
     Input and output: (…, C). Weight: gamma (C,).
 

@@ -63,9 +63,9 @@ def create_convnext_v1(
         stem_stride: the row's patch size (4), 2 or 1, or "auto": the largest that leaves a last map of at least 4 on
             its shorter side. Weights fit at any stride.
         drop_path_rate: stochastic depth rate of the last block, in [0, 1); rises linearly from 0 at the first.
-        dropout_rate: before the classifier, in [0, 1).
+        dropout_rate: dropout rate before the classifier, in [0, 1).
         layer_scale_init_value: initial gamma, the factor on each block's residual branch; None for no LayerScale.
-        name: of the model; "convnext_tiny" for the row "tiny".
+        name: name of the model; "convnext_tiny" for the row "tiny".
 
     Returns:
         A `keras.Model` from (B, H, W, C) to (B, K), (B, C) or (B, H/32, W/32, C) float32 (H/32 at stem stride 4).

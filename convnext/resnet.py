@@ -39,7 +39,7 @@ def create_resnet(
         include_top: end in the classifier; otherwise in the last feature map, pooled as `pooling` says.
         pooling: None, "avg" or "max"; without the top: pooled over the map, (B, C).
         classifier_activation: activation of the classifier; None gives logits.
-        name: of the model; "resnet50" for the row "50".
+        name: name of the model; "resnet50" for the row "50".
 
     Returns:
         A `keras.Model` from (B, H, W, C) to (B, K), (B, C) or (B, H/32, W/32, C) float32.

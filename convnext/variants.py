@@ -14,7 +14,7 @@ class Activation:
 
     Args:
         backbone: in a ConvNeXt or ResNet row, and on a classifier.
-        transformer: in the transformers of an image–text pair.
+        transformer: in the transformers of a CLIP model.
         timm: timm has it under the same name.
     """
 

@@ -1,4 +1,4 @@
-"""Classify two photographs zero-shot with a published CLIP pair.
+"""Classify two photographs zero-shot with a published CLIP model.
 
 python examples/05_published_pair.py                                  # downloads 605 MB, once
 python examples/05_published_pair.py convnext_base_w.laion2b_s13b_b82k_augreg   # more: zoo list 'clip/*' --weights

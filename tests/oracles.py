@@ -41,7 +41,7 @@ LIBRARIES = {  # source of a case → the distribution that computes it
     "open_clip": "open_clip_torch",
     "torchvision": "torchvision",
     "facebook": "timm",  # whose models stand for the authors' code
-    "apple": "timm",  # likewise, with MobileCLIP-S0's text tower stated anew
+    "apple": "timm",  # likewise, with MobileCLIP-S0's text tower reimplemented
     oracles_apple.SOURCE: "timm",  # which Apple's code registers its trunks with
 }
 

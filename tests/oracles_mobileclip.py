@@ -1,8 +1,8 @@
 """Oracle cases of MobileCLIP: timm's trunks beside open_clip's text tower, in open_clip's naming and in Apple's.
 
-Apple's code is not a package. What it has and timm and open_clip have not is stated here anew, from the paper's
-description (arXiv:2311.17049, section 4.2): the convolutional blocks of MobileCLIP-S0's text tower. The rest of Apple's
-naming is theirs to undo: open_clip reads Apple's files (test_convert_mobileclip.py).
+Apple's code is not a package. What timm and open_clip lack is reimplemented here from the paper's description
+(arXiv:2311.17049, section 4.2): the convolutional blocks of MobileCLIP-S0's text tower. The rest of Apple's naming is
+checked with open_clip, which reads Apple's files (test_convert_mobileclip.py).
 """
 
 import functools

@@ -340,7 +340,7 @@ def test_open_clips_configuration_says_how_images_are_prepared(tmp_path):
         (resnet, "torchvision", "widths (64, 128, 256, 512), and this model has (8, 16, 24, 32)"),
         (lambda: resnet(TINY_RESNET), "timm", "stages 4, and this model has 2"),
         (lambda: pair(VIT, init_logit_bias=-10.0), "transformers", "has no place for"),
-        (lambda: pair(clip.ResNet((1, 1, 1, 1), 16)), "transformers", "no pair with a ResNet for images"),
+        (lambda: pair(clip.ResNet((1, 1, 1, 1), 16)), "transformers", "no CLIP model with a ResNet for images"),
         (lambda: pair(clip.ConvNeXt("convnextv2", "atto"), stem_stride=2), "open_clip", "a stem of stride 4"),
         (
             lambda: pair(VIT, clip.Text(32, 2, 2, 12, causal=False)),

@@ -239,7 +239,7 @@ def test_incomplete_samples_of_a_shard_are_bad_records(tmp_path):
         with pytest.raises(BadSample) as caught:
             dataset.record(i)
         reasons.append(str(caught.value))
-    label = "no label, or one that is no class"
+    label = "no label, or a label that is not a class"
     assert reasons == ["no caption", label, label, "no image among .txt, .cls", label]
     assert dataset.record(0).label == 3 and list(dataset.labels) == [3, 1, -1, -1, -1, -1]
 

@@ -154,7 +154,7 @@ def test_every_failure_is_one_line_of_ours(hub_cache, monkeypatch, place):
 
 
 def test_a_name_that_is_none_is_refused(hub_cache):
-    with pytest.raises(ValueError, match="no repository's name"):
+    with pytest.raises(ValueError, match="is not the name of a repository"):
         fetch("a/b/c", FILES)
 
 

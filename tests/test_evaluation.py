@@ -259,7 +259,7 @@ def test_classes_may_have_their_own_prompts(encoder, tmp_path):
         ({"name": "digits", "class_names": {"a": ["a 0"], "b": 5}}, "the prompts of 'b' must be strings"),
         (
             {"name": "digits", "class_names": {"a": ["a 0"]}, "templates": "simple"},
-            "templates and complete prompts exclude each other",
+            "these classes have complete prompts; templates cannot be given as well",
         ),
         (
             {"name": "digits", "class_names": {"zero": None}},

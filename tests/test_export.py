@@ -343,7 +343,7 @@ def test_a_subclass_with_a_known_name_is_refused():
         ({"precision": "bfloat16"}, "'float32', 'float16', 'int8', got 'bfloat16'"),
         ({"opset": 13}, "opset must be one of 17, 20, got 13"),
         ({"layout": "nchw"}, "'NHWC', 'NCHW', got 'nchw'"),
-        ({"logits": True}, "needs a CLIP pair"),
+        ({"logits": True}, "needs a CLIP model"),
     ],
 )
 def test_bad_options_are_refused(options, message):

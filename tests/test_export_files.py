@@ -202,7 +202,7 @@ def test_zero_shot_part(tmp_path, images):
     import clip
 
     pair = build("zero-shot")  # any model that is not a pair
-    with pytest.raises(ValueError, match="needs a CLIP pair"):
+    with pytest.raises(ValueError, match="needs a CLIP model"):
         zoo.export_onnx(pair, tmp_path / "part.onnx", part="image")
     pair = clip.create_clip("convnext_v2_atto", image_size=32)
     zoo.export_onnx(pair, tmp_path / "part.onnx", part="zero-shot", class_names=["cat", "dog"])
@@ -318,7 +318,7 @@ def test_calibration_images_are_prepared_as_the_file_takes_them(image_folder):
         (["convnext_tinny", "{}/model.onnx"], "'convnext_tiny'"),
         (["{}/nothing.safetensors", "{}/model.onnx"], "nothing.safetensors"),
         (["{}/model.keras", "{}/model.onnx", "--include-preprocessing"], "zoo.save(model, 'model.saf"),
-        (["{}/model.keras", "{}/model.onnx", "--part", "image"], "needs a CLIP pair"),
+        (["{}/model.keras", "{}/model.onnx", "--part", "image"], "needs a CLIP model"),
         (["{}/model.keras", "{}/model.onnx", "--tolerance", "1e-30"], "differs from"),
         (
             ["{}/model.keras", "{}/model.onnx", "--via", "keras", "--no-fold", "--logits"],

@@ -248,7 +248,7 @@ def test_another_suffix_is_refused(tmp_path):
 
 
 def rewrite(path, change):
-    """Writes the file anew with the metadata that `change` returns."""
+    """Writes the file again with the metadata that `change` returns."""
     from safetensors.numpy import load_file
 
     metadata = header(path)["__metadata__"]

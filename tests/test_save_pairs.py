@@ -120,5 +120,5 @@ def test_load_pair_refuses_a_classifier(tmp_path):
     model = zoo.create_model("convnext_atto", input_shape=(32, 32, 3), num_classes=2)
     zoo.save(model, tmp_path / "m.safetensors")
     for source in (tmp_path / "m.safetensors", model):
-        with pytest.raises(ValueError, match="is not a CLIP pair"):
+        with pytest.raises(ValueError, match="is not a CLIP model"):
             load_pair(source)

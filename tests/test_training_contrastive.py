@@ -346,7 +346,7 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
         ({"validate_every": 1}, "validate_every=1, but there is no validation data"),
         ({"validation_data": "https://a.b/c.tar"}, "is a URL or a command"),
         ({"caption_key": "text"}, "no column 'text'; nearest is"),
-        ({"model": "convnextv2_atto", "image_size": 32}, "is a classifier; contrastive training needs a pair"),
+        ({"model": "convnextv2_atto", "image_size": 32}, "is a classifier; contrastive training needs a CLIP model"),
         ({"epochs": 0}, "epochs=0"),
         ({"lock_image": True, "lock_text": True}, "leave nothing to train"),
         ({"context_length": 200}, "context_length=200; it must be between 2"),

@@ -78,8 +78,8 @@ def test_unsuitable_teachers_are_refused(table, teacher, tmp_path):
     zoo.save(create_convnext_v2("atto", 2), tmp_path / "classifier.safetensors")
     zoo.save(create_clip(LARGER, image_size=24), tmp_path / "other.safetensors")
     for options, message in (
-        ({"teacher": tmp_path / "classifier.safetensors"}, "is not a CLIP pair"),
-        ({"teacher": tmp_path / "other.safetensors"}, "takes images of 24x24 pixels, the pair of 16x16"),
+        ({"teacher": tmp_path / "classifier.safetensors"}, "is not a CLIP model"),
+        ({"teacher": tmp_path / "other.safetensors"}, "takes images of 24x24 pixels, the student of 16x16"),
         ({"teacher": "clip/ViT-B-32"}, "is an architecture without weights"),
         ({"teacher": teacher, "distill_weight": -1.0}, "distill_weight=-1"),
     ):

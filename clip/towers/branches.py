@@ -254,7 +254,7 @@ class RepMixer(Branches):
     """FastViT's token mixer: x + gamma · (mixer(x) − norm(x)), depthwise, of stride 1.
 
     Args:
-        scale_branch: of the mixer.
+        scale_branch: the scale branch of the mixer.
         init_value: initial value of gamma.
 
     The other arguments are those of `Branches`. Sublayers: norm, a BatchNorm; mixer, a `MobileOneConv2D`; layer_scale.

@@ -1,6 +1,7 @@
-"""The project's speed targets ("bars") as data, and how a report of the preset `bars` is judged by them.
+"""The project's speed targets as data, and how a report of the preset `bars` is judged by them.
 
-A bar compares our fastest case with the fastest peer case of the same group, or with a lower bound on the time.
+A target (`Bar`) compares our fastest case with the fastest peer case of the same group, or with a lower bound on the
+time.
 """
 
 import statistics
@@ -38,7 +39,7 @@ class Bar(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A bar and its measurement; `ratio` is None if a side was not timed."""
+    """A target and its measurement; `ratio` is None if a side was not timed."""
 
     bar: Bar
     ratio: float | None
@@ -133,7 +134,7 @@ def _tokens():
 
 
 def judge(report: Report) -> list[Verdict]:
-    """Return the `Verdict` of each bar."""
+    """Return the `Verdict` on each target."""
     good = [result for result in report.results if not result.error]
     return [_floor(bar, good, report.rates) if bar.floor else _beside(bar, good) for bar in bars()]
 
@@ -181,8 +182,8 @@ def time_commands(repeats: int = 3) -> dict[str, float]:
 
 
 def to_text(report: Report) -> str:
-    """Return the table of bars in Markdown."""
-    lines = ["| work | against | bar | measured | over rounds | ours, theirs | |", "|---|---|--:|--:|--:|---|---|"]
+    """Return the table of targets in Markdown."""
+    lines = ["| work | against | target | measured | over rounds | ours, theirs | |", "|---|---|--:|--:|--:|---|---|"]
     lines += [_line(verdict) for verdict in judge(report)]
     for name, seconds in report.commands.items():
         mark = "met" if seconds <= MOST_SECONDS else "missed"
@@ -191,7 +192,7 @@ def to_text(report: Report) -> str:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Plot each measured ratio and its range in units of its bar; a bar is met to the right of 1."""
+    """Plot each measured ratio and its range relative to its target, which is met to the right of 1."""
     from zoo.utils.report import BLUE, RED, drawing
 
     verdicts = [verdict for verdict in judge(report) if verdict.ratio is not None]
@@ -214,7 +215,7 @@ def draw(report: Report, path: Path) -> None:
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
         ax.margins(x=0.1)
-        ax.set_xlabel("measured / bar: met right of 1")
+        ax.set_xlabel("relative to the target: met right of 1")
 
 
 def _in_bars(bar, value):

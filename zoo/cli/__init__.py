@@ -21,8 +21,8 @@ __all__ = ["COMMANDS", "GROUPS", "Command", "main"]
 BAD_INPUT = 2
 
 GROUPS = {  # the first word of two-word commands
-    "train": "train a CLIP pair or a classifier",
-    "eval": "evaluate a CLIP pair",
+    "train": "train a CLIP model or a classifier",
+    "eval": "evaluate a CLIP model",
     "index": "build and maintain a search index of images",
     "cache": "inspect and maintain the cache of text embeddings",
 }

@@ -70,5 +70,7 @@ def show_nothing(_: object) -> str:
     return ""
 
 
-PAIR = argument("--model", required=True, metavar="NAME|PATH", help="saved CLIP pair, or name of one with weights")
+PAIR = argument(
+    "--model", required=True, metavar="NAME|PATH", help="saved CLIP model, or the name of published weights"
+)
 BATCH_SIZE = argument("--batch-size", type=positive, default=64, help="images per batch (default 64)")

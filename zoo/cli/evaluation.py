@@ -4,10 +4,15 @@ from zoo.cli.command import BATCH_SIZE, PAIR, Command, argument, numbers, positi
 from zoo.experiments import EXPERIMENTS
 
 DATASET = argument(
-    "--dataset", default="digits", metavar="NAME", help="digits, cifar10, cifar100, mnist, …, folder:DIR, shards:GLOB"
+    "--dataset",
+    default="digits",
+    metavar="NAME",
+    help="digits, cifar10, cifar100, mnist, fashion_mnist, folder:DIR or shards:GLOB (default digits)",
 )
 DATA = argument(
-    "--data", metavar="PATH", help="the original files or their folder (default: Keras' cache, else downloaded)"
+    "--data",
+    metavar="PATH",
+    help="the data set's original files or their folder (default: Keras' cache, else downloaded)",
 )
 CLASSES = argument(
     "--class-names",
@@ -73,16 +78,25 @@ COMMANDS = {
         ),
     ),
     "experiment": Command(
-        "run experiments with a CLIP pair and write plots and a report",
+        "run experiments with a CLIP model and write plots and a report",
         "zoo.experiments.command:run_experiments",
         "zoo.cli.command:show_nothing",
         (
             argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(EXPERIMENTS)}"),
             argument(
-                "--model", metavar="NAME|PATH", help="saved pair, or name with weights (default: the demo's pair)"
+                "--model",
+                metavar="NAME|PATH",
+                help="saved CLIP model, or the name of published weights (default: the demo's model)",
             ),
-            argument("--output", default="experiment-output", metavar="DIR", help="default experiment-output"),
-            argument("--images", metavar="DIR", help="your images; with one folder per class they replace the digits"),
+            argument(
+                "--output",
+                default="experiment-output",
+                metavar="DIR",
+                help="folder for the report (default experiment-output)",
+            ),
+            argument(
+                "--images", metavar="DIR", help="your own images; in one folder per class they replace the digits"
+            ),
             argument("--classes", metavar="NAMES", help="possible classes of your images: 'cat,dog'"),
             argument("--data", metavar="DIR", help="folder with the original files of CIFAR-10 and MNIST"),
             argument("--smoke", action="store_true", help="few images, few rounds, no download"),
@@ -96,7 +110,7 @@ COMMANDS = {
         ),
     ),
     "bench": Command(
-        "benchmark models beside other libraries, in alternating rounds",
+        "benchmark models against other libraries, in alternating rounds",
         "zoo.bench:bench",
         "zoo.bench:to_text",
         (
@@ -113,7 +127,10 @@ COMMANDS = {
             argument("--image-size", type=numbers, metavar="N,M", help="pixels (default: the model's own)"),
             argument("--dtype", type=words, metavar="A,B", help="float32, tfloat32, bfloat16, float16, int8"),
             argument(
-                "--part", type=words, metavar="A,B", help="part of a pair: image, text, zero-shot, … (default pair)"
+                "--part",
+                type=words,
+                metavar="A,B",
+                help="part of a CLIP model: image, text, zero-shot, … (default: pair, both towers)",
             ),
             argument(
                 "--mode",
@@ -130,7 +147,7 @@ COMMANDS = {
                 "(default: keras_applications where it has the model)",
             ),
             argument("--train", action="store_true", help="also time a training step"),
-            argument("--rounds", type=positive, help="rounds per case (default 5)"),
+            argument("--rounds", type=positive, help="rounds, in each of which every case runs once (default 5)"),
             argument("--threads", type=positive, help="threads per call (default: the available cores)"),
             argument("--limit", type=float, metavar="SECONDS", help="skip cases whose warm-up takes longer"),
             argument("--memory", type=float, metavar="GB", help="skip cases whose process needs more memory"),

@@ -28,7 +28,9 @@ COMMANDS = {
         (
             argument("source", help="weight file, folder with its config, or hf-hub:owner/name"),
             argument("path", metavar="OUT", help=".safetensors file to write"),
-            argument("--arch", metavar="NAME[.TAG]", help="architecture, where the source has no config that names it"),
+            argument(
+                "--arch", metavar="NAME[.TAG]", help="architecture, needed if the source has no config that names it"
+            ),
         ),
         backend="model",
         examples=("zoo convert resnet50.pth resnet50.safetensors --arch resnet50",),
@@ -42,7 +44,9 @@ COMMANDS = {
             argument("output", metavar="OUT", help=".onnx file to write"),
             argument("--weights", metavar="TAG|FILE", help="weights for an architecture name (default: random)"),
             argument(
-                "--part", choices=("image", "text", "pair", "zero-shot"), help="part of a CLIP pair (default: pair)"
+                "--part",
+                choices=("image", "text", "pair", "zero-shot"),
+                help="part of a CLIP model (default: pair, both towers)",
             ),
             argument("--classes", metavar="NAMES", help="for --part zero-shot: digits, or 'cat,dog'"),
             argument("--precision", choices=("float32", "float16", "int8"), default="float32", help="default float32"),
@@ -51,8 +55,14 @@ COMMANDS = {
                 "--include-preprocessing", action="store_true", help="take uint8 pixels and normalise in the graph"
             ),
             argument("--layout", choices=("NHWC", "NCHW"), default="NHWC", help="image layout (default NHWC)"),
-            argument("--normalize", action="store_true", help="L2-normalise the embeddings of a single tower"),
-            argument("--logits", action="store_true", help="add a pair's exp(logit_scale) · cosine as a third output"),
+            argument(
+                "--normalize",
+                action="store_true",
+                help="L2-normalise the embeddings of an exported image or text tower",
+            ),
+            argument(
+                "--logits", action="store_true", help="add a CLIP model's exp(logit_scale) · cosine as a third output"
+            ),
             argument(
                 "--no-fold", dest="fold", action="store_false", help="do not fold norms and scales into the weights"
             ),
@@ -69,7 +79,7 @@ COMMANDS = {
                 "--via",
                 choices=("zoo", "keras"),
                 default="zoo",
-                help="exporter; keras for models of your own (default zoo)",
+                help="exporter; keras for models with custom layers (default zoo)",
             ),
         ),
         backend="model",
@@ -83,7 +93,7 @@ COMMANDS = {
         "zoo.models.conversion:export_weights",
         "builtins:str",
         (
-            argument("model", help="saved model, or name with weights"),
+            argument("model", help="saved model, or the name of published weights"),
             argument("path", metavar="OUT", help=".safetensors file, or folder for weights and config"),
             argument("--format", required=True, metavar="LIBRARY", help="timm, transformers, torchvision, …"),
         ),

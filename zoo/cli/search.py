@@ -3,21 +3,23 @@
 from zoo.cli.command import BATCH_SIZE, PAIR, Command, argument, positive
 
 SOURCE = argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards")
-RUNTIME = argument("--runtime", choices=("keras", "onnx"), default="keras", help="default keras")
+RUNTIME = argument("--runtime", choices=("keras", "onnx"), default="keras", help="what runs the towers (default keras)")
 PRECISION = argument(
     "--precision",
     default="float32",
     metavar="NAME",
-    help="of the towers. keras: float32, bfloat16, float16 or mixed_…; onnx: float32, float16 or int8",
+    help="precision of the towers. keras: float32, bfloat16, float16 or mixed_…; onnx: float32, float16 or int8",
 )
 INDEX = argument("index", metavar="INDEX", help="folder of an index")
 INDEX_MODEL = argument(
-    "--model", metavar="NAME|PATH", help="the pair that the index was built with (default: as recorded in the index)"
+    "--model", metavar="NAME|PATH", help="CLIP model that the index was built with (default: as recorded in the index)"
 )
 TEXT_CACHE = argument(
-    "--cache", metavar="FILE", help="cache of text embeddings (default: $ZOO_TEXT_CACHE, else the user's)"
+    "--cache",
+    metavar="FILE",
+    help="cache of text embeddings (default: $ZOO_TEXT_CACHE, else a file in the user's cache folder)",
 )
-CACHE_FILE = argument("path", metavar="FILE", help="another cache file")
+CACHE_FILE = argument("path", metavar="FILE", help="the other cache file")
 
 COMMANDS = {
     "embed": Command(
@@ -43,7 +45,9 @@ COMMANDS = {
             SOURCE,
             PAIR,
             argument("--output", "--out", required=True, metavar="INDEX", help="folder; an existing index is resumed"),
-            argument("--dtype", choices=("float32", "float16", "int8"), help="of the stored vectors (default float32)"),
+            argument(
+                "--dtype", choices=("float32", "float16", "int8"), help="storage of the vectors (default float32)"
+            ),
             RUNTIME,
             PRECISION,
             BATCH_SIZE,

@@ -48,7 +48,7 @@ def _flag(field: dataclasses.Field, default: Any) -> Argument:
 
 COMMANDS = {
     "train contrastive": Command(
-        "train a CLIP pair on captioned images",
+        "train a CLIP model on captioned images",
         "zoo.training.contrastive:train",
         "zoo.training.loop:to_text",
         flags(ContrastiveConfig),
@@ -76,7 +76,7 @@ COMMANDS = {
         examples=("zoo pretrain --model convnextv2_tiny --train-data photos",),
     ),
     "demo": Command(
-        "train a small CLIP pair on handwritten digits, evaluate it and write a report",
+        "train a small CLIP model on handwritten digits, evaluate it and write a report",
         "zoo.demo:run_demo",
         "zoo.cli.command:show_nothing",
         (

@@ -20,9 +20,9 @@ class BadSamples:
     It is thread-safe. Processes must not share a file.
 
     Args:
-        names: of the N records.
+        names: names of the N records.
         path: log with one JSON object per line, {"index", "name", "reason"}, appended to; None for no log.
-        max_fraction: of N; more bad records end the run.
+        max_fraction: largest allowed fraction of N; more bad records end the run.
     """
 
     def __init__(self, names: Sequence[str], path: str | Path | None = None, max_fraction: float = 0.01):

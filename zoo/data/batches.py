@@ -54,7 +54,7 @@ class Batches:
         dataset: N records.
         spec: image size, statistics and interpolation; the preprocessing if `augment` is None.
         batch_size: B over all ranks.
-        seed: of order, augmentation, captions and mixing; at least 0.
+        seed: seed of order, augmentation, captions and mixing; at least 0.
         shuffle: a new order each epoch instead of the data set's.
         augment: (PIL image, rng, spec) → float32 (H, W, 3), normalised; an `Augment` or a custom function.
         mix: a `Mix`, which draws from (seed, epoch, step). It needs labels and an even number of rows per rank.
@@ -64,8 +64,8 @@ class Batches:
         drop_last: drop the incomplete last batch; with shuffling, other records each epoch.
         replace_bad: False leaves bad records out, so batches become smaller; for evaluation.
         bad_samples: log file, one per process; see `BadSamples`.
-        max_bad_fraction: of N; more bad records end the run.
-        threads: that read and decode; default: the cores, at most 8.
+        max_bad_fraction: largest allowed fraction of N; more bad records end the run.
+        threads: number of threads that read and decode; by default that of the cores, at most 8.
         prefetch: batches made in advance. At most prefetch + 1 are in memory.
         max_pixels: a larger image is bad and is not decoded.
 

@@ -74,7 +74,7 @@ def load_labelled(
     """
     given, prompts = read_names(class_names)
     if prompts and templates:
-        raise ValueError("templates and complete prompts exclude each other; these classes have prompts")
+        raise ValueError("these classes have complete prompts; templates cannot be given as well")
     records, known = _records(name, data, given, split)
     names = given or known
     if records.labels is None:

@@ -20,7 +20,7 @@ class Mix:
         num_classes: K.
         mixup: α of Mixup's Beta(α, α) distribution; 0 for none.
         cutmix: α of CutMix's Beta(α, α) distribution; 0 for none.
-        probability: of mixing a batch.
+        probability: probability of mixing a batch.
         switch: probability of CutMix if both are enabled.
     """
 

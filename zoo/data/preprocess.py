@@ -42,7 +42,7 @@ class PreprocessSpec:
 
     Args:
         image_size: N for (N, N), or (H, W), in pixels.
-        mean, std: of R, G and B, on the scale 0...1.
+        mean, std: mean and standard deviation of R, G and B, on the scale 0...1.
         interpolation: one of INTERPOLATIONS.
         resize_mode: "shortest" side to the target, then crop; "squash" both sides; "longest" side, then pad.
         crop_pct: in (0, 1]; resize to image_size / crop_pct, then centre crop.

@@ -23,7 +23,7 @@ class RandAugment:
         magnitude: mean of each operation's magnitude, 0 to 10, drawn from a normal distribution.
         magnitude_std: its standard deviation; magnitudes are clipped to [0, 10].
         operations: number of operations.
-        probability: of applying each.
+        probability: probability of applying each.
     """
 
     magnitude: float = 9.0

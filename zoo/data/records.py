@@ -121,7 +121,7 @@ def from_arrays(
         images: uint8 (N, H, W, C) or (N, H, W), or N arrays (H, W, C) or (H, W) of any sizes; C is 1, 3 or 4.
         captions: N texts.
         labels: int (N,).
-        class_names: of labels 0 to K - 1.
+        class_names: names of labels 0 to K - 1.
     """
     images = [np.asarray(image) for image in images]
     for i, image in enumerate(images):

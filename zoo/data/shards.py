@@ -36,7 +36,7 @@ class _Sample(dict):
     def add(self, extension: str, member: Member) -> None:
         cap = MAX_FILE_BYTES if extension in IMAGES else MAX_TEXT_BYTES
         if extension in self:
-            self.wrong = f"two members .{extension}"
+            self.wrong = f"two members with the extension .{extension}"
         elif not member.regular:
             self.wrong = f".{extension} is not a regular file"
         elif member.size > cap:
@@ -57,7 +57,7 @@ def read_shards(pattern: str | Path | Sequence[str | Path], *, class_names: Sequ
 
     Args:
         pattern: one or several paths, which may contain `{0000..0127}`, `{a,b}`, `*` and `?`.
-        class_names: of labels 0 to K - 1.
+        class_names: names of labels 0 to K - 1.
 
     Raises:
         ValueError: a URL or command, a missing file, or no samples.
@@ -86,7 +86,7 @@ def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
         if labels is not None:
             label = int(labels[i])
             if label < 0:
-                raise BadSample("no label, or one that is no class")
+                raise BadSample("no label, or a label that is not a class")
         return Record(_read(shards[sample.shard], image), names[i], caption, label)
 
     names = [f"{os.path.basename(shards[sample.shard])}/{sample.key}" for sample in samples]

@@ -41,7 +41,7 @@ def open_dataset(
             For a benchmark, its original files: see `read_benchmark`.
         class_names: the names that labels are numbered by.
         metadata: keep the other columns of a table as `Dataset.metadata`.
-        split: of a benchmark: "test" or "train".
+        split: split of a benchmark: "test" or "train".
 
     Raises:
         ValueError: a URL, a file of another kind, or data without what `needs` says. FileNotFoundError: no such path.

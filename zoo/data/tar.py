@@ -83,7 +83,7 @@ def _number(field: bytes) -> int:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
     if digits.strip(b"01234567"):  # such as a sign, or GNU's negative numbers
-        raise ValueError(f"damaged: {field!r} is no size")
+        raise ValueError(f"damaged: {field!r} is not a valid size")
     return int(digits or b"0", 8)
 
 
@@ -113,11 +113,11 @@ def _pax_keys(content: bytes, position: int) -> dict[str, str]:
         end = start + (int(length) if length.isdigit() else 0)
         key, equals, value = content[start + len(length) + 1 : end - 1].partition(b"=")
         if not (space and equals) or content[end - 1 : end] != b"\n":
-            raise ValueError(f"damaged: the pax header at byte {position}")
+            raise ValueError(f"damaged: the pax header at byte {position} is invalid")
         keys[_text(key)] = _text(value)
         start = end
     if not keys.get("size", "0").isdecimal():
-        raise ValueError(f"damaged: the pax header at byte {position}")
+        raise ValueError(f"damaged: the pax header at byte {position} is invalid")
     return keys
 
 

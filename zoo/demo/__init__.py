@@ -37,14 +37,14 @@ from zoo.utils.report import percent
 
 
 def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, train_images: int | None = None) -> dict:
-    """Train a CLIP pair on captioned digits, evaluate it on held-out images and prompts, and write a report.
+    """Train a CLIP model on captioned digits, evaluate it on held-out images and prompts, and write a report.
 
     Writes report.html with its PNGs, metrics.json, predictions.csv, model.safetensors, zero_shot_classifier.keras and
     the same classifier as digits-float32.onnx, digits-float16.onnx and digits-int8.onnx.
 
     Args:
         output: folder, created if missing; its other files are kept.
-        seed: of the weights, captions and augmentation; the data split does not depend on it.
+        seed: seed of the weights, captions and augmentation; the data split does not depend on it.
         epochs: training epochs, 10 if None.
         train_images: number of training images, at least 64; all 1,437 if None.
 

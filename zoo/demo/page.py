@@ -145,7 +145,7 @@ def training_data(metrics: dict, folder: Path) -> str:
         "Training data",
         report.paragraph(
             f"{metrics['train_images']:,} images of handwritten digits, 32 × 32 pixels. In every epoch each image is "
-            f"augmented anew and gets a random caption: one of {len(TRAIN_TEMPLATES)} templates with a numeral or a "
+            f"augmented again and gets a random caption: one of {len(TRAIN_TEMPLATES)} templates with a numeral or a "
             "word. All images and captions of the same digit in a batch are positives of each other."
         ),
         report.figure(folder / "examples.png", "Captions with augmented training images."),

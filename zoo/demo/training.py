@@ -113,8 +113,8 @@ class CaptionedDigits(keras.utils.PyDataset):
 
     Args:
         digits: N images and labels.
-        templates: of the captions.
-        seed: of the order, the captions and the augmentation.
+        templates: templates of the captions.
+        seed: seed of the order, the captions and the augmentation.
         epochs: number of epochs.
         augment: apply `augment_image`.
 

@@ -33,11 +33,11 @@ class Facts:
 
     Args:
         covers: SHA-256 of each segment's vectors, in order.
-        count, dim: of the vectors.
-        error: of a copy, the largest distance between a unit vector and its stored form.
+        count, dim: number and dimension of the vectors.
+        error: for a copy, the largest distance between a unit vector and its stored form.
         norms: the smallest and the largest length of the vectors.
         digest: SHA-256 of the accelerator.
-        directions: of a graph, the number of its directions.
+        directions: for a graph, the number of its directions.
     """
 
     covers: list[str]
@@ -74,7 +74,7 @@ class Accelerator:
         Args:
             covers: digests of the segments that the blocks are from.
             begun: a graph of the first of those segments; the blocks are those of the others.
-            options: of a graph, see `Graph.new`.
+            options: options of a graph, see `Graph.new`.
 
         Raises:
             ValueError: an unknown kind, or a vector of length 0. ImportError: no usearch.
@@ -131,7 +131,7 @@ class Accelerator:
 
         Args:
             query: float32 (D,), not zero.
-            expansion: of a graph search, at least `count`; True for EXPANSION.
+            expansion: expansion of a graph search, at least `count`; True for EXPANSION.
         """
         length = float(np.linalg.norm(query))
         unit = (query / length)[None]

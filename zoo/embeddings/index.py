@@ -109,7 +109,7 @@ class Index:
         return index
 
     def require(self, model: str | None) -> None:
-        """Raise ValueError if the vectors are of another model than this fingerprint; None, of either, skips it."""
+        """Raise ValueError if the vectors are from a model with another fingerprint, unless either is None."""
         made_with = self.manifest["model"]
         if model is not None and made_with is not None and model != made_with:
             raise ValueError(
@@ -195,7 +195,7 @@ class Index:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (places, scores) of the best among an accelerator's candidates and the vectors added since.
 
-        More candidates are requested until no other vector can be among the best; of a graph, until there are k.
+        More candidates are requested until no other vector can be among the best; from a graph, until there are k.
         """
         covered, count = helper.facts.count, helper.first_request(k)
         added_since = np.arange(covered, len(self._ids))
@@ -256,7 +256,7 @@ class Index:
         Args:
             kind: "float16" or "int8", a reduced-precision copy with exact results; or "hnsw", a graph for
                 `search(…, approximate=True)`.
-            options: of the graph: `connectivity` (32) and `expansion` (128).
+            options: options of the graph: `connectivity` (32) and `expansion` (128).
 
         Returns:
             {"kind", "vectors", "bytes"}; for a graph also "directions", its dimensions, and "recall_at_10", the share

@@ -19,7 +19,7 @@ class Segment:
 
     Args:
         path: folder of the index.
-        entry: of the manifest, as `write_segment` returned it.
+        entry: entry of the manifest, as `write_segment` returned it.
         dim: D.
         dtype: a key of DTYPES.
     """

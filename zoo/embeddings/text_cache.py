@@ -71,7 +71,7 @@ class CacheStats:
     Args:
         memory_hits, disk_hits, misses: texts requested.
         damaged: entries dropped.
-        entries, bytes: of the file, or of the memory if there is no file.
+        entries, bytes: number and size of the entries in the file, or in memory if there is no file.
     """
 
     memory_hits: int
@@ -92,7 +92,7 @@ class TextCache:
     """A cache of text embeddings. Threads may share one object, and processes one file.
 
     Args:
-        path: of the file, created with its folder if missing; None keeps embeddings in memory only.
+        path: path of the file, created with its folder if missing; None keeps embeddings in memory only.
         memory: maximum number of vectors in memory; the least recently used are dropped first.
         max_bytes: maximum size of the file; the oldest entries are dropped first.
         create: create a missing file, and replace a damaged cache by an empty one.

@@ -60,7 +60,7 @@ def evaluate_probe(
     """Fit a probe on the training data and return its result on the test data.
 
     Args:
-        seed: of the training images on which the penalty is chosen.
+        seed: seed that draws the training images on which the penalty is chosen.
     """
     if train.class_names != test.class_names:
         raise ValueError(
@@ -138,7 +138,7 @@ def run(
     Args:
         model: name or path of a pair.
         dataset: to test on, as in `load_labelled`.
-        data, class_names: of both data sets, as in `load_labelled`.
+        data, class_names: data and class names of both data sets, as in `load_labelled`.
         train: data set to train on; by default the training split of `dataset`.
         batch_size: images per batch.
         output: folder for linear_probe.json and confusion.png.

@@ -200,7 +200,7 @@ def first_places(correct: np.ndarray, *, resamples: int = 1000, seed: int = 0) -
     Args:
         correct: bool (T, N), whether each classifier is correct on each image.
         resamples: number of resamples of N images.
-        seed: of the resamples.
+        seed: seed of the resamples.
 
     Reference: B. Efron, "Bootstrap methods", Annals of Statistics 7 (1979).
     """

@@ -1,4 +1,4 @@
-"""Nine experiments with a CLIP pair, each with metrics, plots and a section of one report. Imports no Keras.
+"""Nine experiments with a CLIP model, each with metrics, plots and a section of one report. Imports no Keras.
 
 Each experiment is a module with one function, `run(context) -> Outcome`.
 """

@@ -34,10 +34,10 @@ class Group:
     """Images that are classified among the same classes.
 
     Args:
-        title: of the group.
+        title: title of the group.
         records: N images.
         truths: N class names, None where unknown.
-        names, templates: of the prompts.
+        names, templates: class names and templates of the prompts.
         embedded: the result of `Encoder.embed_records`, if the records are embedded already.
     """
 

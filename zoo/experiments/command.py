@@ -196,7 +196,7 @@ def write_report(path: Path, context: Context, outcomes: dict[str, Outcome], run
         f"{count} with {run['name']}: size, zero-shot accuracy, retrieval, the embedding space, speed, calibration and "
         "prompts."
     )
-    report.write_page(path, "Experiments with a CLIP pair", tiles, *sections, usage, lead=lead)
+    report.write_page(path, "Experiments with a CLIP model", tiles, *sections, usage, lead=lead)
 
 
 def command_line(context: Context, names: list[str]) -> str:

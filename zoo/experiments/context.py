@@ -28,10 +28,10 @@ class Outcome:
     """The result of an experiment.
 
     Args:
-        title: of its section in the report.
+        title: title of its section in the report.
         headline: (label, value) of its tile.
         metrics: contents of its JSON file.
-        blocks: of its section, made by `zoo.utils.report`.
+        blocks: blocks of its section, made by `zoo.utils.report`.
     """
 
     title: str

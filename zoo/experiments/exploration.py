@@ -15,9 +15,9 @@ KINDS = {"ViT": clip.ViT, "ConvNeXt": clip.ConvNeXt, "ResNet": clip.ResNet, "Mob
 def run(context: Context) -> Outcome:
     own, variants = own_facts(context), [variant_facts(name) for name in clip.VARIANTS]
     path = context.folder / "exploration-sizes.png"
-    here = own["flops"] and (f"this pair: {own['name']}", own["flops"] / 1e9, own["parameters"] / 1e6)
+    here = own["flops"] and (f"this model: {own['name']}", own["flops"] / 1e9, own["parameters"] / 1e6)
     plot_sizes(path, group_by_kind(variants), here)
-    header = ["pair", "image tower", "parameters", "image", "context", "vocabulary", "D", "GFLOPs", "published weights"]
+    header = ["name", "image tower", "parameters", "image", "context", "vocabulary", "D", "GFLOPs", "published weights"]
     rows = [
         [
             row["name"],
@@ -38,8 +38,10 @@ def run(context: Context) -> Outcome:
         {"model": own, "variants": variants},
         (
             report.table(["", own["name"]], list(facts_table(own).items())),
-            report.figure(path, f"The {len(variants)} pairs of the zoo. Names that would overlap are left out."),
-            report.details(f"All {len(variants)} pairs", report.table(header, rows)),
+            report.figure(
+                path, f"The {len(variants)} CLIP models of this package. Names that would overlap are left out."
+            ),
+            report.details(f"All {len(variants)} CLIP models", report.table(header, rows)),
         ),
     )
 

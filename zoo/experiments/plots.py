@@ -251,7 +251,7 @@ class Scatter:
     Args:
         points: float (N, 2) of images, drawn as dots, coloured by `labels`, int (N,).
         names: K class names, written at the median of each class.
-        shares: of the variance, along both axes.
+        shares: shares of the variance, along both axes.
         stars: float (M, 2) of texts, drawn as stars, coloured by `star_labels`, int (M,); or None.
     """
 

@@ -88,7 +88,7 @@ def check_options(model, precision, opset, layout, normalize, logits):
     if normalize and ends_in_classifier(model):
         raise ValueError(f"normalize=True needs a model that outputs embeddings; {model.name!r} ends in a classifier.")
     if logits and not is_pair:
-        raise ValueError(f"logits=True needs a CLIP pair; {model.name!r} is not one.")
+        raise ValueError(f"logits=True needs a CLIP model; {model.name!r} is not one.")
 
 
 def ends_in_classifier(model):

@@ -95,8 +95,8 @@ def export_onnx(
     of more than 1.9 GB go to a second file beside it, with a part of its digest in the name.
 
     Args:
-        model: a functional model of this zoo, folded or not: classifier, trunk, feature maps, tower, zero-shot
-            classifier or pair; or any whose layers have rules (`zoo.export.register_emission`).
+        model: a functional model of this package, folded or not: classifier, trunk, feature maps, tower, zero-shot
+            classifier or CLIP model; or any whose layers have rules (`zoo.export.register_emission`).
         path: path of the file; its folder must exist.
         precision: "float32"; "float16", with norms, GRN and softmax in float32; or "int8", with the products over maps
             and sequences quantised (weights per channel, inputs dynamically) and everything else in float32.
@@ -105,12 +105,12 @@ def export_onnx(
         calibration: images as the file takes them, (N, H, W, C), or {input: array}; compare on these instead of
             scikit-learn's photographs. They do not influence the file: int8 scales are dynamic.
         verify: compare the file with the model.
-        part: part of a pair: "image", "text", "pair" (same as None) or "zero-shot".
+        part: part of a CLIP model: "image", "text", "pair" (same as None) or "zero-shot".
         class_names, templates: for part="zero-shot", as in `clip.zero_shot_classifier`.
         preprocess: `PreprocessSpec`; the file then takes uint8 pixels of the model's size and scales them itself.
         layout: layout of the image input, "NHWC" or "NCHW".
         normalize: L2-normalise the embeddings of a tower.
-        logits: add a third output to a pair, exp(logit_scale) · cosine (+ bias).
+        logits: add a third output to a CLIP model, exp(logit_scale) · cosine (+ bias).
         tolerance: largest allowed max |ONNX − Keras| / max |Keras| in float32 (default 1e-4), or 1 − cosine in float16
             and int8 (default 1e-3).
         progress: print a line for each step.
@@ -155,12 +155,12 @@ def take_part(model, part, class_names=None, templates=None):
     """Return the model of a part: a tower, the pair itself, or a zero-shot classifier.
 
     Raises:
-        ValueError: an unknown part, a part of a model that is not a pair, class names missing or without use.
+        ValueError: an unknown part, a part of a model that is not a CLIP model, class names missing or not used.
     """
     if part not in (None, *PARTS):
         raise ValueError(f"part must be one of {', '.join(map(repr, PARTS))}, got {part!r}.")
     if part is not None and not hasattr(model, "text_encoder"):
-        raise ValueError(f"part={part!r} needs a CLIP pair; {model.name!r} is not one.")
+        raise ValueError(f"part={part!r} needs a CLIP model; {model.name!r} is not one.")
     if (part == "zero-shot") != (class_names is not None):
         raise ValueError(f"part='zero-shot' and class_names need each other, got part={part!r}, {class_names=}.")
     if part == "zero-shot":

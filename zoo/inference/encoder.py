@@ -58,7 +58,7 @@ class Encoder:
         fixed: whether every batch shape is compiled, so that batches are padded to a power of two.
         batch_size: images per batch.
         tokenizer: list of N texts → int32 (N, L).
-        name: of the model.
+        name: name of the model.
     """
 
     images: Forward

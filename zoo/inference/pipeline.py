@@ -1,4 +1,4 @@
-"""`ClipPipeline`: a pair in use, from images and texts to embeddings, classes and matches."""
+"""`ClipPipeline`: embeds, classifies and searches images and texts with a CLIP model."""
 
 import functools
 import hashlib
@@ -39,7 +39,7 @@ MAX_CHANNELS = 4
 
 
 class ClipPipeline:
-    """A pair that embeds, classifies and searches, and caches text embeddings.
+    """A CLIP model that embeds, classifies and searches, with a cache of text embeddings.
 
     Images are paths, PIL images, uint8 arrays (H, W[, C]), bytes of an image file or open binary files, one or several;
     URLs are refused. Results do not depend on the number of images in a call, except for rounding.
@@ -150,7 +150,7 @@ class ClipPipeline:
             templates: strings with one "{}" each.
             activation: "softmax", whose probabilities sum to 1, or "sigmoid", which gives each class its own; "auto"
                 is what the pair was trained with: "sigmoid" if it has a logit bias, else "softmax".
-            progress: show the batches of images done.
+            progress: show how many batches of images are done.
 
         Raises:
             ValueError: a string where several belong, a set of labels, or a template without exactly one "{}".

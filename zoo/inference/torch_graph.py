@@ -79,7 +79,7 @@ def compile_torch(function: Callable, x) -> Callable:
     uncompiled. Here it compiles the list of torch operators of one traced call.
 
     Args:
-        function: of tensors in a structure like x's.
+        function: function of tensors in a structure like x's.
         x: an example input, on which the compiled function is run once.
 
     Raises:

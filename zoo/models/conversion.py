@@ -42,11 +42,11 @@ class Conversion:
     Args:
         source: what was read.
         sha256: digest of the weight file.
-        format: of its tensor names, detected from its keys.
+        format: format of its tensor names, detected from its keys.
         name: the architecture, with the weights' tag where one was given.
-        licence: of the weights; None if unknown.
+        licence: licence of the weights; None if unknown.
         preprocess: how images are prepared; None if unknown.
-        path: of the file written.
+        path: path of the file written.
     """
 
     source: str
@@ -69,7 +69,7 @@ def convert(source: str | Path, path: str | Path, *, arch: str | None = None) ->
 
     Args:
         source: a weight file; or a folder or "hf-hub:owner/name" with weights and their configuration.
-        path: of the new file; ends in `.safetensors`.
+        path: path of the new file; ends in `.safetensors`.
         arch: name of the architecture; not needed where a configuration names it. With a tag, the source is taken to be
             these published weights, and the table's facts about them are stored.
 
@@ -125,7 +125,7 @@ class WeightExport:
     """Result of `export_weights`; print it.
 
     Args:
-        format: of the tensor names.
+        format: format of the tensor names.
         tensors: number of tensors.
         files: paths of the files written; the weights first, then the configurations.
     """

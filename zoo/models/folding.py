@@ -283,7 +283,7 @@ class EarlyToken:
 
     Attributes:
         layer: the SelectToken.
-        place: of the ids it looks into among the model's inputs; None where it takes the first token.
+        place: place of the ids it looks into among the model's inputs; None where it takes the first token.
     """
 
     layer: keras.Layer

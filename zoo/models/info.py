@@ -30,14 +30,14 @@ class ModelInfo:
     """Facts about a model.
 
     Args:
-        name: as `list_models` prints it, with the weights' tag where one was given; of a saved model, the model's own.
+        name: as `list_models` prints it, with the weights' tag if one was given; for a saved model, the model's own.
         family: "convnext", "convnextv2", "resnet" or "clip".
-        parameters: trainable; of a name without weights, with 1000 classes.
-        flops: of one image, in a pair of one image and one text; two for each multiply–add. None where the input has
-            no fixed size.
+        parameters: number of trainable parameters; for a name without weights, with 1000 classes.
+        flops: FLOPs of one image, for a CLIP model of one image and one text; two for each multiply–add. None if the
+            input has no fixed size.
         input: (H, W, C) of an image.
         preprocess: how images are prepared; None if unknown.
-        licence: of the weights; of a name without weights, the code's and that of the weights others publish.
+        licence: licence of the weights; for a name without weights, that of the code and of the weights others publish.
         score: published top-1 accuracy on ImageNet-1k in percent, zero-shot for a pair; None if there is none.
         source: the paper.
         weights: row of the table of published weights, or None.
@@ -80,7 +80,7 @@ def info_of(config: ModelConfig, name: str | None = None, parameters: int | None
     """Return the `ModelInfo` of a config.
 
     Args:
-        config: of any origin.
+        config: a config, whatever it was made from.
         name: unless given, the config's origin.
         parameters: unless given, computed from the config.
     """

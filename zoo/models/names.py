@@ -22,7 +22,7 @@ class Entry(NamedTuple):
         family: "convnext", "convnextv2", "resnet" or "clip".
         label: name in the family's table.
         builder_name: argument of the family's builder; a pair's may be another spelling, "ViT-B-32-quickgelu".
-        tag: of published weights, or None.
+        tag: tag of published weights, or None.
     """
 
     name: str

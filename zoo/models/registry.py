@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
 
 
 class LoadedPair(NamedTuple):
-    """A CLIP pair with everything needed to use it.
+    """A CLIP model with everything needed to use it.
 
     Fields:
         model: `clip.CLIP`.
@@ -76,14 +76,14 @@ def create_model(
     """Create a model by name.
 
     Args:
-        name: of `list_models`; "clip/" may be left out where no classifier has the same name. With a tag
+        name: a name from `list_models`; "clip/" may be left out where no classifier has the same name. With a tag
             ("convnextv2_tiny.fcmae_ft_in1k"), with those published weights.
         weights: None for random weights; the tag of published ones; a file that `load_weights` reads; or a folder or
             "hf-hub:owner/name" with a configuration, which has to describe this model.
-        num_classes: K of a classifier; unless given, 1000 or that of the weights. Where the weights have another K, the
-            classifier is newly initialized, and a warning says so.
-        builder_args: of `create_convnext_v1`, `create_convnext_v2`, `create_resnet` or `create_clip`. With another
-            `image_size` than that of the weights, the positional embeddings are resized, and a warning says so.
+        num_classes: number of classes K of a classifier; by default that of the weights, else 1000. If the weights have
+            another K, the classifier is newly initialized, and a warning says so.
+        builder_args: arguments of `create_convnext_v1`, `create_convnext_v2`, `create_resnet` or `create_clip`. With an
+            `image_size` other than that of the weights, positional embeddings are resized, and a warning says so.
 
     Returns:
         A `keras.Model`.
@@ -91,7 +91,7 @@ def create_model(
     Raises:
         ValueError: an unknown name, or weights that do not fit.
         TypeError: an argument that the builder does not have.
-        ConnectionError: published weights that are not cached, without a network.
+        ConnectionError: the published weights are not cached, and there is no network.
     """
     entry = find(name)
     if entry.tag and weights is not None:
@@ -100,7 +100,7 @@ def create_model(
     _check_builder_args(builder, builder_args, entry)
     if entry.family == CLIP:
         if num_classes is not None:
-            raise TypeError(f"num_classes is an argument of classifiers, and {entry.name} is a pair.")
+            raise TypeError(f"num_classes is an argument of classifiers, and {entry.name} is a CLIP model.")
     elif num_classes is not None:
         builder_args["num_classes"] = num_classes
     if weights is None and entry.tag is None:
@@ -166,7 +166,7 @@ def save(
         path: ends in `.safetensors`.
         preprocess: how images were prepared in training. Unless given, that of the file the weights came from; failing
             that, for a pair, OpenAI's CLIP preprocessing at its image size.
-        licence: of the weights; unless given, that of the file the weights came from.
+        licence: licence of the weights; unless given, that of the file the weights came from.
         source: {"name", "sha256", "format"} of the file that the weights came from; unless given, what is known of it.
 
     Raises:
@@ -271,7 +271,7 @@ def _tokenizer(model):
 def load_pair(
     model_or_name: "str | Path | keras.Model | Loaded | LoadedPair", *, preprocess: PreprocessSpec | None = None
 ) -> LoadedPair:
-    """Return a CLIP pair ready for use: model, preprocessing, tokenizer and info.
+    """Return a CLIP model ready for use: model, preprocessing, tokenizer and info.
 
     Args:
         model_or_name: what `load` takes, what it returned, or a `clip.CLIP` in memory.
@@ -287,7 +287,7 @@ def load_pair(
     name = str(model_or_name) if isinstance(model_or_name, str | Path) else getattr(model, "name", model)
     tokenizer = _tokenizer(model)
     if tokenizer is None:
-        raise ValueError(f"{name!r} is not a CLIP pair: an image tower and a text tower are needed.")
+        raise ValueError(f"{name!r} is not a CLIP model: an image tower and a text tower are needed.")
     spec = preprocess or (info.preprocess if info else native.recall(model).preprocess)
     if spec is None:
         raise ValueError(f"The preprocessing of {name!r} is unknown; pass preprocess=PreprocessSpec(…).")

@@ -31,8 +31,8 @@ def build_index(
         source: a folder of images, a CSV or TSV file with a column `filepath`, or tar shards.
         model: name or path of a pair.
         output: folder of the index.
-        dtype: of the stored vectors; by default float32, or that of the existing index.
-        batch_size, runtime, precision: of `ClipPipeline`. The index records runtime and precision.
+        dtype: dtype of the stored vectors; by default float32, or that of the existing index.
+        batch_size, runtime, precision: options of `ClipPipeline`. The index records runtime and precision.
 
     Raises:
         ValueError: no images in the source, in which case nothing is written; or the index has another dtype or model.
@@ -72,7 +72,7 @@ def open_pipeline(index: Index, model: str | None = None, **options) -> ClipPipe
 
     Args:
         model: name or path of its pair; by default the one that the index records.
-        options: of `ClipPipeline`.
+        options: options of `ClipPipeline`.
 
     Raises:
         ValueError: the index records no model, or was built with another one.

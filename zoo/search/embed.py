@@ -93,7 +93,7 @@ def embed_images(
         source: a folder of images, a CSV or TSV file with a column `filepath`, or tar shards.
         model: name or path of a pair.
         output: folder, created if missing.
-        batch_size, runtime, precision: of `ClipPipeline`.
+        batch_size, runtime, precision: options of `ClipPipeline`.
 
     Returns:
         {"images", "shards", "left out"}: counts.

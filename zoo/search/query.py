@@ -15,9 +15,9 @@ class Match:
 
     Args:
         rank: 1 for the best.
-        id: of the image in the index.
+        id: id of the image in the index.
         score: cosine.
-        metadata: of the image in the index.
+        metadata: metadata of the image in the index.
     """
 
     rank: int

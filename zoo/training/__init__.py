@@ -1,5 +1,5 @@
-"""Training of pairs, classifiers and masked autoencoders, on imperfect data and machines that may stop.
+"""Training of CLIP models, classifiers and masked autoencoders that tolerates unreadable data and interruptions.
 
-A run is a function of its config: batches follow from (seed, epoch, step), and checkpoints hold everything else. A run
-that was killed and resumed ends with bit for bit the same weights.
+A run is determined by its config: batches are functions of (seed, epoch, step), and checkpoints hold all other state.
+A run that was killed and resumed ends with bit for bit the same weights.
 """

@@ -53,7 +53,7 @@ def option(
         default: MISSING if the option is required.
         help: one line for the command line and the docs; the default is added to it.
         metavar, choices: as in argparse.
-        minimum: of a number on the command line.
+        minimum: smallest allowed value of a number on the command line.
     """
     metadata = {"help": help, "metavar": metavar, "choices": choices, "minimum": minimum}
     return field(default=default, metadata=metadata)
@@ -64,12 +64,16 @@ class TrainConfig:
     """The options that every mode has."""
 
     train_data: "str | Path | Dataset" = option(
-        MISSING, "CSV, TSV or parquet file, folder, tar shards (train-{0000..0127}.tar) or a Dataset", metavar="PATH"
+        MISSING,
+        "CSV, TSV or parquet file, folder, or tar shards (train-{0000..0127}.tar); in Python also a Dataset",
+        metavar="PATH",
     )
     validation_data: "str | Path | Dataset | None" = option(
         None, "data to validate on, read like train_data", metavar="PATH"
     )
-    output: str | Path = option("output", "folder of the model, checkpoints, history and bad_samples", metavar="DIR")
+    output: str | Path = option(
+        "output", "folder for the model, checkpoints, history and bad_samples.jsonl", metavar="DIR"
+    )
     image_key: str = option("filepath", "column of a table with image paths", metavar="COLUMN")
     data_root: str | Path | None = option(
         None, "base folder for relative paths in a table; default: the table's folder", metavar="DIR"
@@ -83,7 +87,7 @@ class TrainConfig:
     weight_decay: float = option(0.05, "AdamW's weight decay; gains, biases, embeddings and the logit scale have none")
     warmup_steps: int | None = option(None, "steps of linear warm-up; default: a tenth of the run")
     clip_norm: float | None = option(None, "maximum global gradient norm; 0 for no limit; default: no limit")
-    precision: str = option("float32", "compute precision; weights are float32 in all", choices=PRECISIONS)
+    precision: str = option("float32", "precision of the computation; weights are always float32", choices=PRECISIONS)
     ema: float | None = option(
         None, "EMA decay of the weights; the average is validated and saved; default: no EMA", metavar="DECAY"
     )
@@ -109,22 +113,25 @@ class ContrastiveConfig(TrainConfig):
 
     model: "str | clip.Pair | clip.CLIP" = option(
         MISSING,
-        "a pair's name, such as clip/convnext_v2_tiny, a row of the tables, or a pair to train in place",
+        "name of a CLIP model, such as clip/convnext_v2_tiny; in Python also a Pair, or a CLIP to train in place",
         metavar="NAME",
     )
     output: str | Path = option(
-        "contrastive-output", "folder of model.safetensors, checkpoints and history", metavar="DIR"
+        "contrastive-output", "folder for model.safetensors, checkpoints and history", metavar="DIR"
     )
     caption_key: str = option("caption", "column of a table with captions", metavar="COLUMN")
     label_key: str | None = option(
-        None, "column of classes: pairs of one class are positives of each other", metavar="COLUMN"
+        None, "column of classes; images and captions of one class are positives of each other", metavar="COLUMN"
     )
-    batch_size: int = option(32, "pairs per batch, compared with each other", minimum=1)
+    batch_size: int = option(32, "image–caption pairs per batch, compared with each other", minimum=1)
     loss: str = option("clip", "contrastive loss", choices=("clip", "siglip"))
     learning_rate: float = option(5e-4, "peak learning rate, reached after the warm-up; a cosine decays it to zero")
     clip_norm: float | None = option(1.0, "maximum global gradient norm; 0 for no limit")
     accumulate: int = option(
-        1, "chunks that a batch is embedded in, to save memory; the loss is the batch's", metavar="CHUNKS", minimum=1
+        1,
+        "chunks that a batch is processed in, to save memory; the loss is that of the whole batch",
+        metavar="CHUNKS",
+        minimum=1,
     )
     lock_image: bool = option(False, "freeze the image tower")
     lock_text: bool = option(False, "freeze the text tower")
@@ -133,7 +140,7 @@ class ContrastiveConfig(TrainConfig):
         None, "class names for zero-shot accuracy on the validation data: digits, cifar10, …", metavar="NAME"
     )
     teacher: "str | Path | clip.CLIP | None" = option(
-        None, "pair to distil from: a name with weights, or a saved file", metavar="NAME|PATH"
+        None, "CLIP model to distil from: the name of published weights, or a saved file", metavar="NAME|PATH"
     )
     distill_weight: float = option(1.0, "weight of the distillation loss")
     resume: bool = option(False, "resume from the newest checkpoint in the output folder")
@@ -145,17 +152,17 @@ class PretrainConfig(TrainConfig):
 
     model: "str | convnext.Variant | convnext.FCMAE" = option(
         MISSING,
-        "a ConvNeXt V2's name, such as convnextv2_tiny, a row of the tables, or a FCMAE to train in place",
+        "name of a ConvNeXt V2, such as convnextv2_tiny; in Python also a Variant, or an FCMAE to train in place",
         metavar="NAME",
     )
     output: str | Path = option(
-        "pretrain-output", "folder of model.safetensors, the report and checkpoints", metavar="DIR"
+        "pretrain-output", "folder for model.safetensors, the report and checkpoints", metavar="DIR"
     )
     image_size: int | None = option(
         None, "image side in pixels, a multiple of the patch side; default: 224", metavar="PIXELS", minimum=1
     )
     stem_stride: int | None = option(
-        None, "stride of the stem; smaller for small images; the patch side follows it", choices=(4, 2, 1)
+        None, "stride of the stem, smaller for small images; it also sets the patch side", choices=(4, 2, 1)
     )
     mask_ratio: float = option(0.6, "fraction of the patches that is hidden")
     decoder_dim: int = option(512, "channels of the decoder", minimum=1)
@@ -173,26 +180,26 @@ class ClassifierConfig(TrainConfig):
     model_type: str = option("resnet", "architecture family", choices=FAMILIES)
     model: str | None = option(
         None,
-        "a name of the zoo (convnextv2_tiny), with published weights (convnextv2_tiny.fcmae), or a hub name "
+        "a name (convnextv2_tiny), a name with published weights (convnextv2_tiny.fcmae), or a hub name "
         "(facebook/convnext-tiny-224, microsoft/resnet-50, timm/…)",
     )
     num_labels: int | None = option(None, "number of classes; default: what the data has")
     weights: str | None = option(
         None,
-        "initial weights: a tag of published ones, or a file; layers that do not fit stay new and are named",
+        "initial weights: a tag of published ones, or a file; layers that do not fit keep random weights and are named",
         metavar="TAG|PATH",
     )
     drop_path_rate: float = option(0.0, "ConvNeXt: stochastic depth")
     dropout_rate: float = option(0.0, "ConvNeXt: dropout before the classifier")
     train_data: str = option("", "class folders, a table or tar shards; required", metavar="PATH")
     validation_data: str | None = option(None, "data to validate on, read like train_data", metavar="PATH")
-    output: str = option("classify-output", "folder of model.safetensors, checkpoints and history", metavar="DIR")
+    output: str = option("classify-output", "folder for model.safetensors, checkpoints and history", metavar="DIR")
     label_key: str | None = option("label", "column of a table with classes")
     data_root: str | None = option(None, "base folder for relative paths in a table; default: the table's folder")
-    image_size: int | None = option(None, "image side in pixels; default: what the model's name says, or 224")
+    image_size: int | None = option(None, "image side in pixels; default: that of the named model, or 224")
     layer_decay: float | None = option(
         None,
-        "learning-rate factor from each group of layers to the one below it, in (0, 1]; default: none",
+        "factor on the learning rate from each group of layers to the group below it, in (0, 1]; default: none",
         metavar="FACTOR",
     )
     loss: str = option("cross_entropy", '"cross_entropy", "focal", or "module.function" of (targets, logits)')
@@ -280,7 +287,7 @@ def read_config(path: str | Path, **overrides: Any) -> ClassifierConfig:
     """Return the config in a JSON file, every key and value checked.
 
     Args:
-        overrides: values that replace the file's; None leaves the file's.
+        overrides: values that replace the file's; None keeps the file's value.
 
     Raises:
         ValueError: not a JSON object, an unknown key (the nearest is named), or a value of the wrong type.
@@ -336,7 +343,7 @@ def _check_ranges(config: ClassifierConfig, name: str) -> None:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a type; an integer is a float, a truth value is no number."""
+    """Whether a JSON value is of a type; an int counts as a float, a bool is not a number."""
     kinds = typing.get_args(kind) or (kind,)
     if isinstance(value, bool):
         return bool in kinds

@@ -1,4 +1,4 @@
-"""Contrastive training of a CLIP pair: `zoo.train(…)`, and `zoo train contrastive …` on the command line."""
+"""Contrastive training of a CLIP model: `zoo.train(…)`, and `zoo train contrastive …` on the command line."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class Tokenize:
 
 @accepts(ContrastiveConfig)
 def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset, **options: Any) -> Outcome:
-    """Train a CLIP pair on captioned images and write it to model.safetensors in the output folder.
+    """Train a CLIP model on captioned images and write it to model.safetensors in the output folder.
 
     The output folder also holds checkpoints/, history.jsonl, history.csv, curves.png and bad_samples.jsonl. A run that
     was killed and continues with `resume=True` ends with bit for bit the same weights.
@@ -144,7 +144,9 @@ def create_pair(config: ContrastiveConfig) -> clip.CLIP:
     if isinstance(model, clip.Pair):
         return clip.create_clip(model, **options)
     if registry.find(model).family != CLIP:
-        raise ValueError(f"{model!r} is a classifier; contrastive training needs a pair, such as clip/convnext_v2_tiny")
+        raise ValueError(
+            f"{model!r} is a classifier; contrastive training needs a CLIP model, such as clip/convnext_v2_tiny"
+        )
     return registry.create_model(model, weights=config.weights, **options)
 
 

@@ -1,4 +1,4 @@
-"""Distillation: a pair also learns the similarities that a larger pair sees between the images and texts of a batch."""
+"""Distillation: a CLIP model also learns the similarities that a larger one computes for the batch."""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +32,9 @@ class Teacher:
     def __init__(self, pair: clip.CLIP, teacher_spec: PreprocessSpec, spec: PreprocessSpec):
         if teacher_spec.size != spec.size:
             theirs, ours = ("x".join(map(str, one.size)) for one in (teacher_spec, spec))
-            raise ValueError(f"the teacher takes images of {theirs} pixels, the pair of {ours}; they must be the same")
+            raise ValueError(
+                f"the teacher takes images of {theirs} pixels, the student of {ours}; they must be the same"
+            )
         self.pair = pair
         mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
         teacher_mean = np.asarray(teacher_spec.mean, np.float32)
@@ -50,7 +52,7 @@ def load_teacher(teacher: "str | Path | clip.CLIP", spec: PreprocessSpec) -> Tea
     """Return a teacher for batches preprocessed by `spec`.
 
     Args:
-        teacher: a name with weights ("clip/ViT-B-32.openai"), a saved file, or an existing pair.
+        teacher: the name of published weights ("clip/ViT-B-32.openai"), a saved file, or an existing pair.
 
     Raises:
         ValueError: not a pair, a name without weights, or another image size. FileNotFoundError: no such file.

@@ -32,7 +32,7 @@ MAX_ROLLBACKS = 3  # to the same checkpoint
 
 
 class Diverged(ValueError):
-    """The loss is not finite, also after returning to the last checkpoint."""
+    """The loss is not finite even after returning to the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RunConfig:
         log_every: steps per row of the history.
         validate_every: steps between validations; None for one per epoch.
         max_skipped: consecutive skipped updates after which the run returns to its last checkpoint.
-        keep: checkpoints kept.
+        keep: number of checkpoints kept.
     """
 
     epochs: int
@@ -77,7 +77,7 @@ class Outcome:
         step: steps done of `steps`.
         skipped: updates skipped because a gradient was not finite.
         bad: samples that could not be used and were replaced; bad_samples.jsonl names them.
-        rows: of the history.
+        rows: rows of the history.
     """
 
     finished: bool

@@ -25,10 +25,10 @@ def create_optimizer(
     """Return AdamW with linear warm-up and cosine decay to zero; no decay of gains, biases, embeddings, logit_scale.
 
     Args:
-        learning_rate: peak, at the end of the warm-up.
-        steps: of the whole run.
+        learning_rate: peak learning rate, at the end of the warm-up.
+        steps: steps of the whole run.
         warmup_steps: steps of warm-up from zero.
-        weight_decay: of all other weights, multiplied by the learning rate.
+        weight_decay: weight decay of all other weights, multiplied by the learning rate.
         clip_norm: maximum global gradient norm; None for no limit.
         excluded: further variables without weight decay.
     """

@@ -186,7 +186,7 @@ def draw_reconstructions(path: Path, fcmae, images: np.ndarray, spec: Preprocess
     """Write a PNG with one row per image: original | masked | reconstruction.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         images: float32 (N, H, W, 3), normalised by `spec`.
     """
     mask = keras.ops.convert_to_numpy(fcmae.draw_mask(len(images)))

@@ -89,9 +89,9 @@ def compile_resumable(
     """Compile a model for `fit_resumable`.
 
     Args:
-        precision: of the config; "float16" gets a loss scale.
+        precision: precision of the config; "float16" gets a loss scale.
         ema, factors: as in `SkipNonFinite`.
-        options: of `model.compile`.
+        options: options of `model.compile`.
     """
     scale = FLOAT16_SCALE if precision == "float16" else None
     guarded = SkipNonFinite(optimizer, initial_scale=scale, ema=ema, factors=factors)

@@ -45,7 +45,7 @@ class PairValidation:
         batch_size: records per batch.
         class_names: K names of the labels; None for no zero-shot accuracy.
         templates: prompt templates.
-        options: of `held_out_batches`.
+        options: options of `held_out_batches`.
     """
 
     def __init__(

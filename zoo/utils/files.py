@@ -31,7 +31,7 @@ def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator
     Args:
         path: its folder must exist.
         mode: "wb", or "w" for text.
-        options: of `open`; text is UTF-8 with "\\n" line ends by default.
+        options: options of `open`; text is UTF-8 with "\\n" line ends by default.
 
     Yields:
         The file object to write to.

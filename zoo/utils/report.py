@@ -301,7 +301,7 @@ def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
     """Plot a confusion matrix: correct predictions blue, errors orange, each row as shares of its sum.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         counts: int (K, K); rows are true classes, columns predicted ones.
         class_names: K strings.
 
@@ -331,7 +331,7 @@ def plot_similarity(
     """Plot the cosine of each image and caption in a matrix, with the images as row labels.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         cosines: float (N, M), in [-1, 1].
         images: N uint8 arrays (H, W, 3).
         captions: M strings.

@@ -33,10 +33,10 @@ class ModelConfig:
 
     Args:
         family: "convnext", "convnextv2", "resnet" or "clip".
-        arguments: of the family's builder, all of them. "variant" is a name of the family's table, or a dict with the
+        arguments: all arguments of the family's builder. "variant" is a name in the family's table, or a dict with the
             fields of a custom row.
         preprocess: how images are prepared; None if unknown.
-        licence: of the weights; None if unknown.
+        licence: licence of the weights; None if unknown.
         source: {"name", "sha256", "format"} of the file that the weights were converted from; None for others.
         origin: what this config was made from, for messages: "clip/ViT-B-32.openai", "open_clip_config.json".
         from_weights: whether it describes a set of weights; False for a name alone, whose activation and size are only
@@ -58,8 +58,8 @@ class ModelConfig:
         """Config of an architecture with the table's defaults.
 
         Args:
-            name: of `catalogue`.
-            activation: of a pair's transformers; the table's unless given.
+            name: a name from `catalogue`.
+            activation: activation of a pair's transformers; the table's unless given.
         """
         family, label = catalogue()[name]
         arguments = default_arguments(family, label, name)
@@ -72,8 +72,8 @@ class ModelConfig:
         """Config of published weights.
 
         Args:
-            row: of the table of published weights.
-            activation: that the user's spelling of the name requires, or None.
+            row: row of the table of published weights.
+            activation: the one that the user's spelling of the name requires, or None.
 
         Raises:
             ValueError: the weights were trained with another activation.
@@ -100,9 +100,9 @@ class ModelConfig:
 
         Args:
             pair: `clip.Pair`.
-            preprocess: of the weights.
+            preprocess: preprocessing of the weights.
             origin: name of the configuration.
-            init_logit_bias: of `create_clip`.
+            init_logit_bias: argument of `create_clip`.
         """
         variant = _pair_label(pair) or pair.to_dict()
         own = {"image_size": pair.image_size, "activation": pair.activation, "init_logit_bias": init_logit_bias}
@@ -116,7 +116,7 @@ class ModelConfig:
 
     @property
     def activation(self) -> str:
-        """Activation of the blocks, which no weight reveals."""
+        """Activation of the blocks, which cannot be inferred from the weights."""
         return self.arguments["activation"] if self.family == CLIP else self.row.activation
 
     @property

@@ -118,7 +118,7 @@ def _common_arguments(model, layers):
 
 
 def _activation_name(layer):
-    """Name of a layer's activation, None for the identity; a custom callable gives a value that is no name."""
+    """Name of a layer's activation, None for the identity; a custom callable gives a value that is not a name."""
     import keras
 
     name = keras.activations.serialize(layer.activation)

@@ -64,7 +64,7 @@ def fetch_file(repository: str, name: str, *, revision: str | None = None, offli
     except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError) as error:
         raise FileNotFoundError(f"{_url(repository, revision)} is not there, or not for you: {_line(error)}") from error
     except hub.errors.HFValidationError as error:
-        raise ValueError(f"{repository!r} is no repository's name: {_line(error)}") from error
+        raise ValueError(f"{repository!r} is not the name of a repository: {_line(error)}") from error
     except Exception as error:  # a full disk, or whatever the library beneath raises when a connection breaks
         raise ConnectionError(f"{name} of {repository} could not be downloaded: {_line(error)}") from error
 

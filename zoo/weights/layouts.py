@@ -63,7 +63,7 @@ class Tensor:
     """One variable of a layer.
 
     Args:
-        names: of the checkpoint's tensors, relative to the module's path; "" for the path itself. Several where
+        names: names of the checkpoint's tensors, relative to the module's path; "" for the path itself. Several where
             `layout` joins them.
         variable: attribute path in the layer, e.g. "kernel", "in_proj.kernel".
         layout: conversion between the two.

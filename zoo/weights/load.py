@@ -62,7 +62,7 @@ def load_checkpoint(
 
     Args:
         fresh: {layer name: reason} of layers that keep their present values.
-        activation: that a pair's weights were trained with, if known from elsewhere than the file.
+        activation: the one that a CLIP model's weights were trained with, if known from elsewhere than the file.
     """
     notes = _check_model_activation(model, checkpoint, activation)
     source = detect_format(checkpoint)
@@ -121,7 +121,7 @@ def create_with_weights(
     A warning names everything that was adapted, such as a new classifier or resized positional embeddings.
 
     Args:
-        config: of the weights, or of a name; a file of our own format then adds what the name leaves open.
+        config: config of the weights, or of a name; a file of our own format then adds what the name leaves open.
         checkpoint: the weights.
         overrides: builder arguments that replace the config's.
 

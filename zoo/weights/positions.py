@@ -15,7 +15,7 @@ def fit_positions(slots, tensors):
     """Resize a checkpoint's position grids to the model's size, where they differ.
 
     Args:
-        slots: of the model's image tower.
+        slots: slots for the weights of the model's image tower.
         tensors: key → array.
 
     Returns:
@@ -55,7 +55,7 @@ def resize_grid(embedding, side, extra=1):
 
     Args:
         embedding: vectors before the grid, then the grid, row-major.
-        side: of the new grid.
+        side: side of the new grid.
         extra: vectors before the grid, which are kept.
     """
     before, grid = embedding[:extra], embedding[extra:]

@@ -85,7 +85,7 @@ class Checkpoint:
     Args:
         tensors: key → array, read at each access. float16, bfloat16 and float64 become float32, integers stay.
         metadata: str → str, of a safetensors file.
-        path: of the file.
+        path: path of the file.
     """
 
     tensors: Mapping[str, np.ndarray]
@@ -306,7 +306,7 @@ def _unwrap(content):
 
 
 def _check_plain(torch, key, value, path):
-    """ValueError for a tensor that is no array, or that repeats its numbers, as `expand` does, up to any size."""
+    """ValueError for a tensor that is not an array, or that repeats its numbers, as `expand` does, up to any size."""
     if value.numel() * value.element_size() > path.stat().st_size:
         raise ValueError(f"{key} in {path.name} declares {tuple(value.shape)}, more than the whole file holds.")
     try:

@@ -82,7 +82,7 @@ def check_arguments(family: Any, arguments: Any, filename: str) -> None:
 
     Args:
         family: "convnext", "convnextv2", "resnet" or "clip".
-        arguments: of the family's builder, as JSON has them.
+        arguments: arguments of the family's builder, as JSON has them.
         filename: for the message.
     """
     if not isinstance(family, str) or family not in SCHEMA:

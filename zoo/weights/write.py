@@ -30,7 +30,7 @@ def write_safetensors(
     converted and written one by one, so memory holds no second copy of them all.
 
     Args:
-        path: of the file; its folder must exist.
+        path: path of the file; its folder must exist.
         tensors: key → array, stored as little-endian float32, integers as int64.
         metadata: str → str.
         keep_dtypes: store every array in its own dtype, one of DTYPES.

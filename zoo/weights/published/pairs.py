@@ -22,10 +22,10 @@ class Group(NamedTuple):
     """Weights that differ only in the repository.
 
     Fields:
-        licence: of the weights.
+        licence: licence of the weights.
         owner: prefix of each repository.
         repositories: `architecture.tag` → repository.
-        activation: of the transformers.
+        activation: activation of the transformers.
         preprocess: at the architecture's image size.
         files: looked for in the repository.
     """

@@ -24,21 +24,21 @@ class Weights:
     """One set of published weights of one architecture.
 
     Args:
-        name: of the architecture, as `zoo.list_models` prints it.
-        tag: of the weights; `name.tag` loads them.
+        name: name of the architecture, as `zoo.list_models` prints it.
+        tag: tag of the weights; `name.tag` loads them.
         repository: on huggingface.co.
         files: names in the repository, in order of preference.
-        licence: of the weights; RESTRICTED lists those that restrict their use.
+        licence: licence of the weights; RESTRICTED lists those that restrict their use.
         preprocess: how images are prepared.
         test: preprocessing for the published score, where it differs from `preprocess`; else None.
         classes: K of a classifier; 0 for a trunk without one, None for a pair.
         embedding: whether a classifier's outputs are the image embedding of a pair instead of class scores.
         head_norm: whether a trunk without classifier has the norm after the pooling.
-        activation: of a pair's transformers.
+        activation: activation of a pair's transformers.
         score: top-1 accuracy on ImageNet-1k in percent, zero-shot for a pair; None if unknown.
         revision: commit of the repository; None for its newest.
-        sha256: of the first of `files`, where a public source documents it. None if not pinned: the digest is recorded
-            at the first download and verified from then on.
+        sha256: digest of the first of `files`, if a public source documents it; else None: the digest is recorded at
+            the first download and verified from then on.
     """
 
     name: str

@@ -79,8 +79,8 @@ def target_of(model: "keras.Model", config: ModelConfig, library: str) -> Target
 
     Args:
         model: that `config` describes.
-        config: of the model, with its preprocessing and licence.
-        library: of LIBRARIES.
+        config: config of the model, with its preprocessing and licence.
+        library: one of LIBRARIES.
 
     Raises:
         ValueError: an unknown library, one without such models, or one whose models differ in a fact of `Source.fixed`.

@@ -365,7 +365,7 @@ def check_plain(tower: Any, kind: str, library: str, free: tuple[str, ...]) -> N
 
     Args:
         tower: config of a tower, e.g. `clip.ViT`.
-        kind: of the tower in the library.
+        kind: kind of the tower in the library.
         library: for the message.
         free: fields that may have any value; the others must have their defaults.
     """

@@ -49,8 +49,8 @@ class Source:
     """One library: its tensor names, and its configuration read and written.
 
     Args:
-        name: of the library, as `export_weights(format=…)` takes it.
-        formats: of its checkpoints; a whole pair before a tower alone where one signature contains another.
+        name: name of the library, as `export_weights(format=…)` takes it.
+        formats: formats of its checkpoints; a whole pair before a tower alone where one signature contains another.
         config: name of its configuration file, or None.
         weights: names of the weight files beside the configuration, in order of preference.
         recognises: content of a configuration file → whether it is this library's.

@@ -65,7 +65,7 @@ RESNET_RULES = (
     ("fc", "head_fc"),
 )
 
-# Image towers of CLIP pairs.
+# Image towers of CLIP models.
 
 SIZES = ((1, "1x1"), (2, "kxk"), (3, "1x1"))  # kernels of a bottleneck, in timm's names
 CLIP_RESNET_RULES = (

@@ -328,7 +328,9 @@ def clip_config(pair: "clip.Pair", image_size: int, activation: str) -> dict[str
 
     image, text = pair.image, pair.text
     if clip.tower_of(image).kind != "vit":
-        raise ValueError(f"transformers has no pair with a {type(image).__name__} for images; export it for open_clip.")
+        raise ValueError(
+            f"transformers has no CLIP model with a {type(image).__name__} for images; export it for open_clip."
+        )
     check_plain(image, "vit", "transformers", FREE_IN_VIT)
     check_plain(text, "text", "transformers", FREE_IN_TEXT)
     return {
