@@ -1,6 +1,7 @@
 """Records from a folder of image files: with .txt captions, or with one folder per class."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,13 +12,16 @@ from zoo.data.records import BadSample, Dataset, Record, digest
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_TEXT_BYTES = 1 << 20
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
+MAX_NAMED = 5  # folders, in a message
 
 
 def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -> Dataset:
     """Return the image files in a folder and its subfolders, in sorted order.
 
     If any image has a .txt file of the same name, these texts are the captions, and there are no labels. Otherwise the
-    folders directly below `path` are the classes. Hidden files are ignored, and links to folders are not followed.
+    folders directly below `path` that hold images are the classes; a warning names the others. Hidden files and
+    SYSTEM_FOLDERS are ignored, and links to folders are not followed.
 
     Args:
         class_names: the class folders in the order of their labels; default: sorted. An image in another folder is a
@@ -72,10 +76,14 @@ def _folder_of(image: str) -> dict[str, str]:
 def _walk(root: str) -> Iterator[str]:
     """Yield the paths of files below `root`, relative to it and with / as separator, in sorted order."""
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(files):
             if not name.startswith("."):
                 yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+
+
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder in SYSTEM_FOLDERS
 
 
 def _text_of(image: str) -> str:
@@ -104,12 +112,23 @@ def read_caption(data: bytes) -> str:
     return text
 
 
+def _name_empty(root: str, class_names: Sequence[str]) -> None:
+    """Warn of the folders in `root` that hold no images."""
+    empty = sorted({e.name for e in os.scandir(root) if e.is_dir() and not _is_hidden(e.name)} - set(class_names))
+    if empty:
+        named = ", ".join(map(repr, empty[:MAX_NAMED])) + f" and {len(empty) - MAX_NAMED} more" * (
+            len(empty) > MAX_NAMED
+        )
+        warnings.warn(f"no images, and so no class, in {named} of {root!r}", stacklevel=4)
+
+
 def _classes(root: str, images: list[str], class_names: Sequence[str] | None) -> Dataset:
     loose = [name for name in images if "/" not in name]
     if loose:
         raise ValueError(f"{loose[0]!r} has neither a .txt beside it nor a class folder around it in {root!r}")
     if class_names is None:
-        class_names = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+        class_names = sorted({name.partition("/")[0] for name in images})
+        _name_empty(root, class_names)
     number_of = {name: i for i, name in enumerate(class_names)}
     labels = np.array([number_of.get(name.partition("/")[0], -1) for name in images], np.int32)
 
