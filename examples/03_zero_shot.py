@@ -1,4 +1,4 @@
-"""Classify handwritten digits zero-shot, with the pair that `zoo demo` trained.
+"""Classify handwritten digits zero-shot, with the CLIP model that `zoo demo` trained.
 
 zoo demo                                   # once; writes demo-output/model.safetensors
 python examples/03_zero_shot.py

@@ -1,4 +1,4 @@
-"""Train a small CLIP on captioned digits, then classify other digits with prompts that were not captions.
+"""Train a small CLIP model on captioned digits, then classify other digits with prompts that were not captions.
 
     python examples/04_tiny_clip.py
     python examples/04_tiny_clip.py --smoke

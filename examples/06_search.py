@@ -1,4 +1,4 @@
-"""Search images by text: an index of handwritten digits, embedded by the pair that `zoo demo` trained.
+"""Search images by text: an index of handwritten digits, embedded by the CLIP model that `zoo demo` trained.
 
 zoo demo                                # once; writes demo-output/model.safetensors
 python examples/06_search.py

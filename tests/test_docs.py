@@ -78,7 +78,7 @@ def pairs_table():
         info, text = model_info(f"clip/{name}"), pair.text
         sizes = [pair.image_size, pair.embed_dim, f"{text.width}, {text.heads}, {text.layers}"]
         lines.append([name, image_tower(pair.image), *sizes, f"{info.parameters:,}", work(info)[0]])
-    header = ["pair", "image tower", "image:", "D:", "text: width, heads, layers", "parameters:", "GFLOPs:"]
+    header = ["CLIP model", "image tower", "image:", "D:", "text: width, heads, layers", "parameters:", "GFLOPs:"]
     return markdown(header, lines)
 
 
