@@ -56,6 +56,7 @@ def test_a_tag_twice_is_refused():
         zoo.create_model("convnextv2_atto.x", weights="y")
 
 
+@pytest.mark.once
 def test_weights_from_a_file_bring_their_classes_and_stem(tmp_path):
     source = fill(convnext.create_convnext_v2("atto", 7, (32, 32, 3)))
     zoo.save(source, tmp_path / "own.safetensors")

@@ -119,6 +119,7 @@ def test_a_row_goes_through_json():
     assert clip.Pair.from_dict(fields) == PAIR
 
 
+@pytest.mark.once
 def test_a_trained_pair_is_saved_and_loaded(model, batch, tmp_path):
     zoo.save(model, tmp_path / "toy.safetensors")
     loaded = zoo.load(tmp_path / "toy.safetensors")

@@ -70,6 +70,7 @@ def dummy_data():
     return torch.randn(16, 48, 48, 3), torch.nn.functional.one_hot(torch.zeros(16, dtype=torch.int64), 10).float()
 
 
+@pytest.mark.once
 def test_compile_and_fit():
     model = create_convnext_v2(variant="atto", num_classes=10, input_shape=(48, 48, 3))
     model.compile(optimizer="adamw", loss="categorical_crossentropy", metrics=["accuracy"])

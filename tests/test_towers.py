@@ -160,6 +160,7 @@ def test_every_parameter_gets_a_finite_gradient(batch, rng):
             assert np.abs(gradient).max() > 0, variable.path
 
 
+@pytest.mark.once
 def test_a_resnet_pair_trains_and_its_statistics_move(batch):
     pair = create_clip(RESNET_PAIR)
     pair.compile(keras.optimizers.Adam(1e-2))
@@ -203,6 +204,7 @@ def test_only_openais_nine_rows_have_quick_gelu():
     assert {name for name, row in clip.VARIANTS.items() if row.activation == "quick_gelu"} == set(OPENAI)
 
 
+@pytest.mark.once
 def test_timms_names_of_the_resnet(rng):
     torch = pytest.importorskip("torch")
     declare_torchvision_operators()

@@ -147,6 +147,7 @@ def test_overrides_replace_the_values_of_the_file():
 # Training.
 
 
+@pytest.mark.once
 def test_a_run_writes_a_classifier_that_loads(plain, folders):
     folder, outcome = plain
     assert outcome.finished and outcome.steps == 3
@@ -160,6 +161,7 @@ def test_a_run_writes_a_classifier_that_loads(plain, folders):
     assert {"loss", "accuracy", "learning_rate", "skipped"} <= set(rows(folder)[0])
 
 
+@pytest.mark.once
 def test_it_learns(folders, tmp_path):
     plainly = {"crop_scale": [1.0, 1.0], "flip": 0.0, "hidden_sizes": [16, 32], "weight_decay": 0.0}
     run(tmp_path, train_data=folders, epochs=40, learning_rate=0.02, log_every=3, validation_data=folders, **plainly)
@@ -181,6 +183,7 @@ def half(targets, logits):
     return 0.5 * keras.losses.categorical_crossentropy(targets, logits, from_logits=True) ** 2
 
 
+@pytest.mark.slow
 def test_computational_options_work_on_every_backend(folders, plain, tmp_path):
     options = {"drop_path_rate": 0.5, "ema": 0.5, "precision": "bfloat16", "mixup": 0.8, "class_weights": [2.0] * 10}
     run(tmp_path, train_data=folders, loss="focal", label_smoothing=0.1, **options)

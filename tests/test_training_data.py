@@ -167,6 +167,7 @@ def test_bad_validation_records_are_logged_and_limited(quick, tmp_path, rng):
     assert not (tmp_path / "none" / "checkpoints").exists()
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_classifier_trains_on_all_kinds_of_damage_at_once(quick, tmp_path, rng):
     table = write_csv(tmp_path / "data", 32)

@@ -45,6 +45,7 @@ def run(folder, data, **options):
     return zoo.pretrain(ROW, data, output=folder, **{**BASE, **options})
 
 
+@pytest.mark.once
 def test_a_run_writes_a_backbone_that_loads(plain):
     folder, outcome = plain
     assert outcome.finished and outcome.steps == 3
@@ -63,6 +64,7 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(folders, tmp_pa
     assert pictures[0] == pictures[1]
 
 
+@pytest.mark.once
 def test_validation_uses_other_images_and_constant_masks(folders, plain, tmp_path):
     options = {"validation_data": folders, "validate_every": 2, "learning_rate": 1e-12, "batch_size": 5}
     run(tmp_path, folders, **options)  # its last batch is filled up
