@@ -115,9 +115,9 @@ def test_what_is_needed_and_missing_is_refused(tmp_path):
 
 
 def test_other_files_urls_and_missing_paths_are_refused(tmp_path):
-    (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"a.json' is not a data set; allowed are .csv, .tsv, .txt, .parquet, .tar"):
-        open_dataset(tmp_path / "a.json")
+    (tmp_path / "a.md").write_text("{}")
+    with pytest.raises(ValueError, match=r"a.md' is not a data set; allowed are .csv, .tsv, .txt, .parquet, .jsonl"):
+        open_dataset(tmp_path / "a.md")
     for url in ("https://host/a.csv", "pipe:cat a.tar", "shards:https://host/a.tar"):
         with pytest.raises(ValueError, match="is a URL or a command"):
             open_dataset(url)

@@ -44,7 +44,8 @@ ORDER = {
     "zoo": [
         *("utils.env", "utils.files", "utils"),
         "data.preprocess",
-        *("data.paths", "data.tar", "data.records", "data.rows", "data.folders", "data.tables", "data.shards"),
+        *("data.paths", "data.tar", "data.records", "data.rows", "data.folders", "data.tables"),
+        *("data.annotations", "data.shards"),
         *("data.rand_augment", "data.augment", "data.mix", "data.bad_samples", "data.batches"),
         *("data.digits", "data.benchmarks", "data.sources", "data.datasets", "data"),
         *("weights.published", "weights.download", "weights.layouts", "weights.read", "weights.write"),

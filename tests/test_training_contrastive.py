@@ -9,7 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from data_writers import digits, write_captioned_folder, write_csv, write_shards
+from data_writers import digits, encode, write_captioned_folder, write_csv, write_shards
 from training_case import BASE, ROW, losses, no_curves, rows, weights  # noqa: F401
 
 import zoo
@@ -73,6 +73,23 @@ def test_arrays_train_like_files(table, plain, tmp_path):
     assert losses(tmp_path / "plain") == losses(plain[0])
     zoo.train(ROW, table, output=tmp_path / "classes", label_key="class", **BASE)
     assert losses(tmp_path / "labels") == losses(tmp_path / "classes") != losses(plain[0])
+
+
+@once
+def test_captions_of_one_image_are_positives(tmp_path):
+    pictures, captions, _ = digits(4)
+    for i, picture in enumerate(pictures):
+        (tmp_path / f"{i}.png").write_bytes(encode(picture))
+        (tmp_path / f"copy_{i}.png").write_bytes(encode(picture))
+    found = []
+    for second in ("{}.png", "copy_{}.png"):  # the same images; only the first rows say that they are
+        names = [*(f"{i}.png" for i in range(4)), *(second.format(i) for i in range(4))]
+        lines = [f'{name},"{caption[:20]}"' for name, caption in zip(names, captions * 2, strict=True)]
+        (tmp_path / "t.csv").write_text("\n".join(["filepath,caption", *lines]))
+        output = tmp_path / f"run{len(found)}"
+        zoo.train(ROW, tmp_path / "t.csv", output=output, **BASE)
+        found.append(losses(output)[0])
+    assert abs(found[0] - found[1]) > 1e-3 and np.isfinite(found).all()
 
 
 def differs(table, plain, folder, options):

@@ -1,11 +1,12 @@
 """Data for training and evaluation: records and stateless batches of them. NumPy and PIL only.
 
 `open_dataset` makes a `Dataset` of N records from a path or a benchmark's name, by `read_csv`, `read_folder`,
-`read_shards` or `read_parquet`; `from_arrays` from arrays. `Batches` gives its batches, each a function of (seed,
-epoch, step). Input may be damaged or hostile: a record that cannot be used is skipped, counted,
+`read_shards`, `read_parquet`, `read_jsonl` or `read_coco`; `from_arrays` from arrays. `Batches` gives its batches, each
+a function of (seed, epoch, step). Input may be damaged or hostile: a record that cannot be used is skipped, counted,
 logged and replaced, and no file outside the data root is opened.
 """
 
+from zoo.data.annotations import read_coco, read_jsonl
 from zoo.data.augment import CLASSIFICATION, CONTRASTIVE, Augment
 from zoo.data.bad_samples import BadSamples, TooManyBadSamples
 from zoo.data.batches import Batches
@@ -33,8 +34,10 @@ __all__ = [
     "one_hot",
     "open_dataset",
     "open_record",
+    "read_coco",
     "read_csv",
     "read_folder",
+    "read_jsonl",
     "read_parquet",
     "read_shards",
 ]

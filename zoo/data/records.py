@@ -103,6 +103,23 @@ class Dataset:
         firsts = {name: i for i, name in reversed(list(enumerate(self.names)))}
         return self if len(firsts) == len(self) else self.subset(sorted(firsts.values()))
 
+    def with_image_labels(self) -> "Dataset":
+        """Return the same records with the number of their image as the label; itself if no name is there twice.
+
+        Captions of one image, which are records of one name, are then positives of each other.
+        """
+        number_of = {name: i for i, name in enumerate(dict.fromkeys(self.names))}
+        if len(number_of) == len(self):
+            return self
+        labels = np.array([number_of[name] for name in self.names], np.int32)
+        return replace(
+            self,
+            read=lambda i: replace(self.read(i), label=int(labels[i])),
+            fingerprint=digest([self.fingerprint, labels]),
+            labels=labels,
+            class_names=None,
+        )
+
     def without_labels(self) -> "Dataset":
         """Return the same records without labels."""
         return replace(self, labels=None, class_names=None)

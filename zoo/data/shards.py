@@ -51,9 +51,10 @@ class _Sample(dict):
 def read_shards(pattern: str | Path | Sequence[str | Path], *, class_names: Sequence[str] | None = None) -> Dataset:
     """Return the samples in uncompressed tar files.
 
-    A sample has one image; its caption is its .txt, or "caption" in its .json; its label is its .cls, or "label" in its
-    .json. The data set has captions, or labels, if any sample has such a member or the first .json such a key. A sample
-    that lacks what others have, and the damaged rest of a shard, are bad records.
+    A sample has one image; its caption is its .txt, or "caption" or "captions" in its .json; its label is its .cls, or
+    "label" in its .json. The data set has captions, or labels, if any sample has such a member or the first .json such
+    a key. If the first .json holds a list of captions, each caption is a record. A sample that lacks what others have,
+    and the damaged rest of a shard, are bad records. Compressed shards are refused: a record is read from its place.
 
     Args:
         pattern: one or several paths, which may contain `{0000..0127}`, `{a,b}`, `*` and `?`.
@@ -73,7 +74,10 @@ def read_shards(pattern: str | Path | Sequence[str | Path], *, class_names: Sequ
 
 def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
     there = {extension for sample in samples for extension in sample}.union(_first_notes(shards, samples))
-    captions = not there.isdisjoint({"txt", "caption"})
+    captions = not there.isdisjoint({"txt", "caption", "captions"})
+    numbers = [0] * len(samples)  # of each record's caption
+    if captions and isinstance(_captions_of(_first_notes(shards, samples)), list):
+        samples, numbers = _one_per_caption(shards, samples)
     labels = None if there.isdisjoint({"cls", "label"}) else _labels(shards, samples, class_names)
 
     def read(i: int) -> Record:
@@ -82,7 +86,7 @@ def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
         if sample.wrong is not None or image is None:
             raise BadSample(sample.wrong or "no image")
         if captions:
-            caption = _caption(shards, sample)
+            caption = _caption(shards, sample, numbers[i])
         if labels is not None:
             label = int(labels[i])
             if label < 0:
@@ -184,10 +188,33 @@ def _first_notes(shards: list[str], samples: list[_Sample]) -> dict:
     return {}
 
 
-def _caption(shards: list[str], sample: _Sample) -> str:
+def _captions_of(notes: dict) -> object:
+    return notes.get("caption", notes.get("captions"))
+
+
+def _one_per_caption(shards: list[str], samples: list[_Sample]) -> tuple[list[_Sample], list[int]]:
+    """Return each sample as often as it has captions in its .json, and the number of each record's caption."""
+    repeated: list[_Sample] = []
+    numbers: list[int] = []
+    for sample in samples:
+        count = 1
+        if sample.wrong is None and "json" in sample and "txt" not in sample:
+            try:
+                found = _captions_of(_notes(shards, sample))
+                count = max(1, len(found)) if isinstance(found, list) else 1
+            except BadSample:  # said when the record is read
+                pass
+        repeated += [sample] * count
+        numbers += range(count)
+    return repeated, numbers
+
+
+def _caption(shards: list[str], sample: _Sample, number: int) -> str:
     if "txt" in sample:
         return read_caption(_read(shards[sample.shard], sample["txt"]))
-    caption = _notes(shards, sample).get("caption")
+    caption = _captions_of(_notes(shards, sample))
+    if isinstance(caption, list):
+        caption = caption[number] if number < len(caption) else None
     if not isinstance(caption, str) or not caption.strip():
         raise BadSample("no caption")
     return caption

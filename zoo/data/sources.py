@@ -4,6 +4,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.data.annotations import METADATA, read_coco, read_jsonl
 from zoo.data.benchmarks import ORIGINS, read_benchmark
 from zoo.data.digits import load_split
 from zoo.data.folders import read_folder, read_images
@@ -14,6 +15,7 @@ from zoo.data.tables import read_csv, read_parquet
 
 BENCHMARKS = ("digits", *ORIGINS)
 TABLES = (".csv", ".tsv", ".txt")
+COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
 
 
 def open_dataset(
@@ -31,9 +33,11 @@ def open_dataset(
     """Return the records of a table, a folder, tar shards or a benchmark.
 
     Args:
-        path: a CSV or TSV file (.csv, .tsv, .txt), a .parquet file, a folder, tar shards ("train-{0000..0127}.tar" or
-            "shards:PATTERN", or several), a benchmark's name ("digits", "cifar10", "cifar100", "mnist",
-            "fashion_mnist"; an existing path of that name comes first), or a `Dataset`, which is returned as it is.
+        path: a CSV or TSV file (.csv, .tsv, .txt), a .parquet file, a .jsonl file, COCO's captions_*.json, a folder
+            (for captions also with a metadata.jsonl, as in Hugging Face's image folders), tar shards
+            ("train-{0000..0127}.tar" or "shards:PATTERN", or several), a benchmark's name ("digits", "cifar10",
+            "cifar100", "mnist", "fashion_mnist"; an existing path of that name comes first), or a `Dataset`, which is
+            returned as it is.
         needs: "captions" or "labels", without which the data is refused; or "images" alone: no column of captions is
             read, a folder may have any depth and nothing beside its images, and labels are dropped.
         image_key, caption_key, label_key: columns of a table.
@@ -81,12 +85,26 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
             return read_shards(name, class_names=class_names)
         raise FileNotFoundError(f"{name!r} does not exist")
     if Path(path).is_dir():
+        if needs != "images" and (Path(path) / METADATA).is_file() and (needs == "captions" or columns["label_key"]):
+            return _read_jsonl(Path(path) / METADATA, keys, columns)
         return read_images(path) if needs == "images" else read_folder(path, class_names=class_names)
     if name.lower().endswith(".parquet"):
         return read_parquet(path, *keys, **columns)
     if name.lower().endswith(TABLES):
         return read_csv(path, *keys, **columns)
-    raise ValueError(f"{name!r} is not a data set; allowed are {', '.join(TABLES)}, .parquet, .tar and a folder")
+    if name.lower().endswith(".jsonl"):
+        return _read_jsonl(path, keys, columns)
+    if name.lower().endswith(".json"):
+        return read_coco(path, data_root=columns["data_root"])
+    if name.lower().endswith(COMPRESSED):
+        raise ValueError(f"{name!r} is compressed; unpack it first, for instance with gunzip, unzip or zstd -d")
+    kinds = ", ".join((*TABLES, ".parquet", ".jsonl", ".json", ".tar"))
+    raise ValueError(f"{name!r} is not a data set; allowed are {kinds} and a folder")
+
+
+def _read_jsonl(path, keys: tuple[str, str | None], columns: dict) -> Dataset:
+    image_key = None if keys[0] == "filepath" else keys[0]  # the default of a table
+    return read_jsonl(path, image_key, keys[1], **columns)
 
 
 def open_benchmark(name: str, data: str | Path | None = None, split: str = "test") -> Dataset:

@@ -25,7 +25,7 @@ MAX_SHOWN, MAX_SHOWN_COLUMNS = 40, 8  # characters and columns, in a message
 
 
 @dataclass
-class _Rows:
+class Rows:
     """The columns of a table while it is read, all of one length, and the problems of bad rows."""
 
     names: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ def read_csv(
     path = Path(path)
     check_regular(str(path), os.stat(path))
     wanted = [key for key in (image_key, caption_key, label_key) if key is not None]
-    rows, encoding = _Rows(), find_encoding(path)
+    rows, encoding = Rows(), find_encoding(path)
     unknown_bytes = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     try:
         with open(path, encoding=encoding, errors=unknown_bytes, newline="") as file:
@@ -98,10 +98,10 @@ def read_csv(
             stacklevel=2,
         )
     root = os.path.realpath(path.parent if data_root is None else data_root)
-    return _dataset(rows, root, caption_key, label_key, class_names, str(path))
+    return table_dataset(rows, root, caption_key, label_key, class_names, str(path))
 
 
-def _read_lines(file, path: Path, rows: _Rows, keys, wanted: list[str], separator, metadata: bool) -> RowReader:
+def _read_lines(file, path: Path, rows: Rows, keys, wanted: list[str], separator, metadata: bool) -> RowReader:
     """Add the rows of an open table; return their reader."""
     header_line = file.readline()
     separator = separator or _detect_separator(header_line, wanted, path)
@@ -206,7 +206,8 @@ def read_parquet(
     Args:
         image_key: column of image files as bytes, of paths, or of {"bytes", "path"} as in Hugging Face data sets.
         max_bytes: uncompressed size of the columns, which are held in memory.
-        caption_key, label_key, data_root, class_names: as in `read_csv`.
+        caption_key: column of texts, or of lists of texts: a list becomes one record per caption.
+        label_key, data_root, class_names: as in `read_csv`. Labels of Hugging Face data sets have the file's names.
         metadata: keep the other columns of numbers and texts as `Dataset.metadata`.
 
     Raises:
@@ -220,7 +221,7 @@ def read_parquet(
     path = Path(path)
     check_regular(str(path), os.stat(path))
     wanted = [key for key in (image_key, caption_key, label_key) if key is not None]
-    rows = _Rows()
+    rows = Rows()
     with parquet.ParquetFile(path) as file:
         for key in wanted:
             _column(key, file.schema_arrow.names, path)
@@ -228,11 +229,24 @@ def read_parquet(
             rows.other_keys = _scalar_columns(file.schema_arrow, image_key)
         needed = list(dict.fromkeys([*wanted, *rows.other_keys]))
         _check_size(file.metadata, needed, path, max_bytes)
-        for piece in file.iter_batches(columns=needed):
-            for row in piece.to_pylist():
-                _add_row(rows, path, row, image_key, caption_key, label_key)
+        if label_key is not None:
+            class_names = class_names or _class_names(file.schema_arrow, label_key)
+        pieces = file.iter_batches(columns=needed)
+        for number, row in enumerate(row for piece in pieces for row in piece.to_pylist()):
+            _add_row(rows, path, number, row, image_key, caption_key, label_key)
     root = os.path.realpath(path.parent if data_root is None else data_root)
-    return _dataset(rows, root, caption_key, label_key, class_names, str(path))
+    return table_dataset(rows, root, caption_key, label_key, class_names, str(path))
+
+
+def _class_names(schema, label_key: str) -> list[str] | None:
+    """Return the class names that Hugging Face's `datasets` writes into a parquet file, or None."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label_key]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    known = isinstance(names, list) and 0 < len(names) <= MAX_CLASSES and all(isinstance(name, str) for name in names)
+    return names if known else None
 
 
 def _scalar_columns(schema, image_key: str) -> list[str]:
@@ -253,8 +267,15 @@ def _check_size(metadata, wanted: Sequence[str], path, max_bytes: int) -> None:
         raise ValueError(f"{path} unpacks to {total} bytes; at most {max_bytes} are held in memory. Use tar shards")
 
 
-def _add_row(rows: _Rows, path: Path, row: dict, image_key, caption_key, label_key) -> None:
-    name = f"{path.name} row {len(rows.names)}"
+def caption_list(value: object) -> list[str | None]:
+    """Return the captions of an image: of a list the texts that are not empty, else the value as text; [] for None."""
+    if not isinstance(value, list):
+        return [] if value is None else [str(value)]
+    return [text for text in value if isinstance(text, str) and text.strip()]
+
+
+def _add_row(rows: Rows, path: Path, number: int, row: dict, image_key, caption_key, label_key) -> None:
+    name = f"{path.name} row {number}"
     for key in filter(None, (image_key, caption_key, label_key)):
         if row[key] is None or row[key] == "":
             return rows.add(name, wrong=f"no {key}")
@@ -263,12 +284,17 @@ def _add_row(rows: _Rows, path: Path, row: dict, image_key, caption_key, label_k
         image = image.get("bytes") or image.get("path")
     if not isinstance(image, (str, bytes)):
         return rows.add(name, wrong=f"{image_key} is {type(image).__name__}; allowed are bytes and a path")
-    caption, label = (None if key is None else str(row[key]) for key in (caption_key, label_key))
+    label = None if label_key is None else str(row[label_key])
+    captions = [None] if caption_key is None else caption_list(row[caption_key])
+    if not captions:
+        return rows.add(name, wrong=f"no {caption_key}")
     others = ["" if row[key] is None else str(row[key]) for key in rows.other_keys]
-    return rows.add(image if isinstance(image, str) else name, image, caption, label, others)
+    for caption in captions:
+        rows.add(image if isinstance(image, str) else name, image, caption, label, others)
 
 
-def _dataset(rows: _Rows, root: str, caption_key, label_key, class_names, source: str) -> Dataset:
+def table_dataset(rows: Rows, root: str, caption_key, label_key, class_names, source: str) -> Dataset:
+    """Return the data set of a table that was read; ValueError if it has no rows."""
     if not rows.names:
         raise ValueError(f"{source} has no rows")
     labels = None

@@ -12,6 +12,7 @@ from typing import BinaryIO
 BLOCK = 512
 MAX_HEADER_BYTES = 1 << 20  # of a long name, or of pax keys
 REGULAR, WITHOUT_DATA = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
 LONG_NAME, PAX, GLOBAL, GNU_SPARSE = b"L", b"x", b"g", b"S"
 
 
@@ -68,13 +69,19 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
 
 def _check_sum(header: bytes, position: int) -> None:
     if len(header) < BLOCK:
-        raise ValueError(f"cut off at byte {position}")
+        raise ValueError(f"cut off at byte {position}{_remedy(header, position)}")
     try:
         stated = _number(header[148:156])
     except ValueError:
         stated = -1
     if stated != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
-        raise ValueError("not an uncompressed tar file" if position == 0 else f"damaged at byte {position}")
+        remedy = _remedy(header, position)
+        raise ValueError(f"not an uncompressed tar file{remedy}" if position == 0 else f"damaged at byte {position}")
+
+
+def _remedy(header: bytes, position: int) -> str:
+    kind = next((kind for mark, kind in COMPRESSED.items() if position == 0 and header.startswith(mark)), None)
+    return f": it is compressed with {kind}; unpack it first ({kind} -d)" if kind else ""
 
 
 def _number(field: bytes) -> int:

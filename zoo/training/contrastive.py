@@ -64,7 +64,7 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
     columns = {name: getattr(config, name) for name in names}
     dataset = open_dataset(train_data, needs="captions", **columns)
     if config.label_key is None and not isinstance(train_data, Dataset):
-        dataset = dataset.without_labels()
+        dataset = dataset.without_labels().with_image_labels()
     tokenize = Tokenize(config.context_length)
     output = Path(config.output)
     with training_scope(config):
