@@ -205,7 +205,7 @@ def test_flops_depend_on_part_and_image_size():
         ((), {}, "Name a model, or a preset: towers"),
         (("convnext_tinny",), {}, "Unknown model 'convnext_tinny'. Did you mean"),
         (("convnext_tiny",), {"part": ("text",)}, "convnext_tiny is a classifier and has no part 'text'"),
-        (("ViT-B-32",), {"part": ("classifier",)}, "clip/ViT-B-32 is a pair and has no part 'classifier'"),
+        (("ViT-B-32",), {"part": ("classifier",)}, "clip/ViT-B-32 is a CLIP model and has no part 'classifier'"),
         (
             ("ViT-B-32",),
             {"part": ("image",), "train": True, "runtime": ("onnx",), "dtype": ("bfloat16",)},

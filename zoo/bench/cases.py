@@ -260,7 +260,7 @@ class Facts:
         if part not in PARTS:
             raise ValueError(f"part must be one of {', '.join(map(repr, PARTS))}, got {part!r}.")
         if self.is_pair == (part == "classifier"):
-            kind = "a pair" if self.is_pair else "a classifier"
+            kind = "a CLIP model" if self.is_pair else "a classifier"
             raise ValueError(f"{self.name} is {kind} and has no part {part!r}.")
 
 

@@ -123,7 +123,7 @@ COMMANDS = {
             argument(
                 "--backend", type=words, metavar="A,B", help="default: $KERAS_BACKEND, else the first one installed"
             ),
-            argument("--batch-size", type=numbers, metavar="N,M", help="default 8"),
+            argument("--batch-size", type=numbers, metavar="N,M", help="images or texts per batch (default 8)"),
             argument("--image-size", type=numbers, metavar="N,M", help="pixels (default: the model's own)"),
             argument("--dtype", type=words, metavar="A,B", help="float32, tfloat32, bfloat16, float16, int8"),
             argument(

@@ -244,7 +244,7 @@ def usage(metrics: dict, _: Path) -> str:
     return report.section(
         "Use the model",
         report.paragraph(
-            "model.safetensors holds the pair with its preprocessing. After reloading, "
+            "model.safetensors holds the CLIP model with its preprocessing. After reloading, "
             f"{percent(metrics['reloaded_predictions_equal'])} of the predictions on the held-out images are the same."
         ),
         report.code(CLASSIFY.format(words=list(WORDS))),

@@ -156,5 +156,5 @@ def describe(found: dict) -> str:
 def caption(group: Group, count: int) -> str:
     more = f" The first {MAX_PLOTTED} of {count}." if count > MAX_PLOTTED else ""
     truth = " Green: the true class. Red: a wrong prediction." if any(group.truths) else ""
-    unseen = " A pair that was not trained on photographs still gives an answer; it means nothing."
+    unseen = " A model that was not trained on photographs still gives an answer, but it means nothing."
     return f"The most probable classes of each image.{truth}{more}" + (unseen if group.title == "photographs" else "")

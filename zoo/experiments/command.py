@@ -1,4 +1,4 @@
-"""The command `zoo experiment`: runs experiments with one pair and collects the results in one report."""
+"""The command `zoo experiment`: runs experiments with one CLIP model and collects the results in one report."""
 
 import importlib
 import json
@@ -140,7 +140,7 @@ def check_folder(option: str, path: str | Path | None) -> Path | None:
 
 
 def find_model(model: str | Path | None) -> str | Path:
-    """Return the given pair, or the demo's."""
+    """Return the given CLIP model, or the demo's."""
     if model is None and not DEMO_PAIR.is_file():
         raise ValueError(f"{DEMO_PAIR} does not exist; run `zoo demo` first, or pass --model NAME|PATH")
     return DEMO_PAIR if model is None else model
@@ -189,7 +189,9 @@ def write_report(path: Path, context: Context, outcomes: dict[str, Outcome], run
         "time": f"{sum(run['seconds'].values()):.0f} s",
     }
     usage = report.section(
-        "Use the pair", report.code(USE.format(model=run["model"])), report.table(["", "this run"], list(facts.items()))
+        "Use the model",
+        report.code(USE.format(model=run["model"])),
+        report.table(["", "this run"], list(facts.items())),
     )
     count = f"{len(outcomes)} of the nine experiments" if len(outcomes) < len(EXPERIMENTS) else "Nine experiments"
     lead = (

@@ -44,7 +44,7 @@ def run(context: Context) -> Outcome:
         report.figure(plots[0], "The best matches of one prompt per class, with their cosines. Green: correct."),
         report.figure(
             plots[1],
-            "Precision and recall of the first k images. A perfect pair has a precision of 100 % up to the number of "
+            "Precision and recall of the first k images. A perfect model has a precision of 100 % up to the number of "
             "images in a class (dotted: the largest class).",
         ),
         report.table(["prompts with", "recall at 1", *(f"precision at {k}" for k in cuts(data))], table_rows(metrics)),

@@ -82,8 +82,8 @@ def check_options(model, precision, opset, layout, normalize, logits):
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
     if normalize and (is_pair or len(model.outputs) != 1 or len(model.outputs[0].shape) != 2):
         raise ValueError(
-            f"normalize=True needs a tower with one output (B, D), got {model.name!r}. A pair's embeddings are already "
-            "normalised."
+            f"normalize=True needs a tower with one output (B, D), got {model.name!r}. A CLIP model's embeddings are "
+            "already normalised."
         )
     if normalize and ends_in_classifier(model):
         raise ValueError(f"normalize=True needs a model that outputs embeddings; {model.name!r} ends in a classifier.")

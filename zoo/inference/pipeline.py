@@ -107,7 +107,7 @@ class ClipPipeline:
 
     @property
     def activation(self) -> str:
-        """From logits to probabilities: "sigmoid" if the pair has a bias, else "softmax"."""
+        """The function from logits to probabilities: "sigmoid" if the model has a logit bias, else "softmax"."""
         return self.encoder.activation
 
     def embed_images(self, images: Sequence, *, progress: bool = False) -> np.ndarray:
