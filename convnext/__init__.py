@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from convnext.adamw import AdamW
     from convnext.fcmae import FCMAE, create_fcmae
     from convnext.functional import Functional, build_optimizer
+    from convnext.keras_internals import call_layer
     from convnext.layers import (
         GRN,
         Conv2D,
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
     )
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
     from convnext.resnet import create_resnet
-    from convnext.torch_calls import call_layer
     from convnext.variants import ACTIVATIONS, TABLES, ResNetVariant, Variant, closest, flops, parameters
 
 _MODULES = {
     "convnext.adamw": ("AdamW",),
     "convnext.fcmae": ("FCMAE", "create_fcmae"),
     "convnext.functional": ("Functional", "build_optimizer"),
+    "convnext.keras_internals": ("call_layer",),
     "convnext.layers": (
         "GRN",
         "Conv2D",
@@ -41,7 +42,6 @@ _MODULES = {
     ),
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
     "convnext.resnet": ("create_resnet",),
-    "convnext.torch_calls": ("call_layer",),
     "convnext.variants": ("ACTIVATIONS", "TABLES", "ResNetVariant", "Variant", "closest", "flops", "parameters"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -4,6 +4,7 @@ import functools
 
 import keras
 
+from convnext.keras_internals import adam_moments
 from convnext.layers import PACKAGE
 
 # The class that `keras.optimizers.AdamW()` returns; on torch it updates all variables together.
@@ -26,20 +27,21 @@ class AdamW(_KerasAdamW):  # type: ignore[misc, valid-type]  # a class that Kera
         if keras.backend.backend() == "tensorflow" and not self.amsgrad:
             import tensorflow as tf
 
-            if not tf.distribute.has_strategy():
-                return self._update_fused(gradient, variable, learning_rate)
+            moments = None if tf.distribute.has_strategy() else adam_moments(self, variable)
+            if moments is not None:
+                return self._update_fused(gradient, variable, moments, learning_rate)
         return super().update_step(gradient, variable, learning_rate)
 
-    def _update_fused(self, gradient, variable, learning_rate):
+    def _update_fused(self, gradient, variable, moments, learning_rate):
         import tensorflow as tf
 
         cast = functools.partial(tf.cast, dtype=variable.dtype)
-        index = self._get_variable_index(variable)
+        first, second = moments
         step = cast(self.iterations) + 1
         return tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
+            m=first.value.handle,
+            v=second.value.handle,
             beta1_power=cast(self.beta_1) ** step,
             beta2_power=cast(self.beta_2) ** step,
             lr=cast(learning_rate),

@@ -5,8 +5,8 @@ import functools
 import keras
 from keras import ops, tree
 
+from convnext.keras_internals import call_layer, read_graph
 from convnext.layers import PACKAGE
-from convnext.torch_calls import call_layer
 
 
 def build_optimizer(model: keras.Model) -> None:
@@ -23,12 +23,12 @@ def build_optimizer(model: keras.Model) -> None:
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Functional(keras.Model):
-    """A functional `keras.Model` that frees each intermediate result after the last layer that reads it.
+    """A functional `keras.Model` that on torch frees each intermediate result after the last layer that reads it.
 
-    Keras keeps all of them until the call ends. Where layers run one by one (torch; the others when eager) that costs
-    memory and, because fresh memory is slow, time: in torch, ConvNeXt-Tiny on 8 images of 224 pixels takes 332 MB
-    beyond the libraries, against 1,163 MB for the model of keras.applications (docs/benchmarks/bars). On torch it also
-    calls layers through `call_layer`. Results, summary, weights and saved files are those of a `keras.Model`.
+    Keras keeps all of them until the call ends. On torch, where layers run one by one, that costs memory and, because
+    fresh memory is slow, time: ConvNeXt-Tiny on 8 images of 224 pixels takes 332 MB beyond the libraries, against
+    1,163 MB for the model of keras.applications (docs/benchmarks/bars). There it also calls layers through
+    `call_layer`. Results, summary, weights and saved files are those of a `keras.Model`.
     """
 
     def make_train_function(self, force=False):
@@ -36,44 +36,61 @@ class Functional(keras.Model):
         return super().make_train_function(force)
 
     def call(self, inputs, training=None, mask=None, **context):
+        if keras.backend.backend() == "torch" and mask is None and not context and self._plan is not None:
+            tensors = self._flat_tensors(inputs)
+            if tensors is not None:
+                return self._run(tensors, training)
+        return super().call(inputs, training=training, mask=mask, **context)
+
+    def _flat_tensors(self, inputs):
+        """Return the inputs as tensors of the model's dtypes; None unless they have its structure and ranks."""
+        if len(self.inputs) == 1 and not isinstance(self.input, dict) and not tree.is_nested(inputs):
+            inputs = [inputs]
+        else:
+            try:
+                tree.assert_same_structure(*map(tree.lists_to_tuples, (inputs, self.input)))
+            except (TypeError, ValueError):
+                return None
+        flat = tree.flatten(inputs)
+        if any(x is None for x in flat):
+            return None
+        pairs = list(zip(flat, self.inputs, strict=True))
+        tensors = [ops.convert_to_tensor(x, dtype=own.dtype, sparse=own.sparse) for x, own in pairs]
+        return (
+            tensors if all(len(x.shape) == len(own.shape) for x, (_, own) in zip(tensors, pairs, strict=True)) else None
+        )
+
+    def _run(self, tensors, training):
+        """Return the outputs in their structure, computed call by call."""
         has_one_dtype = self.compute_dtype == self.variable_dtype
-        if keras.backend.backend() != "torch" or not has_one_dtype or mask is not None or context:
-            return super().call(inputs, training=training, mask=mask, **context)
-
-        operation_fn = functools.partial(self._direct_call, training=training)
-        outputs = self._run_through_graph(self._standardize_inputs(inputs), operation_fn)
-        return outputs[0] if isinstance(outputs, list | tuple) and len(outputs) == 1 else outputs
-
-    def _direct_call(self, layer, training):
-        """Return the function that calls a layer: `call_layer` if the dtype is the model's; passes `training` on."""
-        takes_training = training is not None and "training" in getattr(layer, "_call_context_args", ())
-        options = {"training": training} if takes_training else {}
-        has_same_dtype = getattr(layer, "compute_dtype", None) == self.compute_dtype
-        call = functools.partial(call_layer, layer) if has_same_dtype else layer
-        return lambda *args, **own: call(*args, **{**own, **options})
-
-    def _run_through_graph(self, inputs, operation_fn=lambda operation: operation, call_fn=None):
-        if call_fn is not None:  # only shapes are computed
-            return super()._run_through_graph(inputs, operation_fn, call_fn)
-        values = {id(tensor): value for tensor, value in zip(self.inputs, tree.flatten(inputs), strict=True)}
-        for node, released in self._schedule:
-            args, kwargs = node.arguments.fill_in(values)
-            outputs = operation_fn(self._get_operation_for_node(node))(*args, **kwargs)
-            outputs = [outputs] if len(node.outputs) == 1 and ops.is_tensor(outputs) else tree.flatten(outputs)
-            values |= {id(tensor): value for tensor, value in zip(node.outputs, outputs, strict=True)}
+        graph, releases = self._plan
+        values = {id(tensor): value for tensor, value in zip(graph.inputs, tensors, strict=True)}
+        for call, released in zip(graph.calls, releases, strict=True):
+            args, kwargs = call.fill_in(values)
+            layer = call.operation
+            if training is not None and isinstance(layer, keras.layers.Layer):
+                kwargs = {**kwargs, "training": training}
+            if has_one_dtype and getattr(layer, "compute_dtype", None) == self.compute_dtype:
+                outputs = call_layer(layer, *args, **kwargs)
+            else:
+                outputs = layer(*args, **kwargs)
+            outputs = [outputs] if len(call.outputs) == 1 and ops.is_tensor(outputs) else tree.flatten(outputs)
+            values |= {id(tensor): value for tensor, value in zip(call.outputs, outputs, strict=True)}
             del args, kwargs, outputs
             for tensor in released:
                 del values[tensor]
-        return tree.pack_sequence_as(self._outputs_struct, [values[id(tensor)] for tensor in self.outputs])
+        outputs = tree.pack_sequence_as(self.output, [values[id(tensor)] for tensor in graph.outputs])
+        return outputs[0] if isinstance(outputs, list | tuple) and len(outputs) == 1 else outputs
 
     @functools.cached_property
-    def _schedule(self):
-        """Each node in graph order, with the ids of the tensors that no later node reads."""
-        by_depth = sorted(self._nodes_by_depth.items(), reverse=True)
-        nodes = [node for _, level in by_depth for node in level if node.operation and not node.is_input]
-        needed, released = {id(tensor) for tensor in self.outputs}, []
-        for node in reversed(nodes):
-            own = {id(tensor) for tensor in (*node.input_tensors, *node.outputs)}
+    def _plan(self):
+        """The model's graph, and for each call the ids of the tensors that no later one reads; None if not readable."""
+        graph = read_graph(self)
+        if graph is None:
+            return None
+        needed, released = {id(tensor) for tensor in graph.outputs}, []
+        for call in reversed(graph.calls):
+            own = {id(tensor) for tensor in (*call.inputs, *call.outputs)}
             released.append(own - needed)
             needed |= own
-        return tuple(zip(nodes, reversed(released), strict=True))
+        return graph, tuple(reversed(released))

@@ -209,7 +209,7 @@ class Conv2D(keras.layers.Conv2D):
     def build(self, input_shape):
         super().build(input_shape)
         if _is_backend("torch") and self._is_plain() and not self._has_separate_patches():
-            store_in_torch_order(self._kernel, TORCH_ORDER)
+            store_in_torch_order(next(weight for weight in self.weights if weight.name == "kernel"), TORCH_ORDER)
 
     def call(self, inputs):
         if not self._is_plain():

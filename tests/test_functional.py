@@ -1,5 +1,6 @@
 """The builders' models release results early and otherwise behave as Keras' functional models."""
 
+import functools
 import weakref
 
 import keras
@@ -9,7 +10,7 @@ from helpers import predict
 from keras import layers, ops
 
 from clip import ConvNeXt, Pair, Text, create_clip, tokenize
-from convnext import Functional, Variant, create_convnext_v2, create_fcmae, create_resnet, feature_maps, torch_calls
+from convnext import Functional, Variant, create_convnext_v2, create_fcmae, create_resnet, feature_maps, keras_internals
 
 pytestmark = pytest.mark.backend
 
@@ -75,6 +76,7 @@ def chain(kind):
 @pytest.mark.parametrize(
     "kind, in_memory", [(keras.Model, [0, 1, 2, 3, 4, 5, 6, 7]), (Functional, [0, 1, 1, 2, 2, 3, 1, 2])]
 )
+@pytest.mark.only("torch")  # elsewhere models run compiled
 def test_results_are_released_after_their_last_reader(kind, in_memory):
     model = chain(kind)
     AddOne.results, AddOne.in_memory = [], []
@@ -103,8 +105,10 @@ class Noting(layers.Layer):
 @pytest.fixture
 def by_keras(monkeypatch):
     """Classes of the layers that ran through Keras' `__call__`, in order."""
+    keras_internals._masks_are_attributes()  # calls a layer when it is first asked
     called, call = [], layers.Layer.__call__
 
+    @functools.wraps(call)  # so that Keras' own source is found
     def noting(self, *args, **kwargs):
         called.append(type(self).__name__)
         return call(self, *args, **kwargs)
@@ -178,7 +182,7 @@ def test_without_the_private_attributes_layers_are_called_by_keras(by_keras, rng
 
     model, x = straight(layers.Dense(3)), rng.standard_normal((2, 4)).astype("float32")
     for change in (
-        lambda patch: patch.setattr(torch_calls, "HOOKS", ("_hooks_by_another_name",)),
+        lambda patch: patch.setattr(keras_internals, "HOOKS", ("_hooks_by_another_name",)),
         lambda patch: patch.delattr(torch.nn.modules.module, "_has_any_global_hook"),
     ):
         by_keras.clear()
@@ -210,7 +214,7 @@ def test_direct_calls_change_nothing(create, monkeypatch):
         return [*losses, *(np.asarray(weight) for weight in model.get_weights())]
 
     ours = run()
-    monkeypatch.setattr(torch_calls, "_is_plain", lambda _: False)
+    monkeypatch.setattr(keras_internals, "_is_plain", lambda _: False)
     for own, theirs in zip(ours, run(), strict=True):
         np.testing.assert_array_equal(own, theirs)
 

@@ -112,7 +112,7 @@ def read_images(model, path, spec, as_pixels, layout):
     images = batch([open_record(record) for record in records], spec)
     images = to_layout(np.rint(images).astype(np.uint8) if as_pixels else images, layout)
     return {
-        input_name(tensor): images if len(tensor.shape) == 4 else captions(model, tensor, len(images))
+        input_name(model, tensor): images if len(tensor.shape) == 4 else captions(model, tensor, len(images))
         for tensor in model.inputs
     }
 
@@ -120,7 +120,7 @@ def read_images(model, path, spec, as_pixels, layout):
 def captions(model, tensor, count):
     """Return int32 (count, L) for a text input."""
     rows = sentences(model, tensor.shape[1])
-    rows = random_inputs(model, None, "NHWC")[input_name(tensor)] if rows is None else rows
+    rows = random_inputs(model, None, "NHWC")[input_name(model, tensor)] if rows is None else rows
     return rows[np.arange(count) % len(rows)]
 
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from convnext.keras_internals import graph_of
 from zoo.export.graph import FIRST, FLOAT32, LAST, OPSETS, PRECISIONS, UINT8, Graph, Value
 from zoo.export.rules import rule_of
 from zoo.export.rules_clip import l2_normalize, pair_logits
-from zoo.models.folding import calls, check_functional, fold_with_affine
+from zoo.models.folding import check_functional, fold_with_affine
 
 PRODUCER = "convnext-clip-zoo"
 IR_VERSION = {17: 8, 20: 9}
@@ -61,7 +62,7 @@ def emit(
         model, absorbed = fold_with_affine(model, affine)
     graph = Graph(opset, precision)
     graph.name = model.name
-    inputs = [_input(graph, tensor, layout, preprocess) for tensor in model.inputs]
+    inputs = [_input(graph, model, tensor, layout, preprocess) for tensor in model.inputs]
     values = [_prepare(graph, value, None if absorbed else affine) for value in inputs]
     results = run(graph, model, values)
     graph.inputs = {value.name: _declared(value, layout) for value in inputs}
@@ -93,7 +94,8 @@ def check_options(model, precision, opset, layout, normalize, logits):
 
 def ends_in_classifier(model):
     """Return whether a model's only output is class scores, by the head's name or a softmax or sigmoid at the end."""
-    last = model.outputs[0]._keras_history.operation
+    graph = graph_of(model)
+    last = graph.source(graph.outputs[0])
     if isinstance(last, keras.Model):
         return ends_in_classifier(last)
     activation = getattr(last, "activation", None)
@@ -104,9 +106,9 @@ def ends_in_classifier(model):
 def check_layers(model):
     """Raise ValueError for layers without a rule, before folding replaces them."""
     check_functional(model)
-    for node in calls(model):
-        check = check_layers if isinstance(node.operation, keras.Model) else rule_of
-        check(node.operation)
+    for call in graph_of(model).calls:
+        check = check_layers if isinstance(call.operation, keras.Model) else rule_of
+        check(call.operation)
 
 
 def pixel_affine(spec):
@@ -115,12 +117,12 @@ def pixel_affine(spec):
     return 1 / (255 * std), -mean / std
 
 
-def _input(graph, tensor, layout, preprocess):
+def _input(graph, model, tensor, layout, preprocess):
     """Return the `Value` of a model input."""
     is_image = len(tensor.shape) == 4
     dtype = UINT8 if is_image and preprocess else keras.backend.standardize_dtype(tensor.dtype)
     dtype = FLOAT32 if dtype in ("float16", "bfloat16", "float64") else dtype
-    name = input_name(tensor)
+    name = input_name(model, tensor)
     form = FIRST if is_image and layout == "NCHW" else LAST
     return Value(graph._unique(name), tuple(tensor.shape), form, dtype)
 
@@ -140,10 +142,11 @@ def _prepare(graph, value, affine):
 
 def run(graph, model, values, path=""):
     """Emit a functional model; return the values of its outputs in their structure."""
-    known = {id(tensor): value for tensor, value in zip(model.inputs, values, strict=True)}
-    for node in calls(model):
-        layer = node.operation
-        args, kwargs = node.arguments.fill_in(known)
+    calls, inputs, outputs, _ = graph_of(model)
+    known = {id(tensor): value for tensor, value in zip(inputs, values, strict=True)}
+    for call in calls:
+        layer = call.operation
+        args, kwargs = call.fill_in(known)
         scope = f"{path}{layer.name}"
         if isinstance(layer, keras.Model):
             results = run(graph, layer, _in_order(layer, args), f"{scope}/")
@@ -151,8 +154,8 @@ def run(graph, model, values, path=""):
             graph.scope = scope
             kwargs = {key: value for key, value in kwargs.items() if _holds_value(value)}
             results = rule_of(layer)(graph, layer, *args, **kwargs)
-        known |= {id(t): v for t, v in zip(node.outputs, keras.tree.flatten(results), strict=True)}
-    return keras.tree.pack_sequence_as(model._outputs_struct, [known[id(tensor)] for tensor in model.outputs])
+        known |= {id(t): v for t, v in zip(call.outputs, keras.tree.flatten(results), strict=True)}
+    return keras.tree.pack_sequence_as(model.output, [known[id(tensor)] for tensor in outputs])
 
 
 def _holds_value(argument):
@@ -163,7 +166,7 @@ def _in_order(model, args):
     """Return the argument values of a nested model in the order of its inputs."""
     (inputs,) = args
     if isinstance(inputs, Mapping):
-        return [inputs[input_name(tensor)] for tensor in model.inputs]
+        return [inputs[input_name(model, tensor)] for tensor in model.inputs]
     return keras.tree.flatten(inputs)
 
 
@@ -185,9 +188,10 @@ def _finish(graph, model, results, *, normalize, logits):
     return named
 
 
-def input_name(tensor):
-    """Return the name of a model input."""
-    return tensor._keras_history.operation.name
+def input_name(model, tensor):
+    """Return the name of a model's input, that of the layer which stands for it."""
+    entries = (layer for layer in model.layers if isinstance(layer, keras.layers.InputLayer))
+    return next(layer.name for layer in entries if layer.output is tensor)
 
 
 def named_outputs(results):

@@ -163,7 +163,7 @@ def named(model, calibration):
     """Return the user's calibration inputs as {input: array}."""
     if isinstance(calibration, dict):
         return calibration
-    names = [input_name(tensor) for tensor in model.inputs]
+    names = [input_name(model, tensor) for tensor in model.inputs]
     if len(names) > 1:
         raise ValueError(f"calibration must be {{name: array}} for a model with inputs {', '.join(names)}.")
     return {names[0]: np.asarray(calibration)}
@@ -174,7 +174,7 @@ def random_inputs(model, preprocess, layout):
     rng = np.random.default_rng(SEED)
     feed = {}
     for tensor in model.inputs:
-        name, shape = input_name(tensor), tensor.shape[1:]
+        name, shape = input_name(model, tensor), tensor.shape[1:]
         if len(shape) == 1 and keras.backend.is_int_dtype(tensor.dtype):
             feed[name] = random_tokens(model, shape[0] or OPEN_LENGTH, rng)
         elif preprocess and len(shape) == 3:
@@ -224,7 +224,7 @@ def real_inputs(model, preprocess, layout):
     """Return {"photographs": feed}, {"sentences": feed} or, for a pair, both in one; {} for other inputs."""
     feed, kinds = {}, []
     for tensor in model.inputs:
-        name, shape = input_name(tensor), tensor.shape[1:]
+        name, shape = input_name(model, tensor), tensor.shape[1:]
         if len(shape) == 3 and shape[-1] == 3:
             images = photographs(open_shape(shape), preprocess)
             feed[name] = None if images is None else to_layout(images, layout)

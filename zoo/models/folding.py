@@ -14,6 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from convnext.keras_internals import graph_of, is_functional
+
 # Class of a layer → prefix of the kernel and bias of the product at its end (OUT) or its beginning (IN).
 BRANCHES = (
     "MobileOneConv2D",
@@ -66,14 +68,8 @@ def fold_with_affine(model, affine):
 
 def check_functional(model):
     """ValueError unless `model` is a functional model."""
-    if not isinstance(model, keras.Model) or not hasattr(model, "_nodes_by_depth"):
+    if not is_functional(model):
         raise ValueError(f"{type(model).__name__} {getattr(model, 'name', model)!r} is not a functional keras.Model.")
-
-
-def calls(model):
-    """The calls of a functional model in order: Keras' nodes, with operation, arguments and outputs."""
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        yield from (node for node in model._nodes_by_depth[depth] if node.operation and not node.is_input)
 
 
 def _fold_pair(model, affine):
@@ -170,7 +166,7 @@ class Net:
 
     def __init__(self, model):
         self.model = model
-        self.nodes = list(calls(model))
+        self.graph = graph_of(model)
         self.sources: dict = {}
         self.users: dict = {layer: [] for layer in model.layers}
         self.times_called: dict = {}
@@ -179,17 +175,17 @@ class Net:
         self.nested: dict = {}  # nested model → affine to fold into it, or None
         self.absorbed: list = []
         self.early: dict = {}  # layer → the EarlyToken to insert before it
-        for node in self.nodes:
-            self._connect(node)
-        for tensor in model.outputs:
-            self.users[tensor._keras_history.operation].append(OUTPUT)
+        for call in self.graph.calls:
+            self._connect(call)
+        for tensor in self.graph.outputs:
+            self.users[self.graph.source(tensor)].append(OUTPUT)
 
-    def _connect(self, node):
-        operation = node.operation
+    def _connect(self, call):
+        operation = call.operation
         self.users.setdefault(operation, [])
         self.times_called[operation] = self.times_called.get(operation, 0) + 1
-        for tensor in node.input_tensors:
-            source = tensor._keras_history.operation
+        for tensor in call.inputs:
+            source = self.graph.source(tensor)
             self.sources.setdefault(operation, []).append(source)
             self.users.setdefault(source, []).append(operation)
 
@@ -303,7 +299,7 @@ class EarlyToken:
 
 def _absorb_input(net, affine):
     """Whether the users of the images folded the affine in; for a nested model it is known when it is built."""
-    (images,) = (tensor._keras_history.operation for tensor in net.model.inputs if len(tensor.shape) == 4)
+    (images,) = (net.graph.source(tensor) for tensor in net.graph.inputs if len(tensor.shape) == 4)
     readers = net.users[images]
     if len(readers) == 1 and isinstance(readers[0], keras.Model):
         net.nested[readers[0]] = affine
@@ -388,7 +384,7 @@ def select_token_early(net, layer):
         if len(net.sources.get(other, ())) > 1 and after.isdisjoint(net.sources[other]):
             after.discard(other)
     read = {source for other in after for source in net.sources[other]} - after
-    places = [_place_of_input(net.model, source) for source in net.sources[layer][1:]]
+    places = [_place_of_input(net.graph, source) for source in net.sources[layer][1:]]
     if len(read) == 1 and None not in places:
         net.early |= dict.fromkeys(after, EarlyToken(layer, *places or [None]))
         net.skipped.add(layer)
@@ -399,9 +395,9 @@ def _sees_tokens_alone(layer):
     return name in ALONE or (name == "LayerNormalization" and layer.axis in (-1, [-1]))
 
 
-def _place_of_input(model, layer):
+def _place_of_input(graph, layer):
     """Index of a layer among the model's inputs, or None."""
-    return next((i for i, tensor in enumerate(model.inputs) if tensor._keras_history.operation is layer), None)
+    return next((i for i, tensor in enumerate(graph.inputs) if graph.source(tensor) is layer), None)
 
 
 def drop(net, layer):

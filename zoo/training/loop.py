@@ -233,7 +233,7 @@ class _Run(keras.callbacks.Callback):
 
     def save(self) -> None:
         """Write a checkpoint. If that fails, say so and continue."""
-        groups = self._variables().items()
+        groups = self._variable_groups().items()
         state = {f"{group}/{i:05d}": ops.convert_to_numpy(v) for group, vs in groups for i, v in enumerate(vs)}
         state |= {f"{RANDOM}/{name}": array for name, array in random_state().items()}
         progress = {"identity": self.identity, "position": self.position, "left_out": self.left_out}
@@ -247,7 +247,7 @@ class _Run(keras.callbacks.Callback):
             )
 
     def _restore(self, found: Checkpoint) -> None:
-        groups = self._variables()
+        groups = self._variable_groups()
         expected = {f"{group}/{i:05d}": v for group, vs in groups.items() for i, v in enumerate(vs)}
         outside = {name for name in found.state if name.startswith(RANDOM)}
         if expected.keys() != found.state.keys() - outside:
@@ -265,7 +265,7 @@ class _Run(keras.callbacks.Callback):
         self.metrics = [found.state[name] for name in expected if name.startswith("metrics/")]  # `fit` resets them
         self.position, self.left_out = found.progress["position"], found.progress["left_out"]
 
-    def _variables(self) -> dict[str, list]:
+    def _variable_groups(self) -> dict[str, list]:
         model = self.model
         return {"model": model.variables, "optimizer": model.optimizer.variables, "metrics": model.metrics_variables}
 

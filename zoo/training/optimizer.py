@@ -50,6 +50,7 @@ class SkipNonFinite(keras.optimizers.Optimizer):
     """An optimizer that skips an update if a gradient is not finite. The same code runs on every backend.
 
     Variables: `skipped`, the number of skipped updates; `in_a_row`, those since the last update.
+    Attribute: `trained`, the variables that it was built for.
 
     Args:
         inner: the optimizer that makes the updates; its iterations do not count skipped ones.
@@ -71,6 +72,7 @@ class SkipNonFinite(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.factors is not None and len(self.factors) != len(variables):
             raise ValueError(f"{len(self.factors)} factors for {len(variables)} variables; one each is needed")
+        self.trained = tuple(variables)
         self.inner.build(variables)
         self.skipped = self.add_variable((), dtype="int32", name="skipped")
         self.in_a_row = self.add_variable((), dtype="int32", name="in_a_row")
@@ -109,20 +111,18 @@ class SkipNonFinite(keras.optimizers.Optimizer):
         if not self.built:
             self.build(list(trainable_variables))
         grads = [_whole(grad) for grad in grads]
-        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
+        variables = list(self.trained if trainable_variables is None else trainable_variables)
         ops.cond(all_finite(grads), lambda: self._accept(grads, variables), self._refuse)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         def run(update):
             before = [*zip(self.variables, optimizer_variables, strict=True)]
-            before += zip(self._trainable_variables, trainable_variables, strict=True)
+            before += zip(self.trained, trainable_variables, strict=True)
             with keras.StatelessScope(state_mapping=before) as scope:
                 update()
-            return tuple(
-                [scope.get_current_value(v) for v in kind] for kind in (self._trainable_variables, self.variables)
-            )
+            return tuple([scope.get_current_value(v) for v in kind] for kind in (self.trained, self.variables))
 
-        accept = lambda: run(lambda: self._accept(grads, self._trainable_variables))  # noqa: E731
+        accept = lambda: run(lambda: self._accept(grads, list(self.trained)))  # noqa: E731
         return ops.cond(all_finite(grads), accept, lambda: run(self._refuse))
 
     def finalize_variable_values(self, var_list):
@@ -153,7 +153,7 @@ class SkipNonFinite(keras.optimizers.Optimizer):
     def _average(self):
         step = ops.cast(self.iterations, "float32")
         kept = ops.minimum(self.ema, (1.0 + step) / (10.0 + step))
-        for average, variable in zip(self.averages, self._trainable_variables, strict=True):
+        for average, variable in zip(self.averages, self.trained, strict=True):
             share = ops.cast(1.0 - kept, average.dtype)
             average.assign(average + share * (ops.convert_to_tensor(variable) - average))
 
@@ -172,13 +172,13 @@ class SkipNonFinite(keras.optimizers.Optimizer):
         if self.ema is None:
             yield
             return
-        weights = [_copy(variable) for variable in self._trainable_variables]
+        weights = [_copy(variable) for variable in self.trained]
         try:
-            for variable, average in zip(self._trainable_variables, self.averages, strict=True):
+            for variable, average in zip(self.trained, self.averages, strict=True):
                 variable.assign(_copy(average))
             yield
         finally:
-            for variable, weight in zip(self._trainable_variables, weights, strict=True):
+            for variable, weight in zip(self.trained, weights, strict=True):
                 variable.assign(weight)
 
     def get_config(self):
