@@ -57,6 +57,19 @@ def test_library_warnings_are_one_line_without_a_source_location(monkeypatch, ca
     assert capsys.readouterr() == ("x\n", "zoo: m.pth: the classifier is new.\n")
 
 
+def test_warnings_of_frameworks_about_their_own_code_are_left_out(monkeypatch, capsys):
+    def work(**_):
+        noise = "__array__ implementation doesn't accept a copy keyword, so passing copy=False failed."
+        warnings.warn(noise, DeprecationWarning, stacklevel=1)
+        warnings.warn("Glyph 29483 (\\N{CJK UNIFIED IDEOGRAPH-732B}) missing from font(s) DejaVu Sans.", stacklevel=1)
+        warnings.warn("said by us", stacklevel=1)
+        return ["x"]
+
+    monkeypatch.setattr("zoo.models.names.list_or_raise", work)
+    assert main(["list"]) == 0
+    assert capsys.readouterr() == ("x\n", "zoo: said by us\n")
+
+
 def test_list_published_weights(capsys):
     assert main(["list", "resnet50", "--weights", "tv*"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

@@ -84,7 +84,7 @@ def test_captions_of_one_image_are_positives(tmp_path):
     found = []
     for second in ("{}.png", "copy_{}.png"):  # the same images; only the first rows say that they are
         names = [*(f"{i}.png" for i in range(4)), *(second.format(i) for i in range(4))]
-        lines = [f'{name},"{caption[:20]}"' for name, caption in zip(names, captions * 2, strict=True)]
+        lines = [f'{name},"{caption[:20]}"' for name, caption in zip(names, captions + captions[::-1], strict=True)]
         (tmp_path / "t.csv").write_text("\n".join(["filepath,caption", *lines]))
         output = tmp_path / f"run{len(found)}"
         zoo.train(ROW, tmp_path / "t.csv", output=output, **BASE)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.training.history import History, curves
+from zoo.training.history import History, curves, validation_text
 from zoo.utils.report import Panel, plot_panels
 
 WAYS = ("image_to_text", "text_to_image")
@@ -73,3 +73,21 @@ def test_many_panels_are_arranged_in_rows(tmp_path, count, rows, columns):
     plot_panels(tmp_path / "many.png", [Panel("a", [1, 2], {"a": [1, 2]})] * count)
     one, many = (Image.open(tmp_path / name).size for name in ("one.png", "many.png"))
     assert np.round(np.divide(many, one)).tolist() == [columns, rows]
+
+
+def test_a_validation_is_an_aligned_table_of_five_figures():
+    metrics = {f"val_{way}_recall_at_{k}": k / 16 for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    ranks = {"image_to_text": (1.0, 2.25), "text_to_image": (12.5, 1234.567)}
+    for way, (median, mean) in ranks.items():
+        metrics |= {f"val_{way}_median_rank": median, f"val_{way}_mean_rank": mean}
+    text = validation_text(26, {**metrics, "val_zero_shot_accuracy": 0.125})
+    assert text.splitlines() == [
+        "Step 26, validation: zero shot accuracy 12.5 %",
+        "                          R@1          R@5         R@10  median rank    mean rank",
+        "  image to text         6.2 %       31.2 %       62.5 %          1.0          2.2",
+        "  text to image         6.2 %       31.2 %       62.5 %         12.5       1234.6",
+    ]
+    assert validation_text(3, metrics).splitlines()[0] == "Step 3, validation:"
+    plain = validation_text(7, {"val_loss": 0.51234, "val_accuracy": 0.5, "val_top_5_accuracy": 1.0})
+    assert plain == "Step 7, validation: loss 0.5123, accuracy 50.0 %, top 5 accuracy 100.0 %"
+    assert validation_text(7, {}) == "Step 7, validation: left out"

@@ -19,6 +19,11 @@ from zoo.utils.env import BACKENDS, choose_backend, keep_freed_memory
 __all__ = ["COMMANDS", "GROUPS", "Command", "main"]
 
 BAD_INPUT = 2
+NOISE = (  # beginnings of warnings that concern nothing a user could change
+    "__array__ implementation doesn't accept a copy keyword",  # Keras on torch, once per variable
+    r"Glyph \d+ .* missing from",  # matplotlib, of captions in other scripts
+    "Palette images with Transparency expressed in bytes",  # Pillow
+)
 
 GROUPS = {  # the first word of two-word commands
     "train": "train a CLIP model or a classifier",
@@ -74,8 +79,13 @@ def report_error(error: object) -> int:
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Print the library's own warnings as one line each, without the source location that Python adds."""
+    """Print the library's own warnings as one line each, without the source location that Python adds.
+
+    Warnings of NOISE, which frameworks give about their own code, are left out.
+    """
     with warnings.catch_warnings():
+        for pattern in NOISE:
+            warnings.filterwarnings("ignore", message=pattern)
         show = warnings.showwarning
 
         def show_plainly(message, category, *place):

@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zoo.utils.files import LineFile, atomic_write
@@ -30,6 +30,33 @@ PANELS = {  # title: {curve: metric}; every other metric has a panel of its own
     },
 }
 PERCENT = {"accuracy", "image → text", "text → image"}
+
+
+def validation_text(step: int, metrics: Mapping[str, float]) -> str:
+    """Return the results of a validation: retrieval as a table of five columns, the others in one line.
+
+    Args:
+        metrics: by their names in the history, such as val_image_to_text_recall_at_1.
+    """
+    table, used = [], set()
+    for title, way in (("image to text", "image_to_text"), ("text to image", "text_to_image")):
+        names = [f"val_{way}_{name}" for name in (*RECALLS.values(), "median_rank", "mean_rank")]
+        if all(name in metrics for name in names):
+            used |= set(names)
+            values = [metrics[name] for name in names]
+            cells = [*(f"{100 * value:.1f} %" for value in values[:3]), *(f"{value:.1f}" for value in values[3:])]
+            table.append(f"  {title:<14}" + "".join(f"{cell:>13}" for cell in cells))
+    if table:
+        heads = (*RECALLS, "median rank", "mean rank")
+        table.insert(0, f"  {'':<14}" + "".join(f"{head:>13}" for head in heads))
+    others = [
+        f"{name.removeprefix('val_').replace('_', ' ')} "
+        + (f"{100 * value:.1f} %" if name.endswith("accuracy") else f"{value:.4g}")
+        for name, value in metrics.items()
+        if name not in used
+    ]
+    head = f"Step {step}, validation: {', '.join(others)}".removesuffix(" ")
+    return "\n".join([head if others or table else f"{head} left out", *table])
 
 
 class History:

@@ -22,7 +22,7 @@ from zoo.data import Batches
 from zoo.training.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint, save_checkpoint
 from zoo.training.config import TrainConfig
 from zoo.training.devices import without_distribution
-from zoo.training.history import History
+from zoo.training.history import History, validation_text
 from zoo.training.randomness import random_state, set_random_state
 from zoo.utils.files import lock, remove_leftovers
 
@@ -351,8 +351,7 @@ class _Run(keras.callbacks.Callback):
         with self.model.optimizer.averaged(), without_distribution():
             metrics = {f"val_{name}": value for name, value in self.validate().items()}
         self.history.add(epoch=self._epoch, step=self.position, **metrics)
-        text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        print(f"\nStep {self.position}: {text}", flush=True)
+        print(f"\n{validation_text(self.position, metrics)}", flush=True)
         self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
         if self.ends_early and self.position < self.steps:
             print("Early stopping: the validations no longer improve.", flush=True)
