@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import keras
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import clip
 import convnext
+import zoo
+from zoo import cli
 from zoo import weights as convert
 from zoo.bench import parity
 from zoo.weights import engine, load_weights
@@ -37,7 +40,6 @@ def vit_pair(bias=None):
 def convnext_pair(projection="linear"):
     trunk = convnext.create_convnext_v2(V1, input_shape=(32, 32, 3), include_top=False, pooling="avg")
     layer = {"linear": "head_proj", "mlp": "head_mlp_fc1"}[projection]
-    import keras
 
     x = keras.layers.Dense(8, use_bias=projection == "mlp", name=layer)(trunk.output)
     if projection == "mlp":
@@ -439,3 +441,29 @@ def test_two_rules_for_one_key_are_a_tables_fault():
     table = engine.Format("twice", {}, {"image": (("{*}", "{*}"), ("{*}", "{*}"))})
     with pytest.raises(ValueError, match="Two rules of twice claim the same"):
         engine.match_slots(CLASSIFIERS["v1"](), table)
+
+
+def test_averaged_weights_are_reported_and_may_be_refused_at_every_door(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    options = {"num_classes": 3, "input_shape": (32, 32, 3), "stem_stride": 4}
+    raw = zoo.create_model("convnextv2_atto", **options)
+    zoo.export_weights(raw, tmp_path / "raw.safetensors", format="timm")
+    state = {key: torch.tensor(value) for key, value in load_file(tmp_path / "raw.safetensors").items()}
+    path = tmp_path / "both.pth"
+    torch.save({"state_dict": state, "state_dict_ema": {key: value + 1 for key, value in state.items()}}, path)
+
+    def bias(model):
+        return float(keras.ops.convert_to_numpy(model.get_layer("head_fc").bias)[0])
+
+    report = zoo.load_weights(raw, path)
+    assert bias(raw) == 1.0 and "the averaged ones, 'state_dict_ema', are taken, not 'state_dict'" in str(report)
+    assert "the raw ones" in str(zoo.load_weights(raw, path, ema=False)) and bias(raw) == 0.0
+    with pytest.warns(UserWarning, match="averaged ones, 'state_dict_ema'"):
+        assert bias(zoo.create_model("convnextv2_atto", weights=path, **options)) == 1.0
+    with pytest.warns(UserWarning, match="raw ones, 'state_dict'"):
+        assert bias(zoo.create_model("convnextv2_atto", weights=path, ema=False, **options)) == 0.0
+    for given, expected in (([], 1.0), (["--no-ema"], 0.0)):
+        out = tmp_path / "out.safetensors"
+        assert cli.main(["convert", str(path), str(out), "--arch", "convnextv2_atto", *given]) == 0
+        assert "holds raw and averaged weights" in capsys.readouterr().err
+        assert bias(zoo.load(out).model) == expected

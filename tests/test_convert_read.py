@@ -108,6 +108,41 @@ def test_torch_checkpoints_and_their_wrappers(tmp_path, wrapper, prefix):
     assert_same(read_checkpoint(tmp_path / "m.pth").tensors)
 
 
+AVERAGED = [
+    ("model_ema", "module."),
+    ("state_dict_ema", ""),
+    ("model_ema_state_dict", ""),
+    ("ema_state_dict", "_orig_mod."),
+]
+
+
+@pytest.mark.parametrize("raw", ["state_dict", "model", "model_state_dict"])
+@pytest.mark.parametrize(("name", "prefix"), AVERAGED)
+def test_averaged_weights_are_taken_before_raw_ones(tmp_path, raw, name, prefix):
+    torch = pytest.importorskip("torch")
+    state = {prefix + key: torch.from_numpy(value.copy()) for key, value in TENSORS.items()}
+    averaged = {"n_averaged": torch.tensor(7), **{key: value + 1 for key, value in state.items()}}
+    torch.save({raw: state, name: averaged, "epoch": 3}, tmp_path / "both.pth")
+    plus_one = {key: value + 1 for key, value in TENSORS.items()}
+    for options, expected, chosen in (
+        ({}, plus_one, name),
+        ({"ema": True}, plus_one, name),
+        ({"ema": False}, TENSORS, raw),
+    ):
+        checkpoint = read_checkpoint(tmp_path / "both.pth", **options)
+        assert_same(checkpoint.tensors, expected)
+        (note,) = checkpoint.notes
+        assert f"ones, {chosen!r}, are taken" in note
+    torch.save({name: averaged}, tmp_path / "alone.pth")
+    checkpoint = read_checkpoint(tmp_path / "alone.pth")
+    assert_same(checkpoint.tensors, plus_one)
+    assert checkpoint.notes == ()
+    with pytest.raises(ValueError, match=f"alone.pth holds averaged weights alone, under '{name}'"):
+        read_checkpoint(tmp_path / "alone.pth", ema=False)
+    torch.save({raw: state, name: None}, tmp_path / "none.pth")  # as training scripts write it without an average
+    assert_same(read_checkpoint(tmp_path / "none.pth", ema=True).tensors)
+
+
 def test_torch_bfloat16_and_parameters(tmp_path):
     torch = pytest.importorskip("torch")
     state = {"x": torch.nn.Parameter(torch.tensor([1.5, -2.0], dtype=torch.bfloat16))}

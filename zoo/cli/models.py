@@ -31,6 +31,9 @@ COMMANDS = {
             argument(
                 "--arch", metavar="NAME[.TAG]", help="architecture, needed if the source has no config that names it"
             ),
+            argument(
+                "--no-ema", dest="ema", action="store_false", help="take raw weights if averaged ones are there too"
+            ),
         ),
         backend="model",
         examples=("zoo convert resnet50.pth resnet50.safetensors --arch resnet50",),

@@ -65,6 +65,11 @@ class Pairs:
     cut: int
 
 
+def read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: str = "caption") -> Dataset:
+    """Earlier name of `open_dataset(path, needs="captions", …)`."""
+    return open_dataset(path, needs="captions", image_key=image_key, caption_key=caption_key)
+
+
 def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) -> tuple[Pairs, dict]:
     """Return (`Pairs`, {record: reason} of the records left out). An image with several captions is embedded once."""
     rows_of: dict[str, list[int]] = {}

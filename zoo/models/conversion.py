@@ -64,7 +64,7 @@ class Conversion:
         return f"{self.source}: format {self.format}, SHA-256 {self.sha256}\n{self.path}: {self.name}{extra}"
 
 
-def convert(source: str | Path, path: str | Path, *, arch: str | None = None) -> Conversion:
+def convert(source: str | Path, path: str | Path, *, arch: str | None = None, ema: bool = True) -> Conversion:
     """Convert weights of another library to one file of our own format, with name, digest and preprocessing.
 
     Args:
@@ -72,6 +72,7 @@ def convert(source: str | Path, path: str | Path, *, arch: str | None = None) ->
         path: path of the new file; ends in `.safetensors`.
         arch: name of the architecture; not needed where a configuration names it. With a tag, the source is taken to be
             these published weights, and the table's facts about them are stored.
+        ema: as in `load_weights`.
 
     Raises:
         ValueError: the weights do not fit, or a configuration contradicts the tag.
@@ -82,7 +83,7 @@ def convert(source: str | Path, path: str | Path, *, arch: str | None = None) ->
     if not path.parent.is_dir():
         raise FileNotFoundError(f"No folder {str(path.parent)!r} to write {path.name} to.")
     described, weights = locate(source) if has_config(source) else (None, Path(source))
-    checkpoint = read_checkpoint(weights)
+    checkpoint = read_checkpoint(weights, ema=ema)
     if described is None and native.is_own(checkpoint):
         described = native.parse(checkpoint)
     named = config_of(find(arch)) if arch else None

@@ -71,7 +71,12 @@ class LoadedPair(NamedTuple):
 
 
 def create_model(
-    name: str, *, weights: str | Path | None = None, num_classes: int | None = None, **builder_args: Any
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    ema: bool = True,
+    **builder_args: Any,
 ) -> "keras.Model":
     """Create a model by name.
 
@@ -82,6 +87,7 @@ def create_model(
             "hf-hub:owner/name" with a configuration, which has to describe this model.
         num_classes: number of classes K of a classifier; by default that of the weights, else 1000. If the weights have
             another K, the classifier is newly initialized, and a warning says so.
+        ema: as in `load_weights`.
         builder_args: arguments of `create_convnext_v1`, `create_convnext_v2`, `create_resnet` or `create_clip`. With an
             `image_size` other than that of the weights, positional embeddings are resized, and a warning says so.
 
@@ -106,7 +112,7 @@ def create_model(
     if weights is None and entry.tag is None:
         return builder(entry.builder_name, **builder_args)
     config, path = _published(entry) if weights is None else _find_weights(entry, weights)
-    return create_with_weights(config, read_checkpoint(path), builder_args)[0]
+    return create_with_weights(config, read_checkpoint(path, ema=ema), builder_args)[0]
 
 
 NOT_FOR_NAMES = {"variant", "num_classes", "image_tower", "text_tower", "name"}
@@ -186,7 +192,7 @@ def save(
     write_safetensors(path, export_tensors(model, native.format_of(config.family)), native.to_metadata(config))
 
 
-def load(name_or_path: str | Path) -> Loaded:
+def load(name_or_path: str | Path, *, ema: bool = True) -> Loaded:
     """Load a saved or published model.
 
     Args:
@@ -194,6 +200,7 @@ def load(name_or_path: str | Path) -> Loaded:
             `save`; a folder with weights and the configuration of open_clip, timm or transformers, or the weight file
             in it; "hf-hub:owner/name" for such a repository; or a `.keras` file, read in safe mode, whose preprocessing
             is unknown.
+        ema: as in `load_weights`.
 
     Returns:
         `Loaded(model, transform, tokenizer, info)`.
@@ -207,15 +214,15 @@ def load(name_or_path: str | Path) -> Loaded:
     if path.suffix == ".keras" and path.is_file():
         return _load_keras(path)
     if path.is_file():
-        return _load_file(path)
+        return _load_file(path, ema)
     if has_config(name_or_path):
-        return _load_configured(*locate(name_or_path))
+        return _load_configured(*locate(name_or_path), ema)
     if path.suffix in SUFFIXES or (is_path(name_or_path) and path.parts[:1] != ("clip",)):
         raise FileNotFoundError(f"No saved model at {str(name_or_path)!r}.")
     entry = find(str(name_or_path))
     if entry.tag is None:
         raise ValueError(_without_weights(entry))
-    return _load_configured(*_published(entry))
+    return _load_configured(*_published(entry), ema)
 
 
 def _without_weights(entry):
@@ -224,21 +231,21 @@ def _without_weights(entry):
     return f"{entry.name} is an architecture without weights; create_model({entry.name!r}) creates it.{published_ones}"
 
 
-def _load_file(path):
-    checkpoint = read_checkpoint(path)
+def _load_file(path, ema):
+    checkpoint = read_checkpoint(path, ema=ema)
     if native.is_own(checkpoint):
         model, config = load_own(checkpoint)
         return _loaded(model, config, model.name)
     if described := config_beside(path):
-        return _load_configured(described, path)
+        return _load_configured(described, path, ema)
     raise ValueError(
         f"{path.name} was not written by zoo.save, so it does not describe its model. "
         f"Name the model: create_model(name, weights={str(path)!r})."
     )
 
 
-def _load_configured(config, path):
-    model, config = create_with_weights(config, read_checkpoint(path))
+def _load_configured(config, path, ema):
+    model, config = create_with_weights(config, read_checkpoint(path, ema=ema))
     return _loaded(model, config, config.origin if config.published else model.name)
 
 

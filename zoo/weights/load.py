@@ -29,7 +29,7 @@ FROM_FILE = (
 )  # what a bare name leaves open
 
 
-def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True) -> LoadReport:
+def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True, ema: bool = True) -> LoadReport:
     """Load a weight file into a model. The file's format is detected from its keys.
 
     The model's layers decide which tensors are needed. Towers and heads that only the file has are ignored and listed
@@ -40,6 +40,8 @@ def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True)
         path: `.safetensors`, a shard index, `.npz`, or a torch checkpoint, with the tensor names of timm, torchvision,
             transformers, open_clip, OpenAI, Apple, facebookresearch or `zoo.save`.
         strict: raise if the file lacks a variable or has an unexpected key; otherwise both are only reported.
+        ema: of a training checkpoint with raw and averaged weights, take the averaged ones, and say so in the report;
+            False takes the raw ones.
 
     Returns:
         A `LoadReport`; print it.
@@ -47,7 +49,7 @@ def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True)
     Raises:
         ValueError: lists the keys that are missing, unexpected, or of the wrong shape. The model is unchanged.
     """
-    return load_checkpoint(model, read_checkpoint(path), strict=strict)
+    return load_checkpoint(model, read_checkpoint(path, ema=ema), strict=strict)
 
 
 def load_checkpoint(
@@ -70,7 +72,7 @@ def load_checkpoint(
     report = load_tensors(model, checkpoint.tensors, source, strict=strict, fresh=fresh or {}, filename=name)
     if source.name == native.FORMAT:
         native.remember(model, native.parse(checkpoint))
-    return dataclasses.replace(report, notes=(*notes, *report.notes))
+    return dataclasses.replace(report, notes=(*checkpoint.notes, *notes, *report.notes))
 
 
 def detect_format(checkpoint: Checkpoint) -> Format:

@@ -21,6 +21,8 @@ import numpy as np
 
 OLDEST_TORCH = (2, 10)
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # around the weights in the checkpoints of training scripts
+AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict")  # moving averages of the weights
+STEPS = "n_averaged"  # torch's AveragedModel counts its steps beside the weights
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's, in front of every key
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
@@ -86,25 +88,33 @@ class Checkpoint:
         tensors: key → array, read at each access. float16, bfloat16 and float64 become float32, integers stay.
         metadata: str → str, of a safetensors file.
         path: path of the file.
+        notes: one line each on what was chosen of the file, for the report.
     """
 
     tensors: Mapping[str, np.ndarray]
     metadata: dict[str, str] = field(default_factory=dict)
     path: Path = Path("weights")
+    notes: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, ema: bool = True) -> Checkpoint:
     """Open a `.safetensors`, `.safetensors.index.json`, `.npz` or torch zip file.
+
+    Args:
+        ema: of a training checkpoint that holds a moving average of the weights beside them, take the average, as the
+            loaders of timm and facebookresearch do; False takes the weights themselves.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another type of file, a damaged one, or one that holds anything but arrays.
+        ValueError: another type of file, a damaged one, one that holds anything but arrays, or, with `ema=False`, one
+            with averaged weights alone.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No weight file at {str(path)!r}.")
-    tensors, metadata = _reader(path)(path)
-    return Checkpoint(_plain_keys(tensors), metadata, path)
+    reader = _reader(path)
+    tensors, metadata, *notes = reader(path, ema) if reader is _read_zip else reader(path)
+    return Checkpoint(_plain_keys(tensors), metadata, path, tuple(notes))
 
 
 def _reader(path):
@@ -181,7 +191,7 @@ def _read_sharded(path):
     return LazyTensors(shapes, lambda key: holder[key][key]), {}
 
 
-def _read_zip(path):
+def _read_zip(path, ema):
     with _damaged_zip(path), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
@@ -190,7 +200,8 @@ def _read_zip(path):
                 "Look for a .safetensors copy of it."
             )
         if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-            return _read_torch(path, _is_stored(archive)), {}
+            tensors, notes = _read_torch(path, _is_stored(archive), ema)
+            return tensors, {}, *notes
         if names and all(name.endswith(".npy") for name in names):
             return _read_npz(path), {}
     raise ValueError(f"{path.name} is a zip file, but neither .npz nor a torch checkpoint. It holds {names[:5]}.")
@@ -262,20 +273,21 @@ def _is_stored(archive):
     return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
 
 
-def _read_torch(path, can_map):
+def _read_torch(path, can_map, ema):
     torch = _recent_torch()
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except Exception as error:  # the unpickler refuses in many ways; none of them ran anything
         first_line = str(error).strip().splitlines()[:1]
         raise ValueError(f"{path.name} is not a plain torch checkpoint of tensors: {first_line}") from error
-    state = _unwrap(content)
+    state, notes = _unwrap(content, ema, path.name)
     if not state:
-        raise ValueError(f"{path.name} holds no weights, neither at its top nor under {', '.join(WRAPPERS)}.")
+        names = ", ".join(WRAPPERS + AVERAGED)
+        raise ValueError(f"{path.name} holds no weights, neither at its top nor under {names}.")
     for key, value in state.items():
         _check_plain(torch, key, value, path)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    return LazyTensors(shapes, lambda key: _to_numpy(torch, state[key]))
+    return LazyTensors(shapes, lambda key: _to_numpy(torch, state[key])), notes
 
 
 def _recent_torch():
@@ -294,15 +306,28 @@ def _recent_torch():
     return torch
 
 
-def _unwrap(content):
-    """The mapping of keys to tensors inside a checkpoint, or {}."""
+def _unwrap(content, ema, filename):
+    """Return (the mapping of keys to tensors inside a checkpoint, or {}; notes on what was chosen)."""
+    notes: tuple[str, ...] = ()
     while isinstance(content, Mapping):
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and hasattr(value, "detach")}
-        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if tensors or inner is None:
-            return tensors
-        content = inner
-    return {}
+        raw, averaged = (
+            next((name for name in names if isinstance(content.get(name), Mapping) and content[name]), None)
+            for names in (WRAPPERS, AVERAGED)
+        )
+        if tensors or not (raw or averaged):
+            return tensors, notes
+        if averaged and not ema and not raw:
+            raise ValueError(f"{filename} holds averaged weights alone, under {averaged!r}; ema=False refuses them.")
+        if averaged and raw:
+            chosen, other = (averaged, raw) if ema else (raw, averaged)
+            hint = "; ema=False takes the raw ones" if ema else ""
+            kind = "averaged" if ema else "raw"
+            choice = f"the {kind} ones, {chosen!r}, are taken, not {other!r}{hint}"
+            notes += (f"The file holds raw and averaged weights: {choice}.",)
+        content = content[averaged if averaged and ema else raw]
+        content = {key: value for key, value in content.items() if key != STEPS}
+    return {}, notes
 
 
 def _check_plain(torch, key, value, path):
