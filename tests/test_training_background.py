@@ -9,7 +9,7 @@ from zoo.data.preprocess import PreprocessSpec
 from zoo.training.checkpoint import CHECKPOINTS, save_checkpoint
 from zoo.training.setup import training_spec
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 
 def test_a_new_run_is_on_white_and_an_old_one_as_it_began(tmp_path):
