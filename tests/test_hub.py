@@ -233,7 +233,7 @@ def test_transformers_clip(transformers, read):
     assert (found.arguments["variant"], found.arguments["image_size"]) == ("ViT-L-14-336", 336)
 
 
-def test_transformers_preprocessors(transformers, read):
+def test_transformers_preprocessors(transformers, read, tmp_path):
     config = transformers.ConvNextConfig().to_dict()
     said = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "resample": 3, "crop_pct": 0.875}
     found = read("config.json", config, {**said, "size": {"shortest_edge": 224}})
@@ -245,6 +245,15 @@ def test_transformers_preprocessors(transformers, read):
     pair |= {"image_mean": list(OPENAI_MEAN), "image_std": [0.3, 0.3, 0.3], "resample": 3}
     found = read("config.json", transformers.CLIPConfig().to_dict(), pair)
     assert found.preprocess == PreprocessSpec(224, OPENAI_MEAN, (0.3, 0.3, 0.3), rgb_first=True)
+    processor = {"image_processor": {**pair, "image_std": [0.4, 0.4, 0.4]}, "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(processor))  # transformers 5: it comes first
+    found = read("config.json", transformers.CLIPConfig().to_dict(), pair)
+    assert found.preprocess == PreprocessSpec(224, OPENAI_MEAN, (0.4, 0.4, 0.4), rgb_first=True)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": "CLIPImageProcessor"}))
+    with pytest.raises(ValueError, match="processor_config.json: image_processor is 'CLIPImageProcessor'"):
+        read("config.json", transformers.CLIPConfig().to_dict(), pair)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_seq_length": 7}))  # of transformers 4
+    assert read("config.json", transformers.CLIPConfig().to_dict(), pair).preprocess.std == (0.3, 0.3, 0.3)
     del pair["image_std"]
     assert read("config.json", transformers.CLIPConfig().to_dict(), pair).preprocess is None
 

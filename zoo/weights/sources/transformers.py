@@ -1,4 +1,4 @@
-"""transformers: ConvNext, ConvNextV2, ResNet and CLIP models, `config.json` and `preprocessor_config.json`.
+"""transformers: ConvNext, ConvNextV2, ResNet and CLIP models, `config.json` with PREPROCESSOR or PROCESSOR.
 
 transformers' default epsilon of ConvNeXt's last norm is 1e-12. It is not in the weights; ours is the papers' 1e-6.
 """
@@ -113,21 +113,21 @@ FORMATS = (
 # Configuration read.
 
 PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # of transformers 5, which writes the image processor inside; it is read first
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 SQUASHED_FROM = 384  # pixels: from this size on the processor of ConvNeXt resizes both sides and does not crop
 EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
 
 
 def read_config(values: dict, filename: str, find: Find) -> ModelConfig:
-    """The `ModelConfig` of a transformers configuration; preprocessing is read from PREPROCESSOR beside it.
+    """The `ModelConfig` of a transformers configuration; preprocessing is read from the file beside it.
 
     Raises:
         ValueError: it describes a model that this package does not make; the message names the field.
     """
     family = values["model_type"]
     readers = {"convnext": _read_convnext, "convnextv2": _read_convnext, RESNET: _read_resnet}
-    path = find(PREPROCESSOR)
-    preprocess = _read_preprocess(path) if path else None
+    preprocess = _read_preprocess(find)
     if family == CLIP:
         return ModelConfig.from_pair(_read_pair(values, filename), preprocess, filename)
     if family not in readers:
@@ -237,9 +237,18 @@ def _read_activation(vision, text, filename):
     return names[0]
 
 
-def _read_preprocess(path):
-    """A `PreprocessSpec`, or None where the file relies on transformers' defaults."""
-    values, filename = read_json(path), path.name
+def _read_preprocess(find):
+    """A `PreprocessSpec`, or None where there is no file or it relies on transformers' defaults."""
+    path = find(PROCESSOR)
+    values = read_json(path) if path else {}
+    if values.get("image_processor") is not None:
+        return _spec_of(section(values, "image_processor", PROCESSOR), PROCESSOR)
+    path = find(PREPROCESSOR)
+    return _spec_of(read_json(path), PREPROCESSOR) if path else None
+
+
+def _spec_of(values, filename):
+    """The `PreprocessSpec` of an image processor, or None where it relies on transformers' defaults."""
     if any(values.get(key) is None for key in ("size", "resample", "image_mean", "image_std")):
         return None
     size, crop = _side(values["size"], filename), values.get("crop_size")
