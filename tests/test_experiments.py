@@ -294,9 +294,10 @@ def text_of(block):
     return re.sub(r'src="[^"]*"', "", block)
 
 
-@pytest.mark.filterwarnings("error", "ignore:no images, and so no class")
-def test_one_image_beside_an_empty_folder(run_context, own):
-    own(1, 0)
+@pytest.mark.filterwarnings("error")
+def test_one_readable_image_and_two_classes(run_context, own, tmp_path):
+    own(1, 1)
+    (tmp_path / "own/one/0.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match="1 image cannot be split"):
         temperature.run(run_context)
     assert prompts.run(run_context).metrics["agreement_of_halves"] is None
