@@ -5,13 +5,12 @@ import math
 import keras
 from keras import layers, ops
 
-from convnext import ACTIVATIONS, Dense, Normal, call_layer, computes_in_float32_on_cpu
+from convnext import ACTIVATIONS, Dense, Normal, call_layer, kernels
 
 PACKAGE = "convnext_clip_zoo"
 LAYER_NORM_EPSILON = 1e-5
 EOT_ID = 49407
 MAX_LOGIT_SCALE = math.log(100.0)
-SHORT = 128  # tokens up to which `attend_by_torch` is faster than torch's operator on a CPU
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -70,8 +69,8 @@ class SelfAttention(layers.Layer):
 
     def call(self, inputs):
         length, width = ops.shape(inputs)[1], inputs.shape[-1]
-        heads = ops.reshape(call_layer(self.in_proj, inputs), (-1, length, 3, self.num_heads, width // self.num_heads))
-        attended = attention_for(heads)(heads, self.causal)
+        qkv = ops.reshape(call_layer(self.in_proj, inputs), (-1, length, 3, self.num_heads, width // self.num_heads))
+        attended = kernels.attention(qkv, self.causal)
         return call_layer(self.out_proj, ops.reshape(attended, (-1, length, width)))
 
     def compute_output_shape(self, input_shape):
@@ -80,46 +79,6 @@ class SelfAttention(layers.Layer):
     def get_config(self):
         own = {key: getattr(self, key) for key in ("num_heads", "causal", "in_stddev", "out_stddev", "in_bias")}
         return {**super().get_config(), **own}
-
-
-def attention_for(heads):
-    """Return the fastest of the functions below for the backend and device of the queries, keys and values."""
-    if not computes_in_float32_on_cpu(heads):
-        return attend_fused
-    if keras.backend.backend() != "torch":
-        return attend_heads_first
-    return attend_by_torch if heads.shape[1] <= SHORT else attend_fused
-
-
-def attend_fused(heads, causal):
-    """Return softmax(q kᵀ / √d) v by the backend's own operator: q, k and v (B, L, 3, heads, d) → (B, L, heads, d)."""
-    query, key, value = ops.unstack(heads, axis=2)  # the gradient of a slice would fill a whole array
-    return ops.dot_product_attention(query, key, value, is_causal=causal)
-
-
-def attend_heads_first(heads, causal):
-    """The same by matrix products in heads-first order, 1.1 to 1.5 times as fast on JAX's CPU, gradients included, and
-    1.2 times on TensorFlow's, with gradients 1.0 to 1.2 (tests/bench_layers.py)."""
-    query, key, value = ops.unstack(ops.transpose(heads, (2, 0, 3, 1, 4)))  # (B, heads, L, d) each
-    scores = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, 2, 3))
-    if causal:
-        place = ops.arange(ops.shape(scores)[-1])
-        scores = ops.where(place[:, None] >= place, scores, -math.inf)
-    return ops.transpose(ops.matmul(ops.softmax(scores), value), (0, 2, 1, 3))
-
-
-def attend_by_torch(heads, causal):
-    """The same on torch, where one operation computes, scales and masks the scores: 1.2 times as fast on a CPU for 50
-    and 77 tokens, gradients included; slower for 197, where torch's operator avoids storing the scores
-    (tests/bench_layers.py)."""
-    import torch
-
-    length, depth = heads.shape[1], heads.shape[-1]
-    query, key, value = (part.reshape(-1, length, depth) for part in heads.permute(2, 0, 3, 1, 4).unbind(0))
-    mask = query.new_full((length, length), -math.inf).triu(1) if causal else query.new_zeros(())
-    scores = torch.baddbmm(mask, query, key.mT, beta=int(causal), alpha=depth**-0.5)
-    attended = torch.bmm(scores.softmax(-1), value)
-    return attended.reshape(-1, heads.shape[3], length, depth).transpose(1, 2)
 
 
 def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name, epsilon=LAYER_NORM_EPSILON):

@@ -7,10 +7,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from convnext import kernels
     from convnext.adamw import AdamW
     from convnext.fcmae import FCMAE, create_fcmae
     from convnext.functional import Functional, build_optimizer
     from convnext.keras_internals import call_layer
+    from convnext.kernels import computes_in_float32_on_cpu
     from convnext.layers import (
         GRN,
         Conv2D,
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
         DepthwiseConv2D,
         LayerScale,
         Normal,
-        computes_in_float32_on_cpu,
         drop_path,
     )
     from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
@@ -30,6 +31,7 @@ _MODULES = {
     "convnext.fcmae": ("FCMAE", "create_fcmae"),
     "convnext.functional": ("Functional", "build_optimizer"),
     "convnext.keras_internals": ("call_layer",),
+    "convnext.kernels": ("computes_in_float32_on_cpu",),
     "convnext.layers": (
         "GRN",
         "Conv2D",
@@ -37,7 +39,6 @@ _MODULES = {
         "DepthwiseConv2D",
         "LayerScale",
         "Normal",
-        "computes_in_float32_on_cpu",
         "drop_path",
     ),
     "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
@@ -45,6 +46,7 @@ _MODULES = {
     "convnext.variants": ("ACTIVATIONS", "TABLES", "ResNetVariant", "Variant", "closest", "flops", "parameters"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_PACKAGES = ("kernels",)
 
 __all__ = [  # noqa: F822 (resolved in __getattr__)
     "ACTIVATIONS",
@@ -71,12 +73,15 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "drop_path",
     "feature_maps",
     "flops",
+    "kernels",
     "parameters",
     "resolve_stem_stride",
 ]
 
 
 def __getattr__(name):
+    if name in _PACKAGES:
+        return importlib.import_module(f"convnext.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)

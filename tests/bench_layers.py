@@ -17,10 +17,8 @@ import numpy as np
 from keras import ops
 
 import clip
-from clip.layers import attend_by_torch, attend_fused, attend_heads_first
-from convnext import AdamW, Conv2D, Dense, DepthwiseConv2D, create_convnext_v1
-from convnext.layers import _jax_shifted_depthwise
-from convnext.torch_products import _onednn_product
+from convnext import AdamW, Conv2D, Dense, DepthwiseConv2D, create_convnext_v1, kernels
+from convnext.kernels import jax_cpu, reference, torch_cpu
 from zoo.bench.cases import DEFAULT_MODE, Case
 from zoo.bench.jobs import create_job, keras_forward
 from zoo.bench.timing import ratios, take_turn, take_turns, warm_up
@@ -141,8 +139,9 @@ def maps(*shape):
 def attention(length, heads, depth, causal):
     """Yield (label, ours, other): forward, and the gradient of queries, keys and values."""
     x = maps(BATCH, length, 3, heads, depth)
-    ours = attend_by_torch if keras.backend.backend() == "torch" else attend_heads_first
-    layers = [built(Attention(attend, causal), x) for attend in (ours, attend_fused)]
+    ours = torch_cpu.attend_by_products if keras.backend.backend() == "torch" else kernels.attention
+    forms = (ours, reference.attention)
+    layers = [built(Attention(attend, causal), x) for attend in forms]
     yield "", *(forward_of(layer, x) for layer in layers)
     yield ", its gradients", *(gradients_of(layer, x) for layer in layers)
 
@@ -193,7 +192,7 @@ def jax_pairs(side, channels):
     x, kernel = maps(BATCH, side, side, channels), maps(7, 7, channels)
     gradient, wide = maps(BATCH, side, side, channels), maps(BATCH, side, side, 4 * channels)
     weights = maps(channels, 4 * channels)
-    shifted = _jax_shifted_depthwise()
+    shifted = jax_cpu.shifted_depthwise()
 
     def operator(x, kernel):
         dimensions = ("NHWC", "HWIO", "NHWC")
@@ -233,7 +232,9 @@ def torch_pairs(side, channels):
 
     x = maps(BATCH, side, side, channels)
     rows, weights, bias = x.reshape(-1, channels), maps(channels, 4 * channels), maps(4 * channels)
-    products = [functools.partial(multiply, rows, weights, bias) for multiply in (_onednn_product, _mkl_product)]
+    products = [
+        functools.partial(multiply, rows, weights, bias) for multiply in (torch_cpu._onednn_product, _mkl_product)
+    ]
     yield f"product to {4 * channels}: oneDNN, MKL", *(_without(torch, product) for product in products)
     for units in (4 * channels, channels // 2):
         ours, theirs = (built(layer(units), x) for layer in (Dense, keras.layers.Dense))

@@ -278,6 +278,6 @@ def test_doctor_as_json():
     done = run("doctor", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     checks = {check["name"]: check for check in json.loads(done.stdout)}
-    assert {"python", "import names", "backends", "keras", "tokenizer", "model"} <= set(checks)
+    assert {"python", "import names", "backends", "keras", "tokenizer", "model", "kernels"} <= set(checks)
     assert [name for name, check in checks.items() if check["passed"] is False] == []
     assert "probabilities sum to 1.0" in checks["model"]["detail"]

@@ -9,7 +9,8 @@ from helpers import predict, randomize
 
 from clip import create_clip, tokenize
 from clip.variants import Pair, Text, ViT
-from convnext import Dense, torch_products
+from convnext import Dense
+from convnext.kernels import torch_cpu
 from zoo.data import from_arrays
 from zoo.data.datasets import Labelled
 from zoo.data.preprocess import PreprocessSpec
@@ -113,7 +114,7 @@ def test_packed_weights_follow_in_place_changes(rng):
         torch.testing.assert_close(run(rows), tower(rows), rtol=1e-5, atol=1e-6)
         again = packed_graph(lambda x: tower(x, training=False), rows, packed)
     weights = {id(w.value) for w in tower.weights if len(w.shape) == 2}
-    assert set(packed) <= weights and (set(packed) == weights or 8 not in torch_products.onednn_rows())
+    assert set(packed) <= weights and (set(packed) == weights or 8 not in torch_cpu.onednn_rows())
     assert torch.equal(again(rows), run(rows))
 
 

@@ -19,8 +19,7 @@ ORDER = {
     "convnext": [
         "variants",
         "keras_internals",
-        "torch_products",
-        "tensorflow_products",
+        *("kernels.reference", "kernels.shared", "kernels"),
         "layers",
         "adamw",
         "functional",

@@ -8,9 +8,11 @@ import pytest
 from helpers import gradients
 from keras import ops
 
-from convnext import GRN, Conv2D, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path, torch_products
-from convnext.layers import effective_taps, safe_sqrt
-from convnext.torch_products import affine, as_matrix
+from convnext import GRN, Conv2D, Dense, DepthwiseConv2D, LayerScale, Normal, drop_path
+from convnext.kernels import torch_cpu
+from convnext.kernels.jax_cpu import effective_taps
+from convnext.kernels.reference import safe_sqrt
+from convnext.kernels.torch_cpu import as_matrix, product
 
 pytestmark = pytest.mark.backend
 
@@ -308,16 +310,16 @@ def processor(request, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
-    torch_products.onednn_rows.cache_clear()
+    torch_cpu.onednn_rows.cache_clear()
     yield request.param
-    torch_products.onednn_rows.cache_clear()
+    torch_cpu.onednn_rows.cache_clear()
 
 
 @pytest.mark.only("torch")
 def test_the_processor_decides_the_library_of_a_product(processor):
-    few, many = 8 in torch_products.onednn_rows(), 33 in torch_products.onednn_rows()
+    few, many = 8 in torch_cpu.onednn_rows(), 33 in torch_cpu.onednn_rows()
     assert (few, many) == {"AVX512": (True, True), "AVX2": (True, False), "DEFAULT": (False, False)}[processor]
-    assert 7 not in torch_products.onednn_rows()
+    assert 7 not in torch_cpu.onednn_rows()
 
 
 @pytest.mark.only("torch")
@@ -329,7 +331,7 @@ def test_products_with_gelu_with_and_without_gradients(rows, processor):
     x, kernel, bias = torch.randn(rows, 5), torch.randn(5, 7), torch.randn(7)
     expected = torch.nn.functional.gelu(torch.addmm(bias, x, kernel))
     for is_trained in (False, True):
-        outputs = affine(x, kernel.requires_grad_(is_trained), bias, gelu=True)
+        outputs = product(x, kernel.requires_grad_(is_trained), bias, gelu=True)
         assert outputs.requires_grad is is_trained
         torch.testing.assert_close(outputs.detach(), expected, rtol=1e-5, atol=1e-6)
 
@@ -344,14 +346,14 @@ def test_products_first_and_second_gradients_match_torch(sizes, processor):
     arguments = [torch.randn(shape, requires_grad=True) for shape in ((rows, width), (width, units), (units,))]
     weight = torch.randn(rows, units)
 
-    def derivatives(product):
-        outputs = product(*arguments)
+    def derivatives(multiply):
+        outputs = multiply(*arguments)
         first = torch.autograd.grad((outputs * weight).sum(), arguments, create_graph=True)
         second = torch.autograd.grad(sum((gradient**2).sum() for gradient in first), arguments[:2])
         return [outputs, *first, *second]
 
     expected = derivatives(lambda x, kernel, bias: torch.addmm(bias, x, kernel))
-    torch.testing.assert_close(derivatives(affine), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(derivatives(product), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.only("torch")
@@ -362,7 +364,7 @@ def test_products_of_expanded_and_sliced_matrices():
     for x in (torch.ones(()).expand(12, 5), torch.randn(24, 10)[::2, ::2], torch.randn(5, 12).t()):
         strides = as_matrix(x).stride()
         assert 1 in strides and 0 not in strides
-        torch.testing.assert_close(affine(x, kernel), x @ kernel)
+        torch.testing.assert_close(product(x, kernel), x @ kernel)
     assert as_matrix(kernel) is kernel
 
 

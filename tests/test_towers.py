@@ -10,7 +10,7 @@ from keras import ops
 
 import clip
 from clip import Pair, ResNet, Text, ViT, clip_loss, create_clip, create_resnet_tower, tokenize
-from clip.layers import SHORT, AttentionPool, attend_by_torch, attend_fused, attend_heads_first, attention_for
+from clip.layers import AttentionPool
 from clip.towers.resnet import last_map
 from zoo import weights as convert
 
@@ -33,31 +33,6 @@ def batch(rng):
 def softmax(x):
     x = np.exp(x - x.max())
     return x / x.sum()
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_functions_and_gradients_agree(rng, causal):
-    heads = keras.Variable(rng.standard_normal((2, 5, 3, 2, 4)).astype("float32"))
-    weights = ops.convert_to_tensor(rng.standard_normal((2, 5, 2, 4)).astype("float32"))
-    forms = [attend_fused, attend_heads_first]
-    if keras.backend.backend() == "torch":
-        forms.append(attend_by_torch)
-    values = [ops.convert_to_numpy(attend(ops.convert_to_tensor(heads), causal)) for attend in forms]
-    slopes = [
-        gradients(lambda attend=attend: ops.sum(attend(heads.value, causal) * weights), [heads])[0] for attend in forms
-    ]
-    for value, slope in zip(values[1:], slopes[1:], strict=True):
-        np.testing.assert_allclose(value, values[0], atol=1e-6)
-        np.testing.assert_allclose(slope, slopes[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("on_cpu", [True, False])
-def test_attention_uses_the_fastest_function(on_cpu, monkeypatch):
-    monkeypatch.setattr("clip.layers.computes_in_float32_on_cpu", lambda _: on_cpu)
-    on_torch = keras.backend.backend() == "torch"
-    for length, of_torch in ((SHORT, attend_by_torch), (SHORT + 1, attend_fused)):
-        expected = (of_torch if on_torch else attend_heads_first) if on_cpu else attend_fused
-        assert attention_for(ops.zeros((1, length, 3, 1, 2))) is expected
 
 
 def test_attention_pool_matches_the_paper(rng):

@@ -38,6 +38,8 @@ def examine(backend: str | None = None) -> list[Check]:
     checks = [check_python(), check_owners(), check_backends(), check_keras(), *check_extras(), check_tokenizer()]
     if all_passed(checks):
         checks.append(check_model(backend))
+    if all_passed(checks):
+        checks.append(check_kernels())
     return checks
 
 
@@ -103,6 +105,13 @@ def check_model(backend: str | None) -> Check:
     except Exception as error:  # whatever a broken installation raises is the finding
         return Check("model", False, f"{type(error).__name__}: {error}")
     return Check("model", abs(total - 1) < 1e-5, f"ConvNeXt V2 on {backend}: probabilities sum to {total:.6f}")
+
+
+def check_kernels() -> Check:
+    """The forms of the layers' kernels that this process uses."""
+    from convnext import kernels
+
+    return Check("kernels", True, ", ".join(f"{name}: {form}" for name, form in kernels.in_use().items()))
 
 
 def version_of(module: str) -> str:

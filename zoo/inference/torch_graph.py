@@ -122,7 +122,7 @@ def _keep_onednn(graph) -> None:
 @functools.cache
 def _onednn_product():
     """Return oneDNN's matrix product as an operator that torch's compiler does not replace. The MKL product it would
-    use instead is half as fast on some processors (see `convnext.torch_products`)."""
+    use instead is half as fast on some processors (see `convnext.kernels.torch_cpu`)."""
     import torch
 
     def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:

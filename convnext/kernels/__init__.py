@@ -1,0 +1,144 @@
+"""Five operations, each in the form that is fastest on the backend and device: affine, conv2d, depthwise_conv2d,
+attention and grn.
+
+`reference.py` says what each computes. `jax_cpu.py`, `tensorflow_cpu.py` and `torch_cpu.py` hold faster forms with the
+measurements that justify them; a form that does not apply to a call (by dtype, device, shape or transform) uses the
+reference. On Keras' other backends only the reference runs.
+
+`CONVNEXT_KERNELS=reference` in the environment, or `with use_reference():`, turns all faster forms off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import keras
+
+from convnext.kernels import reference
+from convnext.kernels.reference import CHANNELS_LAST, at_least_float32
+from convnext.kernels.shared import computes_in_float32_on_cpu
+
+__all__ = [
+    "CHANNELS_LAST",
+    "affine",
+    "at_least_float32",
+    "attention",
+    "computes_in_float32_on_cpu",
+    "conv2d",
+    "depthwise_conv2d",
+    "grn",
+    "in_use",
+    "store_conv2d_kernel",
+    "use_reference",
+]
+
+SWITCH = "CONVNEXT_KERNELS"
+OPERATIONS = ("affine", "conv2d", "depthwise_conv2d", "attention", "grn")
+
+
+def _forms_of(backend: str) -> ModuleType:
+    """Return the module of a backend's faster forms, or the reference."""
+    if backend not in ("jax", "tensorflow", "torch"):
+        return reference
+    return importlib.import_module(f"convnext.kernels.{backend}_cpu")
+
+
+def _starts_with_reference() -> bool:
+    value = os.environ.get(SWITCH, "")
+    if value not in ("", "reference"):
+        raise ValueError(f"{SWITCH} must be 'reference' or unset, got {value!r}.")
+    return value == "reference"
+
+
+_faster = _forms_of(keras.backend.backend())
+_current = reference if _starts_with_reference() else _faster
+
+
+@contextlib.contextmanager
+def use_reference() -> Iterator[None]:
+    """Turn all faster forms off inside a `with` block, in the whole process.
+
+    A function compiled before (by `jax.jit`, `tf.function` or `torch.compile`, and so by `predict` and `fit`) keeps the
+    forms with which it was compiled.
+    """
+    global _current
+    before, _current = _current, reference
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def in_use() -> dict[str, str]:
+    """Return {operation: file of the form tried first}, "reference" for those that have no faster form or are off."""
+    return {name: getattr(_current, name).__module__.rpartition(".")[2] for name in OPERATIONS}
+
+
+def affine(
+    x: Any,
+    kernel: Any,
+    bias: Any = None,
+    activation: Callable[[Any], Any] | None = None,
+    training: bool | None = False,
+) -> Any:
+    """Return φ(x W + b), see `reference.affine`: (…, C) → (…, units)."""
+    return _current.affine(x, kernel, bias, activation, training)
+
+
+def conv2d(
+    x: Any,
+    kernel: Any,
+    bias: Any = None,
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: str = "valid",
+    dilation_rate: Sequence[int] = (1, 1),
+    data_format: str = CHANNELS_LAST,
+) -> Any:
+    """Return a convolution, see `reference.conv2d`: (B, H, W, C) → (B, h, w, filters)."""
+    geometry = {"strides": strides, "padding": padding, "dilation_rate": dilation_rate, "data_format": data_format}
+    return _current.conv2d(x, kernel, bias, **geometry)
+
+
+def depthwise_conv2d(
+    x: Any,
+    kernel: Any,
+    bias: Any = None,
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: str = "valid",
+    dilation_rate: Sequence[int] = (1, 1),
+    data_format: str = CHANNELS_LAST,
+) -> Any:
+    """Return a depthwise convolution, see `reference.depthwise_conv2d`: (B, H, W, C) → (B, h, w, C·m)."""
+    geometry = {"strides": strides, "padding": padding, "dilation_rate": dilation_rate, "data_format": data_format}
+    return _current.depthwise_conv2d(x, kernel, bias, **geometry)
+
+
+def attention(qkv: Any, causal: bool = False) -> Any:
+    """Return multi-head self-attention, see `reference.attention`: (B, L, 3, heads, d) → (B, L, heads, d)."""
+    return _current.attention(qkv, causal)
+
+
+def grn(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Any:
+    """Return global response normalization, see `reference.grn`: (B, H, W, C) → same."""
+    return _current.grn(x, gamma, beta, epsilon)
+
+
+def store_conv2d_kernel(
+    variable: Any,
+    groups: int,
+    strides: Sequence[int],
+    padding: str,
+    dilation_rate: Sequence[int],
+    data_format: str,
+) -> None:
+    """Store a new variable (k, k, C, filters) in the memory order that the backend's `conv2d` reads; same values."""
+    if hasattr(_faster, "store_conv2d_kernel"):
+        geometry = {"strides": strides, "padding": padding, "dilation_rate": dilation_rate, "data_format": data_format}
+        _faster.store_conv2d_kernel(variable, groups, **geometry)

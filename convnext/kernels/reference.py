@@ -1,0 +1,121 @@
+"""What each kernel computes, in `keras.ops` alone, as the papers write it. Every faster form is tested against it.
+
+Arguments are tensors or variables of one dtype, the result has the dtype of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+CHANNELS_LAST = "channels_last"
+
+
+def affine(
+    x: Any, kernel: Any, bias: Any = None, activation: Callable[[Any], Any] | None = None, training: bool | None = False
+) -> Any:
+    """Return φ(x W + b): x (…, C), kernel W (C, units), bias b (units,) or None → (…, units).
+
+    `training` says whether gradients will be taken. It never changes the result; some forms differ in speed.
+    """
+    del training
+    outputs = ops.matmul(x, kernel)
+    outputs = outputs if bias is None else ops.add(outputs, bias)
+    return outputs if activation is None else activation(outputs)
+
+
+def conv2d(
+    x: Any,
+    kernel: Any,
+    bias: Any = None,
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: str = "valid",
+    dilation_rate: Sequence[int] = (1, 1),
+    data_format: str = CHANNELS_LAST,
+) -> Any:
+    """Return y[h, w, f] = Σ_ijc x[s·h + i, s·w + j, c] · kernel[i, j, c, f] + bias[f].
+
+    x (B, H, W, C), kernel (k, k, C / groups, filters), bias (filters,) or None → (B, h, w, filters).
+    """
+    convolve = ops.conv if x.shape[0] != 0 else _of_no_samples(ops.conv)
+    outputs = convolve(x, kernel, list(strides), padding, data_format, tuple(dilation_rate))
+    return _add_bias(outputs, bias, data_format)
+
+
+def depthwise_conv2d(
+    x: Any,
+    kernel: Any,
+    bias: Any = None,
+    *,
+    strides: Sequence[int] = (1, 1),
+    padding: str = "valid",
+    dilation_rate: Sequence[int] = (1, 1),
+    data_format: str = CHANNELS_LAST,
+) -> Any:
+    """Return y[h, w, c·m + n] = Σ_ij x[s·h + i, s·w + j, c] · kernel[i, j, c, n] + bias[c·m + n].
+
+    x (B, H, W, C), kernel (k, k, C, m), bias (C·m,) or None → (B, h, w, C·m).
+    """
+    convolve = ops.depthwise_conv if x.shape[0] != 0 else _of_no_samples(ops.depthwise_conv)
+    outputs = convolve(x, kernel, tuple(strides), padding, data_format, tuple(dilation_rate))
+    return _add_bias(outputs, bias, data_format)
+
+
+def _of_no_samples(convolve: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a convolution for empty batches, by way of one sample of zeros.
+
+    TensorFlow's own returns the empty input as it is, or ends the process.
+    """
+    return lambda x, *arguments: convolve(ops.pad(x, ((0, 1), (0, 0), (0, 0), (0, 0))), *arguments)[:0]
+
+
+def _add_bias(outputs: Any, bias: Any, data_format: str) -> Any:
+    if bias is None:
+        return outputs
+    return ops.add(outputs, bias if data_format == CHANNELS_LAST else ops.reshape(bias, (-1, 1, 1)))
+
+
+def attention(qkv: Any, causal: bool = False) -> Any:
+    """Return softmax(q kᵀ / √d) v per head: qkv (B, L, 3, heads, d) → (B, L, heads, d).
+
+    With `causal` a token attends to itself and the tokens before it. The backend's own operator computes it, fused on
+    accelerators.
+
+    Reference: arXiv:1706.03762, equation 1.
+    """
+    query, key, value = ops.unstack(qkv, axis=2)  # the gradient of a slice would fill a whole array
+    return ops.dot_product_attention(query, key, value, is_causal=causal)
+
+
+def grn(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Any:
+    """Return γ · x · N + β + x, N = ‖x‖ / (mean over channels of ‖x‖ + ε), ‖x‖ a channel's norm over its map.
+
+    x (B, H, W, C), gamma and beta (C,) → (B, H, W, C). Computed in float32 for half precisions, because the sum of
+    squares over a map overflows float16.
+
+    Reference: arXiv:2301.00808, section 3.2, algorithm 1.
+    """
+    given = keras.backend.standardize_dtype(x.dtype)
+    x, gamma, beta = (ops.cast(value, at_least_float32(given)) for value in (x, gamma, beta))
+    norm = safe_sqrt(ops.sum(ops.square(x), axis=(1, 2), keepdims=True))  # (B, 1, 1, C)
+    return ops.cast(x * (1.0 + gamma * share_of_mean(norm, epsilon)) + beta, given)
+
+
+def share_of_mean(norm: Any, epsilon: float) -> Any:
+    """Return each channel's norm as a share of the mean over the channels."""
+    return norm / (ops.mean(norm, axis=-1, keepdims=True) + epsilon)
+
+
+def safe_sqrt(x: Any) -> Any:
+    """Return √x for x ≥ 0, with gradient 0 at 0, where that of √ is infinite and 0 · ∞ is NaN."""
+    positive = x > 0
+    return ops.where(positive, ops.sqrt(ops.where(positive, x, 1.0)), 0.0)
+
+
+def at_least_float32(dtype: str) -> str:
+    """Return the dtype for statistics and logits: float32 for half precisions, else `dtype`."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype

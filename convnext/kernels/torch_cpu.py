@@ -1,0 +1,259 @@
+"""Faster forms on torch: products by MKL or oneDNN, convolutions on views, attention in fewer operations, GRN by image.
+
+torch multiplies float32 matrices by MKL, which reaches half the peak of an AMD processor with AVX-512; oneDNN, which
+torch uses for convolutions, reaches nearly all of it: (392, 768) → (392, 3072) takes 7 ms instead of 17 on two cores.
+Without AVX-512 MKL is faster (10.5 ms against 19), except for few rows, and oneDNN's GELU is slow. Measured by
+KERAS_BACKEND=torch python tests/bench_layers.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from convnext.kernels import reference
+from convnext.kernels.reference import at_least_float32, safe_sqrt, share_of_mean
+from convnext.kernels.shared import (
+    as_rows,
+    computes_in_float32_on_cpu,
+    has_separate_patches,
+    is_gelu,
+    keeps_size,
+    patches_as_rows,
+)
+
+MIN_ROWS = 8  # below, the call overhead of oneDNN dominates
+MAX_ROWS_AVX2 = 32  # up to here oneDNN is faster without AVX-512 too
+SHORT = 128  # tokens up to which `attend_by_products` is faster than torch's operator on a CPU
+CONV2D_ORDER = (3, 2, 0, 1)  # permutation of (k, k, C, filters) to torch's (filters, C, k, k)
+DEPTHWISE_ORDER = (2, 3, 0, 1)  # and of (k, k, C, 1) to (C, 1, k, k)
+
+
+def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | None, training: bool | None) -> Any:
+    """One operator for product and bias, on every device; in float32 on a CPU by `product`."""
+    del training
+    ends_in_gelu = is_gelu(activation)
+    bias = None if bias is None else ops.convert_to_tensor(bias)
+    outputs = product(as_rows(x), ops.convert_to_tensor(kernel), bias, gelu=ends_in_gelu)
+    if activation is not None and not ends_in_gelu:
+        outputs = activation(outputs)
+    return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
+
+
+def conv2d(x: Any, kernel: Any, bias: Any, **geometry: Any) -> Any:
+    """In float32 on a CPU, where patches do not overlap: one matrix product, up to twice as fast as torch's operator.
+    With even padding: torch's operator on a view, without copies."""
+    is_whole = x.shape[-1] == kernel.shape[2]  # one group
+    if is_whole and has_separate_patches(kernel, **geometry) and computes_in_float32_on_cpu(x):
+        filters, (rows, sides) = kernel.shape[-1], patches_as_rows(x, kernel.shape[:2], geometry["strides"])
+        bias = None if bias is None else ops.convert_to_tensor(bias)
+        outputs = product(rows, ops.convert_to_tensor(kernel).reshape(-1, filters), bias)
+        return outputs.reshape(-1, *sides, filters)
+    if takes_a_view(kernel, **geometry):
+        return convolve_view(x, kernel, bias, CONV2D_ORDER, geometry["strides"], geometry["padding"])
+    return reference.conv2d(x, kernel, bias, **geometry)
+
+
+def depthwise_conv2d(x: Any, kernel: Any, bias: Any, **geometry: Any) -> Any:
+    """With stride 1 and same padding: torch's operator on a view, without copies."""
+    if kernel.shape[3] == 1 and keeps_size(kernel, **geometry):
+        return convolve_view(x, kernel, bias, DEPTHWISE_ORDER, geometry["strides"], geometry["padding"])
+    return reference.depthwise_conv2d(x, kernel, bias, **geometry)
+
+
+def attention(qkv: Any, causal: bool) -> Any:
+    """In float32 on a CPU, up to SHORT tokens: two products. Under torch.func and in forward mode too, for which
+    torch's operator has no rules."""
+    is_short = computes_in_float32_on_cpu(qkv) and qkv.shape[1] <= SHORT
+    takes_products = is_short or (is_eager_cpu(qkv) and is_transformed(qkv))
+    return attend_by_products(qkv, causal) if takes_products else reference.attention(qkv, causal)
+
+
+def grn(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """Without gradients on a CPU the sums are taken image by image, which fit the cache; the rest is one pass over x,
+    on every device."""
+    import torch
+
+    given = keras.backend.standardize_dtype(x.dtype)
+    x, gamma, beta = (ops.cast(value, at_least_float32(given)) for value in (x, gamma, beta))
+    share = share_of_mean(safe_sqrt(sum_of_squares(x)), epsilon)
+    return ops.cast(torch.addcmul(beta, x, 1.0 + gamma * share), given)
+
+
+def sum_of_squares(x: Any) -> Any:
+    """Return each channel's sum of squares over its map, (B, H, W, C) → (B, 1, 1, C)."""
+    if len(x) and is_eager_cpu(x) and not x.requires_grad:
+        return ops.stack([ops.sum(ops.square(image), axis=(0, 1), keepdims=True) for image in x])
+    return ops.sum(ops.square(x), axis=(1, 2), keepdims=True)
+
+
+def attend_by_products(qkv: Any, causal: bool) -> Any:
+    """Attention where one operation computes, scales and masks the scores: 1.2 times as fast on a CPU for 50 and 77
+    tokens, gradients included; slower for 197, where torch's operator avoids storing the scores
+    (tests/bench_layers.py)."""
+    import torch
+
+    length, depth = qkv.shape[1], qkv.shape[-1]
+    query, key, value = (part.reshape(-1, length, depth) for part in qkv.permute(2, 0, 3, 1, 4).unbind(0))
+    mask = query.new_full((length, length), -math.inf).triu(1) if causal else query.new_zeros(())
+    scores = torch.baddbmm(mask, query, key.mT, beta=int(causal), alpha=depth**-0.5)
+    attended = torch.bmm(scores.softmax(-1), value)
+    return attended.reshape(-1, qkv.shape[3], length, depth).transpose(1, 2)
+
+
+def takes_a_view(
+    kernel: Any, strides: Sequence[int], padding: str, dilation_rate: Sequence[int], data_format: str
+) -> bool:
+    """Whether a convolution pads both sides by the same, and so can be computed on a channels_first view."""
+    geometry: dict[str, Any] = {
+        "strides": strides,
+        "padding": padding,
+        "dilation_rate": dilation_rate,
+        "data_format": data_format,
+    }
+    pads_nothing = padding == "valid" or tuple(kernel.shape[:2]) == (1, 1)
+    is_plain = set(dilation_rate) == {1} and data_format == reference.CHANNELS_LAST
+    return (pads_nothing and is_plain) or keeps_size(kernel, **geometry)
+
+
+def convolve_view(x: Any, kernel: Any, bias: Any, order: Sequence[int], strides: Sequence[int], padding: str) -> Any:
+    """Return a plain convolution by torch's operator on a channels_first view, without copies.
+
+    Args:
+        order: permutation of the kernel's axes to torch's (filters, C / groups, k, k).
+    """
+    import torch
+
+    weight = ops.convert_to_tensor(kernel).to(x.dtype).permute(order)
+    bias = None if bias is None else ops.convert_to_tensor(bias).to(x.dtype)
+    pads = tuple(k // 2 for k in kernel.shape[:2]) if padding == "same" else (0, 0)
+    view = x.permute(0, 3, 1, 2)  # memory stays channels_last
+    outputs = torch.nn.functional.conv2d(view, weight, bias, strides, pads, groups=x.shape[-1] // weight.shape[1])
+    return outputs.permute(0, 2, 3, 1)
+
+
+def store_conv2d_kernel(variable: Any, groups: int, **geometry: Any) -> None:
+    """Store a kernel in the memory order of torch's convolution, which would otherwise copy it at every call."""
+    import torch
+
+    value = variable.value
+    if not isinstance(value, torch.Tensor) or value.device.type == "meta":
+        return
+    if takes_a_view(value, **geometry) and not (groups == 1 and has_separate_patches(value, **geometry)):
+        inverse = sorted(range(len(CONV2D_ORDER)), key=CONV2D_ORDER.__getitem__)
+        ordered = value.data.permute(CONV2D_ORDER).contiguous(memory_format=torch.channels_last)
+        value.data = ordered.permute(inverse)
+
+
+def product(x: Any, kernel: Any, bias: Any = None, gelu: bool = False) -> Any:
+    """Return x · kernel + bias, or its exact GELU: torch tensors (M, K), (K, N), (N,) or None → (M, N).
+
+    It has gradients of every order. Without gradients, oneDNN computes the GELU while the product is in the cache.
+    """
+    import torch
+
+    if not _uses_onednn(x, kernel, bias):
+        outputs = torch.matmul(x, kernel) if bias is None else torch.addmm(bias, x, kernel)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, kernel, bias)):
+        outputs = _differentiable().apply(x, kernel, bias)
+    elif gelu and fuses_gelu():
+        return _onednn_product(x, kernel, bias, gelu)
+    else:
+        outputs = _onednn_product(x, kernel, bias)
+    return torch.nn.functional.gelu(outputs) if gelu else outputs
+
+
+def _uses_onednn(x: Any, kernel: Any, bias: Any) -> bool:
+    import torch
+
+    is_float32 = x.dtype == kernel.dtype == torch.float32
+    is_large = is_float32 and is_eager_cpu(x) and x.shape[0] in onednn_rows()
+    return is_large and not is_transformed(x, kernel, bias)
+
+
+def is_eager_cpu(x: Any) -> bool:
+    """Whether operations on a torch tensor run eagerly on a CPU, and are not traced into a graph."""
+    import torch
+
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def is_transformed(*tensors: Any) -> bool:
+    """Whether torch.func acts, or forward-mode differentiation on one of the tensors: oneDNN's product, which has no
+    rules for them, would lose the derivative."""
+    import torch
+
+    if getattr(torch._C, "_are_functorch_transforms_active", lambda: True)():  # no public function tells
+        return True
+    unpack = torch.autograd.forward_ad.unpack_dual
+    return any(tensor is not None and unpack(tensor).tangent is not None for tensor in tensors)
+
+
+@functools.cache
+def onednn_rows() -> range:
+    """Return the range of row counts for which oneDNN is faster; empty on processors that were not measured."""
+    import torch
+
+    is_available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    end = {"AVX512": sys.maxsize, "AVX2": MAX_ROWS_AVX2 + 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
+    return range(MIN_ROWS, end if is_available else 0)
+
+
+def fuses_gelu() -> bool:
+    """Whether a product with GELU fused by oneDNN is faster than torch's GELU after it."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _onednn_product(x: Any, kernel: Any, bias: Any, gelu: bool = False) -> Any:
+    import torch
+
+    x, weight = as_matrix(x), as_matrix(kernel.t())
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+
+
+def as_matrix(x: Any) -> Any:
+    """Return x with row-major or column-major strides, copied if it has others.
+
+    With strides (0, 0), as the gradient of a sum has, oneDNN takes a thousand times as long.
+    """
+    strides = x.stride()
+    return x if 1 in strides and 0 not in strides else x.contiguous()
+
+
+@functools.cache
+def _differentiable() -> Any:
+    """Return the autograd function of (x, kernel, bias), whose gradients are computed by `product` again."""
+    import torch
+
+    class Affine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, kernel: Any, bias: Any) -> Any:
+            ctx.save_for_backward(x, kernel)
+            return _onednn_product(x, kernel, bias)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            x, kernel = ctx.saved_tensors
+            needs_x, needs_kernel, needs_bias = ctx.needs_input_grad
+            return (
+                product(gradient, kernel.t()) if needs_x else None,
+                kernel_gradient(x, gradient) if needs_kernel else None,
+                gradient.sum(0) if needs_bias else None,
+            )
+
+    return Affine
+
+
+def kernel_gradient(x: Any, gradient: Any) -> Any:
+    """Return xᵀ · gradient, (M, K), (M, N) → (K, N); with the narrower factor second oneDNN is up to 3× slower."""
+    if x.shape[1] <= gradient.shape[1]:
+        return product(x.t(), gradient)
+    return product(gradient.t(), x).t()
