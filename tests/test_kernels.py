@@ -92,7 +92,7 @@ def _by_tensorflow(function, arrays, second):
     import tensorflow as tf
 
     if 0 in arrays[0].shape:  # the gradients of sums over no elements end the process
-        return [tf.function(function)(*arrays)]
+        return [function(*arrays)]
 
     @tf.function
     def compute(*arrays):
@@ -148,6 +148,8 @@ def both(call, compute):
 @each_call
 @pytest.mark.parametrize("dtype, batch", [("float32", 0), ("float32", 1), *((dtype, BATCH) for dtype in RESOLUTION)])
 def test_values_and_gradients_are_the_references(call, dtype, batch, rng):
+    if (BACKEND, call.kernel, dtype) == ("jax", "attention", "float16"):
+        pytest.skip("JAX's own attention does not compute in float16 on a CPU")
     arrays = call.arrays(rng, batch)
     assert_close(*both(call, lambda f: derivatives(f, arrays, dtype)), 4 * RESOLUTION[dtype])
 
@@ -252,6 +254,8 @@ def test_jaxs_transforms(call, rng):
 def test_tensorflows_vectorized_map(call, rng):
     import tensorflow as tf
 
+    if call.kernel == "depthwise_conv2d":
+        pytest.skip("TensorFlow's own operator cannot be mapped over x alone")
     x, *weights = call.arrays(rng)
     stacked = tf.constant(np.stack([x, 2 * x]))
     found = tf.vectorized_map(lambda one: call.function()(one, *weights), stacked, fallback_to_while_loop=False)
