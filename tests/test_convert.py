@@ -467,3 +467,17 @@ def test_averaged_weights_are_reported_and_may_be_refused_at_every_door(tmp_path
         assert cli.main(["convert", str(path), str(out), "--arch", "convnextv2_atto", *given]) == 0
         assert "holds raw and averaged weights" in capsys.readouterr().err
         assert bias(zoo.load(out).model) == expected
+
+
+@pytest.mark.parametrize("format", ["open_clip", "ours"])
+def test_a_pair_with_a_bias_takes_weights_without_one(tmp_path, format):
+    plain, biased = vit_pair(), vit_pair(bias=-10.0)
+    plain.logit_scale.logit_scale.assign(3.0)
+    if format == "ours":
+        zoo.save(plain, tmp_path / "w.safetensors")
+    else:
+        zoo.export_weights(plain, tmp_path / "w.safetensors", format=format)
+    report = load_weights(biased, tmp_path / "w.safetensors")
+    assert "The file has no logit bias; the model's, -10, is kept." in report.notes
+    scale, bias = (float(keras.ops.convert_to_numpy(v)) for v in biased.logit_scale.weights)
+    assert (scale, bias) == (3.0, -10.0)

@@ -20,6 +20,7 @@ from zoo.weights.layouts import Layout, torch_tensors
 from zoo.weights.positions import fit_positions
 from zoo.weights.read import shapes_of
 
+LOGIT_BIAS = "logit_scale/logit_bias"
 LISTED = 20  # names printed of a long list in an error
 
 
@@ -130,12 +131,17 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
     Raises:
         ValueError: everything that does not fit, in one message; the model is unchanged.
     """
+    from keras import ops
+
     _refuse_foreign_parts(tensors, source, filename)
     slots, missing = match_slots(model, source)
-    found = []
+    found, kept = [], []
     for slot in slots:
         if all(key in tensors for key in slot.keys) and slot.layer not in fresh:
             found.append(slot)
+        elif slot.name == LOGIT_BIAS:  # of sigmoid training, which starts from weights of softmax training
+            start = float(np.asarray(ops.convert_to_numpy(slot.variable.value)))
+            kept.append(f"The file has no logit bias; the model's, {start:g}, is kept.")
         elif slot.layer not in fresh:
             missing.append(f"{', '.join(slot.keys)} (for {slot.name})")
     used = {key for slot in found for key in slot.keys}
@@ -147,7 +153,11 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
         raise ValueError(_complaint(filename, source, found, missing, unexpected, wrong))
     for slot in found:
         slot.variable.assign(_converted(slot, tensors))
-    notes += [*(f"{name} is newly initialized: {why}." for name, why in dict(fresh).items()), *source.remarks(model)]
+    notes += [
+        *kept,
+        *(f"{name} is newly initialized: {why}." for name, why in dict(fresh).items()),
+        *source.remarks(model),
+    ]
     return LoadReport(source.name, len(found), ignored, tuple(missing), tuple(unexpected), tuple(notes))
 
 
