@@ -202,7 +202,7 @@ def time_one_row(pipeline, tower, rounds: int) -> list[Figure]:
     cut = tokens[:, : int(encoder.token_lengths(tokens).max())]
     own, _ = milliseconds(lambda _: encoder.texts(cut), rounds)
     zoo.inference.forward.MAX_SHAPES = 0
-    any_batch = zoo.inference.forward.compiled(tower)
+    any_batch = zoo.inference.forward.compile_forward(tower)
     plain, _ = milliseconds(lambda _: any_batch(cut), rounds)
     zoo.inference.forward.MAX_SHAPES = most
     return [Figure("one text, general function", plain, "ms"), Figure("one text, specialised", own, "ms")]

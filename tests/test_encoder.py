@@ -16,7 +16,7 @@ from zoo.data.datasets import Labelled
 from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.inference.encoder import fastest_batch, is_causal, keras_encoder, prepare_batches
-from zoo.inference.forward import by_shape, compiled
+from zoo.inference.forward import by_shape, compile_forward
 from zoo.utils.arrays import unit_rows
 
 pytestmark = pytest.mark.backend
@@ -84,7 +84,7 @@ def test_a_compiled_tower_follows_its_weights(model, rng, tower):
     images = rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
     inputs = images if tower == "image_encoder" else tokenize(["seven", "eight"])[:, :8]
     trained, fresh = getattr(model, tower), getattr(create_clip(tiny()), tower)
-    run = compiled(fresh)
+    run = compile_forward(fresh)
     one, two = inputs[:1], run(inputs)
     before = [run(one) for _ in range(3)]  # the third call may run a function specialised for one row
     np.testing.assert_allclose(before[2], two[:1], atol=1e-6)
@@ -133,7 +133,7 @@ def test_a_tower_that_cannot_be_traced_still_runs():
             return shape
 
     entry = keras.Input((2,))
-    run = compiled(keras.Model(entry, Branch()(entry)))
+    run = compile_forward(keras.Model(entry, Branch()(entry)))
     for sign in (1, 1, 1, -1, -1):
         np.testing.assert_array_equal(run(np.full((1, 2), sign, np.float32)), [[1, 1]])
 

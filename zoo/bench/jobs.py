@@ -19,7 +19,7 @@ from zoo.bench import uses
 from zoo.bench.cases import CAPTIONS, OURS, PEERS, SEARCHES, WHOLE, Case
 from zoo.bench.machine import keras_device, on_cuda, torch_device, wait_for_cuda
 from zoo.bench.timing import timed
-from zoo.inference.forward import create_predictor
+from zoo.inference.forward import create_predictor, jit_forward, trace_forward
 from zoo.inference.torch_graph import compile_torch
 
 SEED = 0
@@ -254,7 +254,7 @@ def _jax_forward(model, x, case):
     def forward(trainable, frozen, x):
         return model.stateless_call(trainable, frozen, x, training=False)[0]
 
-    run: Callable = jax.jit(forward) if case.mode == "compiled" else forward
+    run: Callable = jit_forward(model) if case.mode == "compiled" else forward
     return lambda: jax.block_until_ready(run(*weights, x))
 
 
@@ -264,8 +264,8 @@ def _tensorflow_forward(model, x, case):
     def forward(x):
         return model(x, training=False)
 
-    forward = tf.function(forward, jit_compile=on_cuda("tensorflow")) if case.mode == "compiled" else forward
-    return lambda: tf.nest.map_structure(lambda y: y.numpy(), forward(x))
+    run: Callable = trace_forward(model, jit_compile=on_cuda("tensorflow")) if case.mode == "compiled" else forward
+    return lambda: tf.nest.map_structure(lambda y: y.numpy(), run(x))
 
 
 def _torch_forward(model, x, case):

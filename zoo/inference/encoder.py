@@ -16,7 +16,7 @@ import numpy as np
 from clip import Tokenizer, tokenize
 from zoo.data import Batches, Dataset
 from zoo.data.preprocess import PreprocessSpec
-from zoo.inference.forward import Forward, compiled
+from zoo.inference.forward import Forward, compile_forward
 from zoo.models import load_pair
 from zoo.utils.arrays import pad_rows, unit_rows
 from zoo.utils.env import available_cores
@@ -168,8 +168,8 @@ def keras_encoder(
     import keras
 
     return Encoder(
-        compiled(model.image_encoder),
-        compiled(model.text_encoder),
+        compile_forward(model.image_encoder),
+        compile_forward(model.text_encoder),
         spec,
         int(model.image_encoder.output_shape[-1]),
         **scale_and_bias(model),

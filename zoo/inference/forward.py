@@ -1,11 +1,10 @@
-"""Forward passes as compiled functions of NumPy arrays: `compiled` for batches of any size, `create_predictor` for one.
+"""Compiled forward passes of Keras models: `compile_forward`, and `create_predictor` for arrays of any length.
 
 Both run without the loop of `model.predict`, which costs 10 to 60 ms a call for callbacks, an iterator and, on
 TensorFlow, a copy of the inputs into a data set. Both read the model's weights at every call, so they follow a model
 that is trained further.
 """
 
-import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -39,8 +38,6 @@ def create_predictor(model, batch_size: int = 32) -> Forward:
     Raises:
         ValueError: batch_size below 1, or several inputs or outputs.
     """
-    import keras
-
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}.")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -48,9 +45,7 @@ def create_predictor(model, batch_size: int = 32) -> Forward:
             f"{model.name!r} has {len(model.inputs)} inputs and {len(model.outputs)} outputs; a predictor needs a "
             "model with one of each."
         )
-    tensorflow = functools.partial(_tensorflow_predictor, batch_size=batch_size)
-    makers: dict[str, Callable[..., Forward]] = {"jax": _jax, "tensorflow": tensorflow, "torch": _torch_predictor}
-    run = makers[keras.backend.backend()](model)
+    run = compile_forward(model, batch_size)
 
     def predict(values):
         values = np.asarray(values, model.inputs[0].dtype)
@@ -62,19 +57,43 @@ def create_predictor(model, batch_size: int = 32) -> Forward:
     return predict
 
 
-def compiled(model) -> Forward:
-    """Return a Keras model's inference as a function from an array to float32, for batches of any size."""
+def compile_forward(model, batch_size: int | None = None) -> Forward:
+    """Return a Keras model's inference as a compiled function from an array to float32.
+
+    Args:
+        model: `keras.Model` with one input and one output.
+        batch_size: rows of every batch; compiled for them at the first call, on torch with `torch.compile` if that is
+            possible. None for batches of any size: JAX compiles each shape, the others a shape that is repeated.
+    """
     import keras
 
-    return {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[keras.backend.backend()](model)
+    return {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[keras.backend.backend()](model, batch_size)
 
 
-def _jax(model) -> Forward:
+def jit_forward(model) -> Callable:
+    """Return (values of the trainable variables, of the others, inputs) → outputs in float32, compiled by JAX."""
     import jax
 
     @jax.jit
     def forward(trainable, rest, x):
-        return model.stateless_call(trainable, rest, x, training=False)[0].astype("float32")
+        outputs = model.stateless_call(trainable, rest, x, training=False)[0]
+        return jax.tree.map(lambda y: y.astype("float32"), outputs)
+
+    return forward
+
+
+def trace_forward(model, **options) -> Callable:
+    """Return inputs → outputs in float32 as a `tf.function` with these options."""
+    import tensorflow as tf
+
+    def forward(x):
+        return tf.nest.map_structure(lambda y: tf.cast(y, tf.float32), model(x, training=False))
+
+    return tf.function(forward, **options)
+
+
+def _jax(model, _) -> Forward:
+    forward = jit_forward(model)
 
     def run(x):
         trainable = [variable.value for variable in model.trainable_variables]
@@ -84,51 +103,43 @@ def _jax(model) -> Forward:
     return run
 
 
-def _tensorflow(model) -> Forward:
+def _tensorflow(model, batch_size) -> Forward:
     """A model without convolutions runs single rows through XLA from the second call on: two threads lose more than
     half of a sentence's time between TensorFlow's own kernels (24 → 10 ms with the text tower of convnext_v2_tiny:
     tests/bench_search.py). XLA's convolutions are slower than TensorFlow's."""
     import tensorflow as tf
 
     entry = model.inputs[0]
-
-    def forward(x):
-        return tf.cast(model(x, training=False), tf.float32)
+    if batch_size is not None:
+        spec = tf.TensorSpec((batch_size, *entry.shape[1:]), entry.dtype)
+        on_gpu = bool(tf.config.list_physical_devices("GPU"))
+        run = trace_forward(model, input_signature=[spec], jit_compile=on_gpu)
+        return lambda x: run(tf.convert_to_tensor(x, entry.dtype)).numpy()
 
     def specialise(x):
-        function = tf.function(forward, jit_compile=True)
+        function = trace_forward(model, jit_compile=True)
         try:
             function(x)
         except Exception:  # a custom layer may use an operation without an XLA kernel
             return any_batch
         return function
 
-    any_batch = tf.function(forward, input_signature=[tf.TensorSpec(entry.shape, entry.dtype)])
+    any_batch = trace_forward(model, input_signature=[tf.TensorSpec(entry.shape, entry.dtype)])
     convolves = any(len(variable.shape) == 4 for variable in model.weights)
     run = any_batch if convolves else by_shape(any_batch, specialise)
     return lambda x: run(tf.convert_to_tensor(x, entry.dtype)).numpy()
 
 
-def _tensorflow_predictor(model, batch_size: int) -> Forward:
-    import tensorflow as tf
-
-    entry = model.inputs[0]
-    spec = tf.TensorSpec((batch_size, *entry.shape[1:]), entry.dtype)
-
-    @tf.function(input_signature=[spec], jit_compile=bool(tf.config.list_physical_devices("GPU")))
-    def forward(x):
-        return tf.cast(model(x, training=False), tf.float32)
-
-    return lambda x: forward(tf.convert_to_tensor(x)).numpy()
-
-
-def _torch(model) -> Forward:
+def _torch(model, batch_size) -> Forward:
     """A repeated shape runs as a graph of torch kernels: Keras' layers add as much time between the kernels as a
     sentence, or 64 images of 32 pixels, takes in them (tests/bench_search.py)."""
-    packed: dict[int, PackedWeight] = {}
 
     def forward(x):
         return model(x, training=False).float()
+
+    if batch_size is not None:
+        return _without_gradients(_compiled_at_first_call(forward))
+    packed: dict[int, PackedWeight] = {}
 
     def specialise(x):
         try:
@@ -139,16 +150,16 @@ def _torch(model) -> Forward:
     return _without_gradients(by_shape(forward, specialise, max_rows=MAX_ROWS))
 
 
-def _torch_predictor(model) -> Forward:
-    forward = None
+def _compiled_at_first_call(forward: Callable) -> Callable:
+    made = None
 
     def run(x):
-        nonlocal forward
-        if forward is None:
-            forward = _compiled_if_possible(lambda x: model(x, training=False).float(), x)
-        return forward(x)
+        nonlocal made
+        if made is None:
+            made = _compiled_if_possible(forward, x)
+        return made(x)
 
-    return _without_gradients(run)
+    return run
 
 
 def _without_gradients(run: Callable) -> Forward:

@@ -24,7 +24,7 @@ from zoo.inference.encoder import (
     prepare_batches,
     show_progress,
 )
-from zoo.inference.forward import compiled
+from zoo.inference.forward import compile_forward
 from zoo.models import load_pair
 from zoo.weights.describe import describe
 
@@ -259,7 +259,7 @@ def _keras_encoder(model, spec, tokenizer, batch_size: int, fold: bool) -> Encod
     from zoo.models import fold as fold_weights
 
     folded = fold_weights(model)
-    return replace(encoder, images=compiled(folded.image_encoder), texts=compiled(folded.text_encoder))
+    return replace(encoder, images=compile_forward(folded.image_encoder), texts=compile_forward(folded.text_encoder))
 
 
 def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str) -> Encoder:
