@@ -8,6 +8,9 @@ from test_save_load import assert_same_model, fill, rewrite, set_argument
 
 import clip
 import zoo
+from zoo.models.names import config_of, find
+from zoo.weights import read_checkpoint
+from zoo.weights.config import named_preprocess
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
@@ -122,3 +125,18 @@ def test_load_pair_refuses_a_classifier(tmp_path):
     for source in (tmp_path / "m.safetensors", model):
         with pytest.raises(ValueError, match="is not a CLIP model"):
             load_pair(source)
+
+
+@pytest.mark.parametrize("name", ["MobileCLIP-S0", "ViT-H-14-378", "ViT-B-32", "convnext_base_w", "RN50"])
+def test_the_preprocessing_of_a_name_is_kept(name):
+    config = config_of(find(f"clip/{name}"))
+    assert config.preprocess == zoo.model_info(f"clip/{name}").preprocess
+    smaller = {**config.arguments, "image_size": 64}
+    assert named_preprocess("clip", smaller) == dataclasses.replace(config.preprocess, image_size=64)
+    assert named_preprocess("clip", {**smaller, "variant": {}}) is None
+
+
+def test_a_pair_made_by_name_is_saved_with_the_preprocessing_of_the_name(tmp_path):
+    zoo.save(clip.create_clip("MobileCLIP-S0"), tmp_path / "m.safetensors")
+    metadata = read_checkpoint(tmp_path / "m.safetensors").metadata
+    assert json.loads(metadata["preprocess"])["mean"] == [0.0, 0.0, 0.0]

@@ -21,7 +21,7 @@ from zoo.weights import (
     read_checkpoint,
     write_safetensors,
 )
-from zoo.weights.config import ModelConfig, check_activation, name_of
+from zoo.weights.config import ModelConfig, check_activation, name_of, named_preprocess
 from zoo.weights.describe import describe
 from zoo.weights.locate import has_config, locate
 from zoo.weights.sources import target_of
@@ -175,7 +175,9 @@ def export_weights(
     if path.suffix not in ("", ".safetensors"):
         raise ValueError(f"Weights are exported to a folder or a .safetensors file, got {path.name!r}.")
     known = native.recall(model)
-    config = dataclasses.replace(describe(model), preprocess=preprocess or known.preprocess, licence=known.licence)
+    config = describe(model)
+    preprocess = preprocess or known.preprocess or named_preprocess(config.family, config.arguments)
+    config = dataclasses.replace(config, preprocess=preprocess, licence=known.licence)
     target = target_of(model, config, format)
     tensors = _with_counters(export_tensors(model, target.format))
     if path.suffix == "":

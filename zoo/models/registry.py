@@ -11,7 +11,7 @@ from zoo.data.preprocess import PreprocessSpec
 from zoo.models.info import ModelInfo, info_of, model_info
 from zoo.models.names import config_of, find, list_models, spelled_activation
 from zoo.weights import create_with_weights, export_tensors, native, read_checkpoint, write_safetensors
-from zoo.weights.config import ModelConfig, builder_of, check_activation
+from zoo.weights.config import ModelConfig, builder_of, check_activation, named_preprocess
 from zoo.weights.describe import describe, trainable_weights
 from zoo.weights.load import load_own
 from zoo.weights.locate import SUFFIXES, config_beside, fetch_published, has_config, is_path, locate
@@ -171,7 +171,7 @@ def save(
             variant.
         path: ends in `.safetensors`.
         preprocess: how images were prepared in training. Unless given, that of the file the weights came from; failing
-            that, for a pair, OpenAI's CLIP preprocessing at its image size.
+            that, for a pair, that of its name's published weights, or OpenAI's, at its image size.
         licence: licence of the weights; unless given, that of the file the weights came from.
         source: {"name", "sha256", "format"} of the file that the weights came from; unless given, what is known of it.
 
@@ -185,7 +185,8 @@ def save(
     known = native.recall(model)
     preprocess = preprocess or known.preprocess
     if preprocess is None and config.family == CLIP:
-        preprocess = PreprocessSpec(image_size=config.arguments["image_size"])
+        preprocess = named_preprocess(config.family, config.arguments)
+        preprocess = preprocess or PreprocessSpec(image_size=config.arguments["image_size"])
     config = dataclasses.replace(
         config, preprocess=preprocess, licence=licence or known.licence, source=source or known.source
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.preprocess import PreprocessSpec
-from zoo.weights.published import Weights
+from zoo.weights.published import Weights, tags
 from zoo.weights.read import count_numbers
 from zoo.weights.schema import CLIP, RESNET, field_error
 
@@ -65,7 +65,7 @@ class ModelConfig:
         arguments = default_arguments(family, label, name)
         if activation:
             arguments["activation"] = activation
-        return cls(family, arguments, origin=name)
+        return cls(family, arguments, named_preprocess(family, arguments), origin=name)
 
     @classmethod
     def from_published(cls, row: Weights, activation: str | None = None) -> "ModelConfig":
@@ -281,6 +281,16 @@ def check_activation(origin: str, trained: str | None, requested: str | None) ->
             f"{origin} was trained with activation {trained!r}, and {requested!r} is requested: the outputs would be "
             "wrong. Leave the activation to the weights."
         )
+
+
+def named_preprocess(family: str, arguments: Mapping[str, Any]) -> PreprocessSpec | None:
+    """Return the preprocessing of a named pair's published weights, at the arguments' image size.
+
+    None for a classifier, whose weights differ in it, a row without a name, or a name without published weights.
+    """
+    variant = arguments["variant"]
+    rows = list(tags(f"{CLIP}/{variant}").values()) if family == CLIP and isinstance(variant, str) else []
+    return resize_spec(rows[0].preprocess, (arguments["image_size"],) * 2) if rows else None
 
 
 def resize_spec(spec: PreprocessSpec | None, size: tuple[int | None, int | None]) -> PreprocessSpec | None:
