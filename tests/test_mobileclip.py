@@ -26,8 +26,6 @@ PAIRS = {
     "bias": clip.Pair(24, 32, clip.ViT(16, 2, 16, 8, projection_bias=True), ALL_SEE_ALL),
 }
 
-FIRST = [pytest.param(name, marks=[] if name == "mct" else pytest.mark.once) for name in PAIRS]  # parity has the rest
-
 BRANCHES = {
     "dense": lambda **form: MobileOneConv2D(3, filters=6, **form),
     "dense to others": lambda **form: MobileOneConv2D(3, 2, filters=4, **form),
@@ -137,7 +135,8 @@ def test_statistics_change_only_in_training(rng):
 # Towers
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.once
+@pytest.mark.parametrize("name", PAIRS)
 def test_towers_give_embeddings_with_the_rows_parameters(pairs, name, rng):
     pair = pairs[name]
     batch = draw(pair, rng)
@@ -148,7 +147,8 @@ def test_towers_give_embeddings_with_the_rows_parameters(pairs, name, rng):
         np.testing.assert_array_equal(value, again)
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.once
+@pytest.mark.parametrize("name", PAIRS)
 def test_every_parameter_has_a_finite_gradient(pairs, name, rng):
     pair = pairs[name]
     batch = {key: ops.convert_to_tensor(value) for key, value in draw(pair, rng).items()}

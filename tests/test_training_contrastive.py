@@ -42,6 +42,7 @@ def plain(table, tmp_path_factory):
     return folder, zoo.train(ROW, table, output=folder, **BASE)
 
 
+@once
 def test_a_run_writes_a_pair_that_loads(plain):
     folder, outcome = plain
     assert outcome.finished and outcome.steps == 3
@@ -51,6 +52,7 @@ def test_a_run_writes_a_pair_that_loads(plain):
     assert [row["step"] for row in rows(folder)] == [1, 2, 3]
 
 
+@once
 def test_it_learns(table, tmp_path):
     zoo.train(ROW, table, output=tmp_path, **{**BASE, "epochs": 20, "log_every": 3}, learning_rate=0.002)
     found = losses(tmp_path)
@@ -164,6 +166,7 @@ def test_training_starts_from_given_weights(table, plain, tmp_path):
         assert np.array_equal(one, other)
 
 
+@once
 def test_validation_measures_retrieval_and_zero_shot_accuracy(table, tmp_path):
     options = {"validation_data": table, "validate_every": 2, "label_key": "class", "classes": "digits"}
     zoo.train(ROW, table, output=tmp_path, **BASE, **options)
@@ -304,7 +307,7 @@ def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
 # Stopping and going on, from the command line.
 
 
-@pytest.mark.once
+@once
 def test_the_identity_is_the_same_in_another_process(table):
     """What the batches depend on is told by values, never by where an object lies in memory."""
     code = (
@@ -350,7 +353,7 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
-@pytest.mark.once
+@once
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -383,7 +386,7 @@ def test_bad_arguments_are_refused_before_training(table, tmp_path, options, mes
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.once
+@once
 def test_missing_data_is_named(table, tmp_path):
     for missing in ("nowhere.csv", "nowhere"):
         with pytest.raises(FileNotFoundError, match=f"'{missing}' does not exist"):
