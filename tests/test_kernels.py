@@ -146,7 +146,14 @@ def both(call, compute):
 
 
 @each_call
-@pytest.mark.parametrize("dtype, batch", [("float32", 0), ("float32", 1), *((dtype, BATCH) for dtype in RESOLUTION)])
+@pytest.mark.parametrize(
+    "dtype, batch",
+    [
+        *(("float32", batch) for batch in (0, 1, BATCH)),
+        ("float16", BATCH),
+        pytest.param("bfloat16", BATCH, marks=pytest.mark.slow),
+    ],
+)
 def test_values_and_gradients_are_the_references(call, dtype, batch, rng):
     if (BACKEND, call.kernel, dtype) == ("jax", "attention", "float16"):
         pytest.skip("JAX's own attention does not compute in float16 on a CPU")
