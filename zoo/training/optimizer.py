@@ -50,7 +50,6 @@ class SkipNonFinite(keras.optimizers.Optimizer):
     """An optimizer that skips an update if a gradient is not finite. The same code runs on every backend.
 
     Variables: `skipped`, the number of skipped updates; `in_a_row`, those since the last update.
-    Attribute: `trained`, the variables that it was built for.
 
     Args:
         inner: the optimizer that makes the updates; its iterations do not count skipped ones.
@@ -69,10 +68,16 @@ class SkipNonFinite(keras.optimizers.Optimizer):
         self.inner = keras.optimizers.get(inner)
         self.initial_scale, self.ema, self.factors = initial_scale, ema, factors
 
+    @property
+    def trained(self):
+        """The variables that the optimizer was built for."""
+        return self._get_trained()
+
     def build(self, variables):
         if self.factors is not None and len(self.factors) != len(variables):
             raise ValueError(f"{len(self.factors)} factors for {len(variables)} variables; one each is needed")
-        self.trained = tuple(variables)
+        trained = tuple(variables)
+        self._get_trained = lambda: trained  # Keras would count a tuple of variables among the optimizer's own
         self.inner.build(variables)
         self.skipped = self.add_variable((), dtype="int32", name="skipped")
         self.in_a_row = self.add_variable((), dtype="int32", name="in_a_row")
