@@ -105,11 +105,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def make_steps(backends: Sequence[str], parts: int = PARTS) -> list[Step]:
     """Return the steps in the order in which they start: those that others wait for, then the longest first."""
     steps = [Step("oracles"), Step("backend-free", "not backend")]
-    for backend in backends:
-        marked = [Step(f"{backend}-{part + 1}", "backend and not once", backend, part) for part in range(parts)]
-        steps += marked if parts > 1 else [Step(backend, "backend and not once", backend)]
-    once = [Step(f"once-{part + 1}", "once", backends[-1], part) for part in range(parts)]
-    return steps + (once if parts > 1 else [Step("once", "once", backends[-1])])
+    marked = [("once", "once", backends[-1]), *((backend, "backend and not once", backend) for backend in backends)]
+    for name, markers, backend in marked:
+        several = [Step(f"{name}-{part + 1}", markers, backend, part) for part in range(parts)]
+        steps += several if parts > 1 else [Step(name, markers, backend)]
+    return steps
 
 
 def run_steps(options: argparse.Namespace, pytest_arguments: list[str]) -> list[Result]:
