@@ -48,7 +48,7 @@ def test_an_index_is_built_resumed_and_searched(album, saved, images, tmp_path, 
     (found,) = search_images(out, model=str(saved), image=str(album / "right/5.png"), k=1, cache=cache)
     assert found.id == "right/5.png" and found.score == pytest.approx(1, abs=1e-5)
     assert cache_stats(cache)["entries"] == 1
-    with pytest.raises(ValueError, match="either a text or --image"):
+    with pytest.raises(ValueError, match="either a query or --image"):
         search_images(out, model=str(saved))
 
     capsys.readouterr()

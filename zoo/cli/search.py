@@ -104,14 +104,14 @@ COMMANDS = {
         (INDEX,),
     ),
     "search": Command(
-        "find the images that match a text or an image",
+        "find the images that match texts and images",
         "zoo.search.query:search_images",
         "zoo.search.query:to_text",
         (
             INDEX,
-            argument("query", nargs="?", help='text, e.g. "a photo of a seven"'),
+            argument("query", nargs="?", help='text, or "red car - truck + 2:night + dog.jpg"'),
             INDEX_MODEL,
-            argument("--image", metavar="FILE", help="search with an image instead of a text"),
+            argument("--image", metavar="FILE", help="search with an image instead of a query"),
             argument("-k", type=positive, default=5, help="number of results (default 5)"),
             argument(
                 "--where",
@@ -119,6 +119,7 @@ COMMANDS = {
                 metavar="KEY=VALUE",
                 help="only images with this metadata; repeat for several conditions",
             ),
+            argument("--min-score", type=float, metavar="COSINE", help="leave out images with a lower score"),
             argument("--approximate", action="store_true", help="use the graph of zoo index accelerate --kind hnsw"),
             argument("--expansion", type=positive, metavar="N", help="--approximate with N candidates (default 128)"),
             argument("--sheet", metavar="FILE", help="write the results as .png or .html"),
@@ -128,6 +129,7 @@ COMMANDS = {
         examples=(
             'zoo search photos-index "a dog on a beach" -k 10 --sheet found.html',
             "zoo search photos-index --image dog.jpg",
+            'zoo search photos-index "dog.jpg - beach + 2:snow" --min-score 0.2',
         ),
     ),
     **{

@@ -145,7 +145,15 @@ class Index:
         segment, place = self._find(identity)
         return segment.rows(slice(place, place + 1))[0]
 
-    def search(self, query: np.ndarray, k: int = 10, *, where: Where = None, approximate: bool | int = False):
+    def search(
+        self,
+        query: np.ndarray,
+        k: int = 10,
+        *,
+        where: Where = None,
+        approximate: bool | int = False,
+        min_score: float | None = None,
+    ):
         """Return the k vectors with the highest inner product, best first; ties in the order they were added.
 
         Args:
@@ -154,9 +162,11 @@ class Index:
             where: {key: value} that the metadata must have, or a function from metadata to bool.
             approximate: search the graph of `accelerate("hnsw")`, which may miss results. A number is the expansion
                 of that search (True: 128); a larger one misses fewer and takes longer.
+            min_score: leave out results with a lower score, possibly all of them.
 
         Returns:
-            (ids, scores): a list and float32 (k,); for (Q, D) a list of lists and float32 (Q, k).
+            (ids, scores): a list and float32 (k,); for (Q, D) a list of lists and float32 (Q, k), or with `min_score`
+            a list of Q arrays.
 
         Raises:
             ValueError: invalid arguments, or approximate without a graph.
@@ -177,9 +187,13 @@ class Index:
             found = [self._find_with(helper, row, k, allowed, approximate) for row in queries]
         else:
             found = self._find_all(queries, k, allowed)
+        if min_score is not None:
+            found = [(places[scores >= min_score], scores[scores >= min_score]) for places, scores in found]
         ids = [[self._ids[place] for place in places] for places, _ in found]
         scores = [row for _, row in found]
-        return (ids[0], scores[0]) if single else (ids, np.stack(scores))
+        if single:
+            return ids[0], scores[0]
+        return ids, np.stack(scores) if min_score is None else scores
 
     def _find_all(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return (places, scores) of each query by a scan of all vectors."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from clip import check_classes
 from zoo.data.preprocess import PreprocessSpec, decode_image, open_image, preprocess
-from zoo.embeddings import Index, TextCache
+from zoo.embeddings import Index, TextCache, combine, parse_query
 from zoo.embeddings.index import Where
 from zoo.inference.classifier import Classifier, create_classifier
 from zoo.inference.encoder import (
@@ -174,20 +174,48 @@ class ClipPipeline:
             self._classifiers[key] = create_classifier(self, names, templates, activation=activation)
         return self._classifiers[key]
 
+    def embed_query(self, query, *, images: bool = True) -> np.ndarray:
+        """Return the embedding of a search query, float32 (D,), a unit vector.
+
+        Args:
+            query: a str is an expression, such as "red car - truck + 2:night" (`zoo.embeddings.expression`); a Path,
+                PIL image, array, bytes or file is an image.
+            images: whether terms of an expression may name image files. For queries from other people, pass False:
+                then every term is a text.
+
+        Raises:
+            ValueError, FileNotFoundError: an invalid expression, terms that cancel each other, an unreadable image.
+        """
+        if not isinstance(query, str):
+            return self.embed_images([query])[0]
+        terms = parse_query(query, images=images)
+        vectors = np.empty((len(terms), self.encoder.dim), np.float32)
+        for embed, are_images in ((self.embed_texts, False), (self.embed_images, True)):
+            places = [i for i, term in enumerate(terms) if term.is_image is are_images]
+            if places:
+                vectors[places] = embed([Path(terms[i].text) if are_images else terms[i].text for i in places])
+        return combine([term.weight for term in terms], vectors)
+
     def search(
-        self, index: Index | str | Path, query, k: int = 5, *, where: Where = None, approximate: bool | int = False
+        self,
+        index: Index | str | Path,
+        query,
+        k: int = 5,
+        *,
+        where: Where = None,
+        approximate: bool | int = False,
+        min_score: float | None = None,
     ) -> tuple[list[str], np.ndarray]:
-        """Return (ids, scores float32 (k,)) of the best matches of a text or an image.
+        """Return (ids, scores float32 (k,)) of the best matches of a query.
 
         Args:
             index: an `Index` or its path, built with this pipeline's model.
-            query: a str is a text; a Path, PIL image, array, bytes or file is an image.
-            where, approximate: see `Index.search`.
+            query: see `embed_query`.
+            where, approximate, min_score: see `Index.search`.
         """
         if not isinstance(index, Index):
             index = Index.open(index, model=self.fingerprint)
-        vector = self.embed_texts([query]) if isinstance(query, str) else self.embed_images([query])
-        return index.search(vector[0], k, where=where, approximate=approximate)
+        return index.search(self.embed_query(query), k, where=where, approximate=approximate, min_score=min_score)
 
 
 def open_any(image) -> Image.Image | np.ndarray:

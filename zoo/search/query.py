@@ -1,4 +1,4 @@
-"""Search an index of images by a text or an image: `zoo search`."""
+"""Search an index of images by texts and images: `zoo search`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,25 +36,28 @@ def search_images(
     where: Sequence[str] | None = None,
     approximate: bool = False,
     expansion: int | None = None,
+    min_score: float | None = None,
     sheet: str | None = None,
     cache: str | None = None,
 ) -> list[Match]:
-    """Return the images that best match a text or an image, best first: `zoo search`.
+    """Return the images that best match a query, best first: `zoo search`.
 
     Args:
         index: its folder.
-        query: a text.
+        query: an expression of texts and image files, such as "red car - truck + 2:night"; see
+            `zoo.embeddings.expression`.
         model: the pair that built the index; by default the one that the index records.
-        image: an image file, in place of the text.
+        image: an image file, in place of the query.
         k: number of results.
         where: "KEY=VALUE" conditions on the metadata, all of which must hold.
         approximate: search the graph of `zoo index accelerate --kind hnsw`.
         expansion: the same, with this expansion; see `Index.search`.
+        min_score: leave out images with a lower cosine.
         sheet: a .png or .html file to write with the images found. Images that no longer exist cause a warning.
         cache: file of the text cache; by default the user's.
     """
     if (query is None) == (image is None):
-        raise ValueError("give either a text or --image FILE")
+        raise ValueError("give either a query or --image FILE")
     if sheet is not None:
         check_sheet_path(Path(sheet))
     opened = Index.open(index)
@@ -62,7 +65,12 @@ def search_images(
     texts = TextCache(cache or default_cache_path())
     pipeline = open_pipeline(opened, model, cache=texts)
     ids, scores = pipeline.search(
-        opened, Path(image) if image else query, k, where=fits, approximate=expansion or approximate
+        opened,
+        Path(image) if image else query,
+        k,
+        where=fits,
+        approximate=expansion or approximate,
+        min_score=min_score,
     )
     texts.close()
     pairs = enumerate(zip(ids, scores, strict=True), 1)
