@@ -20,16 +20,16 @@ def digits(count: int, size: int = 16) -> tuple[np.ndarray, tuple[str, ...], np.
 
     data = load_digits()
     gray = 255 - np.rint(data.images[:count] * (255 / 16)).astype(np.uint8)
-    pictures = [Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC).convert("RGB") for g in gray]
+    images = [Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC).convert("RGB") for g in gray]
     labels = data.target[:count].astype(np.int32)
     captions = tuple(f'a handwritten {WORDS[label]}, the "{i}"th' for i, label in enumerate(labels))
-    return np.stack([np.asarray(picture) for picture in pictures]), captions, labels
+    return np.stack([np.asarray(image) for image in images]), captions, labels
 
 
-def encode(picture: np.ndarray, kind: str = "PNG", **options) -> bytes:
+def encode(image: np.ndarray, kind: str = "PNG", **options) -> bytes:
     """The bytes of an image file."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind, **options)
+    Image.fromarray(image).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -41,9 +41,9 @@ def write_csv(folder: Path, count: int, *, separator: str = ",", size: int = 16)
     with open(path, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, delimiter=separator)
         rows.writerow(["filepath", "caption", "class"])
-        for i, (picture, caption, label) in enumerate(zip(*digits(count, size), strict=True)):
+        for i, (image, caption, label) in enumerate(zip(*digits(count, size), strict=True)):
             name = f"images/{i:05d}.png"
-            (folder / name).write_bytes(encode(picture))
+            (folder / name).write_bytes(encode(image))
             rows.writerow([name, caption, WORDS[label]])
     return path
 
@@ -51,18 +51,18 @@ def write_csv(folder: Path, count: int, *, separator: str = ",", size: int = 16)
 def write_captioned_folder(folder: Path, count: int, *, size: int = 16) -> Path:
     """Images with .txt beside them, in one folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i, (picture, caption, _) in enumerate(zip(*digits(count, size), strict=True)):
-        (folder / f"{i:05d}.png").write_bytes(encode(picture))
+    for i, (image, caption, _) in enumerate(zip(*digits(count, size), strict=True)):
+        (folder / f"{i:05d}.png").write_bytes(encode(image))
         (folder / f"{i:05d}.txt").write_text(caption, encoding="utf-8")
     return folder
 
 
 def write_class_folders(folder: Path, count: int, *, size: int = 16) -> Path:
     """Images in one folder a class: 0_zero, 1_one, …"""
-    for i, (picture, _, label) in enumerate(zip(*digits(count, size), strict=True)):
+    for i, (image, _, label) in enumerate(zip(*digits(count, size), strict=True)):
         inner = folder / f"{label}_{WORDS[label]}"
         inner.mkdir(parents=True, exist_ok=True)
-        (inner / f"{i:05d}.png").write_bytes(encode(picture))
+        (inner / f"{i:05d}.png").write_bytes(encode(image))
     return folder
 
 
@@ -72,8 +72,8 @@ def write_shards(folder: Path, count: int, shards: int = 3, *, notes: bool = Fal
     rows = list(enumerate(zip(*digits(count, size), strict=True)))
     for shard, part in enumerate(np.array_split(np.arange(count), shards)):
         members = {}
-        for i, (picture, caption, label) in (rows[place] for place in part):
-            members[f"{i:05d}.png"] = encode(picture)
+        for i, (image, caption, label) in (rows[place] for place in part):
+            members[f"{i:05d}.png"] = encode(image)
             if notes:
                 members[f"{i:05d}.json"] = json.dumps({"caption": caption, "label": int(label)}).encode()
             else:

@@ -77,22 +77,22 @@ def test_a_batch_has_its_documented_arrays():
 
 
 def test_without_augmentation_images_are_those_of_evaluation(tmp_path):
-    pictures, captions, labels = digits(COUNT)
+    images, captions, labels = digits(COUNT)
     spec = PreprocessSpec(image_size=(12, 20), crop_pct=0.9)
     with Batches(
-        from_arrays(pictures, captions, labels), spec, batch_size=7, shuffle=False, drop_last=False
+        from_arrays(images, captions, labels), spec, batch_size=7, shuffle=False, drop_last=False
     ) as batches:
         parts = list(batches)
     assert [len(part["label"]) for part in parts] == [7] * 8 + [4] and len(batches) == 9
-    assert np.array_equal(np.concatenate([part["images"] for part in parts]), batch(list(pictures), spec))
+    assert np.array_equal(np.concatenate([part["images"] for part in parts]), batch(list(images), spec))
     assert np.array_equal(np.concatenate([part["label"] for part in parts]), labels)
     assert parts[0].keys() == {"images", "label"}
 
 
 def test_layouts_give_the_same_batches(tmp_path):
-    pictures, captions, labels = digits(COUNT)
+    images, captions, labels = digits(COUNT)
     datasets = [
-        from_arrays(pictures, captions, labels),
+        from_arrays(images, captions, labels),
         read_csv(write_csv(tmp_path / "csv", COUNT), label_key="class", class_names=WORDS),
         read_shards(write_shards(tmp_path / "tar", COUNT)),
     ]
@@ -116,8 +116,8 @@ def test_a_caption_function_has_its_own_random_stream():
         return f"{WORDS[record.label]} {rng.integers(1000)}"
 
     options = {"batch_size": 8, "tokenize": tokenize, "caption": caption}
-    pictures, _, labels = digits(COUNT)
-    dataset = from_arrays(pictures, labels=labels)
+    images, _, labels = digits(COUNT)
+    dataset = from_arrays(images, labels=labels)
     with (
         Batches(dataset, SPEC, **options) as plain,
         Batches(dataset, SPEC, augment=CONTRASTIVE, **options) as augmented,
@@ -166,8 +166,8 @@ def test_several_threads_may_share_batches():
 
 
 def test_seed_epoch_and_record_each_change_the_augmentation():
-    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    dataset = from_arrays([picture] * 8, labels=np.arange(8))
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    dataset = from_arrays([image] * 8, labels=np.arange(8))
     with (
         Batches(dataset, SPEC, batch_size=8, seed=1, augment=Augment()) as batches,
         Batches(dataset, SPEC, batch_size=8, seed=2, augment=Augment()) as other,
@@ -269,8 +269,8 @@ def test_ranks_together_have_the_batch_of_one_process(mix):
 
 
 def test_ranks_agree_on_what_replaces_bad_records():
-    pictures, captions, labels = digits(COUNT)
-    images = [np.zeros((0, 3), np.uint8) if i % 7 == 0 else picture for i, picture in enumerate(pictures)]
+    images, captions, labels = digits(COUNT)
+    images = [np.zeros((0, 3), np.uint8) if i % 7 == 0 else image for i, image in enumerate(images)]
     dataset = from_arrays(images, captions, labels)
     options = {"batch_size": 12, "augment": CONTRASTIVE, "tokenize": tokenize, "max_bad_fraction": 0.2}
     whole = Batches(dataset, SPEC, **options)

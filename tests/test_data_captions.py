@@ -8,14 +8,14 @@ from data_writers import digits, encode, write_class_folders, write_tar
 
 from zoo.data import BadSample, from_arrays, open_dataset, read_coco, read_csv, read_jsonl, read_parquet, read_shards
 
-PICTURES, CAPTIONS, LABELS = digits(4)
-FILES = [encode(picture) for picture in PICTURES]
+IMAGES, CAPTIONS, LABELS = digits(4)
+FILES = [encode(image) for image in IMAGES]
 LISTS = [["a cat", "one cat"], ["a dog"], [], ["a bird", " ", "two birds"]]
 EXPECTED = [(0, "a cat"), (0, "one cat"), (1, "a dog"), (3, "a bird"), (3, "two birds")]
 
 
 def found(dataset) -> list[tuple[int, str]]:
-    """(number of the picture, caption) of the good records."""
+    """(number of the image, caption) of the good records."""
     pairs = []
     for i in range(len(dataset)):
         try:
@@ -27,7 +27,7 @@ def found(dataset) -> list[tuple[int, str]]:
 
 
 def write_lists(folder, layout: str):
-    """Four pictures, with LISTS as captions; returns what opens them."""
+    """Four images, with LISTS as captions; returns what opens them."""
     folder.mkdir(exist_ok=True)
     for i, content in enumerate(FILES):
         (folder / f"{i}.png").write_bytes(content)
@@ -69,7 +69,7 @@ def test_each_caption_of_an_image_is_a_record_of_one_name(tmp_path, layout):
 def test_rows_of_one_image_are_positives_and_other_data_is_as_it_was(tmp_path):
     (tmp_path / "t.csv").write_text("filepath,caption\na.png,one\nb.png,two\na.png,three\n")
     assert list(read_csv(tmp_path / "t.csv").with_image_labels().labels) == [0, 1, 0]
-    dataset = from_arrays(PICTURES, CAPTIONS)
+    dataset = from_arrays(IMAGES, CAPTIONS)
     assert dataset.with_image_labels() is dataset
 
 

@@ -71,12 +71,12 @@ def test_an_epoch_with_k_corrupt_images_finishes_and_counts_exactly_k(tmp_path, 
 
 
 def test_all_eight_at_once_in_shards(tmp_path, rng):
-    pictures, captions, _ = digits(COUNT)
+    images, captions, _ = digits(COUNT)
     chosen = rng.choice(COUNT, len(CORRUPTIONS), replace=False)
     damage = dict(zip(chosen, CORRUPTIONS.values(), strict=True))
     members = {}
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        content = damage[i]() if i in damage else encode(picture)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        content = damage[i]() if i in damage else encode(image)
         members |= {} if content is None else {f"{i:03d}.jpg": content}
         members[f"{i:03d}.txt"] = caption.encode()
     dataset = read_shards(write_tar(tmp_path / "a.tar", members))
@@ -107,12 +107,12 @@ def replacement(order: np.ndarray, bad: set[int], place: int) -> int:
 
 
 def test_a_bad_record_is_replaced_by_the_next_good_one_from_one_batch_further_on(tmp_path):
-    pictures = np.stack([np.full((16, 16, 3), i, np.uint8) for i in range(COUNT)])
+    images = np.stack([np.full((16, 16, 3), i, np.uint8) for i in range(COUNT)])
     labels = np.arange(COUNT, dtype=np.int32)
-    with Batches(from_arrays(pictures, labels=labels), SPEC, batch_size=COUNT, seed=3) as clean:
+    with Batches(from_arrays(images, labels=labels), SPEC, batch_size=COUNT, seed=3) as clean:
         order = clean.indices(0, 0)
     bad = {int(order[i]) for i in (5, 13, 14, 40, COUNT - 1, 7)}
-    images = [np.zeros((0, 3), np.uint8) if i in bad else picture for i, picture in enumerate(pictures)]
+    images = [np.zeros((0, 3), np.uint8) if i in bad else image for i, image in enumerate(images)]
     with Batches(from_arrays(images, labels=labels), SPEC, batch_size=BATCH, seed=3, max_bad_fraction=0.1) as batches:
         for step in range(batches.steps):
             expected = [replacement(order, bad, place) for place in range(step * BATCH, (step + 1) * BATCH)]
@@ -218,8 +218,8 @@ def test_a_data_set_without_good_records_ends_the_run():
 
 
 def test_errors_of_the_transform_or_tokenizer_make_a_record_bad():
-    pictures, captions, _ = digits(4)
-    images = [*pictures[:3], np.zeros((9000, 1, 3), np.uint8)]
+    images, captions, _ = digits(4)
+    images = [*images[:3], np.zeros((9000, 1, 3), np.uint8)]
 
     def tokenize(texts):
         if captions[1] in texts:

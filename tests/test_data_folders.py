@@ -9,15 +9,15 @@ from data_writers import digits, encode
 from zoo.data import open_dataset, read_folder
 from zoo.data.folders import SYSTEM_FOLDERS, image_names
 
-PICTURE = encode(digits(1)[0][0])
+IMAGE = encode(digits(1)[0][0])
 
 
 @pytest.fixture
 def classes(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name / "deep").mkdir(parents=True)
-        (tmp_path / name / "0.jpg").write_bytes(PICTURE)
-        (tmp_path / name / "deep" / "1.png").write_bytes(PICTURE)
+        (tmp_path / name / "0.jpg").write_bytes(IMAGE)
+        (tmp_path / name / "deep" / "1.png").write_bytes(IMAGE)
     return tmp_path
 
 
@@ -27,7 +27,7 @@ def test_folders_of_systems_are_ignored_at_any_depth(classes, name, place):
     inner = classes / place / name / "cat"
     inner.mkdir(parents=True)
     (inner / "._0.jpg").write_bytes(b"\0\5\x16\7")
-    (inner / "0.jpg").write_bytes(PICTURE)
+    (inner / "0.jpg").write_bytes(IMAGE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset = read_folder(classes)

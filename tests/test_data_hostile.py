@@ -87,7 +87,7 @@ def test_files_above_the_size_limit_are_not_read(tmp_path):
 
 def hostile_tar(path: Path) -> Path:
     """A good sample between links, devices, names that leave, a pickle and a member of 1 TiB."""
-    picture = encode(digits(1)[0][0])
+    image = encode(digits(1)[0][0])
     with tarfile.open(path, "w") as tar:
 
         def add(name, content=b"", kind=tarfile.REGTYPE, link=""):
@@ -96,11 +96,11 @@ def hostile_tar(path: Path) -> Path:
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
 
-        add("good.png", picture)
+        add("good.png", image)
         add("good.pkl", b"cos\nsystem\n(S'touch hacked'\ntR.")
         add("good.txt", b"a digit")
-        add("../../up.png", picture)
-        add("/absolute.png", picture)
+        add("../../up.png", image)
+        add("/absolute.png", image)
         add("soft.png", kind=tarfile.SYMTYPE, link="/etc/passwd")
         add("hard.png", kind=tarfile.LNKTYPE, link="/etc/passwd")
         add("null.png", kind=tarfile.CHRTYPE)
@@ -168,8 +168,8 @@ def test_compressed_and_other_files_are_refused(tmp_path):
 
 
 def test_members_with_an_excessive_size_are_not_read(tmp_path):
-    picture = encode(digits(1)[0][0])
-    whole = write_tar(tmp_path / "a.tar", {"a.png": picture, "a.txt": b"x", "b.png": picture, "b.txt": b"x"})
+    image = encode(digits(1)[0][0])
+    whole = write_tar(tmp_path / "a.tar", {"a.png": image, "a.txt": b"x", "b.png": image, "b.txt": b"x"})
     for content in (b"\x80" + (1 << 60).to_bytes(11, "big"), b"\xff" * 12, b"77777777777\0", b"garbage!!!!\0"):
         data = bytearray(whole.read_bytes())
         start = data.index(b"b.png")
@@ -178,7 +178,7 @@ def test_members_with_an_excessive_size_are_not_read(tmp_path):
         data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
         (tmp_path / "b.tar").write_bytes(data)
         dataset = read_shards(tmp_path / "b.tar")
-        assert dataset.names == ["b.tar/a", "b.tar/"] and dataset.record(0).image == picture
+        assert dataset.names == ["b.tar/a", "b.tar/"] and dataset.record(0).image == image
         with pytest.raises(BadSample, match="the shard is (cut off|damaged)"):
             dataset.record(1)
     with open(tmp_path / "big.tar", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
@@ -233,10 +233,10 @@ def test_extended_headers_are_bounded(tmp_path, form):
 
 
 def test_captions_are_bounded_and_json_is_not_trusted(tmp_path):
-    picture = encode(digits(1)[0][0])
+    image = encode(digits(1)[0][0])
     deep, huge = b"[" * 200_000, b'{"caption": 5, "label": ' + b"9" * 5000 + b"}"
-    members = {"a.png": picture, "a.txt": b"x" * (2 << 20), "b.png": picture, "b.json": b'{"caption": "fine"}'}
-    members |= {"c.png": picture, "c.json": deep, "d.png": picture, "d.json": huge, "e.png": picture, "e.json": b"[]"}
+    members = {"a.png": image, "a.txt": b"x" * (2 << 20), "b.png": image, "b.json": b'{"caption": "fine"}'}
+    members |= {"c.png": image, "c.json": deep, "d.png": image, "d.json": huge, "e.png": image, "e.json": b"[]"}
     dataset = read_shards(write_tar(tmp_path / "a.tar", members))
     assert dataset.record(1).caption == "fine"
     for i, reason in (

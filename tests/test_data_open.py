@@ -53,8 +53,8 @@ def test_tables_of_any_ending_and_shards_by_pattern(tmp_path):
 
 def test_parquet(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    pictures, captions, labels = digits(COUNT)
-    table = {"image": [encode(picture) for picture in pictures], "caption": captions, "label": labels}
+    images, captions, labels = digits(COUNT)
+    table = {"image": [encode(image) for image in images], "caption": captions, "label": labels}
     table |= {"score": [0.5] * COUNT, "note": [None, *("n" * (COUNT - 1))], "list": [[1]] * COUNT}
     parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
     dataset = open_dataset(tmp_path / "t.parquet", image_key="image", needs="images", metadata=True)
@@ -64,8 +64,8 @@ def test_parquet(tmp_path):
 
 
 def test_a_data_set_is_returned_as_it_is():
-    pictures, captions, labels = digits(COUNT)
-    dataset = from_arrays(pictures, captions, labels)
+    images, captions, labels = digits(COUNT)
+    dataset = from_arrays(images, captions, labels)
     assert open_dataset(dataset) is dataset and open_dataset(dataset, needs="captions") is dataset
     assert open_dataset(dataset, needs="images").labels is None
 
@@ -79,10 +79,10 @@ def test_a_benchmark_by_name_and_a_folder_of_that_name_first(tmp_path, monkeypat
 
 
 def test_images_alone_lie_at_any_depth_with_nothing_beside_them(tmp_path):
-    picture = encode(digits(1)[0][0])
+    image = encode(digits(1)[0][0])
     for name in ("a.png", "b/c.png", "b/d/e.PNG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(picture)
+        (tmp_path / name).write_bytes(image)
     dataset = open_dataset(tmp_path, needs="images")
     assert dataset.names == ["a.png", "b/c.png", "b/d/e.PNG"]
     assert [dataset.metadata(i) for i in range(3)] == [{"folder": ""}, {"folder": "b"}, {"folder": "b/d"}]

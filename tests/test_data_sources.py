@@ -39,19 +39,19 @@ def write_rows(path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 @pytest.mark.parametrize("layout", ["csv", "tsv", "captioned", "shards", "json shards", "arrays"])
 def test_every_layout_gives_the_same_images_and_captions(tmp_path, layout):
-    pictures, captions, labels = digits(COUNT)
+    images, captions, labels = digits(COUNT)
     dataset = {
         "csv": lambda: read_csv(write_csv(tmp_path, COUNT)),
         "tsv": lambda: read_csv(write_csv(tmp_path, COUNT, separator="\t")),
         "captioned": lambda: read_folder(write_captioned_folder(tmp_path, COUNT)),
         "shards": lambda: read_shards(write_shards(tmp_path, COUNT)),
         "json shards": lambda: read_shards(write_shards(tmp_path, COUNT, notes=True)),
-        "arrays": lambda: from_arrays(pictures, captions, labels),
+        "arrays": lambda: from_arrays(images, captions, labels),
     }[layout]()
     assert len(dataset) == COUNT and dataset.captions
     for i in range(COUNT):
         assert dataset.record(i).caption == captions[i]
-        assert np.array_equal(pixels(dataset, i), pictures[i])
+        assert np.array_equal(pixels(dataset, i), images[i])
     assert len(set(dataset.names)) == COUNT
     if layout in ("shards", "json shards", "arrays"):
         assert np.array_equal(dataset.labels, labels)
@@ -61,14 +61,14 @@ def test_every_layout_gives_the_same_images_and_captions(tmp_path, layout):
 
 
 def test_class_folders_give_labels_and_names(tmp_path):
-    pictures, _, labels = digits(COUNT)
+    images, _, labels = digits(COUNT)
     dataset = read_folder(write_class_folders(tmp_path, COUNT))
     assert dataset.class_names == tuple(f"{i}_{word}" for i, word in enumerate(WORDS)) and not dataset.captions
     numbers = [int(Path(name).stem) for name in dataset.names]
     assert sorted(numbers) == list(range(COUNT))
     for i, number in enumerate(numbers):
         assert dataset.labels[i] == labels[number] == dataset.record(i).label
-        assert np.array_equal(pixels(dataset, i), pictures[number])
+        assert np.array_equal(pixels(dataset, i), images[number])
 
 
 def test_classes_in_a_csv_are_names_or_numbers(tmp_path):
@@ -215,7 +215,7 @@ def test_long_and_foreign_names_are_read_in_every_tar_format(tmp_path, form):
     import tarfile
 
     number = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}[form]
-    long = "/".join(["a" * 60] * 3) + "/picture" if form == "ustar" else "ä" * 150 + "/picture"
+    long = "/".join(["a" * 60] * 3) + "/image" if form == "ustar" else "ä" * 150 + "/image"
     members = {f"{long}.png": encode(digits(1)[0][0]), f"{long}.txt": "größe".encode(), "short.PNG": b"x" * 512}
     write_tar(tmp_path / "a.tar", members, format=number)
     dataset = read_shards(tmp_path / "a.tar")
@@ -224,14 +224,14 @@ def test_long_and_foreign_names_are_read_in_every_tar_format(tmp_path, form):
 
 
 def test_incomplete_samples_of_a_shard_are_bad_records(tmp_path):
-    picture = encode(digits(1)[0][0])
+    image = encode(digits(1)[0][0])
     members = {
-        **{"good.png": picture, "good.txt": b"x", "good.cls": b"3\n", "good.seg.png": b"passed over"},
-        **{"no_text.png": picture, "no_text.cls": b"1"},
-        **{"no_label.png": picture, "no_label.txt": b"x"},
-        **{"odd_label.png": picture, "odd_label.txt": b"x", "odd_label.cls": b"3.5"},
+        **{"good.png": image, "good.txt": b"x", "good.cls": b"3\n", "good.seg.png": b"passed over"},
+        **{"no_text.png": image, "no_text.cls": b"1"},
+        **{"no_label.png": image, "no_label.txt": b"x"},
+        **{"odd_label.png": image, "odd_label.txt": b"x", "odd_label.cls": b"3.5"},
         **{"no_image.txt": b"x", "no_image.cls": b"1"},
-        **{"other_class.png": picture, "other_class.txt": b"x", "other_class.cls": b"10"},
+        **{"other_class.png": image, "other_class.txt": b"x", "other_class.cls": b"10"},
     }
     dataset = read_shards(write_tar(tmp_path / "a.tar", members), class_names=WORDS)
     reasons = []
@@ -248,16 +248,16 @@ def test_incomplete_samples_of_a_shard_are_bad_records(tmp_path):
 
 
 def test_arrays_of_other_kinds_and_lengths_are_refused():
-    pictures, captions, labels = digits(4)
+    images, captions, labels = digits(4)
     with pytest.raises(ValueError, match=r"image 0 is float64 \(16, 16, 3\); allowed is uint8"):
-        from_arrays(pictures / 255)
+        from_arrays(images / 255)
     with pytest.raises(ValueError, match="3 captions for 4 images"):
-        from_arrays(pictures, captions[:3])
+        from_arrays(images, captions[:3])
     with pytest.raises(ValueError, match="labels run from 0 to 3; allowed are 0 to 1"):
-        from_arrays(pictures, labels=labels, class_names=["zero", "one"])
+        from_arrays(images, labels=labels, class_names=["zero", "one"])
     with pytest.raises(ValueError, match="labels are float64"):
-        from_arrays(pictures, labels=labels / 2)
-    mixed = from_arrays([pictures[0], pictures[1][..., 0], pictures[2][:5, :, :1]])
+        from_arrays(images, labels=labels / 2)
+    mixed = from_arrays([images[0], images[1][..., 0], images[2][:5, :, :1]])
     assert [pixels(mixed, i).shape for i in range(3)] == [(16, 16, 3), (16, 16), (5, 16)]
 
 
@@ -265,8 +265,8 @@ def test_arrays_of_other_kinds_and_lengths_are_refused():
 def test_parquet_gives_the_same_records(tmp_path, holds):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    pictures, captions, labels = digits(20)
-    files = [encode(picture) for picture in pictures]
+    images, captions, labels = digits(20)
+    files = [encode(image) for image in images]
     for i, content in enumerate(files):
         (tmp_path / f"{i}.png").write_bytes(content)
     column = {
@@ -280,7 +280,7 @@ def test_parquet_gives_the_same_records(tmp_path, holds):
     for i in range(19):
         record = dataset.record(i)
         assert (record.caption, record.label) == (captions[i], labels[i])
-        assert np.array_equal(pixels(dataset, i), pictures[i])
+        assert np.array_equal(pixels(dataset, i), images[i])
     with pytest.raises(BadSample, match="no caption"):
         dataset.record(19)
     with pytest.raises(ValueError, match="no column 'img'; nearest is 'image'"):
@@ -310,20 +310,20 @@ def test_a_subset_has_the_given_records_in_order(tmp_path):
 
 
 def test_the_fingerprint_changes_with_rows_order_and_texts():
-    pictures, captions, labels = digits(6)
-    dataset = from_arrays(pictures, captions, labels)
+    images, captions, labels = digits(6)
+    dataset = from_arrays(images, captions, labels)
     others = [
-        from_arrays(pictures[::-1], captions, labels),
-        from_arrays(pictures, captions[::-1], labels),
-        from_arrays(pictures, captions, labels[::-1]),
-        from_arrays(pictures, captions),
-        from_arrays(pictures[:5], captions[:5], labels[:5]),
+        from_arrays(images[::-1], captions, labels),
+        from_arrays(images, captions[::-1], labels),
+        from_arrays(images, captions, labels[::-1]),
+        from_arrays(images, captions),
+        from_arrays(images[:5], captions[:5], labels[:5]),
         dataset.subset(range(5)),
         dataset.subset([1, 0, 2, 3, 4, 5]),
     ]
     prints = {dataset.fingerprint, *(other.fingerprint for other in others)}
     assert len(prints) == len(others) + 1
-    assert from_arrays(pictures.copy(), list(captions), labels.copy()).fingerprint == dataset.fingerprint
+    assert from_arrays(images.copy(), list(captions), labels.copy()).fingerprint == dataset.fingerprint
 
 
 def test_import_needs_numpy_and_pillow_only():

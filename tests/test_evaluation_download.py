@@ -46,9 +46,9 @@ def put(cache, monkeypatch, name, files):
 
 
 def cifar_archive(rng, tmp_path, member, key):
-    pictures = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
-    batch = python2_batch(rows_of(pictures), [3, 1, 4], key)
-    return pictures, write_archive(tmp_path / "made.tar.gz", {member: batch}).read_bytes()
+    images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
+    batch = python2_batch(rows_of(images), [3, 1, 4], key)
+    return images, write_archive(tmp_path / "made.tar.gz", {member: batch}).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -59,27 +59,27 @@ def cifar_archive(rng, tmp_path, member, key):
     ],
 )
 def test_cifar(name, file, member, key, cache, rng, tmp_path, monkeypatch):
-    pictures, archive = cifar_archive(rng, tmp_path, member, key)
+    images, archive = cifar_archive(rng, tmp_path, member, key)
     put(cache, monkeypatch, name, {file: archive})
     data = load_labelled(name)
     assert data.records.labels.tolist() == [3, 1, 4] and len(data.templates) == 18
-    np.testing.assert_array_equal(data.records.record(2).image, pictures[2])
+    np.testing.assert_array_equal(data.records.record(2).image, images[2])
 
 
 def test_mnist_as_one_npz_and_fashion_mnist_as_idx(cache, rng, tmp_path, monkeypatch):
-    pictures = rng.integers(0, 256, (3, 28, 28), np.uint8)
-    np.savez(tmp_path / "made.npz", x_test=pictures, y_test=MNIST_LABELS)
+    images = rng.integers(0, 256, (3, 28, 28), np.uint8)
+    np.savez(tmp_path / "made.npz", x_test=images, y_test=MNIST_LABELS)
     put(cache, monkeypatch, "mnist", {"mnist.npz": (tmp_path / "made.npz").read_bytes()})
     idx_files = {
         f"{split}-{what}-ubyte.gz": gzip.compress(idx(array))
         for split in ("t10k", "train")
-        for what, array in (("images-idx3", pictures), ("labels-idx1", MNIST_LABELS))
+        for what, array in (("images-idx3", images), ("labels-idx1", MNIST_LABELS))
     }
     put(cache, monkeypatch, "fashion_mnist", idx_files)
     for name in ("mnist", "fashion_mnist"):
         data = load_labelled(name)
         assert data.records.labels.tolist() == [7, 2, 1]
-        np.testing.assert_array_equal(data.records.record(0).image, pictures[0])
+        np.testing.assert_array_equal(data.records.record(0).image, images[0])
 
 
 def test_without_a_network_the_files_are_asked_for(cache):

@@ -13,21 +13,21 @@ from zoo.data.datasets import load_labelled
 
 
 @pytest.fixture
-def pictures(rng):
+def labelled(rng):
     """uint8 (6, 32, 32, 3) and labels."""
     return rng.integers(0, 256, (6, 32, 32, 3), np.uint8), np.array([3, 1, 4, 1, 5, 9])
 
 
-def same(read, pictures):
+def same(read, labelled):
     images, labels = read
     assert images.dtype == np.uint8 and labels.dtype == np.int32
-    np.testing.assert_array_equal(images, pictures[0])
-    np.testing.assert_array_equal(labels, pictures[1])
+    np.testing.assert_array_equal(images, labelled[0])
+    np.testing.assert_array_equal(labels, labelled[1])
 
 
 @pytest.mark.parametrize("layout", ["archive", "its folder", "folder", "inner folder", "file"])
-def test_cifar_as_python_2_wrote_it(layout, pictures, tmp_path):
-    batch = python2_batch(rows_of(pictures[0]), pictures[1])
+def test_cifar_as_python_2_wrote_it(layout, labelled, tmp_path):
+    batch = python2_batch(rows_of(labelled[0]), labelled[1])
     inner, packed = tmp_path / "cifar-10-batches-py", tmp_path / "packed"
     for folder in (inner, packed):
         folder.mkdir()
@@ -39,14 +39,14 @@ def test_cifar_as_python_2_wrote_it(layout, pictures, tmp_path):
         "inner folder": tmp_path,
         "file": inner / "test_batch",
     }[layout]
-    same(read_cifar(path, "cifar10"), pictures)
+    same(read_cifar(path, "cifar10"), labelled)
 
 
-def test_the_published_archives(pictures, tmp_path):
-    same(read_cifar(write_cifar10(tmp_path, *pictures), "cifar10"), pictures)
-    same(read_cifar(tmp_path / "cifar-10-python.tar.gz", "cifar10", "train"), pictures)
+def test_the_published_archives(labelled, tmp_path):
+    same(read_cifar(write_cifar10(tmp_path, *labelled), "cifar10"), labelled)
+    same(read_cifar(tmp_path / "cifar-10-python.tar.gz", "cifar10", "train"), labelled)
     for split in ("test", "train"):
-        same(read_cifar(write_cifar100(tmp_path, *pictures), "cifar100", split), pictures)
+        same(read_cifar(write_cifar100(tmp_path, *labelled), "cifar100", split), labelled)
     data = load_labelled("cifar100", tmp_path / "cifar-100-python.tar.gz")
     assert (len(data.records), len(data.class_names), data.class_names[9], len(data.templates)) == (
         6,
@@ -57,16 +57,16 @@ def test_the_published_archives(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_cifar_as_python_3_writes_it(protocol, pictures, tmp_path):
-    batch = {"data": rows_of(pictures[0]), "fine_labels": pictures[1].tolist(), "coarse_labels": [0] * 6}
+def test_cifar_as_python_3_writes_it(protocol, labelled, tmp_path):
+    batch = {"data": rows_of(labelled[0]), "fine_labels": labelled[1].tolist(), "coarse_labels": [0] * 6}
     (tmp_path / "test").write_bytes(pickle.dumps(batch, protocol))
-    same(read_cifar(tmp_path, "cifar100"), pictures)
+    same(read_cifar(tmp_path, "cifar100"), labelled)
 
 
-def test_the_training_split_is_five_batches_in_order(pictures, tmp_path):
-    parts = {f"x/data_batch_{i}": python2_batch(rows_of(pictures[0][[i]]), [i]) for i in range(1, 6)}
+def test_the_training_split_is_five_batches_in_order(labelled, tmp_path):
+    parts = {f"x/data_batch_{i}": python2_batch(rows_of(labelled[0][[i]]), [i]) for i in range(1, 6)}
     images, labels = read_cifar(write_archive(tmp_path / "c.tar.gz", parts), "cifar10", "train")
-    np.testing.assert_array_equal(images, pictures[0][1:])
+    np.testing.assert_array_equal(images, labelled[0][1:])
     assert labels.tolist() == [1, 2, 3, 4, 5]
 
 
@@ -144,16 +144,16 @@ def test_mnist_is_found_in_the_usual_layouts(place, rng, tmp_path):
         ("fashion_mnist", "FashionMNIST/raw"),
     ],
 )
-def test_other_files_are_found_in_the_usual_layouts(name, place, pictures, tmp_path):
+def test_other_files_are_found_in_the_usual_layouts(name, place, labelled, tmp_path):
     (tmp_path / place).parent.mkdir(exist_ok=True)
     if place.endswith(".npz"):
-        np.savez(tmp_path / place, x_test=pictures[0], y_test=pictures[1])
+        np.savez(tmp_path / place, x_test=labelled[0], y_test=labelled[1])
     elif place.endswith("raw"):
         (tmp_path / place).mkdir()
-        write_mnist(tmp_path / place, pictures[0][..., 0], pictures[1])
+        write_mnist(tmp_path / place, labelled[0][..., 0], labelled[1])
     else:
-        (tmp_path / place).write_bytes(python2_batch(rows_of(pictures[0]), pictures[1], b"fine_labels"))
-    assert load_labelled(name, tmp_path).records.labels.tolist() == pictures[1].tolist()
+        (tmp_path / place).write_bytes(python2_batch(rows_of(labelled[0]), labelled[1], b"fine_labels"))
+    assert load_labelled(name, tmp_path).records.labels.tolist() == labelled[1].tolist()
 
 
 def test_no_damaged_byte_of_a_packed_file_lets_another_error_through(rng, tmp_path):
@@ -192,8 +192,8 @@ def test_damaged_idx_files_are_refused(images, message, tmp_path):
         read_mnist(tmp_path)
 
 
-def test_npz(pictures, tmp_path):
-    np.savez(tmp_path / "c.npz", x_test=pictures[0], y_test=pictures[1][:, None])
-    same(read_cifar(tmp_path / "c.npz", "cifar10"), pictures)
+def test_npz(labelled, tmp_path):
+    np.savez(tmp_path / "c.npz", x_test=labelled[0], y_test=labelled[1][:, None])
+    same(read_cifar(tmp_path / "c.npz", "cifar10"), labelled)
     with pytest.raises(ValueError, match="no x_train and y_train"):
         read_cifar(tmp_path / "c.npz", "cifar10", "train")

@@ -100,12 +100,12 @@ def save_mnist(folder, count=40):
 
 def test_digits_and_photographs_are_classified_with_probabilities(run_context, undrawn):
     digits, photographs = classification.run(run_context).metrics["groups"]
-    assert [picture["truth"] for picture in digits["pictures"]] == list(WORDS)
+    assert [row["truth"] for row in digits["pictures"]] == list(WORDS)
     assert digits["accuracy"] >= 0.8
-    for picture in digits["pictures"]:
-        shares = list(picture["guesses"].values())
+    for row in digits["pictures"]:
+        shares = list(row["guesses"].values())
         assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-9
-    assert {"flower.jpg", "china.jpg"} <= {picture["picture"] for picture in photographs["pictures"]}
+    assert {"flower.jpg", "china.jpg"} <= {row["picture"] for row in photographs["pictures"]}
     assert photographs["accuracy"] is not None and not photographs["left_out"]
 
 

@@ -136,10 +136,10 @@ def test_a_failing_experiment_does_not_stop_the_others(saved, tmp_path, capsys, 
 def test_a_random_pair_has_chance_accuracy(model, rng):
     """The evaluation favours no class: images of CIFAR-100's size, its 100 class names and 18 templates."""
     coarse = rng.uniform(0, 255, (2000, 4, 4, 3))
-    pictures = np.kron(coarse, np.ones((1, 8, 8, 1))).astype(np.uint8)
+    images = np.kron(coarse, np.ones((1, 8, 8, 1))).astype(np.uint8)
     data = Labelled(
         "cifar100",
-        from_arrays(pictures, labels=np.tile(np.arange(100), 20)),
+        from_arrays(images, labels=np.tile(np.arange(100), 20)),
         CLASS_NAMES["cifar100"],
         find_templates("cifar"),
     )

@@ -25,7 +25,7 @@ from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, Preproc
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def picture(rng, width: int, height: int, mode: str = "RGB") -> Image.Image:
+def random_image(rng, width: int, height: int, mode: str = "RGB") -> Image.Image:
     """Noise on a gradient, so that both fine detail and slow change are resampled."""
 
     def plane(top: int = 256) -> np.ndarray:
@@ -49,7 +49,7 @@ def picture(rng, width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def test_every_field_changes_the_result(rng):
-    image = picture(rng, 90, 61, "P+alpha")
+    image = random_image(rng, 90, 61, "P+alpha")
     base = {"image_size": 32, "resize_mode": "longest"}
     changes = {
         "image_size": (32, 33),
@@ -80,7 +80,7 @@ def test_crop_takes_the_middle_and_rounds_halves_to_even():
 def test_arrays_and_images_give_the_same(rng):
     transform = PreprocessSpec(32).eval_transform()
     for mode in ("RGB", "RGBA", "L"):
-        image = picture(rng, 50, 40, mode)
+        image = random_image(rng, 50, 40, mode)
         assert np.array_equal(transform(image), transform(np.asarray(image)))
     assert np.array_equal(transform(np.asarray(image)), transform(np.asarray(image)[..., None]))
 
@@ -109,7 +109,7 @@ def test_a_sliver_does_not_grow_beyond_the_limit():
 
 def test_batch_stacks(rng):
     spec = PreprocessSpec((20, 30))
-    images = [picture(rng, 50, 40), picture(rng, 33, 44, "L"), np.zeros((9, 9, 3), np.uint8)]
+    images = [random_image(rng, 50, 40), random_image(rng, 33, 44, "L"), np.zeros((9, 9, 3), np.uint8)]
     result = batch(images, spec)
     assert result.shape == (3, 20, 30, 3) and result.dtype == np.float32
     assert all(np.array_equal(row, spec.eval_transform()(image)) for row, image in zip(result, images, strict=True))
@@ -118,7 +118,7 @@ def test_batch_stacks(rng):
 
 def test_transform_is_pickled(rng):
     transform = PreprocessSpec(16).eval_transform()
-    image = picture(rng, 20, 20)
+    image = random_image(rng, 20, 20)
     assert np.array_equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
 
 
@@ -167,7 +167,7 @@ def test_wrong_fields_are_refused_by_name_value_and_allowed(name, value):
 
 @pytest.fixture
 def photo(rng):
-    return picture(rng, 60, 40)
+    return random_image(rng, 60, 40)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp"])
@@ -179,7 +179,7 @@ def test_files_are_opened_and_decoded(tmp_path, photo, name):
 
 
 def test_an_animation_gives_its_first_frame(tmp_path, rng):
-    frames = [picture(rng, 20, 20, "P") for _ in range(3)]
+    frames = [random_image(rng, 20, 20, "P") for _ in range(3)]
     for name in ("a.gif", "a.webp", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
         image = open_image(tmp_path / name)
@@ -369,7 +369,7 @@ def test_a_background_is_saved_and_its_absence_leaves_files_as_they_were():
 
 def test_a_progressive_jpeg_of_many_scans_is_refused(rng):
     content = io.BytesIO()
-    picture(rng, 64, 64).save(content, "JPEG", progressive=True)
+    random_image(rng, 64, 64).save(content, "JPEG", progressive=True)
     sound = content.getvalue()
     assert module.decode_image(io.BytesIO(sound), "sound").size == (64, 64)
     last = sound[sound.rindex(b"\xff\xda") : -2]

@@ -8,7 +8,7 @@ import pytest
 from helpers import declare_torchvision_operators
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from test_preprocess import picture
+from test_preprocess import random_image
 
 from zoo.data.preprocess import (
     IMAGENET_MEAN,
@@ -93,7 +93,7 @@ def test_equals_open_clip_for_every_size(open_clip, rng, resize_mode, interpolat
         theirs = open_clip.transform.image_transform_v2(config, is_train=False)
         ours = PreprocessSpec(image_size, **options).eval_transform()
         for width, height in WIDTHS_HEIGHTS:
-            image = picture(rng, width, height)
+            image = random_image(rng, width, height)
             expected = attempt(theirs, image)
             if isinstance(expected, Exception):  # they let a side shrink to nothing
                 assert resize_mode == "longest" and max(width, height) > 99 * min(width, height)
@@ -113,7 +113,7 @@ def test_equals_open_clip_for_every_mode(open_clip, rng, mode):
                     64, is_train=False, resize_mode=resize_mode, interpolation=interpolation, fill_color=fill
                 )
                 for width, height in ((64, 64), (64, 41), (64, 90), (91, 33), (40, 41), (150, 211)):
-                    image = picture(rng, width, height, mode)
+                    image = random_image(rng, width, height, mode)
                     expected = attempt(theirs, image)
                     actual = attempt(spec.eval_transform(), image)
                     if isinstance(expected, Exception):
@@ -130,7 +130,7 @@ def test_equals_open_clip_for_targets_that_are_not_square(open_clip, rng, image_
     theirs = open_clip.transform.image_transform(image_size, is_train=False, resize_mode=resize_mode)
     ours = PreprocessSpec(image_size, resize_mode=resize_mode).eval_transform()
     for width, height in WIDTHS_HEIGHTS[3:19]:
-        image = picture(rng, width, height)
+        image = random_image(rng, width, height)
         assert_equal(ours(image), theirs(image), (width, height))
 
 
@@ -169,20 +169,20 @@ def test_equals_timm(timm, rng, crop_pct, interpolation, crop_mode, resize_mode)
         fill = tuple(round(255 * value) for value in IMAGENET_MEAN)  # timm's border
         spec = PreprocessSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, interpolation, resize_mode, crop_pct, fill)
         for width, height in [*WIDTHS_HEIGHTS[3:21], (500, 375), (333, 500)]:
-            image = picture(rng, width, height)
+            image = random_image(rng, width, height)
             assert_equal(spec.eval_transform()(image), theirs(image), (image_size, width, height))
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_every_interpolation_equals_timms(timm, rng, interpolation):
-    image = picture(rng, 150, 211)
+    image = random_image(rng, 150, 211)
     theirs = timm.data.create_transform(64, crop_pct=0.9, interpolation=interpolation)
     spec = PreprocessSpec(64, IMAGENET_MEAN, IMAGENET_STD, interpolation, crop_pct=0.9)
     assert_equal(spec.eval_transform()(image), theirs(image), interpolation)
 
 
 def test_rgb_first_equals_timm_on_a_converted_palette(timm, rng):
-    image = picture(rng, 150, 211, "P")
+    image = random_image(rng, 150, 211, "P")
     theirs = timm.data.create_transform(64, crop_pct=0.9, interpolation="bicubic")(image.convert("RGB"))
     spec = PreprocessSpec(64, IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.9, rgb_first=True)
     assert_equal(spec.eval_transform()(image), theirs, "P")
@@ -210,10 +210,10 @@ def small_first(specs):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """{name: image} of all that the transforms may meet, small; the photographs and their turned copies are files."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(5)
-    images = {f"{mode} {size}": picture(rng, *size, mode) for mode in MODES for size in ((61, 43), (40, 90))}
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(5)
+    images = {f"{mode} {size}": random_image(rng, *size, mode) for mode in MODES for size in ((61, 43), (40, 90))}
     turned = Image.Exif()
     turned[0x0112] = 6  # orientation: a quarter turn to the right
     for name in ("china.jpg", "flower.jpg"):
@@ -235,7 +235,7 @@ def test_the_table_has_few_distinct_specs():
 
 
 @pytest.mark.parametrize("spec", small_first(PAIR_SPECS))
-def test_every_pairs_spec_equals_open_clips_transform(open_clip, pictures, spec):
+def test_every_pairs_spec_equals_open_clips_transform(open_clip, images, spec):
     config = open_clip.transform.PreprocessCfg(
         size=spec.image_size,
         mean=spec.mean,
@@ -244,7 +244,7 @@ def test_every_pairs_spec_equals_open_clips_transform(open_clip, pictures, spec)
         resize_mode=spec.resize_mode,
     )
     theirs, compared = open_clip.transform.image_transform_v2(config, is_train=False), 0
-    for name, image in pictures.items():
+    for name, image in images.items():
         expected, actual = attempt(theirs, image), attempt(spec.eval_transform(), image)
         if isinstance(expected, Exception):
             assert isinstance(actual, Exception), name
@@ -255,7 +255,7 @@ def test_every_pairs_spec_equals_open_clips_transform(open_clip, pictures, spec)
 
 
 @pytest.mark.parametrize("spec", small_first(TIMM_SPECS))
-def test_every_classifiers_spec_equals_timms_transform_of_rgb(timm, pictures, spec):
+def test_every_classifiers_spec_equals_timms_transform_of_rgb(timm, images, spec):
     theirs = timm.data.create_transform(
         spec.image_size,
         is_training=False,
@@ -266,7 +266,7 @@ def test_every_classifiers_spec_equals_timms_transform_of_rgb(timm, pictures, sp
         crop_mode={"shortest": "center", "squash": "squash"}[spec.resize_mode],
     )
     compared = 0
-    for name, image in pictures.items():
+    for name, image in images.items():
         rgb = attempt(lambda image: image.convert("RGB"), image)  # as timm's data sets do before their transform
         if isinstance(rgb, Exception):
             assert isinstance(attempt(spec.eval_transform(), image), Exception), name

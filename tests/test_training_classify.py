@@ -141,7 +141,7 @@ def test_overrides_replace_the_values_of_the_file():
     path = EXAMPLES / "resnet_example.json"
     assert read_config(path, epochs=7, output=None).epochs == 7
     assert read_config(path, epochs=7, output=None).output == read_config(path).output
-    assert parse_config({"train_data": "pictures"}).output == "classify-output"
+    assert parse_config({"train_data": "photos"}).output == "classify-output"
 
 
 # Training.
@@ -258,7 +258,7 @@ def test_training_starts_from_given_weights_with_a_new_head(plain, folders, tmp_
 
 @once
 def test_training_starts_from_published_weights_by_tag(tmp_path, monkeypatch, capsys):
-    """Their layers that fit are taken, whatever the pictures' size and the classes; the others are named."""
+    """Their layers that fit are taken, whatever the images' size and the classes; the others are named."""
     published = zoo.create_model("convnextv2_atto")
     zoo.save(published, tmp_path / "published.safetensors")
     asked = []

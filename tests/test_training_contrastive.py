@@ -69,9 +69,9 @@ def test_folders_and_shards_train_like_tables(write, tmp_path):
 
 @once
 def test_arrays_train_like_files(table, plain, tmp_path):
-    pictures, captions, labels = digits(24)
+    images, captions, labels = digits(24)
     for name, more in (("plain", {}), ("labels", {"labels": labels})):
-        assert zoo.train(ROW, from_arrays(pictures, captions, **more), output=tmp_path / name, **BASE).finished
+        assert zoo.train(ROW, from_arrays(images, captions, **more), output=tmp_path / name, **BASE).finished
     assert losses(tmp_path / "plain") == losses(plain[0])
     zoo.train(ROW, table, output=tmp_path / "classes", label_key="class", **BASE)
     assert losses(tmp_path / "labels") == losses(tmp_path / "classes") != losses(plain[0])
@@ -79,10 +79,10 @@ def test_arrays_train_like_files(table, plain, tmp_path):
 
 @once
 def test_captions_of_one_image_are_positives(tmp_path):
-    pictures, captions, _ = digits(4)
-    for i, picture in enumerate(pictures):
-        (tmp_path / f"{i}.png").write_bytes(encode(picture))
-        (tmp_path / f"copy_{i}.png").write_bytes(encode(picture))
+    images, captions, _ = digits(4)
+    for i, image in enumerate(images):
+        (tmp_path / f"{i}.png").write_bytes(encode(image))
+        (tmp_path / f"copy_{i}.png").write_bytes(encode(image))
     found = []
     for second in ("{}.png", "copy_{}.png"):  # the same images; only the first rows say that they are
         names = [*(f"{i}.png" for i in range(4)), *(second.format(i) for i in range(4))]

@@ -97,7 +97,7 @@ def test_each_mode_learns_digits_in_every_layout(mode, layout, tmp_path):
 
 
 def write_synthetic(folder, count=100):
-    """The seed's data/synthetic/train.csv: pictures of one colour each, and captions that name it."""
+    """The seed's data/synthetic/train.csv: images of one colour each, and captions that name it."""
     (folder / "images").mkdir(parents=True)
     colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
     with (folder / "train.csv").open("w", newline="") as file:

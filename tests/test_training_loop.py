@@ -41,10 +41,10 @@ def create_pair():
 
 
 def create_batches(**options):
-    pictures, captions, _ = digits(40)
+    images, captions, _ = digits(40)
     short = lambda texts: tokenize(texts, context_length=12, truncate=True)  # noqa: E731
     return Batches(
-        from_arrays(pictures, captions),
+        from_arrays(images, captions),
         SPEC,
         **{"batch_size": 8, "tokenize": short, "seed": 3, "threads": 1, "prefetch": 0, **options},
     )
@@ -199,7 +199,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(alone, tmp_pat
 
 
 def poisoned(places, seen):
-    """An `arrange` that makes the pictures of batches NaN, known by their first caption."""
+    """An `arrange` that makes the images of batches NaN, known by their first caption."""
 
     def arrange(batch):
         with create_batches() as batches:

@@ -60,8 +60,8 @@ def test_a_run_writes_a_backbone_that_loads(plain):
 def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(folders, tmp_path):
     options = {"epochs": 2, "save_every": 2, "ema": 0.5, "validation_data": folders}
     assert_goes_on(functools.partial(run, data=folders, **options), tmp_path)
-    pictures = [(tmp_path / name / "reconstruction.png").read_bytes() for name in ("parts", "whole")]
-    assert pictures[0] == pictures[1]
+    drawn = [(tmp_path / name / "reconstruction.png").read_bytes() for name in ("parts", "whole")]
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.once
@@ -191,10 +191,10 @@ def test_the_figure_shows_image_mask_and_reconstruction(tmp_path, rng):
     spec = PreprocessSpec(image_size=16)
     pixels = rng.integers(0, 100, (2, 16, 16, 3)).astype(np.uint8)
     images = (pixels.astype(np.float32) / 255 - np.float32(spec.mean)) / np.float32(spec.std)
-    pretraining.draw_reconstructions(tmp_path / "picture.png", model, images, spec)
-    picture = np.asarray(Image.open(tmp_path / "picture.png"))
-    assert picture.shape == (2 * 104, 3 * 104, 3)
-    original, masked, drawn = (picture[4:100:6, left : left + 96 : 6] for left in (4, 108, 212))
+    pretraining.draw_reconstructions(tmp_path / "drawn.png", model, images, spec)
+    page = np.asarray(Image.open(tmp_path / "drawn.png"))
+    assert page.shape == (2 * 104, 3 * 104, 3)
+    original, masked, drawn = (page[4:100:6, left : left + 96 : 6] for left in (4, 108, 212))
     np.testing.assert_array_equal(original, pixels[0])
     hidden = (masked == 128).all(axis=-1)
     assert hidden.sum() == 10 * 16  # int(16 · 0.4) = 6 patches of 4×4 stay
