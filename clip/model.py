@@ -52,7 +52,7 @@ class CLIP(keras.Model):
         architecture: dict | None = None,
         name: str = "clip",
     ):
-        check_towers(image_tower, text_tower)
+        _check_towers(image_tower, text_tower)
         if not 0.0 <= init_logit_scale <= MAX_LOGIT_SCALE:
             raise ValueError(
                 f"init_logit_scale must be in [0, ln 100 = {MAX_LOGIT_SCALE:.4f}], got {init_logit_scale}."
@@ -155,17 +155,17 @@ class CLIP(keras.Model):
 
     def _check_arrays(self, method, args, kwargs):
         given = inspect.signature(method).bind(self, *args, **kwargs).arguments
-        check_no_targets(*(given.get(name) for name in ("y", "sample_weight", "class_weight")))
+        _check_no_targets(*(given.get(name) for name in ("y", "sample_weight", "class_weight")))
         held_out = given.get("validation_data")
         if isinstance(held_out, tuple | list):
-            check_no_targets(*held_out[1:])
+            _check_no_targets(*held_out[1:])
             held_out = held_out[0]
         for batch in (given.get("x"), held_out):
             if isinstance(batch, Mapping):
                 check_batch(batch, vocabulary_size(self.text_encoder))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
-        check_no_targets(y, sample_weight)
+        _check_no_targets(y, sample_weight)
         check_keys(x)
         logits = self.logits(y_pred["image_embeddings"], y_pred["text_embeddings"])
         labels = x.get("label")
@@ -205,7 +205,7 @@ def in_batch_accuracy(logits, labels=None):
     return (hits[0] + hits[1]) / 2
 
 
-def check_no_targets(*given):
+def _check_no_targets(*given):
     """Raise ValueError if targets or sample weights are given."""
     if any(value is not None for value in given):
         raise ValueError(
@@ -213,7 +213,7 @@ def check_no_targets(*given):
         )
 
 
-def check_towers(image_tower, text_tower):
+def _check_towers(image_tower, text_tower):
     """Raise ValueError unless both towers return (B, D) with the same D; it names the Dense layer to add."""
     shapes = {"image_tower": image_tower.output_shape, "text_tower": text_tower.output_shape}
     for name, shape in shapes.items():
@@ -259,11 +259,13 @@ def create_clip(
     """
     options: dict[str, Any] = {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
     if variant is None:
-        check_own_towers(image_tower, text_tower, image_size=image_size, stem_stride=stem_stride, activation=activation)
+        _check_own_towers(
+            image_tower, text_tower, image_size=image_size, stem_stride=stem_stride, activation=activation
+        )
         return CLIP(image_tower, text_tower, name=name or "clip", **options)
     if image_tower is not None or text_tower is not None:
         raise ValueError("Pass a variant or both towers, not a variant and a tower.")
-    label, pair, named_activation = resolve_pair(variant)
+    label, pair, named_activation = _resolve_pair(variant)
     activation = activation or named_activation or pair.activation
     resolve_activation(activation)
     architecture = {
@@ -274,11 +276,11 @@ def create_clip(
     }
     given = {key: architecture[key] for key in ("image_size", "stem_stride", "activation")}
     given = {key: value for key, value in given.items() if value is not None}
-    image_tower, text_tower = create_towers(pair, **given)
+    image_tower, text_tower = _create_towers(pair, **given)
     return CLIP(image_tower, text_tower, architecture=architecture, name=name or label or "clip", **options)
 
 
-def resolve_pair(variant):
+def _resolve_pair(variant):
     """Return (name or None, row, activation that the name asks for or None) of a pair's name or of a `Pair`."""
     if isinstance(variant, Pair):
         return next((label for label, row in VARIANTS.items() if row == variant), None), variant, None
@@ -288,7 +290,7 @@ def resolve_pair(variant):
     return label, VARIANTS[label], activation
 
 
-def create_towers(pair: Pair, **options) -> tuple[keras.Model, keras.Model]:
+def _create_towers(pair: Pair, **options) -> tuple[keras.Model, keras.Model]:
     """Build both towers of a row; each takes those of the options that its builder has.
 
     Raises:
@@ -307,7 +309,7 @@ def create_towers(pair: Pair, **options) -> tuple[keras.Model, keras.Model]:
     return image_tower, text_tower
 
 
-def check_own_towers(image_tower, text_tower, **options):
+def _check_own_towers(image_tower, text_tower, **options):
     """Raise ValueError unless both towers are given, without options that only a variant takes."""
     if image_tower is None or text_tower is None:
         raise ValueError(f"create_clip needs a variant, or image_tower and text_tower.{closest('', VARIANTS)}")

@@ -106,13 +106,13 @@ class FCMAE(keras.Model):
         name: str = "fcmae",
     ):
         super().__init__(name=name)
-        self.patch_size, self.grid = patch_grid(encoder)
-        self.kept = count_kept(self.grid, mask_ratio, self.patch_size)
+        self.patch_size, self.grid = _patch_grid(encoder)
+        self.kept = _count_kept(self.grid, mask_ratio, self.patch_size)
         self.mask_ratio, self.normalize_target = mask_ratio, normalize_target
         self.decoder_dim, self.decoder_depth, self.seed = decoder_dim, decoder_depth, seed
         self.encoder = encoder
         outputs = self.patch_size**2 * encoder.input_shape[-1]
-        self.decoder = create_decoder(encoder.output_shape[1:], outputs, dim=decoder_dim, depth=decoder_depth)
+        self.decoder = _create_decoder(encoder.output_shape[1:], outputs, dim=decoder_dim, depth=decoder_depth)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
@@ -171,7 +171,7 @@ class FCMAE(keras.Model):
         return cls(**{**config, "encoder": encoder})
 
 
-def patch_grid(encoder):
+def _patch_grid(encoder):
     """Return (p, (h, w)): the patch side, which is the encoder's total stride, and the patches per image.
 
     Raises:
@@ -188,7 +188,7 @@ def patch_grid(encoder):
     return patch_size, (height // patch_size, width // patch_size)
 
 
-def count_kept(grid, mask_ratio, patch_size):
+def _count_kept(grid, mask_ratio, patch_size):
     """Return how many of an image's patches stay visible; ValueError if none would, or none would be hidden."""
     if not 0.0 <= mask_ratio < 1.0:
         raise ValueError(f"mask_ratio must be in [0, 1), got {mask_ratio!r}.")
@@ -231,7 +231,7 @@ def encode_visible(encoder, images, mask):
     return x
 
 
-def create_decoder(shape, outputs, *, dim, depth):
+def _create_decoder(shape, outputs, *, dim, depth):
     """[(B, h, w, D) features, (B, h, w) mask] → float32 (B, h, w, outputs): mask token, blocks, prediction."""
     features, mask = keras.Input(shape, name="features"), keras.Input(shape[:2], name="mask")
     x = Dense(dim, kernel_initializer=Normal(INIT_STDDEV), name="proj")(features)

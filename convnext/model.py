@@ -111,7 +111,7 @@ def _create_convnext(family, variant, num_classes, input_shape, *, stem_stride, 
     stem_stride = resolve_stem_stride(row, input_shape, stem_stride)
     images = keras.Input(input_shape, name="images")
     x = stem(images, row, stem_stride)
-    rates = drop_path_schedule(options["drop_path_rate"], sum(row.depths))
+    rates = _drop_path_schedule(options["drop_path_rate"], sum(row.depths))
     for index, dim in enumerate(row.dims):
         if index:
             x = downsample(x, dim, row.epsilon, f"stages_{index}_downsample")
@@ -208,7 +208,7 @@ def classifier(x, num_classes, activation):
     )(x)
 
 
-def drop_path_schedule(rate, blocks):
+def _drop_path_schedule(rate, blocks):
     """Return an iterator over the blocks' rates, linear from 0 to `rate` (arXiv:1603.09382, equation 4)."""
     return iter([rate * index / max(blocks - 1, 1) for index in range(blocks)])
 

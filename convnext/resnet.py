@@ -54,7 +54,7 @@ def create_resnet(
     check_input_shape(input_shape)
     images = keras.Input(input_shape, name="images")
     x = stem(images, row)
-    build_block = {"basic": basic_block, "bottleneck": bottleneck_block}[row.block]
+    build_block = {"basic": _basic_block, "bottleneck": _bottleneck_block}[row.block]
     for stage, (depth, dim) in enumerate(zip(row.depths, row.dims, strict=True)):
         for number in range(depth):
             stride = 2 if stage and not number else 1
@@ -82,13 +82,13 @@ def residual(x, build_block, dim, out_dim, stride, row, name):
     return layers.Activation(row.activation, name=f"{name}_out")(x)
 
 
-def basic_block(x, dim, stride, row, name):
+def _basic_block(x, dim, stride, row, name):
     x = conv_norm(x, dim, 3, stride, row, f"{name}_conv1", f"{name}_bn1")
     x = layers.Activation(row.activation, name=f"{name}_act1")(x)
     return conv_norm(x, dim, 3, 1, row, f"{name}_conv2", f"{name}_bn2")
 
 
-def bottleneck_block(x, dim, stride, row, name):
+def _bottleneck_block(x, dim, stride, row, name):
     x = conv_norm(x, dim, 1, 1, row, f"{name}_conv1", f"{name}_bn1")
     x = layers.Activation(row.activation, name=f"{name}_act1")(x)
     x = conv_norm(x, dim, 3, stride, row, f"{name}_conv2", f"{name}_bn2")

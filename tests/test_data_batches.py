@@ -79,9 +79,7 @@ def test_a_batch_has_its_documented_arrays():
 def test_without_augmentation_images_are_those_of_evaluation(tmp_path):
     images, captions, labels = digits(COUNT)
     spec = PreprocessSpec(image_size=(12, 20), crop_pct=0.9)
-    with Batches(
-        from_arrays(images, captions, labels), spec, batch_size=7, shuffle=False, drop_last=False
-    ) as batches:
+    with Batches(from_arrays(images, captions, labels), spec, batch_size=7, shuffle=False, drop_last=False) as batches:
         parts = list(batches)
     assert [len(part["label"]) for part in parts] == [7] * 8 + [4] and len(batches) == 9
     assert np.array_equal(np.concatenate([part["images"] for part in parts]), batch(list(images), spec))

@@ -71,7 +71,7 @@ class Branches(layers.Layer):
         The kernel is (height, width, C, filters), or (height, width, C, M) if depthwise; the bias is (outputs,).
         """
         if self.reparameterized:
-            return to_float64(self.reparam_conv.kernel), to_float64(self.reparam_conv.bias)
+            return _to_float64(self.reparam_conv.kernel), _to_float64(self.reparam_conv.bias)
         return self.fold_branches()
 
     def convolution(self, input_shape, kernel_size, *, use_bias=False, name="conv"):
@@ -134,17 +134,17 @@ def convolve(conv, inputs):
     return conv(inputs)
 
 
-def to_float64(variable):
+def _to_float64(variable):
     return ops.convert_to_numpy(ops.cast(variable, "float32")).astype(np.float64)
 
 
-def norm_affine(norm):
+def _norm_affine(norm):
     """Return (scale, shift) of a BatchNorm in inference, float64 (C,) each."""
-    scale = to_float64(norm.gamma) / np.sqrt(to_float64(norm.moving_variance) + norm.epsilon)
-    return scale, to_float64(norm.beta) - to_float64(norm.moving_mean) * scale
+    scale = _to_float64(norm.gamma) / np.sqrt(_to_float64(norm.moving_variance) + norm.epsilon)
+    return scale, _to_float64(norm.beta) - _to_float64(norm.moving_mean) * scale
 
 
-def zero_padded(kernel, kernel_size):
+def _zero_padded(kernel, kernel_size):
     """Return a kernel zero-padded on all sides to `kernel_size`."""
     margins = [((size - side) // 2,) * 2 for side, size in zip(kernel.shape, kernel_size, strict=False)]
     return np.pad(kernel, [*margins, (0, 0), (0, 0)])
@@ -165,7 +165,7 @@ class ConvNorm(layers.Layer):
         return self.bn(convolve(self.conv, inputs), training=training)
 
     def folded(self):
-        kernel, (scale, shift) = to_float64(self.conv.kernel), norm_affine(self.bn)
+        kernel, (scale, shift) = _to_float64(self.conv.kernel), _norm_affine(self.bn)
         per_output = scale if isinstance(self.conv, layers.Conv2D) else scale.reshape(kernel.shape[2:])
         return kernel * per_output, shift
 
@@ -204,10 +204,10 @@ class MobileOneConv2D(Branches):
         kernel, bias = self.conv_kxk.folded()
         if self.conv_scale is not None:
             small, shift = self.conv_scale.folded()
-            kernel, bias = kernel + zero_padded(small, self.kernel_size), bias + shift
+            kernel, bias = kernel + _zero_padded(small, self.kernel_size), bias + shift
         if self.identity is not None:
-            scale, shift = norm_affine(self.identity)
-            kernel, bias = kernel + zero_padded(self._identity_kernel(scale), self.kernel_size), bias + shift
+            scale, shift = _norm_affine(self.identity)
+            kernel, bias = kernel + _zero_padded(self._identity_kernel(scale), self.kernel_size), bias + shift
         return kernel, bias
 
     def _identity_kernel(self, scale):
@@ -243,7 +243,7 @@ class RepLargeKernelConv2D(Branches):
 
     def fold_branches(self):
         (large, bias), (small, shift) = self.large_conv.folded(), self.small_conv.folded()
-        return large + zero_padded(small, self.kernel_size), bias + shift
+        return large + _zero_padded(small, self.kernel_size), bias + shift
 
     def get_config(self):
         return {**super().get_config(), "small_kernel": self.small_kernel}
@@ -280,10 +280,10 @@ class RepMixer(Branches):
         return inputs + self.layer_scale(difference)
 
     def fold_branches(self):
-        (kernel, bias), (scale, shift) = self.mixer.folded(), norm_affine(self.norm)
-        gamma = to_float64(self.layer_scale.gamma)
+        (kernel, bias), (scale, shift) = self.mixer.folded(), _norm_affine(self.norm)
+        gamma = _to_float64(self.layer_scale.gamma)
         identity = (1 - gamma * scale)[None, None, :, None]  # x − gamma · norm(x), without the shift
-        return kernel * gamma[:, None] + zero_padded(identity, self.kernel_size), gamma * (bias - shift)
+        return kernel * gamma[:, None] + _zero_padded(identity, self.kernel_size), gamma * (bias - shift)
 
     def get_config(self):
         return {**super().get_config(), "scale_branch": self.scale_branch, "init_value": self.init_value}
@@ -305,5 +305,7 @@ class RepConditionalPosEnc(Branches):
         return inputs + self.pos_enc(inputs)
 
     def fold_branches(self):
-        kernel = to_float64(self.pos_enc.kernel)
-        return kernel + zero_padded(np.ones((1, 1, *kernel.shape[2:])), self.kernel_size), to_float64(self.pos_enc.bias)
+        kernel = _to_float64(self.pos_enc.kernel)
+        return kernel + _zero_padded(np.ones((1, 1, *kernel.shape[2:])), self.kernel_size), _to_float64(
+            self.pos_enc.bias
+        )

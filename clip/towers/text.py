@@ -68,7 +68,7 @@ def create_text_tower(
     size, initializer = (text.vocabulary_size, text.width), convnext.Normal(0.02)
     x = parts.TokenEmbedding(*size, embeddings_initializer=initializer, name="token_embedding")(tokens)  # (B, L, W)
     x = parts.PositionalEmbedding(text.context_length, name="positional_embedding")(x)
-    blocks = [attention_block] * text.layers
+    blocks = [_attention_block] * text.layers
     if text.mixer_kernel:
         blocks = [mixer_block, *blocks, mixer_block]
     for index, block in enumerate(blocks):
@@ -80,7 +80,7 @@ def create_text_tower(
     return convnext.Functional(tokens, x, name=name)
 
 
-def attention_block(x, text, activation, name):
+def _attention_block(x, text, activation, name):
     return parts.transformer_block(
         x,
         num_heads=text.heads,

@@ -76,7 +76,7 @@ def create_vit_tower(
     if image_size < vit.patch_size:
         raise ValueError(f"image_size must be at least one patch of {vit.patch_size} pixels, got {image_size}.")
     images = keras.Input((image_size, image_size, 3), name="images")
-    x = conv_embed(images, vit) if vit.stem_dim else embed(images, vit)  # (B, L, W)
+    x = _conv_embed(images, vit) if vit.stem_dim else embed(images, vit)  # (B, L, W)
     for index in range(vit.layers):
         x = parts.transformer_block(
             x,
@@ -103,7 +103,7 @@ def embed(images, vit):
     return layers.LayerNormalization(epsilon=vit.epsilon, name="ln_pre")(x)
 
 
-def conv_embed(images, vit):
+def _conv_embed(images, vit):
     """(B, H, H, 3) → (B, L, W): three convolutions without overlap, positions, then the class token."""
     x = images
     if vit.stem_padding:

@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
         return self.ratio <= self.bar.least if self.bar.floor else self.ratio >= self.bar.least
 
 
-def is_(*, ours: bool = True, **wanted) -> Callable[[Case], bool]:
+def _matching(*, ours: bool = True, **wanted) -> Callable[[Case], bool]:
     """Return a predicate on cases: ours or a peer's, with these field values; a tuple allows each of its values."""
 
     def matches(case):
@@ -80,22 +80,24 @@ def _backbones():
     for name, most in FLOOR.items():
         fields: dict[str, Any] = {"name": name, "part": "classifier", "batch_size": 8, "train": False}
         for backend, label in NAMES.items():
-            ours = is_(backend=backend, runtime="keras", **fields)
-            same = is_(ours=False, library=KERAS_PEERS, backend=backend, **fields)
+            ours = _matching(backend=backend, runtime="keras", **fields)
+            same = _matching(ours=False, library=KERAS_PEERS, backend=backend, **fields)
             least, mode = TIMM[backend]
-            timm = is_(ours=False, library="timm", mode=mode, **fields)
+            timm = _matching(ours=False, library="timm", mode=mode, **fields)
             yield Bar(f"{name}, {label}", f"best Keras peer on {label}", ours, same, BEST_PEER[backend])
             yield Bar(f"{name}, {label}", f"timm, torch {mode}", ours, timm, least)
-        yield Bar(f"{name}, best backend or runtime", "the floor", is_(dtype="float32", **fields), None, most, True)
+        yield Bar(
+            f"{name}, best backend or runtime", "the floor", _matching(dtype="float32", **fields), None, most, True
+        )
 
 
 def _towers():
     for part in ("image", "text"):
         for backend, label in NAMES.items():
-            ours = is_(name="clip/ViT-B-32", part=part, backend=backend)
+            ours = _matching(name="clip/ViT-B-32", part=part, backend=backend)
             for library, least in (("keras_hub", 1.2), ("open_clip", 1.0)):
                 where = {"backend": backend} if library == "keras_hub" else {}
-                other = is_(ours=False, name="clip/ViT-B-32", part=part, library=library, **where)
+                other = _matching(ours=False, name="clip/ViT-B-32", part=part, library=library, **where)
                 against = f"keras-hub on {label}" if where else "open_clip, torch"
                 yield Bar(f"ViT-B-32 {part} tower, as built or folded, {label}", against, ours, other, least)
 
@@ -105,29 +107,35 @@ def _uses():
     work = "convnext_v2_tiny, files to probabilities over 100 classes"
     for dtype in ("float32", "int8"):
         label = "float32" if dtype == "float32" else "int8 in ONNX Runtime"
-        yield Bar(f"{work}, {label}", "open_clip, torch", is_(dtype=dtype, **fields), is_(ours=False, **fields), 2.0)
+        yield Bar(
+            f"{work}, {label}",
+            "open_clip, torch",
+            _matching(dtype=dtype, **fields),
+            _matching(ours=False, **fields),
+            2.0,
+        )
 
 
 def _training():
     for name, (what, library) in TRAINED.items():
         for backend, label in NAMES.items():
-            ours = is_(name=name, train=True, backend=backend)
-            other = is_(ours=False, name=name, train=True)
+            ours = _matching(name=name, train=True, backend=backend)
+            other = _matching(ours=False, name=name, train=True)
             yield Bar(f"training step, {what}, {label}", f"{library}, torch", ours, other, 1.0)
 
 
 def _predict():
     fields: dict[str, Any] = {"name": "convnextv2_atto", "batch_size": 32, "train": False}
     for backend, label in NAMES.items():
-        bare = is_(backend=backend, mode=("compiled", "eager"), **fields)
+        bare = _matching(backend=backend, mode=("compiled", "eager"), **fields)
         for mode, what in (("predict", "model.predict"), ("predictor", "compiled predictor")):
-            whole = is_(backend=backend, mode=mode, **fields)
+            whole = _matching(backend=backend, mode=mode, **fields)
             yield Bar(f"{what}, 256 images, {label}", "the bare forward", whole, bare, 0.8)
 
 
 def _tokens():
     for part, what, least in (("captions", "ASCII", 3.0), ("mixed-captions", "mixed", 1.5)):
-        yield Bar(f"tokenisation, {what}", "open_clip", is_(part=part), is_(ours=False, part=part), least)
+        yield Bar(f"tokenisation, {what}", "open_clip", _matching(part=part), _matching(ours=False, part=part), least)
 
 
 # Judging a report.

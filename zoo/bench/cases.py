@@ -183,7 +183,7 @@ def combine(names: Iterable[str], options: dict) -> list[Case]:
     """
     cases = []
     for name in names:
-        facts = facts_of(name)
+        facts = _facts_of(name)
         parts = options.get("part") or (facts.default_part,)
         for part in parts:
             facts.check_part(part)
@@ -264,7 +264,7 @@ class Facts:
             raise ValueError(f"{self.name} is {kind} and has no part {part!r}.")
 
 
-def facts_of(name: str) -> Facts:
+def _facts_of(name: str) -> Facts:
     """Return the `Facts` of a model name.
 
     Raises:

@@ -92,7 +92,7 @@ def bench(
     groups = plan(names, options, preset, threads, smoke)
     limits = choose_limits(preset, limit, memory)
     machine = describe_machine(groups[0][0].threads)  # before any load of ours
-    rates = measure_rates(plan_matmuls(groups, smoke), rounds)
+    rates = _measure_rates(_plan_matmuls(groups, smoke), rounds)
     commands = time_commands() if preset == "bars" else {}
     report = Report(command, machine, rates, (), (), preset, commands)
     for group in groups:
@@ -192,7 +192,7 @@ def choose_limits(preset: str | None, limit: float | None, memory: float | None)
     return Limits(seconds, gigabytes and 1e9 * gigabytes)
 
 
-def plan_matmuls(groups, smoke) -> list[Case]:
+def _plan_matmuls(groups, smoke) -> list[Case]:
     """Return a matrix-product case for each dtype of the cases and each installed backend."""
     cases = [case for group in groups for case in group]
     backends = {case.backend for case in cases} if smoke else installed_backends()
@@ -226,14 +226,14 @@ def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float], limit
         except WorkerError as error:  # the turns so far are not comparable any more
             turns = {}
             results |= {case: Result(case, error=f"a process of its group failed: {error}") for case in workers}
-        results |= {case: gather(case, workers[case], turns[case], rates) for case in turns}
+        results |= {case: _gather(case, workers[case], turns[case], rates) for case in turns}
     finally:
         for worker in workers.values():
             worker.close()
     return with_differences([results[case] for case in cases])
 
 
-def gather(case: Case, worker: Worker, rounds, rates: dict[str, float]) -> Result:
+def _gather(case: Case, worker: Worker, rounds, rates: dict[str, float]) -> Result:
     """Return the `Result` of a worker's turns."""
     p50, p90 = timing.percentile(rounds, 0.5), timing.percentile(rounds, 0.9)
     flops, best = flops_of(case), best_rate(case, rates)
@@ -262,10 +262,10 @@ def with_differences(results: Sequence[Result]) -> list[Result]:
     exact: dict[Case, Result] = {}
     for result in results:
         if result.similarities and (result.case.dtype, result.case.runtime) == ("float32", "keras"):
-            exact.setdefault(same_work(result.case), result)
+            exact.setdefault(_same_work(result.case), result)
 
     def with_difference(result):
-        other = exact.get(same_work(result.case))
+        other = exact.get(_same_work(result.case))
         if other is None or other is result or not (result.similarities and other.similarities):
             return result
         gaps = [abs(a - b) for a, b in zip(result.similarities, other.similarities, strict=True)]
@@ -274,7 +274,7 @@ def with_differences(results: Sequence[Result]) -> list[Result]:
     return [with_difference(result) for result in results]
 
 
-def same_work(case: Case) -> Case:
+def _same_work(case: Case) -> Case:
     """Return the case with the fields that only change rounding reset. One backend draws the same random weights."""
     return dataclasses.replace(case, dtype="float32", mode="eager", runtime="keras")
 
@@ -290,7 +290,7 @@ def best_rate(case: Case, rates: dict[str, float]) -> float | None:
     return max((rate for key, rate in rates.items() if key.partition(", ")[2] in dtypes), default=None)
 
 
-def measure_rates(cases: Sequence[Case], rounds: int) -> dict[str, float]:
+def _measure_rates(cases: Sequence[Case], rounds: int) -> dict[str, float]:
     """Return {"backend, dtype": FLOP/s} of matrix products, from the best call of each; failures are skipped."""
     rates = {}
     for case in cases:
@@ -311,12 +311,12 @@ def compare(results: Sequence[Result], start: int = 0) -> list[Ratio]:
         start: index of the first of these results in the report.
     """
     timed = [i for i, result in enumerate(results) if not result.error]
-    pairs = [(i, j) for i in timed for j in timed if is_peer(results[j].case, results[i].case)]
+    pairs = [(i, j) for i in timed for j in timed if _is_peer(results[j].case, results[i].case)]
     pairs = pairs or [(timed[0], j) for j in timed[1:]]
     return [Ratio(start + i, start + j, *compare_two(results[i], results[j])) for i, j in pairs]
 
 
-def is_peer(other: Case, case: Case) -> bool:
+def _is_peer(other: Case, case: Case) -> bool:
     """Return whether `other` is the same work in another library; Keras libraries only on the same backend."""
     if case.library != OURS or other.library == OURS:
         return False

@@ -58,10 +58,10 @@ def create_job(case: Case) -> Job:
     if case.part == "matmul":
         return _matmul(case)
     if case.part in CAPTIONS:
-        return create_tokenizing(case)
+        return _create_tokenizing(case)
     if case.part == "pictures":
         return create_pictures(case)
-    inputs = draw_inputs(case)
+    inputs = _draw_inputs(case)
     if case.runtime == "onnx":
         return _onnx(case, inputs)
     if case.library != OURS and not PEERS[case.library].on_keras:
@@ -69,7 +69,7 @@ def create_job(case: Case) -> Job:
     return _keras(case, inputs)
 
 
-def create_tokenizing(case: Case) -> Job:
+def _create_tokenizing(case: Case) -> Job:
     """Return the job that tokenises captions, cleaning included."""
     if case.library == OURS:
         from clip import tokenize
@@ -87,13 +87,13 @@ def create_pictures(case: Case) -> Job:
         from zoo.bench import peers
 
         peer, call = peers.create_pictures(case, paths)
-        images = draw_inputs(replace(case, part="image", batch_size=min(case.batch_size, 8)))["images"]
-        x = {"images": torch_images(images)}
+        images = _draw_inputs(replace(case, part="image", batch_size=min(case.batch_size, 8)))["images"]
+        x = {"images": _torch_images(images)}
         return Job(call, torch_device(), _torch_parameters(peer), lambda: _choose_layout(peer, x))
     import keras
 
     keras.utils.set_random_seed(SEED)
-    set_precision(replace(case, dtype="float32"))  # the pipeline converts it to other precisions
+    _set_precision(replace(case, dtype="float32"))  # the pipeline converts it to other precisions
     pair = create_ours(replace(case, part="pair"))
     return Job(uses.classify_call(pair, case, paths), keras_device(), _keras_parameters(pair))
 
@@ -106,14 +106,14 @@ def _torch_parameters(peer):
     return sum(weight.numel() for weight in peer.module.parameters())
 
 
-def torch_images(images):
+def _torch_images(images):
     """Convert float32 (B, H, H, 3) to a torch tensor (B, 3, H, H) on torch's device."""
     import torch
 
     return torch.from_numpy(images).to("cuda" if torch.cuda.is_available() else "cpu").permute(0, 3, 1, 2)
 
 
-def draw_inputs(case: Case) -> dict[str, np.ndarray]:
+def _draw_inputs(case: Case) -> dict[str, np.ndarray]:
     """Return those of {"images": float32 (B, H, H, 3), "tokens": int32 (B, 77), "labels": int32 (B,)} for the part."""
     rng = np.random.default_rng(SEED)
     images = rng.standard_normal((case.batch_size, case.image_size, case.image_size, 3), np.float32)
@@ -148,7 +148,7 @@ def _keras(case, inputs):
     import keras
 
     keras.utils.set_random_seed(SEED)
-    set_precision(case)
+    _set_precision(case)
     model = create_ours(case) if case.library == OURS else _keras_peer(case)
     if case.runtime == "folded":
         from zoo.models.folding import fold
@@ -166,7 +166,7 @@ def _keras(case, inputs):
     return Job(call, keras_device(), parameters)
 
 
-def set_precision(case: Case) -> None:
+def _set_precision(case: Case) -> None:
     """Set Keras' dtype policy, and whether float32 products may use TensorFloat-32."""
     import keras
 
@@ -387,7 +387,7 @@ def _onnx(case, inputs):
 
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         path = Path(folder) / "model.onnx"
-        parameters = pool.submit(write_onnx, case, path).result()  # its memory must not count as the runtime's
+        parameters = pool.submit(_write_onnx, case, path).result()  # its memory must not count as the runtime's
         session = start_session(path, threads=case.threads)
     names = [entry.name for entry in session.get_inputs()]
     feed = inputs if len(names) > 1 else dict(zip(names, inputs.values(), strict=True))
@@ -395,7 +395,7 @@ def _onnx(case, inputs):
     return Job(lambda: session.run(None, feed), device, parameters)
 
 
-def write_onnx(case: Case, path: Path) -> int:
+def _write_onnx(case: Case, path: Path) -> int:
     """Write our model of a case as ONNX; return its number of trainable parameters."""
     import keras
 
@@ -412,7 +412,7 @@ def write_onnx(case: Case, path: Path) -> int:
 
 def _matmul(case):
     """Return the job of a product of square matrices that takes at least MATMUL_SECONDS or has 16384 rows."""
-    set_precision(case)
+    _set_precision(case)
     side, call = 512, None
     enough = 0 if case.is_short else MATMUL_SECONDS
     while call is None or (side < 16384 and min(timed(call)[0] for _ in range(2)) < enough):

@@ -63,7 +63,7 @@ def parity(directory: str | Path, pattern: str = "*") -> list[Row]:
     """
     if not Path(directory).is_dir():
         raise ValueError(f"There is no folder {str(directory)!r}. Create it with: python tests/oracles.py {directory}")
-    found = [case for case in find_cases(directory) if fnmatch.fnmatchcase(case.name, pattern)]
+    found = [case for case in _find_cases(directory) if fnmatch.fnmatchcase(case.name, pattern)]
     found.sort(key=lambda case: (case.name.partition("-")[2], case.name))  # by architecture, for create_row's cache
     if not found:
         raise ValueError(f"No case matches {pattern!r} in {directory}. Cases come from: python tests/oracles.py")
@@ -95,7 +95,7 @@ def _rows_of(backend, directory, pattern):
     return [Row(**row) for row in json.loads(done.stdout)]
 
 
-def find_cases(directory):
+def _find_cases(directory):
     """Return the folders of complete cases, sorted by name."""
     return sorted(path.parent for path in Path(directory).glob("*/case.json"))
 
@@ -108,7 +108,7 @@ def compare(case_dir: str | Path) -> list[Row]:
     model = load_case(case_dir, case)
     outputs = run_pair(model, reference) if hasattr(model, "image_encoder") else run_classifier(model, reference)
     return [
-        Row(case_dir.name, case["library"], backend_version(), name, error(ours, reference[name]), case["tolerance"])
+        Row(case_dir.name, case["library"], _backend_version(), name, error(ours, reference[name]), case["tolerance"])
         for name, ours in outputs.items()
     ]
 
@@ -149,7 +149,7 @@ def classifier_probe(model):
     """Return (names, model with these outputs) of a classifier's pieces."""
     import keras
 
-    pieces = tower_pieces(model)
+    pieces = _tower_pieces(model)
     if "head_fc" in pieces:
         pieces["logits"] = pieces.pop("head_fc")
     return tuple(pieces), keras.Model(model.input, list(pieces.values()))
@@ -161,10 +161,10 @@ def run_pair(model, reference):
 
     outputs: dict[str, np.ndarray] = {}
     for side, tower, key in (("image", model.image_encoder, "images"), ("text", model.text_encoder, "tokens")):
-        outputs |= run_tower(side, tower, reference[key], reference)
+        outputs |= _run_tower(side, tower, reference[key], reference)
     pair = predict(model, {key: reference[key] for key in ("images", "tokens")})
     image, text = pair["image_embeddings"], pair["text_embeddings"]
-    loss, gradient = loss_and_gradient(model, image, text)
+    loss, gradient = _loss_and_gradient(model, image, text)
     return {
         **outputs,
         "image_normalized": image,
@@ -175,11 +175,11 @@ def run_pair(model, reference):
     }
 
 
-def run_tower(side, tower, inputs, reference):
+def _run_tower(side, tower, inputs, reference):
     """Return {"image_stem": array, …, "image_embedding": array} with the inner pieces that the reference has."""
     import keras
 
-    named = {f"{side}_{name}": tensor for name, tensor in tower_pieces(tower).items()}
+    named = {f"{side}_{name}": tensor for name, tensor in _tower_pieces(tower).items()}
     pieces = {name: tensor for name, tensor in named.items() if name in reference}
     pieces[f"{side}_embedding"] = tower.output
     results = predict(keras.Model(tower.input, list(pieces.values())), inputs)
@@ -195,7 +195,7 @@ STAGES = ("stages_0_blocks_0_out", "layer1_0_out")  # every model with stages ha
 BLOCK = re.compile(r"transformer_resblocks_(\d+)_(?:add_2|sequence)")  # the last layer of a transformer's block
 
 
-def tower_pieces(tower):
+def _tower_pieces(tower):
     """Return {"stem", "stage_0", …, "token_embedding", "block_0", …, "pooled", "head_fc": tensor}, if present."""
     from convnext import feature_maps
 
@@ -217,7 +217,7 @@ def predict(model, x):
     return keras.tree.map_structure(ops.convert_to_numpy, model(x, training=False))
 
 
-def loss_and_gradient(model, image, text):
+def _loss_and_gradient(model, image, text):
     """Return (clip_loss, its derivative by logit_scale) as NumPy scalars, by the backend's autodiff."""
     import keras
 
@@ -266,7 +266,7 @@ def error(ours, theirs):
     return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
-def backend_version():
+def _backend_version():
     """Return the backend and its version, like "jax 0.10.2"."""
     import importlib.metadata
 

@@ -56,7 +56,7 @@ def write_photographs(count: int) -> list[str]:
     """Write `count` JPEG copies of scikit-learn's photographs to a folder removed at exit; return their paths."""
     from zoo.data.throughput import write_photographs as write
 
-    folder = Path(temporary_folder())
+    folder = Path(_temporary_folder())
     write(folder, count)
     return sorted(map(str, folder.rglob("*.jpg")))
 
@@ -108,10 +108,10 @@ def build_index(dim: int):
     from zoo.embeddings import Index
 
     vectors = np.random.default_rng(0).standard_normal((INDEX_SIZE, dim), np.float32)
-    return Index.build(unit_rows(vectors), f"{temporary_folder()}/index")
+    return Index.build(unit_rows(vectors), f"{_temporary_folder()}/index")
 
 
-def temporary_folder() -> str:
+def _temporary_folder() -> str:
     """Return the path of a new folder that is removed when the process ends."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)

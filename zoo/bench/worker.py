@@ -34,9 +34,9 @@ def main():
 
 def prepare(case: Case):
     """Build and warm up a case; return (function to time, first answer)."""
-    limit_threads(case)
+    _limit_threads(case)
     keep_freed_memory()  # as in the commands that run many batches; peers profit as well
-    import_libraries(case)
+    _import_libraries(case)
     from zoo.bench.jobs import create_job, similarities
     from zoo.bench.machine import resident_bytes
 
@@ -59,13 +59,13 @@ def prepare(case: Case):
     return job.call, ready
 
 
-def limit_threads(case: Case) -> None:
+def _limit_threads(case: Case) -> None:
     """Bind this process to as many cores as it may have threads, where supported; libraries count these cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.threads])
 
 
-def import_libraries(case: Case) -> None:
+def _import_libraries(case: Case) -> None:
     """Import what the case runs on, so that build time and memory do not include it."""
     if case.part in CAPTIONS:
         return

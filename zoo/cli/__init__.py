@@ -59,26 +59,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep_freed_memory()
         if command.uses_backend:
             choose_backend(options.pop("backend"), command.trains)
-        with contextlib.redirect_stdout(progress), plain_warnings():
+        with contextlib.redirect_stdout(progress), _plain_warnings():
             result = resolve(command.function)(**options)
     except (ValueError, TypeError, OSError, ImportError) as error:
         if show_traceback:
             traceback.print_exc()
-        return report_error(error)
-    text = to_json(result) if as_json else resolve(command.show)(result)
+        return _report_error(error)
+    text = _to_json(result) if as_json else resolve(command.show)(result)
     with contextlib.suppress(BrokenPipeError):  # a reader such as `head` may have closed the pipe
         print(text, end="\n" if text else "", flush=True)
     return 0 if command.succeeded is None or resolve(command.succeeded)(result) else 1
 
 
-def report_error(error: object) -> int:
+def _report_error(error: object) -> int:
     """Print an error as one line on stderr; return the exit code of bad input."""
     print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
     return BAD_INPUT
 
 
 @contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
+def _plain_warnings() -> Iterator[None]:
     """Print the library's own warnings as one line each, without the source location that Python adds.
 
     Warnings of NOISE, which frameworks give about their own code, are left out.
@@ -102,11 +102,11 @@ class Parser(argparse.ArgumentParser):
     """argparse that prints an error as one line, without the usage above it."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(report_error(message))
+        sys.exit(_report_error(message))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="zoo", **help_texts("ConvNeXt, ResNet and CLIP models in Keras 3.", EXAMPLES))
+    parser = Parser(prog="zoo", **_help_texts("ConvNeXt, ResNet and CLIP models in Keras 3.", EXAMPLES))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     groups = {
         group: commands.add_parser(group, help=summary, description=sentence(summary)).add_subparsers(
@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     }
     for name, command in COMMANDS.items():
         group, _, job = name.rpartition(" ")
-        texts = help_texts(sentence(command.summary), command.examples)
+        texts = _help_texts(sentence(command.summary), command.examples)
         sub = groups.get(group, commands).add_parser(job, help=command.summary, **texts)
         sub.set_defaults(command=name)
         for flags, options in command.arguments:
@@ -130,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def help_texts(description: str, examples: Sequence[str]) -> dict[str, Any]:
+def _help_texts(description: str, examples: Sequence[str]) -> dict[str, Any]:
     """argparse's options for a help with a description above and examples below."""
     epilog = "\n  ".join(["examples:" if len(examples) > 1 else "example:", *examples]) if examples else None
     return {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -147,7 +147,7 @@ def resolve(path: str) -> Callable:
     return getattr(importlib.import_module(module), name)
 
 
-def to_json(result: object) -> str:
+def _to_json(result: object) -> str:
     """Format dataclasses, named tuples and lists of them as JSON."""
     return json.dumps(_plain(result), indent=1, ensure_ascii=False)
 

@@ -35,22 +35,22 @@ def examine(backend: str | None = None) -> list[Check]:
     Args:
         backend: backend to run a model on; None for $KERAS_BACKEND, else the first one installed.
     """
-    checks = [check_python(), check_owners(), check_backends(), check_keras(), *check_extras(), check_tokenizer()]
+    checks = [_check_python(), _check_owners(), _check_backends(), _check_keras(), *_check_extras(), _check_tokenizer()]
     if all_passed(checks):
         checks.append(check_model(backend))
     if all_passed(checks):
-        checks.append(check_kernels())
+        checks.append(_check_kernels())
     return checks
 
 
-def check_python() -> Check:
+def _check_python() -> Check:
     version = f"{platform.python_version()} on {platform.platform()}"
     return Check(
         "python", sys.version_info >= MIN_PYTHON, f"{version}, needs {'.'.join(map(str, MIN_PYTHON))} or later"
     )
 
 
-def check_owners() -> Check:
+def _check_owners() -> Check:
     """No other package owns our import names, neither by the files that load nor by pip's records."""
     owners = importlib.metadata.packages_distributions()
     others = {name: sorted({*owners.get(name, [])} - {DISTRIBUTION}) for name in OWN_NAMES}
@@ -60,27 +60,27 @@ def check_owners() -> Check:
     return Check("import names", not conflicts, detail)
 
 
-def check_backends() -> Check:
+def _check_backends() -> Check:
     installed = installed_backends()
-    versions = ", ".join(f"{name} {version_of(name)}" for name in installed)
+    versions = ", ".join(f"{name} {_version_of(name)}" for name in installed)
     return Check("backends", bool(installed), versions or f"none installed; pip install '{DISTRIBUTION}[jax]'")
 
 
-def check_keras() -> Check:
-    version = version_of("keras")
+def _check_keras() -> Check:
+    version = _version_of("keras")
     numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
     return Check("keras", numbers >= MIN_KERAS, f"{version}, needs {'.'.join(map(str, MIN_KERAS))} or later")
 
 
-def check_extras() -> Iterator[Check]:
+def _check_extras() -> Iterator[Check]:
     for module, extra in EXTRAS.items():
         if importlib.util.find_spec(module) is not None:
-            yield Check(module, True, version_of(module))
+            yield Check(module, True, _version_of(module))
         else:
             yield Check(module, None, f"optional, not installed; pip install '{DISTRIBUTION}[{extra}]'")
 
 
-def check_tokenizer() -> Check:
+def _check_tokenizer() -> Check:
     """The packaged vocabulary gives the expected token ids."""
     from clip import tokenize
 
@@ -107,14 +107,14 @@ def check_model(backend: str | None) -> Check:
     return Check("model", abs(total - 1) < 1e-5, f"ConvNeXt V2 on {backend}: probabilities sum to {total:.6f}")
 
 
-def check_kernels() -> Check:
+def _check_kernels() -> Check:
     """The forms of the layers' kernels that this process uses."""
     from convnext import kernels
 
     return Check("kernels", True, ", ".join(f"{name}: {form}" for name, form in kernels.in_use().items()))
 
 
-def version_of(module: str) -> str:
+def _version_of(module: str) -> str:
     """Version of the distribution that installed a module; "?" when none is recorded."""
     for name in (module, f"{module}-cpu", {"sklearn": "scikit-learn"}.get(module, module)):
         try:

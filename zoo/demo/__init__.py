@@ -58,8 +58,8 @@ def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, tr
     epochs = EPOCHS if epochs is None else epochs
     check_arguments(seed, epochs, train_images)
     require_packages("The demo", ("sklearn", "matplotlib", "onnx", "onnxruntime"), extras="onnx,report")
-    folder = prepare_folder(output)
-    log = stopwatch()
+    folder = _prepare_folder(output)
+    log = _stopwatch()
 
     train, held_out = load_split(train_images)
     log(f"Data: {len(train):,} training images and {len(held_out)} held-out images of handwritten digits.")
@@ -72,7 +72,7 @@ def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, tr
     log(f"Trained in {train_seconds:.0f} s. Classifying the held-out images with prompts not used in training.")
     predictions = predict(ClipPipeline(model, preprocess=PREPROCESS), held_out)
 
-    classifier = save_model(model, folder)
+    classifier = _save_model(model, folder)
     reloaded = predict(ClipPipeline(folder / "model.safetensors"), held_out)
     equal = int((reloaded.classes == predictions.classes).sum())
     log(f"Saved model.safetensors; after reloading, {equal} of {len(held_out)} predictions are the same.")
@@ -93,7 +93,7 @@ def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, tr
         "onnx": onnx_files,
         "history": history,
     }
-    write_predictions(folder / "predictions.csv", predictions, held_out)
+    _write_predictions(folder / "predictions.csv", predictions, held_out)
     with atomic_write(folder / "metrics.json", "w") as file:
         json.dump(metrics, file, indent=1, ensure_ascii=False)
     draw_plots(folder, metrics, predictions, train, held_out, seed=seed)
@@ -113,7 +113,7 @@ def check_arguments(seed: int, epochs: int, train_images: int | None) -> None:
             raise ValueError(f"{name} must be an integer of at least {least[name]}, got {value!r}.")
 
 
-def prepare_folder(output: str | Path) -> Path:
+def _prepare_folder(output: str | Path) -> Path:
     """Create the folder if needed and check that files can be written to it; ValueError otherwise."""
     folder = Path(output)
     try:
@@ -127,13 +127,13 @@ def prepare_folder(output: str | Path) -> Path:
     return folder
 
 
-def stopwatch() -> Callable[[str], None]:
+def _stopwatch() -> Callable[[str], None]:
     """Return a function that prints a line with the seconds since this call in front."""
     start = time.perf_counter()
     return lambda text: print(f"[{time.perf_counter() - start:5.1f} s] {text}", flush=True)
 
 
-def save_model(model: keras.Model, folder: Path) -> keras.Model:
+def _save_model(model: keras.Model, folder: Path) -> keras.Model:
     """Save the pair as model.safetensors and its zero-shot classifier as .keras; return the classifier."""
     registry.save(model, folder / "model.safetensors", preprocess=PREPROCESS)
     classifier = zero_shot_classifier(model, WORDS, HELD_OUT_TEMPLATES, tokenizer=short_tokens)
@@ -145,7 +145,7 @@ def save_model(model: keras.Model, folder: Path) -> keras.Model:
     return classifier
 
 
-def write_predictions(path: Path, predictions: Predictions, digits: Digits) -> None:
+def _write_predictions(path: Path, predictions: Predictions, digits: Digits) -> None:
     """Write a CSV row per held-out image: its index in scikit-learn's data, its class, and what was predicted."""
     with atomic_write(path, "w") as file:
         lines = csv.writer(file, lineterminator="\n")

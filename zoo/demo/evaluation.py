@@ -71,7 +71,7 @@ def measure(predictions: Predictions) -> dict:
     labels, scale = predictions.labels, predictions.scale
     single = np.einsum("nd,stkd->stnk", predictions.images, predictions.texts)  # each template and spelling alone
     correct = (single.argmax(axis=-1) == labels).mean(axis=-1)
-    found = rank_images(predictions)
+    found = _rank_images(predictions)
     sweep = temperature_sweep(predictions.cosines, labels, factors=SCALES)
     return {
         "zero_shot_accuracy": float((predictions.classes == labels).mean()),
@@ -96,7 +96,7 @@ def measure(predictions: Predictions) -> dict:
     }
 
 
-def rank_images(predictions: Predictions) -> np.ndarray:
+def _rank_images(predictions: Predictions) -> np.ndarray:
     """Rank all images for each of P prompts, best match first: bool (P, N), whether the image shows its digit."""
     texts = predictions.texts.reshape(-1, predictions.texts.shape[-1])
     digits = np.tile(np.arange(len(WORDS)), len(texts) // len(WORDS))
@@ -126,13 +126,13 @@ def export_classifier(classifier: keras.Model, folder: Path, predictions: Predic
                 "bytes": exported.bytes,
                 "accuracy": float((classes == digits.labels).mean()),
                 "agreement": float((classes == predictions.classes).mean()),
-                "milliseconds": median_latency(model, images[:1]),
+                "milliseconds": _median_latency(model, images[:1]),
             }
         )
     return rows
 
 
-def median_latency(model: OnnxModel, image: np.ndarray) -> float:
+def _median_latency(model: OnnxModel, image: np.ndarray) -> float:
     """Return the median milliseconds of a prediction, without the first."""
     seconds = []
     for _ in range(1 + TIMED_RUNS):

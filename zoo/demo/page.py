@@ -18,8 +18,8 @@ def draw_plots(
     folder: Path, metrics: dict, predictions: Predictions, train: Digits, held_out: Digits, *, seed: int
 ) -> None:
     """Draw the PNGs of the report."""
-    report.plot_sheet(folder / "examples.png", example_rows(train, seed))
-    report.plot_panels(folder / "training.png", training_panels(metrics["history"]))
+    report.plot_sheet(folder / "examples.png", _example_rows(train, seed))
+    report.plot_panels(folder / "training.png", _training_panels(metrics["history"]))
     report.plot_confusion(folder / "confusion.png", metrics["confusion"], NUMERALS)
     one_each = [int(np.flatnonzero(held_out.labels == digit)[0]) for digit in range(len(WORDS))]
     prompts = predictions.texts[1, SIMILARITY_TEMPLATE]  # (10, D)
@@ -29,8 +29,8 @@ def draw_plots(
         held_out.images[one_each],
         [HELD_OUT_TEMPLATES[SIMILARITY_TEMPLATE].format(word) for word in WORDS],
     )
-    report.plot_sheet(folder / "searches.png", search_rows(predictions, held_out))
-    report.plot_sheet(folder / "hardest.png", hardest_rows(predictions, held_out))
+    report.plot_sheet(folder / "searches.png", _search_rows(predictions, held_out))
+    report.plot_sheet(folder / "hardest.png", _hardest_rows(predictions, held_out))
     calibration = metrics["calibration"]
     marks = {"learned": 1 / metrics["temperature"], "lowest loss": calibration["lowest_loss_factor"]}
     report.plot_panels(
@@ -38,7 +38,7 @@ def draw_plots(
     )
 
 
-def example_rows(train: Digits, seed: int) -> list[SheetRow]:
+def _example_rows(train: Digits, seed: int) -> list[SheetRow]:
     """Three captions, each with augmented training images."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -49,7 +49,7 @@ def example_rows(train: Digits, seed: int) -> list[SheetRow]:
     return rows
 
 
-def training_panels(history: dict) -> list[Panel]:
+def _training_panels(history: dict) -> list[Panel]:
     epochs = range(1, len(history["loss"]) + 1)
     return [
         Panel(
@@ -70,7 +70,7 @@ def training_panels(history: dict) -> list[Panel]:
     ]
 
 
-def search_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
+def _search_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
     """One held-out prompt per digit, numerals and words in turn, with the images that match it best."""
     rows = []
     for digit, names in enumerate(zip(NUMERALS, WORDS, strict=True)):
@@ -81,7 +81,7 @@ def search_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
     return rows
 
 
-def hardest_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
+def _hardest_rows(predictions: Predictions, held_out: Digits) -> list[SheetRow]:
     """Two rows of the images whose true class has the lowest probability."""
     labels, classes = held_out.labels, predictions.classes
     order = np.argsort(predictions.probabilities[np.arange(len(labels)), labels], kind="stable")
@@ -112,7 +112,7 @@ def write_report(path: Path, metrics: dict) -> None:
         zero_shot_accuracy,
         similarity,
         search,
-        calibration_of_probabilities,
+        _calibration_of_probabilities,
         onnx_files,
         usage,
     )
@@ -205,7 +205,7 @@ def search(metrics: dict, folder: Path) -> str:
     )
 
 
-def calibration_of_probabilities(metrics: dict, folder: Path) -> str:
+def _calibration_of_probabilities(metrics: dict, folder: Path) -> str:
     learned, best = metrics["calibration"]["learned"], metrics["calibration"]["lowest_loss_factor"]
     return report.section(
         "Calibration",

@@ -73,7 +73,7 @@ def evaluate_probe(
         name = train.class_names[present[0]]
         raise ValueError(f"the {len(labels)} training images are all of class {name!r}; a probe needs two classes")
     test_features, truth, bad = _embedded(encoder, test, progress)
-    strength = choose_strength(features, labels, seed)
+    strength = _choose_strength(features, labels, seed)
     predictions = fit(features, labels, strength).predict(test_features)
     correct = int((predictions == truth).sum())
     counts = confusion(truth, predictions, len(test.class_names))
@@ -100,7 +100,7 @@ def _embedded(encoder: Encoder, data: Labelled, progress: bool) -> tuple[np.ndar
     return vectors, data.labels[kept], {data.records.names[i]: reason for i, reason in bad.items()}
 
 
-def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
+def _choose_strength(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
     """Return the C of STRENGTHS that is best on a held-out fifth of the images; of ties the strongest penalty.
 
     Where the other images are all of one class, it is scikit-learn's default, 1.
@@ -145,13 +145,13 @@ def run(
     """
     if train is None and ":" in dataset:
         raise ValueError(f"{dataset!r} has no training split; pass one with --train, such as --train folder:DIR")
-    if train and real_paths(train) & real_paths(dataset):
+    if train and _real_paths(train) & _real_paths(dataset):
         raise ValueError(f"{train!r} and {dataset!r} share images; train and test on separate data")
-    test = load_labelled(dataset, files_of(dataset, train, data), class_names=class_names)
+    test = load_labelled(dataset, _files_of(dataset, train, data), class_names=class_names)
     if train and train.startswith("shards:"):  # whose labels are numbers
         class_names = class_names or test.class_names
     train = train or dataset
-    training = load_labelled(train, files_of(train, dataset, data), class_names=class_names, split="train")
+    training = load_labelled(train, _files_of(train, dataset, data), class_names=class_names, split="train")
     result = evaluate_probe(load_encoder(model, batch_size=batch_size), training, test, progress=True)
     if output is not None:
         write_result(Path(output), "linear_probe", result)
@@ -159,12 +159,12 @@ def run(
     return result
 
 
-def files_of(name: str, other: str | None, data: str | None) -> str | None:
+def _files_of(name: str, other: str | None, data: str | None) -> str | None:
     """Return `data` for a data set, or None where it is meant for the other one."""
     return None if name not in ORIGINS and other in ORIGINS else data
 
 
-def real_paths(name: str) -> set[str]:
+def _real_paths(name: str) -> set[str]:
     """Return the real paths that a data set is read from; none for benchmarks, which have separate splits."""
     kind, _, where = name.partition(":")
     if kind == "shards":

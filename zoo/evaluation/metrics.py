@@ -282,12 +282,12 @@ def retrieval_ranks(
     queried, offered = np.asarray(query_items), np.asarray(candidate_items)
     ranks = [
         best_ranks(scores, queried[rows, None] == offered)
-        for rows, scores in score_blocks(queries, candidates, block=block)
+        for rows, scores in _score_blocks(queries, candidates, block=block)
     ]
     return np.concatenate(ranks)
 
 
-def score_blocks(
+def _score_blocks(
     queries: np.ndarray, candidates: np.ndarray, *, block: int = BLOCK
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield (rows of `queries`, their inner products with all candidates, float32 (≤ block, M)), block by block."""
@@ -402,7 +402,7 @@ def separation(vectors: np.ndarray, labels: np.ndarray, *, block: int = BLOCK) -
     pairs = np.outer(sizes, sizes) - np.diag(sizes)
     same = np.eye(len(sizes), dtype=bool)
     hits = 0
-    for rows, scores in score_blocks(vectors, vectors, block=block):
+    for rows, scores in _score_blocks(vectors, vectors, block=block):
         scores[np.arange(len(scores)), np.arange(len(vectors))[rows]] = -np.inf
         hits += (labels[scores.argmax(axis=1)] == labels[rows]).sum()
     counts = [pairs[where].sum() for where in (same, ~same)]

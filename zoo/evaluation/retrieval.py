@@ -65,7 +65,7 @@ class Pairs:
     cut: int
 
 
-def read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: str = "caption") -> Dataset:
+def _read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: str = "caption") -> Dataset:
     """Earlier name of `open_dataset(path, needs="captions", …)`."""
     return open_dataset(path, needs="captions", image_key=image_key, caption_key=caption_key)
 
@@ -89,11 +89,11 @@ def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) 
                 bad[f"{records.names[row]} (row {row})"] = str(error)
     if not captions:
         raise nothing_left("captions can be used", bad)
-    encoder, cut = truncating(encoder, captions)
+    encoder, cut = _truncating(encoder, captions)
     return Pairs(images, firsts[kept], encoder.embed_texts(captions), captions, np.array(owners), cut), bad
 
 
-def truncating(encoder: Encoder, captions: list[str]) -> tuple[Encoder, int]:
+def _truncating(encoder: Encoder, captions: list[str]) -> tuple[Encoder, int]:
     """Return (an encoder that truncates long captions as CLIP_benchmark does, number of such captions).
 
     A truncated caption keeps its first tokens and the end token. A custom tokenizer is left unchanged.
@@ -163,11 +163,11 @@ def run(
     if output is not None:
         folder = Path(output)
         write_result(folder, "retrieval", result)
-        draw_searches(folder / "retrieval.png", records, pairs)
+        _draw_searches(folder / "retrieval.png", records, pairs)
     return result
 
 
-def draw_searches(path: Path, records: Dataset, pairs: Pairs) -> None:
+def _draw_searches(path: Path, records: Dataset, pairs: Pairs) -> None:
     """Draw a few captions, each with its best matches; the correct image has a green frame."""
     chosen = np.unique(np.linspace(0, len(pairs.captions) - 1, MAX_QUERIES).astype(int))
     rows = []

@@ -17,7 +17,7 @@ def run(context: Context) -> Outcome:
         classifier=context.pipeline.classifier(data.names, data.data.templates),
         embedded=(data.vectors, data.kept, data.bad),
     )
-    chance = shuffled_accuracy(logits, data.labels, context.seed)
+    chance = _shuffled_accuracy(logits, data.labels, context.seed)
     published = published_accuracy(context.name, data.data.name)
     plots = [context.folder / f"cifar10-{name}.png" for name in ("confusion", "mistakes")]
     plot_confusion(plots[0], np.array(result.confusion), result.class_names)
@@ -28,7 +28,7 @@ def run(context: Context) -> Outcome:
         *data.note_blocks,
         report.paragraph(describe(result, data.title, chance, published)),
         *(report.figure(path, text) for path, text in zip(plots, captions, strict=True) if path.exists()),
-        report.table(["class", "images", "recall", "most often confused with"], class_rows(result)),
+        report.table(["class", "images", "recall", "most often confused with"], _class_rows(result)),
     ]
     metrics = {
         "data": data.data.name,
@@ -50,7 +50,7 @@ def run(context: Context) -> Outcome:
     return Outcome("CIFAR-10, zero-shot", (label, percent(result.accuracy)), metrics, tuple(blocks))
 
 
-def shuffled_accuracy(logits: np.ndarray, labels: np.ndarray, seed: int, times: int = 100) -> float:
+def _shuffled_accuracy(logits: np.ndarray, labels: np.ndarray, seed: int, times: int = 100) -> float:
     """Return the mean accuracy of the same predictions against shuffled labels, which is chance level."""
     rng, predicted = np.random.default_rng(seed), logits.argmax(axis=1)
     return float(np.mean([(predicted == rng.permutation(labels)).mean() for _ in range(times)]))
@@ -67,7 +67,7 @@ def describe(result: ZeroShotResult, title: str, chance: float, published: float
     )
 
 
-def class_rows(result: ZeroShotResult) -> list[list]:
+def _class_rows(result: ZeroShotResult) -> list[list]:
     counts, rows = np.array(result.confusion), []
     for label, name in enumerate(result.class_names):
         total = int(counts[label].sum())

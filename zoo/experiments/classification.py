@@ -51,7 +51,7 @@ class Group:
 
 def run(context: Context) -> Outcome:
     blocks, metrics = [], []
-    for number, group in enumerate(create_groups(context)):
+    for number, group in enumerate(_create_groups(context)):
         found, guesses = classify(context, group)
         path = context.folder / f"classification-{number}.png"
         plot_guesses(path, guesses[:MAX_PLOTTED])
@@ -65,16 +65,16 @@ def run(context: Context) -> Outcome:
     return Outcome("Zero-shot classification", headline, {"groups": metrics}, tuple(blocks))
 
 
-def create_groups(context: Context) -> list[Group]:
+def _create_groups(context: Context) -> list[Group]:
     """Return the user's images, or else one held-out digit per class and the photographs that are installed."""
     if context.images is not None:
-        return [labelled_images(context) if has_class_folders(context.images) else unlabelled_images(context)]
+        return [_labelled_images(context) if has_class_folders(context.images) else _unlabelled_images(context)]
     digits = context.embedded("digits")
     firsts = [int(np.flatnonzero(digits.labels == label)[0]) for label in np.unique(digits.labels)]
     records = digits.data.records.subset(digits.kept[firsts])
     truths: list = [digits.names[label] for label in known_labels(records)]
     groups = [Group("held-out digits", records, truths, digits.names, digits.data.templates)]
-    photographs = find_photographs()
+    photographs = _find_photographs()
     if photographs:
         records = Dataset(
             [path.name for path in photographs],
@@ -86,7 +86,7 @@ def create_groups(context: Context) -> list[Group]:
     return groups
 
 
-def labelled_images(context: Context) -> Group:
+def _labelled_images(context: Context) -> Group:
     """Return the user's images in one folder per class."""
     own = context.embedded("own")
     truths = [own.names[label] if label >= 0 else None for label in known_labels(own.data.records)]
@@ -94,7 +94,7 @@ def labelled_images(context: Context) -> Group:
     return Group("of your images", own.data.records, truths, own.names, own.data.templates, embedded)
 
 
-def unlabelled_images(context: Context) -> Group:
+def _unlabelled_images(context: Context) -> Group:
     """Return the user's images, whose classes are unknown."""
     records = open_dataset(cast(Path, context.images), needs="images")
     names = tuple(context.class_names or EVERYDAY_NAMES)
@@ -106,7 +106,7 @@ def known_labels(records: Dataset) -> np.ndarray:
     return cast(np.ndarray, records.labels)
 
 
-def find_photographs() -> list[Path]:
+def _find_photographs() -> list[Path]:
     """Return the PHOTOGRAPHS that are installed, without importing the libraries."""
     found: dict[str, Path] = {}
     for library, folder in SAMPLE_FOLDERS.items():

@@ -62,8 +62,8 @@ def run_experiments(
     """
     names = choose(names)
     require_packages("zoo experiment", ("sklearn", "matplotlib"), extras="report")
-    image_folder, data_folder = check_folder("images", images), check_folder("data", data)
-    class_names = split_names(classes)
+    image_folder, data_folder = _check_folder("images", images), _check_folder("data", data)
+    class_names = _split_names(classes)
     model = find_model(model)
     context = Context(str(model), load_pair(model), Path(output), image_folder, data_folder, class_names, smoke, seed)
     context.check_images()
@@ -75,7 +75,7 @@ def run_experiments(
         start = time.perf_counter()
         outcomes[name] = attempt(name, context)
         seconds[name] = time.perf_counter() - start
-        results = write_results(context, outcomes, seconds)
+        results = _write_results(context, outcomes, seconds)
         label, value = outcomes[name].headline
         print(f"{name:<16}{seconds[name]:6.1f} s   {value} {label}", flush=True)
     print(f"report          {context.folder / 'report.html'}")
@@ -100,13 +100,13 @@ def all_succeeded(results: dict) -> bool:
     return not any("error" in metrics for metrics in results.values())
 
 
-def write_results(context: Context, outcomes: dict[str, Outcome], seconds: dict[str, float]) -> dict:
+def _write_results(context: Context, outcomes: dict[str, Outcome], seconds: dict[str, float]) -> dict:
     """Write the files of the experiments so far; return the contents of metrics.json."""
-    run = describe_run(context, seconds)
+    run = _describe_run(context, seconds)
     results = to_json_types({"run": run, **{name: outcome.metrics for name, outcome in outcomes.items()}})
     for name in outcomes:
-        write_json(context.folder / f"{name}.json", {"run": results["run"], **results[name]})
-    write_json(context.folder / "metrics.json", results)
+        _write_json(context.folder / f"{name}.json", {"run": results["run"], **results[name]})
+    _write_json(context.folder / "metrics.json", results)
     write_report(context.folder / "report.html", context, outcomes, results["run"])
     return results
 
@@ -122,7 +122,7 @@ def choose(names: str | Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != "all"]
 
 
-def split_names(classes: str | Sequence[str] | None) -> list[str] | None:
+def _split_names(classes: str | Sequence[str] | None) -> list[str] | None:
     """Return the class names, or None if none were given; ValueError for an empty list."""
     if classes is None:
         return None
@@ -133,7 +133,7 @@ def split_names(classes: str | Sequence[str] | None) -> list[str] | None:
     return names
 
 
-def check_folder(option: str, path: str | Path | None) -> Path | None:
+def _check_folder(option: str, path: str | Path | None) -> Path | None:
     if path is not None and not Path(path).is_dir():
         raise ValueError(f"{option}={str(path)!r} is not a folder")
     return None if path is None else Path(path)
@@ -146,7 +146,7 @@ def find_model(model: str | Path | None) -> str | Path:
     return DEMO_PAIR if model is None else model
 
 
-def describe_run(context: Context, seconds: dict[str, float]) -> dict:
+def _describe_run(context: Context, seconds: dict[str, float]) -> dict:
     """Return what is needed to repeat the run."""
     return {
         "model": context.model,
@@ -170,7 +170,7 @@ def to_json_types(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(path: Path, value: dict) -> None:
+def _write_json(path: Path, value: dict) -> None:
     with atomic_write(path, "w") as file:
         json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
 
@@ -182,7 +182,7 @@ def write_report(path: Path, context: Context, outcomes: dict[str, Outcome], run
         for name, outcome in outcomes.items()
     ]
     facts = {
-        "command": command_line(context, list(outcomes)),
+        "command": _command_line(context, list(outcomes)),
         "model": f"{run['name']}, fingerprint {run['fingerprint'][:16]}",
         "versions": ", ".join(f"{name} {number}" for name, number in run["versions"].items()),
         "machine": f"{run['cores']} cores, {run['machine']}, {run['backend']}",
@@ -201,7 +201,7 @@ def write_report(path: Path, context: Context, outcomes: dict[str, Outcome], run
     report.write_page(path, "Experiments with a CLIP model", tiles, *sections, usage, lead=lead)
 
 
-def command_line(context: Context, names: list[str]) -> str:
+def _command_line(context: Context, names: list[str]) -> str:
     """Return the command that repeats the run."""
     options = {"--images": context.images, "--data": context.data}
     given = [f"{option} {value}" for option, value in options.items() if value is not None]

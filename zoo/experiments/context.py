@@ -139,7 +139,7 @@ class Context:
                 self._embedded[name] = replace(self.embedded("digits"), note=note)
             else:
                 if self.smoke:
-                    data = first_of_each(data, SMOKE_PER_CLASS)
+                    data = _first_of_each(data, SMOKE_PER_CLASS)
                 self._embedded[name] = EmbeddedData(
                     data, *embed_readable(self.pipeline.encoder, data.records, progress=True)
                 )
@@ -181,7 +181,7 @@ def known_labels(data: Labelled) -> np.ndarray:
     return data.records.labels
 
 
-def first_of_each(data: Labelled, count: int) -> Labelled:
+def _first_of_each(data: Labelled, count: int) -> Labelled:
     """Return the first `count` images of each class."""
     labels = known_labels(data)
     chosen = [i for label in np.unique(labels) for i in np.flatnonzero(labels == label)[:count]]

@@ -18,8 +18,8 @@ MAX_COMPARED = 1500  # images, evenly spaced, in the histogram of pairs
 
 def run(context: Context) -> Outcome:
     data = context.main
-    texts, text_labels = class_texts(context, data)
-    concepts, concept_vectors = class_concepts(context, data)
+    texts, text_labels = _class_texts(context, data)
+    concepts, concept_vectors = _class_concepts(context, data)
     class_cosines = class_similarity(data.vectors, data.labels, len(data.names))
     concept_cosines = concept_vectors @ concept_vectors.T
     scatters, variance = project(data, texts, text_labels)
@@ -29,9 +29,9 @@ def run(context: Context) -> Outcome:
         "texts": len(texts),
         "image_image": separation(data.vectors, data.labels),
         "text_text": separation(texts, text_labels),
-        "image_text": image_text_cosines(data, texts, text_labels),
+        "image_text": _image_text_cosines(data, texts, text_labels),
         "modality_gap": modality_gap(data.vectors, texts),
-        "concept_relations": compare_relations(class_cosines, concept_cosines[: len(data.names), : len(data.names)]),
+        "concept_relations": _compare_relations(class_cosines, concept_cosines[: len(data.names), : len(data.names)]),
         "class_similarity": class_cosines.tolist(),
         "concepts": concepts,
         "concept_similarity": concept_cosines.tolist(),
@@ -39,7 +39,7 @@ def run(context: Context) -> Outcome:
     }
     plots = {name: context.folder / f"embedding_space-{name}.png" for name in ("clouds", "cosines", "matrices")}
     plot_scatters(plots["clouds"], scatters)
-    plot_histograms(plots["cosines"], [image_histogram(data), image_text_histogram(data, texts, text_labels)])
+    plot_histograms(plots["cosines"], [_image_histogram(data), _image_text_histogram(data, texts, text_labels)])
     plot_matrices(
         plots["matrices"],
         [
@@ -47,33 +47,33 @@ def run(context: Context) -> Outcome:
             Matrix("Texts: cosine between classes", concept_cosines, concepts, concepts),
         ],
     )
-    within, between = (or_dash(metrics["image_image"][key], "{:.2f}".format) for key in ("within", "between"))
+    within, between = (_or_dash(metrics["image_image"][key], "{:.2f}".format) for key in ("within", "between"))
     headline = (f"mean cosine of two images of the same class; {between} for different classes", within)
     return Outcome("The embedding space", headline, metrics, describe(metrics, data, plots))
 
 
-def class_texts(context: Context, data: EmbeddedData) -> tuple[np.ndarray, np.ndarray]:
+def _class_texts(context: Context, data: EmbeddedData) -> tuple[np.ndarray, np.ndarray]:
     """Return (float32 (K · T, D), int (K · T,)): the embedding and the class of every class name in every template."""
     prompts = prompts_for(data.names, data.data.templates)
     vectors = context.pipeline.embed_texts([text for row in prompts for text in row])
     return vectors, np.repeat(np.arange(len(prompts)), len(prompts[0]))
 
 
-def class_concepts(context: Context, data: EmbeddedData) -> tuple[list[str], np.ndarray]:
+def _class_concepts(context: Context, data: EmbeddedData) -> tuple[list[str], np.ndarray]:
     """Return (names, float32 (C, D)): each class as the mean of its prompts; digits as words, then as numerals."""
     spellings = [data.names, CLASS_NAMES["mnist"]] if data.is_digits else [data.names]
     matrices = [context.pipeline.classifier(names, data.data.templates).matrix for names in spellings]
     return [name for names in spellings for name in names], np.concatenate(matrices, axis=1).T
 
 
-def image_text_cosines(data: EmbeddedData, texts: np.ndarray, text_labels: np.ndarray) -> dict[str, float]:
+def _image_text_cosines(data: EmbeddedData, texts: np.ndarray, text_labels: np.ndarray) -> dict[str, float]:
     """Return the mean cosines between images and the texts of their own class, and of the other classes."""
     cosines, own = data.vectors @ texts.T, data.labels[:, None] == text_labels
     pairs = {"own_class": cosines[own], "other_classes": cosines[~own]}
     return {kind: float(values.mean()) if len(values) else math.nan for kind, values in pairs.items()}
 
 
-def compare_relations(images: np.ndarray, texts: np.ndarray) -> float | None:
+def _compare_relations(images: np.ndarray, texts: np.ndarray) -> float | None:
     """Return the rank correlation, over pairs of classes, of the images' and the texts' similarities (K, K)."""
     upper = np.triu_indices(len(images), 1)
     one, other = images[upper], texts[upper]
@@ -92,7 +92,7 @@ def project(data: EmbeddedData, texts: np.ndarray, text_labels: np.ndarray) -> t
     return [alone, both], {"pictures": shares.tolist(), "pictures_and_texts": both_shares.tolist()}
 
 
-def image_histogram(data: EmbeddedData) -> Histogram:
+def _image_histogram(data: EmbeddedData) -> Histogram:
     chosen = np.unique(np.linspace(0, len(data.labels) - 1, MAX_COMPARED).astype(int))
     vectors, labels = data.vectors[chosen], data.labels[chosen]
     cosines, same = vectors @ vectors.T, np.equal.outer(labels, labels)
@@ -100,12 +100,12 @@ def image_histogram(data: EmbeddedData) -> Histogram:
     return Histogram("Two images", {"same class": cosines[same & upper], "different": cosines[~same & upper]})
 
 
-def image_text_histogram(data: EmbeddedData, texts: np.ndarray, text_labels: np.ndarray) -> Histogram:
+def _image_text_histogram(data: EmbeddedData, texts: np.ndarray, text_labels: np.ndarray) -> Histogram:
     cosines, own = data.vectors @ texts.T, data.labels[:, None] == text_labels
     return Histogram("An image and a text", {"same class": cosines[own], "different": cosines[~own]})
 
 
-def or_dash(value: float, write: Callable[[float], str] = "{:.3f}".format) -> str:
+def _or_dash(value: float, write: Callable[[float], str] = "{:.3f}".format) -> str:
     """Format a number; a dash for NaN, where there are too few images."""
     return "–" if math.isnan(value) else write(value)
 
@@ -118,10 +118,10 @@ def describe(metrics: dict, data: EmbeddedData, plots: dict[str, Path]) -> tuple
     spellings = " The right matrix has words and numerals; the second diagonal is each word with its numeral."
     return (
         report.paragraph(
-            f"The mean cosine of two images is {or_dash(images['within'])} within a class and "
-            f"{or_dash(images['between'])} between classes; for {or_dash(images['nearest_same'], percent)} of the "
+            f"The mean cosine of two images is {_or_dash(images['within'])} within a class and "
+            f"{_or_dash(images['between'])} between classes; for {_or_dash(images['nearest_same'], percent)} of the "
             "images the nearest other image has the same class. The mean cosine of an image and a text is "
-            f"{or_dash(texts['own_class'])} for its own class and {or_dash(texts['other_classes'])} for the others. "
+            f"{_or_dash(texts['own_class'])} for its own class and {_or_dash(texts['other_classes'])} for the others. "
             "The modality gap, the distance between the mean image and the mean text, is "
             f"{metrics['modality_gap']:.3f} (0 to 2)."
         ),

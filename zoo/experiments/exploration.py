@@ -13,10 +13,10 @@ KINDS = {"ViT": clip.ViT, "ConvNeXt": clip.ConvNeXt, "ResNet": clip.ResNet, "Mob
 
 
 def run(context: Context) -> Outcome:
-    own, variants = own_facts(context), [variant_facts(name) for name in clip.VARIANTS]
+    own, variants = _own_facts(context), [_variant_facts(name) for name in clip.VARIANTS]
     path = context.folder / "exploration-sizes.png"
     here = own["flops"] and (f"this model: {own['name']}", own["flops"] / 1e9, own["parameters"] / 1e6)
-    plot_sizes(path, group_by_kind(variants), here)
+    plot_sizes(path, _group_by_kind(variants), here)
     header = ["name", "image tower", "parameters", "image", "context", "vocabulary", "D", "GFLOPs", "published weights"]
     rows = [
         [
@@ -37,7 +37,7 @@ def run(context: Context) -> Outcome:
         ("parameters", f"{own['parameters'] / 1e6:.1f} M"),
         {"model": own, "variants": variants},
         (
-            report.table(["", own["name"]], list(facts_table(own).items())),
+            report.table(["", own["name"]], list(_facts_table(own).items())),
             report.figure(
                 path, f"The {len(variants)} CLIP models of this package. Names that would overlap are left out."
             ),
@@ -46,7 +46,7 @@ def run(context: Context) -> Outcome:
     )
 
 
-def own_facts(context: Context) -> dict:
+def _own_facts(context: Context) -> dict:
     """Return the facts of the pair in use; the vocabulary of a custom text tower is unknown."""
     model, info = context.pair.model, context.pair.info
     row = describe(model).row if model.architecture else None
@@ -66,7 +66,7 @@ def own_facts(context: Context) -> dict:
     }
 
 
-def variant_facts(name: str) -> dict:
+def _variant_facts(name: str) -> dict:
     info, pair = model_info(f"{CLIP}/{name}"), clip.VARIANTS[name]
     return {
         "name": name,
@@ -81,7 +81,7 @@ def variant_facts(name: str) -> dict:
     }
 
 
-def group_by_kind(variants: list[dict]) -> dict[str, list[tuple[str, float, float]]]:
+def _group_by_kind(variants: list[dict]) -> dict[str, list[tuple[str, float, float]]]:
     """Return {kind of image tower: [(name, GFLOPs, millions of parameters)]}."""
     groups: dict[str, list[tuple[str, float, float]]] = {kind: [] for kind in KINDS}
     for row in variants:
@@ -89,7 +89,7 @@ def group_by_kind(variants: list[dict]) -> dict[str, list[tuple[str, float, floa
     return groups
 
 
-def facts_table(own: dict) -> dict[str, str]:
+def _facts_table(own: dict) -> dict[str, str]:
     share = own["image_parameters"] / own["parameters"]
     bias = f", bias {own['logit_bias']:.2f}" if own["logit_bias"] else ""
     return {

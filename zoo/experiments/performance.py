@@ -32,12 +32,12 @@ PRECISION_BATCH = 16
 def run(context: Context) -> Outcome:
     rounds, batches = (SMOKE_ROUNDS, SMOKE_BATCHES) if context.smoke else (ROUNDS, BATCHES)
     pixels, texts = inputs(context, max(batches))
-    latency = latencies(context, pixels, texts, rounds)
+    latency = _latencies(context, pixels, texts, rounds)
     throughput = {
-        "images": by_batch(lambda count: context.pipeline.encoder.embed_batches([pixels[:count]]), batches, rounds),
-        "texts": by_batch(lambda count: context.pipeline.encoder.embed_texts(texts[:count]), batches, rounds),
+        "images": _by_batch(lambda count: context.pipeline.encoder.embed_batches([pixels[:count]]), batches, rounds),
+        "texts": _by_batch(lambda count: context.pipeline.encoder.embed_texts(texts[:count]), batches, rounds),
     }
-    precisions = precision_rows(context, pixels[:PRECISION_BATCH], texts, rounds)
+    precisions = _precision_rows(context, pixels[:PRECISION_BATCH], texts, rounds)
     metrics = {
         "image_size": pixels.shape[1],
         "rounds": rounds,
@@ -63,7 +63,7 @@ def inputs(context: Context, count: int) -> tuple[np.ndarray, list[str]]:
     return batch(images, context.pipeline.encoder.spec), [prompts[i % len(prompts)] for i in range(count)]
 
 
-def latencies(context: Context, pixels: np.ndarray, texts: list[str], rounds: int) -> dict[str, dict]:
+def _latencies(context: Context, pixels: np.ndarray, texts: list[str], rounds: int) -> dict[str, dict]:
     """Return the milliseconds of single calls, measured in alternating rounds."""
     pipeline, names = context.pipeline, context.main.names
     file = io.BytesIO()
@@ -93,9 +93,9 @@ def measure(jobs: Mapping[str, Callable], rounds: int) -> dict[str, dict[str, fl
     }
 
 
-def by_batch(encode: Callable[[int], np.ndarray], batches: tuple[int, ...], rounds: int) -> list[dict]:
+def _by_batch(encode: Callable[[int], np.ndarray], batches: tuple[int, ...], rounds: int) -> list[dict]:
     """Return one row per batch size: time, throughput and memory of a call."""
-    memory = {count: call_memory(functools.partial(encode, count)) for count in batches}
+    memory = {count: _call_memory(functools.partial(encode, count)) for count in batches}
     times = measure({str(count): functools.partial(encode, count) for count in batches}, rounds)
     alone = times[str(batches[0])]["median"] / batches[0]
     return [
@@ -110,7 +110,7 @@ def by_batch(encode: Callable[[int], np.ndarray], batches: tuple[int, ...], roun
     ]
 
 
-def call_memory(function: Callable) -> int | None:
+def _call_memory(function: Callable) -> int | None:
     """Return the peak memory of a call in bytes; call it with small batches first.
 
     On an accelerator it is the peak so far, weights included; of a process on Linux, what the call adds. None
@@ -134,7 +134,7 @@ def call_memory(function: Callable) -> int | None:
     return None
 
 
-def precision_rows(context: Context, pixels: np.ndarray, texts: list[str], rounds: int) -> list[dict]:
+def _precision_rows(context: Context, pixels: np.ndarray, texts: list[str], rounds: int) -> list[dict]:
     """Return the difference in cosines and the time of each precision and runtime, or why it cannot run here."""
     exact = context.pipeline
     rows = [{"runtime": "keras", "precision": "float32", **compare(exact, exact, pixels, texts, rounds)}]
@@ -229,7 +229,7 @@ def describe(metrics: dict, path: Path) -> tuple[str, ...]:
                 "memory of a call",
                 "published: ViT-B/32, RTX 4060",
             ],
-            [throughput_row(image, text) for image, text in zip(images, texts, strict=True)],
+            [_throughput_row(image, text) for image, text in zip(images, texts, strict=True)],
         ),
         report.paragraph(
             f"Cosines of {metrics['precision_pictures']} images with prompts, compared with those of Keras in float32. "
@@ -246,7 +246,7 @@ def describe(metrics: dict, path: Path) -> tuple[str, ...]:
                 "time",
                 "relative time",
             ],
-            [precision_row(row) for row in metrics["precision"]],
+            [_precision_row(row) for row in metrics["precision"]],
         ),
     )
 
@@ -259,7 +259,7 @@ def duration(milliseconds: float) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds >= 1 else f"{1000 * milliseconds:.1f} µs"
 
 
-def throughput_row(image: dict, text: dict) -> list:
+def _throughput_row(image: dict, text: dict) -> list:
     taken = "–" if image["bytes"] is None else f"{image['bytes'] / 1e6:,.1f} MB"
     other = PUBLISHED_THROUGHPUT.get(image["batch"])
     return [
@@ -273,7 +273,7 @@ def throughput_row(image: dict, text: dict) -> list:
     ]
 
 
-def precision_row(row: dict) -> list[str]:
+def _precision_row(row: dict) -> list[str]:
     if "error" in row:
         return [row["runtime"], row["precision"], f"not available: {row['error']}", *["–"] * 5]
     return [

@@ -30,7 +30,7 @@ SEARCH_RESULTS = 8  # images in a row of `search_row`
 
 
 @contextlib.contextmanager
-def axes_in_a_row(path: str | Path, count: int, width: float, height: float, *, wspace: float = 0.02) -> Iterator:
+def _axes_in_a_row(path: str | Path, count: int, width: float, height: float, *, wspace: float = 0.02) -> Iterator:
     """Yield `count` matplotlib axes side by side, in a figure of that many inches that is written to `path`."""
     with drawing(path, width, height) as canvas:
         canvas.get_layout_engine().set(wspace=wspace)
@@ -164,7 +164,7 @@ class Matrix:
 
 def plot_matrices(path: str | Path, matrices: Sequence[Matrix]) -> None:
     """Plot heat maps of cosines side by side, each with its own scale, and with numbers where they are legible."""
-    with axes_in_a_row(path, len(matrices), 4.75 * len(matrices), 5.0, wspace=0.06) as axes:
+    with _axes_in_a_row(path, len(matrices), 4.75 * len(matrices), 5.0, wspace=0.06) as axes:
         for ax, matrix in zip(axes, matrices, strict=True):
             values = np.asarray(matrix.values, float)
             known = values[np.isfinite(values)]
@@ -202,7 +202,7 @@ class Histogram:
 
 def plot_histograms(path: str | Path, histograms: Sequence[Histogram], bins: int = 25) -> None:
     """Plot distributions side by side; the bins of each sum to 1."""
-    with axes_in_a_row(path, len(histograms), 9.6 if len(histograms) > 1 else 6.4, 3.1, wspace=0.05) as axes:
+    with _axes_in_a_row(path, len(histograms), 9.6 if len(histograms) > 1 else 6.4, 3.1, wspace=0.05) as axes:
         for ax, histogram in zip(axes, histograms, strict=True):
             every = np.concatenate(list(histogram.values.values()))
             low, high = (every.min(), every.max()) if len(every) else (0.0, 1.0)
@@ -231,7 +231,7 @@ def plot_histograms(path: str | Path, histograms: Sequence[Histogram], bins: int
 
 def plot_reliability(path: str | Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Plot accuracy against confidence, {title: `metrics.reliability`}; a dot's area is its share of the images."""
-    with axes_in_a_row(path, len(panels), 3.3 * len(panels), 3.3) as axes:
+    with _axes_in_a_row(path, len(panels), 3.3 * len(panels), 3.3) as axes:
         for ax, (title, bins) in zip(axes, panels.items(), strict=True):
             ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2, label="calibrated")
             size = 12 + 320 * bins["count"] / bins["count"].sum()
@@ -268,7 +268,7 @@ def plot_scatters(path: str | Path, scatters: Sequence[Scatter]) -> None:
     """Plot embeddings in two dimensions, panels side by side."""
     import matplotlib
 
-    with axes_in_a_row(path, len(scatters), 4.75 * len(scatters), 4.5) as axes:
+    with _axes_in_a_row(path, len(scatters), 4.75 * len(scatters), 4.5) as axes:
         colors = matplotlib.colormaps[CLASS_COLORS].colors
         for ax, scatter in zip(axes, scatters, strict=True):
             of = [colors[label % len(colors)] for label in scatter.labels]

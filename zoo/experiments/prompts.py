@@ -55,7 +55,7 @@ def run(context: Context) -> Outcome:
         for (prompt, (kind, _)), scores, share in zip(classifiers.items(), logits, shares, strict=True)
     ]
     ranking = sorted(rows, key=lambda row: (-row["accuracy"], row["loss"], row["prompt"]))
-    kinds = {kind: mean_accuracy(rows, kind) for kind in dict.fromkeys(row["kind"] for row in rows)}
+    kinds = {kind: _mean_accuracy(rows, kind) for kind in dict.fromkeys(row["kind"] for row in rows)}
     metrics = {
         "data": data.data.name,
         "images": len(data.labels),
@@ -102,7 +102,7 @@ def measure(prompt: str, kind: str, logits: np.ndarray, labels: np.ndarray, shar
     }
 
 
-def mean_accuracy(rows: list[dict], kind: str) -> float:
+def _mean_accuracy(rows: list[dict], kind: str) -> float:
     """Return the mean accuracy of the prompts of a kind."""
     return float(np.mean([row["accuracy"] for row in rows if row["kind"] == kind]))
 

@@ -19,7 +19,7 @@ Prompts = tuple[list[list[str]], np.ndarray]  # T lists of K prompts, and their 
 
 def run(context: Context) -> Outcome:
     data = context.main
-    prompts = {kind: embed_prompts(context, data, names) for kind, names in spellings(data).items()}
+    prompts = {kind: _embed_prompts(context, data, names) for kind, names in spellings(data).items()}
     by_spelling = {kind: text_to_image(data, vectors) for kind, (_, vectors) in prompts.items()}
     everything = np.concatenate([vectors for _, vectors in prompts.values()])
     metrics: dict = {
@@ -47,7 +47,7 @@ def run(context: Context) -> Outcome:
             "Precision and recall of the first k images. A perfect model has a precision of 100 % up to the number of "
             "images in a class (dotted: the largest class).",
         ),
-        report.table(["prompts with", "recall at 1", *(f"precision at {k}" for k in cuts(data))], table_rows(metrics)),
+        report.table(["prompts with", "recall at 1", *(f"precision at {k}" for k in cuts(data))], _table_rows(metrics)),
     )
     expected = f" (expected of the demo: {percent(DEMO_PRECISION)})" if (data.data.name, cut) == ("digits", 10) else ""
     headline = (f"of the first {cut} images for a prompt are correct{expected}", percent(texts[f"precision_at_{cut}"]))
@@ -61,7 +61,7 @@ def spellings(data: EmbeddedData) -> dict[str, tuple[str, ...]]:
     return {"names": data.names}
 
 
-def embed_prompts(context: Context, data: EmbeddedData, names: tuple[str, ...]) -> Prompts:
+def _embed_prompts(context: Context, data: EmbeddedData, names: tuple[str, ...]) -> Prompts:
     texts = [list(row) for row in zip(*prompts_for(names, data.data.templates), strict=True)]
     vectors = context.pipeline.embed_texts([text for row in texts for text in row])
     return texts, vectors.reshape(len(texts), len(names), -1)
@@ -73,7 +73,7 @@ def cuts(data: EmbeddedData) -> list[int]:
     return [k for k in CUTS if k <= least] or [1]
 
 
-def with_images(data: EmbeddedData, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _with_images(data: EmbeddedData, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (prompts float32 (Q, D), their classes int (Q,)) from (T, K, D), without classes that have no image."""
     classes = np.unique(data.labels)
     return vectors[:, classes].reshape(-1, vectors.shape[-1]), np.tile(classes, len(vectors))
@@ -81,7 +81,7 @@ def with_images(data: EmbeddedData, vectors: np.ndarray) -> tuple[np.ndarray, np
 
 def text_to_image(data: EmbeddedData, vectors: np.ndarray) -> dict:
     """Return the recall of the best correct image, and the precision of the first k."""
-    texts, classes = with_images(data, vectors)
+    texts, classes = _with_images(data, vectors)
     scores, correct = texts @ data.vectors.T, classes[:, None] == data.labels
     ranks = retrieval_ranks(texts, data.vectors, classes, data.labels)
     return {**summarize_ranks(ranks), **{f"precision_at_{k}": precision_at_k(scores, correct, k) for k in cuts(data)}}
@@ -89,7 +89,7 @@ def text_to_image(data: EmbeddedData, vectors: np.ndarray) -> dict:
 
 def image_to_text(data: EmbeddedData, vectors: np.ndarray) -> dict:
     """Return the recall of the best correct prompt."""
-    texts, classes = with_images(data, vectors)
+    texts, classes = _with_images(data, vectors)
     return summarize_ranks(retrieval_ranks(data.vectors, texts, data.labels, classes))
 
 
@@ -110,7 +110,7 @@ def panels(data: EmbeddedData, prompts: dict[str, Prompts]) -> list[Panel]:
     most = min(len(data.labels), int(1.5 * largest))
     curves = {}
     for kind, (_, vectors) in prompts.items():
-        texts, classes = with_images(data, vectors)
+        texts, classes = _with_images(data, vectors)
         curves[kind] = retrieval_curves(texts @ data.vectors.T, classes[:, None] == data.labels)
     axis: dict[str, Any] = {
         "x": np.arange(1, most + 1),
@@ -124,7 +124,7 @@ def panels(data: EmbeddedData, prompts: dict[str, Prompts]) -> list[Panel]:
     ]
 
 
-def table_rows(metrics: dict) -> list[list[str]]:
+def _table_rows(metrics: dict) -> list[list[str]]:
     kinds = {**metrics["text_to_image_by_spelling"], "all": metrics["text_to_image"]}
     return [
         [

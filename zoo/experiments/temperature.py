@@ -35,7 +35,7 @@ def run(context: Context) -> Outcome:
             "fitted_on": len(fit),
             "judged_on": len(test),
         },
-        "distributions": {f"{factor:g}": sharpness(scale / factor * cosines) for factor in FACTORS},
+        "distributions": {f"{factor:g}": _sharpness(scale / factor * cosines) for factor in FACTORS},
         "sweep": {"factor": SCALES.tolist(), **sweep},
     }
     plots = {name: context.folder / f"temperature-{name}.png" for name in ("cosines", "sweep", "reliability")}
@@ -54,7 +54,7 @@ def run(context: Context) -> Outcome:
     return Outcome("Temperature and calibration", headline, metrics, describe(metrics, data.title, plots))
 
 
-def sharpness(logits: np.ndarray) -> dict[str, float]:
+def _sharpness(logits: np.ndarray) -> dict[str, float]:
     """Return the mean highest probability and the mean entropy, as a share of the largest possible entropy."""
     probabilities = softmax(logits)
     entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-300))).sum(axis=1)

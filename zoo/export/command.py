@@ -67,7 +67,9 @@ def export(
         "fold": fold,
     }
     if via == KERAS:
-        refuse_for_keras(include_preprocessing=include_preprocessing, verify=verify, calibration=calibration, **options)
+        _refuse_for_keras(
+            include_preprocessing=include_preprocessing, verify=verify, calibration=calibration, **options
+        )
     output = Path(output)
     tolerance = check_request(output, precision, tolerance, verify)
     model, spec = find_model(name, weights)
@@ -156,7 +158,7 @@ def class_list(classes):
     return names, None
 
 
-def refuse_for_keras(**options):
+def _refuse_for_keras(**options):
     """Raise ValueError for options that differ from their default and that Keras' exporter does not support."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(export).parameters.items()}
     given = [name for name, value in options.items() if value != defaults[name]]

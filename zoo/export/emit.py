@@ -56,7 +56,7 @@ def emit(
     """
     check_options(model, precision, opset, layout, normalize, logits)
     has_images = any(len(tensor.shape) == 4 for tensor in model.inputs)
-    affine = pixel_affine(preprocess) if preprocess and has_images else None
+    affine = _pixel_affine(preprocess) if preprocess and has_images else None
     absorbed = False
     if fold:
         model, absorbed = fold_with_affine(model, affine)
@@ -72,7 +72,7 @@ def emit(
 
 def check_options(model, precision, opset, layout, normalize, logits):
     """Raise ValueError for options that are unknown or do not fit the model."""
-    check_layers(model)
+    _check_layers(model)
     is_pair = hasattr(model, "image_encoder")
     for name, value, allowed in (
         ("precision", precision, PRECISIONS),
@@ -86,32 +86,32 @@ def check_options(model, precision, opset, layout, normalize, logits):
             f"normalize=True needs a tower with one output (B, D), got {model.name!r}. A CLIP model's embeddings are "
             "already normalised."
         )
-    if normalize and ends_in_classifier(model):
+    if normalize and _ends_in_classifier(model):
         raise ValueError(f"normalize=True needs a model that outputs embeddings; {model.name!r} ends in a classifier.")
     if logits and not is_pair:
         raise ValueError(f"logits=True needs a CLIP model; {model.name!r} is not one.")
 
 
-def ends_in_classifier(model):
+def _ends_in_classifier(model):
     """Return whether a model's only output is class scores, by the head's name or a softmax or sigmoid at the end."""
     graph = graph_of(model)
     last = graph.source(graph.outputs[0])
     if isinstance(last, keras.Model):
-        return ends_in_classifier(last)
+        return _ends_in_classifier(last)
     activation = getattr(last, "activation", None)
     is_probability = activation in (keras.activations.softmax, keras.activations.sigmoid)
     return last.name in CLASSIFIERS or is_probability or isinstance(last, keras.layers.Softmax)
 
 
-def check_layers(model):
+def _check_layers(model):
     """Raise ValueError for layers without a rule, before folding replaces them."""
     check_functional(model)
     for call in graph_of(model).calls:
-        check = check_layers if isinstance(call.operation, keras.Model) else rule_of
+        check = _check_layers if isinstance(call.operation, keras.Model) else rule_of
         check(call.operation)
 
 
-def pixel_affine(spec):
+def _pixel_affine(spec):
     """Return (factor, shift), float64 (3,) each: a normalised pixel is factor · (0…255) + shift."""
     mean, std = (np.asarray(np.float32(values), np.float64) for values in (spec.mean, spec.std))
     return 1 / (255 * std), -mean / std

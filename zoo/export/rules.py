@@ -372,7 +372,7 @@ def elementwise(graph, kind, values):
 
 
 @_register("ZeroPadding2D")
-def zero_padding(graph, layer, x):
+def _zero_padding(graph, layer, x):
     """Record the padding; a convolution that follows does it itself."""
     (above, below), (left, right) = layer.padding
     x = graph.to(x, FIRST)
@@ -395,7 +395,7 @@ def pooling(graph, layer, x):
 
 
 @_register("GlobalAveragePooling2D", "GlobalMaxPooling2D")
-def global_pooling(graph, layer, x):
+def _global_pooling(graph, layer, x):
     kind = "Max" if isinstance(layer, keras.layers.GlobalMaxPooling2D) else "Average"
     x = graph.settled(x)
     wide = graph.cast(x, FLOAT32)
@@ -423,7 +423,7 @@ def reshape(graph, layer, x):
 
 
 @_register("Rescaling")
-def rescaling(graph, layer, x):
+def _rescaling(graph, layer, x):
     scale, offset = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
     x = graph.to(x, LAST)
     y = graph.op("Mul", [x, graph.weight(scale, "scale", x.dtype)])

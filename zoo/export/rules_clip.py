@@ -53,7 +53,7 @@ def class_embedding(graph, layer, x):
 
 
 @_register("AttentionPool")
-def attention_pool(graph, layer, x):
+def _attention_pool(graph, layer, x):
     """(B, H, W, C) → (B, D): attention with the map's mean as query."""
     x = graph.cast(graph.to(x, LAST), graph.compute)
     channels, length = x.channels, math.prod(x.shape[1:-1])
@@ -82,7 +82,7 @@ def _one_head_set(graph, layer, x, name, scale=1.0):
 
 
 @_register("SelfAttention")
-def self_attention(graph, layer, x):
+def _self_attention(graph, layer, x):
     """softmax(q kᵀ / √d) v per head; 1 / √d goes into q's weights."""
     width = x.channels
     scale = np.repeat([(width // layer.num_heads) ** -0.5, 1.0, 1.0], width)
@@ -125,7 +125,7 @@ def _causal_mask(graph, x):
 
 
 @_register("SelectToken")
-def select_token(graph, layer, x, tokens=None):
+def _select_token(graph, layer, x, tokens=None):
     """(B, L, W) → (B, W): the first position, or the first that has the id."""
     x = graph.to(x, LAST)
     if layer.token_id is None:

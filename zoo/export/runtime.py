@@ -102,14 +102,14 @@ def start_session(model, *, threads=None, providers=None):
     options.log_severity_level = 3  # errors
     source = str(model) if isinstance(model, Path) else model
     try:
-        return onnxruntime.InferenceSession(source, options, providers=choose_providers(providers))
+        return onnxruntime.InferenceSession(source, options, providers=_choose_providers(providers))
     except Exception as error:  # onnxruntime's errors share no other base class
         if type(error).__module__.startswith("onnxruntime"):
             raise ValueError(f"ONNX Runtime cannot run {getattr(model, 'name', 'the model')}: {error}") from error
         raise
 
 
-def choose_providers(requested=None):
+def _choose_providers(requested=None):
     """Return the requested providers, or by default the available ones of PREFERRED."""
     import onnxruntime
 

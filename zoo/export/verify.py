@@ -78,7 +78,7 @@ def verify(
     """
     onnx_model = OnnxModel(path)
     kinds = {RANDOM: random_inputs(model, preprocess, layout)}
-    kinds |= real_inputs(model, preprocess, layout) if calibration is None else {"given": named(model, calibration)}
+    kinds |= _real_inputs(model, preprocess, layout) if calibration is None else {"given": named(model, calibration)}
     checks = []
     for kind, feed in kinds.items():
         say(f"Comparing with {model.name}: {kind}", progress)
@@ -124,7 +124,7 @@ def predict(onnx_model, feed, batch):
 
 def keras_outputs(model, feed, preprocess, layout):
     """Return {output: float32 array} of the Keras model."""
-    named = {name: to_model_input(array, preprocess, layout) for name, array in feed.items()}
+    named = {name: _to_model_input(array, preprocess, layout) for name, array in feed.items()}
     x: Any = named
     if not isinstance(model.input, dict):
         x = list(named.values()) if isinstance(model.input, list) else next(iter(named.values()))
@@ -137,7 +137,7 @@ def pair_logits(model, embeddings):
     return keras.ops.convert_to_numpy(model.logits(embeddings["image_embeddings"], embeddings["text_embeddings"]))
 
 
-def to_model_input(array, preprocess, layout):
+def _to_model_input(array, preprocess, layout):
     """Convert an input of the file to an input of the Keras model."""
     if array.ndim != 4:
         return array
@@ -176,15 +176,15 @@ def random_inputs(model, preprocess, layout):
     for tensor in model.inputs:
         name, shape = input_name(model, tensor), tensor.shape[1:]
         if len(shape) == 1 and keras.backend.is_int_dtype(tensor.dtype):
-            feed[name] = random_tokens(model, shape[0] or OPEN_LENGTH, rng)
+            feed[name] = _random_tokens(model, shape[0] or OPEN_LENGTH, rng)
         elif preprocess and len(shape) == 3:
-            feed[name] = to_layout(rng.integers(0, 256, (BATCH, *open_shape(shape)), np.uint8), layout)
+            feed[name] = to_layout(rng.integers(0, 256, (BATCH, *_open_shape(shape)), np.uint8), layout)
         else:
-            feed[name] = to_layout(rng.standard_normal((BATCH, *open_shape(shape)), np.float32), layout)
+            feed[name] = to_layout(rng.standard_normal((BATCH, *_open_shape(shape)), np.float32), layout)
     return feed
 
 
-def open_shape(shape):
+def _open_shape(shape):
     """Return an input shape with OPEN_SIDE for sizes that are None."""
     return tuple(side or OPEN_SIDE for side in shape)
 
@@ -193,7 +193,7 @@ def to_layout(images, layout):
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if images.ndim == 4 and layout == "NCHW" else images
 
 
-def random_tokens(model, length, rng):
+def _random_tokens(model, length, rng):
     """Return int32 (3, L): random ids, the last one of the vocabulary once in each row."""
     size = vocabulary_size(model)
     length = min(length, context_length(model) or length)
@@ -204,29 +204,29 @@ def random_tokens(model, length, rng):
 
 def vocabulary_size(model):
     """Return the rows of the model's first embedding table; 100 without one."""
-    return next((layer.input_dim for layer in flat_layers(model) if hasattr(layer, "input_dim")), 100)
+    return next((layer.input_dim for layer in _flat_layers(model) if hasattr(layer, "input_dim")), 100)
 
 
 def context_length(model):
     """Return the positions of the last positional embedding; None without one."""
-    tables = [layer for layer in flat_layers(model) if hasattr(layer, "positional_embedding")]
+    tables = [layer for layer in _flat_layers(model) if hasattr(layer, "positional_embedding")]
     lengths = [layer.length for layer in tables if hasattr(layer, "length")]
     return lengths[-1] if lengths else None
 
 
-def flat_layers(model):
+def _flat_layers(model):
     """Yield the model's layers, and those of models inside it."""
     for layer in model.layers:
-        yield from flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
+        yield from _flat_layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
-def real_inputs(model, preprocess, layout):
+def _real_inputs(model, preprocess, layout):
     """Return {"photographs": feed}, {"sentences": feed} or, for a pair, both in one; {} for other inputs."""
     feed, kinds = {}, []
     for tensor in model.inputs:
         name, shape = input_name(model, tensor), tensor.shape[1:]
         if len(shape) == 3 and shape[-1] == 3:
-            images = photographs(open_shape(shape), preprocess)
+            images = photographs(_open_shape(shape), preprocess)
             feed[name] = None if images is None else to_layout(images, layout)
             kinds.append("photographs")
         elif len(shape) == 1 and keras.backend.is_int_dtype(tensor.dtype):

@@ -172,7 +172,7 @@ def keras_encoder(
         compile_forward(model.text_encoder),
         spec,
         int(model.image_encoder.output_shape[-1]),
-        **scale_and_bias(model),
+        **_scale_and_bias(model),
         shortens=is_causal(model),
         fixed=keras.backend.backend() == "jax",
         batch_size=batch_size,
@@ -187,7 +187,7 @@ def load_encoder(model_or_name, *, preprocess: PreprocessSpec | None = None, bat
     return keras_encoder(pair.model, pair.preprocess, tokenizer=pair.tokenizer, batch_size=batch_size)
 
 
-def scale_and_bias(model) -> dict[str, Any]:
+def _scale_and_bias(model) -> dict[str, Any]:
     """Return {"scale": exp(logit_scale), "bias", "activation"} of a `clip.CLIP`."""
     import keras
 

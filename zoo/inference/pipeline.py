@@ -118,7 +118,9 @@ class ClipPipeline:
         """
         images = _as_list(images)
         size = self.encoder.batch_size
-        batches = prepare_batches(images, lambda image: preprocess(open_any(image), self.encoder.spec), batch_size=size)
+        batches = prepare_batches(
+            images, lambda image: preprocess(_open_any(image), self.encoder.spec), batch_size=size
+        )
         steps = show_progress(range(-(-len(images) // size)), "batches", progress)
         return self.encoder.embed_batches(batch for _, batch in zip(steps, batches, strict=True))
 
@@ -218,7 +220,7 @@ class ClipPipeline:
         return index.search(self.embed_query(query), k, where=where, approximate=approximate, min_score=min_score)
 
 
-def open_any(image) -> Image.Image | np.ndarray:
+def _open_any(image) -> Image.Image | np.ndarray:
     """Return the image of a path, PIL image, array, bytes or binary file, for `preprocess`."""
     if isinstance(image, Image.Image | np.ndarray):
         return image
@@ -245,7 +247,7 @@ def weights_digest(model) -> str:
     return total.hexdigest()
 
 
-def in_precision(model, precision: str):
+def _in_precision(model, precision: str):
     """Return a copy of a pair under another dtype policy; for float32, the pair itself.
 
     Raises:
@@ -274,7 +276,7 @@ def _encoder(
     if runtime == "onnx":
         encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision)
     else:
-        encoder = _keras_encoder(in_precision(model, precision), spec, tokenizer, batch_size, fold)
+        encoder = _keras_encoder(_in_precision(model, precision), spec, tokenizer, batch_size, fold)
     name = getattr(encoder.tokenizer, "__qualname__", repr(encoder.tokenizer))
     facts = f"{weights_digest(model)}|{name}|{spec}|{runtime}|{precision}"
     return encoder, hashlib.sha256(facts.encode()).hexdigest()

@@ -44,13 +44,13 @@ def packed_graph(function: Callable, x, packed: dict[int, PackedWeight]) -> Call
     from torch.fx.experimental.proxy_tensor import make_fx
 
     graph = make_fx(function)(x)
-    weights = [packed.setdefault(id(weight), PackedWeight(weight)) for weight in extract_weights(graph)]
+    weights = [packed.setdefault(id(weight), PackedWeight(weight)) for weight in _extract_weights(graph)]
     for weight in weights:
         weight.current()  # raises for tensors made in inference mode, whose changes torch does not record
     return lambda x: graph(x, *(weight.current() for weight in weights))
 
 
-def extract_weights(graph) -> list:
+def _extract_weights(graph) -> list:
     """Turn the weights of oneDNN's products into inputs of the graph, after x; return them in that order."""
     import torch
 

@@ -309,14 +309,14 @@ def _absorb_input(net, affine):
     return bool(net.products_after(images))
 
 
-def fold_scale(net, layer):
+def _fold_scale(net, layer):
     """LayerScale: gamma into the product before it."""
     if before := net.product_before(layer):
         net.draft(before).scale_output(to_numpy(layer.gamma))
         net.skip(layer)
 
 
-def fold_batch_norm(net, layer):
+def _fold_batch_norm(net, layer):
     """BatchNorm of inference, gamma (x − mean) / √(variance + epsilon) + beta: into the product before or after it."""
     before, after = net.product_before(layer), net.products_after(layer)
     if not _is_last_axis(layer) or not (before or after):
@@ -338,7 +338,7 @@ def batch_norm_affine(layer):
     return factor, shift
 
 
-def fold_norm(net, layer):
+def _fold_norm(net, layer):
     """LayerNorm: gain and offset into the products after it."""
     users = net.products_after(layer)
     if not users or not _is_last_axis(layer) or getattr(layer, "rms_scaling", False):
@@ -357,7 +357,7 @@ def _is_last_axis(layer):
     return [axis % rank for axis in axes] == [rank - 1]
 
 
-def fold_grn(net, layer):
+def _fold_grn(net, layer):
     """GRN: offset into the products after it."""
     beta = to_numpy(layer.beta)
     for user in net.products_after(layer):
@@ -373,7 +373,7 @@ def fold_branches(net, layer):
     draft.weights |= {"reparam_conv.kernel": kernel, "reparam_conv.bias": bias}
 
 
-def select_token_early(net, layer):
+def _select_token_early(net, layer):
     """SelectToken: before the layers whose results at other tokens are unused."""
     after: set = set()
     for other in reversed(list(net.users)):
@@ -410,11 +410,11 @@ FOLDS: dict[str, Callable] = {
     "Dropout": drop,
     "SpatialDropout2D": drop,
     "GaussianNoise": drop,
-    "LayerScale": fold_scale,
-    "BatchNormalization": fold_batch_norm,
-    "LayerNormalization": fold_norm,
-    "GRN": fold_grn,
-    "SelectToken": select_token_early,
+    "LayerScale": _fold_scale,
+    "BatchNormalization": _fold_batch_norm,
+    "LayerNormalization": _fold_norm,
+    "GRN": _fold_grn,
+    "SelectToken": _select_token_early,
     **dict.fromkeys(BRANCHES, fold_branches),
 }
 

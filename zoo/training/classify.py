@@ -98,11 +98,11 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
                 resume=resume,
             )
     write_model(with_softmax(model, description), output, spec)
-    write_class_names(dataset.class_names, output)
+    _write_class_names(dataset.class_names, output)
     return outcome
 
 
-def write_class_names(names: Sequence[str] | None, folder: Path) -> None:
+def _write_class_names(names: Sequence[str] | None, folder: Path) -> None:
     """Write classes.json, the names of classes 0 to K - 1 as a list, if the data has names."""
     if names is not None:
         with atomic_write(folder / CLASSES, "w") as file:
@@ -178,10 +178,10 @@ def create_loss(config: ClassifierConfig) -> Callable:
         return keras.losses.CategoricalCrossentropy(**options)
     if config.loss == "focal":
         return keras.losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=config.focal_gamma, **options)
-    return import_loss(config.loss)
+    return _import_loss(config.loss)
 
 
-def import_loss(name: str) -> Callable:
+def _import_loss(name: str) -> Callable:
     """Return the function "package.module.function" or "package.module:function", also from the working folder."""
     module, _, function = name.partition(":") if ":" in name else name.rpartition(".")
     if not (module and function):

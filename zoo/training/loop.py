@@ -160,7 +160,7 @@ def fit_resumable(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     identity = json.loads(json.dumps({**batches.identity, **(identity or {})}))
-    with lock(output / LOCK), stop_on_signal() as stop:
+    with lock(output / LOCK), _stop_on_signal() as stop:
         run = _Run(model, batches, output, config, (arrange, validate, should_stop), identity, stop)
         run.begin(resume)
         while not run.over:
@@ -383,7 +383,7 @@ class _Run(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
+def _stop_on_signal() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or the first Ctrl-C sets; a second Ctrl-C interrupts as usual."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

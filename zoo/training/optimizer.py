@@ -117,7 +117,7 @@ class SkipNonFinite(keras.optimizers.Optimizer):
             self.build(list(trainable_variables))
         grads = [_whole(grad) for grad in grads]
         variables = list(self.trained if trainable_variables is None else trainable_variables)
-        ops.cond(all_finite(grads), lambda: self._accept(grads, variables), self._refuse)
+        ops.cond(_all_finite(grads), lambda: self._accept(grads, variables), self._refuse)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         def run(update):
@@ -128,7 +128,7 @@ class SkipNonFinite(keras.optimizers.Optimizer):
             return tuple([scope.get_current_value(v) for v in kind] for kind in (self.trained, self.variables))
 
         accept = lambda: run(lambda: self._accept(grads, list(self.trained)))  # noqa: E731
-        return ops.cond(all_finite(grads), accept, lambda: run(self._refuse))
+        return ops.cond(_all_finite(grads), accept, lambda: run(self._refuse))
 
     def finalize_variable_values(self, var_list):
         """Do nothing: training continues from the weights, and `averaged` gives access to the EMA."""
@@ -219,6 +219,6 @@ def _copy(variable):
     return ops.convert_to_numpy(variable).copy()
 
 
-def all_finite(grads):
+def _all_finite(grads):
     """Return whether all gradients are finite, bool ()."""
     return ops.all(ops.stack([ops.all(ops.isfinite(grad)) for grad in grads if grad is not None]))

@@ -57,7 +57,7 @@ def _changing(model):
     return [v for v in model.non_trainable_variables if v.name in CHANGED_BY_CALL]
 
 
-def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+def _loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """Return the metric in which a compiled model averages its loss, the first one named "loss" of `metrics`."""
     return next(metric for metric in model.metrics if metric.name == "loss")
 
@@ -75,7 +75,7 @@ def _torch_step(model, chunks, data):
     whole = {name: value.detach().requires_grad_() for name, value in _join(embedded).items()}
     model.zero_grad()
     loss = model.compute_loss(x=batch, y=None, y_pred=whole)
-    loss_tracker(model).update_state(loss, sample_weight=len(batch["images"]))
+    _loss_tracker(model).update_state(loss, sample_weight=len(batch["images"]))
     model.optimizer.scale_loss(loss).backward()
     gradients = [{name: value.grad.chunk(chunks)[i] for name, value in whole.items()} for i in range(chunks)]
     for part, gradient, (values, outside) in zip(parts, gradients, states, strict=True):
@@ -104,7 +104,7 @@ def _tensorflow_step(model, chunks, data):
     with tf.GradientTape() as tape:
         tape.watch(whole)
         loss = model.compute_loss(x=batch, y=None, y_pred=whole)
-        loss_tracker(model).update_state(loss, sample_weight=tf.shape(batch["images"])[0])
+        _loss_tracker(model).update_state(loss, sample_weight=tf.shape(batch["images"])[0])
         scaled = model.optimizer.scale_loss(loss)
     total, wanted = tape.gradient(scaled, (values, whole))
     for i, (part, state) in enumerate(zip(parts, states, strict=True)):
@@ -156,7 +156,7 @@ def _jax_step(model, chunks, state, data):
         total = jax.tree.map(jax.numpy.add, total, jax.grad(inner)(trainable))
     trainable, optimizer = model.optimizer.stateless_apply(optimizer, total, trainable)
     with keras.StatelessScope(state_mapping=list(zip(model.metrics_variables, metrics, strict=True))) as scope:
-        loss_tracker(model).update_state(loss, sample_weight=len(batch["images"]))
+        _loss_tracker(model).update_state(loss, sample_weight=len(batch["images"]))
         logs = model.compute_metrics(batch, None, whole)
     metrics = [scope.get_current_value(variable) for variable in model.metrics_variables]
     return logs, (trainable, non_trainable, optimizer, metrics)
