@@ -22,7 +22,13 @@ if TYPE_CHECKING:
         Normal,
         drop_path,
     )
-    from convnext.model import create_convnext_v1, create_convnext_v2, feature_maps, resolve_stem_stride
+    from convnext.model import (
+        create_convnext_v1,
+        create_convnext_v2,
+        feature_maps,
+        resolve_stem_stride,
+        resolve_strides,
+    )
     from convnext.resnet import create_resnet
     from convnext.variants import ACTIVATIONS, TABLES, ResNetVariant, Variant, closest, flops, parameters
 
@@ -41,7 +47,10 @@ _MODULES = {
         "Normal",
         "drop_path",
     ),
-    "convnext.model": ("create_convnext_v1", "create_convnext_v2", "feature_maps", "resolve_stem_stride"),
+    "convnext.model": (
+        *("create_convnext_v1", "create_convnext_v2", "feature_maps"),
+        *("resolve_stem_stride", "resolve_strides"),
+    ),
     "convnext.resnet": ("create_resnet",),
     "convnext.variants": ("ACTIVATIONS", "TABLES", "ResNetVariant", "Variant", "closest", "flops", "parameters"),
 }
@@ -76,6 +85,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "kernels",
     "parameters",
     "resolve_stem_stride",
+    "resolve_strides",
 ]
 
 

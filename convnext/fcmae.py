@@ -65,6 +65,7 @@ def create_fcmae(
     Reference: arXiv:2301.00808, section 3.1.
     """
     options: dict[str, Any] = {"include_top": False, "stem_stride": stem_stride, "drop_path_rate": drop_path_rate}
+    options["downsample_strides"] = 2  # a patch is the total stride; windows that overlap would mix patches
     encoder = create_convnext_v2(variant, input_shape=input_shape, **options)
     return FCMAE(
         encoder,

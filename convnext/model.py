@@ -9,6 +9,7 @@ with GRN after the GELU and no gamma in V2. Layers are named after the checkpoin
 `stem_conv`, `stages_0_blocks_0_dwconv`, `stages_1_downsample_norm`, `head_norm`, `head_fc`.
 """
 
+import math
 import re
 from collections.abc import Callable
 
@@ -30,10 +31,12 @@ from convnext.layers import (
 from convnext.variants import TABLES, ResNetVariant, Variant, closest
 
 Shape = tuple[int | None, int | None, int]
+Strides = int | str | tuple[int, ...]
 
 KERNEL_SIZE = 7
 INIT_STDDEV = 0.02
 SMALLEST_LAST_MAP = 4  # side of the last map below which "auto" reduces the stem stride
+SMALL_IMAGE, SMALLEST_DOWNSAMPLED = 32, 2  # below this side, "auto" keeps a last map of at least this side
 
 
 def create_convnext_v1(
@@ -45,6 +48,7 @@ def create_convnext_v1(
     pooling: str | None = None,
     classifier_activation: str | Callable | None = "softmax",
     stem_stride: int | str = "auto",
+    downsample_strides: Strides = "auto",
     drop_path_rate: float = 0.0,
     dropout_rate: float = 0.0,
     layer_scale_init_value: float | None = 1e-6,
@@ -62,6 +66,9 @@ def create_convnext_v1(
         classifier_activation: activation of the classifier; None gives logits.
         stem_stride: the row's patch size (4), 2 or 1, or "auto": the largest that leaves a last map of at least 4 on
             its shorter side. Weights fit at any stride.
+        downsample_strides: strides of the downsampling layers before stages 1, 2, …, each 2 or 1; one number for all;
+            or "auto": 2, but for images under 32 pixels at stem stride 1 the last ones are 1 until the last map is at
+            least 2 × 2. Weights fit at any strides.
         drop_path_rate: stochastic depth rate of the last block, in [0, 1); rises linearly from 0 at the first.
         dropout_rate: dropout rate before the classifier, in [0, 1).
         layer_scale_init_value: initial gamma, the factor on each block's residual branch; None for no LayerScale.
@@ -72,6 +79,17 @@ def create_convnext_v1(
 
     Raises:
         ValueError: an unknown variant or option, or an input too small for the last feature map.
+
+    What "auto" chooses for the shorter side of the images, with four stages; weights fit everywhere:
+
+        side        stem    downsampling    last map
+        from 128    4       2, 2, 2         from 4
+        64 to 127   2       2, 2, 2         4 to 7
+        32 to 63    1       2, 2, 2         4 to 7
+        16 to 31    1       2, 2, 2         2 to 3
+        8 to 15     1       2, 2, 1         2 to 3
+        4 to 7      1       2, 1, 1         2 to 3
+        1 to 3      1       1, 1, 1         1 to 3
 
     Reference: arXiv:2201.03545.
     """
@@ -87,6 +105,7 @@ def create_convnext_v2(
     pooling: str | None = None,
     classifier_activation: str | Callable | None = "softmax",
     stem_stride: int | str = "auto",
+    downsample_strides: Strides = "auto",
     drop_path_rate: float = 0.0,
     dropout_rate: float = 0.0,
     layer_scale_init_value: float | None = None,
@@ -105,16 +124,16 @@ def create_convnext_v2(
     return _create_convnext("convnextv2", **locals())
 
 
-def _create_convnext(family, variant, num_classes, input_shape, *, stem_stride, name, **options):
+def _create_convnext(family, variant, num_classes, input_shape, *, stem_stride, downsample_strides, name, **options):
     row, label = resolve_variant(family, variant)
     check_options(num_classes, options)
-    stem_stride = resolve_stem_stride(row, input_shape, stem_stride)
+    stem_stride, strides = resolve_strides(row, input_shape, stem_stride, downsample_strides)
     images = keras.Input(input_shape, name="images")
     x = stem(images, row, stem_stride)
     rates = _drop_path_schedule(options["drop_path_rate"], sum(row.depths))
     for index, dim in enumerate(row.dims):
         if index:
-            x = downsample(x, dim, row.epsilon, f"stages_{index}_downsample")
+            x = downsample(x, dim, strides[index - 1], row.epsilon, f"stages_{index}_downsample")
         for number in range(row.depths[index]):
             x = block(
                 x,
@@ -142,13 +161,14 @@ def stem(images, row, stride):
     return layers.LayerNormalization(epsilon=row.epsilon, name="stem_norm")(x)
 
 
-def downsample(x, dim, epsilon, name):
-    """(B, H, W, C) → (B, H/2, W/2, dim); an odd last row or column is dropped, as in the reference."""
+def downsample(x, dim, stride, epsilon, name):
+    """(B, H, W, C) → (B, H/stride, W/stride, dim); at 2 an odd last row or column is dropped, as in the reference."""
     x = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_norm")(x)
     return Conv2D(
         dim,
         2,
-        strides=2,
+        strides=stride,
+        padding="valid" if stride == 2 else "same",
         kernel_initializer=Normal(INIT_STDDEV),
         data_format=CHANNELS_LAST,
         name=f"{name}_conv",
@@ -246,37 +266,59 @@ def check_options(num_classes, options):
 
 
 def resolve_stem_stride(row: Variant, input_shape: Shape, stem_stride: int | str = "auto") -> int:
-    """Return the stem's stride for images of `input_shape`; ValueError if a map would be empty.
+    """Return the first of `resolve_strides`."""
+    return resolve_strides(row, input_shape, stem_stride)[0]
 
-    Returns:
-        `stem_stride` itself, or for "auto" the largest of (patch_size, 2, 1) that leaves a last map of at least 4 on
-        its shorter side, else 1; patch_size where a side is None.
+
+def resolve_strides(
+    row: Variant, input_shape: Shape, stem_stride: int | str = "auto", downsample_strides: Strides = "auto"
+) -> tuple[int, tuple[int, ...]]:
+    """Return (the stem's stride, those of the downsampling layers) for images of `input_shape`.
+
+    "auto" takes for the stem the largest of (patch_size, 2, 1) that leaves a last map of at least 4 on its shorter
+    side, else 1, and patch_size where a side is None; for the rest see `create_convnext_v1`.
+
+    Raises:
+        ValueError: strides that are not allowed, or an empty last map.
     """
     check_input_shape(input_shape)
+    downsamplings = len(row.dims) - 1
     allowed = [row.patch_size, *(stride for stride in (2, 1) if stride < row.patch_size)]
     sides = [side for side in input_shape[:2] if side is not None]
-    last_map = {stride: min((_last_side(row, side, stride) for side in sides), default=1) for stride in allowed}
+    first_map = {stride: min((_first_side(row, side, stride) for side in sides), default=0) for stride in allowed}
     if stem_stride == "auto":
-        if len(sides) < 2:
-            stem_stride = row.patch_size
-        else:
-            stem_stride = next((s for s in allowed if last_map[s] >= SMALLEST_LAST_MAP), allowed[-1])
+        enough = (stride for stride in allowed if first_map[stride] >> downsamplings >= SMALLEST_LAST_MAP)
+        stem_stride = row.patch_size if len(sides) < 2 else next(enough, allowed[-1])
     if stem_stride not in allowed:
         raise ValueError(f"stem_stride must be 'auto' or one of {allowed}, got {stem_stride!r}.")
-    if last_map[stem_stride] < 1:
-        fits = [stride for stride in allowed if last_map[stride] >= 1]
-        smallest = stem_stride * 2 ** (len(row.dims) - 1)
+    is_small = stem_stride == 1 and len(sides) == 2 and min(sides) < SMALL_IMAGE
+    strides = _downsample_strides(downsample_strides, downsamplings, first_map[stem_stride] if is_small else None)
+    if sides and first_map[stem_stride] < math.prod(strides):
+        fits = [stride for stride in allowed if first_map[stride] >= math.prod(strides)]
+        smallest = stem_stride * math.prod(strides)
         remedy = f"Use stem_stride={fits[0]} or i" if fits else "I"
         raise ValueError(
-            f"input_shape={tuple(input_shape)} leaves an empty feature map at stem_stride={stem_stride}. "
-            f"{remedy}mages of at least {smallest}×{smallest}."
+            f"input_shape={tuple(input_shape)} leaves an empty feature map at stem_stride={stem_stride} and "
+            f"downsample_strides={strides}. {remedy}mages of at least {smallest}×{smallest}."
         )
-    return stem_stride
+    return stem_stride, strides
 
 
-def _last_side(row, side, stride):
-    side = side // stride if stride == row.patch_size else -(-side // stride)
-    return side >> (len(row.dims) - 1)
+def _first_side(row, side, stride):
+    return side // stride if stride == row.patch_size else -(-side // stride)
+
+
+def _downsample_strides(strides, count, side):
+    """Return `count` strides; "auto" depends on the side of the first map of a small image, None for other images."""
+    if strides == "auto":
+        ones = 0
+        while side is not None and ones < count and side >> (count - ones) < SMALLEST_DOWNSAMPLED:
+            ones += 1
+        return (2,) * (count - ones) + (1,) * ones
+    resolved = (strides,) * count if isinstance(strides, int) else tuple(strides)
+    if isinstance(strides, str) or len(resolved) != count or not set(resolved) <= {1, 2}:
+        raise ValueError(f"downsample_strides must be 'auto', 1, 2, or {count} numbers, each 1 or 2; got {strides!r}.")
+    return resolved
 
 
 def check_input_shape(input_shape):
@@ -300,7 +342,7 @@ def feature_maps(model: keras.Model) -> keras.Model:
 
     Returns:
         A `keras.Model` that shares the weights, from images (B, H, W, C) to a list of maps (B, H/s, W/s, C) with
-        s = 4, 8, 16, 32 (times stem_stride / 4).
+        s = 4, 8, 16, 32 (times stem_stride / 4, less where `downsample_strides` has a 1).
 
     Raises:
         ValueError: the model has no ConvNeXt or ResNet blocks.

@@ -4,7 +4,7 @@ Tables are read without Keras: this module imports only the standard library.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -181,6 +181,7 @@ def flops(
     *,
     image_size: int = 224,
     stem_stride: int = 4,
+    downsample_strides: int | Sequence[int] = 2,
     num_classes: int | None = 1000,
     in_channels: int = 3,
 ) -> int:
@@ -191,16 +192,18 @@ def flops(
     if isinstance(row, ResNetVariant):
         multiply_adds, features = _resnet_multiply_adds(row, image_size, in_channels)
     else:
-        multiply_adds, features = _convnext_multiply_adds(row, image_size, stem_stride, in_channels)
+        strides = downsample_strides
+        strides = [strides] * len(row.dims) if isinstance(strides, int) else [1, *strides]
+        multiply_adds, features = _convnext_multiply_adds(row, image_size, (stem_stride, *strides[1:]), in_channels)
     return 2 * (multiply_adds + features * (num_classes or 0))
 
 
-def _convnext_multiply_adds(row, image_size, stem_stride, in_channels):
-    side = image_size // stem_stride
+def _convnext_multiply_adds(row, image_size, strides, in_channels):
+    side = image_size // strides[0]
     total = side**2 * in_channels * row.patch_size**2 * row.dims[0]
     for stage, (depth, c) in enumerate(zip(row.depths, row.dims, strict=True)):
         if stage:
-            side //= 2
+            side //= strides[stage]
             total += side**2 * 4 * row.dims[stage - 1] * c
         total += side**2 * depth * (49 * c + 8 * c * c)
     return total, row.dims[-1]

@@ -14,6 +14,7 @@ from convnext import (
     create_resnet,
     feature_maps,
     resolve_stem_stride,
+    resolve_strides,
 )
 from convnext.variants import V1
 
@@ -79,17 +80,46 @@ def test_weights_fit_at_any_stem_stride(rng):
 @pytest.mark.parametrize("stride, smallest", [(4, 32), (2, 16), (1, 8)])
 def test_too_small_images_are_refused(stride, smallest):
     shape = (smallest, smallest, 3)
-    create_convnext_v1(SMALL, 10, shape, stem_stride=stride)
+    strides = {"stem_stride": stride, "downsample_strides": 2}
+    create_convnext_v1(SMALL, 10, shape, **strides)
     with pytest.raises(ValueError, match=rf"empty feature map at stem_stride={stride}.*{smallest}×{smallest}"):
-        create_convnext_v1(SMALL, 10, (smallest - stride, smallest, 3), stem_stride=stride)
+        create_convnext_v1(SMALL, 10, (smallest - stride, smallest, 3), **strides)
 
 
 @pytest.mark.once
 def test_error_suggests_a_stride_that_fits():
     with pytest.raises(ValueError, match="Use stem_stride=2 or images of at least 32×32"):
         create_convnext_v1("tiny", 10, (16, 16, 3), stem_stride=4)
-    with pytest.raises(ValueError, match=r"stem_stride=1\. Images of at least 8×8"):
-        create_convnext_v1("tiny", 10, (7, 7, 3))
+    with pytest.raises(ValueError, match=r"stem_stride=1 and .*\. Images of at least 8×8"):
+        create_convnext_v1("tiny", 10, (7, 7, 3), downsample_strides=2)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "side, strides, last_map",
+    [(32, (2, 2, 2), 4), (31, (2, 2, 2), 3), (16, (2, 2, 2), 2), (15, (2, 2, 1), 3), (8, (2, 2, 1), 2)]
+    + [(7, (2, 1, 1), 3), (4, (2, 1, 1), 2), (3, (1, 1, 1), 3), (2, (1, 1, 1), 2), (1, (1, 1, 1), 1)],
+)
+def test_auto_downsampling_leaves_a_last_map_of_two(side, strides, last_map):
+    assert resolve_strides(V1["tiny"], (side, side, 3)) == (1, strides)
+    assert resolve_strides(V1["tiny"], (side, 224, 3)) == (1, strides)
+    model = create_convnext_v2(SMALL, 10, (side, side, 3), include_top=False)
+    assert model.output_shape == (None, last_map, last_map, 32)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("given", [{"stem_stride": 2}, {"stem_stride": 4}, {"downsample_strides": (2, 2, 2)}])
+def test_given_strides_are_kept(given):
+    stem, strides = resolve_strides(V1["tiny"], (32, 32, 3), **given)
+    assert (stem, strides) == (given.get("stem_stride", 1), (2, 2, 2))
+
+
+def test_weights_fit_at_any_downsample_strides(rng):
+    model = create_convnext_v2(SMALL, 10, (64, 64, 3))
+    small = create_convnext_v2(SMALL, 10, (4, 4, 3), downsample_strides=(1, 2, 1))
+    small.set_weights(model.get_weights())
+    assert small.get_layer("stages_2_downsample_conv").strides == (2, 2)
+    assert np.isfinite(predict(small, images(rng, 2, 4, 4, 3))).all()
 
 
 @v2_on_each
@@ -112,6 +142,9 @@ def test_unknown_sizes(create, rng):
         ({"pooling": "mean"}, "pooling.*'mean'"),
         ({"pooling": "max"}, "include_top=False"),
         ({"stem_stride": 3}, r"stem_stride.*\[4, 2, 1\].*3"),
+        ({"downsample_strides": 3}, r"downsample_strides must be 'auto', 1, 2, or 3 numbers.*3"),
+        ({"downsample_strides": (2, 2)}, r"downsample_strides.*\(2, 2\)"),
+        ({"downsample_strides": "none"}, "downsample_strides.*'none'"),
         ({"drop_path_rate": 1.0}, "drop_path_rate.*1.0"),
         ({"dropout_rate": -0.1}, "dropout_rate.*-0.1"),
         ({"input_shape": (224, 224)}, "input_shape.*channels last"),

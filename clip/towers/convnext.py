@@ -68,6 +68,7 @@ def create_convnext_tower(
         include_top=False,
         pooling="avg",
         stem_stride=stem_stride,
+        downsample_strides=2,
     )
     x = trunk.output  # (B, C)
     if convnext.projection == "mlp":

@@ -119,6 +119,7 @@ def _flops(config):
         config.row,
         image_size=height,
         stem_stride=arguments.get("stem_stride", 4),
+        downsample_strides=arguments.get("downsample_strides", 2),
         num_classes=arguments["num_classes"] if arguments["include_top"] else None,
         in_channels=channels,
     )

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+import convnext
 from zoo.data import Augment, Batches, Mix, RandAugment, one_hot, open_dataset
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.evaluation.metrics import top_k_accuracy
@@ -123,17 +124,38 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
     arguments["input_shape"] = [size, size, extra.pop("channels")]
     if family != RESNET:
         rates = {"drop_path_rate": config.drop_path_rate, "dropout_rate": config.dropout_rate}
-        arguments |= {**rates, **extra, "stem_stride": config.stem_stride or "auto"}
+        arguments |= {**rates, **extra, "stem_stride": config.stem_stride or "auto", "downsample_strides": "auto"}
     elif config.stem_stride is not None or config.drop_path_rate or config.dropout_rate:
         raise ValueError("stem_stride, drop_path_rate and dropout_rate need a ConvNeXt; model_type is 'resnet'")
     spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875)
     description = ModelConfig(family, arguments, spec)
     model = dataclasses.replace(description, arguments={**arguments, "classifier_activation": None}).build()
+    if family != RESNET:
+        say_strides(description)
     _load(model, config)
     if config.freeze_backbone:
         for layer in model.layers:
             layer.trainable = layer.name == "head_fc"
     return model, description
+
+
+def say_strides(description: ModelConfig) -> None:
+    """Print the strides of a ConvNeXt where the size of the images has changed them."""
+    arguments, row = description.arguments, description.row
+    height, width, _ = shape = description.input_shape
+    stem, downsampling = convnext.resolve_strides(row, shape, arguments["stem_stride"], arguments["downsample_strides"])
+    if arguments["stem_stride"] != "auto" or (stem == row.patch_size and set(downsampling) <= {2}):
+        return
+    sizes = {"image_size": min(height, width), "num_classes": None}
+    work = convnext.flops(row, stem_stride=stem, downsample_strides=downsampling, **sizes)
+    ratio = work / max(convnext.flops(row, stem_stride=row.patch_size, **sizes), 1)
+    side = (min(height, width) // stem) // math.prod(downsampling)
+    print(
+        f"Images of {height} × {width}: stem stride {stem}, downsampling strides {', '.join(map(str, downsampling))}, "
+        f"last map {side} × {side}, about {ratio:.0f} times the work of stem stride {row.patch_size}. "
+        "stem_stride in the config sets another.",
+        file=sys.stderr,
+    )
 
 
 def _load(model, config) -> None:

@@ -118,6 +118,7 @@ def create(config: PretrainConfig) -> convnext.FCMAE:
         "include_top": False,
         "input_shape": (size, size, 3),
         "stem_stride": config.stem_stride or "auto",
+        "downsample_strides": 2,
     }
     if isinstance(model, convnext.Variant):
         if weights is not None:

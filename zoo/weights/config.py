@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import clip
 
 IMAGE_SIZE = 224  # of the classifiers' published counts
-STEM_STRIDE = 4  # of all published ConvNeXts
+STEM_STRIDE, DOWNSAMPLE_STRIDE = 4, 2  # of all published ConvNeXts
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 
 
@@ -135,6 +135,8 @@ class ModelConfig:
         """
         arguments = dict(self.arguments)
         variant = arguments.pop("variant")
+        if "stem_stride" in arguments and self.family != CLIP:
+            arguments.setdefault("downsample_strides", DOWNSAMPLE_STRIDE)
         return builder_of(self.family)(variant if isinstance(variant, str) else self.row, **arguments)
 
     def count_weights(self) -> int:

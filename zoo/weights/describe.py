@@ -8,7 +8,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from zoo.weights.config import ModelConfig, row_of, variant_of
+from zoo.weights.config import DOWNSAMPLE_STRIDE, ModelConfig, row_of, variant_of
 from zoo.weights.schema import CLIP, RESNET, check_arguments
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ def _convnext_arguments(family, layers):
         "activation": _activation_name(layers["stages_0_blocks_0_pwconv1"]),
         "patch_size": stem.kernel_size[0],
     }
+    strides = [layers[f"stages_{stage}_downsample_conv"].strides[0] for stage in range(1, len(depths))]
     return {
         "variant": variant_of(family, row_of(family, row)),
         "stem_stride": stem.strides[0],
+        **({} if set(strides) <= {DOWNSAMPLE_STRIDE} else {"downsample_strides": strides}),
         "layer_scale_init_value": getattr(layers.get("stages_0_blocks_0_gamma"), "init_value", None),
         "drop_path_rate": getattr(layers.get(f"{last}_drop_path"), "rate", 0.0),
         "dropout_rate": getattr(layers.get("head_drop"), "rate", 0.0),

@@ -14,7 +14,7 @@ from zoo.weights.download import recorded
 from zoo.weights.engine import Format, LoadReport, classes, detect, holds, load_tensors
 from zoo.weights.published import restriction
 from zoo.weights.read import Checkpoint, read_checkpoint
-from zoo.weights.schema import CLIP, RESNET
+from zoo.weights.schema import CLIP, OPTIONAL, RESNET
 from zoo.weights.sources import FORMATS
 
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ def _arguments_in_file(config, checkpoint):
         return {}
     own = native.parse(checkpoint).arguments
     left_open = [key for key in FROM_FILE if key != "activation" or not config.from_weights]
-    return {key: own[key] for key in left_open if key in own and key in config.arguments}
+    found = {key: own[key] for key in left_open if key in own and key in config.arguments}
+    return found | {key: own[key] for key in OPTIONAL if key in own}
 
 
 def _describes_itself(config, checkpoint):

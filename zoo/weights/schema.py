@@ -57,6 +57,7 @@ PAIR = {
     "init_logit_bias": Field.number().or_null(),
     "name": Field.name(),
 }
+OPTIONAL = {"downsample_strides": STRIDE.list()}  # written where they are not all 2
 SCHEMA = {"convnext": CONVNEXT, "convnextv2": CONVNEXT, RESNET: CLASSIFIER, CLIP: PAIR}
 
 # Fields of a custom row.
@@ -88,7 +89,10 @@ def check_arguments(family: Any, arguments: Any, filename: str) -> None:
     if not isinstance(family, str) or family not in SCHEMA:
         raise field_error(filename, "architecture.family", family, ", ".join(SCHEMA))
     anything = Field(lambda _: True, "")
-    _check_fields(arguments, {"variant": anything, **SCHEMA[family]}, "architecture.arguments", filename)
+    schema = {"variant": anything, **SCHEMA[family]}
+    if SCHEMA[family] is CONVNEXT and isinstance(arguments, dict):
+        schema |= {key: field for key, field in OPTIONAL.items() if key in arguments}
+    _check_fields(arguments, schema, "architecture.arguments", filename)
     variant, field = arguments["variant"], "architecture.arguments.variant"
     if isinstance(variant, dict) and family == CLIP:
         _check_pair(variant, field, filename)

@@ -112,6 +112,7 @@ def _facts(config: ModelConfig) -> dict[str, Any]:
         "activation": row.activation,
         "stem width": getattr(row, "stem_dim", row.dims[0]),
         "overlapping stem": arguments.get("stem_stride", row.patch_size) != row.patch_size,
+        "overlapping downsampling": "downsample_strides" in arguments,
         "LayerScale": arguments.get("layer_scale_init_value") is not None,
         "classifier": arguments["include_top"],
         "head norm": arguments["include_top"] or arguments["pooling"] is not None,

@@ -72,8 +72,15 @@ class Source:
 
 
 # Facts that `fixed` of several libraries have in common.
-ANY_CONVNEXT = {"overlapping stem": False, "head norm": True}
-PAPER_CONVNEXT = {"overlapping stem": False, "stages": 4, "patch size": 4, "epsilon": 1e-6, "activation": "gelu"}
+ANY_CONVNEXT = {"overlapping stem": False, "overlapping downsampling": False, "head norm": True}
+PAPER_CONVNEXT = {
+    "overlapping stem": False,
+    "overlapping downsampling": False,
+    "stages": 4,
+    "patch size": 4,
+    "epsilon": 1e-6,
+    "activation": "gelu",
+}
 PAPER_RESNET = {"stages": 4, "patch size": 7, "stem width": 64, "epsilon": 1e-5, "activation": "relu"}
 
 

@@ -44,7 +44,13 @@ SOURCE = Source(
     (CONVNEXT,),
     fixed={
         "convnext": {
-            **{"overlapping stem": False, "patch size": 4, "epsilon": 1e-6, "activation": "gelu"},
+            **{
+                "overlapping stem": False,
+                "overlapping downsampling": False,
+                "patch size": 4,
+                "epsilon": 1e-6,
+                "activation": "gelu",
+            },
             **{"LayerScale": True, "classifier": True, "channels": 3},
         },
         RESNET: {**PAPER_RESNET, "widths": (64, 128, 256, 512), "classifier": True, "channels": 3},
