@@ -227,6 +227,6 @@ def _resnet_multiply_adds(row, image_size, in_channels):
 
 def closest(name: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'tiny'? Allowed: …." for an error message, with the leading space."""
-    guess = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.4)
+    guess = difflib.get_close_matches(name[:100], list(allowed), n=1, cutoff=0.4)
     did_you_mean = f" Did you mean {guess[0]!r}?" if guess else ""
     return f"{did_you_mean} Allowed: {', '.join(map(str, allowed))}."

@@ -62,7 +62,8 @@ def test_pipes_and_devices_are_refused_without_blocking(tmp_path):
     os.mkfifo(folder / "0_zero" / "a_pipe.png")
     with Batches(read_folder(folder), SPEC, batch_size=2, max_bad_fraction=0.1) as batches:
         assert all(len(batch["images"]) == 2 for batch in batches)
-        assert [*batches.bad.reasons.values()] == [f"{folder.resolve()}/0_zero/a_pipe.png is not a regular file"]
+        pipe = folder.resolve() / "0_zero" / "a_pipe.png"
+        assert [*batches.bad.reasons.values()] == [f"{pipe} is not a regular file; it is a FIFO"]
     with pytest.raises(ValueError, match="not a regular file"):
         read_file("/dev/zero")
 

@@ -8,7 +8,18 @@ import sys
 
 import pytest
 
-from zoo.utils.files import LineFile, Locked, atomic_write, folder_write, lock, remove_folder, remove_leftovers, sha256
+from zoo.utils.files import (
+    LineFile,
+    Locked,
+    atomic_write,
+    folder_write,
+    lock,
+    make_folder,
+    open_file,
+    remove_folder,
+    remove_leftovers,
+    sha256,
+)
 
 
 def names(folder):
@@ -83,14 +94,55 @@ def test_permissions_are_kept_or_those_of_a_new_file(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
-def test_the_target_of_a_symbolic_link_is_replaced(tmp_path):
-    target, link = tmp_path / "target", tmp_path / "link"
-    target.write_bytes(b"old")
-    link.symlink_to(target)
+def test_nothing_is_written_through_a_symbolic_link(tmp_path):
+    precious, link = tmp_path / "precious", tmp_path / "link"
+    precious.write_bytes(b"old")
+    link.symlink_to(precious)
+    for change in (LineFile, lambda path: lock(path).__enter__()):
+        with pytest.raises(ValueError, match="link is not a regular file; it is a symbolic link"):
+            change(link)
     with atomic_write(link) as file:
         file.write(b"new")
-    assert link.is_symlink()
-    assert target.read_bytes() == b"new"
+    assert not link.is_symlink() and link.read_bytes() == b"new" and precious.read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_nothing_is_made_or_deleted_in_a_folder_that_is_a_link(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / ".tmp-mine").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    for change in (make_folder, remove_folder, remove_leftovers):
+        with pytest.raises(ValueError, match="link is a symbolic link, not a folder"):
+            change(tmp_path / "link")
+    with pytest.raises(FileExistsError, match="link"), folder_write(tmp_path / "link"):
+        pytest.fail("the block ran")
+    assert names(tmp_path) == ["link", "precious"] and names(tmp_path / "precious") == [".tmp-mine"]
+    assert make_folder(tmp_path / "new") == make_folder(tmp_path / "new") == tmp_path / "new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_only_regular_files_are_opened_or_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path, kind in ((tmp_path / "pipe", "a FIFO"), ("/dev/zero", "a device"), (tmp_path / "folder", "a folder")):
+        for use in (
+            open_file,
+            sha256,
+            LineFile,
+            lambda path: lock(path).__enter__(),
+            lambda p: atomic_write(p).__enter__(),
+        ):
+            with pytest.raises(ValueError, match=f"not a regular file; it is {kind}"):
+                use(path)
+
+
+def test_a_lock_leaves_other_content_alone(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"my thesis\n")
+    os.link(precious, tmp_path / "lock")
+    with pytest.raises(ValueError, match="lock is not a lock"), lock(tmp_path / "lock"):
+        pytest.fail("the block ran")
+    assert precious.read_bytes() == b"my thesis\n"
 
 
 def test_modes_that_do_not_replace_the_file_are_rejected(tmp_path):

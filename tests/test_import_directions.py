@@ -41,7 +41,7 @@ ORDER = {
         "zero_shot",
     ],
     "zoo": [
-        *("utils.env", "utils.files", "utils"),
+        *("utils.env", "utils.text", "utils.files", "utils.strict_json", "utils.database", "utils"),
         "data.preprocess",
         *("data.paths", "data.tar", "data.records", "data.rows", "data.folders", "data.tables"),
         *("data.annotations", "data.shards"),

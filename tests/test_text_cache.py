@@ -289,6 +289,6 @@ def test_a_missing_cache_is_created_only_with_create(tmp_path):
     (tmp_path / "t.sqlite").write_bytes(b"SQLite format 3\0" + bytes(4000))
     with pytest.raises(ValueError, match="or a damaged one"):
         TextCache(tmp_path / "t.sqlite", create=False).verify()
-    with pytest.raises(OSError, match="unable to open"):
+    with pytest.raises(ValueError, match="not a regular file; it is a folder"):
         TextCache(tmp_path).stats()
     assert [path.name for path in tmp_path.iterdir()] == ["t.sqlite"]

@@ -131,7 +131,7 @@ def test_another_format_version_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, state(), {})
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(ValueError, match="format 99"):
+    with pytest.raises(ValueError, match="format is 99"):
         read_checkpoint(path)
 
 

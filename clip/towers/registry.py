@@ -66,7 +66,7 @@ def _is_integer(value):
 
 
 def _is_finite(value):
-    return (isinstance(value, float) and math.isfinite(value)) or _is_integer(value)
+    return (isinstance(value, float) and math.isfinite(value)) or (_is_integer(value) and abs(value) < 1 << 64)
 
 
 def _is_name(value):

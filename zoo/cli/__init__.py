@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from zoo.cli import evaluation, models, search, training
 from zoo.cli.command import Command
 from zoo.utils.env import BACKENDS, choose_backend, keep_freed_memory
+from zoo.utils.text import LONGEST_LINE, printed, shown
 
 __all__ = ["COMMANDS", "GROUPS", "Command", "main"]
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if show_traceback:
             traceback.print_exc()
         return _report_error(error)
-    text = _to_json(result) if as_json else resolve(command.show)(result)
+    text = _to_json(result) if as_json else printed(resolve(command.show)(result))
     with contextlib.suppress(BrokenPipeError):  # a reader such as `head` may have closed the pipe
         print(text, end="\n" if text else "", flush=True)
     return 0 if command.succeeded is None or resolve(command.succeeded)(result) else 1
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report_error(error: object) -> int:
     """Print an error as one line on stderr; return the exit code of bad input."""
-    print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = error if isinstance(error, BaseException) else " ".join(str(error).split())
+    print(f"zoo: error: {shown(line, LONGEST_LINE)}", file=sys.stderr)
     return BAD_INPUT
 
 
@@ -90,7 +92,7 @@ def _plain_warnings() -> Iterator[None]:
 
         def show_plainly(message, category, *place):
             if category is UserWarning:
-                print(f"zoo: {message}", file=sys.stderr)
+                print(f"zoo: {shown(message, LONGEST_LINE)}", file=sys.stderr)
             else:
                 show(message, category, *place)
 
@@ -148,8 +150,13 @@ def resolve(path: str) -> Callable:
 
 
 def _to_json(result: object) -> str:
-    """Format dataclasses, named tuples and lists of them as JSON."""
-    return json.dumps(_plain(result), indent=1, ensure_ascii=False)
+    """Format dataclasses, named tuples and lists of them as JSON. Control and direction characters are escaped."""
+    text = json.dumps(_plain(result), indent=1, ensure_ascii=False)
+    return "\n".join(line if line.isprintable() else _escape_json(line) for line in text.split("\n"))
+
+
+def _escape_json(line: str) -> str:
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.utils.files import LineFile
+from zoo.utils.files import LineFile, check_written, read_file
+from zoo.utils.strict_json import parse_json
+from zoo.utils.text import quoted, shown
 
 MAX_NAMED = 3  # in the message
 
@@ -56,11 +58,12 @@ class BadSamples:
     def _open(self, path: Path) -> LineFile:
         """Read the lines about these records, ignoring others and incomplete ones; open the log for appending."""
         if not path.parent.is_dir():
-            raise ValueError(f"bad_samples={str(path)!r}, but there is no such folder")
-        content = path.read_bytes() if path.exists() else b""
+            raise ValueError(f"bad_samples={quoted(str(path))}, but there is no such folder")
+        check_written(path)
+        content = read_file(path) if path.exists() else b""
         for line in content.splitlines():
             try:
-                entry = json.loads(line)
+                entry = parse_json(line, path.name)
                 index, name, reason = entry["index"], entry["name"], str(entry["reason"])
             except (ValueError, TypeError, KeyError):
                 continue
@@ -70,9 +73,12 @@ class BadSamples:
         return LineFile(path, begin=b"\n" if torn else b"")
 
     def _complaint(self) -> str:
-        first = [f"{self._names[i]!r}: {reason}" for i, reason in list(self._reasons.items())[:MAX_NAMED]]
+        first = [
+            f"{quoted(self._names[i], 200)}: {shown(reason, 300)}"
+            for i, reason in list(self._reasons.items())[:MAX_NAMED]
+        ]
         count, total = len(self._reasons), len(self._names)
-        where = "" if self.path is None else f" All are in {self.path}."
+        where = "" if self.path is None else f" All are in {shown(self.path)}."
         return (
             f"{count} of {total} samples are bad, more than the {self._max_fraction:.2%} that max_bad_fraction allows. "
             f"The first: {'; '.join(first)}.{where}"

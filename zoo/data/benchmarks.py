@@ -6,19 +6,27 @@ names with which NumPy pickles an array; it imports nothing, and an array is mad
 Formats: https://www.cs.toronto.edu/~kriz/cifar.html, http://yann.lecun.com/exdb/mnist/.
 """
 
+import contextlib
 import gzip
 import io
 import math
 import pickle
-import tarfile
+import pickletools
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
+from zoo.data.tar import read_members
+from zoo.utils.files import check_unpacked, most_unpacked, open_file, read_file
+from zoo.utils.text import shown
+
 MAX_BYTES = 512 << 20  # of one uncompressed member; CIFAR's largest has 154 MB, MNIST's 47 MB
+MAX_OPCODES = 1_000_000  # of a CIFAR batch; with the names of 50,000 files they are about 200,000
 CIFAR_SIDE = 32
 CIFAR_LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
 CIFAR_FILES = {
@@ -160,8 +168,8 @@ def read_mnist(path: str | Path, split: str = "test", name: str = "mnist") -> Ar
 def _checked(images: np.ndarray, labels, path: Path) -> Arrays:
     try:
         labels = np.array([int(label) for label in labels], np.int32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the labels in {path} are not integers: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the labels in {shown(path)} are not integers: {shown(error)}") from error
     if images.ndim not in (3, 4) or len(images) != len(labels) or not len(labels):
         raise ValueError(f"{path} holds images {images.shape} and {len(labels)} labels; one each is needed")
     return images, labels
@@ -171,6 +179,7 @@ def _from_npz(path: Path, split: str) -> Arrays:
     keys = (f"x_{split}", f"y_{split}")
     try:
         with zipfile.ZipFile(path) as archive:
+            check_unpacked(path, sum(member.file_size for member in archive.infolist()))
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             if not set(keys) <= set(names):
                 raise ValueError(f"{path} has no {keys[0]} and {keys[1]}; it has {sorted(names)[:8]}")
@@ -205,17 +214,34 @@ def _member(path: Path, name: str) -> bytes:
             raise ValueError(f"{path} has neither CIFAR's archive (cifar-…-python.tar.gz) nor the file {name!r} of it")
         path = found[0]
     if not path.name.endswith((".tar.gz", ".tgz", ".tar")):
-        with open(path, "rb") as file:
-            return _read_all(file, path)
+        return read_file(path, max_bytes=MAX_BYTES, follow=True)
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is not None and member.name.rpartition("/")[2] == name:
-                    return _read_all(content, f"{path}: {member.name}")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is a damaged archive: {error}") from error
-    raise ValueError(f"{path} has no member {name!r}")
+        with _unpacked(path) as archive:
+            for member in read_members(archive):
+                if member.regular and member.name.rpartition("/")[2] == name and member.size <= MAX_BYTES:
+                    archive.seek(member.offset)
+                    return archive.read(member.size)
+    except (ValueError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{shown(path)} is a damaged archive: {shown(error)}") from error
+    raise ValueError(f"{shown(path)} has no member {name!r}")
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Yield a tar file, unpacked into a temporary file where it is compressed with gzip."""
+    with open_file(path) as file, tempfile.TemporaryFile() as unpacked:
+        if file.read(2) != b"\x1f\x8b":
+            yield file
+            return
+        file.seek(0)
+        left = most_unpacked(path)
+        with gzip.open(file) as content:
+            while left > 0 and (chunk := content.read(1 << 20)):
+                unpacked.write(chunk)
+                left -= len(chunk)
+        if left <= 0:
+            raise ValueError(f"it unpacks into more than {most_unpacked(path):,} bytes")
+        yield cast(BinaryIO, unpacked)
 
 
 def _read_all(file: IO[bytes] | gzip.GzipFile, name) -> bytes:
@@ -270,12 +296,20 @@ class _Unpickler(pickle.Unpickler):
 def _unpickle(data: bytes, path: Path) -> dict:
     """Return {bytes: value} of a batch; raise ValueError for anything else."""
     try:
+        _check_opcodes(data)
         batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(batch, dict):
             raise pickle.UnpicklingError(f"it is a {type(batch).__name__}")
         return {_key(key): _array(value) if isinstance(value, _Array) else value for key, value in batch.items()}
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"{path} is not a CIFAR batch: {error}") from error
+        raise ValueError(f"{shown(path)} is not a CIFAR batch: {shown(error)}") from error
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Raise ValueError for a pickle that would fill memory: too many steps, or a large place in its list of objects."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if count > MAX_OPCODES or (opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > MAX_OPCODES):
+            raise pickle.UnpicklingError(f"it has more than {MAX_OPCODES} steps or objects")
 
 
 def _key(key) -> bytes:
@@ -303,8 +337,10 @@ def _idx_file(folder: Path, name: str) -> Path:
 def _read_idx(path: Path) -> np.ndarray:
     """Return uint8 of the shape in the header, which the file size must match."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            data = _read_all(file, path)
+        with open_file(path) as stored:
+            file: Any = gzip.GzipFile(fileobj=stored) if path.suffix == ".gz" else stored
+            data = file.read(most_unpacked(path) + 1)
+        check_unpacked(path, len(data))
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     sides = data[3] if len(data) > 3 else 0

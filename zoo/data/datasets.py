@@ -1,6 +1,5 @@
 """Data sets for classification: records with labels, class names and prompt templates."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,11 @@ from zoo.data.folders import read_folder
 from zoo.data.records import Dataset
 from zoo.data.shards import read_shards
 from zoo.data.sources import open_benchmark
+from zoo.utils.files import read_file
+from zoo.utils.strict_json import parse_json
+from zoo.utils.text import quoted, shown
+
+MAX_NAMES_BYTES = 64 << 20  # of a file of class names or templates
 
 DEFAULT_TEMPLATES = {  # of CLASS_NAMES' data sets
     "digits": "digits",
@@ -123,7 +127,7 @@ def find_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
     if isinstance(templates, str) and templates in TEMPLATES:
         return TEMPLATES[templates]
     if isinstance(templates, str | Path) and not Path(templates).is_file():
-        raise ValueError(f"templates={str(templates)!r} is neither a file nor one of {', '.join(TEMPLATES)}")
+        raise ValueError(f"templates={quoted(str(templates))} is neither a file nor one of {', '.join(TEMPLATES)}")
     return read_lines(templates, "templates")
 
 
@@ -152,21 +156,18 @@ def read_lines(source: str | Path | Sequence[str], what: str) -> tuple[str, ...]
     """
     lines: Any = _content(source, "[") if isinstance(source, str | Path) else source
     if isinstance(lines, set | frozenset):
-        raise ValueError(f"{what} are a set, which has no order; pass a list or a tuple, got {lines!r}")
+        raise ValueError(f"{what} are a set, which has no order; pass a list or a tuple, got {quoted(lines)}")
     if not isinstance(lines, Sequence) or not lines or not all(isinstance(item, str) for item in lines):
-        raise ValueError(f"{what} must be strings, at least one, got {lines!r}")
+        raise ValueError(f"{what} must be strings, at least one, got {quoted(lines)}")
     return tuple(lines)
 
 
 def _content(path: str | Path, opening: str) -> Sequence[str] | Mapping:
     """Return the non-blank lines of a file, or its JSON if it begins with one of `opening`."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_file(path, max_bytes=MAX_NAMES_BYTES, follow=True).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
+        raise ValueError(f"{shown(path)} is not UTF-8: {shown(error)}") from None
     if not text.lstrip().startswith(tuple(opening)):
         return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    return parse_json(text, Path(path).name)

@@ -106,7 +106,7 @@ class PreprocessSpec:
         names = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in names:
-                nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+                nearest = difflib.get_close_matches(str(name)[:100], names, n=1, cutoff=0.0)[0]
                 raise ValueError(f"PreprocessSpec has no {name!r}; nearest is {nearest!r}, allowed are {names}")
         return cls(**fields)
 

@@ -6,10 +6,10 @@ The headers are read once; after that, a record takes one seek and one read, so 
 
 import glob
 import itertools
-import json
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,17 @@ from zoo.data.folders import IMAGE_EXTENSIONS, MAX_TEXT_BYTES, read_caption
 from zoo.data.paths import MAX_FILE_BYTES, check_regular, refuse_url
 from zoo.data.records import BadSample, Dataset, Record, check_labels, digest
 from zoo.data.tar import Member, read_members
+from zoo.utils.files import open_file
+from zoo.utils.strict_json import parse_json
+from zoo.utils.text import quoted
 
 IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)
 EXTENSIONS = (*IMAGES, "txt", "json", "cls")  # others are ignored
 MAX_SHARDS = 1_000_000
+MAX_BRACES = 8  # in one pattern; each may multiply the number of names
 BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
+LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 
 
 class _Sample(dict):
@@ -68,7 +73,8 @@ def read_shards(pattern: str | Path | Sequence[str | Path], *, class_names: Sequ
     samples = [sample for i, shard in enumerate(shards) for sample in _scan(i, shard)]
     if all(sample.wrong is not None for sample in samples):
         reason = f": {samples[0].wrong}" if samples else ""
-        raise ValueError(f"no samples in {shards[0]!r}" + (f" or {len(shards) - 1} more" * (len(shards) > 1)) + reason)
+        others = f" or {len(shards) - 1} more" * (len(shards) > 1)
+        raise ValueError(f"no samples in {quoted(shards[0])}{others}{reason}")
     return _dataset(shards, samples, class_names)
 
 
@@ -104,40 +110,55 @@ def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
 def find_shards(pattern: str) -> list[str]:
     """Return the real paths of the tar files that a pattern matches, in order; ValueError for a URL or missing file."""
     refuse_url(pattern)
-    paths = []
-    for name in itertools.islice(expand_braces(pattern), MAX_SHARDS + 1):
+    paths: list[str] = []
+    for name in expand_braces(pattern):
         found = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
         if not found or not os.path.exists(found[0]):
-            raise ValueError(f"no shard {name!r}")
+            raise ValueError(f"no shard {quoted(name)}")
         paths += [os.path.realpath(path) for path in found]
-    if len(paths) > MAX_SHARDS:
-        raise ValueError(f"{pattern!r} matches more than {MAX_SHARDS} shards")
+        if len(paths) > MAX_SHARDS:
+            raise ValueError(f"{quoted(pattern)} matches more than {MAX_SHARDS} shards")
+    if not paths:
+        raise ValueError(f"{quoted(pattern)} matches no shard: a range counts upwards")
     for path in paths:
         check_regular(path, os.stat(path))
     return paths
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield the expansions of `{07..12}` and `{a,b}` in a pattern; the last brace varies fastest."""
-    brace = BRACES.search(pattern)
-    if brace is None:
-        yield pattern
-        return
-    numbers = RANGE.fullmatch(brace[1])
-    if numbers:
-        first, last = numbers.groups()
-        choices: Iterable[str] = (f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1))
-    else:
-        choices = brace[1].split(",")
-    for choice in choices:
-        for rest in expand_braces(pattern[brace.end() :]):
-            yield pattern[: brace.start()] + choice + rest
+    """Return the expansions of `{07..12}` and `{a,b}` in a pattern; the last brace varies fastest.
+
+    Raises:
+        ValueError: more than MAX_BRACES braces, or more than MAX_SHARDS expansions.
+    """
+    texts, choices, start = [], [], 0
+    for brace in BRACES.finditer(pattern):
+        texts.append(pattern[start : brace.start()])
+        choices.append(_choices(brace[1]))
+        start = brace.end()
+    if len(choices) > MAX_BRACES:
+        raise ValueError(f"{quoted(pattern)} has {len(choices)} braces; at most {MAX_BRACES} are allowed")
+    if (count := math.prod(map(len, choices))) > MAX_SHARDS:
+        raise ValueError(f"{quoted(pattern)} names {count:,} shards; at most {MAX_SHARDS:,} are allowed")
+    for chosen in itertools.product(*choices):
+        yield "".join(itertools.chain(*zip(texts, chosen, strict=True))) + pattern[start:]
+
+
+def _choices(brace: str) -> Sequence[str]:
+    numbers = RANGE.fullmatch(brace)
+    if numbers is None:
+        return brace.split(",")
+    first, last = numbers.groups()
+    places = range(int(first), int(last) + 1)
+    if len(places) > MAX_SHARDS:
+        raise ValueError(f"{{{brace}}} counts to {len(places):,}; at most {MAX_SHARDS:,} are allowed")
+    return [f"{i:0{len(first)}d}" for i in places]
 
 
 def _scan(number: int, shard: str) -> list[_Sample]:
     """Return the samples of one shard; damage to the shard is one more, bad, sample."""
     samples: list[_Sample] = []
-    with open(shard, "rb") as file:
+    with open_file(shard) as file:
         try:
             for member in read_members(file):
                 folder, _, name = member.name.rpartition("/")
@@ -171,8 +192,8 @@ def _notes(shards: list[str], sample: _Sample) -> dict:
     if "json" not in sample:
         return {}
     try:
-        notes = json.loads(_read(shards[sample.shard], sample["json"]))
-    except (ValueError, RecursionError):
+        notes = parse_json(_read(shards[sample.shard], sample["json"]), sample.key)
+    except ValueError:
         raise BadSample("the .json is damaged") from None
     return notes if isinstance(notes, dict) else {}
 
@@ -234,5 +255,9 @@ def _labels(shards: list[str], samples: list[_Sample], class_names) -> np.ndarra
 def _label(shards: list[str], sample: _Sample, class_names) -> int:
     if sample.wrong is not None:
         return -1
-    number = int(_read(shards[sample.shard], sample["cls"])) if "cls" in sample else _notes(shards, sample).get("label")
-    return int(check_labels(np.array([number]), class_names)[0])
+    if "cls" in sample:
+        digits = _read(shards[sample.shard], sample["cls"])
+        number = int(digits) if LABEL.fullmatch(digits) else None
+    else:
+        number = _notes(shards, sample).get("label")
+    return int(check_labels([number] if isinstance(number, int) else [-1], class_names)[0])

@@ -162,7 +162,7 @@ def _detect_separator(header: str, wanted: Sequence[str], path: Path) -> str:
 def _column(key: str, header: list[str], path) -> int:
     if key not in header:
         known = [name[:MAX_SHOWN] for name in header[:MAX_SHOWN_COLUMNS]]
-        nearest = (difflib.get_close_matches(key, known, n=1, cutoff=0.0) or [""])[0]
+        nearest = (difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0) or [""])[0]
         more = f" and {len(header) - len(known)} more" if len(header) > len(known) else ""
         raise ValueError(f"{path} has no column {key!r}; nearest is {nearest!r}, columns are {known}{more}")
     return header.index(key)

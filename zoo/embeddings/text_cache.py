@@ -3,7 +3,7 @@
 The key of an entry is a digest of everything the embedding depends on: the space (weights, tokenizer, precision) and
 the text in Unicode's normal form C. The value is the unit vector, float32, with a checksum; a damaged entry is dropped
 and encoded again. The file is in WAL mode and survives a killed writer. A cache that SQLite cannot read is renamed and
-replaced by an empty one; a file that is not a cache is refused.
+replaced by an empty one; a file that is not a cache, or that holds anything beside one, is refused and left unchanged.
 """
 
 import contextlib
@@ -23,14 +23,18 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.utils.database import BUSY_SECONDS, check_pages, open_database
+from zoo.utils.files import open_file
+from zoo.utils.text import quoted, shown
+
 VERSION = "1"  # of the keys
-BUSY_SECONDS = 30.0
-TABLE = """CREATE TABLE IF NOT EXISTS vectors
-(key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL, place INTEGER NOT NULL)"""
-PLACES = "CREATE INDEX IF NOT EXISTS places ON vectors(place)"  # without it, every write would scan the table
-COUNTS = "CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)"
-STATEMENTS = (TABLE, PLACES, COUNTS)
-SCHEMA = {statement.replace("IF NOT EXISTS ", "") for statement in STATEMENTS}  # as SQLite stores them
+SCHEMA = (  # as SQLite stores it
+    """CREATE TABLE vectors
+(key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL, place INTEGER NOT NULL)""",
+    "CREATE INDEX places ON vectors(place)",  # without it, every write would scan the table
+    "CREATE TABLE counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
+)
+LONGEST_VALUE = 1 << 20  # bytes: an embedding of 262,144 dimensions
 SUFFIX, SCHEMA_BYTES = ".sqlite", 1 << 16  # of a file's name; at its beginning, which hold the schema
 LAST_PLACE = "SELECT MAX(place) FROM vectors WHERE place < 1 << 62"  # a damaged one may be a text
 OLDEST_TENTH = "SELECT rowid FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
@@ -96,17 +100,24 @@ class TextCache:
         memory: maximum number of vectors in memory; the least recently used are dropped first.
         max_bytes: maximum size of the file; the oldest entries are dropped first.
         create: create a missing file, and replace a damaged cache by an empty one.
+        write: False only reads the file, which must exist: nothing is added, dropped or counted.
 
     All methods raise OSError for a file that cannot be read or written at the moment, and ValueError for a file that is
     not a cache; with create=False, also FileNotFoundError, and ValueError for a damaged cache.
     """
 
     def __init__(
-        self, path: str | Path | None = None, *, memory: int = 4096, max_bytes: int = 1 << 30, create: bool = True
+        self,
+        path: str | Path | None = None,
+        *,
+        memory: int = 4096,
+        max_bytes: int = 1 << 30,
+        create: bool = True,
+        write: bool = True,
     ):
         self.path = None if path is None else Path(path)
         self._file = self.path or Path()  # read only if there is a path
-        self.max_bytes, self._create = max_bytes, create
+        self.max_bytes, self._create, self._writes = max_bytes, create and write, write
         self._memory: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._max_vectors = memory
         self._counts = dict.fromkeys(COUNTED, 0)
@@ -167,6 +178,7 @@ class TextCache:
             if self.path is None:
                 size = sum(vector.nbytes for vector in self._memory.values())
                 return CacheStats(**self._counts, entries=len(self._memory), bytes=size)
+            self._run(check_pages)
             entries = self._query("SELECT COUNT(*) FROM vectors")[0][0]
             return CacheStats(**self._counts, entries=entries, bytes=self._used_bytes())
 
@@ -177,7 +189,7 @@ class TextCache:
             counts = dict(self._counts)
             if self.path is not None:
                 self._run(self._save_counts)
-                rows = self._query("SELECT name, value FROM counts")
+                rows = self._query("SELECT name, value FROM counts LIMIT 100")
                 counts |= {name: value for name, value in rows if name in counts and isinstance(value, int)}
             return {**counts, "hit_rate": CacheStats(**counts, entries=0, bytes=0).hit_rate}
 
@@ -188,6 +200,7 @@ class TextCache:
             return len(self._memory)
         copied = 0
         with self._lock:
+            self._run(check_pages)
             keys = [key for (key,) in self._query("SELECT key FROM vectors ORDER BY place")]
             for first in range(0, len(keys), QUERY_SIZE):
                 part = self._read(keys[first : first + QUERY_SIZE])
@@ -210,10 +223,10 @@ class TextCache:
         if self.path is None:
             return len(self._memory), 0
         with self._lock:
-            rows = self._query("SELECT rowid, key, vector, checksum FROM vectors")
-            damaged = [row for row, *entry in rows if not is_sound(*entry)]
+            self._run(check_pages)
+            entries, damaged = self._run(_find_damaged)
             self._drop(damaged)
-            return len(rows), len(damaged)
+            return entries, len(damaged)
 
     def close(self) -> None:
         """Close the file; the next call opens it again."""
@@ -270,13 +283,14 @@ class TextCache:
         """Add the counts since the last call to those in the file."""
         rows = [(name, self._counts[name] - self._saved_counts[name]) for name in COUNTED]
         statement = "INSERT INTO counts VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = value + excluded.value"
-        if any(more for _, more in rows):
+        if self._writes and any(more for _, more in rows):
             connection.executemany(statement, rows)
             self._saved_counts = dict(self._counts)
 
     def _drop(self, rows: list[int]) -> None:
         if rows:
             self._counts["damaged"] += len(rows)
+        if rows and self._writes:
             self._query("DELETE FROM vectors WHERE rowid = ?", [(row,) for row in rows], many=True)
 
     def _used_bytes(self) -> int:
@@ -294,9 +308,11 @@ class TextCache:
                 return action(self._open())
             except ERRORS as error:
                 if not self._is_damage(error):
-                    raise OSError(f"{self.path}: {error}") from error
+                    raise OSError(f"{shown(self._file)}: {shown(error)}") from error
                 if repair is None or not (self._create and self._was_cache()):
-                    raise ValueError(f"{self.path} is not a text cache, or a damaged one: {error}") from error
+                    raise ValueError(
+                        f"{shown(self._file)} is not a text cache, or a damaged one: {shown(error)}"
+                    ) from error
                 repair()
         raise AssertionError("unreachable")
 
@@ -311,7 +327,7 @@ class TextCache:
         """Whether a damaged file may be replaced: it has a cache's name, or still holds part of a cache's schema."""
         if self._file.suffix == SUFFIX:
             return True
-        with open(self._file, "rb") as file:
+        with open_file(self._file) as file:
             head = file.read(SCHEMA_BYTES)
         return any(statement.encode() in head for statement in SCHEMA)
 
@@ -320,28 +336,25 @@ class TextCache:
             if self._create:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
             elif not self._file.exists():
-                raise FileNotFoundError(f"No text cache at {str(self.path)!r}.")
-            connection = sqlite3.connect(
-                self._file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                raise FileNotFoundError(f"No text cache at {quoted(str(self.path))}.")
+            connection = open_database(
+                self._file,
+                SCHEMA,
+                "a text cache",
+                write=self._writes,
+                create=self._create,
+                timeout=BUSY_SECONDS,
+                longest=LONGEST_VALUE,
             )
             try:
-                self._prepare(connection)
+                if self._writes:
+                    _retry(lambda: connection.execute("PRAGMA journal_mode=WAL"))
+                    connection.execute("PRAGMA synchronous=NORMAL")
             except BaseException:
                 connection.close()
                 raise
             self._connection, self._process = connection, os.getpid()
         return self._connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Create the tables in an empty file; ValueError for a database with other tables."""
-        connection.text_factory = lambda text: text.decode(errors="replace")
-        present = {statement for (statement,) in connection.execute("SELECT sql FROM sqlite_master")}
-        if present.isdisjoint(SCHEMA) and (present or not self._create):
-            raise ValueError(f"{self.path} is not a text cache: it has no tables, or other ones")
-        _retry(lambda: connection.execute("PRAGMA journal_mode=WAL"))
-        connection.execute("PRAGMA synchronous=NORMAL")
-        for statement in STATEMENTS:
-            connection.execute(statement)
 
     def _set_aside(self) -> None:
         """Rename a damaged file, so that a new one takes its place."""
@@ -350,6 +363,16 @@ class TextCache:
         for end in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
                 os.replace(f"{self.path}{end}", f"{aside}{end}")
+
+
+def _find_damaged(connection: sqlite3.Connection) -> tuple[int, list[int]]:
+    """Return (number of entries, rows of damaged ones)."""
+    entries, damaged = 0, []
+    for row, *entry in connection.execute("SELECT rowid, key, vector, checksum FROM vectors"):
+        entries += 1
+        if not is_sound(*entry):
+            damaged.append(row)
+    return entries, damaged
 
 
 def _retry(action: Callable, times: int = 100) -> None:

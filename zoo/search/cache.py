@@ -3,14 +3,15 @@
 Each takes the file of a cache; by default the user's.
 """
 
-from pathlib import Path
+import os
 
 from zoo.embeddings import TextCache, default_cache_path
+from zoo.utils.text import shown
 
 
 def cache_stats(cache: str | None = None) -> dict:
     """Return the size of the cache and its hits over all processes: `zoo cache stats`."""
-    texts = _existing(cache)
+    texts = _existing(cache, write=False)
     stats = texts.stats()
     return {"file": str(texts.path), "entries": stats.entries, "bytes": stats.bytes, **texts.lifetime()}
 
@@ -28,16 +29,16 @@ def cache_verify(cache: str | None = None) -> dict:
 
 def cache_export(path: str, cache: str | None = None) -> dict:
     """Copy the cache to a new file: `zoo cache export`."""
-    if Path(path).exists():
-        raise FileExistsError(f"{path} already exists; name another file")
-    return {"written": _existing(cache).copy_to(TextCache(path))}
+    if os.path.lexists(path):
+        raise FileExistsError(f"{shown(path)} already exists; name another file")
+    return {"written": _existing(cache, write=False).copy_to(TextCache(path))}
 
 
 def cache_import(path: str, cache: str | None = None) -> dict:
     """Copy another cache's entries into the cache: `zoo cache import`."""
-    return {"read": _existing(path).copy_to(TextCache(cache or default_cache_path()))}
+    return {"read": _existing(path, write=False).copy_to(TextCache(cache or default_cache_path()))}
 
 
-def _existing(path: str | None) -> TextCache:
+def _existing(path: str | None, *, write: bool = True) -> TextCache:
     """Return a cache whose file must exist, and is never replaced."""
-    return TextCache(path or default_cache_path(), create=False)
+    return TextCache(path or default_cache_path(), create=False, write=write)

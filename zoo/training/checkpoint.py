@@ -3,6 +3,9 @@
 A folder holds state.safetensors (every variable), progress.json (the position), history.jsonl (the history so far) and
 manifest.json (their SHA-256). It is written under a temporary name and renamed; older ones are removed afterwards. So
 a kill, a full disk or a flipped bit costs at most the steps since the previous checkpoint.
+
+A checkpoint whose digests are right and whose content is not was written by something else: it is refused, with what is
+wrong in it, and nothing on disk changes.
 """
 
 import contextlib
@@ -16,13 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.utils.files import folder_write, remove_folder, sha256
+from clip import Field
+from zoo.utils.files import check_folder, folder_write, make_folder, read_file, remove_folder, sha256
+from zoo.utils.strict_json import OBJECT, object_of, read_json, text
+from zoo.utils.text import shown
 from zoo.weights.write import write_safetensors
 
 FORMAT = 1
 STATE, PROGRESS, HISTORY, MANIFEST = "state.safetensors", "progress.json", "history.jsonl", "manifest.json"
 CHECKPOINTS = "checkpoints"  # in the output folder of a run
-NAME = re.compile(r"checkpoint-(\d{6,})")
+NAME = re.compile(r"checkpoint-(\d{6,12})")
+LARGEST_HISTORY = 256 << 20  # bytes; a million rows have about 200 MB
+MANIFEST_FIELDS = {"format": Field.one_of(FORMAT), "sha256": object_of(text(64))}
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,10 @@ class Checkpoint:
     history: str
 
 
+class InvalidCheckpoint(ValueError):
+    """A checkpoint that is intact, and was written by something else."""
+
+
 def save_checkpoint(
     folder: str | Path, state: Mapping[str, np.ndarray], progress: dict, *, history: str = "", keep: int = 2
 ) -> Path:
@@ -55,11 +67,11 @@ def save_checkpoint(
 
     Raises:
         OSError: it could not be written; the existing checkpoints are unchanged.
+        ValueError: the folder, or what has a checkpoint's name in it, is a link or no folder.
     """
     if keep < 1:
         raise ValueError(f"keep={keep!r}; at least one checkpoint must be kept")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     numbers = _numbers(folder)
     path = folder / f"checkpoint-{max(numbers, default=0) + 1:06d}"
     with folder_write(path) as inside:
@@ -79,13 +91,20 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: str | Path) -> Checkpoint | None:
-    """Return the newest intact checkpoint, or None; a warning names each damaged one."""
+    """Return the newest intact checkpoint, or None; a warning names each damaged one.
+
+    Raises:
+        InvalidCheckpoint: see `read_checkpoint`.
+        ValueError: the folder, or what has a checkpoint's name in it, is a link or no folder.
+    """
     numbers = _numbers(Path(folder))
     for number in sorted(numbers, reverse=True):
         try:
             return read_checkpoint(numbers[number])
+        except InvalidCheckpoint:
+            raise
         except (OSError, ValueError) as error:
-            warnings.warn(f"{numbers[number]} is damaged and ignored: {error}", stacklevel=2)
+            warnings.warn(f"{shown(numbers[number])} is damaged and ignored: {shown(error)}", stacklevel=2)
     return None
 
 
@@ -94,8 +113,7 @@ def newest_identity(folder: str | Path) -> dict:
     numbers = _numbers(Path(folder))
     for number in sorted(numbers, reverse=True):
         with contextlib.suppress(OSError, ValueError):
-            identity = _parse(numbers[number] / PROGRESS).get("identity")
-            return identity if isinstance(identity, dict) else {}
+            return read_json(numbers[number] / PROGRESS, {"identity": OBJECT}, others=True)["identity"]
     return {}
 
 
@@ -104,28 +122,35 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         ValueError, OSError: a file is missing or differs from the manifest.
+        InvalidCheckpoint: the files are as they were written, and their content is not a checkpoint's.
     """
-    from safetensors.numpy import load_file
-
     path = Path(path)
-    manifest = _parse(path / MANIFEST)
-    if manifest.get("format") != FORMAT or not isinstance(manifest.get("sha256"), dict):
-        raise ValueError(f"{MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+    manifest = read_json(path / MANIFEST, MANIFEST_FIELDS, others=True)
     for name in (STATE, PROGRESS, HISTORY):
         if sha256(path / name) != manifest["sha256"].get(name):
             raise ValueError(f"{name} does not match {MANIFEST}")
-    history = (path / HISTORY).read_bytes().decode()
-    return Checkpoint(path, load_file(path / STATE), _parse(path / PROGRESS), history)
+    try:
+        progress = read_json(path / PROGRESS, OBJECT)
+        history = read_file(path / HISTORY, max_bytes=LARGEST_HISTORY).decode()
+        return Checkpoint(path, _read_state(path / STATE), progress, history)
+    except ValueError as error:
+        raise InvalidCheckpoint(f"{shown(path)} is not a checkpoint of this program: {shown(error)}") from error
+
+
+def _read_state(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{STATE} is not a valid safetensors file: {shown(error)}") from error
 
 
 def _numbers(folder: Path) -> dict[int, Path]:
-    """Return {number: path} of the checkpoint folders, intact or not."""
-    found = ((NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
-    return {int(match[1]): path for match, path in found if match}
-
-
-def _parse(path: Path) -> dict:
-    parsed = json.loads(path.read_bytes())
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
-    return parsed
+    """Return {number: path} of the checkpoint folders, intact or not; ValueError if one is a link or no folder."""
+    check_folder(folder)
+    found = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))}
+    for path in found.values():
+        check_folder(path)
+    return found

@@ -7,10 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from clip import Field
 from zoo.utils.files import LineFile, atomic_write
 from zoo.utils.report import Panel, plot_panels
+from zoo.utils.strict_json import check_fields, field_error, list_of, parse_json
+from zoo.utils.strict_json import text as text_field
 
 FIRST = ("epoch", "step")  # columns of every row
+MOST_PANELS = 36  # six rows of six; matplotlib takes about 0.15 s for each, and a run of ours has at most 12
+MOST_POINTS = 5000  # of a curve; a panel is 500 pixels wide
 NOT_DRAWN = {*FIRST, "seconds", "event", "skipped", "left_out"}
 RECALLS = {f"R@{k}": f"recall_at_{k}" for k in (1, 5, 10)}
 PANELS = {  # title: {curve: metric}; every other metric has a panel of its own
@@ -30,6 +35,25 @@ PANELS = {  # title: {curve: metric}; every other metric has a panel of its own
     },
 }
 PERCENT = {"accuracy", "image → text", "text → image"}
+
+
+STEP = Field.integer(0, (1 << 53) - 1)
+ROW_FIELDS = {"epoch": STEP, "step": STEP, "event": text_field(1000), "left_out": list_of(STEP)}
+FIGURE = Field(lambda value: value is None or isinstance(value, int | float), "null or a number")
+
+
+def check_rows(lines: str, name: str) -> None:
+    """Raise ValueError unless `History.add` could have written these lines: steps and figures.
+
+    Args:
+        name: of the file, for messages.
+    """
+    for line in lines.splitlines():
+        row = parse_json(line, name)
+        check_fields(row, ROW_FIELDS, name, optional=("event", "left_out"), others=True)
+        for key, value in row.items():
+            if key not in ROW_FIELDS and not FIGURE.allows(value):
+                raise field_error(name, key, value, FIGURE.allowed)
 
 
 def validation_text(step: int, metrics: Mapping[str, float]) -> str:
@@ -99,8 +123,8 @@ class History:
             lines.writerows(rows)
 
     def draw(self, path: str | Path) -> bool:
-        """Plot the curves as PNG; return False without matplotlib or rows."""
-        panels = curves(self.rows)
+        """Plot the first MOST_PANELS metrics as PNG; return False without matplotlib or rows."""
+        panels = curves(self.rows)[:MOST_PANELS]
         if not panels or importlib.util.find_spec("matplotlib") is None:
             return False
         plot_panels(path, panels)
@@ -129,6 +153,7 @@ def _panel(title: str, curves: dict[str, str], rows: Sequence[dict]) -> Panel:
         if found:
             at.setdefault(row["step"], {}).update(found)
     steps = sorted(at)
+    steps = steps[:: -(-len(steps) // MOST_POINTS)]
     values = {label: [at[step].get(name, math.nan) for step in steps] for label, name in curves.items()}
     return Panel(title, steps, values, xlabel="step", percent=title in PERCENT, joined=True)
 

@@ -16,18 +16,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import ops
 
 from zoo.data import Batches
 from zoo.training.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint, save_checkpoint
 from zoo.training.config import TrainConfig
 from zoo.training.devices import without_distribution
-from zoo.training.history import History, validation_text
+from zoo.training.history import STEP, History, check_rows, validation_text
 from zoo.training.randomness import random_state, set_random_state
 from zoo.utils.files import lock, remove_leftovers
+from zoo.utils.strict_json import OBJECT, check_fields, list_of
+from zoo.utils.text import quoted, shown
 
 LOCK, HISTORY = ".lock", "history.jsonl"
 RANDOM = "random"
+PROGRESS = {"identity": OBJECT, "position": STEP, "left_out": list_of(STEP)}  # of a checkpoint
 MAX_ROLLBACKS = 3  # to the same checkpoint
 
 
@@ -199,8 +203,7 @@ class _Run(keras.callbacks.Callback):
     # The start and the end.
 
     def begin(self, resume: bool) -> None:
-        if self.folder.is_dir():
-            remove_leftovers(self.folder)
+        remove_leftovers(self.folder)
         found = newest_checkpoint(self.folder)
         if found is not None and not resume:
             raise ValueError(
@@ -209,25 +212,29 @@ class _Run(keras.callbacks.Callback):
         if found is None:
             self.history = History(self.output / HISTORY)
             if resume:
-                print(f"Nothing to resume in {self.output}: starting from the beginning.", flush=True)
+                print(f"Nothing to resume in {shown(self.output)}: starting from the beginning.", flush=True)
             self.save()
         else:
             self._check_identity(found)
-            self.history = History(self.output / HISTORY, found.history)
             self._restore(found)
+            self.history = History(self.output / HISTORY, found.history)
             self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
-            print(f"Resuming from {found.path} at step {self.position} of {self.steps}.", flush=True)
+            print(f"Resuming from {shown(found.path)} at step {self.position} of {self.steps}.", flush=True)
 
     def close(self) -> None:
         self.history.write_csv(self.output / "history.csv")
         self.history.draw(self.output / "curves.png")
 
     def _check_identity(self, found: Checkpoint) -> None:
+        where = f"{shown(found.path)}: progress.json"
+        check_fields(found.progress, PROGRESS, where, others=True)
+        check_rows(found.history, f"{shown(found.path)}: {HISTORY}")
         theirs = found.progress["identity"]
         names = [name for name in {**theirs, **self.identity} if theirs.get(name) != self.identity.get(name)]
         if names:
-            pairs = [f"{name} was {theirs.get(name)!r} and is {self.identity.get(name)!r}" for name in names]
-            raise ValueError(f"{found.path} is of another run: {'; '.join(pairs)}")
+            told = [(shown(name), quoted(theirs.get(name)), quoted(self.identity.get(name))) for name in names[:8]]
+            pairs = "; ".join(f"{name} was {before} and is {now}" for name, before, now in told)
+            raise ValueError(f"{shown(found.path)} is of another run: {pairs}")
 
     # Checkpoints.
 
@@ -241,29 +248,39 @@ class _Run(keras.callbacks.Callback):
             save_checkpoint(self.folder, state, progress, history=self.history.text, keep=self.config.keep)
         except OSError as error:
             print(
-                f"\nNo checkpoint at step {self.position}: {error}. The previous one is kept.",
+                f"\nNo checkpoint at step {self.position}: {shown(error)}. The previous one is kept.",
                 file=sys.stderr,
                 flush=True,
             )
 
     def _restore(self, found: Checkpoint) -> None:
+        """Take over a checkpoint's state. ValueError, with nothing changed, if it does not fit the run."""
+        position, left_out = found.progress["position"], found.progress["left_out"]
+        if max([position, *(place + 1 for place in left_out)]) > self.steps:
+            raise ValueError(
+                f"{shown(found.path)} is at step {position} and leaves out {len(left_out)} batches, up to "
+                f"{max(left_out, default=0)}; the run has {self.steps} steps"
+            )
         groups = self._variable_groups()
         expected = {f"{group}/{i:05d}": v for group, vs in groups.items() for i, v in enumerate(vs)}
         outside = {name for name in found.state if name.startswith(RANDOM)}
         if expected.keys() != found.state.keys() - outside:
             raise ValueError(
-                f"{found.path} holds {len(found.state)} variables; the model and optimizer have {len(expected)}"
+                f"{shown(found.path)} holds {len(found.state)} variables; the model and optimizer have {len(expected)}"
             )
         for name, variable in expected.items():
             if tuple(variable.shape) != found.state[name].shape:
                 raise ValueError(
-                    f"{found.path}: {name} is {found.state[name].shape}; {variable.path} is {variable.shape}"
+                    f"{shown(found.path)}: {name} is {found.state[name].shape}; {variable.path} is {variable.shape}"
                 )
+            values = found.state[name]
+            if name.startswith("model/") and values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ValueError(f"{shown(found.path)}: {name}, {variable.path}, holds NaN or infinity")
+        set_random_state({name.removeprefix(f"{RANDOM}/"): found.state[name] for name in outside})
         for name, variable in expected.items():
             variable.assign(found.state[name])
-        set_random_state({name.removeprefix(f"{RANDOM}/"): found.state[name] for name in outside})
         self.metrics = [found.state[name] for name in expected if name.startswith("metrics/")]  # `fit` resets them
-        self.position, self.left_out = found.progress["position"], found.progress["left_out"]
+        self.position, self.left_out = position, left_out
 
     def _variable_groups(self) -> dict[str, list]:
         model = self.model

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from zoo.utils.text import shown
+
 
 def random_state() -> dict[str, np.ndarray]:
     """Return {generator: state}; empty on JAX and TensorFlow, where all seeds are variables."""
@@ -16,13 +18,16 @@ def random_state() -> dict[str, np.ndarray]:
 
 
 def set_random_state(state: dict[str, np.ndarray]) -> None:
-    """Restore what `random_state` returned; missing devices are ignored."""
+    """Restore what `random_state` returned; missing devices are ignored. ValueError for what no generator has."""
     if not state or keras.backend.backend() != "torch":
         return
     import torch
 
-    if "cpu" in state:
-        torch.set_rng_state(torch.from_numpy(state["cpu"].copy()))
-    for i in range(torch.cuda.device_count()):
-        if f"cuda{i}" in state:
-            torch.cuda.set_rng_state(torch.from_numpy(state[f"cuda{i}"].copy()), i)
+    try:
+        if "cpu" in state:
+            torch.set_rng_state(torch.from_numpy(state["cpu"].copy()))
+        for i in range(torch.cuda.device_count()):
+            if f"cuda{i}" in state:
+                torch.cuda.set_rng_state(torch.from_numpy(state[f"cuda{i}"].copy()), i)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the state of torch's random generator is not valid: {shown(error)}") from error

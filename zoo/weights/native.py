@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.preprocess import PreprocessSpec
+from zoo.utils.strict_json import parse_json
+from zoo.utils.text import shown
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format
 from zoo.weights.layouts import own_tensors
@@ -98,13 +100,10 @@ def parse(checkpoint: Checkpoint) -> ModelConfig:
 
 
 def _loads(metadata: Mapping[str, str], field: str, filename: str) -> Any:
-    def refuse(constant):
-        raise ValueError(constant)
-
     try:
-        return json.loads(metadata[field], parse_constant=refuse)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise field_error(filename, field, metadata.get(field), "JSON without NaN or Infinity") from error
+        return parse_json(metadata[field], field)
+    except (KeyError, ValueError) as error:
+        raise field_error(filename, field, metadata.get(field), f"JSON ({shown(error)})") from error
 
 
 def _parse_preprocess(value, filename):

@@ -7,7 +7,6 @@ which may be compressed, is unpacked then. So a checkpoint needs no memory of it
 """
 
 import contextlib
-import json
 import math
 import struct
 import zipfile
@@ -19,6 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from zoo.utils.files import check_regular, check_unpacked, open_file
+from zoo.utils.strict_json import object_of, read_json, text
+from zoo.utils.text import quoted
+
 OLDEST_TORCH = (2, 10)
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # around the weights in the checkpoints of training scripts
 AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict")  # moving averages of the weights
@@ -27,7 +30,6 @@ PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.comp
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 LARGEST_INDEX = 64 << 20  # bytes
-LARGEST_GROWTH, FREE_GROWTH = 100, 64 << 20  # a compressed .npz may grow a hundredfold, and to 64 MiB in any case
 
 
 class LazyTensors(Mapping):
@@ -110,15 +112,16 @@ def read_checkpoint(path: str | Path, *, ema: bool = True) -> Checkpoint:
             with averaged weights alone.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No weight file at {str(path)!r}.")
+    if not path.exists() or path.is_dir():
+        raise FileNotFoundError(f"No weight file at {quoted(str(path))}.")
+    check_regular(path, path.stat())
     reader = _reader(path)
     tensors, metadata, *notes = reader(path, ema) if reader is _read_zip else reader(path)
     return Checkpoint(_plain_keys(tensors), metadata, path, tuple(notes))
 
 
 def _reader(path):
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         head = file.read(9)
     if head[:2] == b"PK":
         return _read_zip
@@ -163,16 +166,16 @@ def shard_map(index: Path) -> dict[str, set[str]]:
     Raises:
         ValueError: it is larger than LARGEST_INDEX or has no usable "weight_map".
     """
-    if index.stat().st_size > LARGEST_INDEX:
-        raise ValueError(
-            f"{index.name} has {index.stat().st_size} bytes, too many for the index of a sharded checkpoint."
-        )
     try:
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(shard_of.values()))
-        return {str(name): {key for key in shard_of if shard_of[key] == name} for name in names}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index.name} is not the index of a sharded checkpoint: no usable 'weight_map'.") from error
+        found = read_json(index, {"weight_map": object_of(text(1000))}, others=True, max_bytes=LARGEST_INDEX)
+    except ValueError as error:
+        raise ValueError(
+            f"{index.name} is not the index of a sharded checkpoint: no usable 'weight_map'. {error}"
+        ) from None
+    shards: dict[str, set[str]] = {name: set() for name in sorted(set(found["weight_map"].values()))}
+    for key, name in found["weight_map"].items():
+        shards[name].add(key)
+    return shards
 
 
 def _read_sharded(path):
@@ -218,23 +221,13 @@ def _damaged_zip(path):
 
 def _read_npz(path):
     archive = zipfile.ZipFile(path)  # open until the last reader is collected
-    _check_growth(path, archive)
+    check_unpacked(path, sum(member.file_size for member in archive.infolist()))
 
     def read(key):
         with _damaged_zip(path):
             return _read_npy(archive, f"{key}.npy")
 
     return LazyTensors({name.removesuffix(".npy"): _npy_shape(archive, name) for name in archive.namelist()}, read)
-
-
-def _check_growth(path, archive):
-    """ValueError for a small file that would unpack into a very large one."""
-    before, after = path.stat().st_size, sum(member.file_size for member in archive.infolist())
-    if after > LARGEST_GROWTH * before + FREE_GROWTH:
-        raise ValueError(
-            f"{path.name} has {before:,} bytes and would unpack into {after:,}; at most "
-            f"{LARGEST_GROWTH * before + FREE_GROWTH:,} are allowed."
-        )
 
 
 def _npy_shape(archive, name):

@@ -4,20 +4,13 @@ No model is built from a file before `check_arguments` has passed. The fields of
 registered towers declare.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from clip import VARIANTS, Field, Pair, list_towers
 from convnext import ACTIVATIONS, TABLES
+from zoo.utils.strict_json import ANYTHING, OBJECT, check_fields, field_error
 
 CLIP, RESNET = "clip", "resnet"
-
-
-def field_error(filename: str, field: str, value: object, allowed: str) -> ValueError:
-    """Return the error for one field: file, field, value, allowed values."""
-    text = repr(value)
-    text = text if len(text) < 200 else f"{text[:200]}…"
-    return ValueError(f"{filename}: {field} is {text}. Allowed: {allowed}.")
 
 
 def _is_shape(value):
@@ -32,7 +25,6 @@ STRIDE = Field.integer(1, 64)
 RATE = EPSILON = Field.number(0, 1)
 BACKBONE_ACTIVATION = Field.one_of(*(name for name, use in ACTIVATIONS.items() if use.backbone))
 TRANSFORMER_ACTIVATION = Field.one_of(*(name for name, use in ACTIVATIONS.items() if use.transformer))
-OBJECT = Field(lambda value: isinstance(value, dict), "an object")
 
 CLASSIFIER = {
     "num_classes": Field.integer(1, 10**7),
@@ -88,16 +80,15 @@ def check_arguments(family: Any, arguments: Any, filename: str) -> None:
     """
     if not isinstance(family, str) or family not in SCHEMA:
         raise field_error(filename, "architecture.family", family, ", ".join(SCHEMA))
-    anything = Field(lambda _: True, "")
-    schema = {"variant": anything, **SCHEMA[family]}
+    schema = {"variant": ANYTHING, **SCHEMA[family]}
     if SCHEMA[family] is CONVNEXT and isinstance(arguments, dict):
         schema |= {key: field for key, field in OPTIONAL.items() if key in arguments}
-    _check_fields(arguments, schema, "architecture.arguments", filename)
+    check_fields(arguments, schema, filename, "architecture.arguments")
     variant, field = arguments["variant"], "architecture.arguments.variant"
     if isinstance(variant, dict) and family == CLIP:
         _check_pair(variant, field, filename)
     elif isinstance(variant, dict):
-        _check_fields(variant, RESNET_ROW if family == RESNET else ROW, field, filename)
+        check_fields(variant, RESNET_ROW if family == RESNET else ROW, filename, field)
         if len(variant["depths"]) != len(variant["dims"]):
             raise field_error(filename, field, variant, "as many dims as depths")
     else:
@@ -107,22 +98,14 @@ def check_arguments(family: Any, arguments: Any, filename: str) -> None:
 
 
 def _check_pair(row, field, filename):
-    _check_fields(row, PAIR_ROW, field, filename)
+    check_fields(row, PAIR_ROW, filename, field)
     for side, default in (("image", {}), ("text", {"kind": "text"})):  # the usual text tower's kind is not written
         fields, towers = {**default, **row[side]}, list_towers(side)
         kind = fields.get("kind")
         if not isinstance(kind, str) or kind not in towers:
             raise field_error(filename, f"{field}.{side}.kind", kind, ", ".join(towers))
-        _check_fields(fields, {"kind": Field.name(), **towers[kind].schema}, f"{field}.{side}", filename)
+        check_fields(fields, {"kind": Field.name(), **towers[kind].schema}, filename, f"{field}.{side}")
     try:
         Pair.from_dict(row)
     except (TypeError, ValueError) as error:
         raise field_error(filename, field, row, f"a row that makes a pair ({error})") from error
-
-
-def _check_fields(value: Any, schema: Mapping[str, Field], field: str, filename: str) -> None:
-    if not isinstance(value, dict) or set(value) != set(schema):
-        raise field_error(filename, field, value, f"an object with exactly {', '.join(schema)}")
-    for key, entry in schema.items():
-        if not entry.allows(value[key]):
-            raise field_error(filename, f"{field}.{key}", value[key], entry.allowed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.weights.config import ModelConfig
 from zoo.weights.schema import CLIP, RESNET, check_arguments, field_error
 from zoo.weights.sources import apple, facebook, open_clip, timm, torchvision, transformers
-from zoo.weights.sources.source import Find, Source, Target, read_json
+from zoo.weights.sources.source import Find, Source, Target, read_object
 
 if TYPE_CHECKING:
     import keras
@@ -57,7 +57,7 @@ def read_config(path: Path, find: Find | None = None) -> ModelConfig:
     Raises:
         ValueError: it is not JSON, or describes a model that this package does not make; the message names the field.
     """
-    values = read_json(path)
+    values = read_object(path)
     readers = [source for source in SOURCES if source.config == path.name and source.recognises(values)]
     if not readers:
         known = "those of " + " or ".join(source.name for source in SOURCES if source.config == path.name)

@@ -4,13 +4,13 @@ A configuration is foreign data: JSON of bounded size, matched field by field to
 with the field that differs.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.data.preprocess import PreprocessSpec
+from zoo.utils.strict_json import OBJECT, read_json
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format
 from zoo.weights.schema import field_error
@@ -84,21 +84,9 @@ PAPER_CONVNEXT = {
 PAPER_RESNET = {"stages": 4, "patch size": 7, "stem width": 64, "epsilon": 1e-5, "activation": "relu"}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a small file.
-
-    Raises:
-        ValueError: it is something else; the message names the file.
-    """
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes; a configuration has at most {LARGEST_CONFIG}.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise field_error(path.name, "its content", values, "an object")
-    return values
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a small file; ValueError, with the file's name, for anything else."""
+    return read_json(path, OBJECT, max_bytes=LARGEST_CONFIG)
 
 
 def section(values: Mapping[str, Any], key: str, filename: str) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
     family, label = catalogue().get(name, (CLIP, ""))
     if family == CLIP:
         classifiers = [known for known, (family, _) in catalogue().items() if family != CLIP]
-        near = ", ".join(difflib.get_close_matches(name, classifiers, n=3))
+        near = ", ".join(difflib.get_close_matches(name[:100], classifiers, n=3))
         allowed = f"a classifier of `zoo list`{', such as ' if near else ''}{near}"
         raise field_error(filename, "architecture", values["architecture"], allowed)
     model_args = section(values, "model_args", filename) if values.get("model_args") else {}

@@ -19,7 +19,7 @@ from zoo.weights.sources.source import (
     check_fixed,
     integer,
     integers,
-    read_json,
+    read_object,
     read_spec,
     section,
 )
@@ -240,11 +240,11 @@ def _read_activation(vision, text, filename):
 def _read_preprocess(find):
     """A `PreprocessSpec`, or None where there is no file or it relies on transformers' defaults."""
     path = find(PROCESSOR)
-    values = read_json(path) if path else {}
+    values = read_object(path) if path else {}
     if values.get("image_processor") is not None:
         return _spec_of(section(values, "image_processor", PROCESSOR), PROCESSOR)
     path = find(PREPROCESSOR)
-    return _spec_of(read_json(path), PREPROCESSOR) if path else None
+    return _spec_of(read_object(path), PREPROCESSOR) if path else None
 
 
 def _spec_of(values, filename):
