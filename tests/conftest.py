@@ -15,7 +15,7 @@ import pytest
 from hub_cache import HubCache
 
 SEED = 20240229
-GROWTH = 3e9  # bytes of new memory after which garbage is collected; the suite on JAX would grow to 22 GB
+GROWTH = 1.5e9  # bytes of new memory after which garbage is collected; the suite on JAX would grow to 22 GB
 BACKEND = os.environ.get("KERAS_BACKEND")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network
 
@@ -60,15 +60,8 @@ def fresh_keras(request):
         collect()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def free_memory():
-    """Collect garbage once per module: with a backend loaded it takes 0.1 to 0.2 s, too much for every test."""
-    yield
-    collect()
-
-
 def collect():
-    """Free the models in reference cycles, and the compiled programs that JAX would keep."""
+    """Free the models in reference cycles, and the programs that JAX keeps, which it would compile again."""
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
     gc.collect()
@@ -103,8 +96,12 @@ def pytest_pycollect_makemodule(module_path, parent):
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest reads the marks
 def pytest_collection_modifyitems(config, items):
-    """Deselect tests marked `only(backend)` on the other backends."""
+    """Deselect tests marked `only(backend)` on the other backends; `wide` ones are slow where models are compiled."""
+    for item in items:
+        if BACKEND != "torch" and item.get_closest_marker("wide"):
+            item.add_marker(pytest.mark.slow)
     left = [item for item in items for mark in item.iter_markers("only") if mark.args[0] != BACKEND]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in left]
@@ -123,6 +120,7 @@ def pytest_collection_finish(session):
         raise pytest.UsageError("a test module imports keras without pytestmark = pytest.mark.backend")
     if keras and keras.backend.backend() != BACKEND:
         raise pytest.UsageError(f"KERAS_BACKEND is {BACKEND}, but keras runs on {keras.backend.backend()}")
+    gc.freeze()  # what the imports made stays, and need not be searched for garbage again
 
 
 def pytest_runtest_teardown(item):

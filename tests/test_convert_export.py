@@ -196,7 +196,7 @@ def test_timm_makes_the_model_that_a_folder_describes(tmp_path, rng, name):
 
 
 @pytest.mark.parametrize("name", TIMM_FOLDERS)
-def test_what_timm_was_told_is_what_the_zoo_reads(tmp_path, rng, name):
+def test_a_configuration_written_for_timm_is_read_back(tmp_path, rng, name):
     model = randomize(TIMM_FOLDERS[name](), rng)
     spec = zoo.data.preprocess.PreprocessSpec(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", crop_pct=0.9, rgb_first=True)
     zoo.export_weights(model, tmp_path / "there", format="timm", preprocess=spec)

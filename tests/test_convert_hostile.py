@@ -53,7 +53,7 @@ def safetensors(folder, tensors, change=lambda data: data):
 
 
 def with_header(folder, change):
-    """A safetensors file of one tensor whose header `change` has been at."""
+    """A safetensors file of one tensor, its header modified by `change`."""
     header = {"stem.0.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
     text = change(header)
     text = text if isinstance(text, bytes) else json.dumps(text or header).encode()

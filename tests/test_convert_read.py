@@ -60,7 +60,7 @@ def test_a_member_of_an_npz_is_unpacked_when_it_is_looked_at(tmp_path, monkeypat
     assert tensors["b"] is not tensors["b"] and unpacked == 3 * ["b.npy"]  # kept by nobody
 
 
-def test_damage_in_one_member_of_an_npz_is_told_when_it_is_looked_at(tmp_path):
+def test_damage_in_one_member_of_an_npz_is_reported_when_it_is_read(tmp_path):
     np.savez(tmp_path / "m.npz", good=np.ones(10_000, np.float32), bad=np.full(10_000, 2, np.float32))
     content = (tmp_path / "m.npz").read_bytes()
     last = content.rindex(np.float32(2).tobytes())

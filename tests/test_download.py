@@ -1,4 +1,4 @@
-"""Files from the hub: cached, verified, and told apart when something is wrong. The network is never asked."""
+"""Files from the hub are cached and verified, and each failure has its own message. Nothing uses the network."""
 
 import builtins
 import hashlib

@@ -184,8 +184,8 @@ def complain(wrong: list[Import]) -> str:
 def test_package_is_there_and_every_module_has_a_place(package):
     modules = [module for module in MODULES if most_specific(module, [package])]
     assert modules, f"no {package}/ in {ROOT}"
-    homeless = [module for module in modules if module != package and place(module) == place(package)]
-    assert not homeless, f"add to ORDER: {homeless}"
+    unplaced = [module for module in modules if module != package and place(module) == place(package)]
+    assert not unplaced, f"add to ORDER: {unplaced}"
 
 
 def test_other_packages_are_imported_downwards_and_by_their_public_face():

@@ -57,7 +57,11 @@ CALLS = [
     Call("attention", (5, 3, 2, 4)),
     Call("attention", (5, 3, 2, 4), (), {"causal": True}),
 ]
+FIRST = [next(call for call in CALLS if call.kernel == kernel) for kernel in dict.fromkeys(c.kernel for c in CALLS)]
 each_call = pytest.mark.parametrize("call", CALLS, ids=str)
+each_kernel = pytest.mark.parametrize(
+    "call", [pytest.param(call, marks=() if call in FIRST else pytest.mark.wide) for call in CALLS], ids=str
+)
 
 
 def derivatives(function, arrays, dtype="float32", second=False):
@@ -146,15 +150,17 @@ def both(call, compute):
 
 
 @each_call
+def test_values_and_gradients_are_the_references(call, rng):
+    arrays = call.arrays(rng)
+    assert_close(*both(call, lambda f: derivatives(f, arrays)), 4 * RESOLUTION["float32"])
+
+
+@each_kernel
 @pytest.mark.parametrize(
     "dtype, batch",
-    [
-        *(("float32", batch) for batch in (0, 1, BATCH)),
-        ("float16", BATCH),
-        pytest.param("bfloat16", BATCH, marks=pytest.mark.slow),
-    ],
+    [("float32", 0), ("float32", 1), ("float16", BATCH), pytest.param("bfloat16", BATCH, marks=pytest.mark.slow)],
 )
-def test_values_and_gradients_are_the_references(call, dtype, batch, rng):
+def test_other_batches_and_dtypes(call, dtype, batch, rng):
     if (BACKEND, call.kernel, dtype) == ("jax", "attention", "float16"):
         pytest.skip("JAX's own attention does not compute in float16 on a CPU")
     arrays = call.arrays(rng, batch)
@@ -167,7 +173,7 @@ def test_second_derivatives_are_the_references(call, rng):
     assert_close(*both(call, lambda f: derivatives(f, arrays, second=True)), 1e-4)
 
 
-@each_call
+@each_kernel
 def test_values_without_gradients_are_the_references(call, rng):
     """torch has forms of its own for inference; 8 rows and more go another way than fewer."""
     for batch in (1, 8):
@@ -237,7 +243,7 @@ def test_torchs_graphs(call, rng):
 
 
 @pytest.mark.only("jax")
-@each_call
+@each_kernel
 def test_jaxs_transforms(call, rng):
     import jax
 
@@ -257,7 +263,7 @@ def test_jaxs_transforms(call, rng):
 
 
 @pytest.mark.only("tensorflow")
-@each_call
+@each_kernel
 def test_tensorflows_vectorized_map(call, rng):
     import tensorflow as tf
 

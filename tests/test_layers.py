@@ -15,6 +15,7 @@ from convnext.kernels.reference import safe_sqrt
 from convnext.kernels.torch_cpu import as_matrix, product
 
 pytestmark = pytest.mark.backend
+wide = pytest.mark.wide  # tests/test_kernels.py compares each form with the reference on every backend
 
 HALF = ("float16", "bfloat16")
 
@@ -67,7 +68,7 @@ def test_grn_gradient_is_finite_at_a_zero_channel_and_right_elsewhere(rng):
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("policy", ["mixed_{}", "{}"])
+@pytest.mark.parametrize("policy", ["mixed_{}", pytest.param("{}", marks=wide)])
 def test_grn_computes_in_float32_under_half_policies(rng, policy, dtype):
     policy = policy.format(dtype)
     x = (100 * rng.standard_normal((1, 56, 56, 4))).astype(
@@ -95,7 +96,10 @@ def test_layer_scale(rng):
     assert LayerScale.from_config(LayerScale(0.25).get_config()).init_value == 0.25
 
 
-@pytest.mark.parametrize("shape", [(2, 9, 6, 5), (1, 1, 1, 3), (3, 2, 2, 4), (2, 5, 17, 3), (1, 56, 56, 8)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 9, 6, 5), (1, 56, 56, 8), *(pytest.param(s, marks=wide) for s in ((1, 1, 1, 3), (3, 2, 2, 4), (2, 5, 17, 3)))],
+)
 def test_depthwise_matches_keras_with_gradients(rng, shape):
     x = keras.Variable(rng.standard_normal(shape).astype("float32"))
     layers = [
@@ -151,11 +155,11 @@ def test_depthwise_has_second_gradients(rng):
     "options",
     [
         {"strides": 2},
-        {"depth_multiplier": 2},
         {"dilation_rate": 2},
-        {"padding": "valid"},
-        {"activation": "relu"},
-        {"use_bias": False},
+        *(
+            pytest.param(options, marks=wide)
+            for options in ({"depth_multiplier": 2}, {"padding": "valid"}, {"activation": "relu"}, {"use_bias": False})
+        ),
     ],
     ids=str,
 )
@@ -189,7 +193,12 @@ CONVOLUTIONS = {  # kernel size, options
 }
 
 
-@pytest.mark.parametrize("form", CONVOLUTIONS)
+EVERYWHERE = ("patches", "1x1, groups", "same, strides", "activation")
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=() if form in EVERYWHERE else wide) for form in CONVOLUTIONS]
+)
 def test_convolutions_and_gradients_match_keras(rng, form):
     size, options = CONVOLUTIONS[form]
     x = keras.Variable(rng.standard_normal((2, 9, 8, 4)).astype("float32"))
@@ -233,7 +242,7 @@ def test_kernels_are_stored_in_torchs_order(rng):
     np.testing.assert_array_equal(layer.get_weights()[0], kernel)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("bfloat16", marks=wide)])
 def test_depthwise_half_precision(rng, policy):
     x = rng.standard_normal((2, 8, 8, 4)).astype("float32")
     full = built(DepthwiseConv2D(7, padding="same"), x, rng)
@@ -244,8 +253,8 @@ def test_depthwise_half_precision(rng, policy):
     np.testing.assert_allclose(ops.convert_to_numpy(result), expected, atol=0.02 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("activation", ["tanh", "gelu"])
-@pytest.mark.parametrize("shape", [(3, 4), (2, 5, 4), (2, 3, 5, 4)])
+@pytest.mark.parametrize("activation", [pytest.param("tanh", marks=wide), "gelu"])
+@pytest.mark.parametrize("shape", [pytest.param((3, 4), marks=wide), (2, 5, 4), pytest.param((2, 3, 5, 4), marks=wide)])
 def test_dense_matches_keras(rng, shape, activation):
     x = 3.0 * rng.standard_normal(shape).astype("float32")
     ours, theirs = Dense(6, activation=activation), keras.layers.Dense(6, activation=activation)

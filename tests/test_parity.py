@@ -20,18 +20,17 @@ WHOLE = {case.name: case for case in oracles.cases() if case.full}
 TRUNK_PIECES = ("stem", "stage_0", "stage_1", "stage_2", "stage_3")
 CLASSIFIER_PIECES = (*TRUNK_PIECES, "pooled", "logits")
 SMALL = "timm-convnext_epsilon_1e-5"
-NARROW_EVERYWHERE = ("convnext_tiny", "convnextv2_atto", "convnextv2_pico_fcmae", "resnet18", "resnet50")
-
-
-LIKE_OTHERS = ("open_clip-RN50x4-narrow", "open_clip-ViT-H-14-narrow", "open_clip-ViT-bigG-14-narrow")
+EVERYWHERE = (  # one of each tower and block; the others differ from them in size or in the library of the weights
+    *("timm-convnext_tiny-narrow", "torchvision-convnext_tiny-narrow", "transformers-convnextv2_atto-narrow"),
+    *("facebook-convnextv2_pico_fcmae-narrow", "facebook-convnextv2_pico_fcmae_sparse-narrow"),
+    *("timm-resnet18-narrow", "transformers-resnet50-narrow", SMALL),
+    *("open_clip-RN50-narrow", "open_clip-ViT-B-16-narrow", "open_clip-convnext_v2_atto", "transformers-ViT-small-32"),
+    *("open_clip-MobileCLIP-S1_narrow", "open_clip-MobileCLIP-B_narrow"),
+)
 
 
 def marks(case):
-    """Many narrow cases differ only in size: torch, which compiles nothing, compares all of them, the others a few."""
-    row = case.name.partition("-")[2].removesuffix("-narrow")
-    is_classifier = case.name.endswith("-narrow") and case.model != "clip"
-    is_one_of_many = (is_classifier and row not in NARROW_EVERYWHERE) or case.name in LIKE_OTHERS
-    return [pytest.mark.slow] if is_one_of_many and keras.backend.backend() != "torch" else []
+    return [] if case.name in EVERYWHERE else [pytest.mark.wide]
 
 
 def pieces(case):
@@ -73,6 +72,7 @@ def test_a_whole_model_agrees_with_the_reference(oracle_dir, name):
 
 
 def test_all_compared_pieces_are_listed(oracle_dir):
+    assert set(EVERYWHERE) <= set(CASES)
     for name in (SMALL, "transformers-ViT-small-32"):
         assert set(errors(oracle_dir / name)) == set(pieces(CASES[name]))
 

@@ -1,4 +1,4 @@
-"""Positional embeddings for another image size equal open_clip's, and what is no square grid is left alone."""
+"""Positional embeddings at another image size equal open_clip's; tables that are not a square grid are unchanged."""
 
 from types import SimpleNamespace
 

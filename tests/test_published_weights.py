@@ -359,7 +359,7 @@ def test_convert_keeps_a_trunk_of_our_own_as_it_is(tmp_path):
     same_weights(one, other)
 
 
-def test_convert_a_folder_says_itself_what_it_is(folder, tmp_path):
+def test_convert_finds_the_model_of_a_folder(folder, tmp_path):
     done = convert(folder[0], tmp_path / "own.safetensors")
     assert done.licence is None and done.preprocess.mean == (0.5, 0.4, 0.3)
     same_weights(zoo.load(tmp_path / "own.safetensors").model, zoo.load(folder[0]).model)

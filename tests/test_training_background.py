@@ -1,4 +1,4 @@
-"""New trainings put transparent images on white and say so in the weights; a run begun without goes on without."""
+"""New trainings put transparent images on white and say so in the weights; a run begun without it resumes so."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Training of classifiers: the configuration says what it says, every key changes something, a run resumes."""
+"""Training of classifiers: the configuration is read exactly, every key changes something, a run resumes."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from data_writers import write_class_folders, write_csv, write_shards
-from training_case import assert_goes_on, losses, no_curves, rows, weights  # noqa: F401
+from training_case import assert_resumes, losses, no_curves, rows, weights  # noqa: F401
 
 import zoo
 from zoo import cli
@@ -232,7 +232,7 @@ def test_every_key_changes_the_weights(folders, plain, tmp_path, options):
 
 def test_a_run_resumes_bit_for_bit(folders, tmp_path):
     options = {"train_data": folders, "epochs": 2, "mixup": 0.8, "save_every": 2, **RESNET}
-    assert_goes_on(functools.partial(run, **options), tmp_path)
+    assert_resumes(functools.partial(run, **options), tmp_path)
 
 
 def test_a_frozen_backbone_and_its_statistics_do_not_change(folders, tmp_path):

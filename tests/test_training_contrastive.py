@@ -309,7 +309,7 @@ def test_accumulation_is_an_option_of_training(table, plain, tmp_path):
 
 @once
 def test_the_identity_is_the_same_in_another_process(table):
-    """What the batches depend on is told by values, never by where an object lies in memory."""
+    """The fingerprint of the batches depends on values, never on an object's address."""
     code = (
         "import sys; from zoo.training import contrastive as c; from zoo.data import *\n"
         "from zoo.data.preprocess import *\n"

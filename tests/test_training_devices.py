@@ -67,7 +67,8 @@ def train_on_one_and_on_four(mode, data, folder):
 def test_four_devices_train_like_one(mode, tmp_path):
     write = write_csv if mode == "contrastive" else write_class_folders
     command = [sys.executable, __file__, mode, str(write(tmp_path / "data", 16)), str(tmp_path)]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags}
     child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert child.returncode == 0, child.stderr[-3000:]
     figures = json.loads(child.stdout.splitlines()[-1])

@@ -96,6 +96,19 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("keys"))
 
 
+@pytest.fixture(scope="module")
+def described():
+    """Descriptions of runs without flags, by their values: many tests compare with the same ones."""
+    return {}
+
+
+def of_keys(data, plans, described, values):
+    key = json.dumps(values)
+    if key not in described:
+        described[key] = run_classify(data, plans, values)
+    return described[key]
+
+
 def run_classify(data, plans, values, *flags):
     path = Path(data, "config.json")
     path.write_text(json.dumps({k: fill(v, data) for k, v in values.items() if v is not None}))
@@ -105,10 +118,10 @@ def run_classify(data, plans, values, *flags):
 
 
 @pytest.mark.parametrize("key", [*KEYS, *RESNET_KEYS])
-def test_each_key_has_its_effect(data, plans, key):
+def test_each_key_has_its_effect(data, plans, described, key):
     value, changes, beside = {**KEYS, **RESNET_KEYS}[key]
     base = {**KEYS_BASE, **dict(beside)}
-    one, other = (run_classify(data, plans, values) for values in (base, base | {key: value}))
+    one, other = (of_keys(data, plans, described, values) for values in (base, base | {key: value}))
     assert changed(one, other) == changes
 
 
@@ -123,7 +136,7 @@ def test_no_key_is_missing():
     assert config.KINDS.keys() | config.ARCHITECTURE.keys() == KEYS.keys() | RESNET_KEYS.keys() | REFUSED_KEYS.keys()
 
 
-def test_a_flag_of_classification_equals_its_key(data, plans, capsys):
+def test_a_flag_of_classification_equals_its_key(data, plans, described, capsys):
     """Every flag but --config and --resume is named as a key, and the run is that of a file with this value."""
     flags = flags_of("train classify") - {"--config", "--resume"}
     assert flags >= {"--epochs", "--seed", "--output", "--train-data", "--validation-data", "--layer-decay"}
@@ -135,7 +148,7 @@ def test_a_flag_of_classification_equals_its_key(data, plans, capsys):
             continue
         value = KEYS[key].value
         by_flag = run_classify(data, plans, KEYS_BASE, flag, str(value))
-        by_key = run_classify(data, plans, {**KEYS_BASE, key: value})
+        by_key = of_keys(data, plans, described, {**KEYS_BASE, key: value})
         assert changed(by_flag, by_key) == set(), flag
-    plain, resumed = (run_classify(data, plans, KEYS_BASE, *more) for more in ((), ("--resume",)))
+    plain, resumed = of_keys(data, plans, described, KEYS_BASE), run_classify(data, plans, KEYS_BASE, "--resume")
     assert changed(plain, resumed) == {"resume"}

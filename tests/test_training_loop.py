@@ -1,4 +1,4 @@
-"""The loop: a run that is stopped, killed or disturbed ends as one that was left alone."""
+"""The loop: a run that is stopped, killed or disturbed ends like an uninterrupted one."""
 
 import json
 import os
@@ -67,14 +67,14 @@ def same(one, other):
 
 
 def rows(folder):
-    """The history without what a clock says."""
+    """The history without its times."""
     lines = (folder / "history.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """(folder, state, outcome) of a run that was left alone."""
+    """(folder, state, outcome) of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("alone")
     validate = lambda: {"constant": 1.0}  # noqa: E731
     pair, outcome = run(folder, validate=validate)

@@ -9,7 +9,7 @@ import pytest
 from data_writers import digits, write_class_folders, write_csv, write_shards
 from helpers import predict
 from PIL import Image
-from training_case import assert_goes_on, no_curves, rows, weights  # noqa: F401
+from training_case import assert_resumes, no_curves, rows, weights  # noqa: F401
 
 import convnext
 import zoo
@@ -59,7 +59,7 @@ def test_a_run_writes_a_backbone_that_loads(plain):
 @once
 def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(folders, tmp_path):
     options = {"epochs": 2, "save_every": 2, "ema": 0.5, "validation_data": folders}
-    assert_goes_on(functools.partial(run, data=folders, **options), tmp_path)
+    assert_resumes(functools.partial(run, data=folders, **options), tmp_path)
     drawn = [(tmp_path / name / "reconstruction.png").read_bytes() for name in ("parts", "whole")]
     assert drawn[0] == drawn[1]
 

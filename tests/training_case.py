@@ -1,4 +1,4 @@
-"""What the tests of training share: a small pair, its data, what a run left, and a run that is cut off."""
+"""Shared by the tests of training: a small CLIP model, its data, the files of a run, and an interrupted run."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def weights(folder: Path) -> bytes:
 
 
 def rows(folder: Path) -> list[dict]:
-    """The history without what a clock says."""
+    """The history without its times."""
     lines = (folder / "history.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
@@ -36,16 +36,16 @@ def losses(folder: Path) -> list[float]:
 
 
 class Killed(Exception):
-    """What cuts a run off. It is an Exception, for TensorFlow lets no other one through from a data set."""
+    """Interrupts a run. An Exception, because TensorFlow passes on no other kind from a data set."""
 
 
-def assert_goes_on(run, folder: Path) -> None:
-    """A run that is cut off and gone on with ends as one that was left alone, in weights and history.
+def assert_resumes(run, folder: Path) -> None:
+    """Assert that an interrupted and resumed run ends like an uninterrupted one, in weights and history.
 
     Args:
-        run: called with an output folder, and with resume=True to go on; two epochs of three steps, with a checkpoint
+        run: called with an output folder, and with resume=True to resume; two epochs of three steps, with a checkpoint
             every second step.
-        folder: for "whole", the run that was left alone, and "parts", the other one.
+        folder: gets "whole", the uninterrupted run, and "parts", the other one.
     """
     run(folder / "whole")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

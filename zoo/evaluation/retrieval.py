@@ -65,7 +65,7 @@ class Pairs:
     cut: int
 
 
-def _read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: str = "caption") -> Dataset:
+def read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: str = "caption") -> Dataset:
     """Earlier name of `open_dataset(path, needs="captions", …)`."""
     return open_dataset(path, needs="captions", image_key=image_key, caption_key=caption_key)
 
