@@ -81,17 +81,18 @@ def resident_bytes():
 
 
 class Unimported(pytest.File):
-    """A backend module that is not imported; it ends the run if its tests were selected."""
+    """A module that is not imported; it ends the run if its tests were selected, and only the backend is missing."""
 
     def collect(self):
-        if not unwanted(self.config):
+        if not unwanted(self.path, self.config):
             refused.append(self.name)
         return []
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    """Do not import backend modules that are deselected, or that have no backend."""
-    if needs_backend(module_path) and (unwanted(parent.config) or not BACKEND):
+    """Do not import modules of which no test is selected, nor backend modules where there is no backend."""
+    needs_backend = "pytest.mark.backend" in marks_of(module_path)[0]
+    if unwanted(module_path, parent.config) or (needs_backend and not BACKEND):
         return Unimported.from_parent(parent, path=module_path)
     return None
 
@@ -128,13 +129,20 @@ def pytest_runtest_teardown(item):
         pytest.fail(f"{item.nodeid} left keras imported; mark it backend, or import keras in a subprocess")
 
 
-def needs_backend(path: Path) -> bool:
-    """Return whether a module's `pytestmark` holds pytest.mark.backend, without importing the module."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+def marks_of(path: Path) -> tuple[str, str]:
+    """Return (a module's `pytestmark` as it is written, its whole text), without importing the module."""
+    text = path.read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
-            return "pytest.mark.backend" in ast.unparse(node.value)
-    return False
+            return ast.unparse(node.value), text
+    return "", text
 
 
-def unwanted(config) -> bool:
-    return "not backend" in config.option.markexpr
+def unwanted(path: Path, config) -> bool:
+    """Return whether the -m of tests/run_suite.py surely selects no test of a module; importing them takes seconds."""
+    expression, (marks, text) = config.option.markexpr, marks_of(path)
+    if "not backend" in expression:
+        return "pytest.mark.backend" in marks
+    if "not once" in expression:
+        return "mark.backend" not in text or "pytest.mark.once" in marks
+    return expression.startswith("once") and "mark.once" not in text

@@ -273,7 +273,9 @@ def training_data(rng, labels=True):
     return data | ({"label": label} if labels else {})
 
 
-@pytest.mark.parametrize("source", ["arrays", "pydataset", "tf.data"])
+@pytest.mark.parametrize(
+    "source", ["pydataset", *(pytest.param(s, marks=pytest.mark.wide) for s in ("arrays", "tf.data"))]
+)
 def test_fit_from(source, rng):
     data = training_data(rng)
     model = create_clip(VIT_PAIR)
@@ -292,6 +294,7 @@ def test_fit_from(source, rng):
     assert scores["accuracy"] > 0.9 and scores["loss"] < history["loss"][0]
 
 
+@pytest.mark.wide
 def test_labels_turn_false_negatives_into_positives(rng):
     model, data = create_clip(VIT_PAIR), training_data(rng)
     model.compile("adam")
@@ -327,7 +330,9 @@ WRONG_BATCHES = {
 }
 
 
-@pytest.mark.parametrize("message", WRONG_BATCHES)
+@pytest.mark.parametrize(
+    "message", [pytest.param(m, marks=pytest.mark.wide if "label" in m else ()) for m in WRONG_BATCHES]
+)
 def test_a_batch_that_would_be_misread_is_refused(pair, batch, message):
     pair.compile("sgd")
     wrong = {key: value for key, value in {**batch, **WRONG_BATCHES[message]}.items() if value is not None}
@@ -377,7 +382,7 @@ def test_optimizers_by_name(pair, name, kind):
     assert isinstance(pair.optimizer, kind)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("bfloat16", marks=pytest.mark.wide)])
 def test_half_precision_keeps_scale_and_outputs_in_float32(policy, batch):
     keras.config.set_dtype_policy(policy)
     model = create_clip(VIT_PAIR, init_logit_bias=-10.0)
@@ -398,6 +403,7 @@ def test_every_parameter_gets_a_finite_gradient(pair, batch):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, variable.path
 
 
+@pytest.mark.wide
 def test_keras_file_round_trip_keeps_weights_and_compilation(pair, batch, tmp_path, rng):
     pair.compile(keras.optimizers.Adam(1e-3), loss="clip")
     pair.fit(training_data(rng), batch_size=12, verbose=0)

@@ -222,6 +222,7 @@ def test_softmax_by_default():
     np.testing.assert_allclose(scores.sum(axis=-1), 1, rtol=1e-5)
 
 
+@pytest.mark.wide
 @v2_on_each
 def test_two_inference_calls_agree_and_two_training_calls_do_not(create, rng):
     model = randomize(create(TINY, 10, (32, 32, 3), drop_path_rate=0.5, dropout_rate=0.5), rng)
@@ -242,7 +243,11 @@ def test_stochastic_depth_rises_linearly_to_the_rate():
     assert not [layer for layer in create_convnext_v1(SMALL, 10, (32, 32, 3)).layers if "drop" in layer.name]
 
 
-@pytest.mark.parametrize("create", [once_v1, create_convnext_v2, create_resnet], ids=["v1", "v2", "resnet"])
+@pytest.mark.parametrize(
+    "create",
+    [once_v1, create_convnext_v2, pytest.param(create_resnet, marks=pytest.mark.wide)],
+    ids=["v1", "v2", "resnet"],
+)
 @pytest.mark.parametrize("black", [False, True], ids=["noise", "black"])
 def test_every_parameter_gets_a_finite_gradient(create, black, rng):
     model = create(TINY_RESNET if create is create_resnet else TINY, 10, (32, 32, 3), classifier_activation=None)
@@ -257,6 +262,7 @@ def test_every_parameter_gets_a_finite_gradient(create, black, rng):
             assert np.abs(grad).max() > 0, variable.path
 
 
+@pytest.mark.wide
 @v2_on_each
 def test_all_zero_activations_train(create, rng):
     model = create(TINY, 10, (32, 32, 3))  # biases are zero, so GRN reads only zero channels
@@ -278,7 +284,12 @@ def test_fit_learns(create, rng):
 
 @v2_on_each
 @pytest.mark.parametrize(
-    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.once), "bfloat16"]
+    "policy",
+    [
+        "mixed_float16",
+        pytest.param("mixed_bfloat16", marks=pytest.mark.once),
+        pytest.param("bfloat16", marks=pytest.mark.wide),
+    ],
 )
 def test_half_precision_policies_stay_near_float32(create, policy, rng):
     full = randomize(create(TINY, 10, (32, 32, 3), classifier_activation=None), rng, scale=0.1)
@@ -300,6 +311,7 @@ def test_mixed_precision_training_step_is_finite(rng):
     assert np.isfinite(model.fit(images(rng, 4, 32, 32, 3), np.array([0, 1, 2, 0]), verbose=0).history["loss"][0])
 
 
+@pytest.mark.wide
 @v2_on_each
 def test_keras_file_round_trip_in_safe_mode(create, rng, tmp_path):
     model = randomize(create(TINY, 10, (32, 32, 3), drop_path_rate=0.1), rng)
@@ -372,6 +384,7 @@ def test_feature_maps_of_another_model_are_refused():
         feature_maps(keras.Model(inputs, keras.layers.Dense(1)(inputs), name="plain"))
 
 
+@pytest.mark.wide
 def test_channels_first_setting_changes_nothing(rng):
     x = images(rng, 1, 32, 32, 3)
     model = create_convnext_v2(TINY, 10, (32, 32, 3))

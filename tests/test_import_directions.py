@@ -4,6 +4,7 @@ All but the last tests read the sources with `ast`; those at the end watch a fre
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -154,7 +155,9 @@ def read_imports(module: str) -> list[Import]:
     return found
 
 
-IMPORTS = [entry for module in MODULES for entry in read_imports(module)]
+@functools.cache  # not when the module is imported, which other tests do
+def every_import() -> list[Import]:
+    return [entry for module in MODULES for entry in read_imports(module)]
 
 
 def most_specific(name: str, table) -> str | None:
@@ -173,7 +176,7 @@ def place(module: str) -> int:
 def foreign_imports() -> list[Import]:
     """Returns what the three packages import that is neither ours nor Python's own."""
     known = OURS | sys.stdlib_module_names
-    return [entry for entry in IMPORTS if entry.module.partition(".")[0] in ORDER and entry.top not in known]
+    return [entry for entry in every_import() if entry.module.partition(".")[0] in ORDER and entry.top not in known]
 
 
 def complain(wrong: list[Import]) -> str:
@@ -190,7 +193,7 @@ def test_package_is_there_and_every_module_has_a_place(package):
 
 def test_other_packages_are_imported_downwards_and_by_their_public_face():
     wrong = []
-    for entry in IMPORTS:
+    for entry in every_import():
         home = entry.module.partition(".")[0]
         if entry.top in OURS - {home}:
             face = entry.origin in (entry.top, OPEN_TO_ALL) or (home, entry.top) == ("examples", "zoo")
@@ -201,7 +204,7 @@ def test_other_packages_are_imported_downwards_and_by_their_public_face():
 
 def test_modules_import_only_what_stands_lower_in_their_package():
     wrong = []
-    for entry in IMPORTS:
+    for entry in every_import():
         package = entry.module.partition(".")[0]
         inside = package in ORDER and entry.top == package and entry.module != package
         if inside and place(entry.target) > place(entry.module):
@@ -234,11 +237,11 @@ def test_packages_never_import_what_they_are_compared_with():
 
 def test_peers_are_imported_by_the_benchmarks_worker_alone():
     """Through its jobs, when it runs; `zoo.bench` itself does not lead there."""
-    users = {entry.module for entry in IMPORTS if entry.target == PEERS}
+    users = {entry.module for entry in every_import() if entry.target == PEERS}
     assert users == {"zoo.bench.jobs"}
-    assert {entry.when for entry in IMPORTS if entry.target == PEERS} == {"call"}
-    assert {entry.module for entry in IMPORTS if entry.target == "zoo.bench.jobs"} == {"zoo.bench.worker"}
-    assert not [entry for entry in IMPORTS if entry.target == "zoo.bench.worker"]
+    assert {entry.when for entry in every_import() if entry.target == PEERS} == {"call"}
+    assert {entry.module for entry in every_import() if entry.target == "zoo.bench.jobs"} == {"zoo.bench.worker"}
+    assert not [entry for entry in every_import() if entry.target == "zoo.bench.worker"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_gradient_matches_finite_differences(loss, rng):
     assert gradient[0, 2] == pytest.approx((above - below) / 2e-2, rel=1e-2)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4), (), (3,)])
 @pytest.mark.parametrize("function", [clip_loss, siglip_loss, in_batch_accuracy])
 def test_labels_of_another_shape_are_refused(function, shape, rng):
