@@ -55,6 +55,7 @@ def test_texts_are_batched_by_length(fixed, encoder):
     assert shapes == [(4 if fixed else 3, 8), (1, 16), (2, 77)]
 
 
+@pytest.mark.wide
 def test_a_text_does_not_depend_on_its_neighbours(encoder):
     together = encoder.embed_texts(TEXTS)
     alone = np.concatenate([encoder.embed_texts([text]) for text in TEXTS])

@@ -51,7 +51,9 @@ def convnext(create, **options):
     return create(NARROW, 5, SIZE, classifier_activation=None, **options)
 
 
-@pytest.mark.parametrize("create", [create_convnext_v1, create_convnext_v2], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    "create", [pytest.param(create_convnext_v1, marks=pytest.mark.wide), create_convnext_v2], ids=["v1", "v2"]
+)
 def test_convnext(create, rng):
     model = randomize(convnext(create, drop_path_rate=0.1, dropout_rate=0.1), rng)
     folded = zoo.fold(model)

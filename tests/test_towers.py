@@ -146,6 +146,7 @@ def test_a_resnet_pair_trains_and_its_statistics_move(batch):
     assert np.abs(after - before).max() > 0
 
 
+@pytest.mark.wide
 def test_inference_is_deterministic_and_survives_a_keras_file(batch, rng, tmp_path):
     pair = randomize(create_clip(RESNET_PAIR), rng, scale=0.1)
     expected = pair.predict(batch, verbose=0)
@@ -156,6 +157,7 @@ def test_inference_is_deterministic_and_survives_a_keras_file(batch, rng, tmp_pa
             np.testing.assert_array_equal(value, expected[key])
 
 
+@pytest.mark.wide
 def test_half_precision_stays_near_float32(batch, rng):
     single = randomize(create_clip(RESNET_PAIR), rng, scale=0.1)
     keras.config.set_dtype_policy("mixed_bfloat16")

@@ -235,6 +235,7 @@ def test_a_run_resumes_bit_for_bit(folders, tmp_path):
     assert_resumes(functools.partial(run, **options), tmp_path)
 
 
+@pytest.mark.wide
 def test_a_frozen_backbone_and_its_statistics_do_not_change(folders, tmp_path):
     parsed = parse_config({**BASE, **RESNET, "output": str(tmp_path), "train_data": folders, "freeze_backbone": True})
     keras.utils.set_random_seed(0)

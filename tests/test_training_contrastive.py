@@ -140,7 +140,7 @@ def test_the_same_arguments_give_the_same_bytes(table, plain, tmp_path):
     assert weights(tmp_path) == weights(plain[0])
 
 
-@pytest.mark.parametrize("tower", ["vit", pytest.param("resnet", marks=once)])
+@pytest.mark.parametrize("tower", [pytest.param("vit", marks=pytest.mark.wide), pytest.param("resnet", marks=once)])
 def test_a_locked_tower_and_its_statistics_do_not_change(tower, table, tmp_path):
     keras.utils.set_random_seed(0)
     row = ROW if tower == "vit" else Pair(8, 32, ResNet((1, 1, 1, 1), 2), ROW.text)
@@ -252,7 +252,7 @@ def one_step(chunks, rate=None):
     return [keras.ops.convert_to_numpy(v).copy() for v in pair.trainable_variables], logs
 
 
-@pytest.mark.parametrize("chunks", [1, 2, 4, 8])
+@pytest.mark.parametrize("chunks", [2, *(pytest.param(chunks, marks=pytest.mark.wide) for chunks in (1, 4, 8))])
 def test_two_passes_give_the_gradient_of_the_whole_batch(chunks):
     start = [keras.ops.convert_to_numpy(v).copy() for v in dropout_pair().trainable_variables]
     (whole, logs), (parts, chunk_logs) = one_step(None, rate=0.0), one_step(chunks, rate=0.0)

@@ -97,7 +97,9 @@ def test_a_run_writes_history_curves_and_checkpoints(alone):
     assert newest_checkpoint(folder / "checkpoints").progress["position"] == 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.wide)], ids=["SIGTERM", "Ctrl-C"]
+)
 def test_a_stopped_run_resumes_bit_for_bit(alone, tmp_path, number):
     folder, expected, _ = alone
     count = []
@@ -230,6 +232,7 @@ def test_many_consecutive_skips_roll_back_and_leave_out_the_batches(tmp_path, ca
     assert all(np.isfinite(array).all() for array in state(pair))
 
 
+@pytest.mark.wide
 def test_a_diverged_run_ends_with_one_clear_line(tmp_path):
     config = RunConfig(epochs=2, save_every=1, log_every=1, max_skipped=2)
     with pytest.raises(Diverged, match="not finite for 2 consecutive steps, 3 times after returning to step 0"):
@@ -253,6 +256,7 @@ def test_a_config_is_checked():
         RunConfig(epochs=None)
 
 
+@pytest.mark.wide
 def test_training_works_outside_the_main_thread(tmp_path):
     outcomes = []
     thread = threading.Thread(target=lambda: outcomes.append(run(tmp_path, config=RunConfig(epochs=1))[1]))

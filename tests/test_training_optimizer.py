@@ -42,6 +42,7 @@ def number(variable):
 
 
 @pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.wide
 def test_gains_offsets_embeddings_and_temperature_do_not_decay(kind):
     model = create_clip(PAIRS[kind], init_logit_bias=-10.0)
     for variable in model.trainable_variables:
@@ -86,6 +87,7 @@ def test_the_gradient_of_a_repeated_token_is_one_sum(embedding, optimizer):
     np.testing.assert_allclose(*learned, rtol=1e-5)
 
 
+@pytest.mark.wide
 def test_the_loss_scale_is_the_same_before_the_optimizer_is_built():
     models = [network(build=build, initial_scale=8.0) for build in (True, False)]
     for model in models:
@@ -95,7 +97,7 @@ def test_the_loss_scale_is_the_same_before_the_optimizer_is_built():
         np.testing.assert_array_equal(early, late)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, pytest.param(np.inf, marks=pytest.mark.wide)])
 def test_a_non_finite_update_is_skipped_and_counted(bad):
     model = network()
     step(model, 1.0)
@@ -144,6 +146,7 @@ def test_the_ema_follows_the_weights():
         np.testing.assert_allclose(values(model)[0], expected[0], rtol=1e-6)
 
 
+@pytest.mark.wide
 def test_the_schedule_warms_up_and_ends_at_zero():
     optimizer = create_optimizer(1.0, 10, warmup_steps=4)
     rates = [number(optimizer.learning_rate if not s else optimizer._learning_rate(s)) for s in range(11)]
@@ -174,6 +177,7 @@ def test_a_factor_scales_the_learning_rate():
         trained(0.1, factors=[1.0, 1.0, 1.0])
 
 
+@pytest.mark.wide
 def test_the_optimizer_is_rebuilt_from_its_config():
     guard = SkipNonFinite(keras.optimizers.SGD(0.1), initial_scale=2.0, ema=0.5, factors=[1.0, 0.5])
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(guard))

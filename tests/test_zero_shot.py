@@ -47,12 +47,14 @@ def test_scores_are_a_softmax_over_scaled_cosines(model, rng):
     np.testing.assert_allclose(plain.predict(images, verbose=0), logits, atol=1e-3)
 
 
+@pytest.mark.wide
 def test_templates_matter_and_their_order_does_not(model):
     forward = class_matrix(model, NAMES, TEMPLATES)
     np.testing.assert_allclose(class_matrix(model, NAMES, TEMPLATES[::-1]), forward, atol=1e-6)
     assert np.abs(class_matrix(model, NAMES) - forward).max() > 1e-4
 
 
+@pytest.mark.wide
 def test_each_distinct_prompt_is_encoded_once_in_batches(model, monkeypatch):
     sizes, predict = [], model.text_encoder.predict
     monkeypatch.setattr(
@@ -75,6 +77,7 @@ def test_saves_and_loads_without_the_text_tower(model, rng, tmp_path):
     assert again.trainable_variables == again.get_layer("image_encoder").trainable_variables
 
 
+@pytest.mark.wide
 def test_the_head_keeps_its_scale_while_the_pair_trains(model, rng):
     images = rng.standard_normal((2, 32, 32, 3)).astype("float32")
     classifier = zero_shot_classifier(model, NAMES)
@@ -100,6 +103,7 @@ def biased(rng):
     return model
 
 
+@pytest.mark.wide
 def test_the_scores_of_a_pair_with_a_bias_are_its_logits(biased, rng, tmp_path):
     images = rng.standard_normal((5, 32, 32, 3)).astype("float32")
     prompts = biased.encode_text(tokenize([TEMPLATES[0].format(name) for name in NAMES]))
