@@ -109,11 +109,7 @@ def from_pretrained(kind, path):
 
 EXPORTS = {
     "timm V1": ("timm", v1, timm_model("convnext_tiny", num_classes=5, **OWN)),
-    "timm V1 without LayerScale": (
-        "timm",
-        lambda: v1(layer_scale_init_value=None),
-        timm_without_layer_scale,
-    ),
+    "timm V1 without LayerScale": ("timm", lambda: v1(layer_scale_init_value=None), timm_without_layer_scale),
     "timm V2": ("timm", v2, timm_model("convnextv2_tiny", num_classes=5, **OWN)),
     "timm V2 with conv_mlp": ("timm", lambda: v2("atto"), timm_model("convnextv2_atto", num_classes=5)),
     "timm trunk": (
@@ -132,11 +128,7 @@ EXPORTS = {
     ),
     "transformers V2": ("transformers", v2, transformers_classifier),
     "transformers ResNet": ("transformers", lambda: resnet(TINY_RESNET), transformers_classifier),
-    "transformers trunk": (
-        "transformers",
-        lambda: v2(include_top=False, pooling="avg"),
-        transformers_trunk,
-    ),
+    "transformers trunk": ("transformers", lambda: v2(include_top=False, pooling="avg"), transformers_trunk),
 }
 
 

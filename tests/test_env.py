@@ -33,9 +33,7 @@ def choose(monkeypatch):
     """choose_backend with a stand-in for Keras."""
 
     def run(name=None, runs_on=None, **options):
-        fake = SimpleNamespace(
-            backend=SimpleNamespace(backend=lambda: runs_on or os.environ["KERAS_BACKEND"]),
-        )
+        fake = SimpleNamespace(backend=SimpleNamespace(backend=lambda: runs_on or os.environ["KERAS_BACKEND"]))
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "keras", fake)
             return env.choose_backend(name, **options)

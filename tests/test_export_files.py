@@ -320,10 +320,7 @@ def test_calibration_images_are_prepared_as_the_file_takes_them(image_folder):
         (["{}/model.keras", "{}/model.onnx", "--include-preprocessing"], "zoo.save(model, 'model.saf"),
         (["{}/model.keras", "{}/model.onnx", "--part", "image"], "needs a CLIP model"),
         (["{}/model.keras", "{}/model.onnx", "--tolerance", "1e-30"], "differs from"),
-        (
-            ["{}/model.keras", "{}/model.onnx", "--via", "keras", "--no-fold", "--logits"],
-            "support --logits, --no-fold",
-        ),
+        (["{}/model.keras", "{}/model.onnx", "--via", "keras", "--no-fold", "--logits"], "support --logits, --no-fold"),
     ],
 )
 def test_command_refuses(words, message, tmp_path, capsys):

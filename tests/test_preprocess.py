@@ -86,8 +86,7 @@ def test_arrays_and_images_give_the_same(rng):
 
 
 @pytest.mark.parametrize(
-    "array",
-    [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)],
+    "array", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)]
 )
 def test_other_arrays_are_refused(array):
     with pytest.raises(ValueError, match=r"image is (float32|uint8) \(.*allowed is uint8 \(H, W\)"):
@@ -124,10 +123,7 @@ def test_transform_is_pickled(rng):
 
 @pytest.mark.parametrize(
     "spec",
-    [
-        PreprocessSpec(),
-        PreprocessSpec((96, 64), IMAGENET_MEAN, IMAGENET_STD, "box", "longest", 0.95, (1, 2, 3), True),
-    ],
+    [PreprocessSpec(), PreprocessSpec((96, 64), IMAGENET_MEAN, IMAGENET_STD, "box", "longest", 0.95, (1, 2, 3), True)],
 )
 def test_spec_survives_json(spec):
     again = PreprocessSpec.from_dict(json.loads(json.dumps(spec.to_dict())))

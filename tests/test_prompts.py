@@ -30,8 +30,7 @@ def open_clip_templates(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name, count",
-    [("simple", 1), ("digits", 4), ("cifar", 18), ("mnist", 1), ("imagenet", 80), ("imagenet7", 7)],
+    "name, count", [("simple", 1), ("digits", 4), ("cifar", 18), ("mnist", 1), ("imagenet", 80), ("imagenet7", 7)]
 )
 def test_template_sets_have_their_sizes(name, count):
     assert len(set(TEMPLATES[name])) == len(TEMPLATES[name]) == count
@@ -60,8 +59,7 @@ def test_class_names_follow_the_labels():
 
 
 @pytest.mark.parametrize(
-    "ours, theirs",
-    [("imagenet", "OPENAI_IMAGENET_TEMPLATES"), ("imagenet7", "SIMPLE_IMAGENET_TEMPLATES")],
+    "ours, theirs", [("imagenet", "OPENAI_IMAGENET_TEMPLATES"), ("imagenet7", "SIMPLE_IMAGENET_TEMPLATES")]
 )
 def test_imagenet_templates_are_open_clips(ours, theirs):
     assert list(TEMPLATES[ours]) == open_clip_templates(theirs)

@@ -63,59 +63,10 @@ ALPHABETS = {
 }
 PIECES = (
     *("'s", "'T", "'re", "'VE", "'m", "'ll", "'d", "\u2019s", "'ſ", "s'", "don't", "CAN'T"),
-    *(
-        "&amp;",
-        "&amp;amp;",
-        "&lt;",
-        "&GT",
-        "&eacute;",
-        "&EACUTE;",
-        "&#39;",
-        "&#x1F436;",
-        "&#xD800;",
-        "&nope;",
-    ),
-    *(
-        "<start_of_text>",
-        "<end_of_text>",
-        "<START_of_text>",
-        "<ſtart_of_text>",
-        "<end_of_text",
-        "</w>",
-        "<br/>",
-    ),
-    *(
-        "3.14",
-        "1,000",
-        "x2y",
-        "½",
-        "²",
-        "Ⅻ",
-        "٣",
-        "😀",
-        "👩\u200d👧",
-        "🇫🇷",
-        "#tag",
-        "@name",
-        "a_b",
-        "--",
-        "...",
-    ),
-    *(
-        "\x1b[1mbold\x1b[0m",
-        "\r\n",
-        "\ud83d\udc36",
-        "\ud800",
-        "ﬁ",
-        "Ǆ",
-        "ŉ",
-        "Ａ",
-        "ﾀ",
-        "ΟΔΟΣ",
-        "Σ",
-        "İ",
-        "ẞ",
-    ),
+    *("&amp;", "&amp;amp;", "&lt;", "&GT", "&eacute;", "&EACUTE;", "&#39;", "&#x1F436;", "&#xD800;", "&nope;"),
+    *("<start_of_text>", "<end_of_text>", "<START_of_text>", "<ſtart_of_text>", "<end_of_text", "</w>", "<br/>"),
+    *("3.14", "1,000", "x2y", "½", "²", "Ⅻ", "٣", "😀", "👩\u200d👧", "🇫🇷", "#tag", "@name", "a_b", "--", "..."),
+    *("\x1b[1mbold\x1b[0m", "\r\n", "\ud83d\udc36", "\ud800", "ﬁ", "Ǆ", "ŉ", "Ａ", "ﾀ", "ΟΔΟΣ", "Σ", "İ", "ẞ"),
 )
 
 
@@ -221,8 +172,7 @@ def test_context_length_needs_room_for_both_ends(length):
 
 
 @pytest.mark.parametrize(
-    "texts, name",
-    [(None, "NoneType"), (3, "int"), (b"dog", "bytes"), (["dog", b"dog"], r"texts\[1\] is bytes")],
+    "texts, name", [(None, "NoneType"), (3, "int"), (b"dog", "bytes"), (["dog", b"dog"], r"texts\[1\] is bytes")]
 )
 def test_other_types_than_text_are_refused(texts, name):
     with pytest.raises(TypeError, match=f"{name}.*sequence of str"):

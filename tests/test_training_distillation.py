@@ -31,8 +31,7 @@ def teacher():
 
 
 @pytest.mark.parametrize(
-    "accumulate",
-    [pytest.param(1, marks=once), pytest.param(2, marks=once), pytest.param(4, marks=pytest.mark.slow)],
+    "accumulate", [pytest.param(1, marks=once), pytest.param(2, marks=once), pytest.param(4, marks=pytest.mark.slow)]
 )
 def test_a_teacher_adds_to_the_loss_and_does_not_change(table, teacher, tmp_path, monkeypatch, accumulate):
     """Slow alone under JAX, which compiles four programs; accumulation in 4 chunks is examined on every backend."""

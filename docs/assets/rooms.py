@@ -18,10 +18,7 @@ FLOORS = [  # highest first; (folder, what it does) each
     ("zoo", [("models", "names, info; create, load, save, fold")]),
     ("zoo", [("data", "path → records → batches"), ("weights", "files ↔ models; sources/: one file per library")]),
     ("zoo", [("utils", "backend choice, atomic files, reports")]),
-    (
-        "clip",
-        [("towers", "one file each"), ("model", "CLIP"), ("losses", ""), ("tokenizer", ""), ("zero_shot", "")],
-    ),
+    ("clip", [("towers", "one file each"), ("model", "CLIP"), ("losses", ""), ("tokenizer", ""), ("zero_shot", "")]),
     ("convnext", [("layers", "and kernels"), ("model", "V1, V2"), ("resnet", ""), ("fcmae", "pretraining")]),
 ]
 COLORS = {"zoo": "#e3ecfa", "clip": "#e6f4e6", "convnext": "#fdf0dc"}

@@ -214,9 +214,7 @@ def _transformers(case):
         config = getattr(transformers, f"{prefix}Config")(**sizes, hidden_sizes=list(row.dims))
         module = getattr(transformers, f"{prefix}ForImageClassification")(config)
     return TorchPeer(
-        module,
-        lambda x: module(x["images"]).logits,
-        lambda x: module(x["images"], labels=x["labels"].long()).loss,
+        module, lambda x: module(x["images"]).logits, lambda x: module(x["images"], labels=x["labels"].long()).loss
     )
 
 

@@ -168,17 +168,9 @@ REPORTED = {
     "runtimes": Table(
         UNNAMED_GPU,
         ("runtime", "dtype"),
-        {
-            ("keras", "float32"): "20.22 ms",
-            ("keras", "float16"): "28.28 ms",
-            ("onnx", "float32"): "15.84 ms",
-        },
+        {("keras", "float32"): "20.22 ms", ("keras", "float16"): "28.28 ms", ("onnx", "float32"): "15.84 ms"},
     ),
-    "batching": Table(
-        LAPTOP,
-        ("batch_size",),
-        _rates({1: 148, 4: 465, 8: 994, 16: 1234, 32: 1304, 64: 1608}),
-    ),
+    "batching": Table(LAPTOP, ("batch_size",), _rates({1: 148, 4: 465, 8: 994, 16: 1234, 32: 1304, 64: 1608})),
     "variants": Table(
         LAPTOP,
         ("name",),

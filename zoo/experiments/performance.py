@@ -220,15 +220,7 @@ def describe(metrics: dict, path: Path) -> tuple[str, ...]:
         ),
         report.figure(path, "Throughput, latency and memory by batch size."),
         report.table(
-            [
-                "batch",
-                "images",
-                "images/s",
-                "speed-up",
-                "texts/s",
-                "memory of a call",
-                "published: ViT-B/32, RTX 4060",
-            ],
+            ["batch", "images", "images/s", "speed-up", "texts/s", "memory of a call", "published: ViT-B/32, RTX 4060"],
             [_throughput_row(image, text) for image, text in zip(images, texts, strict=True)],
         ),
         report.paragraph(

@@ -28,13 +28,7 @@ def run(context: Context) -> Outcome:
         "images": len(labels),
         "accuracy": float((cosines.argmax(axis=1) == labels).mean()),
         "learned": {"factor": scale, "temperature": 1 / scale, **before},
-        "fitted": {
-            "factor": fitted,
-            "temperature": 1 / fitted,
-            **after,
-            "fitted_on": len(fit),
-            "judged_on": len(test),
-        },
+        "fitted": {"factor": fitted, "temperature": 1 / fitted, **after, "fitted_on": len(fit), "judged_on": len(test)},
         "distributions": {f"{factor:g}": _sharpness(scale / factor * cosines) for factor in FACTORS},
         "sweep": {"factor": SCALES.tolist(), **sweep},
     }

@@ -17,12 +17,7 @@ from keras import ops
 from convnext.keras_internals import graph_of, is_functional
 
 # Class of a layer → prefix of the kernel and bias of the product at its end (OUT) or its beginning (IN).
-BRANCHES = (
-    "MobileOneConv2D",
-    "RepLargeKernelConv2D",
-    "RepMixer",
-    "RepConditionalPosEnc",
-)  # each equals a convolution
+BRANCHES = ("MobileOneConv2D", "RepLargeKernelConv2D", "RepMixer", "RepConditionalPosEnc")  # each equals a convolution
 LINEAR = {"Dense": "", "Conv2D": "", "DepthwiseConv2D": ""}
 LINEAR_OUT = {**LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
 LINEAR_IN = {**LINEAR, "SelfAttention": "in_proj."}

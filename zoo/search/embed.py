@@ -76,13 +76,7 @@ def _with_digests(records: Dataset, digests: dict[int, str]) -> Dataset:
 
 
 def embed_images(
-    source: str,
-    *,
-    model: str,
-    output: str,
-    batch_size: int = 64,
-    runtime: str = "keras",
-    precision: str = "float32",
+    source: str, *, model: str, output: str, batch_size: int = 64, runtime: str = "keras", precision: str = "float32"
 ) -> dict:
     """Write the embeddings of images as shards of safetensors, with a manifest: `zoo embed`.
 

@@ -43,8 +43,7 @@ def _row(array):
 
 ROW = Layout(lambda arrays: arrays[0][0], _row)  # (1, C) ↔ (C,)
 SPARSE = Layout(  # (W·H, I, O) ↔ (H, W, I, O)
-    lambda arrays: _sides(arrays[0]).swapaxes(0, 1),
-    lambda a: [a.swapaxes(0, 1).reshape(-1, *a.shape[2:])],
+    lambda arrays: _sides(arrays[0]).swapaxes(0, 1), lambda a: [a.swapaxes(0, 1).reshape(-1, *a.shape[2:])]
 )
 SPARSE_DEPTHWISE = Layout(  # (W·H, C) ↔ (H, W, C, 1)
     lambda arrays: _sides(arrays[0]).swapaxes(0, 1)[..., None],

@@ -28,9 +28,7 @@ CONVNEXT_RULES = (
     ("classifier.2", "head_fc"),
 )
 CONVNEXT = Format(
-    "torchvision ConvNeXt",
-    {"features.0.0.weight": 4, "features.1.0.block.0.weight": 4},
-    {"image": CONVNEXT_RULES},
+    "torchvision ConvNeXt", {"features.0.0.weight": 4, "features.1.0.block.0.weight": 4}, {"image": CONVNEXT_RULES}
 )
 
 
