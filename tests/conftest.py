@@ -5,6 +5,7 @@ KERAS_BACKEND set. All other modules run without a backend, and their tests must
 """
 
 import ast
+import functools
 import gc
 import os
 import sys
@@ -129,6 +130,7 @@ def pytest_runtest_teardown(item):
         pytest.fail(f"{item.nodeid} left keras imported; mark it backend, or import keras in a subprocess")
 
 
+@functools.cache  # pytest asks for every module of the folder again for each file on its command line
 def marks_of(path: Path) -> tuple[str, str]:
     """Return (a module's `pytestmark` as it is written, its whole text), without importing the module."""
     text = path.read_text(encoding="utf-8")
