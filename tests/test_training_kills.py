@@ -9,11 +9,13 @@ from kill_campaign import campaign
 
 pytestmark = [
     pytest.mark.backend,
+    pytest.mark.wide,
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no SIGKILL"),
 ]
 
 
-MODES = {"jax": "contrastive", "tensorflow": "classify", "torch": "pretrain"}  # one each: a campaign takes its seconds
+# one each: the processes of a campaign take seconds to start
+MODES = {"jax": "contrastive", "tensorflow": "classify", "torch": "pretrain"}
 
 
 def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one():
