@@ -1,6 +1,7 @@
 """The whole suite: backend-free tests, oracle outputs, then the tests of each backend in processes of their own.
 
-Tests marked `once` need a backend but give the same result on each, so they run under the last one only.
+Tests marked `once` need a backend but give the same result on each, so they run under the last one only. Those marked
+`wide` are slow where models are compiled (conftest.py), so torch alone runs them by default.
 
     python tests/run_suite.py                            # what `make test` runs
     python tests/run_suite.py --backends jax -k grn -x   # unknown options and paths go to pytest
