@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from data_writers import write_class_folders, write_csv, write_shards
+from data_writers import write_class_folders
 from training_case import assert_resumes, losses, no_curves, rows, weights  # noqa: F401
 
 import zoo
@@ -171,13 +171,6 @@ def test_it_learns(folders, tmp_path):
     assert last["val_accuracy"] >= 0.3 and last["val_top_5_accuracy"] >= last["val_accuracy"] and last["val_loss"] > 0
 
 
-@once
-def test_tables_and_shards_train_like_folders(tmp_path):
-    for write in (write_csv, write_shards):
-        path = write(tmp_path / write.__name__, 16)
-        assert run(tmp_path / f"out_{write.__name__}", train_data=str(path), num_labels=10).finished
-
-
 def half(targets, logits):
     """A loss of one's own."""
     return 0.5 * keras.losses.categorical_crossentropy(targets, logits, from_logits=True) ** 2
@@ -190,7 +183,39 @@ def test_computational_options_work_on_every_backend(folders, plain, tmp_path):
     assert weights(tmp_path) != weights(plain[0])
 
 
+def named(options):
+    return "-".join(f"{key}={value}" for key, value in options.items())[:40]
+
+
 @once
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"drop_path_rate": 0.5},
+        {"dropout_rate": 0.5},
+        {"clip_norm": 0.001},
+        {"precision": "bfloat16"},
+        {"ema": 0.5},
+        {"loss": "focal"},
+        {"loss": "test_training_classify:half"},
+        {"label_smoothing": 0.3},
+        {"class_weights": [5.0, *[1.0] * 9]},
+        {"mixup": 0.8},
+        {"cutmix": 1.0},
+        {"rand_augment": True},
+        {"random_erasing": 1.0},
+        {"freeze_backbone": True},
+        {"model_type": "convnext", "layer_scale_init_value": 1.0},
+    ],
+    ids=named,
+)
+def test_keys_change_the_weights(folders, plain, tmp_path, options):
+    run(tmp_path, train_data=folders, **options)
+    assert weights(tmp_path) != weights(plain[0])
+
+
+@once
+@pytest.mark.slow  # that the run has them, tests/test_training_keys.py shows
 @pytest.mark.parametrize(
     "options",
     [
@@ -199,33 +224,18 @@ def test_computational_options_work_on_every_backend(folders, plain, tmp_path):
         {"stem_stride": 1},
         {"image_size": 16},
         {"num_labels": 12},
-        {"drop_path_rate": 0.5},
-        {"dropout_rate": 0.5},
         {"learning_rate": 0.01},
         {"weight_decay": 0.9},
         {"warmup_steps": 2},
-        {"clip_norm": 0.001},
-        {"precision": "bfloat16"},
-        {"ema": 0.5},
-        {"loss": "focal"},
         {"loss": "focal", "focal_gamma": 5.0},
-        {"loss": "test_training_classify:half"},
-        {"label_smoothing": 0.3},
-        {"class_weights": [5.0, *[1.0] * 9]},
-        {"mixup": 0.8},
-        {"cutmix": 1.0},
         {"crop_scale": [0.9, 1.0]},
         {"flip": 0.0},
-        {"rand_augment": True},
-        {"random_erasing": 1.0},
-        {"freeze_backbone": True},
         {"batch_size": 4},
         {"epochs": 2},
-        {"model_type": "convnext", "layer_scale_init_value": 1.0},
     ],
-    ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items())[:40],
+    ids=named,
 )
-def test_every_key_changes_the_weights(folders, plain, tmp_path, options):
+def test_other_keys_change_the_weights(folders, plain, tmp_path, options):
     run(tmp_path, train_data=folders, **options)
     assert weights(tmp_path) != weights(plain[0])
 

@@ -6,7 +6,7 @@ import os
 import keras
 import numpy as np
 import pytest
-from data_writers import digits, write_class_folders, write_csv, write_shards
+from data_writers import digits, write_class_folders, write_csv
 from helpers import predict
 from PIL import Image
 from training_case import assert_resumes, no_curves, rows, weights  # noqa: F401
@@ -138,22 +138,25 @@ def test_the_backbone_is_exported(plain, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"seed": 1},
         {"mask_ratio": 0.3},
-        {"stem_stride": 1},
-        {"image_size": 24},
-        {"decoder_dim": 12},
         {"decoder_depth": 2},
         {"crop_scale": 0.9},
-        {"flip": 0.0},
-        {"learning_rate": 0.01},
-        {"weight_decay": 0.9},
-        {"warmup_steps": 2},
         {"clip_norm": 0.001},
         {"precision": "bfloat16"},
         {"ema": 0.5},
-        {"batch_size": 4},
-        {"epochs": 2},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)  # that the run has them, tests/test_training_flags.py shows
+            for options in (
+                *({"seed": 1}, {"stem_stride": 1}, {"image_size": 24}, {"decoder_dim": 12}, {"flip": 0.0}),
+                *(
+                    {"learning_rate": 0.01},
+                    {"weight_decay": 0.9},
+                    {"warmup_steps": 2},
+                    {"batch_size": 4},
+                    {"epochs": 2},
+                ),
+            )
+        ),
     ],
     ids=str,
 )
@@ -163,12 +166,10 @@ def test_every_flag_changes_the_weights(folders, plain, tmp_path, options):
 
 
 @once
-def test_tables_shards_and_arrays_train_like_folders(tmp_path):
-    for write in (write_csv, write_shards):
-        path = write(tmp_path / write.__name__, 16)
-        assert run(tmp_path / f"out_{write.__name__}", path).finished
-    assert run(tmp_path / "out_arrays", from_arrays(*digits(16))).finished
-    assert weights(tmp_path / "out_arrays") == weights(tmp_path / "out_write_csv")
+def test_arrays_train_like_tables(tmp_path):
+    assert run(tmp_path / "table", write_csv(tmp_path / "data", 16)).finished
+    assert run(tmp_path / "arrays", from_arrays(*digits(16))).finished
+    assert weights(tmp_path / "arrays") == weights(tmp_path / "table")
 
 
 @once
