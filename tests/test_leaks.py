@@ -1,6 +1,6 @@
 """Memory does not grow with the number of steps: forward passes, `predict` with odd last batches, training.
 
-And it grows with the batch no faster than in proportion.
+It grows at most in proportion to the batch.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, whatever happens while they are written or lie on the disk."""
+"""Checkpoints are complete or absent, whatever happens while they are written or stored."""
 
 import json
 import os

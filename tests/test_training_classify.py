@@ -172,7 +172,7 @@ def test_it_learns(folders, tmp_path):
 
 
 def half(targets, logits):
-    """A loss of one's own."""
+    """A loss defined by the user."""
     return 0.5 * keras.losses.categorical_crossentropy(targets, logits, from_logits=True) ** 2
 
 

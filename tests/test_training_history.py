@@ -1,4 +1,4 @@
-"""What a run logs, and the curves that are drawn of it."""
+"""The log of a run, and its curves."""
 
 import os
 
