@@ -97,7 +97,7 @@ def own_state(model):
 
 
 def replace(path, write):
-    """Write a file under a temporary name and rename it when it is complete."""
+    """Lets `write` make the file under another name and gives it its own when it is whole."""
     temporary = path.with_name(f".tmp-{path.name}")
     write(temporary)
     os.replace(temporary, path)
@@ -111,7 +111,7 @@ def library_of(source):
 
 
 def key_of(case):
-    """A digest of the files that define the case and of the versions of the libraries that compute it."""
+    """Changes when the files that define the case or a library that takes part do."""
     digest = hashlib.sha256()
     for module in (oracle_case, case.run):
         digest.update(Path(inspect.getfile(module)).read_bytes())

@@ -83,12 +83,12 @@ def in_open_clips_names(model):
 
 
 def mci_trunk(image):
-    """The stages in the list `network`, without the downsampling between them and the positions before the last."""
+    """Of the flat list `network` the stages: downsampling stands between them, and positions before the last."""
     stages = [image.network[index] for index in (0, 2, 4, 7)]
     head = SimpleNamespace(global_pool=image.head.pool)
     return SimpleNamespace(stem=image.patch_embed, stages=stages, final_conv=image.conv_exp, head=head)
 
 
 def vit_trunk(image):
-    """The dropout: the first module whose input has patches, positions and class token."""
+    """The dropout is where patches, positions and class token are first together."""
     return SimpleNamespace(norm_pre=image.emb_dropout, blocks=image.transformer, norm=image.post_transformer_norm)

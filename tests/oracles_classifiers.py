@@ -102,7 +102,7 @@ def facebook_state(model):
 
 
 def headless(state):
-    """The keys of the published FCMAE files: no final norm, no classifier."""
+    """What the published FCMAE files have: no final norm, no classifier."""
     return {key: value for key, value in state.items() if not key.startswith(("norm.", "head."))}
 
 
@@ -133,7 +133,7 @@ def sparse_state(state):
 
 
 def run_classifier(model, case):
-    """The outputs of stem and stages, the classifier's input, and the logits, for each size."""
+    """What leaves the stem and every stage, the features that the classifier reads, and logits, for each size."""
     arrays = {}
     for size in case.sizes:
         label, images = "x".join(map(str, size)), draw_images(2, size, SEED)

@@ -231,7 +231,7 @@ def run(model, case):
 
 
 def pieces_of(row):
-    """The outputs that are compared for a pair of this row."""
+    """What is compared of a pair of this row."""
     image, text = row.image, row.text
     if isinstance(image, clip.MCi):
         inner = [f"image_stage_{stage}" for stage in range(len(image.depths))]

@@ -69,7 +69,7 @@ def some(count):
 
 
 def pieces_of(pair):
-    """The outputs that are compared for a pair of this row."""
+    """What is compared of a pair of this row."""
     image, blocks = pair.image, [f"text_block_{i}" for i in some(pair.text.layers)]
     if isinstance(image, clip.ViT):
         inner = [f"image_block_{i}" for i in some(image.layers)] + ["image_pooled"]
@@ -160,7 +160,7 @@ def run_pair(model, case):
 
 
 def score(model, image, text):
-    """Normalised embeddings, logits and loss from the outputs of two towers."""
+    """What becomes of two towers' outputs."""
     import torch
 
     image, text = (torch.nn.functional.normalize(features, dim=-1) for features in (image, text))

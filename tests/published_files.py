@@ -62,7 +62,7 @@ def write_archive(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_cifar10(folder: Path, images: np.ndarray, labels) -> Path:
-    """cifar-10-python.tar.gz: the five training batches, the test batch, and the other files."""
+    """cifar-10-python.tar.gz: the five training batches, the test batch, and what else lies there."""
     inner = "cifar-10-batches-py"
     parts = np.array_split(np.arange(len(labels)), 5)
     train = {
@@ -75,7 +75,7 @@ def write_cifar10(folder: Path, images: np.ndarray, labels) -> Path:
 
 
 def write_cifar100(folder: Path, images: np.ndarray, labels) -> Path:
-    """cifar-100-python.tar.gz: fine labels 0 … 99, and coarse labels beside them."""
+    """cifar-100-python.tar.gz: fine labels 0 … 99, and coarse ones that are not to be taken for them."""
     coarse = [label // 5 for label in labels]
     batch = python2_batch(rows_of(images), labels, b"fine_labels", coarse_labels=coarse)
     members = {f"cifar-100-python/{name}": batch for name in ("test", "train")}

@@ -56,7 +56,7 @@ def format_named(name):
 
 
 def fill(model, seed=1):
-    """Give every variable its own values."""
+    """Gives every variable values of its own."""
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         variable.assign(rng.uniform(0.5, 1.5, variable.shape).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Checkpoints for other libraries: each loads them strictly, without missing or unused keys, and computes the same."""
+"""Checkpoints for other libraries: each loads them strictly, has no key over or short, and answers the same."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Damaged, wrong and hostile weight files: one clear error each, nothing is run, the model's weights stay unchanged."""
+"""Damaged, wrong and hostile weight files: one clear error each, nothing executed, the model's weights as they were."""
 
 import io
 import json
@@ -257,7 +257,7 @@ def write_torch(path):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(("name", "write"), [("m.npz", write_npz), ("m.pth", write_torch)])
 def test_truncated_and_flipped_zip_files_are_refused_or_of_the_same_size(tmp_path, rng, name, write):
-    """Only a digest detects a flipped bit in a torch file's numbers; every other flipped bit is an error."""
+    """A flipped bit in a torch file's numbers is seen by nobody but a digest; anything else is an error."""
     path = tmp_path / name
     write(path)
     whole = path.read_bytes()

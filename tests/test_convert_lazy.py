@@ -1,4 +1,4 @@
-"""A checkpoint takes no memory: shapes are known without reading, and arrays are read one at a time on request."""
+"""A checkpoint needs no memory of its own: shapes without reading, arrays read when asked for, one at a time."""
 
 import tracemalloc
 import zipfile

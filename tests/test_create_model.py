@@ -1,4 +1,4 @@
-"""create_model: arguments reach their builders, and weights from a file bring their own architecture."""
+"""create_model: arguments reach their builders, and weights from a file bring what they say of themselves."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Augmentation: operations equal timm's bit for bit, distributions agree with timm's, and every function is pure."""
+"""Augmentation: operations equal timm's to the last bit, distributions agree with its, and all of it is pure."""
 
 import itertools
 

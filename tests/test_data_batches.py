@@ -1,4 +1,4 @@
-"""Batches are functions of (seed, epoch, step), in any order of access, with any number of threads and ranks."""
+"""Batches are functions of (seed, epoch, step), whoever asks, in whatever order, with any threads and ranks."""
 
 import concurrent.futures
 import gc
@@ -34,7 +34,7 @@ COUNT = 60
 
 
 def tokenize(texts):
-    """Characters as numbers: (N, 40)."""
+    """Letters as numbers: (N, 40)."""
     rows = [[ord(letter) for letter in text[:40].ljust(40)] for text in texts]
     return np.array(rows)
 
@@ -211,7 +211,7 @@ def test_an_epoch_shows_every_record_once_and_each_epoch_has_its_own_order():
 
 
 def test_shuffling_is_uniform():
-    """Each record is equally often at each place, and two records are neighbours no more often than by chance."""
+    """Each record is as often at each place, and neighbours are not neighbours more often than by chance."""
     count, epochs = 12, 3000
     with Batches(numbered(count), TINY, batch_size=count, seed=4) as batches:
         orders = np.array([batches.indices(epoch, 0) for epoch in range(epochs)])
@@ -297,7 +297,7 @@ class Watched:
 
 
 def settle(watched: Watched, expected: int) -> int:
-    """The calls, some time after the expected number was reached."""
+    """Calls, some time after as many as expected were made."""
     deadline = time.monotonic() + 20
     while watched.calls < expected and time.monotonic() < deadline:
         time.sleep(0.01)

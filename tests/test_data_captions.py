@@ -1,4 +1,4 @@
-"""Captions in common formats: lists, Hugging Face's metadata.jsonl, COCO's annotations, compressed shards."""
+"""Captions as people have them: lists, Hugging Face's metadata.jsonl, COCO's annotations, compressed shards."""
 
 import gzip
 import json

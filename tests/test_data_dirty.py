@@ -1,4 +1,4 @@
-"""Dirty data: bad records are counted exactly, reported once and replaced, and the epoch finishes."""
+"""Dirty data: what is bad is counted exactly, named once and replaced, and the epoch finishes."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Folders that are not classes: empty, hidden, and those of operating systems."""
+"""Folders that are no classes: empty, hidden, and those that systems leave behind."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Hostile data: paths, shards and captions that leave the folder, run code or fill the memory are refused."""
+"""Hostile data: paths, shards and captions that would lead elsewhere, run something or fill the memory are refused."""
 
 import io
 import os
@@ -87,7 +87,7 @@ def test_files_above_the_size_limit_are_not_read(tmp_path):
 
 
 def hostile_tar(path: Path) -> Path:
-    """A good sample between links, devices, names outside the folder, a pickle and a member of 1 TiB."""
+    """A good sample between links, devices, names that leave, a pickle and a member of 1 TiB."""
     image = encode(digits(1)[0][0])
     with tarfile.open(path, "w") as tar:
 

@@ -1,4 +1,4 @@
-"""Tables in common formats: unclosed quotes, spaces, other encodings, long fields, lists of captions."""
+"""Tables as people have them: quotes that nothing closes, spaces, other encodings, long fields, lists of captions."""
 
 import csv
 import json

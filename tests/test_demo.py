@@ -1,4 +1,4 @@
-"""The demo: its batches depend on seed and index alone, its metrics are correct, and a run writes every file."""
+"""The demo: its batches depend on seed and index alone, its metrics are correct, and a run writes what it promises."""
 
 import csv
 import importlib.util

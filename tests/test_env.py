@@ -1,4 +1,4 @@
-"""zoo.utils.env: choice of the backend, other packages with our import names, messages of native libraries, memory."""
+"""zoo.utils.env: the choice of the backend, the owners of our import names, messages of native libraries, memory."""
 
 import importlib.machinery
 import os

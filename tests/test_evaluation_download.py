@@ -1,4 +1,4 @@
-"""Data sets in Keras' cache are found and verified; without the network, an error names the missing files."""
+"""Data sets in Keras' own cache: found there, verified, and asked for by name when the network does not give them."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ MNIST_LABELS = np.array([7, 2, 1], np.uint8)
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Keras' cache in an empty folder, without a network."""
+    """Keras' cache in a folder of the test's own, with nothing behind it."""
     real = keras.utils.get_file
 
     def get_file(name, origin, **options):

@@ -131,7 +131,7 @@ def test_each_of_two_tokens_is_taken_early(rng):
 
 @pytest.mark.once
 def test_tokens_that_are_read_are_all_kept(rng):
-    """Where a block's tokens are an output of the model, the block reads all of them."""
+    """Of a model that hands out a block's tokens too, that block sees them all."""
     tower = create_text_tower(TEXT, 12)
     model = keras.Model(tower.input, [tower.get_layer("transformer_resblocks_1_add_2").output, tower.output])
     tokens = rng.integers(1, 50, (2, 10)).astype("int32")

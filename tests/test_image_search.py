@@ -240,7 +240,7 @@ def test_cache_commands_leave_other_files_unchanged(job, images, tmp_path, capsy
     image.write_bytes(encode(images[0]))
     for path, message in (
         (image, "not a text cache"),
-        (tmp_path, "unable to open"),
+        (tmp_path, "it is a folder"),
         (tmp_path / "typo" / "x.sqlite", "No text cache at"),
     ):
         command = ["cache", *(str(path) if part == "FILE" else part for part in job)]

@@ -52,7 +52,7 @@ ORDER = {
         *("weights.positions", "weights.engine", "weights.schema", "weights.config", "weights.native"),
         *("weights.describe", "weights.sources.source", "weights.sources.timm", "weights.sources.open_clip"),
         *("weights.sources", "weights.locate", "weights.load", "weights"),
-        *("models.names", "models.info", "models.registry", "models"),
+        *("models.names", "models.info", "models.keras_archive", "models.registry", "models"),
         *("export", "embeddings"),
         *("inference.torch_graph", "inference.forward", "inference.encoder", "inference.classifier", "inference"),
         *("evaluation.metrics", "evaluation.results", "evaluation"),

@@ -131,7 +131,7 @@ def test_known_sources(monkeypatch):
 
 
 def other(function):
-    """Return an equal function with another source."""
+    """Return a function that does the same, of another source."""
 
     def changed(*args, **kwargs):
         return function(*args, **kwargs)
@@ -195,7 +195,7 @@ def without_graph(request, monkeypatch):
     read = keras_internals.read_graph
 
     class Renamed:
-        """A model as it would look in a Keras that stores graphs differently."""
+        """A model as a Keras would show it that keeps its graph differently."""
 
         def __init__(self, model):
             self.model = model

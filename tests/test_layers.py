@@ -296,7 +296,7 @@ def test_dense_first_and_second_gradients_match_keras_in_training(rng, units, ac
 @pytest.mark.only("tensorflow")
 @pytest.mark.parametrize("activation, kinds", [(None, {"transpose"}), ("gelu", {"transpose", "exp"})])
 def test_training_uses_the_explicit_gradients(rng, activation, kinds):
-    """They are recognised by their operations: a transpose after the product, and no erfc, which Keras' GELU has."""
+    """Tell them by their operations: a transpose after the product, and no erfc, which Keras' GELU has."""
     import tensorflow as tf
 
     x = rng.standard_normal((8, 6)).astype("float32")
@@ -315,7 +315,7 @@ def test_training_uses_the_explicit_gradients(rng, activation, kinds):
 
 @pytest.fixture(params=["AVX512", "AVX2", "DEFAULT"])
 def processor(request, monkeypatch):
-    """The processor that torch reports: it decides the library, not the results."""
+    """A processor that torch claims to run on: it decides the library, not the results."""
     import torch
 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)

@@ -1,6 +1,6 @@
 """Memory does not grow with the number of steps: forward passes, `predict` with odd last batches, training.
 
-It grows at most in proportion to the batch.
+And it grows with the batch no faster than in proportion.
 """
 
 import contextlib

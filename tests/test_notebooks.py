@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, reach a result, and are committed without outputs."""
+"""The notebooks run from top to bottom and reach a result; committed without outputs."""
 
 import ast
 import json

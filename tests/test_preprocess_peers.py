@@ -67,7 +67,7 @@ def hwc(tensor) -> np.ndarray:
 
 
 def attempt(transform, image: Image.Image):
-    """The output of a transform, or its exception."""
+    """What a transform gives, or the exception it ends in."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow on palettes with transparency
         try:
@@ -211,7 +211,7 @@ def small_first(specs):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """{name: image}: small images of every mode; photographs and their rotated copies as files."""
+    """{name: image} of all that the transforms may meet, small; the photographs and their turned copies are files."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(5)
     images = {f"{mode} {size}": random_image(rng, *size, mode) for mode in MODES for size in ((61, 43), (40, 90))}
     turned = Image.Exif()

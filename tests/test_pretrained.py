@@ -1,4 +1,4 @@
-"""The table of published weights agrees with open_clip's and timm's tables; no row is missing or added."""
+"""The table of published weights says what open_clip's and timm's own tables say, leaves nothing out, adds nothing."""
 
 import dataclasses
 import re

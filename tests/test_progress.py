@@ -9,7 +9,7 @@ from zoo.utils.progress import show_progress
 
 
 class Clock:
-    """A clock that advances by some seconds with each reading."""
+    """A clock that takes some seconds per look."""
 
     def __init__(self, seconds: float):
         self.now, self.seconds = 0.0, seconds

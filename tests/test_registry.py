@@ -1,4 +1,4 @@
-"""Model names, their information and the suggestions for wrong names come from tables, without a backend."""
+"""Names, their information and their near misses: read off tables, without a backend."""
 
 import dataclasses
 import json

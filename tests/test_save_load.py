@@ -1,4 +1,4 @@
-"""save and load: a loaded model equals the saved one, and files with inconsistent contents are refused."""
+"""save and load: what comes back is what was saved, and files that lie are refused."""
 
 import hashlib
 import json

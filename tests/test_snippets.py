@@ -1,4 +1,4 @@
-"""The project's five introductory snippets run unchanged on every backend."""
+"""The five ways to begin that the project promised: they stay true word for word, on every backend."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.backend
 
 @pytest.fixture
 def unallocated():
-    """Models created in this scope have shapes and parameter counts, but their weights take no memory."""
+    """Models made in this scope have shapes and counts but no memory: enough for a look at a large one."""
     with keras.StatelessScope(initialize_variables=False):
         yield
 

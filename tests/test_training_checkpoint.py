@@ -1,4 +1,4 @@
-"""Checkpoints are complete or absent, whatever happens while they are written or stored."""
+"""Checkpoints: whole or absent, whatever happens while they are written or lie on the disk."""
 
 import json
 import os

@@ -121,7 +121,7 @@ def test_unknown_keys_and_wrong_types_are_refused(values, message):
 @pytest.mark.once
 def test_a_file_that_is_not_a_config_is_refused(tmp_path):
     path = tmp_path / "config.json"
-    for text, message in (("{", "is not JSON"), ("[]", "holds list")):
+    for text, message in (("{", "is not JSON"), ("[]", "Allowed: an object")):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_config(path)
@@ -172,7 +172,7 @@ def test_it_learns(folders, tmp_path):
 
 
 def half(targets, logits):
-    """A loss defined by the user."""
+    """A loss of one's own."""
     return 0.5 * keras.losses.categorical_crossentropy(targets, logits, from_logits=True) ** 2
 
 

@@ -70,7 +70,7 @@ def test_keys_and_defaults_of_a_classifier():
 def test_flags_of_a_classifier_replace_keys():
     found = parse("train classify", "--config", "c.json", "--epochs", "3")
     names = {"train_data", "validation_data", "weights", "output", "layer_decay", "devices", "seed"}
-    assert found == {"config": "c.json", "resume": False, "epochs": 3, **dict.fromkeys(names)}
+    assert found == {"config": "c.json", "resume": False, "allow_code": False, "epochs": 3, **dict.fromkeys(names)}
 
 
 def test_flags_check_their_values(capsys):

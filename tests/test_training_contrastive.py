@@ -87,7 +87,7 @@ def test_captions_of_one_image_are_positives(tmp_path):
 
 
 def differs(table, plain, folder, options):
-    """Assert that a run with these options ends with other weights."""
+    """A run with these options ends with other weights than one without."""
     zoo.train(ROW, table, output=folder, **{**BASE, **options})
     assert weights(folder) != weights(plain[0])
     if options.get("precision") != "float16":  # there the scale of the loss has to come down first

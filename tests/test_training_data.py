@@ -1,4 +1,4 @@
-"""Training from the command line on files: three layouts, a synthetic data set, damaged images."""
+"""Training from the command line on data as it lies on disks: three layouts, the seed's synthetic run, damage."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ CASES = [(mode, layout) for mode, layouts in LAYOUTS.items() for layout in layou
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Every name creates a tiny model."""
+    """A tiny model by any name."""
 
     def create_model(name, *, weights=None, pooling=None, **options):  # noqa: ARG001
         return create_convnext_v2(Variant((1, 1), (8, 8)), **options) if name == BACKBONE else create_clip(ROW)
@@ -50,7 +50,7 @@ def quick(monkeypatch):
 
 
 def command(mode, data, folder, *, epochs, flags=(), **values):
-    """Arguments of `zoo train …` or `zoo pretrain …`: `values` go to a classifier's file, `flags` to other modes."""
+    """Words of `zoo train …` or `zoo pretrain …`; `values` are of a classifier's file, `flags` of the other modes."""
     words = ["--train-data", str(data), "--output", str(folder / "out"), "--epochs", str(epochs)]
     more = ["--batch-size", "8", "--log-every", "1", "--threads", "1", *flags]
     if mode == "contrastive":
@@ -97,7 +97,7 @@ def test_each_mode_learns_digits_in_every_layout(mode, layout, tmp_path):
 
 
 def write_synthetic(folder, count=100):
-    """train.csv: images of one colour each, and captions that name it."""
+    """The seed's data/synthetic/train.csv: images of one colour each, and captions that name it."""
     (folder / "images").mkdir(parents=True)
     colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
     with (folder / "train.csv").open("w", newline="") as file:
@@ -111,14 +111,14 @@ def write_synthetic(folder, count=100):
     return folder / "train.csv"
 
 
-SYNTHETIC_RUN = "train contrastive --model convnext_v2_tiny --image-key filepath --caption-key caption --batch-size 32"
+SEEDS_COMMAND = "train contrastive --model convnext_v2_tiny --image-key filepath --caption-key caption --batch-size 32"
 
 
 @once
-def test_a_run_on_synthetic_images(quick, tmp_path, capsys):
-    """100 samples, 2 epochs."""
+def test_the_seeds_synthetic_run(quick, tmp_path, capsys):
+    """100 samples, 2 epochs, the seed's flags by our names."""
     table = write_synthetic(tmp_path / "synthetic")
-    words = [*SYNTHETIC_RUN.split(), "--train-data", str(table), "--epochs", "2", "--output", str(tmp_path / "out")]
+    words = [*SEEDS_COMMAND.split(), "--train-data", str(table), "--epochs", "2", "--output", str(tmp_path / "out")]
     assert cli.main([*words, "--backend", keras.backend.backend()]) == 0
     assert "Finished: step 6 of 6." in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").exists()
@@ -128,7 +128,7 @@ def test_a_run_on_synthetic_images(quick, tmp_path, capsys):
 
 
 def damage(table, kinds, rng):
-    """Damage the images of some records of a CSV file, one for each kind; return the numbers of the records."""
+    """Replaces the images of some records of a CSV file, one for each kind; their numbers."""
     chosen = rng.choice(32, len(kinds), replace=False)
     for i, kind in zip(chosen, kinds, strict=True):
         corrupt(table.parent / "images" / f"{i:05d}.png", CORRUPTIONS[kind]())

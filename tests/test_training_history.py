@@ -1,4 +1,4 @@
-"""The log of a run, and its curves."""
+"""What a run logs, and the curves that are drawn of it."""
 
 import os
 

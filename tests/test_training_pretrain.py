@@ -1,4 +1,4 @@
-"""Masked pretraining from the command line: its files, resuming, and fine-tuning from its weights."""
+"""Masked pretraining from the command line: what it leaves, that it resumes, and that training begins from it."""
 
 import functools
 import os

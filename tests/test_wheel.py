@@ -1,4 +1,4 @@
-"""Builds the wheel, installs it where the checkout cannot be seen, and uses it there.
+"""Builds the wheel, installs it where the checkout cannot be seen, and uses it as a stranger would.
 
 Nothing is downloaded: the fresh environment borrows all packages but ours from the one that runs the tests.
 """

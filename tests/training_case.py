@@ -15,7 +15,7 @@ BASE = {"batch_size": 8, "epochs": 1, "context_length": 12, "log_every": 1, "thr
 
 @pytest.fixture(scope="module", autouse=True)
 def no_curves():
-    """Skip the curves: drawing takes half the time of so small a run."""
+    """Half the time of so small a run would go into drawing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo.training.history.History.draw", lambda *_: False)
         yield
@@ -58,7 +58,7 @@ def assert_resumes(run, folder: Path) -> None:
 
 
 def until(epoch: int, step: int):
-    """`Batches.batch` that raises at this batch."""
+    """`Batches.batch` up to this batch, which nobody gets."""
     whole = Batches.batch
 
     def batch(self, *place):

@@ -1,4 +1,4 @@
-"""Descriptions of training runs before their first step, which the tests of flags and keys compare."""
+"""What a run is about to do, just before its first step: what the tests of flags and keys compare."""
 
 import argparse
 import csv
@@ -32,7 +32,7 @@ GENERAL = {"--help", "--backend", "--json", "--traceback"}  # of every command
 
 
 class Row(NamedTuple):
-    """Arguments of a flag, or the value of a key; what it changes; the other arguments of both runs."""
+    """Arguments of a flag, or the value of a key; what it changes; what stands beside it in both runs."""
 
     value: object
     changes: set[str]
@@ -43,7 +43,7 @@ DETAILS = ("rate", "activation", "epsilon")  # of a layer
 
 
 def describe(model, batches, output, run, *, arrange=None, validate=None, should_stop=None, identity, resume):
-    """{part: value}, from the arguments of `fit_resumable`."""
+    """{part: how it is}, of what `fit_resumable` is given."""
     guard, encoder = model.optimizer, getattr(model, "image_encoder", None) or getattr(model, "encoder", model)
     trainable = {id(v) for v in model.trainable_variables}
     first = batches[0]
@@ -114,7 +114,7 @@ def record(monkeypatch):
 
 
 def create_model(name, *, weights=None, **options):
-    """Replaces the registry's `create_model`; returns the small models above."""
+    """In place of the registry's: the small models above."""
     create, rows = (create_clip, PAIRS) if name in PAIRS else (create_convnext_v2, BACKBONES)
     model = create(rows[name], **options)
     if weights is not None:
@@ -144,7 +144,7 @@ def write_data(folder):
 
 
 def write_weights(folder):
-    """Save the weights of a pair, a classifier and a backbone."""
+    """Of a pair, a classifier and a backbone."""
     keras.utils.set_random_seed(9)
     zoo.save(create_clip(PAIRS["convnext_v2_atto"], image_size=16), folder / "pair.safetensors")
     keras.utils.set_random_seed(9)

@@ -62,6 +62,11 @@ COMMANDS = {
         (
             argument("--config", required=True, metavar="JSON", help="e.g. examples/config/convnext_example.json"),
             *overrides(ClassifierConfig, CLASSIFY),
+            argument(
+                "--allow-code",
+                action="store_true",
+                help='let the config name a function to import as its loss, "package.function"',
+            ),
             RESUME,
         ),
         backend="training",

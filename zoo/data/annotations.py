@@ -9,6 +9,7 @@ from typing import Any
 from zoo.data.paths import inside, read_file
 from zoo.data.records import Dataset
 from zoo.data.tables import MAX_PATH, Rows, caption_list, table_dataset
+from zoo.utils.text import quoted, shown
 
 MAX_JSON_BYTES = 1 << 30
 IMAGE_KEYS, CAPTION_KEYS = ("file_name", "image", "filepath", "path"), ("caption", "captions", "text")
@@ -84,7 +85,7 @@ def _field(key: str | None, others: Sequence[str], first: dict, path: Path) -> s
     if found is None:
         names = ", ".join(repr(name[:40]) for name in list(first)[:8]) or "none"
         wanted = " or ".join(map(repr, dict.fromkeys(filter(None, (key, *others)))))
-        raise ValueError(f"{path}: its first object has no {wanted}; its fields are {names}")
+        raise ValueError(f"{shown(path)}: its first object has no {wanted}; its fields are {names}")
     return found
 
 
@@ -108,8 +109,8 @@ def read_coco(path: str | Path, *, data_root: str | Path | None = None) -> Datas
         captions = [(names.get(note["image_id"]), note["caption"]) for note in content["annotations"]]
     except (TypeError, KeyError, RecursionError, json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(
-            f"{path} is not a caption file of COCO, which holds images with id and file_name, and annotations with "
-            "image_id and caption; allowed are also .jsonl, tables, .tar and a folder"
+            f"{shown(path)} is not a caption file of COCO, which holds images with id and file_name, and annotations "
+            "with image_id and caption; allowed are also .jsonl, tables, .tar and a folder"
         ) from None
     rows = Rows()
     for number, (name, caption) in enumerate(captions):
@@ -122,5 +123,7 @@ def read_coco(path: str | Path, *, data_root: str | Path | None = None) -> Datas
     root = os.path.realpath(path.parent if data_root is None else data_root)
     first = next((image for image in rows.images if isinstance(image, str)), None)
     if first is not None and not os.path.exists(inside(root, first)):
-        raise ValueError(f"{root!r} has no {first!r}, the first image of {path}; name its folder with data_root")
+        raise ValueError(
+            f"{quoted(root)} has no {quoted(first)}, the first image of {shown(path)}; name its folder with data_root"
+        )
     return table_dataset(rows, root, "caption", None, None, str(path))

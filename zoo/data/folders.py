@@ -9,6 +9,7 @@ import numpy as np
 
 from zoo.data.paths import inside, read_file
 from zoo.data.records import BadSample, Dataset, Record, digest
+from zoo.utils.text import quoted
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_TEXT_BYTES = 1 << 20
@@ -32,11 +33,11 @@ def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -
     """
     root = os.path.realpath(path)
     if not os.path.isdir(root):
-        raise ValueError(f"{str(path)!r} is not a folder")
+        raise ValueError(f"{quoted(str(path))} is not a folder")
     files = list(_walk(root))
     images = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:
-        raise ValueError(f"{str(path)!r} holds no images; allowed are {IMAGE_EXTENSIONS}")
+        raise ValueError(f"{quoted(str(path))} holds no images; allowed are {IMAGE_EXTENSIONS}")
     texts = {name for name in files if name.endswith(".txt")}
     if any(_text_of(name) in texts for name in images):
         return _captioned(root, images)
@@ -62,10 +63,10 @@ def read_images(path: str | Path) -> Dataset:
 def image_names(root: str | Path) -> list[str]:
     """Return the relative paths of the image files below a folder, in sorted order; ValueError if there are none."""
     if not os.path.isdir(root):
-        raise ValueError(f"{str(root)!r} is not a folder")
+        raise ValueError(f"{quoted(str(root))} is not a folder")
     names = [name for name in _walk(str(root)) if name.lower().endswith(IMAGE_EXTENSIONS)]
     if not names:
-        raise ValueError(f"{str(root)!r} holds no images; allowed are {IMAGE_EXTENSIONS}")
+        raise ValueError(f"{quoted(str(root))} holds no images; allowed are {IMAGE_EXTENSIONS}")
     return names
 
 
@@ -119,13 +120,15 @@ def _name_empty(root: str, class_names: Sequence[str]) -> None:
         named = ", ".join(map(repr, empty[:MAX_NAMED])) + f" and {len(empty) - MAX_NAMED} more" * (
             len(empty) > MAX_NAMED
         )
-        warnings.warn(f"no images, and so no class, in {named} of {root!r}", stacklevel=4)
+        warnings.warn(f"no images, and so no class, in {named} of {quoted(root)}", stacklevel=4)
 
 
 def _classes(root: str, images: list[str], class_names: Sequence[str] | None) -> Dataset:
     loose = [name for name in images if "/" not in name]
     if loose:
-        raise ValueError(f"{loose[0]!r} has neither a .txt beside it nor a class folder around it in {root!r}")
+        raise ValueError(
+            f"{quoted(loose[0])} has neither a .txt beside it nor a class folder around it in {quoted(root)}"
+        )
     if class_names is None:
         class_names = sorted({name.partition("/")[0] for name in images})
         _name_empty(root, class_names)

@@ -21,6 +21,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from zoo.utils.text import quoted, shown
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -107,7 +109,9 @@ class PreprocessSpec:
         for name in fields:
             if name not in names:
                 nearest = difflib.get_close_matches(str(name)[:100], names, n=1, cutoff=0.0)[0]
-                raise ValueError(f"PreprocessSpec has no {name!r}; nearest is {nearest!r}, allowed are {names}")
+                raise ValueError(
+                    f"PreprocessSpec has no {quoted(name)}; nearest is {quoted(nearest)}, allowed are {names}"
+                )
         return cls(**fields)
 
 
@@ -153,7 +157,7 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a pipe or device may never end
-        raise ValueError(f"{path} is not a regular file")
+        raise ValueError(f"{shown(path)} is not a regular file")
     with open(path, "rb") as file:
         return decode_image(file, path, max_pixels=max_pixels)
 
@@ -170,14 +174,14 @@ def decode_image(
     """
     image = _open_header(file, name)
     if image.width * image.height > max_pixels:
-        raise ValueError(f"{name} has {_wxh(image.size)} pixels; at most {max_pixels} are allowed")
+        raise ValueError(f"{shown(name)} has {_wxh(image.size)} pixels; at most {max_pixels} are allowed")
     try:
         _check_scans(image, file)
         if least_size is not None:
             image.draft(None, least_size)
         image.load()
     except Exception as error:  # decoders raise errors of any type
-        raise ValueError(f"{name} is cut off or damaged: {error}") from error
+        raise ValueError(f"{shown(name)} is cut off or damaged: {shown(error)}") from error
     return image
 
 
@@ -185,11 +189,11 @@ def _open_header(file: BinaryIO, name: str | Path) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image of a known format; allowed are {FORMATS}") from None
+        raise ValueError(f"{shown(name)} is not an image of a known format; allowed are {FORMATS}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name} is too large: {error}") from error
+        raise ValueError(f"{shown(name)} is too large: {shown(error)}") from error
     except Exception as error:
-        raise ValueError(f"{name} has a damaged header: {error}") from error
+        raise ValueError(f"{shown(name)} has a damaged header: {shown(error)}") from error
 
 
 def _check_scans(image: Image.Image, file: BinaryIO) -> None:
@@ -329,11 +333,11 @@ def _normalize(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
 
 def _check(spec: PreprocessSpec, name: str, fine: bool, allowed: str) -> None:
     if not fine:
-        raise ValueError(f"{name}={getattr(spec, name)!r}; it must be {allowed}")
+        raise ValueError(f"{shown(name)}={quoted(getattr(spec, name))}; it must be {allowed}")
 
 
 def _is_finite(x) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300  # an int may exceed every float
 
 
 def _is_positive(x) -> bool:

@@ -12,6 +12,7 @@ from zoo.data.paths import refuse_url
 from zoo.data.records import Dataset, from_arrays
 from zoo.data.shards import read_shards
 from zoo.data.tables import read_csv, read_parquet
+from zoo.utils.text import quoted
 
 BENCHMARKS = ("digits", *ORIGINS)
 TABLES = (".csv", ".tsv", ".txt")
@@ -51,7 +52,7 @@ def open_dataset(
         ValueError: a URL, a file of another kind, or data without what `needs` says. FileNotFoundError: no such path.
     """
     if needs not in (None, "captions", "labels", "images"):
-        raise ValueError(f"needs={needs!r}; allowed are None, 'captions', 'labels' and 'images'")
+        raise ValueError(f"needs={quoted(needs)}; allowed are None, 'captions', 'labels' and 'images'")
     if isinstance(path, Dataset):
         dataset = path
     else:
@@ -83,7 +84,7 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
             return open_benchmark(name, columns["data_root"], split)
         if glob.has_magic(name):
             return read_shards(name, class_names=class_names)
-        raise FileNotFoundError(f"{name!r} does not exist")
+        raise FileNotFoundError(f"{quoted(name)} does not exist")
     if Path(path).is_dir():
         if needs != "images" and (Path(path) / METADATA).is_file() and (needs == "captions" or columns["label_key"]):
             return _read_jsonl(Path(path) / METADATA, keys, columns)
@@ -97,9 +98,9 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
     if name.lower().endswith(".json"):
         return read_coco(path, data_root=columns["data_root"])
     if name.lower().endswith(COMPRESSED):
-        raise ValueError(f"{name!r} is compressed; unpack it first, for instance with gunzip, unzip or zstd -d")
+        raise ValueError(f"{quoted(name)} is compressed; unpack it first, for instance with gunzip, unzip or zstd -d")
     kinds = ", ".join((*TABLES, ".parquet", ".jsonl", ".json", ".tar"))
-    raise ValueError(f"{name!r} is not a data set; allowed are {kinds} and a folder")
+    raise ValueError(f"{quoted(name)} is not a data set; allowed are {kinds} and a folder")
 
 
 def _read_jsonl(path, keys: tuple[str, str | None], columns: dict) -> Dataset:

@@ -7,7 +7,6 @@ Data: the 1,797 digits that come with scikit-learn (E. Alpaydin and C. Kaynak, U
 import csv
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,7 @@ from zoo.demo.training import (
 from zoo.inference.pipeline import ClipPipeline
 from zoo.models import registry
 from zoo.utils.env import available_cores, describe_runtime, require_packages
-from zoo.utils.files import atomic_write
+from zoo.utils.files import atomic_path, atomic_write
 from zoo.utils.report import percent
 
 
@@ -137,11 +136,8 @@ def _save_model(model: keras.Model, folder: Path) -> keras.Model:
     """Save the pair as model.safetensors and its zero-shot classifier as .keras; return the classifier."""
     registry.save(model, folder / "model.safetensors", preprocess=PREPROCESS)
     classifier = zero_shot_classifier(model, WORDS, HELD_OUT_TEMPLATES, tokenizer=short_tokens)
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "zero_shot_classifier.keras"  # Keras accepts this suffix only
+    with atomic_path(folder / "zero_shot_classifier.keras") as path:
         classifier.save(path)
-        with atomic_write(folder / path.name) as file:
-            file.write(path.read_bytes())
     return classifier
 
 

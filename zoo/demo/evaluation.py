@@ -118,7 +118,7 @@ def export_classifier(classifier: keras.Model, folder: Path, predictions: Predic
     for precision in PRECISIONS:
         path = folder / f"digits-{precision}.onnx"
         exported = export_onnx(classifier, path, precision=precision, verify=precision == PRECISIONS[0])
-        model = OnnxModel(path)
+        model = OnnxModel(path, seconds=None)
         classes = model.predict(images).argmax(axis=1)
         rows.append(
             {

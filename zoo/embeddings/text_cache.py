@@ -401,7 +401,6 @@ def checksum(key: bytes, vector: bytes) -> int:
 
 
 def is_sound(key, vector, check) -> bool:
-    """Whether an entry is undamaged; damage may also change the type of a value."""
-    return (
-        isinstance(key, bytes) and isinstance(vector, bytes) and not len(vector) % 4 and checksum(key, vector) == check
-    )
+    """Whether an entry is undamaged and finite; damage may also change the type of a value."""
+    are_bytes = isinstance(key, bytes) and isinstance(vector, bytes) and not len(vector) % 4
+    return are_bytes and checksum(key, vector) == check and bool(np.isfinite(np.frombuffer(vector, "<f4")).all())

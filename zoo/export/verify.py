@@ -76,7 +76,7 @@ def verify(
     Returns:
         A list of `Check`, one for each kind of input, batch and output.
     """
-    onnx_model = OnnxModel(path)
+    onnx_model = OnnxModel(path, seconds=None)
     kinds = {RANDOM: random_inputs(model, preprocess, layout)}
     kinds |= _real_inputs(model, preprocess, layout) if calibration is None else {"given": named(model, calibration)}
     checks = []

@@ -10,11 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from clip import check_classes, class_matrix
+from clip import Field, check_classes, class_matrix
 from zoo.utils.arrays import ACTIVATIONS, unit_rows
+from zoo.utils.strict_json import list_of, parse_json, text
+from zoo.utils.text import shown
 from zoo.weights import read_checkpoint, write_safetensors
 
 FORMAT = "convnext-clip-zoo classifier"
+FACTS = {
+    "class_names": list_of(text()),
+    "scale": Field.number(),
+    "bias": Field.number(),
+    "model": text(1000).or_null(),
+    "activation": Field.one_of(*ACTIVATIONS),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Classifier:
             raise ValueError(
                 f"matrix has shape {self.matrix.shape}; it must be (D, {len(self.class_names)}), one column per class"
             )
+        if not (np.isfinite(self.matrix).all() and np.isfinite([self.scale, self.bias]).all()):
+            raise ValueError(f"the matrix, scale={self.scale!r} or bias={self.bias!r} holds NaN or infinity")
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Return logits float32 (N, K) of image embeddings float32 (N, D), unit rows."""
@@ -69,18 +80,20 @@ class Classifier:
         """
         checkpoint = read_checkpoint(path)
         if checkpoint.metadata.get("format") != FORMAT or set(checkpoint.tensors) != {"matrix"}:
-            raise ValueError(f"{path} is not a saved classifier")
+            raise ValueError(f"{shown(path)} is not a saved classifier")
+        matrix = checkpoint.tensors["matrix"]
         try:
-            facts = json.loads(checkpoint.metadata["classifier"])
-            names = tuple(str(name) for name in facts["class_names"])
-            scale, bias, made_with = float(facts["scale"]), float(facts["bias"]), facts.get("model")
-            activation = str(facts.get("activation", "softmax"))  # earlier files do not say
-            classifier = cls(checkpoint.tensors["matrix"], names, scale, bias, made_with and str(made_with), activation)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is a damaged classifier: {error}") from error
+            stored = checkpoint.metadata.get("classifier", "")
+            facts = parse_json(stored, "classifier", FACTS, optional=("model", "activation"), others=True)
+            activation = facts.get("activation", "softmax")  # earlier files do not say
+            names = tuple(facts["class_names"])
+            classifier = cls(matrix, names, float(facts["scale"]), float(facts["bias"]), facts.get("model"), activation)
+        except ValueError as error:
+            raise ValueError(f"{shown(path)} is a damaged classifier: {shown(error)}") from error
         if model is not None and classifier.model is not None and model != classifier.model:
             raise ValueError(
-                f"{path} was made with another model ({classifier.model[:16]}…) than the images ({model[:16]}…)"
+                f"{shown(path)} was made with another model ({shown(classifier.model, 17)}) than the images "
+                f"({model[:16]}…)"
             )
         return classifier
 

@@ -302,7 +302,7 @@ def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str) -> En
         for part in ("image", "text"):
             path = Path(folder) / f"{part}.onnx"
             export_onnx(model, path, part=part, precision=precision, verify=False)
-            towers[part] = OnnxModel(path)
+            towers[part] = OnnxModel(path, seconds=None)
     return replace(
         encoder,
         images=lambda batch: towers["image"].predict(batch, batch_size=len(batch)),

@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 from typing import NamedTuple
 
+from zoo.utils.text import quoted
 from zoo.weights.config import ModelConfig, catalogue
 from zoo.weights.published import Weights, find_weights, restriction, tags
 from zoo.weights.schema import CLIP
@@ -54,8 +55,8 @@ def list_or_raise(pattern: str = "*", weights: str | None = None) -> list[str]:
     """
     names = list_models(pattern, weights)
     if not names:
-        with_weights = "" if weights is None else f" with published weights {weights!r}"
-        raise ValueError(f"No model matches {pattern!r}{with_weights}.{_did_you_mean(pattern.strip('*'))}")
+        with_weights = "" if weights is None else f" with published weights {quoted(weights)}"
+        raise ValueError(f"No model matches {quoted(pattern)}{with_weights}.{_did_you_mean(pattern.strip('*'))}")
     return names
 
 
@@ -95,7 +96,9 @@ def find(name: str) -> Entry:
             return Entry(candidate, family, label, label, rest)
         if label := _pair_label(candidate.removeprefix(f"{CLIP}/")):
             return Entry(f"{CLIP}/{label}", CLIP, label, candidate.removeprefix(f"{CLIP}/"), rest)
-    raise ValueError(f"Unknown model {name!r}.{_did_you_mean(base)} `zoo list` prints all {len(catalogue())} names.")
+    raise ValueError(
+        f"Unknown model {quoted(name)}.{_did_you_mean(base)} `zoo list` prints all {len(catalogue())} names."
+    )
 
 
 def find_tagged(entry: Entry) -> Weights:
@@ -108,10 +111,10 @@ def find_tagged(entry: Entry) -> Weights:
     if row is not None:
         return row
     known = list(tags(entry.name))
-    near = difflib.get_close_matches(str(entry.tag), known, n=3) or known[:6]
+    near = difflib.get_close_matches(str(entry.tag)[:100], known, n=3) or known[:6]
     there = f"There are {', '.join(map(repr, near))}" if near else "None are published"
     more = f" and others: `zoo list {entry.name} --weights`" if len(known) > len(near) else ""
-    raise ValueError(f"There are no weights {entry.tag!r} for {entry.name}. {there}{more}.")
+    raise ValueError(f"There are no weights {quoted(entry.tag)} for {entry.name}. {there}{more}.")
 
 
 def config_of(entry: Entry) -> ModelConfig:
@@ -149,7 +152,7 @@ def _did_you_mean(name):
     plain: dict[str, list] = {}
     for spelling in [*catalogue(), *bare]:
         plain.setdefault(_squeeze(spelling), []).append(bare.get(spelling, spelling))
-    close = difflib.get_close_matches(_squeeze(name), plain, n=3)
+    close = difflib.get_close_matches(_squeeze(name)[:100], plain, n=3)
     exact = plain.get(_squeeze(name), [])
     names = list(dict.fromkeys(exact or [spelling for form in close for spelling in plain[form]]))[:3]
     return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""

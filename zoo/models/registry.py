@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models.info import ModelInfo, info_of, model_info
+from zoo.models.keras_archive import check_keras
 from zoo.models.names import config_of, find, list_models, spelled_activation
+from zoo.utils.text import quoted, shown
 from zoo.weights import create_with_weights, export_tensors, native, read_checkpoint, write_safetensors
 from zoo.weights.config import ModelConfig, builder_of, check_activation, named_preprocess
 from zoo.weights.describe import describe, trainable_weights
@@ -101,7 +103,9 @@ def create_model(
     """
     entry = find(name)
     if entry.tag and weights is not None:
-        raise ValueError(f"{name!r} names weights, and weights={str(weights)!r} does too. Give one of them.")
+        raise ValueError(
+            f"{quoted(name)} names weights, and weights={quoted(str(weights))} does too. Give one of them."
+        )
     builder = builder_of(entry.family)
     _check_builder_args(builder, builder_args, entry)
     if entry.family == CLIP:
@@ -122,8 +126,10 @@ def _check_builder_args(builder, builder_args, entry):
     allowed = [name for name in inspect.signature(builder).parameters if name not in NOT_FOR_NAMES]
     for name in builder_args:
         if name not in allowed:
-            nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0.0)[0]
-            raise TypeError(f"{entry.name} has no argument {name!r}; nearest is {nearest!r}, allowed are {allowed}.")
+            nearest = difflib.get_close_matches(name[:100], allowed, n=1, cutoff=0.0)[0]
+            raise TypeError(
+                f"{entry.name} has no argument {quoted(name)}; nearest is {quoted(nearest)}, allowed are {allowed}."
+            )
 
 
 def _published(entry) -> tuple[ModelConfig, Path]:
@@ -141,11 +147,11 @@ def _find_weights(entry, weights) -> tuple[ModelConfig, Path]:
         config, path = locate(weights)
         if (config.family, config.arguments["variant"]) != (entry.family, entry.label):
             what = f"a {config.family} {config.arguments['variant']}"
-            raise ValueError(f"{config.origin} in {str(weights)!r} describes {what}, not {entry.name}.")
+            raise ValueError(f"{config.origin} in {quoted(str(weights))} describes {what}, not {entry.name}.")
         check_activation(config.origin, config.arguments.get("activation"), spelled_activation(entry))
         return config, path
     if find_weights(entry.name, str(weights)) is None and is_path(weights):
-        raise FileNotFoundError(f"No weight file at {str(weights)!r}.")
+        raise FileNotFoundError(f"No weight file at {quoted(str(weights))}.")
     return _published(entry._replace(tag=str(weights)))
 
 
@@ -180,7 +186,9 @@ def save(
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"A saved model is a .safetensors file, got {path.name!r}; .keras files: model.save(path).")
+        raise ValueError(
+            f"A saved model is a .safetensors file, got {quoted(path.name)}; .keras files: model.save(path)."
+        )
     config = describe(model)
     known = native.recall(model)
     preprocess = preprocess or known.preprocess
@@ -214,12 +222,12 @@ def load(name_or_path: str | Path, *, ema: bool = True) -> Loaded:
     path = Path(name_or_path)
     if path.suffix == ".keras" and path.is_file():
         return _load_keras(path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return _load_file(path, ema)
     if has_config(name_or_path):
         return _load_configured(*locate(name_or_path), ema)
     if path.suffix in SUFFIXES or (is_path(name_or_path) and path.parts[:1] != ("clip",)):
-        raise FileNotFoundError(f"No saved model at {str(name_or_path)!r}.")
+        raise FileNotFoundError(f"No saved model at {quoted(str(name_or_path))}.")
     entry = find(str(name_or_path))
     if entry.tag is None:
         raise ValueError(_without_weights(entry))
@@ -240,8 +248,8 @@ def _load_file(path, ema):
     if described := config_beside(path):
         return _load_configured(described, path, ema)
     raise ValueError(
-        f"{path.name} was not written by zoo.save, so it does not describe its model. "
-        f"Name the model: create_model(name, weights={str(path)!r})."
+        f"{shown(path.name)} was not written by zoo.save, so it does not describe its model. "
+        f"Name the model: create_model(name, weights={quoted(str(path))})."
     )
 
 
@@ -262,7 +270,11 @@ def _load_keras(path):
     import convnext
 
     _ = clip.CLIP, clip.zero_shot_classifier, convnext.create_fcmae  # registers the classes of a .keras file
-    model = keras.saving.load_model(path, safe_mode=True)
+    check_keras(path)
+    try:
+        model = keras.saving.load_model(path, safe_mode=True)
+    except Exception as error:  # Keras raises errors of any type
+        raise ValueError(f"{shown(path.name)} is not a model that Keras can load safely: {shown(error)}") from error
     family = CLIP if isinstance(model, clip.CLIP) else "keras"
     image_input = model.image_encoder.input_shape if family == CLIP else getattr(model, "input_shape", None)
     shape = tuple(image_input[1:]) if isinstance(image_input, tuple) else (None, None, 3)
@@ -295,10 +307,10 @@ def load_pair(
     name = str(model_or_name) if isinstance(model_or_name, str | Path) else getattr(model, "name", model)
     tokenizer = _tokenizer(model)
     if tokenizer is None:
-        raise ValueError(f"{name!r} is not a CLIP model: an image tower and a text tower are needed.")
+        raise ValueError(f"{quoted(name)} is not a CLIP model: an image tower and a text tower are needed.")
     spec = preprocess or (info.preprocess if info else native.recall(model).preprocess)
     if spec is None:
-        raise ValueError(f"The preprocessing of {name!r} is unknown; pass preprocess=PreprocessSpec(…).")
+        raise ValueError(f"The preprocessing of {quoted(name)} is unknown; pass preprocess=PreprocessSpec(…).")
     if info is None and model.architecture is not None:
         config = dataclasses.replace(describe(model), **native.recall(model)._asdict())
         info = info_of(config, model.name, trainable_weights(model))

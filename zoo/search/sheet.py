@@ -14,6 +14,7 @@ from zoo.data import Dataset, open_record
 from zoo.data.preprocess import to_display
 from zoo.search.embed import open_images
 from zoo.utils.report import SheetRow, plot_sheet, write_page
+from zoo.utils.text import quoted, shown
 
 COLUMNS = 10
 THUMBNAIL = 240  # pixels of the longer side, on a page
@@ -25,9 +26,9 @@ Found = tuple[np.ndarray, str, str]  # an image uint8 (H, W, 3), its score, its 
 def check_sheet_path(path: Path) -> None:
     """Raise ValueError or FileNotFoundError if no sheet can be written at a path."""
     if path.suffix.lower() not in (".png", *PAGES):
-        raise ValueError(f"{path} cannot be a sheet; its name must end in .png, {' or '.join(PAGES)}")
+        raise ValueError(f"{shown(path)} cannot be a sheet; its name must end in .png, {' or '.join(PAGES)}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"No folder {str(path.parent)!r} to write {path.name} into.")
+        raise FileNotFoundError(f"No folder {quoted(str(path.parent))} to write {shown(path.name)} into.")
 
 
 def draw_sheet(path: Path, text: str, matches: Sequence[tuple[str, float]], sources: Mapping[str, str]) -> None:
@@ -48,7 +49,7 @@ def draw_sheet(path: Path, text: str, matches: Sequence[tuple[str, float]], sour
         try:
             found.append((_read(identity, records), f"{score:.3f}", identity))
         except (OSError, ValueError) as error:
-            reasons.append(f"{identity} is not drawn: {error}")
+            reasons.append(f"{shown(identity)} is not drawn: {shown(error)}")
             warnings.warn(reasons[-1], stacklevel=2)
     if not found:
         where = ", ".join(sources.values()) or "any source of the index"

@@ -39,6 +39,7 @@ from zoo.training.setup import (
 from zoo.training.validation import held_out_batches
 from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
+from zoo.utils.text import quoted, shown
 from zoo.weights import ModelConfig, classes, detect_format, load_checkpoint, read_checkpoint
 from zoo.weights.config import default_arguments
 from zoo.weights.schema import RESNET
@@ -51,9 +52,26 @@ NOT_IDENTITY = {
 }
 
 
-def run(config: str | Path, *, resume: bool = False, **overrides) -> Outcome:
-    """Run `zoo train classify`: `train_classifier` with the config in a file; `overrides` replace its values."""
-    return train_classifier(read_config(config, **overrides), resume=resume)
+LOSSES = ("cross_entropy", "focal")
+# Of a model that a config describes; from Python any row can be trained. The largest published classifier,
+# ConvNeXt-XXLarge, has 846 million weights, and the deepest, ResNet-152, 50 blocks.
+MOST_WEIGHTS, MOST_BLOCKS = 1_000_000_000, 200
+LARGEST_SIDE = 2048  # pixels of an image
+
+
+def run(config: str | Path, *, resume: bool = False, allow_code: bool = False, **overrides) -> Outcome:
+    """Run `zoo train classify`: `train_classifier` with the config in a file; `overrides` replace its values.
+
+    Args:
+        allow_code: whether the file may name a function to import as its loss.
+    """
+    read = read_config(config, **overrides)
+    if read.loss not in LOSSES and not allow_code:
+        raise ValueError(
+            f"{shown(Path(config).name)}: loss is {quoted(read.loss)}, code that would be imported, also from the "
+            f"working folder. If you trust it, pass --allow-code; without it, allowed are {', '.join(LOSSES)}."
+        )
+    return train_classifier(read, resume=resume)
 
 
 def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outcome:
@@ -129,6 +147,7 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
         raise ValueError("stem_stride, drop_path_rate and dropout_rate need a ConvNeXt; model_type is 'resnet'")
     spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875)
     description = ModelConfig(family, arguments, spec)
+    _check_work(description)
     model = dataclasses.replace(description, arguments={**arguments, "classifier_activation": None}).build()
     if family != RESNET:
         say_strides(description)
@@ -137,6 +156,19 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
         for layer in model.layers:
             layer.trainable = layer.name == "head_fc"
     return model, description
+
+
+def _check_work(description: ModelConfig) -> None:
+    """Raise ValueError for a model of more work than MOST_WEIGHTS, MOST_BLOCKS and LARGEST_SIDE, before it is built."""
+    side, row = description.arguments["input_shape"][0], description.row
+    blocks, weights = sum(row.depths), description.count_weights()
+    if side > LARGEST_SIDE:
+        raise ValueError(f"image_size is {side}; at most {LARGEST_SIDE} pixels are allowed")
+    if blocks > MOST_BLOCKS or weights > MOST_WEIGHTS:
+        raise ValueError(
+            f"depths {quoted(row.depths)} and hidden_sizes {quoted(row.dims)} make {blocks} blocks with {weights:,} "
+            f"weights; at most {MOST_BLOCKS} and {MOST_WEIGHTS:,} are allowed"
+        )
 
 
 def say_strides(description: ModelConfig) -> None:
@@ -208,14 +240,17 @@ def _import_loss(name: str) -> Callable:
     module, _, function = name.partition(":") if ":" in name else name.rpartition(".")
     if not (module and function):
         raise ValueError(
-            f"loss is {name!r}; it must be 'cross_entropy', 'focal' or a function of yours, 'module.function'"
+            f"loss is {quoted(name)}; it must be 'cross_entropy', 'focal' or a function of yours, 'module.function'"
         )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # an installed command does not search it
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"loss {name!r} cannot be imported: {error}") from None
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the module raises
+        raise ValueError(f"loss {quoted(name)} cannot be imported: {shown(error)}") from error
+    if not callable(found):
+        raise ValueError(f"loss {quoted(name)} is {quoted(found, 100)}; it must be a function of (targets, logits)")
+    return found
 
 
 # The data.

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import json
 import math
 import textwrap
 import types
@@ -18,11 +17,15 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from zoo.utils.strict_json import OBJECT, read_json
+from zoo.utils.text import quoted, shown
+
 if TYPE_CHECKING:
     import clip
     import convnext
     from zoo.data import Dataset
 
+LARGEST_CONFIG = 1 << 20  # bytes of a classifier's JSON config
 PRECISIONS = ("float32", "bfloat16", "float16")
 MAX_CONTEXT = 77
 ARCHITECTURE = {  # key of transformers' configs: (type, help)
@@ -265,7 +268,7 @@ def accepts(config: type[TrainConfig]) -> Callable[[Function], Function]:
         def call(*arguments, **options):
             for name in options:
                 if name not in names:
-                    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+                    nearest = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.0)[0]
                     raise TypeError(f"{function.__name__}() has no option {name!r}; nearest is {nearest!r}")
             return function(*arguments, **options)
 
@@ -292,15 +295,9 @@ def read_config(path: str | Path, **overrides: Any) -> ClassifierConfig:
     Raises:
         ValueError: not a JSON object, an unknown key (the nearest is named), or a value of the wrong type.
     """
-    path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}; a config is a JSON object")
+    values = read_json(path, OBJECT, max_bytes=LARGEST_CONFIG)
     values |= {name: value for name, value in overrides.items() if value is not None}
-    return parse_config(values, path.name)
+    return parse_config(values, Path(path).name)
 
 
 def parse_config(values: dict[str, Any], name: str = "config") -> ClassifierConfig:
@@ -308,15 +305,15 @@ def parse_config(values: dict[str, Any], name: str = "config") -> ClassifierConf
     allowed = {**KINDS, **{key: kind for key, (kind, _) in ARCHITECTURE.items()}}
     for key, value in values.items():
         if key not in allowed:
-            nearest = difflib.get_close_matches(key, allowed, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{name}: unknown key {key!r}; nearest is {nearest!r}")
+            nearest = difflib.get_close_matches(key[:100], allowed, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{shown(name)}: unknown key {quoted(key)}; nearest is {nearest!r}")
         if not _is(value, allowed[key]):
             kind = getattr(allowed[key], "__name__", allowed[key])
-            raise ValueError(f"{name}: {key} is {value!r}; it must be {kind}")
+            raise ValueError(f"{shown(name)}: {key} is {quoted(value)}; it must be {kind}")
     architecture = {key: values[key] for key in ARCHITECTURE if key in values}
     config = ClassifierConfig(**{k: v for k, v in values.items() if k in KINDS}, architecture=architecture)
     if config.model_type not in FAMILIES:
-        raise ValueError(f"{name}: model_type is {config.model_type!r}; it must be one of {', '.join(FAMILIES)}")
+        raise ValueError(f"{name}: model_type is {quoted(config.model_type)}; it must be one of {', '.join(FAMILIES)}")
     for key in ("train_data", "output"):
         if not getattr(config, key):
             raise ValueError(f"{name}: {key} is missing")
@@ -337,7 +334,7 @@ def _check_ranges(config: ClassifierConfig, name: str) -> None:
         if values is None:
             continue
         if not all(_is(value, float) and 0 <= value < math.inf for value in values):
-            raise ValueError(f"{name}: {key} is {values}; it must be a list of numbers of at least 0")
+            raise ValueError(f"{name}: {key} is {quoted(values)}; it must be a list of numbers of at least 0")
         if count is not None and len(values) != count:
             raise ValueError(f"{name}: {key} has {len(values)} numbers; it must have {count}")
 

@@ -6,6 +6,7 @@ import keras
 
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models import registry
+from zoo.utils.files import atomic_path
 from zoo.weights.describe import describe
 
 MODEL = "model.safetensors"
@@ -16,7 +17,8 @@ def write_model(model: keras.Model, folder: Path, spec: PreprocessSpec) -> Path:
     try:
         describe(model)
     except ValueError:
-        model.save(folder / "model.keras")
+        with atomic_path(folder / "model.keras") as path:
+            model.save(path)
         return folder / "model.keras"
     registry.save(model, folder / MODEL, preprocess=spec)
     return folder / MODEL

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from zoo.utils.files import atomic_write, sha256
+from zoo.utils.text import quoted, shown
 
 RECORD = ".sha256"  # appended to a file's name; the content has sha256sum's format
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -62,11 +63,15 @@ def fetch_file(repository: str, name: str, *, revision: str | None = None, offli
     except hub.errors.EntryNotFoundError:
         return None
     except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError) as error:
-        raise FileNotFoundError(f"{_url(repository, revision)} is not there, or not for you: {_line(error)}") from error
+        raise FileNotFoundError(
+            f"{_url(repository, revision)} is not there, or not for you: {shown(_line(error))}"
+        ) from error
     except hub.errors.HFValidationError as error:
-        raise ValueError(f"{repository!r} is not the name of a repository: {_line(error)}") from error
+        raise ValueError(f"{quoted(repository)} is not the name of a repository: {shown(_line(error))}") from error
     except Exception as error:  # a full disk, or whatever the library beneath raises when a connection breaks
-        raise ConnectionError(f"{name} of {repository} could not be downloaded: {_line(error)}") from error
+        raise ConnectionError(
+            f"{shown(name)} of {shown(repository)} could not be downloaded: {shown(_line(error))}"
+        ) from error
 
 
 def _hub():
@@ -117,8 +122,8 @@ def verify(path: Path, digest: str | None = None) -> str:
     }.items():
         if expected and not hmac.compare_digest(expected, actual):
             raise ValueError(
-                f"{path} has SHA-256 {actual}, and {source} says {expected}. The file was damaged or changed: delete "
-                "it, and it is downloaded again."
+                f"{shown(path)} has SHA-256 {actual}, and {source} says {expected}. The file was damaged or changed: "
+                "delete it, and it is downloaded again."
             )
     if known is None:
         with contextlib.suppress(OSError), atomic_write(record, "w") as file:  # a cache may be read-only

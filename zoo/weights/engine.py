@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.utils.text import shown
 from zoo.weights.layouts import Layout, torch_tensors
 from zoo.weights.positions import fit_positions
 from zoo.weights.read import shapes_of
@@ -173,8 +174,8 @@ def _refuse_foreign_parts(tensors, source, filename):
         key = next((key for key in tensors if _match(pattern, key) is not None), None)
         if key is not None:
             raise ValueError(
-                f"{filename} is in the format of {source.name} and has {what} ({key}), which no model of this package "
-                "has. Nothing was loaded."
+                f"{shown(filename)} is in the format of {source.name} and has {what} ({shown(key)}), "
+                "which no model of this package has. Nothing was loaded."
             )
 
 
@@ -353,11 +354,11 @@ def _misfits(slot, tensors):
     for key, expected in zip(slot.keys, slot.shapes(), strict=True):
         value = tensors[key]
         if value.shape != expected:
-            yield f"{key}: shape {value.shape}, {slot.name} needs {expected}"
+            yield f"{shown(key)}: shape {value.shape}, {slot.name} needs {expected}"
         elif value.dtype.kind != "f":
-            yield f"{key}: dtype {value.dtype}, {slot.name} needs floating point"
+            yield f"{shown(key)}: dtype {value.dtype}, {slot.name} needs floating point"
         elif not np.isfinite(value).all():
-            yield f"{key}: {np.count_nonzero(~np.isfinite(value))} of {value.size} values are NaN or infinite"
+            yield f"{shown(key)}: {np.count_nonzero(~np.isfinite(value))} of {value.size} values are NaN or infinite"
 
 
 def _complaint(filename, source, found, missing, unexpected, wrong):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.utils.text import quoted, shown
 from zoo.weights import native
 from zoo.weights.config import ModelConfig, check_activation, resize_spec
 from zoo.weights.download import recorded
@@ -92,8 +93,9 @@ def _check_model_activation(model, checkpoint, trained=None):
         return (f"The file does not name the activation of its transformers; the model's, {activation}, is assumed.",)
     if trained != activation:
         raise ValueError(
-            f"{checkpoint.path.name} holds weights for {trained!r}, and the model's transformers have {activation!r}. "
-            f"Create the model with activation={trained!r}."
+            f"{shown(checkpoint.path.name)} holds weights for {quoted(trained)}, and the model's transformers have "
+            f"{quoted(activation)}. "
+            f"Create the model with activation={quoted(trained)}."
         )
     return ()
 
@@ -109,7 +111,7 @@ def load_own(checkpoint: Checkpoint) -> tuple["keras.Model", ModelConfig]:
     try:
         model = config.build()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: architecture.arguments describe no model: {error}") from error
+        raise ValueError(f"{name}: architecture.arguments describe no model: {shown(error)}") from error
     load_checkpoint(model, checkpoint)
     announce(name, config.licence)
     return model, config
@@ -139,7 +141,7 @@ def create_with_weights(
     activation = fitted.arguments.get("activation") if is_known else None
     report = load_checkpoint(model, checkpoint, fresh=fresh, activation=activation)
     for note in report.notes:
-        warnings.warn(f"{checkpoint.path.name}: {note}", stacklevel=3)
+        warnings.warn(f"{shown(checkpoint.path.name)}: {note}", stacklevel=3)
     fitted = _with_provenance(fitted, checkpoint, report.format)
     native.remember(model, fitted)
     announce(config.origin if config.published else checkpoint.path.name, fitted.licence)
@@ -201,7 +203,7 @@ def _build(config, overrides):
     except (TypeError, ValueError) as error:
         if overrides or not config.from_weights:
             raise
-        raise ValueError(f"{config.origin} describes no model: {error}") from error
+        raise ValueError(f"{config.origin} describes no model: {shown(error)}") from error
 
 
 def _with_provenance(config, checkpoint, source_format):

@@ -20,7 +20,7 @@ import numpy as np
 
 from zoo.utils.files import check_regular, check_unpacked, open_file
 from zoo.utils.strict_json import object_of, read_json, text
-from zoo.utils.text import quoted
+from zoo.utils.text import quoted, shown
 
 OLDEST_TORCH = (2, 10)
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # around the weights in the checkpoints of training scripts
@@ -130,8 +130,8 @@ def _reader(path):
     if len(head) == 9 and head[8:] == b"{":
         return _read_safetensors
     raise ValueError(
-        f"{path.name} is not a supported weight file. Supported: .safetensors, .safetensors.index.json, .npz, and the "
-        f"zip files that torch.save writes. It starts with {head!r}."
+        f"{shown(path.name)} is not a supported weight file. Supported: .safetensors, .safetensors.index.json, .npz, "
+        f"and the zip files that torch.save writes. It starts with {quoted(head)}."
     )
 
 
@@ -140,13 +140,13 @@ def _read_safetensors(path):
     from safetensors import SafetensorError, safe_open
 
     def unsound(error):
-        return ValueError(f"{path.name} is not a valid safetensors file: {error}")
+        return ValueError(f"{shown(path.name)} is not a valid safetensors file: {shown(error)}")
 
     def read(key):
         try:
             return file.get_tensor(key)
         except (SafetensorError, TypeError, AttributeError) as error:
-            raise unsound(f"{key}: {error}") from error
+            raise unsound(f"{shown(key)}: {shown(error)}") from error
 
     try:
         file = safe_open(path, framework="numpy")  # mapped until the last reader is collected
@@ -170,7 +170,7 @@ def shard_map(index: Path) -> dict[str, set[str]]:
         found = read_json(index, {"weight_map": object_of(text(1000))}, others=True, max_bytes=LARGEST_INDEX)
     except ValueError as error:
         raise ValueError(
-            f"{index.name} is not the index of a sharded checkpoint: no usable 'weight_map'. {error}"
+            f"{shown(index.name)} is not the index of a sharded checkpoint: no usable 'weight_map'. {shown(error)}"
         ) from None
     shards: dict[str, set[str]] = {name: set() for name in sorted(set(found["weight_map"].values()))}
     for key, name in found["weight_map"].items():
@@ -184,11 +184,16 @@ def _read_sharded(path):
     for name, keys in shard_map(path).items():
         shard = path.parent / name
         if Path(name).name != name or not name.endswith(".safetensors") or not shard.is_file():
-            raise ValueError(f"{path.name} names the shard {name!r}, and there is no such .safetensors file beside it.")
+            raise ValueError(
+                f"{shown(path.name)} names the shard {quoted(name)}, and there is no such .safetensors file beside it."
+            )
         found = _read_safetensors(shard)[0]
         if set(found) != keys:
             difference = sorted(set(found) ^ keys)
-            raise ValueError(f"{name} and {path.name} disagree about {len(difference)} keys, e.g. {difference[0]!r}.")
+            raise ValueError(
+                f"{shown(name)} and {shown(path.name)} disagree about {len(difference)} keys, e.g. "
+                f"{quoted(difference[0])}."
+            )
         holder |= dict.fromkeys(found, found)
     shapes = {key: found.shapes[key] for key, found in holder.items()}
     return LazyTensors(shapes, lambda key: holder[key][key]), {}
@@ -199,15 +204,17 @@ def _read_zip(path, ema):
         names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             raise ValueError(
-                f"{path.name} is a TorchScript archive, which holds a program beside the weights and is not read. "
-                "Look for a .safetensors copy of it."
+                f"{shown(path.name)} is a TorchScript archive, which holds a program beside the weights and is not "
+                "read. Look for a .safetensors copy of it."
             )
         if any(name.rpartition("/")[2] == "data.pkl" for name in names):
             tensors, notes = _read_torch(path, _is_stored(archive), ema)
             return tensors, {}, *notes
         if names and all(name.endswith(".npy") for name in names):
             return _read_npz(path), {}
-    raise ValueError(f"{path.name} is a zip file, but neither .npz nor a torch checkpoint. It holds {names[:5]}.")
+    raise ValueError(
+        f"{shown(path.name)} is a zip file, but neither .npz nor a torch checkpoint. It holds {shown(names[:5])}."
+    )
 
 
 @contextlib.contextmanager
@@ -216,7 +223,7 @@ def _damaged_zip(path):
     try:
         yield
     except ZIP_ERRORS as error:
-        raise ValueError(f"{path.name} is a damaged zip file: {error}") from error
+        raise ValueError(f"{shown(path.name)} is a damaged zip file: {shown(error)}") from error
 
 
 def _read_npz(path):
@@ -242,7 +249,9 @@ def _npy_shape(archive, name):
         shape, _, dtype = read_header[version](file)
         declared = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or min(shape, default=0) < 0 or declared > size:
-        raise ValueError(f"{name} in the .npz file declares {shape} of {dtype}, which does not fit its {size} bytes.")
+        raise ValueError(
+            f"{shown(name)} in the .npz file declares {shape} of {dtype}, which does not fit its {size} bytes."
+        )
     return shape
 
 
@@ -258,7 +267,7 @@ def _invalid_npy(name):
     try:
         yield
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{name} in the .npz file is not a valid array: {error}") from error
+        raise ValueError(f"{shown(name)} in the .npz file is not a valid array: {shown(error)}") from error
 
 
 def _is_stored(archive):
@@ -272,11 +281,13 @@ def _read_torch(path, can_map, ema):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except Exception as error:  # the unpickler refuses in many ways; none of them ran anything
         first_line = str(error).strip().splitlines()[:1]
-        raise ValueError(f"{path.name} is not a plain torch checkpoint of tensors: {first_line}") from error
+        raise ValueError(
+            f"{shown(path.name)} is not a plain torch checkpoint of tensors: {shown(first_line)}"
+        ) from error
     state, notes = _unwrap(content, ema, path.name)
     if not state:
         names = ", ".join(WRAPPERS + AVERAGED)
-        raise ValueError(f"{path.name} holds no weights, neither at its top nor under {names}.")
+        raise ValueError(f"{shown(path.name)} holds no weights, neither at its top nor under {names}.")
     for key, value in state.items():
         _check_plain(torch, key, value, path)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
@@ -311,12 +322,14 @@ def _unwrap(content, ema, filename):
         if tensors or not (raw or averaged):
             return tensors, notes
         if averaged and not ema and not raw:
-            raise ValueError(f"{filename} holds averaged weights alone, under {averaged!r}; ema=False refuses them.")
+            raise ValueError(
+                f"{shown(filename)} holds averaged weights alone, under {quoted(averaged)}; ema=False refuses them."
+            )
         if averaged and raw:
             chosen, other = (averaged, raw) if ema else (raw, averaged)
             hint = "; ema=False takes the raw ones" if ema else ""
             kind = "averaged" if ema else "raw"
-            choice = f"the {kind} ones, {chosen!r}, are taken, not {other!r}{hint}"
+            choice = f"the {kind} ones, {quoted(chosen)}, are taken, not {quoted(other)}{hint}"
             notes += (f"The file holds raw and averaged weights: {choice}.",)
         content = content[averaged if averaged and ema else raw]
         content = {key: value for key, value in content.items() if key != STEPS}
@@ -326,13 +339,15 @@ def _unwrap(content, ema, filename):
 def _check_plain(torch, key, value, path):
     """ValueError for a tensor that is not an array, or that repeats its numbers, as `expand` does, up to any size."""
     if value.numel() * value.element_size() > path.stat().st_size:
-        raise ValueError(f"{key} in {path.name} declares {tuple(value.shape)}, more than the whole file holds.")
+        raise ValueError(
+            f"{shown(key)} in {shown(path.name)} declares {tuple(value.shape)}, more than the whole file holds."
+        )
     try:
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise TypeError(f"{value.layout}, {value.dtype}, on {value.device}")
         _to_numpy(torch, torch.empty(0, dtype=value.dtype))
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{key} in {path.name} is not a plain tensor: {error}") from error
+        raise ValueError(f"{shown(key)} in {shown(path.name)} is not a plain tensor: {shown(error)}") from error
 
 
 def _to_numpy(torch, value):

@@ -19,7 +19,7 @@ def _is_shape(value):
     return all(SIDE.or_null().allows(side) for side in value[:2])
 
 
-SIDE = Field.integer(1, 65536)
+SIDE = Field.integer(1, 4096)  # pixels: an image of 4096 × 4096 takes 200 MB; published models take up to 1024
 SIZE = Field.integer(1, 1 << 20)
 STRIDE = Field.integer(1, 64)
 RATE = EPSILON = Field.number(0, 1)
