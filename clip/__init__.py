@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clip.losses import clip_loss, distillation_loss, siglip_loss
     from clip.model import CLIP, create_clip
+    from clip.openai import available_models, load, register_opener
     from clip.prompts import CLASS_NAMES, TEMPLATES, check_classes, class_matrix, prompts_for
     from clip.tokenizer import Tokenizer, tokenize
     from clip.towers import (
@@ -47,6 +48,7 @@ _MODULES = {
     "clip.layers": ("SelfAttention",),
     "clip.losses": ("clip_loss", "distillation_loss", "siglip_loss"),
     "clip.model": ("CLIP", "create_clip"),
+    "clip.openai": ("available_models", "load", "register_opener"),
     "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "check_classes", "class_matrix", "prompts_for"),
     "clip.tokenizer": ("Tokenizer", "tokenize"),
     "clip.towers": (
@@ -69,9 +71,15 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605
 
 
+def _called_here(name):
+    import convnext
+
+    return "" if name.startswith("_") else convnext.called_here(name)
+
+
 def __getattr__(name):
     if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{_called_here(name)}".removesuffix("."))
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 

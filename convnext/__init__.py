@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from convnext import kernels
     from convnext.adamw import AdamW
+    from convnext.elsewhere import ELSEWHERE, called_here, renamed
     from convnext.fcmae import FCMAE, create_fcmae
     from convnext.functional import Functional, build_optimizer
     from convnext.keras_internals import call_layer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "convnext.adamw": ("AdamW",),
+    "convnext.elsewhere": ("ELSEWHERE", "called_here", "renamed"),
     "convnext.fcmae": ("FCMAE", "create_fcmae"),
     "convnext.functional": ("Functional", "build_optimizer"),
     "convnext.keras_internals": ("call_layer",),
@@ -59,6 +61,7 @@ _PACKAGES = ("kernels",)
 
 __all__ = [  # noqa: F822 (resolved in __getattr__)
     "ACTIVATIONS",
+    "ELSEWHERE",
     "FCMAE",
     "GRN",
     "TABLES",
@@ -73,6 +76,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "Variant",
     "build_optimizer",
     "call_layer",
+    "called_here",
     "closest",
     "computes_in_float32_on_cpu",
     "create_convnext_v1",
@@ -84,16 +88,21 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "flops",
     "kernels",
     "parameters",
+    "renamed",
     "resolve_stem_stride",
     "resolve_strides",
 ]
+
+
+def _called_here(name):
+    return "" if name.startswith("_") else importlib.import_module("convnext.elsewhere").called_here(name)
 
 
 def __getattr__(name):
     if name in _PACKAGES:
         return importlib.import_module(f"convnext.{name}")
     if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{_called_here(name)}".removesuffix("."))
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 COMMANDS = "<!-- generated: commands -->"
 KEYS = "<!-- generated: keys -->"
+NAMES = re.compile(r"<!-- generated: elsewhere (.+?) -->")
 OPTIONS = re.compile(r"<!-- generated: options (.+?) -->")
 
 
@@ -18,7 +19,16 @@ def on_page_markdown(markdown: str, **_) -> str:
         markdown = markdown.replace(COMMANDS, commands())
     if KEYS in markdown:
         markdown = markdown.replace(KEYS, keys())
+    markdown = NAMES.sub(lambda match: elsewhere(match[1]), markdown)
     return OPTIONS.sub(lambda match: options(match[1]), markdown)
+
+
+def elsewhere(library: str) -> str:
+    """Return the table of a library's names and ours."""
+    from convnext import ELSEWHERE
+
+    rows = [(f"`{cell(r.theirs)}`", f"`{cell(r.ours)}`" if r.ours else "–", cell(r.note)) for r in ELSEWHERE[library]]
+    return "\n".join([f"| {library} | here | |", "|---|---|---|", *(f"| {' | '.join(columns)} |" for columns in rows)])
 
 
 def commands() -> str:

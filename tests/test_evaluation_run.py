@@ -1,5 +1,6 @@
 """`zoo eval zero-shot` on the original files of CIFAR and MNIST."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -71,3 +72,21 @@ def test_chance_accuracy_is_printed_beside_the_reported_one(capsys):
     printed = capsys.readouterr().out
     assert "cifar100: 100 images, 100 classes, 18 templates" in printed
     assert re.search(r"^accuracy +\d\.0 % .*^reported +1\.03 % of CIFAR-100", printed, re.DOTALL | re.MULTILINE)
+
+
+def test_random_weights_of_a_name(tmp_path, monkeypatch, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    write_cifar100(tmp_path, images, np.arange(100))
+    row = Pair(16, 16, ViT(32, 1, 8, head_width=16), Text(width=32, heads=2, layers=1))
+    info = dataclasses.replace(zoo.model_info("convnext_v2_atto"), input=(16, 16, 3), preprocess=None)
+    monkeypatch.setattr("zoo.evaluation.zero_shot.create_model", lambda _: create_clip(row))
+    monkeypatch.setattr("zoo.evaluation.zero_shot.model_info", lambda _: info)
+    command = ["eval", "zero-shot", "--dataset", "cifar100", "--data", str(tmp_path), "--random-weights", "--model"]
+    assert main([*command, "convnext_v2_atto"]) == 0
+    said = capsys.readouterr()
+    assert "clip/convnext_v2_atto: random weights" in said.err
+    assert re.search(r"^chance +1\.0", said.out, re.MULTILINE)
+    monkeypatch.undo()
+    for name in ("ViT-B-32.openai", "resnet50"):
+        assert main([*command, name]) == 2
+        assert "name of a CLIP model without a tag" in capsys.readouterr().err

@@ -21,7 +21,7 @@ SHARED = {  # option: default, of every mode
     **{"image_key": "filepath", "data_root": None, "batch_size": 32, "epochs": 10, "image_size": None},
     **{"stem_stride": None, "weights": None, "weight_decay": 0.05, "warmup_steps": None, "precision": "float32"},
     **{"ema": None, "validation_data": None, "validate_every": None, "devices": None, "save_every": None},
-    **{"log_every": 10, "max_skipped": 10, "max_bad_fraction": 0.01, "threads": None, "seed": 0},
+    **{"report_to": None, "log_every": 10, "max_skipped": 10, "max_bad_fraction": 0.01, "threads": None, "seed": 0},
 }
 MODES = {
     "train contrastive": {

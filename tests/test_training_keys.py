@@ -59,6 +59,7 @@ KEYS = {
     "save_every": Row(1, {"run save_every"}),
     "validate_every": Row(1, {"run validate_every"}),
     "log_every": Row(1, {"run log_every"}),
+    "report_to": Row("tensorboard", {"run report_to"}),
     "max_skipped": Row(3, {"run max_skipped"}),
     "max_bad_fraction": Row(0.5, {"bad"}),
     "threads": Row(2, {"threads"}),

@@ -165,10 +165,11 @@ def fill(arguments, folder):
 
 
 def flags_of(command):
-    """The longest spelling of each flag that the parser of a command has."""
+    """Our spelling of each flag that the parser of a command has; flags of open_clip alone are left out."""
     parser = cli.build_parser()
     for word in command.split():
         parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[word]
-    flags = {max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+    ours = [a for a in parser._actions if a.option_strings and a.dest not in config.OPEN_CLIP]
+    flags = {next(flag for flag in action.option_strings if flag.startswith("--")) for action in ours}
     assert flags > GENERAL
     return flags - GENERAL

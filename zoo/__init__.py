@@ -10,6 +10,10 @@ check_names()  # another package may own the names `clip` or `zoo`; say so befor
 import importlib  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
+import clip  # noqa: E402
+
+clip.register_opener("zoo.models.openai:load")
+
 if TYPE_CHECKING:
     from zoo.export import export_onnx
     from zoo.inference.forward import create_predictor
@@ -44,9 +48,15 @@ __all__ = [
 ]  # noqa: F822
 
 
+def _called_here(name):
+    import convnext
+
+    return "" if name.startswith("_") else convnext.called_here(name)
+
+
 def __getattr__(name):
     if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{_called_here(name)}".removesuffix("."))
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from convnext import renamed
 from zoo.bench import timing
 from zoo.bench.bars import compare_two, time_commands
 from zoo.bench.cases import DTYPES, MODES, OURS, PARTS, PEERS, RUNTIMES, Case, Ratio, Report, Result, combine, flops_of
@@ -58,7 +59,7 @@ def bench(
         runtime: "keras", "folded", "onnx".
         peer: libraries to compare with, or "none"; default keras.applications if it has the architecture.
         train: also time a training step.
-        preset: a name in `zoo.bench.presets`.
+        preset: a name in `zoo.bench.presets`, or of a function of the source documents.
         rounds: turns per case, default 5.
         threads: CPU threads per call; default all cores this process may use.
         limit: seconds that a case may take until it is warm, and per turn; slower cases are skipped. Default the
@@ -73,6 +74,7 @@ def bench(
     Raises:
         ValueError: unknown names or values, a backend or peer that is not installed, or no case could be timed.
     """
+    preset = renamed("zoo bench --preset").get(preset, preset) if preset else None
     options: dict[str, Any] = {
         "backend": backend,
         "batch_size": batch_size,

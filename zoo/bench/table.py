@@ -71,7 +71,10 @@ def to_text(report: Report) -> str:
     if constant:
         blocks.append(f"In all lines: {', '.join(constant)}.")
     reported = REPORTED.get(report.preset or "")
-    figures = [*FIGURES, *([Column("reported", lambda r: reported_figure(reported, r.case))] if reported else [])]
+    figures = [
+        *FIGURES,
+        *([Column("reported", lambda r: reported_figure(str(report.preset), r.case))] if reported else []),
+    ]
     figures = [column for column in figures if any(column.text(result) != "–" for result in good)]
     blocks.append(_table([*varying, *figures], good))
     if reported:

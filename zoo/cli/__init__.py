@@ -3,15 +3,18 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import io
 import json
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from convnext import called_here
 from zoo.cli import evaluation, models, search, training
 from zoo.cli.command import Command
 from zoo.utils.env import BACKENDS, choose_backend, keep_freed_memory
@@ -49,8 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 1 when a check or an experiment failed; 2 on bad input, with one line on stderr.
     """
-    options = vars(build_parser().parse_args(argv))
-    command = COMMANDS[options.pop("command")]
+    parsed, unknown = build_parser().parse_known_args(argv)
+    options = vars(parsed)
+    command = COMMANDS[name := options.pop("command")]
+    if unknown:
+        sys.exit(_report_error(f"zoo {name} has no {_describe_unknown(unknown, command)}"))
     as_json, show_traceback = options.pop("json"), options.pop("traceback")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a Windows pipe may lack "→" or "×"
@@ -70,6 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(BrokenPipeError):  # a reader such as `head` may have closed the pipe
         print(text, end="\n" if text else "", flush=True)
     return 0 if command.succeeded is None or resolve(command.succeeded)(result) else 1
+
+
+def _describe_unknown(words: Sequence[str], command: Command) -> str:
+    """The first unknown word of a command line, and what it is here or the option nearest in spelling."""
+    option = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+    if option is None:
+        return f"argument {words[0]!r}.{called_here(words[0])}".removesuffix(".")
+    flags = [flag for names, _ in command.arguments for flag in names if flag.startswith("--")]
+    near = difflib.get_close_matches(option, flags, n=1)
+    return f"option {option}.{called_here(option) or (f' Did you mean {near[0]}?' if near else '')}".removesuffix(".")
 
 
 def _report_error(error: object) -> int:
@@ -104,7 +120,8 @@ class Parser(argparse.ArgumentParser):
     """argparse that prints an error as one line, without the usage above it."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(_report_error(message))
+        wrong = re.search(r"invalid choice: '(.*?)'", message)
+        sys.exit(_report_error(message + (called_here(wrong[1]) if wrong else "")))
 
 
 def build_parser() -> argparse.ArgumentParser:

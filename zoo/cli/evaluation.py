@@ -36,11 +36,19 @@ COMMANDS = {
                 help="name in clip.TEMPLATES, or file with one per line (default: the data set's)",
             ),
             CLASSES,
+            argument(
+                "--random-weights",
+                action="store_true",
+                help="a new model of that name, to see what chance gives and that the data is read",
+            ),
             BATCH_SIZE,
             RESULTS,
         ),
         backend="batches",
-        examples=("zoo eval zero-shot --model ViT-B-32.openai --dataset cifar10",),
+        examples=(
+            "zoo eval zero-shot --model ViT-B-32.openai --dataset cifar10",
+            "zoo eval zero-shot --model convnext_v2_tiny --random-weights --dataset cifar100",
+        ),
     ),
     "eval retrieval": Command(
         "evaluate image–text retrieval in both directions",
@@ -118,7 +126,7 @@ COMMANDS = {
             argument(
                 "--preset",
                 metavar="NAME",
-                help="predefined cases: towers, runtimes, batching, variants, bars, … (docs/how-to/benchmark.md)",
+                help="predefined cases: towers, runtimes, optimizations, variants, bars, … (docs/how-to/benchmark.md)",
             ),
             argument(
                 "--backend", type=words, metavar="A,B", help="default: $KERAS_BACKEND, else the first one installed"

@@ -1,5 +1,7 @@
 """Commands about names, model files and formats."""
 
+import argparse
+
 from zoo.cli.command import Command, argument, words
 from zoo.utils.env import BACKENDS
 
@@ -44,7 +46,8 @@ COMMANDS = {
         "zoo.export.command:to_text",
         (
             argument("name", metavar="NAME|PATH", help="e.g. clip/ViT-B-32, model.safetensors, model.keras"),
-            argument("output", metavar="OUT", help=".onnx file to write"),
+            argument("output", metavar="OUT", nargs="?", default=argparse.SUPPRESS, help=".onnx file to write"),
+            argument("--output", metavar="OUT", default=argparse.SUPPRESS, help="the same"),
             argument("--weights", metavar="TAG|FILE", help="weights for an architecture name (default: random)"),
             argument(
                 "--part",

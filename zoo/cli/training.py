@@ -1,11 +1,14 @@
 """The training commands. Their flags are the fields of a mode's config, `zoo.training.config`."""
 
+import argparse
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, get_args
 
 from zoo.cli.command import Argument, Command, argument, positive
 from zoo.training.config import (
+    OPEN_CLIP,
     ClassifierConfig,
     ContrastiveConfig,
     PretrainConfig,
@@ -31,27 +34,57 @@ def overrides(config: type[TrainConfig], names: tuple[str, ...]) -> tuple[Argume
 
 
 def _flag(field: dataclasses.Field, default: Any) -> Argument:
-    flag = f"--{field.name.replace('_', '-')}"
+    flags = [as_flag(name) for name in (field.name, *field.metadata["aliases"])]
+    values = field.metadata["values"]
     (kind, *_) = get_args(value_type(field)) or (value_type(field),)
     text = describe_option(field).replace("%", "%%")
+    if kind is bool and values:
+        return argument(*flags, nargs="?", const=True, default=False, type=one_of(values), metavar="latest", help=text)
     if kind is bool:
-        return argument(flag, action="store_true", help=text)
+        return argument(*flags, action="store_true", help=text)
     parse: Callable[[str], Any] | None = None if kind is str else kind
+    if values:
+        parse = functools.partial(lambda names, value: names.get(value, value), values)
     if kind is int and field.metadata["minimum"] == 1:
         parse = positive
     options = {"type": parse, "default": default, "help": text}
     options |= {key: field.metadata[key] for key in ("metavar", "choices") if field.metadata[key]}
     if default is dataclasses.MISSING:
         options |= {"required": True, "default": None}
-    return argument(flag, **{key: value for key, value in options.items() if value is not None})
+    return argument(*flags, **{key: value for key, value in options.items() if value is not None})
+
+
+def as_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def one_of(values: dict[str, Any]) -> Callable[[str], Any]:
+    """Return a parser of the names in `values`."""
+
+    def parse(text):
+        if text not in values:
+            allowed = ", ".join(values)
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}; a run resumes in its --output folder")
+        return values[text]
+
+    return parse
+
+
+def open_clip_flags() -> tuple[Argument, ...]:
+    """Flags for the options of open_clip that are not one of ours; absent unless given."""
+    kinds: dict[type, dict[str, Any]] = {bool: {"action": "store_true"}, int: {"type": positive, "metavar": "N"}}
+    return tuple(
+        argument(as_flag(name), default=argparse.SUPPRESS, help=text, **kinds.get(kind, {"metavar": name.upper()}))
+        for name, (kind, text) in OPEN_CLIP.items()
+    )
 
 
 COMMANDS = {
     "train contrastive": Command(
         "train a CLIP model on captioned images",
-        "zoo.training.contrastive:train",
+        "zoo.training.contrastive:run",
         "zoo.training.loop:to_text",
-        flags(ContrastiveConfig),
+        (*flags(ContrastiveConfig), *open_clip_flags()),
         backend="training",
         examples=("zoo train contrastive --model convnext_v2_tiny --train-data captions.csv",),
     ),

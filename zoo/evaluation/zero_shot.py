@@ -4,6 +4,7 @@ Reference: arXiv:2103.00020, section 3.1. Metrics: those of LAION's CLIP_benchma
 a confidence interval and the calibration.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import numpy as np
 
 from zoo.data import open_record
 from zoo.data.datasets import Labelled, load_labelled
-from zoo.data.preprocess import to_display
+from zoo.data.preprocess import PreprocessSpec, to_display
 from zoo.evaluation.metrics import calibration, class_ranks, confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.results import embed_readable, format_left_out, write_result
 from zoo.inference.classifier import Classifier, create_classifier
 from zoo.inference.encoder import Encoder, load_encoder
+from zoo.models.names import find
+from zoo.models.registry import LoadedPair, create_model, load_pair, model_info
 from zoo.utils.report import SheetRow, percent, plot_confusion, plot_sheet
+from zoo.weights.schema import CLIP
 
 MAX_MISTAKES = 8  # on the sheet
 
@@ -99,6 +103,7 @@ def run(
     data: str | None = None,
     templates: str | None = None,
     class_names: str | None = None,
+    random_weights: bool = False,
     batch_size: int = 64,
     output: str | None = None,
 ) -> ZeroShotResult:
@@ -106,12 +111,13 @@ def run(
 
     Args:
         model: name or path of a pair.
+        random_weights: `model` is the name of an architecture, whose weights are drawn anew, always the same.
         dataset, data, templates, class_names: as in `load_labelled`.
         batch_size: images per batch.
         output: folder for zero_shot.json, confusion.png and, if there are mistakes, mistakes.png.
     """
     labelled = load_labelled(dataset, data, class_names=class_names, templates=templates)
-    encoder = load_encoder(model, batch_size=batch_size)
+    encoder = load_encoder(create_random(model) if random_weights else model, batch_size=batch_size)
     result, logits, kept = evaluate_zero_shot(encoder, labelled, progress=True)
     if output is not None:
         folder = Path(output)
@@ -119,6 +125,22 @@ def run(
         plot_confusion(folder / "confusion.png", np.array(result.confusion), result.class_names)
         draw_mistakes(folder / "mistakes.png", labelled, logits, kept)
     return result
+
+
+def create_random(name: str) -> LoadedPair:
+    """Return a CLIP model by name with random weights, and its name's preprocessing, else OpenAI's.
+
+    Raises:
+        ValueError: an unknown name, the name of a classifier, or one with a tag of weights.
+    """
+    import keras
+
+    info = model_info(name)
+    if info.family != CLIP or find(name).tag is not None:
+        raise ValueError(f"random weights need the name of a CLIP model without a tag, got {name!r}.")
+    keras.utils.set_random_seed(0)
+    print(f"{info.name}: random weights", file=sys.stderr)
+    return load_pair(create_model(name), preprocess=info.preprocess or PreprocessSpec(image_size=info.input[0]))
 
 
 def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarray) -> None:
@@ -141,6 +163,7 @@ def to_text(result: ZeroShotResult) -> str:
     prompts = templates if result.templates else "their own prompts"
     lines = {
         "data": f"{result.dataset}: {result.images} images, {result.classes} classes, {prompts}",
+        "chance": percent(1 / result.classes),
         "accuracy": f"{percent(result.accuracy)} (95 %: {percent(low)} to {percent(high)})",
         "accuracy at 5": percent(result.accuracy_at_5),
         "class recall": percent(result.mean_per_class_recall),

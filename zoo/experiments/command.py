@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext import closest
+from convnext import closest, renamed
 from zoo.experiments import EXPERIMENTS
 from zoo.experiments.context import Context, Outcome
 from zoo.models import load_pair
@@ -113,7 +113,8 @@ def _write_results(context: Context, outcomes: dict[str, Outcome], seconds: dict
 
 def choose(names: str | Sequence[str]) -> list[str]:
     """Return the experiments to run, each once; ValueError for an unknown name."""
-    names = [names] if isinstance(names, str) else list(names)
+    theirs = renamed("zoo experiment")  # model_exploration → exploration
+    names = [theirs.get(name, name) for name in ([names] if isinstance(names, str) else names)]
     if "all" in names:
         names += EXPERIMENTS
     for name in names:

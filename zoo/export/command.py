@@ -24,7 +24,7 @@ MAX_IMAGES = 64  # used of a calibration set
 
 def export(
     name: str,
-    output: str | Path,
+    output: str | Path | None = None,
     *,
     weights: str | None = None,
     part: str | None = None,
@@ -70,6 +70,8 @@ def export(
         _refuse_for_keras(
             include_preprocessing=include_preprocessing, verify=verify, calibration=calibration, **options
         )
+    if output is None:
+        raise ValueError(f"name the file to write: zoo export {name} model.onnx")
     output = Path(output)
     tolerance = check_request(output, precision, tolerance, verify)
     model, spec = find_model(name, weights)

@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 from typing import NamedTuple
 
+from convnext import called_here
 from zoo.utils.text import quoted
 from zoo.weights.config import ModelConfig, catalogue
 from zoo.weights.published import Weights, find_weights, restriction, tags
@@ -74,9 +75,9 @@ def _line(name, row, width):
 
 
 def _matches(name, pattern):
-    pattern = pattern.lower()
     forms = (name, name.removeprefix(f"{CLIP}/"))
-    return any(fnmatch.fnmatchcase(form.lower(), pattern) for form in forms)
+    patterns = (pattern, pattern.replace("/", "-").replace("@336px", "-336"))  # OpenAI's spelling
+    return any(fnmatch.fnmatchcase(form.lower(), p.lower()) for form in forms for p in patterns)
 
 
 def find(name: str) -> Entry:
@@ -97,7 +98,8 @@ def find(name: str) -> Entry:
         if label := _pair_label(candidate.removeprefix(f"{CLIP}/")):
             return Entry(f"{CLIP}/{label}", CLIP, label, candidate.removeprefix(f"{CLIP}/"), rest)
     raise ValueError(
-        f"Unknown model {quoted(name)}.{_did_you_mean(base)} `zoo list` prints all {len(catalogue())} names."
+        f"Unknown model {quoted(name)}.{called_here(whole) or _did_you_mean(base)} `zoo list` prints all "
+        f"{len(catalogue())} names."
     )
 
 

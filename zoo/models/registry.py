@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from convnext import called_here
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models.info import ModelInfo, info_of, model_info
 from zoo.models.keras_archive import check_keras
@@ -127,9 +128,8 @@ def _check_builder_args(builder, builder_args, entry):
     for name in builder_args:
         if name not in allowed:
             nearest = difflib.get_close_matches(name[:100], allowed, n=1, cutoff=0.0)[0]
-            raise TypeError(
-                f"{entry.name} has no argument {quoted(name)}; nearest is {quoted(nearest)}, allowed are {allowed}."
-            )
+            known = f".{called_here(name)} A" if called_here(name) else f"; nearest is {quoted(nearest)}, a"
+            raise TypeError(f"{entry.name} has no argument {quoted(name)}{known}llowed are {allowed}.")
 
 
 def _published(entry) -> tuple[ModelConfig, Path]:
@@ -226,9 +226,12 @@ def load(name_or_path: str | Path, *, ema: bool = True) -> Loaded:
         return _load_file(path, ema)
     if has_config(name_or_path):
         return _load_configured(*locate(name_or_path), ema)
-    if path.suffix in SUFFIXES or (is_path(name_or_path) and path.parts[:1] != ("clip",)):
-        raise FileNotFoundError(f"No saved model at {quoted(str(name_or_path))}.")
-    entry = find(str(name_or_path))
+    try:
+        entry = find(str(name_or_path))  # OpenAI's names have a "/": "ViT-B/32.openai"
+    except ValueError:
+        if path.suffix in SUFFIXES or (is_path(name_or_path) and path.parts[:1] != ("clip",)):
+            raise FileNotFoundError(f"No saved model at {quoted(str(name_or_path))}.") from None
+        raise
     if entry.tag is None:
         raise ValueError(_without_weights(entry))
     return _load_configured(*_published(entry), ema)

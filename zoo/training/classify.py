@@ -47,7 +47,7 @@ from zoo.weights.schema import RESNET
 IMAGE_SIZE = 224
 CLASSES = "classes.json"
 NOT_IDENTITY = {
-    *("output", "train_data", "validation_data", "data_root"),
+    *("output", "train_data", "validation_data", "data_root", "report_to"),
     *("threads", "devices", "save_every", "log_every", "validate_every", "max_skipped", "max_bad_fraction"),
 }
 

@@ -17,6 +17,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from convnext import called_here
 from zoo.utils.strict_json import OBJECT, read_json
 from zoo.utils.text import quoted, shown
 
@@ -27,7 +28,17 @@ if TYPE_CHECKING:
 
 LARGEST_CONFIG = 1 << 20  # bytes of a classifier's JSON config
 PRECISIONS = ("float32", "bfloat16", "float16")
+REPORTS = ("tensorboard",)
 MAX_CONTEXT = 77
+RATE_HELP = "peak learning rate, reached after the warm-up; a cosine decays it to zero"
+RESUME_HELP = "resume from the newest checkpoint in the output folder"
+OPEN_CLIP: dict[str, tuple[type, str]] = {  # options of open_clip that are not one of ours: see `from_open_clip`
+    "accum_freq": (int, "open_clip: multiplies --batch-size and processes it in that many chunks (--accumulate)"),
+    "siglip": (bool, "open_clip: --loss siglip"),
+    "logs": (str, "open_clip: with --name, --output LOGS/NAME (default logs)"),
+    "name": (str, "open_clip: with --logs, --output LOGS/NAME"),
+    "csv_separator": (str, "open_clip: accepted; the separator is detected from the header"),
+}
 ARCHITECTURE = {  # key of transformers' configs: (type, help)
     "hidden_sizes": (list, "channels of each stage"),
     "depths": (list, "blocks of each stage"),
@@ -48,7 +59,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def option(
-    default: Any, help: str, *, metavar: str | None = None, choices: tuple | None = None, minimum: int | None = None
+    default: Any,
+    help: str,
+    *,
+    metavar: str | None = None,
+    choices: tuple | None = None,
+    minimum: int | None = None,
+    aliases: tuple[str, ...] = (),
+    values: dict[str, Any] | None = None,
 ) -> Any:
     """A field of a `TrainConfig`.
 
@@ -57,9 +75,11 @@ def option(
         help: one line for the command line and the docs; the default is added to it.
         metavar, choices: as in argparse.
         minimum: smallest allowed value of a number on the command line.
+        aliases: names of the same option in open_clip, which the command line takes too.
+        values: {open_clip's name of a value: ours}, which the command line takes too.
     """
     metadata = {"help": help, "metavar": metavar, "choices": choices, "minimum": minimum}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={**metadata, "aliases": aliases, "values": values or {}})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +92,43 @@ class TrainConfig:
         metavar="PATH",
     )
     validation_data: "str | Path | Dataset | None" = option(
-        None, "data to validate on, read like train_data", metavar="PATH"
+        None, "data to validate on, read like train_data", metavar="PATH", aliases=("val_data",)
     )
     output: str | Path = option(
         "output", "folder for the model, checkpoints, history and bad_samples.jsonl", metavar="DIR"
     )
-    image_key: str = option("filepath", "column of a table with image paths", metavar="COLUMN")
+    image_key: str = option(
+        "filepath", "column of a table with image paths", metavar="COLUMN", aliases=("csv_img_key",)
+    )
     data_root: str | Path | None = option(
         None, "base folder for relative paths in a table; default: the table's folder", metavar="DIR"
     )
     batch_size: int = option(32, "images per batch, over all devices", minimum=1)
     epochs: int = option(10, "passes over the data", minimum=1)
-    image_size: int | None = option(None, "image side in pixels; default: the model's", metavar="PIXELS", minimum=1)
+    image_size: int | None = option(
+        None, "image side in pixels; default: the model's", metavar="PIXELS", minimum=1, aliases=("force_image_size",)
+    )
     stem_stride: int | None = option(None, "stride of a ConvNeXt's stem; smaller for small images", choices=(4, 2, 1))
-    weights: str | Path | None = option(None, "initial weights: a tag of published ones, or a file", metavar="TAG|PATH")
-    learning_rate: float = option(1e-3, "peak learning rate, reached after the warm-up; a cosine decays it to zero")
-    weight_decay: float = option(0.05, "AdamW's weight decay; gains, biases, embeddings and the logit scale have none")
-    warmup_steps: int | None = option(None, "steps of linear warm-up; default: a tenth of the run")
-    clip_norm: float | None = option(None, "maximum global gradient norm; 0 for no limit; default: no limit")
-    precision: str = option("float32", "precision of the computation; weights are always float32", choices=PRECISIONS)
+    weights: str | Path | None = option(
+        None,
+        "initial weights: a tag of published ones, or a file",
+        metavar="TAG|PATH",
+        aliases=("pretrained",),
+    )
+    learning_rate: float = option(1e-3, RATE_HELP, aliases=("lr",))
+    weight_decay: float = option(
+        0.05, "AdamW's weight decay; gains, biases, embeddings and the logit scale have none", aliases=("wd",)
+    )
+    warmup_steps: int | None = option(None, "steps of linear warm-up; default: a tenth of the run", aliases=("warmup",))
+    clip_norm: float | None = option(
+        None, "maximum global gradient norm; 0 for no limit; default: no limit", aliases=("grad_clip_norm",)
+    )
+    precision: str = option(
+        "float32",
+        "precision of the computation; weights are always float32",
+        choices=PRECISIONS,
+        values={"fp32": "float32", "amp": "float16", "amp_bf16": "bfloat16", "amp_bfloat16": "bfloat16"},
+    )
     ema: float | None = option(
         None, "EMA decay of the weights; the average is validated and saved; default: no EMA", metavar="DECAY"
     )
@@ -100,12 +138,19 @@ class TrainConfig:
     save_every: int | None = option(
         None, "steps between checkpoints; default: one per epoch", metavar="STEPS", minimum=1
     )
-    log_every: int = option(10, "steps per row of the history", metavar="STEPS", minimum=1)
+    log_every: int = option(
+        10, "steps per row of the history", metavar="STEPS", minimum=1, aliases=("log_every_n_steps",)
+    )
+    report_to: str | None = option(
+        None, "also write the history for TensorBoard, in the output folder's tensorboard/", choices=REPORTS
+    )
     max_skipped: int = option(
         10, "consecutive non-finite updates after which the run returns to its last checkpoint", minimum=1
     )
     max_bad_fraction: float = option(0.01, "fraction of unreadable records above which the run ends")
-    threads: int | None = option(None, "threads that decode images; default: the cores, at most 8", minimum=1)
+    threads: int | None = option(
+        None, "threads that decode images; default: the cores, at most 8", minimum=1, aliases=("workers",)
+    )
     devices: int | None = option(None, "JAX devices that share each batch; default: 1", metavar="N", minimum=1)
     seed: int = option(0, "seed of weights, order and augmentation")
 
@@ -122,14 +167,16 @@ class ContrastiveConfig(TrainConfig):
     output: str | Path = option(
         "contrastive-output", "folder for model.safetensors, checkpoints and history", metavar="DIR"
     )
-    caption_key: str = option("caption", "column of a table with captions", metavar="COLUMN")
+    caption_key: str = option(
+        "caption", "column of a table with captions", metavar="COLUMN", aliases=("csv_caption_key",)
+    )
     label_key: str | None = option(
         None, "column of classes; images and captions of one class are positives of each other", metavar="COLUMN"
     )
     batch_size: int = option(32, "image–caption pairs per batch, compared with each other", minimum=1)
     loss: str = option("clip", "contrastive loss", choices=("clip", "siglip"))
-    learning_rate: float = option(5e-4, "peak learning rate, reached after the warm-up; a cosine decays it to zero")
-    clip_norm: float | None = option(1.0, "maximum global gradient norm; 0 for no limit")
+    learning_rate: float = option(5e-4, RATE_HELP, aliases=("lr",))
+    clip_norm: float | None = option(1.0, "maximum global gradient norm; 0 for no limit", aliases=("grad_clip_norm",))
     accumulate: int = option(
         1,
         "chunks that a batch is processed in, to save memory; the loss is that of the whole batch",
@@ -146,7 +193,7 @@ class ContrastiveConfig(TrainConfig):
         None, "CLIP model to distil from: the name of published weights, or a saved file", metavar="NAME|PATH"
     )
     distill_weight: float = option(1.0, "weight of the distillation loss")
-    resume: bool = option(False, "resume from the newest checkpoint in the output folder")
+    resume: bool = option(False, RESUME_HELP, values={"latest": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +220,7 @@ class PretrainConfig(TrainConfig):
     crop_scale: float = option(0.2, "minimum fraction of an image that a crop takes; 1 for no cropping")
     flip: float = option(0.5, "probability of a horizontal flip")
     seed: int = option(0, "seed of weights, masks, order and augmentation")
-    resume: bool = option(False, "resume from the newest checkpoint in the output folder")
+    resume: bool = option(False, RESUME_HELP, values={"latest": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +294,29 @@ def describe_option(config_field: dataclasses.Field) -> str:
     return f"{text} (default {default})"
 
 
+def from_open_clip(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of contrastive training with those of OPEN_CLIP translated to ours.
+
+    Raises:
+        ValueError: one of them and our option of the same meaning are both given.
+    """
+    values = {name: value for name, value in options.items() if name not in OPEN_CLIP}
+    given = {name: options[name] for name in OPEN_CLIP if options.get(name)}
+    defaults = {f.name: f.default for f in options_of(ContrastiveConfig)}
+    for name, ours in (("accum_freq", "accumulate"), ("logs", "output"), ("name", "output"), ("siglip", "loss")):
+        if name in given and values.get(ours, defaults[ours]) != defaults[ours]:
+            flags = (f"--{one.replace('_', '-')}" for one in (name, ours))
+            raise ValueError(f"{' and '.join(flags)} mean the same; give one of them")
+    if "accum_freq" in given:
+        values["accumulate"] = given["accum_freq"]
+        values["batch_size"] = given["accum_freq"] * values.get("batch_size", defaults["batch_size"])
+    if "siglip" in given:
+        values["loss"] = "siglip"
+    if given.keys() & {"logs", "name"}:
+        values["output"] = str(Path(given.get("logs", "logs"), given.get("name", "")))
+    return values
+
+
 def accepts(config: type[TrainConfig]) -> Callable[[Function], Function]:
     """Give a function of (model, train_data, **options) the signature and documentation of a config's options.
 
@@ -268,8 +338,10 @@ def accepts(config: type[TrainConfig]) -> Callable[[Function], Function]:
         def call(*arguments, **options):
             for name in options:
                 if name not in names:
+                    known = called_here(f"--{name.replace('_', '-')}") or called_here(name)
                     nearest = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.0)[0]
-                    raise TypeError(f"{function.__name__}() has no option {name!r}; nearest is {nearest!r}")
+                    known = f".{known}" if known else f"; nearest is {nearest!r}"
+                    raise TypeError(f"{function.__name__}() has no option {name!r}{known}")
             return function(*arguments, **options)
 
         summary, _, rest = inspect.cleandoc(function.__doc__).partition("\n\nRaises:")

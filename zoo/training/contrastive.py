@@ -13,7 +13,7 @@ import clip
 from zoo.data import CONTRASTIVE, Batches, Dataset, open_dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models import registry
-from zoo.training.config import MAX_CONTEXT, ContrastiveConfig, accepts
+from zoo.training.config import MAX_CONTEXT, ContrastiveConfig, accepts, from_open_clip
 from zoo.training.distillation import load_teacher, preprocessing
 from zoo.training.loop import Outcome, RunConfig, fit_resumable
 from zoo.training.optimizer import create_optimizer
@@ -98,6 +98,11 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
         with pair.optimizer.averaged():
             write_model(pair, output, spec)
     return outcome
+
+
+def run(**options: Any) -> Outcome:
+    """Run `zoo train contrastive`: `train`, also with the options of open_clip's command line."""
+    return train(**from_open_clip(options))
 
 
 def _identity(config: ContrastiveConfig, rates: dict[str, Any], pair: clip.CLIP) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip import Field
+from zoo.training.tensorboard import EventFile, is_number
 from zoo.utils.files import LineFile, atomic_write
 from zoo.utils.report import Panel, plot_panels
 from zoo.utils.strict_json import check_fields, field_error, list_of, parse_json
@@ -89,10 +90,11 @@ class History:
     Args:
         path: history.jsonl; its content is replaced by `text`.
         text: lines from the checkpoint that is resumed.
+        report_to: "tensorboard" also writes TensorBoard's event file beside it.
     """
 
-    def __init__(self, path: str | Path, text: str = ""):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, text: str = "", report_to: str | None = None):
+        self.path, self.report_to = Path(path), report_to
         self.restore(text)
 
     def restore(self, text: str) -> None:
@@ -101,6 +103,7 @@ class History:
         with atomic_write(self.path, "w") as file:
             file.write(text)
         self._file = LineFile(self.path)
+        self._events = EventFile(self.path.parent, self.rows) if self.report_to else None
 
     @property
     def rows(self) -> list[dict]:
@@ -112,6 +115,8 @@ class History:
         line = json.dumps(row, ensure_ascii=False)
         self.text += f"{line}\n"
         self._file.add(line)
+        if self._events is not None:
+            self._events.add(row)
 
     def write_csv(self, path: str | Path) -> None:
         """Write one line per row, with a column for every name."""
@@ -134,7 +139,7 @@ class History:
 def curves(rows: Sequence[dict]) -> list[Panel]:
     """Return panels of all metrics with at least two values; training and validation share a panel."""
     metrics = {name for row in rows for name in row} - NOT_DRAWN
-    drawn = {name for name in metrics if sum(_is_number(row.get(name)) for row in rows) > 1}
+    drawn = {name for name in metrics if sum(is_number(row.get(name)) for row in rows) > 1}
     known = {name for curves in PANELS.values() for name in curves.values()}
     others = {name.replace("_", " "): {name: name} for name in sorted(drawn - known)}
     panels = []
@@ -149,17 +154,13 @@ def _panel(title: str, curves: dict[str, str], rows: Sequence[dict]) -> Panel:
     """Return a panel of the metrics {label: name}."""
     at: dict = {}  # step → {name: value}: training and validation log separate rows for a step
     for row in rows:
-        found = {name: row[name] for name in curves.values() if _is_number(row.get(name))}
+        found = {name: row[name] for name in curves.values() if is_number(row.get(name))}
         if found:
             at.setdefault(row["step"], {}).update(found)
     steps = sorted(at)
     steps = steps[:: -(-len(steps) // MOST_POINTS)]
     values = {label: [at[step].get(name, math.nan) for step in steps] for label, name in curves.items()}
     return Panel(title, steps, values, xlabel="step", percent=title in PERCENT, joined=True)
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _plain(value):

@@ -21,7 +21,7 @@ from keras import ops
 
 from zoo.data import Batches
 from zoo.training.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint, save_checkpoint
-from zoo.training.config import TrainConfig
+from zoo.training.config import REPORTS, TrainConfig
 from zoo.training.devices import without_distribution
 from zoo.training.history import STEP, History, check_rows, validation_text
 from zoo.training.randomness import random_state, set_random_state
@@ -50,6 +50,7 @@ class RunConfig:
         validate_every: steps between validations; None for one per epoch.
         max_skipped: consecutive skipped updates after which the run returns to its last checkpoint.
         keep: number of checkpoints kept.
+        report_to: "tensorboard" also writes the history for it.
     """
 
     epochs: int
@@ -58,9 +59,14 @@ class RunConfig:
     validate_every: int | None = None
     max_skipped: int = 10
     keep: int = 2
+    report_to: str | None = None
 
     def __post_init__(self):
+        if self.report_to not in (None, *REPORTS):
+            raise ValueError(f"report_to={self.report_to!r}; it must be one of {', '.join(REPORTS)}")
         for name, value in vars(self).items():
+            if name == "report_to":
+                continue
             if name in ("save_every", "validate_every") and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -69,7 +75,8 @@ class RunConfig:
     @classmethod
     def of(cls, config: TrainConfig) -> "RunConfig":
         """Return the part of a mode's config that the loop needs."""
-        return cls(config.epochs, config.save_every, config.log_every, config.validate_every, config.max_skipped)
+        names = ("epochs", "save_every", "log_every", "validate_every", "max_skipped", "report_to")
+        return cls(**{name: getattr(config, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -210,14 +217,14 @@ class _Run(keras.callbacks.Callback):
                 f"{self.folder} holds checkpoints of a run. Resume it (resume), or give another output folder."
             )
         if found is None:
-            self.history = History(self.output / HISTORY)
+            self.history = History(self.output / HISTORY, report_to=self.config.report_to)
             if resume:
                 print(f"Nothing to resume in {shown(self.output)}: starting from the beginning.", flush=True)
             self.save()
         else:
             self._check_identity(found)
             self._restore(found)
-            self.history = History(self.output / HISTORY, found.history)
+            self.history = History(self.output / HISTORY, found.history, self.config.report_to)
             self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
             print(f"Resuming from {shown(found.path)} at step {self.position} of {self.steps}.", flush=True)
 

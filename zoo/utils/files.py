@@ -215,7 +215,11 @@ class LineFile:
 
     def add(self, line: str) -> None:
         """Append a line; the line end is added."""
-        self._unwritten += f"{line}\n".encode()
+        self.append(f"{line}\n".encode())
+
+    def append(self, data: bytes) -> None:
+        """Append bytes, in one write."""
+        self._unwritten += data
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS | _NO_LINK, 0o666)
             try:
