@@ -128,7 +128,7 @@ def find_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
         return TEMPLATES[templates]
     if isinstance(templates, str | Path) and not Path(templates).is_file():
         raise ValueError(f"templates={quoted(str(templates))} is neither a file nor one of {', '.join(TEMPLATES)}")
-    return read_lines(templates, "templates")
+    return _read_lines(templates, "templates")
 
 
 def read_names(
@@ -140,15 +140,15 @@ def read_names(
     if isinstance(source, str | Path):
         source = _content(source, "{[")
     if not isinstance(source, Mapping):
-        return read_lines(source, "class_names"), None
+        return _read_lines(source, "class_names"), None
     prompts = {
-        name: read_lines((own,) if isinstance(own, str) else own, f"the prompts of {name!r}")
+        name: _read_lines((own,) if isinstance(own, str) else own, f"the prompts of {name!r}")
         for name, own in source.items()
     }
-    return read_lines(list(prompts), "class_names"), prompts
+    return _read_lines(list(prompts), "class_names"), prompts
 
 
-def read_lines(source: str | Path | Sequence[str], what: str) -> tuple[str, ...]:
+def _read_lines(source: str | Path | Sequence[str], what: str) -> tuple[str, ...]:
     """Return the strings of a sequence, of a file with one per line, or of a JSON list in a file.
 
     Raises:

@@ -78,7 +78,7 @@ APPLE_NAMES = {
 }
 
 
-def apple_tensors(layer):
+def _apple_tensors(layer):
     """`torch_tensors` under the names that Apple gives to a convolution's branches."""
     names = {**APPLE_NAMES, "reparam_conv": "lkb_reparam"} if hasattr(layer, "small_kernel") else APPLE_NAMES
     return tuple(
@@ -107,7 +107,7 @@ def _difference(model):
 def _apple(tower, signature, rules, **fields):
     parts = {"image": under("image_encoder.model.", rules), "text": under("text_encoder.", APPLE_TEXT), "pair": PAIR}
     keys = {f"image_encoder.model.{key}": rank for key, rank in signature.items()}
-    return Format(f"Apple's MobileCLIP with {tower}", keys, parts, (NUM_BATCHES,), tensors=apple_tensors, **fields)
+    return Format(f"Apple's MobileCLIP with {tower}", keys, parts, (NUM_BATCHES,), tensors=_apple_tensors, **fields)
 
 
 FORMATS = (
@@ -119,7 +119,7 @@ FORMATS = (
         {"text_encoder.embedding_layer.weight": 2},
         {"text": under("text_encoder.", APPLE_TEXT), "pair": PAIR},
         (NUM_BATCHES,),
-        tensors=apple_tensors,
+        tensors=_apple_tensors,
     ),
 )
 
