@@ -11,6 +11,7 @@ from pipeline_case import album, images, model, pipeline, saved  # noqa: F401
 
 from zoo import ClipPipeline
 from zoo.cli import main
+from zoo.embeddings.parts import read_parts
 from zoo.search import Index, embed
 from zoo.search.build import build_index, index_add, index_info, to_text
 from zoo.search.cache import cache_clear, cache_import, cache_stats, cache_verify
@@ -250,30 +251,12 @@ def test_cache_commands_leave_other_files_unchanged(job, images, tmp_path, capsy
     assert list(tmp_path.iterdir()) == [image] and image.read_bytes() == encode(images[0])
 
 
-def test_embed_writes_vectors_with_their_ids(album, saved, pipeline, images, tmp_path):
-    from safetensors.numpy import load_file
-
-    result = embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
-    assert result == {"images": 8, "shards": 1, "left out": 1}
-    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
-    (shard,) = manifest["shards"]
-    vectors = load_file(tmp_path / "e" / shard["file"])["embeddings"]
-    place = shard["ids"].index("right/6.png")
-    np.testing.assert_allclose(vectors[place], pipeline.embed_images([images[6]])[0], atol=1e-5)
-    assert list(manifest["left_out"]) == ["right/bad.png"]
-    (tmp_path / "e" / "embeddings-00001.safetensors").write_bytes(b"of a longer run")
-    embed_images(str(album), model=str(saved), output=str(tmp_path / "e"))
-    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["embeddings-00000.safetensors", "manifest.json"]
-
-
 def test_an_index_remembers_the_precision_of_its_vectors(album, saved, pipeline, images, tmp_path):
-    from safetensors.numpy import load_file
-
     out, narrow = str(tmp_path / "i"), {"model": str(saved), "precision": "bfloat16"}
     build_index(str(album), output=out, **narrow)
     embed_images(str(album), output=str(tmp_path / "e"), **narrow)
-    shard = json.loads((tmp_path / "e" / "manifest.json").read_text())["shards"][0]
-    embedded = load_file(tmp_path / "e" / shard["file"])["embeddings"][shard["ids"].index("left/0.png")]
+    (part,) = read_parts(tmp_path / "e").parts
+    embedded = part.vectors[part.ids.index("left/0.png")]
     indexed = Index.open(out).vector("left/0.png")
     np.testing.assert_allclose(embedded, indexed, atol=1e-3)
     assert 1e-5 < np.abs(indexed - pipeline.embed_images([images[0]])[0]).max() < 0.05

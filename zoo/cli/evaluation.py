@@ -19,6 +19,13 @@ CLASSES = argument(
     metavar="FILE",
     help="one name per line, in label order; or JSON, optionally with each class's prompts: {name: [prompt, …]}",
 )
+EMBEDDINGS = argument(
+    "--embeddings",
+    action="append",
+    default=[],
+    metavar="DIR",
+    help="take the images' embeddings from a folder of zoo embed; may be repeated",
+)
 RESULTS = argument("--output", metavar="DIR", help="folder for the results as JSON and plots")
 
 COMMANDS = {
@@ -42,6 +49,7 @@ COMMANDS = {
                 help="a new model of that name, to see what chance gives and that the data is read",
             ),
             BATCH_SIZE,
+            EMBEDDINGS,
             RESULTS,
         ),
         backend="batches",
@@ -60,6 +68,7 @@ COMMANDS = {
             argument("--image-key", default="filepath", metavar="COLUMN", help="image column (default filepath)"),
             argument("--caption-key", default="caption", metavar="COLUMN", help="caption column (default caption)"),
             BATCH_SIZE,
+            EMBEDDINGS,
             RESULTS,
         ),
         backend="batches",
@@ -78,6 +87,7 @@ COMMANDS = {
             ),
             CLASSES,
             BATCH_SIZE,
+            EMBEDDINGS,
             RESULTS,
         ),
         backend="batches",

@@ -29,13 +29,29 @@ COMMANDS = {
         (
             SOURCE,
             PAIR,
-            argument("--output", "--out", required=True, metavar="DIR", help="folder for shards and a manifest"),
+            argument("--output", "--out", required=True, metavar="DIR", help="folder; the same command resumes in it"),
             RUNTIME,
             PRECISION,
             BATCH_SIZE,
+            argument(
+                "--engine", choices=("local", "ray"), default="local", help="what runs the workers (default local)"
+            ),
+            argument("--workers", type=positive, default=1, metavar="N", help="processes or Ray actors (default 1)"),
+            argument("--address", metavar="HOST:PORT", help="a running Ray cluster (default: Ray on this machine)"),
+            argument(
+                "--part-size",
+                type=positive,
+                default=1024,
+                metavar="N",
+                help="images in a part; of tar shards a part is one shard (default 1024)",
+            ),
+            argument("--overwrite", action="store_true", help="replace the embeddings that are in the folder"),
         ),
         backend="batches",
-        examples=("zoo embed photos --model ViT-B-32.openai --output vectors",),
+        examples=(
+            "zoo embed photos --model ViT-B-32.openai --output vectors",
+            "zoo embed 's3://bucket/{000..999}.tar' --model ViT-B-32.openai --output vectors --engine ray --workers 64",
+        ),
     ),
     "index build": Command(
         "build a search index of images; an interrupted build resumes",

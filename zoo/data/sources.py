@@ -75,15 +75,13 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
     if isinstance(path, Sequence) and not isinstance(path, str):
         return read_shards(path, class_names=class_names)
     name = str(path)
-    kind, _, where = name.partition(":")
-    if kind == "shards" and where or name.endswith(".tar"):
-        return read_shards(where if kind == "shards" else name, class_names=class_names)
+    shards = shard_pattern(name)
+    if shards is not None:
+        return read_shards(shards, class_names=class_names)
     refuse_url(name)
     if not Path(path).exists():
         if name in BENCHMARKS:
             return open_benchmark(name, columns["data_root"], split)
-        if glob.has_magic(name):
-            return read_shards(name, class_names=class_names)
         raise FileNotFoundError(f"{quoted(name)} does not exist")
     if Path(path).is_dir():
         if needs != "images" and (Path(path) / METADATA).is_file() and (needs == "captions" or columns["label_key"]):
@@ -101,6 +99,18 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
         raise ValueError(f"{quoted(name)} is compressed; unpack it first, for instance with gunzip, unzip or zstd -d")
     kinds = ", ".join((*TABLES, ".parquet", ".jsonl", ".json", ".tar"))
     raise ValueError(f"{quoted(name)} is not a data set; allowed are {kinds} and a folder")
+
+
+def shard_pattern(source: str | Path) -> str | None:
+    """Return the pattern of tar shards that a source is ("shards:PATTERN", "….tar", a glob), or None for another kind.
+
+    A path that exists comes before its reading as a glob.
+    """
+    name = str(source)
+    kind, _, where = name.partition(":")
+    if kind == "shards" and where:
+        return where
+    return name if name.endswith(".tar") or (glob.has_magic(name) and not Path(name).exists()) else None
 
 
 def _read_jsonl(path, keys: tuple[str, str | None], columns: dict) -> Dataset:

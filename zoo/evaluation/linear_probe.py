@@ -16,7 +16,8 @@ from zoo.data.datasets import Labelled, load_labelled
 from zoo.data.shards import find_shards
 from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.results import embed_readable, format_left_out, write_result
-from zoo.inference.encoder import Encoder, load_encoder
+from zoo.inference.encoder import Encoder
+from zoo.inference.stored import open_encoder
 from zoo.utils.report import percent, plot_confusion
 
 STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty
@@ -131,6 +132,7 @@ def run(
     train: str | None = None,
     class_names: str | Sequence[str] | None = None,
     batch_size: int = 64,
+    embeddings: Sequence[str] = (),
     output: str | None = None,
 ) -> ProbeResult:
     """Fit and evaluate a probe: `zoo eval linear-probe`.
@@ -141,6 +143,7 @@ def run(
         data, class_names: data and class names of both data sets, as in `load_labelled`.
         train: data set to train on; by default the training split of `dataset`.
         batch_size: images per batch.
+        embeddings: folders of `zoo embed` with the images' embeddings, which are then not computed.
         output: folder for linear_probe.json and confusion.png.
     """
     if train is None and ":" in dataset:
@@ -152,7 +155,7 @@ def run(
         class_names = class_names or test.class_names
     train = train or dataset
     training = load_labelled(train, _files_of(train, dataset, data), class_names=class_names, split="train")
-    result = evaluate_probe(load_encoder(model, batch_size=batch_size), training, test, progress=True)
+    result = evaluate_probe(open_encoder(model, embeddings, batch_size=batch_size), training, test, progress=True)
     if output is not None:
         write_result(Path(output), "linear_probe", result)
         plot_confusion(Path(output, "confusion.png"), np.array(result.confusion), result.class_names)

@@ -5,6 +5,7 @@ to text, any of the image's captions is correct. Ranks and ties: `zoo.evaluation
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from zoo.data import BadSample, Dataset, open_dataset, open_record
 from zoo.data.preprocess import to_display
 from zoo.evaluation.metrics import retrieval_ranks, summarize_ranks
 from zoo.evaluation.results import embed_readable, format_left_out, nothing_left, write_result
-from zoo.inference.encoder import Encoder, load_encoder
+from zoo.inference.encoder import Encoder
+from zoo.inference.stored import open_encoder
 from zoo.utils.report import SheetRow, percent, plot_sheet
 
 MAX_QUERIES, MAX_RESULTS = 6, 6  # on the sheet
@@ -146,6 +148,7 @@ def run(
     image_key: str = "filepath",
     caption_key: str = "caption",
     batch_size: int = 64,
+    embeddings: Sequence[str] = (),
     output: str | None = None,
 ) -> RetrievalResult:
     """Evaluate retrieval: `zoo eval retrieval`.
@@ -155,10 +158,11 @@ def run(
         data: a CSV or TSV file, a folder with a .txt beside each image, or tar shards.
         image_key, caption_key: columns of a table.
         batch_size: images per batch.
+        embeddings: folders of `zoo embed` with the images' embeddings, which are then not computed.
         output: folder for retrieval.json and retrieval.png.
     """
     records = open_dataset(data, needs="captions", image_key=image_key, caption_key=caption_key)
-    encoder = load_encoder(model, batch_size=batch_size)
+    encoder = open_encoder(model, embeddings, batch_size=batch_size)
     result, pairs = evaluate_retrieval(encoder, records, name=str(data), progress=True)
     if output is not None:
         folder = Path(output)

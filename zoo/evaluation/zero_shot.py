@@ -5,6 +5,7 @@ a confidence interval and the calibration.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from zoo.data.preprocess import PreprocessSpec, to_display
 from zoo.evaluation.metrics import calibration, class_ranks, confusion, mean_per_class_recall, wilson_interval
 from zoo.evaluation.results import embed_readable, format_left_out, write_result
 from zoo.inference.classifier import Classifier, create_classifier
-from zoo.inference.encoder import Encoder, load_encoder
+from zoo.inference.encoder import Encoder
+from zoo.inference.stored import open_encoder
 from zoo.models.names import find
 from zoo.models.registry import LoadedPair, create_model, load_pair, model_info
 from zoo.utils.report import SheetRow, percent, plot_confusion, plot_sheet
@@ -105,6 +107,7 @@ def run(
     class_names: str | None = None,
     random_weights: bool = False,
     batch_size: int = 64,
+    embeddings: Sequence[str] = (),
     output: str | None = None,
 ) -> ZeroShotResult:
     """Evaluate zero-shot classification: `zoo eval zero-shot`.
@@ -114,10 +117,11 @@ def run(
         random_weights: `model` is the name of an architecture, whose weights are drawn anew, always the same.
         dataset, data, templates, class_names: as in `load_labelled`.
         batch_size: images per batch.
+        embeddings: folders of `zoo embed` with the images' embeddings, which are then not computed.
         output: folder for zero_shot.json, confusion.png and, if there are mistakes, mistakes.png.
     """
     labelled = load_labelled(dataset, data, class_names=class_names, templates=templates)
-    encoder = load_encoder(create_random(model) if random_weights else model, batch_size=batch_size)
+    encoder = open_encoder(create_random(model) if random_weights else model, embeddings, batch_size=batch_size)
     result, logits, kept = evaluate_zero_shot(encoder, labelled, progress=True)
     if output is not None:
         folder = Path(output)

@@ -1,22 +1,27 @@
-"""Embed the images of a source, portion by portion: `zoo embed`, and what an index is built from."""
+"""Embed the images of a source: portion by portion for an index, in parts on one machine or many for `zoo embed`."""
 
 import hashlib
-import json
+import os
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoo.data import Dataset, Record, open_dataset
+from zoo.data.records import digest
+from zoo.data.remote import find_remote_shards, is_remote, open_remote, staged
+from zoo.data.shards import find_shards
+from zoo.data.sources import shard_pattern
+from zoo.embeddings.parts import Part, Plan, commit_part, committed_parts, read_plan, start_folder, write_manifest
 from zoo.embeddings.segment import is_utf8
 from zoo.inference.encoder import Embedded, Encoder
 from zoo.inference.pipeline import ClipPipeline
-from zoo.utils.files import atomic_write, sha256
-from zoo.weights import write_safetensors
+from zoo.utils.files import lock
 
-PORTION = 1024  # images between two commits
+PORTION = 1024  # images between two commits of an index, and in a part
 
 
 class Portion(NamedTuple):
@@ -40,11 +45,11 @@ def open_images(source: str | Path) -> Dataset:
     return open_dataset(source, needs="images", metadata=True).unique()
 
 
-def embed_portions(encoder: Encoder, records: Dataset) -> Iterator[Portion]:
+def embed_portions(encoder: Encoder, records: Dataset, *, progress: bool = True) -> Iterator[Portion]:
     """Yield portions of at least PORTION records, in whole batches; the last one may be smaller."""
     digests: dict[int, str] = {}
     batches: list[Embedded] = []
-    for batch in encoder.iterate_records(_with_digests(records, digests), progress=True):
+    for batch in encoder.iterate_records(_with_digests(records, digests), progress=progress):
         batches.append(batch)
         if sum(len(batch.indices) + len(batch.bad) for batch in batches) >= PORTION:
             yield _portion(batches, records, digests)
@@ -56,9 +61,13 @@ def embed_portions(encoder: Encoder, records: Dataset) -> Iterator[Portion]:
 def _portion(batches: list[Embedded], records: Dataset, digests: dict[int, str]) -> Portion:
     indices = [int(i) for batch in batches for i in batch.indices]
     bad = {i: reason for batch in batches for i, reason in batch.bad.items()}
-    left_out = {records.names[i].encode("utf-8", "backslashreplace").decode(): reason for i, reason in bad.items()}
+    left_out = {_as_text(records.names[i]): reason for i, reason in bad.items()}
     vectors = np.concatenate([batch.vectors for batch in batches])
     return Portion(indices, vectors, [digests.pop(i) for i in indices], left_out)
+
+
+def _as_text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _with_digests(records: Dataset, digests: dict[int, str]) -> Dataset:
@@ -75,39 +84,176 @@ def _with_digests(records: Dataset, digests: dict[int, str]) -> Dataset:
     return replace(records, read=read)
 
 
-def embed_images(
-    source: str, *, model: str, output: str, batch_size: int = 64, runtime: str = "keras", precision: str = "float32"
-) -> dict:
-    """Write the embeddings of images as shards of safetensors, with a manifest: `zoo embed`.
+class Partition:
+    """A source cut into parts that can be read apart from each other.
 
-    Shard i holds `embeddings`, float32 (n, D), unit rows. The manifest holds the ids and digests of each shard, and
-    the images left out. Shards of an earlier run in the same folder are replaced.
+    A part of tar shards is one shard, so that a worker opens no other; a part of anything else is a run of `part_size`
+    images in the order of the names.
 
     Args:
-        source: a folder of images, a CSV or TSV file with a column `filepath`, or tar shards.
+        source: what `open_dataset` takes, or the URL of an object store.
+        part_size: images in a part.
+    """
+
+    def __init__(self, source: str, part_size: int = PORTION):
+        pattern = shard_pattern(source)
+        self.records: Dataset | None = None
+        self.shards: list[tuple[str, int]] = []
+        if pattern is None:
+            self.records = open_remote(source).unique() if is_remote(source) else open_images(source)
+            self.part_size, self.parts = part_size, -(-len(self.records) // part_size)
+            self.names = digest(self.records.names)
+        else:
+            local = not is_remote(pattern)
+            sized = [(path, os.path.getsize(path)) for path in find_shards(pattern)] if local else None
+            self.shards = find_remote_shards(pattern) if sized is None else sized
+            self.part_size, self.parts = 0, len(self.shards)
+            self.names = digest(f"{path.rpartition('/')[2]} {size}" for path, size in self.shards)
+
+    @contextmanager
+    def open(self, number: int) -> Iterator[Dataset]:
+        """Open the images of one part for the duration of the block."""
+        if self.records is not None:
+            first = number * self.part_size
+            yield self.records.subset(range(first, min(first + self.part_size, len(self.records))))
+            return
+        path = self.shards[number][0]
+        if is_remote(path):
+            with staged(path) as local:
+                yield open_images(local)
+        else:
+            yield open_images(path)
+
+    def name(self, number: int) -> str:
+        """Return what the part is called in a message."""
+        return self.shards[number][0].rpartition("/")[2] if self.shards else f"part {number}"
+
+
+class Done(NamedTuple):
+    """A part that is finished: its number, and how many images were embedded and left out."""
+
+    number: int
+    images: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know: `options` are those of `ClipPipeline`."""
+
+    source: str
+    model: str
+    folder: str
+    options: dict[str, Any]
+
+
+class Worker:
+    """Embeds parts of a job and commits them; in the main process, in others, or as a Ray actor.
+
+    Raises:
+        ValueError: what it finds under the job's names is not what the plan says, as on a host with other files.
+    """
+
+    def __init__(self, job: Job, pipeline: ClipPipeline | None = None, partition: Partition | None = None):
+        self.folder = Path(job.folder)
+        self.plan = read_plan(self.folder)
+        self.partition = partition or Partition(job.source, self.plan.part_size or PORTION)
+        self.pipeline = pipeline or ClipPipeline(job.model, cache=False, **job.options)
+        for what, here, planned in (
+            ("the images of " + repr(job.source), self.partition.names, self.plan.names),
+            (repr(job.model), self.pipeline.fingerprint, self.plan.model),
+        ):
+            if here != planned:
+                raise ValueError(f"this worker finds other content in {what} than the one that made the plan")
+
+    def embed(self, number: int) -> Done:
+        """Embed one part and commit it."""
+        part = self._embedded(number)
+        commit_part(self.folder, number, part, self.plan.model)
+        return Done(number, len(part.ids), len(part.left_out))
+
+    def _embedded(self, number: int) -> Part:
+        try:
+            with self.partition.open(number) as records:
+                portions = list(embed_portions(self.pipeline.encoder, records, progress=False))
+                indices = [i for portion in portions for i in portion.indices]
+                metadata = [records.metadata(i) for i in indices]
+                names = [records.names[i] for i in indices]
+        except ValueError as error:
+            if not self.partition.shards:
+                raise
+            # One damaged shard does not end the work on ten thousand others.
+            return Part([], np.empty((0, 0), np.float32), [], [], {self.partition.name(number): str(error)})
+        vectors = np.concatenate([portion.vectors for portion in portions])
+        digests = [digest for portion in portions for digest in portion.digests]
+        left_out = {name: reason for portion in portions for name, reason in portion.left_out.items()}
+        return Part(names, vectors, digests, metadata, left_out)
+
+
+def embed_images(
+    source: str,
+    *,
+    model: str,
+    output: str,
+    batch_size: int = 64,
+    runtime: str = "keras",
+    precision: str = "float32",
+    engine: str = "local",
+    workers: int = 1,
+    address: str | None = None,
+    part_size: int = PORTION,
+    overwrite: bool = False,
+) -> dict:
+    """Write the embeddings of images in parts, on one machine or on a Ray cluster: `zoo embed`.
+
+    A run that was interrupted, or whose workers died, goes on where it was: a part is done when its .json file is
+    there. Parts are the same files whichever engine writes them. See `zoo.embeddings.parts` for the folder.
+
+    Args:
+        source: a folder of images, a CSV or TSV file with a column `filepath`, parquet, or tar shards; or the URL of
+            one of them in an object store that fsspec knows.
         model: name or path of a pair.
-        output: folder, created if missing.
+        output: folder, created if missing; all workers must see it.
         batch_size, runtime, precision: options of `ClipPipeline`.
+        engine: "local", or "ray" for Ray actors.
+        workers: processes, or actors with one CPU each (and one GPU where the cluster has any).
+        address: "HOST:PORT" of a running Ray cluster; by default Ray runs on this machine alone.
+        part_size: images in a part. A part of tar shards is one shard.
+        overwrite: replace embeddings that are in the folder.
 
     Returns:
         {"images", "shards", "left out"}: counts.
+
+    Raises:
+        ValueError: the folder holds embeddings of another plan; or a part killed its worker several times.
     """
-    records = open_images(source)
-    pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
-    folder = Path(output)
+    from zoo.search.engines import check_engine, run_parts
+
+    check_engine(engine, workers, address)
+    options = {"batch_size": batch_size, "runtime": runtime, "precision": precision}
+    job = Job(source if is_remote(source) else _absolute(source), _absolute(model), os.path.abspath(output), options)
+    partition = Partition(job.source, part_size)
+    pipeline = ClipPipeline(model, cache=False, **options)
+    spec = {name: repr(value) for name, value in asdict(pipeline.encoder.spec).items()}
+    plan = Plan(
+        source=str(source),
+        names=partition.names,
+        model=pipeline.fingerprint,
+        runtime=runtime,
+        precision=precision,
+        preprocessing=spec,
+        part_size=partition.part_size,
+        parts=partition.parts,
+    )
+    folder = Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[dict] = []
-    left_out: dict[str, str] = {}
-    for portion in embed_portions(pipeline.encoder, records):
-        left_out |= portion.left_out
-        if portion.indices:
-            path = folder / f"embeddings-{len(shards):05d}.safetensors"
-            write_safetensors(path, {"embeddings": portion.vectors}, {"model": pipeline.fingerprint})
-            ids = [records.names[i] for i in portion.indices]
-            shards.append({"file": path.name, "sha256": sha256(path), "ids": ids, "images": portion.digests})
-    manifest = {"model": pipeline.fingerprint, "source": str(source), "shards": shards, "left_out": left_out}
-    with atomic_write(folder / "manifest.json", "w") as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False)
-    for path in set(folder.glob("embeddings-*.safetensors")) - {folder / shard["file"] for shard in shards}:
-        path.unlink()  # of an earlier, longer run
-    return {"images": sum(len(shard["ids"]) for shard in shards), "shards": len(shards), "left out": len(left_out)}
+    with lock(folder / ".lock"):
+        start_folder(folder, plan, overwrite=overwrite)
+        todo = sorted(set(range(plan.parts)) - committed_parts(folder))
+        run_parts(job, todo, plan.parts, engine, workers, address, lambda: Worker(job, pipeline, partition))
+        return write_manifest(folder, plan)
+
+
+def _absolute(path: str) -> str:
+    """Return the absolute path of a path that exists, since workers have other working folders; else the name."""
+    return os.path.abspath(path) if os.path.exists(path) else str(path)

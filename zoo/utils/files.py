@@ -175,6 +175,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     _sync_folder(target.parent)
 
 
+def create_once(path: str | Path, text: str) -> bool:
+    """Create a file with this content, unless it exists; return whether this call created it.
+
+    Of several processes exactly one creates it, and nobody sees it half written.
+    """
+    target = Path(path)
+    temporary = _temporary(target)
+    try:
+        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, target)  # unlike a rename, fails where the file exists
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _sync_folder(target.parent)
+    return True
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
 

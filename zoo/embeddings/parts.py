@@ -1,0 +1,247 @@
+"""A folder of embeddings in parts: what `zoo embed` writes, and what an index or an evaluation is filled from.
+
+    plan.json                       what is embedded, by which model, cut how; written once
+    part-000012-<digest>.safetensors    `embeddings`, float32 (n, D), unit rows
+    part-000012.json                its ids, digests and what was left out; its creation commits the part
+    manifest.json                   written last: all parts
+
+Several workers may embed the same part: the first commit counts, so each image is there once. Folders of earlier
+versions hold `embeddings-*.safetensors` and the manifest alone; `read_parts` reads both.
+"""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zoo.utils.files import TEMPORARY_PREFIX, atomic_write, create_once, remove_leftovers, sha256
+from zoo.weights import read_checkpoint, write_safetensors
+
+PLAN, MANIFEST = "plan.json", "manifest.json"
+VECTORS = "embeddings"  # the name of the tensor
+COMMIT = re.compile(r"part-(\d{6,})\.json")
+SHARD = re.compile(r"(embeddings-\d{5,}|part-\d{6,}-[0-9a-f]{16})\.safetensors")
+MAX_LISTED = 1_000_000  # images whose ids the manifest repeats; of more, it names the files that hold them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder of embeddings holds.
+
+    Args:
+        source: the images, as they were named.
+        names: SHA-256 of the names of all images, in order; of tar shards, of the shards' names and sizes.
+        model: fingerprint of the pair, its preprocessing, runtime and precision.
+        runtime, precision: of the towers, as in `ClipPipeline`.
+        preprocessing: of the images.
+        part_size: images in a part; 0 where a part is a tar shard.
+        parts: number of parts.
+    """
+
+    source: str
+    names: str
+    model: str
+    runtime: str
+    precision: str
+    preprocessing: dict[str, Any]
+    part_size: int
+    parts: int
+
+
+class Embeddings(NamedTuple):
+    """The content of a folder.
+
+    Args:
+        model, runtime, precision: as in `Plan`.
+        parts: iterator of `Part`; each file is compared with its digest before it is used.
+    """
+
+    model: str
+    runtime: str
+    precision: str
+    parts: "Iterator[Part]"
+
+
+class Part(NamedTuple):
+    """The embeddings of one part.
+
+    Args:
+        ids: n names of images.
+        vectors: float32 (n, D), unit rows.
+        digests: n SHA-256 of the images' files, in hexadecimal.
+        metadata: n times {key: text}.
+        left_out: {name: reason} of the images that could not be embedded.
+    """
+
+    ids: list[str]
+    vectors: np.ndarray
+    digests: list[str]
+    metadata: list[dict[str, str]]
+    left_out: dict[str, str]
+
+
+def start_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> None:
+    """Create the folder and its plan; or, where the same plan is there already, leave what has been done.
+
+    Raises:
+        ValueError: the folder holds embeddings of another plan, and not `overwrite`; the message names the difference.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for path in _files(folder):
+            path.unlink()
+    remove_leftovers(folder)
+    if (folder / PLAN).exists():
+        _require_same(folder, read_plan(folder), plan)
+    elif _files(folder):
+        raise ValueError(f"{folder} holds embeddings of an earlier version; replace them with --overwrite")
+    else:
+        create_once(folder / PLAN, json.dumps(asdict(plan), indent=1, ensure_ascii=False))
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the plan of a folder; ValueError if it is damaged."""
+    content = _read_json(folder / PLAN, {field.name: field.type for field in fields(Plan)})
+    return Plan(**{field.name: content[field.name] for field in fields(Plan)})
+
+
+def _require_same(folder: Path, there: Plan, plan: Plan) -> None:
+    """Raise ValueError with the first difference between two plans; where the same images lie does not matter."""
+    what = {
+        "runtime": "runtime",
+        "precision": "precision",
+        "model": "model",
+        "preprocessing": "preprocessing",
+        "part_size": "part size",
+        "names": "images",
+        "parts": "images",
+    }
+    for name, meaning in what.items():
+        old, new = getattr(there, name), getattr(plan, name)
+        if old != new:
+            values = f": {old} there, {new} now" if name in ("runtime", "precision", "part_size") else ""
+            raise ValueError(
+                f"{folder} holds embeddings of {there.source!r} with another {meaning}{values}; "
+                "give another folder, or replace these with --overwrite"
+            )
+
+
+def commit_part(folder: Path, number: int, part: Part, model: str) -> bool:
+    """Write a part; return whether it is the one that counts: False if another worker has committed it before."""
+    entry: dict[str, Any] = {"file": None, "sha256": None, "ids": part.ids, "images": part.digests}
+    if part.ids:
+        draft = folder / f"{TEMPORARY_PREFIX}part-{number:06d}-{secrets.token_hex(4)}.safetensors"
+        write_safetensors(draft, {VECTORS: part.vectors}, {"model": model})
+        entry["sha256"] = sha256(draft)
+        entry["file"] = f"part-{number:06d}-{entry['sha256'][:16]}.safetensors"
+        os.replace(draft, folder / entry["file"])
+    entry["metadata"] = part.metadata if any(part.metadata) else []
+    entry["left_out"] = part.left_out
+    return create_once(_commit_path(folder, number), json.dumps(entry, ensure_ascii=False))
+
+
+def committed_parts(folder: Path) -> set[int]:
+    """Return the numbers of the parts that are done."""
+    return {int(match[1]) for path in folder.iterdir() if (match := COMMIT.fullmatch(path.name))}
+
+
+def write_manifest(folder: Path, plan: Plan) -> dict[str, int]:
+    """Write the manifest of a folder whose parts are all done, remove what no part names, and return the counts."""
+    shards, left_out, images = [], {}, 0
+    for number in range(plan.parts):
+        entry = _read_entry(_commit_path(folder, number))
+        images += len(entry["ids"])
+        left_out |= entry["left_out"]
+        if entry["file"] is not None:
+            shards.append({key: entry[key] for key in ("file", "sha256", "ids", "images")})
+            if images > MAX_LISTED:
+                shards[-1] = {"file": entry["file"], "sha256": entry["sha256"], "count": len(entry["ids"])}
+    manifest = {"model": plan.model, "source": plan.source, "shards": shards, "left_out": left_out}
+    with atomic_write(folder / MANIFEST, "w") as file:
+        json.dump(manifest, file, indent=1, ensure_ascii=False)
+    named = {shard["file"] for shard in shards}
+    for path in _files(folder):
+        if SHARD.fullmatch(path.name) and path.name not in named:
+            path.unlink()  # of a worker whose commit came second
+    return {"images": images, "shards": len(shards), "left out": len(left_out)}
+
+
+def read_parts(folder: str | Path) -> Embeddings:
+    """Return what `zoo embed` has written in a folder, in this or an earlier version.
+
+    Raises:
+        FileNotFoundError: no embeddings. ValueError: embedding is not finished, or a file is damaged.
+    """
+    folder = Path(folder)
+    if (folder / PLAN).is_file():
+        plan, done = read_plan(folder), committed_parts(folder)
+        missing = plan.parts - len(done & set(range(plan.parts)))
+        if missing:
+            raise ValueError(f"{folder}: {missing} of {plan.parts} parts are missing; run the same zoo embed again")
+        entries = (_read_entry(_commit_path(folder, number)) for number in range(plan.parts))
+        return Embeddings(plan.model, plan.runtime, plan.precision, (_read_part(folder, entry) for entry in entries))
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no embeddings; zoo embed writes them")
+    manifest = _read_json(folder / MANIFEST, {"model": str, "shards": list, "left_out": dict})
+    for shard in manifest["shards"]:
+        _check_entry(folder / MANIFEST, shard)
+    parts = (_read_part(folder, {"left_out": {}, **shard}) for shard in manifest["shards"])
+    return Embeddings(manifest["model"], "keras", "float32", parts)
+
+
+def _read_part(folder: Path, entry: dict[str, Any]) -> Part:
+    ids, metadata = entry["ids"], entry.get("metadata") or [{}] * len(entry["ids"])
+    if entry["file"] is None:
+        return Part([], np.empty((0, 0), np.float32), [], [], entry["left_out"])
+    path = folder / entry["file"]
+    if sha256(path) != entry["sha256"]:
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one that {COMMIT.pattern[:4]}… names")
+    vectors = read_checkpoint(path).tensors[VECTORS]
+    if vectors.ndim != 2 or len(vectors) != len(ids) or not np.isfinite(vectors).all():
+        raise ValueError(f"{path} holds {vectors.shape} for {len(ids)} images; allowed is a finite (N, D)")
+    return Part(ids, vectors, entry["images"], metadata, entry["left_out"])
+
+
+def _read_entry(path: Path) -> dict[str, Any]:
+    entry = _read_json(path, {"left_out": dict, "metadata": list})
+    _check_entry(path, entry)
+    return entry
+
+
+def _check_entry(path: Path, entry: Any) -> None:
+    """Raise ValueError unless this is the entry of a part, whose file lies in the folder."""
+    good = isinstance(entry, dict) and all(isinstance(entry.get(key), list) for key in ("ids", "images"))
+    good = good and all(isinstance(value, str) for value in (*entry["ids"], *entry["images"]))
+    good = good and len(entry["ids"]) == len(entry["images"])
+    good = good and len(entry.get("metadata") or entry["ids"]) == len(entry["ids"])
+    name = entry.get("file") if good else None
+    if not good or not (name is None and not entry["ids"] or isinstance(name, str) and SHARD.fullmatch(name)):
+        raise ValueError(f"{path} does not describe a part of embeddings")
+
+
+def _read_json(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for name, kind in kinds.items():
+        allowed = getattr(kind, "__origin__", kind)
+        if not isinstance(content, dict) or not isinstance(content.get(name), allowed):
+            raise ValueError(f"{path} is damaged: {name!r} must be {allowed.__name__}")
+    return content
+
+
+def _commit_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:06d}.json"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of embeddings in a folder, of this and of earlier versions."""
+    names = (PLAN, MANIFEST)
+    return [p for p in folder.iterdir() if p.name in names or COMMIT.fullmatch(p.name) or SHARD.fullmatch(p.name)]

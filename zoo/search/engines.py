@@ -1,0 +1,310 @@
+"""Who embeds the parts: this process, others on this machine, or Ray actors. All run `Worker` of `zoo.search.embed`."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zoo.utils.env import available_cores
+from zoo.utils.progress import SECONDS
+
+if TYPE_CHECKING:
+    from zoo.search.embed import Done, Job, Worker
+
+ENGINES = ("local", "ray")
+MAX_DEATHS = 3  # of the workers that embed one part, before the part is given up
+OBJECT_STORE_BYTES = 100 << 20  # Ray's least, nearly; what goes through it is a few numbers a part
+CRASHED = "its worker died"
+
+
+class Pool(Protocol):
+    """Workers that each embed one part at a time."""
+
+    def idle(self) -> int:
+        """Return how many parts could be given out now."""
+
+    def give(self, number: int) -> None:
+        """Let an idle worker embed a part."""
+
+    def collect(self) -> Iterator[tuple[int, "Done | str"]]:
+        """Wait for at least one part; yield (number, `Done`, or why its worker died). A worker that died is replaced.
+
+        Raises:
+            Exception: what a worker raised, which would be raised again.
+        """
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+def check_engine(engine: str, workers: int, address: str | None) -> None:
+    """Raise ValueError for an unknown engine or options that do not fit it, ImportError where Ray is missing."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r}; allowed are {', '.join(ENGINES)}")
+    if workers < 1:
+        raise ValueError(f"workers={workers!r}; at least 1 is needed")
+    if address is not None and engine != "ray":
+        raise ValueError(f"address={address!r} is for engine='ray', got engine={engine!r}")
+    if engine == "ray":
+        _import_ray()
+
+
+def run_parts(
+    job: "Job",
+    todo: Sequence[int],
+    total: int,
+    engine: str,
+    workers: int,
+    address: str | None,
+    here: Callable[[], "Worker"],
+) -> None:
+    """Embed and commit the parts `todo` of `total`.
+
+    A part whose worker dies is given to another.
+
+    Args:
+        here: makes the worker of this process.
+
+    Raises:
+        RuntimeError: a part whose workers died MAX_DEATHS times.
+    """
+    if not todo:
+        return
+    workers = min(workers, len(todo))
+    pool: Pool
+    if engine == "ray":
+        pool = Actors(job, workers, address)
+    else:
+        pool = Here(here()) if workers == 1 else Processes(job, workers)
+    queue, deaths, busy = deque(todo), Counter[int](), 0
+    progress = Progress(total, total - len(todo))
+    try:
+        while queue or busy:
+            while queue and pool.idle():
+                pool.give(queue.popleft())
+                busy += 1
+            for number, outcome in pool.collect():
+                busy -= 1
+                if not isinstance(outcome, str):
+                    progress.add(outcome)
+                    continue
+                deaths[number] += 1
+                progress.note(f"part {number}: {outcome}; attempt {deaths[number]} of {MAX_DEATHS}")
+                if deaths[number] == MAX_DEATHS:
+                    raise RuntimeError(
+                        f"part {number} ended its worker {MAX_DEATHS} times ({outcome}). The other parts that are done "
+                        "stay; the same command goes on from them."
+                    )
+                queue.appendleft(number)
+    finally:
+        pool.close()
+
+
+class Progress:
+    """Says on stderr how many parts are done: on a terminal in one line, elsewhere in a line every SECONDS seconds."""
+
+    def __init__(self, total: int, before: int):
+        self.total, self.done, self.before = total, before, before
+        self.images = self.left_out = 0
+        self.start = self.shown = time.monotonic()
+        self.terminal = sys.stderr.isatty()
+        if before:
+            self.note(f"{before} of {total} parts were done before")
+
+    def add(self, done: "Done") -> None:
+        self.done += 1
+        self.images += done.images
+        self.left_out += done.left_out
+        now, last = time.monotonic(), self.done == self.total
+        if not self.terminal and now - self.shown < SECONDS and not (last and now - self.start >= SECONDS):
+            return
+        self.shown = now
+        rate = self.images / max(now - self.start, 1e-9)
+        text = f"{self.done} of {self.total} parts, {rate:,.1f} images/s, {self.left_out} left out"
+        end = "\n" if last or not self.terminal else ""
+        print(f"\r{text}" if self.terminal else text, end=end, file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        print(f"\n{text}" if self.terminal and self.done > self.before else text, file=sys.stderr, flush=True)
+
+
+class Here:
+    """This process as the only worker."""
+
+    def __init__(self, worker: "Worker"):
+        self.worker = worker
+        self.number: int | None = None
+
+    def idle(self) -> int:
+        return int(self.number is None)
+
+    def give(self, number: int) -> None:
+        self.number = number
+
+    def collect(self) -> Iterator[tuple[int, "Done | str"]]:
+        assert self.number is not None
+        number, self.number = self.number, None
+        yield number, self.worker.embed(number)
+
+    def close(self) -> None:
+        pass
+
+
+class Processes:
+    """Processes of this machine, each with its share of the cores."""
+
+    def __init__(self, job: "Job", workers: int):
+        self.job, self.threads = job, max(1, available_cores() // workers)
+        self.context = multiprocessing.get_context("spawn")
+        self.free: list[tuple[Any, Connection]] = []
+        self.busy: dict[Connection, tuple[Any, int]] = {}
+        for _ in range(workers):
+            self.free.append(self._start())
+
+    def _start(self) -> tuple[Any, Connection]:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_work, args=(self.job, theirs), daemon=True)
+        before = dict(os.environ)
+        os.environ.update(_thread_limits(self.threads))  # read by the libraries when the process imports them
+        try:
+            process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        theirs.close()
+        return process, ours
+
+    def idle(self) -> int:
+        return len(self.free)
+
+    def give(self, number: int) -> None:
+        process, pipe = self.free.pop()
+        try:
+            pipe.send(number)
+        except OSError:  # it died while it was idle
+            process.join()
+            process, pipe = self._start()
+            pipe.send(number)
+        self.busy[pipe] = process, number
+
+    def collect(self) -> Iterator[tuple[int, "Done | str"]]:
+        for pipe in wait(list(self.busy)):
+            assert isinstance(pipe, Connection)
+            process, number = self.busy.pop(pipe)
+            try:
+                outcome = pipe.recv()
+            except (EOFError, OSError):
+                process.join()
+                self.free.append(self._start())
+                yield number, f"{CRASHED} with exit code {process.exitcode}"
+                continue
+            if isinstance(outcome, Exception):
+                raise outcome
+            self.free.append((process, pipe))
+            yield number, outcome
+
+    def close(self) -> None:
+        for process, pipe in [*self.free, *((process, pipe) for pipe, (process, _) in self.busy.items())]:
+            pipe.close()
+            process.terminate()
+            process.join()
+
+
+def _work(job: "Job", pipe: Connection) -> None:
+    """Embed the parts whose numbers come through the pipe; send back each outcome. Runs in a process of its own."""
+    from zoo.search.embed import Worker
+
+    worker = None
+    while True:
+        try:
+            number = pipe.recv()
+        except EOFError:
+            return
+        try:
+            worker = worker or Worker(job)
+            pipe.send(worker.embed(number))
+        except Exception as error:  # raised again in the main process
+            pipe.send(error)
+
+
+class Actors:
+    """Ray actors, one CPU each, and one GPU each where the cluster has any."""
+
+    def __init__(self, job: "Job", workers: int, address: str | None):
+        self.ray = _import_ray()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self.own = not self.ray.is_initialized()
+        if self.own and address is not None:
+            self.ray.init(address=address, log_to_driver=False)
+        elif self.own:
+            self.ray.init(
+                num_cpus=workers,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                _node_ip_address="127.0.0.1",
+            )
+        self.job = job
+        self.free = [self._start() for _ in range(workers)]
+        self.busy: dict[Any, tuple[Any, int]] = {}
+
+    def _start(self) -> Any:
+        from zoo.search.embed import Worker
+
+        variables = _thread_limits(1)
+        if "KERAS_BACKEND" in os.environ:
+            variables["KERAS_BACKEND"] = os.environ["KERAS_BACKEND"]
+        gpus = 1 if self.ray.cluster_resources().get("GPU", 0) else 0
+        actor = self.ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD")(Worker)
+        return actor.options(runtime_env={"env_vars": variables}).remote(self.job)
+
+    def idle(self) -> int:
+        return len(self.free)
+
+    def give(self, number: int) -> None:
+        actor = self.free.pop()
+        self.busy[actor.embed.remote(number)] = actor, number
+
+    def collect(self) -> Iterator[tuple[int, "Done | str"]]:
+        errors = self.ray.exceptions
+        for reference in self.ray.wait(list(self.busy), num_returns=1)[0]:
+            actor, number = self.busy.pop(reference)
+            try:
+                outcome = self.ray.get(reference)
+            except errors.ActorDiedError as error:
+                if isinstance(cause := getattr(error, "cause", None), Exception):  # its constructor raised
+                    raise cause from None
+                self.free.append(self._start())
+                yield number, CRASHED
+            except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError):
+                self.free.append(self._start())
+                yield number, CRASHED
+            except errors.RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            else:
+                self.free.append(actor)
+                yield number, outcome
+
+    def close(self) -> None:
+        for actor in [*self.free, *(actor for actor, _ in self.busy.values())]:
+            self.ray.kill(actor)
+        if self.own:
+            self.ray.shutdown()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ImportError("engine='ray' needs Ray. Install with: pip install 'convnext-clip-zoo[scale]'") from None
+    return ray
+
+
+def _thread_limits(threads: int) -> dict[str, str]:
+    """Return environment variables that give each of several processes its share of the cores."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
+    return dict.fromkeys(names, str(threads))
