@@ -32,6 +32,7 @@ NOISE = (  # beginnings of warnings that concern nothing a user could change
 GROUPS = {  # the first word of two-word commands
     "train": "train a CLIP model or a classifier",
     "eval": "evaluate a CLIP model",
+    "data": "prepare data sets",
     "index": "build and maintain a search index of images",
     "cache": "inspect and maintain the cache of text embeddings",
 }

@@ -1,4 +1,4 @@
-"""Commands for embeddings, search indices and the text cache."""
+"""Commands for shards of images, embeddings, search indices and the text cache."""
 
 from zoo.cli.command import BATCH_SIZE, PAIR, Command, argument, positive
 
@@ -52,6 +52,24 @@ COMMANDS = {
             "zoo embed photos --model ViT-B-32.openai --output vectors",
             "zoo embed 's3://bucket/{000..999}.tar' --model ViT-B-32.openai --output vectors --engine ray --workers 64",
         ),
+    ),
+    "data pack": Command(
+        "write the images of a source, with captions and labels, as tar shards",
+        "zoo.data.pack:pack",
+        "zoo.search.build:to_text",
+        (
+            argument("source", help="folder, CSV or TSV, .parquet, .jsonl, tar shards, or the name of a benchmark"),
+            argument("output", metavar="SHARDS", help="new folder"),
+            argument(
+                "--shard-size", type=positive, default=1000, metavar="N", help="samples in a shard (default 1000)"
+            ),
+            argument("--shuffle-seed", type=int, metavar="N", help="shuffle with this seed (default: source's order)"),
+            argument("--image-key", default="filepath", metavar="COLUMN", help="image column (default filepath)"),
+            argument("--caption-key", metavar="COLUMN", help="caption column (default: caption, if it is there)"),
+            argument("--label-key", metavar="COLUMN", help="column of classes"),
+            argument("--data-root", metavar="DIR", help="base folder for a table's paths (default: the table's)"),
+        ),
+        examples=("zoo data pack captions.csv shards --shuffle-seed 0",),
     ),
     "index build": Command(
         "build a search index of images; an interrupted build resumes",
