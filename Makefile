@@ -31,7 +31,7 @@ demo: check-backend $(STAMPS)/$(BACKEND)
 test: $(STAMPS)/test
 	.venv/bin/python tests/run_suite.py $(ARGS)
 
-test-all: $(STAMPS)/test
+test-all: $(STAMPS)/test $(STAMPS)/scale
 	.venv/bin/python tests/run_suite.py --all $(ARGS)
 
 lint: $(STAMPS)/lint
@@ -73,6 +73,11 @@ $(STAMPS)/test: $(STAMPS)/venv pyproject.toml constraints.txt requirements-oracl
 	@{ $(PIP) -e '.[all,dev,oracle,docs]' && \
 	$(PIP) --no-deps -r requirements-oracle.txt && touch $@; } | $(DOWNLOADS); test -f $@
 	@touch $(STAMPS)/jax $(STAMPS)/tensorflow $(STAMPS)/torch $(STAMPS)/lint $(STAMPS)/docs
+
+$(STAMPS)/scale: $(STAMPS)/test
+	@echo 'Installing Ray'
+	@rm -f $@
+	@{ $(PIP) -e '.[scale]' && touch $@; } | $(DOWNLOADS); test -f $@
 
 $(STAMPS)/lint: $(STAMPS)/venv constraints.txt
 	@echo 'Installing ruff and mypy'

@@ -236,7 +236,7 @@ def embed_images(
     pipeline = ClipPipeline(model, cache=False, **options)
     spec = {name: repr(value) for name, value in asdict(pipeline.encoder.spec).items()}
     plan = Plan(
-        source=str(source),
+        source=job.source,
         names=partition.names,
         model=pipeline.fingerprint,
         runtime=runtime,
