@@ -124,11 +124,15 @@ def test_a_folder_of_an_earlier_version_is_read_and_replaced_on_demand(saved, al
         embed_images(str(album), model=str(saved), output=str(out))
     embed_images(str(album), model=str(saved), output=str(out), overwrite=True)
     assert len(all_parts(out)) == 8 and not list(out.glob("embeddings-*"))
-    for bad in ({**shard, "file": "../secret.safetensors"}, {**shard, "ids": ["a"]}, {**shard, "sha256": "0" * 64}):
+    for bad in (
+        {**shard, "file": "../embeddings-00000.safetensors"},
+        {**shard, "ids": ["a"]},
+        {**shard, "sha256": "0" * 64},
+    ):
         (tmp_path / "bad").mkdir(exist_ok=True)
-        (tmp_path / "bad" / "manifest.json").write_text(json.dumps({**manifest, "shards": [bad]}))
+        (tmp_path / "bad" / "manifest.json").write_text(json.dumps({**manifest, "shards": [{**shard, **change}]}))
         write_safetensors(tmp_path / "bad" / "embeddings-00000.safetensors", {"embeddings": np.eye(2)})
-        with pytest.raises(ValueError, match="does not describe a part|is damaged"):
+        with pytest.raises(ValueError, match="Allowed: a list, each item an object|as many as images|is damaged"):
             list(read_parts(tmp_path / "bad").parts)
 
 

@@ -12,22 +12,49 @@ versions hold `embeddings-*.safetensors` and the manifest alone; `read_parts` re
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.utils.files import TEMPORARY_PREFIX, atomic_write, create_once, remove_leftovers, sha256
+from clip import Field
+from zoo.utils.files import atomic_write, create_once, make_folder, remove_leftovers, sha256, temporary_path
+from zoo.utils.strict_json import OBJECT, field_error, list_of, object_of, read_json, text
 from zoo.weights import read_checkpoint, write_safetensors
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
 VECTORS = "embeddings"  # the name of the tensor
 COMMIT = re.compile(r"part-(\d{6,})\.json")
 SHARD = re.compile(r"(embeddings-\d{5,}|part-\d{6,}-[0-9a-f]{16})\.safetensors")
-MAX_LISTED = 1_000_000  # images whose ids the manifest repeats; of more, it names the files that hold them
+MAX_LISTED = 250_000  # images whose ids the manifest repeats; of more, it names the files that hold them
+
+
+TEXTS = list_of(text())
+FILE = Field(lambda value: value is None or isinstance(value, str) and bool(SHARD.fullmatch(value)), "a file of a part")
+DIGEST = Field(lambda value: value is None or isinstance(value, str) and len(value) == 64, "64 hexadecimal digits")
+ENTRY_FIELDS = {
+    **{"file": FILE, "sha256": DIGEST, "ids": TEXTS, "images": TEXTS},
+    **{"metadata": list_of(object_of(text())), "left_out": object_of(text())},
+}
+SHARD_KEYS = ("file", "sha256", "ids", "images")  # of an entry, in the manifest
+SHARD_ENTRY = Field(
+    lambda value: isinstance(value, dict) and all(ENTRY_FIELDS[key].allows(value.get(key)) for key in SHARD_KEYS),
+    "an object with file, sha256, ids and images",
+)
+MANIFEST_FIELDS = {
+    "model": text(),
+    "source": text(),
+    "shards": list_of(SHARD_ENTRY),
+    "left_out": object_of(text()),
+}
+PLAN_FIELDS = {
+    **dict.fromkeys(("source", "names", "model", "runtime", "precision"), text()),
+    "preprocessing": OBJECT,
+    "part_size": Field.integer(0, 1 << 40),
+    "parts": Field.integer(0, 10**6),
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +119,7 @@ def start_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> None:
     Raises:
         ValueError: the folder holds embeddings of another plan, and not `overwrite`; the message names the difference.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if overwrite:
         for path in _files(folder):
             path.unlink()
@@ -107,8 +134,7 @@ def start_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> None:
 
 def read_plan(folder: Path) -> Plan:
     """Return the plan of a folder; ValueError if it is damaged."""
-    content = _read_json(folder / PLAN, {field.name: field.type for field in fields(Plan)})
-    return Plan(**{field.name: content[field.name] for field in fields(Plan)})
+    return Plan(**read_json(folder / PLAN, PLAN_FIELDS))
 
 
 def _require_same(folder: Path, there: Plan, plan: Plan) -> None:
@@ -136,7 +162,7 @@ def commit_part(folder: Path, number: int, part: Part, model: str) -> bool:
     """Write a part; return whether it is the one that counts: False if another worker has committed it before."""
     entry: dict[str, Any] = {"file": None, "sha256": None, "ids": part.ids, "images": part.digests}
     if part.ids:
-        draft = folder / f"{TEMPORARY_PREFIX}part-{number:06d}-{secrets.token_hex(4)}.safetensors"
+        draft = temporary_path(folder / "part.safetensors")
         write_safetensors(draft, {VECTORS: part.vectors}, {"model": model})
         entry["sha256"] = sha256(draft)
         entry["file"] = f"part-{number:06d}-{entry['sha256'][:16]}.safetensors"
@@ -159,7 +185,7 @@ def write_manifest(folder: Path, plan: Plan) -> dict[str, int]:
         images += len(entry["ids"])
         left_out |= entry["left_out"]
         if entry["file"] is not None:
-            shards.append({key: entry[key] for key in ("file", "sha256", "ids", "images")})
+            shards.append({key: entry[key] for key in SHARD_KEYS})
             if images > MAX_LISTED:
                 shards[-1] = {"file": entry["file"], "sha256": entry["sha256"], "count": len(entry["ids"])}
     manifest = {"model": plan.model, "source": plan.source, "shards": shards, "left_out": left_out}
@@ -184,57 +210,34 @@ def read_parts(folder: str | Path) -> Embeddings:
         missing = plan.parts - len(done & set(range(plan.parts)))
         if missing:
             raise ValueError(f"{folder}: {missing} of {plan.parts} parts are missing; run the same zoo embed again")
-        entries = (_read_entry(_commit_path(folder, number)) for number in range(plan.parts))
-        return Embeddings(plan.model, plan.runtime, plan.precision, (_read_part(folder, entry) for entry in entries))
+        paths = (_commit_path(folder, number) for number in range(plan.parts))
+        parts = (_read_part(folder, _read_entry(path), path.name) for path in paths)
+        return Embeddings(plan.model, plan.runtime, plan.precision, parts)
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no embeddings; zoo embed writes them")
-    manifest = _read_json(folder / MANIFEST, {"model": str, "shards": list, "left_out": dict})
-    for shard in manifest["shards"]:
-        _check_entry(folder / MANIFEST, shard)
-    parts = (_read_part(folder, {"left_out": {}, **shard}) for shard in manifest["shards"])
+    manifest = read_json(folder / MANIFEST, MANIFEST_FIELDS)
+    parts = (_read_part(folder, {"left_out": {}, **shard}, MANIFEST) for shard in manifest["shards"])
     return Embeddings(manifest["model"], "keras", "float32", parts)
 
 
-def _read_part(folder: Path, entry: dict[str, Any]) -> Part:
-    ids, metadata = entry["ids"], entry.get("metadata") or [{}] * len(entry["ids"])
+def _read_part(folder: Path, entry: dict[str, Any], where: str) -> Part:
+    ids, digests = entry["ids"], entry["images"]
+    metadata = entry.get("metadata") or [{}] * len(ids)
+    if not len(ids) == len(digests) == len(metadata) or (entry["file"] is None) != (not ids):
+        raise field_error(where, "ids", ids, "as many as images and metadata, and none only without a file")
     if entry["file"] is None:
         return Part([], np.empty((0, 0), np.float32), [], [], entry["left_out"])
     path = folder / entry["file"]
     if sha256(path) != entry["sha256"]:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one that {COMMIT.pattern[:4]}… names")
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {where}")
     vectors = read_checkpoint(path).tensors[VECTORS]
     if vectors.ndim != 2 or len(vectors) != len(ids) or not np.isfinite(vectors).all():
         raise ValueError(f"{path} holds {vectors.shape} for {len(ids)} images; allowed is a finite (N, D)")
-    return Part(ids, vectors, entry["images"], metadata, entry["left_out"])
+    return Part(ids, vectors, digests, metadata, entry["left_out"])
 
 
 def _read_entry(path: Path) -> dict[str, Any]:
-    entry = _read_json(path, {"left_out": dict, "metadata": list})
-    _check_entry(path, entry)
-    return entry
-
-
-def _check_entry(path: Path, entry: Any) -> None:
-    """Raise ValueError unless this is the entry of a part, whose file lies in the folder."""
-    good = isinstance(entry, dict) and all(isinstance(entry.get(key), list) for key in ("ids", "images"))
-    good = good and all(isinstance(value, str) for value in (*entry["ids"], *entry["images"]))
-    good = good and len(entry["ids"]) == len(entry["images"])
-    good = good and len(entry.get("metadata") or entry["ids"]) == len(entry["ids"])
-    name = entry.get("file") if good else None
-    if not good or not (name is None and not entry["ids"] or isinstance(name, str) and SHARD.fullmatch(name)):
-        raise ValueError(f"{path} does not describe a part of embeddings")
-
-
-def _read_json(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    for name, kind in kinds.items():
-        allowed = getattr(kind, "__origin__", kind)
-        if not isinstance(content, dict) or not isinstance(content.get(name), allowed):
-            raise ValueError(f"{path} is damaged: {name!r} must be {allowed.__name__}")
-    return content
+    return read_json(path, ENTRY_FIELDS)
 
 
 def _commit_path(folder: Path, number: int) -> Path:

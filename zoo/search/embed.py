@@ -19,7 +19,7 @@ from zoo.embeddings.parts import Part, Plan, commit_part, committed_parts, read_
 from zoo.embeddings.segment import is_utf8
 from zoo.inference.encoder import Embedded, Encoder
 from zoo.inference.pipeline import ClipPipeline
-from zoo.utils.files import lock
+from zoo.utils.files import lock, make_folder
 
 PORTION = 1024  # images between two commits of an index, and in a part
 
@@ -246,7 +246,7 @@ def embed_images(
         parts=partition.parts,
     )
     folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with lock(folder / ".lock"):
         start_folder(folder, plan, overwrite=overwrite)
         todo = sorted(set(range(plan.parts)) - committed_parts(folder))

@@ -141,7 +141,7 @@ def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator
     before = None if target.is_symlink() or not target.exists() else os.lstat(target)
     if before is not None:
         check_regular(target, before)
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     try:
         with open(temporary, mode.replace("w", "x"), **options) as file:
             yield file
@@ -181,7 +181,7 @@ def create_once(path: str | Path, text: str) -> bool:
     Of several processes exactly one creates it, and nobody sees it half written.
     """
     target = Path(path)
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     try:
         with open(temporary, "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -197,7 +197,8 @@ def create_once(path: str | Path, text: str) -> bool:
     return True
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
+    """Return a new name beside a path, which `remove_leftovers` knows."""
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
 
 
@@ -279,7 +280,7 @@ def folder_write(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     if os.path.lexists(target):
         raise FileExistsError(f"{shown(target)} already exists; a folder is written once")
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     temporary.mkdir()
     try:
         yield temporary
@@ -301,7 +302,7 @@ def remove_folder(path: str | Path) -> None:
     """
     path = Path(path)
     check_folder(path)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     os.rename(path, temporary)
     shutil.rmtree(temporary, ignore_errors=True)
 
