@@ -124,11 +124,7 @@ def test_a_folder_of_an_earlier_version_is_read_and_replaced_on_demand(saved, al
         embed_images(str(album), model=str(saved), output=str(out))
     embed_images(str(album), model=str(saved), output=str(out), overwrite=True)
     assert len(all_parts(out)) == 8 and not list(out.glob("embeddings-*"))
-    for bad in (
-        {**shard, "file": "../embeddings-00000.safetensors"},
-        {**shard, "ids": ["a"]},
-        {**shard, "sha256": "0" * 64},
-    ):
+    for change in ({"file": "../embeddings-00000.safetensors"}, {"ids": ["a"]}, {"sha256": "0" * 64}):
         (tmp_path / "bad").mkdir(exist_ok=True)
         (tmp_path / "bad" / "manifest.json").write_text(json.dumps({**manifest, "shards": [{**shard, **change}]}))
         write_safetensors(tmp_path / "bad" / "embeddings-00000.safetensors", {"embeddings": np.eye(2)})
