@@ -179,7 +179,9 @@ def committed_parts(folder: Path) -> set[int]:
 
 def write_manifest(folder: Path, plan: Plan) -> dict[str, int]:
     """Write the manifest of a folder whose parts are all done, remove what no part names, and return the counts."""
-    shards, left_out, images = [], {}, 0
+    shards: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    images = 0
     for number in range(plan.parts):
         entry = _read_entry(_commit_path(folder, number))
         images += len(entry["ids"])

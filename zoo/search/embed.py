@@ -230,7 +230,7 @@ def embed_images(
     from zoo.search.engines import check_engine, run_parts
 
     check_engine(engine, workers, address)
-    options = {"batch_size": batch_size, "runtime": runtime, "precision": precision}
+    options: dict[str, Any] = {"batch_size": batch_size, "runtime": runtime, "precision": precision}
     job = Job(source if is_remote(source) else _absolute(source), _absolute(model), os.path.abspath(output), options)
     partition = Partition(job.source, part_size)
     pipeline = ClipPipeline(model, cache=False, **options)
