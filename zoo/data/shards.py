@@ -111,7 +111,7 @@ def find_shards(pattern: str) -> list[str]:
     """Return the real paths of the tar files that a pattern matches, in order; ValueError for a URL or missing file."""
     refuse_url(pattern)
     paths: list[str] = []
-    for name in _expand_braces(pattern):
+    for name in expand_braces(pattern):
         found = sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
         if not found or not os.path.exists(found[0]):
             raise ValueError(f"no shard {quoted(name)}")
@@ -125,7 +125,7 @@ def find_shards(pattern: str) -> list[str]:
     return paths
 
 
-def _expand_braces(pattern: str) -> Iterator[str]:
+def expand_braces(pattern: str) -> Iterator[str]:
     """Return the expansions of `{07..12}` and `{a,b}` in a pattern; the last brace varies fastest.
 
     Raises:
