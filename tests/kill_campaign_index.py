@@ -2,10 +2,12 @@
 
     python tests/kill_campaign_index.py --kills 100 --files 10000
 
-One file in fifty is corrupt and one in fifty is a copy of another. Half of the kills hit while a portion is written,
-the others at any time. The command is restarted until it finishes. Then no image may be missing or duplicated, every
-vector must equal that of an undisturbed run, every digest must fit, and each corrupt file and each copy must be listed
-with its reason. The encoder only sums pixels, so the time goes into files, and no backend is needed.
+Every third index begins in the layout before the catalogue, with a third of the images, and small segments are merged
+often, so kills also hit conversions and merges. One file in fifty is corrupt and one in fifty is a copy of another.
+Half of the kills hit while a portion is written, the others at any time. The command is restarted until it finishes.
+Then no image may be missing or duplicated, every vector must equal that of an undisturbed run, every digest must fit,
+and each corrupt file and each copy must be listed with its reason. The encoder only sums pixels, so the time goes into
+files, and no backend is needed.
 """
 
 import argparse
@@ -26,7 +28,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from old_index import write_old  # noqa: E402
+
 from zoo.data.preprocess import PreprocessSpec  # noqa: E402
+from zoo.embeddings import index as index_module  # noqa: E402
 from zoo.inference.encoder import Encoder  # noqa: E402
 from zoo.search import Index, build, embed  # noqa: E402
 
@@ -62,6 +67,8 @@ def campaign(kills: int, files: int, rng: random.Random) -> dict:
         figures |= {"images": len(expected["good"]), "left_out": len(expected["left_out"])}
         while figures["kills"] < kills:
             path = Path(scratch, f"index-{figures['indices']}")
+            if figures["indices"] % 3 == 2:
+                begin_old(alone, path)
             for _ in range(rng.randint(1, 10)):
                 inside = rng.random() < 0.5
                 delay = rng.uniform(0, 0.02) if inside else rng.uniform(0, whole_run)
@@ -75,6 +82,16 @@ def campaign(kills: int, files: int, rng: random.Random) -> dict:
             figures["whole"] += problem is None
             figures["wrong"] += [problem] if problem else []
     return figures
+
+
+def begin_old(alone: Index, path: Path) -> None:
+    """Write an index of the layout before the catalogue with a third of the images of a complete one."""
+    ids = alone.ids[: len(alone) // 3]
+    facts = {**alone.facts, "left_out": {}}
+    vectors = np.stack([alone.vector(identity) for identity in ids])
+    part = f"{path}-part"
+    with Index.build(vectors, part, ids=ids, metadata=list(map(alone.metadata, ids)), model="sums", facts=facts) as new:
+        write_old(new, path)
 
 
 def write_images(folder: Path, count: int, rng: random.Random) -> dict:
@@ -136,6 +153,8 @@ def finish(images: Path, path: Path, files: int) -> None:
 def examine(path: Path, alone: Index, expected: dict) -> str | None:
     """Return what is wrong with an index, or None."""
     index = Index.open(path)
+    if list(path.glob("*.json")):
+        return "files of the earlier layout are left"
     if sorted(index.ids) != sorted(expected["good"]):
         missing, more = set(expected["good"]) - set(index.ids), set(index.ids) - set(expected["good"])
         return f"{len(missing)} missing, {len(more)} too many, {len(index.ids) - len(set(index.ids))} twice"
@@ -169,6 +188,7 @@ def run_child(images: Path, path: Path, portion: int) -> None:
         print(SAVING, flush=True)
         add(*arguments, **options)
 
+    index_module.MOST_SMALL, index_module.MERGED = 5, 3
     Index.add, build.ClipPipeline, embed.PORTION = print_and_add, Sums, portion
     build.build_index(str(images), model="sums", output=str(path))
 

@@ -3,6 +3,7 @@
 # ruff: noqa: F811  (arguments have the names of fixtures, which are imported)
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from pipeline_case import album, images, model, pipeline, saved  # noqa: F401
 from zoo import ClipPipeline
 from zoo.cli import main
 from zoo.embeddings.parts import read_parts
+from zoo.inference.encoder import Encoder
 from zoo.search import Index, embed
-from zoo.search.build import build_index, index_add, index_info, to_text
+from zoo.search.build import build_index, index_add, index_info, index_refresh, to_text
 from zoo.search.cache import cache_clear, cache_import, cache_stats, cache_verify
 from zoo.search.embed import embed_images
 from zoo.search.query import search_images
@@ -28,7 +30,7 @@ def test_an_index_is_built_resumed_and_searched(album, saved, images, tmp_path, 
     add = Index.add
 
     def die_at_the_third(self, *arguments, **options):
-        if len(self.segments) == 2:
+        if self.info()["segments"] == 2:
             raise KeyboardInterrupt
         add(self, *arguments, **options)
 
@@ -86,6 +88,55 @@ def test_further_sources_are_added_and_filtered(album, saved, images, tmp_path, 
     for option in (["--approximate"], ["--expansion", "64"]):
         assert main([*search, *option]) == 2 and "no graph" in capsys.readouterr().err
     assert search_images(out, "a seven", k=9, where=["folder="], cache=cache)[0].rank == 1
+
+
+def test_a_refresh_adds_drops_keeps_and_renames(album, saved, images, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "i")
+    build_index(str(album), model=str(saved), output=out)
+    (album / "middle").mkdir()
+    (album / "left" / "1.png").rename(album / "middle" / "one.png")
+    (album / "left" / "2.png").unlink()
+    (album / "left" / "0.png").unlink()  # its copy in right/ takes its place
+    (album / "right" / "bad.png").unlink()
+    (album / "left" / "new.png").write_bytes(encode(255 - images[0]))
+    moved = Index.open(out).vector("left/1.png")
+    embedded = []
+    embed = Encoder.embed_batches
+    monkeypatch.setattr(
+        Encoder, "embed_batches", lambda self, b: embedded.extend(map(len, b := list(b))) or embed(self, b)
+    )
+    assert main(["index", "refresh", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"added": 1, "dropped": 1, "kept": 6, "renamed": 2}
+    assert sum(embedded) == 1
+    index = Index.open(out)
+    expected = {"left/3.png", "left/new.png", "middle/one.png", "right/copy.png", "right/4.png", "right/5.png"}
+    assert set(index.ids) == expected | {"right/6.png"} and index.verify() == 7
+    assert index.metadata("middle/one.png")["folder"] == "middle" and index.info()["left_out"] == {}
+    np.testing.assert_array_equal(index.vector("middle/one.png"), moved)
+    assert index_refresh(out) == {"added": 0, "dropped": 0, "kept": 7, "renamed": 0}
+    (album / "left" / "3.png").rename(album / "left" / "three.png")
+    assert index_add(out)["vectors"] == 7 and "left/three.png" in Index.open(out) and sum(embedded) == 1
+    with pytest.raises(ValueError, match="is not a source of"):
+        index_refresh(out, str(tmp_path))
+    shutil.rmtree(album)
+    with pytest.raises(FileNotFoundError):
+        index_refresh(out)
+    assert len(Index.open(out)) == 7
+
+
+def test_duplicates_by_command(album, saved, images, tmp_path, capsys):
+    for i in range(2):
+        near = images[0].copy()
+        near[0, 0] = i
+        (album / "left" / f"near-{i}.png").write_bytes(encode(near))
+    out, page = str(tmp_path / "i"), tmp_path / "d.html"
+    build_index(str(album), model=str(saved), output=out)
+    assert main(["index", "duplicates", out, "--threshold", "0.9999", "--sheet", str(page), "--json"]) == 0
+    (group,) = json.loads(capsys.readouterr().out)
+    assert [one["id"] for one in group] == ["left/0.png", "left/near-0.png", "left/near-1.png"]
+    assert page.read_text("utf-8").count("data:image/png") == 3
+    assert main(["index", "duplicates", out, "--threshold", "0.9999", "--sheet", str(tmp_path / "d.png")]) == 0
+    assert "3 images in 1 groups" in capsys.readouterr().out
 
 
 def no_folder(folder):

@@ -45,7 +45,7 @@ ORDER = {
     ],
     "zoo": [
         *("utils.env", "utils.text", "utils.files", "utils.strict_json", "utils.database", "utils"),
-        "data.preprocess",
+        *("data.plugins", "data.preprocess"),
         *("data.paths", "data.tar", "data.records", "data.rows", "data.folders", "data.tables"),
         *("data.annotations", "data.shards"),
         *("data.rand_augment", "data.augment", "data.mix", "data.bad_samples", "data.batches"),

@@ -1,7 +1,8 @@
 """The index: exact results, atomic writes, damage detected."""
 
-import json
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.embeddings.index import best
+from zoo.embeddings.catalogue import NAME, Catalogue
+from zoo.embeddings.index import best, upper_limit
 from zoo.search import Index
 from zoo.utils.arrays import unit_rows
 from zoo.utils.files import lock
@@ -99,6 +101,39 @@ def test_adding_and_removing(vectors, tmp_path):
     assert again.search(vectors[7], 1)[0] == ["7"]
 
 
+@pytest.mark.parametrize("draw", ["standard_normal", "standard_exponential", "uniform"])
+def test_the_score_limit_holds_its_rate(draw, rng):
+    found = []
+    for _ in range(300):
+        scores = getattr(rng, draw)(size=2000) * rng.choice([-1, 1], 2000)
+        found.append(scores.max() > upper_limit(scores, 2000, 0.05))
+    assert np.mean(found) <= 0.12
+
+
+def test_a_query_that_matches_nothing_finds_nothing(rng, tmp_path):
+    kinds = rng.standard_normal((10, 64))
+    vectors = unit_rows(kinds[rng.integers(0, 10, 3000)] + 0.6 * rng.standard_normal((3000, 64)))
+    index = Index.build(vectors, tmp_path / "i")
+    for kind in kinds:
+        query = unit_rows(kind + 0.5 * rng.standard_normal(64))
+        assert len(index.search(query, min_score=index.score_limit(query))[0]) == 10
+    strange = unit_rows(rng.standard_normal((100, 64)))
+    found = [len(index.search(query, min_score=index.score_limit(query, 0.05))[0]) > 0 for query in strange]
+    assert np.mean(found) <= 0.1
+    with pytest.raises(ValueError, match="false_rate=1"):
+        index.score_limit(vectors[0], 1)
+    with pytest.raises(ValueError, match="has 99 vectors; a score limit needs at least 100"):
+        Index.build(vectors[:99], tmp_path / "few").score_limit(vectors[0])
+
+
+def test_a_link_in_place_of_the_catalogue_is_refused(vectors, tmp_path):
+    Index.build(vectors[:5], tmp_path / "i").close()
+    (tmp_path / "i" / NAME).rename(tmp_path / "other")
+    (tmp_path / "i" / NAME).symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match=NAME):
+        Index.open(tmp_path / "i")
+
+
 def test_two_writers_see_each_other(vectors, tmp_path):
     one = Index.build(vectors[:10], tmp_path / "i", ids=[f"a{i}" for i in range(10)])
     other = Index.open(tmp_path / "i")
@@ -145,7 +180,7 @@ def test_refused_input_leaves_no_files(arguments, vectors, tmp_path):
         Index.build(vectors[:2], tmp_path / "i", **arguments)
     with pytest.raises(ValueError):
         Index.build(vectors[:2] * np.nan, tmp_path / "i")
-    assert not list(tmp_path.rglob("*.json")) + list(tmp_path.rglob("*.bin"))
+    assert not list(tmp_path.rglob("*.sqlite")) + list(tmp_path.rglob("*.bin"))
     index = Index.build(vectors[2:4], tmp_path / "i", ids=["c", "d"])
     files = set(index.path.iterdir())
     with pytest.raises((ValueError, TypeError)):
@@ -154,26 +189,55 @@ def test_refused_input_leaves_no_files(arguments, vectors, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
+    "statement",
     [
-        {"removed": "0"},
-        {"removed": ["0"]},
-        {"removed": [5]},
-        {"removed": [-1]},
-        {"removed": None},
-        {"model": 1},
-        {"facts": []},
-        {"segments": [{"name": "000001", "count": 5, "metadata": False}]},
-        {"segments": [{"name": "000001", "count": 5, "metadata": False, "sha256": {"../secret": "0"}}]},
-        {"segments": [{"name": "000001", "count": 5, "sha256": {}}]},
+        "UPDATE info SET value = '0' WHERE name = 'dim'",
+        "UPDATE info SET value = '\"float64\"' WHERE name = 'dtype'",
+        "UPDATE info SET value = '[]' WHERE name = 'facts'",
+        "UPDATE info SET value = '{' WHERE name = 'facts'",
+        "UPDATE info SET value = '3' WHERE name = 'version'",
+        "UPDATE info SET value = '1' WHERE name = 'model'",
+        "DELETE FROM info",
+        "UPDATE segments SET first = 1",
+        "UPDATE segments SET size = -1",
+        "UPDATE segments SET size = 'x'",
+        "UPDATE segments SET number = -1",
+        "UPDATE segments SET terms = 4",
+        "INSERT INTO removed VALUES (5)",
+        "INSERT INTO removed VALUES (-1)",
+        "CREATE TRIGGER t AFTER INSERT ON removed BEGIN DELETE FROM entries; END",
+        "CREATE VIEW v AS SELECT 1",
     ],
 )
-def test_an_invalid_manifest_is_refused(change, vectors, tmp_path):
-    Index.build(vectors[:5], tmp_path / "i").remove(["0"])
-    file = tmp_path / "i" / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(ValueError, match="not the manifest of an index"):
+def test_an_invalid_catalogue_is_refused(statement, vectors, tmp_path):
+    with Index.build(vectors[:5], tmp_path / "i") as index:
+        index.remove(["0"])
+    change(index, statement)
+    with pytest.raises(ValueError, match="catalogue|damaged"):
         Index.open(tmp_path / "i")
+
+
+def change(index, statement):
+    with contextlib.closing(sqlite3.connect(index.path / NAME)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE entries SET id = 'x' WHERE place = 3",
+        "UPDATE entries SET metadata = '{}' WHERE place = 3",
+        "DELETE FROM entries WHERE place = 3",
+        "UPDATE history SET vectors = 'x'",
+    ],
+)
+def test_a_changed_catalogue_is_detected(statement, vectors, tmp_path):
+    with Index.build(vectors[:5], tmp_path / "i") as index:
+        assert index.verify() == 5
+    change(index, statement)
+    with pytest.raises(ValueError, match="damaged"):
+        Index.open(tmp_path / "i").verify()
 
 
 def test_k_may_be_any_integer_type(vectors, tmp_path):
@@ -181,13 +245,13 @@ def test_k_may_be_any_integer_type(vectors, tmp_path):
     assert index.search(vectors[0], np.int8(100))[0] == index.search(vectors[0], 100)[0]
 
 
-@pytest.mark.parametrize("cut", [0, 1, 50, 200])
-def test_a_truncated_manifest_is_refused(cut, vectors, tmp_path):
-    Index.build(vectors[:5], tmp_path / "i")
-    file = tmp_path / "i" / "manifest.json"
-    file.write_text(file.read_text()[:cut])
-    with pytest.raises(ValueError, match="not the manifest of an index"):
-        Index.open(tmp_path / "i")
+@pytest.mark.parametrize("cut", [0, 1, 50, 200, 5000])
+def test_a_truncated_catalogue_is_refused(cut, vectors, tmp_path):
+    Index.build(vectors[:5], tmp_path / "i").close()
+    file = tmp_path / "i" / NAME
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises((ValueError, OSError), match=NAME):
+        Index.open(tmp_path / "i").verify()
 
 
 def test_a_failed_write_leaves_the_index_unchanged(vectors, tmp_path, monkeypatch):
@@ -196,14 +260,14 @@ def test_a_failed_write_leaves_the_index_unchanged(vectors, tmp_path, monkeypatc
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr("zoo.embeddings.index._write_manifest", full)
+    monkeypatch.setattr(Catalogue, "append", full)
     with pytest.raises(OSError, match="no space"):
-        index.add(vectors[10:], ids=[f"n{i}" for i in range(490)])
+        index.add(vectors[10:], ids=[f"n{i}" for i in range(490)], facts={"a": 1})
     monkeypatch.undo()
     opened = Index.open(tmp_path / "i")
-    assert len(opened) == opened.verify() == 10
+    assert len(opened) == opened.verify() == len(index) == 10 and opened.facts == {}
     opened.add(vectors[10:], ids=[f"n{i}" for i in range(490)])
-    assert len(Index.open(tmp_path / "i")) == 500
+    assert len(Index.open(tmp_path / "i")) == len(index) == 500
 
 
 ADDER = """
@@ -259,7 +323,7 @@ def test_invalid_arguments_are_refused(call, message, vectors, tmp_path):
 def test_a_folder_without_an_index_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="No index at"):
         Index.open(tmp_path)
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "other"}))
+    (tmp_path / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match="not the manifest"):
         Index.open(tmp_path)
 

@@ -102,6 +102,32 @@ COMMANDS = {
         backend="batches",
         examples=("zoo index add photos-index more-photos",),
     ),
+    "index refresh": Command(
+        "add the new images of an index's sources and drop those that are gone",
+        "zoo.search.build:index_refresh",
+        "zoo.search.build:to_text",
+        (
+            INDEX,
+            argument("source", nargs="?", help="one of the sources of the index (default: all)"),
+            INDEX_MODEL,
+            BATCH_SIZE,
+        ),
+        backend="batches",
+        examples=("zoo index refresh photos-index",),
+    ),
+    "index duplicates": Command(
+        "find groups of images that are nearly the same",
+        "zoo.search.duplicates:index_duplicates",
+        "zoo.search.duplicates:to_text",
+        (
+            INDEX,
+            argument(
+                "--threshold", type=float, default=0.95, metavar="COSINE", help="of two duplicates (default 0.95)"
+            ),
+            argument("--sheet", metavar="FILE", help="write the groups as .png or .html"),
+        ),
+        examples=("zoo index duplicates photos-index --threshold 0.97 --sheet duplicates.html",),
+    ),
     "index accelerate": Command(
         "make searches of a large index faster with usearch",
         "zoo.search.build:index_accelerate",
@@ -154,6 +180,12 @@ COMMANDS = {
                 help="only images with this metadata; repeat for several conditions",
             ),
             argument("--min-score", type=float, metavar="COSINE", help="leave out images with a lower score"),
+            argument(
+                "--false-rate",
+                type=float,
+                metavar="RATE",
+                help="leave out what queries that match nothing find too, all but this share of them, e.g. 0.01",
+            ),
             argument("--approximate", action="store_true", help="use the graph of zoo index accelerate --kind hnsw"),
             argument("--expansion", type=positive, metavar="N", help="--approximate with N candidates (default 128)"),
             argument("--sheet", metavar="FILE", help="write the results as .png or .html"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.paths import inside, read_file
+from zoo.data.plugins import EXTENSIONS as PLUGIN_EXTENSIONS
 from zoo.data.records import BadSample, Dataset, Record, digest
 from zoo.utils.text import quoted
 
@@ -44,14 +45,17 @@ def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -
     return _classes(root, images, class_names)
 
 
-def read_images(path: str | Path) -> Dataset:
+def read_images(path: str | Path, *, plugins: bool = False) -> Dataset:
     """Return the image files in a folder, at any depth and in sorted order, without captions or labels.
+
+    Args:
+        plugins: also HEIC, AVIF and RAW files; a record of one whose plugin is missing cannot be read.
 
     Raises:
         ValueError: not a folder, or no images.
     """
     root = os.path.realpath(path)
-    images = image_names(root)
+    images = image_names(root, (*IMAGE_EXTENSIONS, *PLUGIN_EXTENSIONS) if plugins else IMAGE_EXTENSIONS)
     return Dataset(
         images,
         lambda i: Record(read_file(inside(root, images[i])), images[i]),
@@ -60,13 +64,13 @@ def read_images(path: str | Path) -> Dataset:
     )
 
 
-def image_names(root: str | Path) -> list[str]:
+def image_names(root: str | Path, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> list[str]:
     """Return the relative paths of the image files below a folder, in sorted order; ValueError if there are none."""
     if not os.path.isdir(root):
         raise ValueError(f"{quoted(str(root))} is not a folder")
-    names = [name for name in _walk(str(root)) if name.lower().endswith(IMAGE_EXTENSIONS)]
+    names = [name for name in _walk(str(root)) if name.lower().endswith(extensions)]
     if not names:
-        raise ValueError(f"{quoted(str(root))} holds no images; allowed are {IMAGE_EXTENSIONS}")
+        raise ValueError(f"{quoted(str(root))} holds no images; allowed are {extensions}")
     return names
 
 

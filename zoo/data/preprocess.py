@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from zoo.data.plugins import open_with_plugin
 from zoo.utils.text import quoted, shown
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -150,7 +151,8 @@ def batch(images: Iterable[Image.Image | np.ndarray], spec: PreprocessSpec) -> n
 def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return a decoded image file in its own mode; of an animation the first frame.
 
-    Only FORMATS are tried, and the size is checked in the header before anything is decoded.
+    Only FORMATS, HEIC, AVIF and RAW (`zoo.data.plugins`) are tried, and the size is checked in the header before
+    anything is decoded.
 
     Raises:
         ValueError: another format, more than `max_pixels`, or a file that is cut off or damaged.
@@ -172,7 +174,7 @@ def decode_image(
         least_size: sufficient (width, height): a JPEG at least twice as large is decoded at 1/2, 1/4 or 1/8, which is
             faster and gives slightly different pixels.
     """
-    image = _open_header(file, name)
+    image = open_with_plugin(file, name, max_pixels) or _open_header(file, name)
     if image.width * image.height > max_pixels:
         raise ValueError(f"{shown(name)} has {_wxh(image.size)} pixels; at most {max_pixels} are allowed")
     try:

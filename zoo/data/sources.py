@@ -30,6 +30,7 @@ def open_dataset(
     class_names: Sequence[str] | None = None,
     metadata: bool = False,
     split: str = "test",
+    plugins: bool = False,
 ) -> Dataset:
     """Return the records of a table, a folder, tar shards or a benchmark.
 
@@ -47,6 +48,7 @@ def open_dataset(
         class_names: the names that labels are numbered by.
         metadata: keep the other columns of a table as `Dataset.metadata`.
         split: split of a benchmark: "test" or "train".
+        plugins: in a folder of images alone, also take HEIC, AVIF and RAW files (`zoo.data.plugins`).
 
     Raises:
         ValueError: a URL, a file of another kind, or data without what `needs` says. FileNotFoundError: no such path.
@@ -60,7 +62,7 @@ def open_dataset(
         if needs == "images":
             columns |= {"label_key": None, "class_names": None}
         keys = (image_key, caption_key if needs in (None, "captions") else None)
-        dataset = _read(path, needs, keys, columns, split)
+        dataset = _read(path, needs, keys, columns, split, plugins)
     if needs == "images":
         return dataset.without_labels()
     if needs == "captions" and not dataset.captions:
@@ -70,7 +72,7 @@ def open_dataset(
     return dataset
 
 
-def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, split: str) -> Dataset:
+def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, split: str, plugins: bool) -> Dataset:
     class_names = columns["class_names"]
     if isinstance(path, Sequence) and not isinstance(path, str):
         return read_shards(path, class_names=class_names)
@@ -86,7 +88,7 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
     if Path(path).is_dir():
         if needs != "images" and (Path(path) / METADATA).is_file() and (needs == "captions" or columns["label_key"]):
             return _read_jsonl(Path(path) / METADATA, keys, columns)
-        return read_images(path) if needs == "images" else read_folder(path, class_names=class_names)
+        return read_images(path, plugins=plugins) if needs == "images" else read_folder(path, class_names=class_names)
     if name.lower().endswith(".parquet"):
         return read_parquet(path, *keys, **columns)
     if name.lower().endswith(TABLES):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo.data.folders import IMAGE_EXTENSIONS
+from zoo.data.plugins import EXTENSIONS as PLUGIN_EXTENSIONS
 
 MAX_TERMS = 32
 MAX_WEIGHT = 1000.0
@@ -83,7 +84,7 @@ def _term(text: str, sign: str, query: str, images: bool) -> Term:
         raise ValueError(
             f"{query!r} has an empty term; write terms between + and -, and put a text with such signs in quotes"
         )
-    is_image = images and not quoted and text.lower().endswith(IMAGE_EXTENSIONS)
+    is_image = images and not quoted and text.lower().endswith((*IMAGE_EXTENSIONS, *PLUGIN_EXTENSIONS))
     if is_image and not os.path.isfile(text):
         raise FileNotFoundError(f"No image at {text!r}. To search for this as a text, put it in double quotes.")
     return Term(weight, text, is_image)

@@ -1,51 +1,130 @@
 """An index of vectors on disk: exact search over memory-mapped matrices, with atomic writes.
 
-An index is a folder of segments, each a matrix of raw little-endian numbers with its ids and metadata, and
-`manifest.json`, which lists the segments with their digests. The manifest is written last and atomically, and files it
-does not list are ignored, so a killed writer leaves the index unchanged. Vectors are added as new segments; removed
-ones are listed in the manifest.
+An index is a folder of segments (`zoo.embeddings.segment`) and a catalogue (`zoo.embeddings.catalogue`), which is
+written last, in one transaction; files that it does not list are ignored. So a killed writer leaves the index
+unchanged. An add writes a new segment, whatever the size of the index; a thread then merges small segments, whose
+places stay the same. Removed vectors are listed in the catalogue.
 
 Storage: float32 is searched in place. float16 halves the size and int8, with one scale per row, quarters it; both are
 converted block by block, so memory stays near one block. `accelerate` adds files that make searches faster.
 """
 
+import contextlib
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from zoo.embeddings import manifest
 from zoo.embeddings.accelerator import EXACT, KINDS, Accelerator
+from zoo.embeddings.catalogue import FORMAT, NAME, VERSION, Catalogue
 from zoo.embeddings.graph import SAMPLE, portions
-from zoo.embeddings.segment import DTYPES, Segment, check_entry, checked_ids, write_segment
-from zoo.utils.files import atomic_write, lock, sha256
+from zoo.embeddings.groups import near_groups
+from zoo.embeddings.segment import (
+    BLOCK_BYTES,
+    DTYPES,
+    Row,
+    Segment,
+    checked_ids,
+    digest,
+    file_name,
+    files_of,
+    inner_products,
+    merge_segments,
+    write_segment,
+    write_terms,
+)
+from zoo.embeddings.terms import collect_terms, contains, id_term, value_terms
+from zoo.utils.files import Locked, lock
+from zoo.utils.text import quoted
 
-FORMAT, VERSION = "convnext-clip-zoo index", 1
 MORE_CANDIDATES = 8  # factor, where the first request was not enough
 RECALL_QUERIES = 64  # stored vectors that the recall of a graph is measured on
+MOST_SMALL = 32  # segments; with more, MERGED neighbours become one
+MERGED = 8
+LARGE_BYTES = 64 << 20  # of vectors; a larger segment is not merged
+LOCK_SECONDS = 2.0  # to wait for another writer, who may only be recording a merge
+DIRECT = 8  # a filter that leaves less than one in so many vectors is answered from those alone
+SLOW_ENTRIES = 100_000  # metadata entries that a function is called with before a warning
+
+LEAST_SCORES = 100  # vectors that a score limit can be computed from
+TAIL, LEAST_TAIL = 0.05, 10  # of the scores
 
 Where = Mapping | Callable[[dict], bool] | None
+
+
+class State(NamedTuple):
+    """What a search needs: the segments, and the places that are removed, int64, ascending."""
+
+    segments: tuple[Segment, ...]
+    removed: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """Vectors ever added."""
+        return self.segments[-1].first + self.segments[-1].count if self.segments else 0
 
 
 class Index:
     """Vectors with ids and metadata, searched by inner product. Create one with `Index.build` or `Index.open`.
 
-    Args:
-        path: folder of the index.
-        manifest: content of its manifest.json.
+    Threads may share one. It sees what other processes have added since it was opened.
     """
 
-    def __init__(self, path: Path, manifest: dict):
-        self.path = path
-        self._use(manifest)
+    def __init__(self, path: Path, catalogue: Catalogue, old: dict | None = None):
+        self.path, self._old = path, old  # the manifest, for an index of the earlier layout
+        self._lock = threading.RLock()  # held by the writing thread
+        self._merger: threading.Thread | None = None
+        self._state = State((), np.empty(0, np.int64))
+        self._use(catalogue)
+        self._load()
 
-    def _use(self, manifest: dict) -> None:
-        path, self.manifest = self.path, manifest
-        self.segments = [Segment(path, entry, manifest["dim"], manifest["dtype"]) for entry in manifest["segments"]]
-        self._ids = [identity for segment in self.segments for identity in segment.ids]
-        self._kept = ~np.isin(np.arange(len(self._ids)), manifest["removed"])
-        self._places: dict[str, int] | None = None  # {id: place}, made at first use
+    def _use(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._finalizer = weakref.finalize(self, catalogue.close)
+
+    def _load(self) -> None:
+        """Read what the catalogue says now."""
+        self._version = self._catalogue.version()
+        info = self._catalogue.info()
+        self.dim, self.dtype, self.model, self._facts = (info[key] for key in ("dim", "dtype", "model", "facts"))
         self._accelerators: dict[str, Accelerator | None] = {}  # opened at first use
+        known = {segment.row: segment for segment in self._state.segments}
+        rows = self._catalogue.segments()
+        segments = tuple(known.get(row) or self._open_segment(row) for row in rows)
+        self._state = State(segments, self._catalogue.removed())
+        if len(self._state.removed) and not 0 <= self._state.removed[0] <= self._state.removed[-1] < self._state.total:
+            raise ValueError(f"{self._catalogue.path} is damaged: it removes vectors that it does not have")
+
+    def _open_segment(self, row: Row) -> Segment:
+        terms = None
+        if row.digest is None:  # the earlier layout has no terms; they are made when they are needed
+            terms = np.empty(0, "<u8"), np.empty(0, "<u4")
+        return Segment(self.path, row, self.dim, self.dtype, terms)
+
+    def _current(self) -> State:
+        """Return the state, after another process' writes."""
+        if self._catalogue.version() != self._version:
+            with self._lock:
+                self._reload()
+        return self._state
+
+    def _reload(self, attempts: int = 5) -> None:
+        for attempt in range(attempts):
+            try:
+                return self._load()
+            except ValueError:  # a merge may have replaced the segments that were just read
+                if attempt == attempts - 1:
+                    raise
+                time.sleep(0.01)
 
     @classmethod
     def build(
@@ -68,31 +147,40 @@ class Index:
             metadata: N mappings that can be written as JSON.
             dtype: "float32", "float16" or "int8".
             model: fingerprint of the model that made the vectors, for `open` to check.
-            facts: further entries of the manifest.
+            facts: further facts, which can be written as JSON.
 
         Raises:
             ValueError: the folder holds an index, or the arguments do not fit each other.
         """
         path = Path(path)
-        if (path / "manifest.json").exists():
+        if cls.exists(path):
             raise ValueError(f"{path} already holds an index; add to it, or choose another folder")
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r}; allowed are {', '.join(DTYPES)}")
         vectors = np.asarray(vectors, np.float32)
         if vectors.ndim != 2 or not vectors.shape[1]:
             raise ValueError(f"vectors have shape {vectors.shape}; they must be (N, D)")
-        ids = checked_ids(vectors, ids, metadata, vectors.shape[1])
+        ids, texts = checked_ids(vectors, ids, metadata, vectors.shape[1]), _texts(metadata, len(vectors))
         path.mkdir(parents=True, exist_ok=True)
-        manifest = {"format": FORMAT, "version": VERSION, "dim": vectors.shape[1], "dtype": dtype, "model": model}
-        manifest |= {"facts": dict(facts or {}), "segments": [], "removed": []}
-        index = cls(path, manifest)
-        with lock(path / ".lock"):
-            index._extend(vectors, ids, metadata)
+        catalogue = Catalogue(None)
+        info = {"format": FORMAT, "version": VERSION, "dim": vectors.shape[1], "dtype": dtype, "model": model}
+        with catalogue.transaction():
+            catalogue.set_info(info | {"facts": {}, "next": 1})
+        index = cls(path, catalogue, {"segments": []})
+        with index._writing():
+            if cls.exists(path):
+                raise ValueError(f"{path} already holds an index; another process has just made it")
+            index._extend(vectors, ids, metadata, texts, facts or {}, {})
         return index
 
     @classmethod
+    def exists(cls, path: str | Path) -> bool:
+        """Whether a folder holds an index."""
+        return any((Path(path) / name).is_file() for name in (NAME, manifest.NAME))
+
+    @classmethod
     def open(cls, path: str | Path, *, model: str | None = None) -> "Index":
-        """Return the index in a folder. Matrices are memory-mapped.
+        """Return the index in a folder. Matrices are memory-mapped, ids stay in the catalogue.
 
         Args:
             model: fingerprint of the model that makes the queries; None skips the check.
@@ -102,48 +190,123 @@ class Index:
             ValueError: a damaged index, or one of another model.
         """
         path = Path(path)
-        if not (path / "manifest.json").is_file():
+        if not cls.exists(path):
             raise FileNotFoundError(f"No index at {str(path)!r}.")
-        index = cls(path, _read_manifest(path))
+        if (path / NAME).is_file():
+            index = cls(path, Catalogue(path / NAME))
+        else:
+            index = cls(path, *manifest.read_manifest(path))
         index.require(model)
         return index
 
+    def close(self) -> None:
+        """Close the catalogue, after a merge that is under way. The index cannot be used afterwards."""
+        if self._merger is not None:
+            self._merger.join()
+        self._finalizer()
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
     def require(self, model: str | None) -> None:
         """Raise ValueError if the vectors are from a model with another fingerprint, unless either is None."""
-        made_with = self.manifest["model"]
-        if model is not None and made_with is not None and model != made_with:
+        if model is not None and self.model is not None and model != self.model:
             raise ValueError(
-                f"{self.path} was made with another model ({made_with[:16]}…) than the queries ({model[:16]}…), so "
+                f"{self.path} was made with another model ({self.model[:16]}…) than the queries ({model[:16]}…), so "
                 "their vectors cannot be compared. Build the index again."
             )
 
     def __len__(self) -> int:
-        return int(self._kept.sum())
-
-    @property
-    def dim(self) -> int:
-        """D, the length of a vector."""
-        return self.manifest["dim"]
+        state = self._current()
+        return state.total - len(state.removed)
 
     @property
     def facts(self) -> dict:
-        """The further entries of the manifest."""
-        return self.manifest["facts"]
+        """The further facts."""
+        self._current()
+        left_out = self._catalogue.left_out()
+        return self._facts | ({"left_out": left_out} if left_out or "left_out" in self._facts else {})
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all vectors that are not removed, in the order they were added."""
-        return [identity for identity, kept in zip(self._ids, self._kept, strict=True) if kept]
+        """The ids of all vectors that are not removed, in the order they were added: a list as long as the index."""
+        return list(self.iterate_ids())
+
+    def iterate_ids(self) -> Iterator[str]:
+        """Yield `ids` one by one."""
+        for _, identity, _ in self._entries(self._current()):
+            yield identity
+
+    def _entries(self, state: State, first: int = 0) -> Iterator[tuple[int, str, str | None]]:
+        removed = set(state.removed.tolist())
+        for row in self._catalogue.stream_entries(first):
+            if row[0] >= state.total:
+                return
+            if row[0] not in removed:
+                yield row
+
+    def __contains__(self, identity: object) -> bool:
+        return isinstance(identity, str) and bool(self.places([identity]))
+
+    def places(self, ids: Iterable[str]) -> dict[str, int]:
+        """Return {id: place} of those ids that the index has."""
+        state, ids = self._current(), list(ids)
+        places = self._find(state, [id_term(identity) for identity in ids])[1]
+        wanted = set(ids)
+        return {name: place for place, (name, _) in self._catalogue.entries(places).items() if name in wanted}
+
+    def ids_by(self, key: str, values: Iterable) -> dict:
+        """Return {value: the first id whose metadata has it under a key} of those texts or numbers that exist."""
+        state, values = self._current(), list(values)
+        terms = [term for value in values for term in value_terms(key, value) or ()]
+        found: dict = {}
+        entries = self._catalogue.entries(self._find(state, terms)[1])
+        for _, (identity, text) in sorted(entries.items()):
+            found.setdefault(_parse(text).get(key), identity)
+        return {value: found[value] for value in values if value in found}
+
+    def _find(self, state: State, terms: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return (which, places) of terms among the vectors that are not removed, int64 (n,)."""
+        self._make_terms()
+        wanted = np.array(terms, "<u8")
+        order = np.argsort(wanted)  # which makes the binary searches faster
+        found = [(np.empty(0, np.int64),) * 2, *(segment.find(wanted[order]) for segment in state.segments)]
+        which, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        kept = ~contains(state.removed, places)
+        return order[which[kept]], places[kept]
+
+    def _make_terms(self) -> None:
+        """Make the terms of an index of the earlier layout."""
+        if self._old is None:
+            return
+        for segment in self._state.segments:
+            if not len(segment.terms):
+                rows = list(itertools.islice(self._catalogue.stream_entries(segment.first), segment.count))
+                terms = collect_terms([row[1] for row in rows], (_parse(row[2]) for row in rows))
+                segment.terms, segment.offsets = terms
 
     def metadata(self, identity: str) -> dict:
         """Return the metadata of an id, {} if it has none."""
-        segment, place = self._find(identity)
-        return segment.metadata[place]
+        return _parse(self._catalogue.entries(np.array([self._place(identity)]))[self._place(identity)][1])
 
     def vector(self, identity: str) -> np.ndarray:
         """Return the stored vector of an id, float32 (D,)."""
-        segment, place = self._find(identity)
-        return segment.rows(slice(place, place + 1))[0]
+        return self._rows(np.array([self._place(identity)]))[0]
+
+    def _place(self, identity: str) -> int:
+        return self._places([identity])[0]
+
+    def _places(self, ids: Sequence[str]) -> list[int]:
+        """Return the places of distinct ids, ascending; KeyError for one that the index does not have."""
+        places = self.places(ids)
+        if missing := [identity for identity in ids if identity not in places]:
+            raise KeyError(f"{missing[0]!r} is not in the index")
+        return sorted(places.values())
+
+    # Search.
 
     def search(
         self,
@@ -159,7 +322,8 @@ class Index:
         Args:
             query: float (D,), or (Q, D).
             k: at least 1. Fewer results where the index has fewer vectors.
-            where: {key: value} that the metadata must have, or a function from metadata to bool.
+            where: {key: value} that the metadata must have; a set of values allows any of them. Or a function from
+                metadata to bool, which is slow: it is called with the metadata of every vector.
             approximate: search the graph of `accelerate("hnsw")`, which may miss results. A number is the expansion
                 of that search (True: 128); a larger one misses fewer and takes longer.
             min_score: leave out results with a lower score, possibly all of them.
@@ -181,83 +345,159 @@ class Index:
         k = int(k)
         if not np.isfinite(queries).all():
             raise ValueError("query is not finite")
-        helper = self._helper(bool(approximate))
-        allowed = self._allowed(where)
-        if helper is not None and (approximate or single):
-            found = [self._find_with(helper, row, k, allowed, approximate) for row in queries]
+        state, helper = self._current(), self._helper(bool(approximate))
+        allowed = self._allowed(state, where)
+        few = allowed is not None and len(allowed) * DIRECT <= state.total
+        if helper is not None and (approximate or single) and not few:
+            found = [self._find_with(state, helper, row, k, allowed, approximate) for row in queries]
         else:
-            found = self._find_all(queries, k, allowed)
+            found = self._find_all(state, queries, k, allowed)
         if min_score is not None:
             found = [(places[scores >= min_score], scores[scores >= min_score]) for places, scores in found]
-        ids = [[self._ids[place] for place in places] for places, _ in found]
+        entries = self._catalogue.entries(np.concatenate([places for places, _ in found]))
+        ids = [[entries[place][0] for place in places.tolist()] for places, _ in found]
         scores = [row for _, row in found]
         if single:
             return ids[0], scores[0]
         return ids, np.stack(scores) if min_score is None else scores
 
-    def _find_all(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return (places, scores) of each query by a scan of all vectors."""
-        scores = self._scores(queries)
+    def score_limit(self, query: np.ndarray, false_rate: float = 0.01) -> float:
+        """Return the score that a query which matches nothing exceeds with this probability.
+
+        It follows from the scores of the query itself. Most stored vectors have nothing to do with it, and the lowest
+        scores come from those alone; so their distance from the median says how far above it the best of N unrelated
+        vectors lies. `min_score=index.score_limit(query)` then says "nothing matches" by returning nothing.
+
+        Args:
+            query: float (D,).
+            false_rate: in (0, 1), the rate of false accepts: of queries that match nothing and still find something.
+
+        Raises:
+            ValueError: an invalid rate, or fewer than LEAST_SCORES vectors.
+        """
+        if not 0 < false_rate < 1:
+            raise ValueError(f"false_rate={false_rate!r}; it must be above 0 and below 1")
+        count = len(self)
+        if count < LEAST_SCORES:
+            raise ValueError(f"{self.path} has {count} vectors; a score limit needs at least {LEAST_SCORES}")
+        return upper_limit(self._sample(SAMPLE) @ np.asarray(query, np.float32), count, false_rate)
+
+    def _find_all(
+        self, state: State, queries: np.ndarray, k: int, allowed: np.ndarray | None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (places, scores) of each query by a scan of all vectors, or of the few that are allowed."""
+        if allowed is not None and len(allowed) * DIRECT <= state.total:
+            scores = self._scores(state, queries, allowed)
+            chosen = [best(row, k) for row in scores]
+            return [(allowed[part], row[part]) for part, row in zip(chosen, scores, strict=True)]
+        scores = self._scores(state, queries)
         if allowed is not None:
-            scores[:, ~allowed] = -np.inf
-            k = min(k, int(allowed.sum()))
+            others = np.ones(state.total, bool)
+            others[allowed] = False
+            scores[:, others] = -np.inf
+        elif len(state.removed):
+            scores[:, state.removed] = -np.inf
+        k = min(k, state.total - len(state.removed) if allowed is None else len(allowed))
         places = [best(row, k) for row in scores]
         return [(chosen, row[chosen]) for chosen, row in zip(places, scores, strict=True)]
 
     def _find_with(
-        self, helper: Accelerator, query: np.ndarray, k: int, allowed: np.ndarray | None, expansion: bool | int
+        self,
+        state: State,
+        helper: Accelerator,
+        query: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None,
+        expansion: bool | int,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (places, scores) of the best among an accelerator's candidates and the vectors added since.
 
         More candidates are requested until no other vector can be among the best; from a graph, until there are k.
         """
         covered, count = helper.facts.count, helper.first_request(k)
-        added_since = np.arange(covered, len(self._ids))
+        added_since = np.arange(covered, state.total)
         while query.any() and count < covered // 2:
             places, bound = helper.nearest(query, count, expansion)
             places = np.concatenate([np.sort(places), added_since])
-            if allowed is not None:
-                places = places[allowed[places]]
-            scores = inner_products(self._rows(places), query)
+            keep = contains(allowed, places) if allowed is not None else ~contains(state.removed, places)
+            places = places[keep]
+            scores = inner_products(self._rows(places, state), query)
             chosen = best(scores, k)
             if len(chosen) == k and (bound is None or bound < scores[chosen[-1]]):
                 return places[chosen], scores[chosen]
             count *= MORE_CANDIDATES
-        return self._find_all(query[None], k, allowed)[0]
+        return self._find_all(state, query[None], k, allowed)[0]
 
-    def _scores(self, queries: np.ndarray) -> np.ndarray:
-        """Return all inner products, float32 (Q, N), computed block by block."""
-        scores = np.empty((len(queries), len(self._ids)), np.float32)
-        start = 0
-        for segment in self.segments:
-            for part, rows, scales in segment.blocks():
-                products = inner_products(rows, queries[0])[None] if len(queries) == 1 else queries @ rows.T
-                scores[:, start + part.start : start + part.stop] = products * scales
-            start += segment.count
+    def _scores(self, state: State, queries: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+        """Return the inner products with all vectors, or those at ascending places, float32 (Q, N), block by block."""
+        scores = np.empty((len(queries), state.total if places is None else len(places)), np.float32)
+        for segment in state.segments:
+            for part, positions in segment.parts(places):
+                scores[:, positions] = segment.products(queries, part)
         return scores
 
-    def _rows(self, places: np.ndarray) -> np.ndarray:
+    def _rows(self, places: np.ndarray, state: State | None = None) -> np.ndarray:
         """Return the vectors at places in ascending order, float32 (n, D)."""
-        starts = self._starts()
-        ends = np.searchsorted(places, starts)
-        parts = [
-            segment.rows(places[first:last] - start)
-            for segment, start, first, last in zip(self.segments, starts[:-1], ends[:-1], ends[1:], strict=True)
-            if last > first
-        ]
-        return np.concatenate([np.empty((0, self.dim), np.float32), *parts])
+        rows = np.empty((len(places), self.dim), np.float32)
+        for segment in (state or self._state).segments:
+            for part, positions in segment.parts(places):
+                rows[positions] = segment.rows(part)
+        return rows
 
-    def _starts(self) -> np.ndarray:
-        """Return the place of each segment's first vector, int (segments + 1,)."""
-        return np.cumsum([0, *(segment.count for segment in self.segments)])
-
-    def _allowed(self, where: Where) -> np.ndarray | None:
-        """Return which vectors may be found, bool (N,), or None for all."""
+    def _allowed(self, state: State, where: Where) -> np.ndarray | None:
+        """Return the places that may be found, int64, ascending, or None for all that are not removed."""
         if not where:
-            return self._kept if self.manifest["removed"] else None
-        fits = where if callable(where) else lambda entry: all(entry.get(key) == where[key] for key in where)
-        rows = (entry for segment in self.segments for entry in segment.metadata)
-        return self._kept & np.array([bool(fits(entry)) for entry in rows], bool)
+            return None
+        if callable(where):
+            return self._test(state, where)
+        places: np.ndarray | None = None
+        rest: dict = {}
+        for key, value in where.items():
+            any_of = value if isinstance(value, set | frozenset) else (value,)
+            terms = [value_terms(key, one) for one in any_of]
+            if any(found is None for found in terms):
+                rest[key] = any_of
+                continue
+            found = np.unique(self._find(state, [term for found in terms for term in found or ()])[1])
+            places = found if places is None else np.intersect1d(places, found, assume_unique=True)
+        if not rest:
+            return places
+        return self._test(state, lambda entry: all(entry.get(key) in any_of for key, any_of in rest.items()), places)
+
+    def _test(self, state: State, fits: Callable[[dict], bool], places: np.ndarray | None = None) -> np.ndarray:
+        """Return the places, among these or all, whose metadata fit."""
+        rows: Iterable[tuple[int, str | None]]
+        if places is not None:
+            rows = [(place, text) for place, (_, text) in sorted(self._catalogue.entries(places).items())]
+        else:
+            if state.total > SLOW_ENTRIES:
+                warnings.warn(
+                    f"where is a function, or asks for null: it is tested on the metadata of all {state.total:,} "
+                    "vectors, which is slow; {key: value} with texts, numbers and booleans is fast",
+                    stacklevel=4,
+                )
+            rows = ((place, text) for place, _, text in self._entries(state))
+        return np.array([place for place, text in rows if fits(_parse(text))], np.int64)
+
+    def duplicates(self, threshold: float = 0.95) -> list[list[tuple[str, float]]]:
+        """Return groups of vectors that are near each other, the largest first.
+
+        Two vectors are in one group if their cosine is at least the threshold, or if a chain of such pairs joins them.
+        All pairs are compared, block by block: the time grows with the square of N, the memory with N.
+
+        Args:
+            threshold: above 0, at most 1.
+
+        Returns:
+            Groups of at least two (id, its highest cosine with another of the group).
+        """
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold={threshold!r}; it must be above 0 and at most 1")
+        state = self._current()
+        kept = np.setdiff1d(np.arange(state.total), state.removed, assume_unique=True)
+        groups = near_groups(lambda part: self._rows(kept[part], state), len(kept), threshold)
+        names = self._catalogue.entries(kept[[i for group in groups for i, _ in group]])
+        return [[(names[int(kept[i])][0], score) for i, score in group] for group in groups]
 
     # Accelerators.
 
@@ -276,8 +516,7 @@ class Index:
             {"kind", "vectors", "bytes"}; for a graph also "directions", its dimensions, and "recall_at_10", the share
             of the 10 nearest neighbours of stored vectors (themselves included) that a search finds.
         """
-        with lock(self.path / ".lock"):
-            self._reload()
+        with self._writing():
             if not len(self):
                 raise ValueError(f"{self.path} is empty; an accelerator needs at least one vector")
             self._accelerators = {}  # Windows does not replace a file that is mapped
@@ -288,24 +527,31 @@ class Index:
         return facts
 
     def _make(self, kind: str, **options) -> Accelerator:
-        """Return an accelerator of all segments; a graph is written after each portion of them."""
-        covers, begun = self._covers(), None
-        *ends, last = [len(self.segments)]
+        """Return an accelerator of all vectors; a graph is written after each portion of them."""
+        history, begun = self._catalogue.history(), None
+        covers, lasts = [added.vectors for added in history], [0, *(added.last for added in history)]
+        *ends, last = [len(history)]
         if kind == "hnsw":
             options["sample"] = self._sample(SAMPLE)
             begun = Accelerator.unfinished(self.path, covers, self.dim, **options)
-            *ends, last = portions(
-                [segment.count for segment in self.segments], len(begun.facts.covers) if begun else 0
-            )
+            *ends, last = portions(np.diff(lasts).tolist(), len(begun.facts.covers) if begun else 0)
 
         def extend(end: int) -> Accelerator:
-            first = len(begun.facts.covers) if begun else 0
-            blocks = (rows for segment in self.segments[first:end] for rows in segment.vectors())
-            return Accelerator.build(self.path, kind, blocks, covers[:end], self.dim, begun=begun, **options)
+            first = lasts[len(begun.facts.covers) if begun else 0]
+            return Accelerator.build(
+                self.path, kind, self._blocks(first, lasts[end]), covers[:end], self.dim, begun=begun, **options
+            )
 
         for end in ends:
             begun = extend(end)
         return extend(last)
+
+    def _blocks(self, first: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
+        """Yield the vectors from place `first` to `end`, removed ones too, in blocks, float32 (n, D)."""
+        end = self._state.total if end is None else end
+        size = max(1, BLOCK_BYTES // (4 * self.dim))
+        for start in range(first, end, size):
+            yield self._rows(np.arange(start, min(start + size, end)))
 
     def recall(self, queries: np.ndarray, k: int = 10, *, approximate: bool | int = True) -> float:
         """Return the share of the exact k best of queries, float (Q, D), that an approximate search finds."""
@@ -331,11 +577,11 @@ class Index:
         return self._accelerators[kind]
 
     def _covers(self) -> list[str]:
-        return [segment.entry["sha256"][segment.vector_file] for segment in self.segments]
+        return [added.vectors for added in self._catalogue.history()]
 
     def _sample(self, count: int) -> np.ndarray:
         """Return up to `count` vectors at even distances, float32 (n, D)."""
-        return self._rows(np.unique(np.linspace(0, len(self._ids) - 1, count).astype(int)))
+        return self._rows(np.unique(np.linspace(0, self._state.total - 1, count).astype(int)))
 
     # Changes.
 
@@ -346,98 +592,230 @@ class Index:
         ids: Sequence[str] | None = None,
         metadata: Sequence[Mapping] | None = None,
         facts: Mapping | None = None,
+        left_out: Mapping[str, str | None] | None = None,
+        remove: Sequence[str] = (),
     ) -> None:
         """Add N vectors as a new segment, atomically.
 
         Args:
             ids, metadata: see `build`.
-            facts: entries to change in the manifest, in the same write.
+            facts: facts to change, in the same write.
+            left_out: {id: reason} of images left out, or None in place of a reason that no longer holds.
+            remove: ids to remove, in the same write; `ids` may have them again.
 
         Raises:
             ValueError: an id that exists, or arguments that do not fit each other.
+            KeyError: an id to remove that is not in the index.
             Locked: another process is writing.
         """
         vectors = np.asarray(vectors, np.float32)
-        with lock(self.path / ".lock"):
-            self._reload()
-            ids = checked_ids(vectors, ids, metadata, self.dim, first=len(self._ids), known=set(self.ids))
-            self._extend(vectors, ids, metadata, facts)
+        with self._writing():
+            ids = checked_ids(vectors, ids, metadata, self.dim, first=self._state.total)
+            texts = _texts(metadata, len(vectors))
+            dropped = self._places(remove)
+            if known := set(self.places(ids)).difference(remove):
+                raise ValueError(f"{min(known)!r} is already in the index, or given twice")
+            self._extend(vectors, ids, metadata, texts, facts or {}, left_out or {}, dropped)
+        self._merge()
 
-    def _extend(self, vectors: np.ndarray, ids: list[str], metadata, facts: Mapping | None = None) -> None:
-        """Write a segment, if there are vectors, and then the manifest."""
-        segments = list(self.manifest["segments"])
+    def _extend(
+        self, vectors, ids: list[str], metadata, texts, changed: Mapping, left_out: Mapping, removed=()
+    ) -> None:
+        """Write a segment, if there are vectors, and then the catalogue."""
+        facts: dict = json.loads(json.dumps({**self._facts, **changed}))
+        reasons = dict(left_out)
+        if "left_out" in changed:  # all of them
+            reasons |= dict.fromkeys(self._catalogue.left_out()) | facts["left_out"]
+            facts["left_out"] = {}
+        self._convert()
+        catalogue, first, segments = self._catalogue, self._state.total, list(self._state.segments)
+        number = catalogue.info()["next"]
         if len(vectors):
-            name = f"{1 + max((int(entry['name']) for entry in segments), default=0):06d}"
-            segments.append(write_segment(self.path, name, vectors, ids, metadata, self.manifest["dtype"]))
-        self._commit({**self.manifest, "segments": segments, "facts": {**self.manifest["facts"], **(facts or {})}})
+            terms = collect_terms(ids, (_parse(text) for text in texts) if metadata is not None else ())
+            row, digests = write_segment(self.path, number, first, vectors, terms, self.dtype)
+        with catalogue.transaction():
+            catalogue.set_info({"facts": facts, "next": number + 1})
+            catalogue.set_left_out(reasons)
+            catalogue.query("INSERT INTO removed VALUES (?)", [(place,) for place in removed], many=True)
+            if len(vectors):
+                catalogue.append(first, ids, texts, digests)
+                catalogue.set_segments([row])
+        if len(vectors):
+            segments.append(self._open_segment(row))
+        gone = np.union1d(self._state.removed, np.array(list(removed), np.int64))
+        self._facts, self._state = facts, State(tuple(segments), gone)
+        self._accelerators = {}
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Remove ids. Their vectors stay in the files until the index is built again.
+        """Remove ids. Their vectors and metadata stay in the files until the index is built again.
 
         Raises:
             KeyError: an id that is not in the index.
         """
-        with lock(self.path / ".lock"):
-            self._reload()
-            places = sorted({*self.manifest["removed"], *(self._place(identity) for identity in ids)})
-            self._commit({**self.manifest, "removed": places})
-
-    def verify(self) -> int:
-        """Compare every file with its digest and return the number of vectors; ValueError for a damaged file."""
-        for segment in self.segments:
-            for name, digest in segment.entry["sha256"].items():
-                if sha256(self.path / name) != digest:
-                    raise ValueError(f"{self.path / name} is damaged: its digest is not {digest}")
-        for accelerator in map(self._accelerator, KINDS):
-            if accelerator is not None:
-                accelerator.verify()
-        return len(self)
+        self.add(np.empty((0, self.dim), np.float32), remove=ids)
 
     def set_facts(self, facts: Mapping) -> None:
         """Change entries of `facts`."""
         self.add(np.empty((0, self.dim), np.float32), facts=facts)
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the index for one writer, with what others wrote before.
+
+        Raises:
+            Locked: another process holds it for longer than LOCK_SECONDS.
+        """
+        with self._lock, contextlib.ExitStack() as stack:
+            end = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    stack.enter_context(lock(self.path / ".lock"))
+                    break
+                except Locked:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.02)
+            if self._old is not None and (self.path / NAME).is_file():  # another process has converted it
+                self._finalizer()
+                self._old = None
+                self._use(Catalogue(self.path / NAME))
+                self._load()
+            elif self._old is not None and manifest.changed(self.path, self._old):
+                self._finalizer()
+                catalogue, self._old = manifest.read_manifest(self.path)
+                self._use(catalogue)
+                self._load()
+            self._current()
+            yield
+
+    def _convert(self) -> None:
+        """Give an index of the earlier layout, or a new one, its catalogue."""
+        if self._old is None:
+            return
+        manifest.check_lists(self.path, self._old)
+        self._make_terms()
+        rows = [write_terms(self.path, s.row, (s.terms, s.offsets)) for s in self._state.segments]
+        with self._catalogue.transaction():
+            self._catalogue.set_segments(rows, self._catalogue.segments())
+        self._finalizer.detach()
+        self._use(self._catalogue.publish(self.path / NAME))
+        manifest.remove_old_files(self.path, self._old)
+        self._old = None
+        self._load()
+
+    def _merge(self) -> None:
+        """Start merging small segments in a thread, if there are many."""
+        if self._merger is not None and self._merger.is_alive():
+            return
+        if group := self._group():
+            self._merger = threading.Thread(target=self._merge_group, args=(group,), name="merge segments")
+            self._merger.start()
+
+    def _group(self) -> list[Segment]:
+        """Return neighbours to merge: MERGED small ones with the fewest vectors, once there are MOST_SMALL; or none."""
+        small = [s.count * self.dim * s.matrix.itemsize < LARGE_BYTES for s in self._state.segments]
+        if sum(small) <= MOST_SMALL:
+            return []
+        starts = [i for i in range(len(small) - MERGED + 1) if all(small[i : i + MERGED])]
+        groups = [list(self._state.segments[i : i + MERGED]) for i in starts]
+        return min(groups, key=lambda group: sum(segment.count for segment in group), default=[])
+
+    def _merge_group(self, group: list[Segment]) -> None:
+        """Replace segments by one with the same places; nothing if that is not possible now."""
+        with contextlib.suppress(OSError, ValueError):
+            with self._writing():  # a number of its own, so that no other file has the name
+                number = self._catalogue.info()["next"]
+                with self._catalogue.transaction():
+                    self._catalogue.set_info({"next": number + 1})
+            row = merge_segments(self.path, number, group)
+            with self._writing():
+                old = [segment.row for segment in group]
+                self._open_segment(row)  # another process may have swept its files
+                if set(old) <= set(self._catalogue.segments()):
+                    with self._catalogue.transaction():
+                        self._catalogue.set_segments([row], old)
+                    self._load()
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove files of segments that the catalogue does not list: merged ones, and those of killed writers."""
+        listed = {name for s in self._state.segments for name in files_of(s.row, self.dtype)}
+        for what in ("vectors", "scales", "terms"):
+            for file in self.path.glob(f"{what}-*.bin"):
+                if file.name not in listed:
+                    with contextlib.suppress(OSError):  # Windows keeps a file that is mapped
+                        file.unlink()
+
+    def verify(self) -> int:
+        """Compare every file with its digest and return the number of vectors; ValueError for a damaged file."""
+        state = self._current()
+        if self._old is not None:
+            manifest.check_lists(self.path, self._old)
+        self._catalogue.check()
+        history = self._catalogue.history()
+        for segment in state.segments:
+            for first, added in zip([0, *(a.last for a in history)], history, strict=False):
+                inside = segment.first <= first and added.last <= segment.first + segment.count
+                if inside and segment.digest(first, added.last) != added.vectors:
+                    name = self.path / file_name("vectors", segment.row)
+                    raise ValueError(f"{name} is damaged: its digest is not {added.vectors}")
+            if segment.row.digest is not None:
+                found = digest(np.concatenate([segment.terms.view(np.uint8), segment.offsets.view(np.uint8)]))
+                if found != segment.row.digest:
+                    name = self.path / file_name("terms", segment.row)
+                    raise ValueError(f"{name} is damaged: its digest is not {segment.row.digest}")
+        for accelerator in map(self._accelerator, KINDS):
+            if accelerator is not None:
+                accelerator.verify()
+        return len(self)
+
     def info(self) -> dict:
         """Return {"vectors", "dim", "dtype", "segments", "removed", "bytes", "accelerators", "model", …facts}."""
-        size = sum((self.path / name).stat().st_size for s in self.segments for name in s.entry["sha256"])
-        named = {"vectors": len(self), "dim": self.dim, "dtype": self.manifest["dtype"]}
-        counts = {"segments": len(self.segments), "removed": len(self.manifest["removed"]), "bytes": size}
+        state = self._current()
+        files = [self.path / NAME, *(self.path / name for s in state.segments for name in files_of(s.row, self.dtype))]
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        named: dict = {"vectors": len(self), "dim": self.dim, "dtype": self.dtype}
+        counts: dict = {"segments": len(state.segments), "removed": len(state.removed), "bytes": size}
         counts["accelerators"] = self.accelerators()
-        return {**named, **counts, "model": self.manifest["model"], **self.manifest["facts"]}
-
-    def _place(self, identity: str) -> int:
-        """Return the place of an id among all vectors ever added."""
-        if self._places is None:
-            self._places = {self._ids[place]: int(place) for place in np.flatnonzero(self._kept)}
-        if identity not in self._places:
-            raise KeyError(f"{identity!r} is not in the index")
-        return self._places[identity]
-
-    def _find(self, identity: str) -> tuple["Segment", int]:
-        """Return the segment of an id, and its place in it."""
-        place = self._place(identity)
-        starts = self._starts()
-        number = int(np.searchsorted(starts, place, side="right")) - 1
-        return self.segments[number], place - int(starts[number])
-
-    def _reload(self) -> None:
-        """Read the manifest again, which another process may have changed."""
-        manifest = _read_manifest(self.path)
-        if manifest != self.manifest:
-            self._use(manifest)
-
-    def _commit(self, manifest: dict) -> None:
-        _write_manifest(self.path, manifest)
-        self._use(manifest)
+        return {**named, **counts, "model": self.model, **self.facts}
 
 
-def inner_products(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Return rows (n, D) · query (D,), float32 (n,). A row's product does not depend on the other rows.
+def _texts(metadata: Sequence[Mapping] | None, count: int) -> list[str | None]:
+    """Return metadata as JSON, None for an empty one."""
+    if metadata is None:
+        return [None] * count
+    texts = [json.dumps(dict(entry), ensure_ascii=False) if entry else None for entry in metadata]
+    for text in texts:
+        (text or "").encode()  # raises for a lone surrogate
+    return texts
 
-    It runs on one thread. Memory is the limit: a matrix-vector product is 10 % faster with two, and OpenBLAS's second
-    thread then spins for 25 ms beside PyTorch's, which doubles the time of the next sentence.
+
+def _parse(text: str | None) -> dict:
+    try:
+        entry = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"metadata {quoted(text)} is not JSON: {error}") from None
+    if not isinstance(entry, dict):
+        raise ValueError(f"metadata {quoted(text)} is not a mapping")
+    return entry
+
+
+def upper_limit(scores: np.ndarray, count: int, rate: float) -> float:
+    """Return what the largest of `count` scores exceeds with a probability, if scores are as far above the median as
+    below it.
+
+    The lowest TAIL of the scores is taken to fall off exponentially (peaks over threshold).
+
+    Args:
+        scores: float (n,), a sample.
+        rate: the probability.
     """
-    return np.vecdot(rows, query)
+    ordered, middle = np.sort(scores.astype(np.float64)), float(np.median(scores))
+    tail = max(LEAST_TAIL, int(TAIL * len(ordered)))
+    edge = ordered[tail]
+    scale = float((edge - ordered[:tail]).mean())
+    expected = count * tail / len(ordered)  # vectors beyond the edge
+    return middle + (middle - float(edge)) + scale * math.log(max(expected, 1.0) / -math.log1p(-rate))
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -450,28 +828,3 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
     else:
         chosen = np.arange(len(scores))
     return chosen[np.argsort(-scores[chosen], kind="stable")]
-
-
-def _write_manifest(path: Path, manifest: dict) -> None:
-    with atomic_write(path / "manifest.json", "w") as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False)
-
-
-def _read_manifest(path: Path) -> dict:
-    file = path / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT or manifest["version"] != VERSION:
-            raise ValueError(f"format {manifest['format']!r}, version {manifest['version']!r}")
-        if manifest["dtype"] not in DTYPES or not isinstance(manifest["dim"], int) or manifest["dim"] < 1:
-            raise ValueError(f"dim {manifest['dim']!r} of {manifest['dtype']!r}")
-        for entry in manifest["segments"]:
-            check_entry(entry, manifest["dtype"])
-        if not isinstance(manifest["model"], str | None) or not isinstance(manifest["facts"], dict):
-            raise ValueError(f"model {manifest['model']!r}, facts {manifest['facts']!r}")
-        places = range(sum(entry["count"] for entry in manifest["segments"]))
-        if wrong := [place for place in manifest["removed"] if type(place) is not int or place not in places]:
-            raise ValueError(f"{wrong[0]!r} in removed, with {len(places)} vectors")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is not the manifest of an index: {error}") from error
-    return manifest

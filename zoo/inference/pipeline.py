@@ -192,10 +192,12 @@ class ClipPipeline:
             return self.embed_images([query])[0]
         terms = parse_query(query, images=images)
         vectors = np.empty((len(terms), self.encoder.dim), np.float32)
-        for embed, are_images in ((self.embed_texts, False), (self.embed_images, True)):
-            places = [i for i, term in enumerate(terms) if term.is_image is are_images]
-            if places:
-                vectors[places] = embed([Path(terms[i].text) if are_images else terms[i].text for i in places])
+        files = [i for i, term in enumerate(terms) if term.is_image]
+        if files:
+            vectors[files] = self.embed_images([Path(terms[i].text) for i in files])
+        texts = [i for i, term in enumerate(terms) if not term.is_image]
+        if texts:
+            vectors[texts] = self.embed_texts([terms[i].text for i in texts])
         return combine([term.weight for term in terms], vectors)
 
     def search(
@@ -207,6 +209,7 @@ class ClipPipeline:
         where: Where = None,
         approximate: bool | int = False,
         min_score: float | None = None,
+        false_rate: float | None = None,
     ) -> tuple[list[str], np.ndarray]:
         """Return (ids, scores float32 (k,)) of the best matches of a query.
 
@@ -214,10 +217,15 @@ class ClipPipeline:
             index: an `Index` or its path, built with this pipeline's model.
             query: see `embed_query`.
             where, approximate, min_score: see `Index.search`.
+            false_rate: leave out results below `Index.score_limit` of this rate too.
         """
         if not isinstance(index, Index):
             index = Index.open(index, model=self.fingerprint)
-        return index.search(self.embed_query(query), k, where=where, approximate=approximate, min_score=min_score)
+        vector = self.embed_query(query)
+        if false_rate is not None:
+            limit = index.score_limit(vector, false_rate)
+            min_score = limit if min_score is None else max(limit, min_score)
+        return index.search(vector, k, where=where, approximate=approximate, min_score=min_score)
 
 
 def _open_any(image) -> Image.Image | np.ndarray:

@@ -1,5 +1,7 @@
 """Build, extend and inspect an index of images: the commands `zoo index …`."""
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,8 @@ import numpy as np
 from zoo.data import Dataset
 from zoo.embeddings import Index
 from zoo.inference.pipeline import ClipPipeline
-from zoo.search.embed import Portion, embed_portions, open_images
+from zoo.search.embed import PORTION, Portion, embed_portions, image_digest, open_images
+from zoo.utils.strict_json import is_utf8
 
 DUPLICATE = "the same bytes as "
 
@@ -40,10 +43,10 @@ def build_index(
     records = open_images(source)
     pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     path = Path(output)
-    if (path / "manifest.json").is_file():
+    if Index.exists(path):
         index = Index.open(path, model=pipeline.fingerprint)
-        if dtype not in (None, index.manifest["dtype"]):
-            raise ValueError(f"{path} stores {index.manifest['dtype']}, not {dtype}; build another index for {dtype}")
+        if dtype not in (None, index.dtype):
+            raise ValueError(f"{path} stores {index.dtype}, not {dtype}; build another index for {dtype}")
     else:
         weights = str(Path(model).resolve()) if Path(model).exists() else model
         facts = {"weights": weights, "runtime": runtime, "precision": precision, "sources": {}, "left_out": {}}
@@ -93,31 +96,126 @@ def open_pipeline(index: Index, model: str | None = None, **options) -> ClipPipe
     return pipeline
 
 
-def add_images(index: Index, pipeline: ClipPipeline, source: str | Path, records: Dataset) -> None:
-    """Add the images of a source that the index does not have, one portion per commit."""
+def index_refresh(index: str, source: str | None = None, *, model: str | None = None, batch_size: int = 64) -> dict:
+    """Make an index agree with its sources: `zoo index refresh`.
+
+    New images are added and those that are gone are dropped. A file that was renamed or moved within its source is
+    recognised by its digest and is not embedded again. A source that cannot be read changes nothing.
+
+    Args:
+        source: one of the index's sources; by default all.
+        model: see `index_add`.
+
+    Returns:
+        {"added", "dropped", "kept", "renamed"}: numbers of images; those renamed are among those kept.
+    """
+    opened = Index.open(index)
+    sources = list(opened.facts.get("sources", {}).values())
+    if source is not None and str(Path(source).resolve()) not in sources:
+        raise ValueError(f"{source} is not a source of {index}; its sources are {', '.join(sources) or 'not recorded'}")
+    places = [source] if source else sources
+    opened_sources = [(place, open_images(place)) for place in places]  # all can be read, before anything is changed
+    pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
+    before = len(opened)
+    counts = {"added": 0, "dropped": 0, "renamed": 0}
+    for place, records in opened_sources:
+        for name, count in add_images(opened, pipeline, place, records, drop=True).items():
+            counts[name] += count
+    kept = before - counts["dropped"]
+    return {"added": counts["added"], "dropped": counts["dropped"], "kept": kept, "renamed": counts["renamed"]}
+
+
+def add_images(
+    index: Index, pipeline: ClipPipeline, source: str | Path, records: Dataset, *, drop: bool = False
+) -> dict[str, int]:
+    """Add the images of a source that the index does not have, one portion per commit.
+
+    A new name whose image has the digest of one that is gone takes over its embedding.
+
+    Args:
+        drop: remove the images that the source does not have any more.
+
+    Returns:
+        {"added", "dropped", "renamed"}: numbers of images.
+    """
     prefix = _source_prefix(index, str(Path(source).resolve()))
-    id_of_digest = {index.metadata(identity).get("sha256"): identity for identity in index.ids}
-    known = {*index.ids, *_duplicates(index)}
+    names = {prefix + name for name in records.names}
+    gone = set(_of_source(index, prefix, index.iterate_ids())) - names
+    duplicates = _duplicates(index)
+    known = index.places(name for name in names if is_utf8(name)).keys() | {
+        name for name, first in duplicates.items() if first not in gone
+    }
     new = records.subset([i for i, name in enumerate(records.names) if prefix + name not in known])
+    renamed = _rename(index, prefix, new, gone) if gone else {}
+    if drop:
+        dropped = sorted(gone - set(renamed.values()))
+        left = set(_of_source(index, prefix, index.facts.get("left_out", {}))) - names
+        index.add(np.empty((0, index.dim)), remove=dropped, left_out=dict.fromkeys(left))
+    else:
+        dropped = []
+    new = new.subset([i for i, name in enumerate(new.names) if prefix + name not in renamed])
+    before = len(index)
     for portion in embed_portions(pipeline.encoder, new):
-        _commit(index, prefix, new, portion, id_of_digest)
+        _commit(index, prefix, new, portion)
+    return {"added": len(index) - before, "dropped": len(dropped), "renamed": len(renamed)}
 
 
-def _commit(index: Index, prefix: str, records: Dataset, portion: Portion, id_of_digest: dict) -> None:
+def _rename(index: Index, prefix: str, new: Dataset, gone: set[str]) -> dict[str, str]:
+    """Give the embeddings of images that are gone to new names with the same bytes; return {new id: old id}."""
+    renamed: dict[str, str] = {}
+    free = set(gone)
+    for first in range(0, len(new), PORTION):
+        found: dict[str, tuple[str, dict]] = {}
+        digests = _read_digests(new, range(first, min(first + PORTION, len(new))))
+        old_ids = index.ids_by("sha256", set(digests.values()))
+        for i, digest in digests.items():
+            old = old_ids.get(digest)
+            if old in free:
+                free.discard(old)
+                found[prefix + new.names[i]] = old, {**new.metadata(i), "sha256": digest}
+        if found:
+            old = [one for one, _ in found.values()]
+            index.add(
+                np.stack([index.vector(one) for one in old]),
+                ids=list(found),
+                metadata=[entry for _, entry in found.values()],
+                left_out=dict.fromkeys(found),
+                remove=old,
+            )
+            renamed |= {name: one for name, (one, _) in found.items()}
+    return renamed
+
+
+def _read_digests(records: Dataset, indices: range) -> dict[int, str]:
+    """Return {index: digest} of the records that can be read."""
+    digests = {}
+    for i in indices:
+        with contextlib.suppress(OSError, ValueError):
+            if is_utf8(records.names[i]):
+                digests[i] = image_digest(records.read(i))
+    return digests
+
+
+def _of_source(index: Index, prefix: str, ids: Iterable[str]) -> list[str]:
+    """Return the ids of one source: those with its prefix; of the first source, those with no other's prefix."""
+    others = tuple(one for one in index.facts.get("sources", {}) if one)
+    return [one for one in ids if (one.startswith(prefix) if prefix else not one.startswith(others))]
+
+
+def _commit(index: Index, prefix: str, records: Dataset, portion: Portion) -> None:
     """Add a portion, and the reasons for the images left out, in one write."""
-    left_out = index.facts.get("left_out", {}) | {prefix + name: why for name, why in portion.left_out.items()}
+    left_out: dict[str, str | None] = {prefix + name: why for name, why in portion.left_out.items()}
+    known = index.ids_by("sha256", portion.digests)
     rows, ids, metadata = [], [], []
     for row, (i, digest) in enumerate(zip(portion.indices, portion.digests, strict=True)):
         identity = prefix + records.names[i]
-        first = id_of_digest.setdefault(digest, identity)
-        if first != identity:
-            left_out[identity] = DUPLICATE + first
-            continue
-        left_out.pop(identity, None)
-        rows.append(row)
-        ids.append(identity)
-        metadata.append({**records.metadata(i), "sha256": digest})
-    index.add(portion.vectors[rows], ids=ids, metadata=metadata, facts={"left_out": left_out})
+        first = known.setdefault(digest, identity)
+        left_out[identity] = None if first == identity else DUPLICATE + first
+        if first == identity:
+            rows.append(row)
+            ids.append(identity)
+            metadata.append({**records.metadata(i), "sha256": digest})
+    index.add(portion.vectors[rows], ids=ids, metadata=metadata, left_out=left_out)
 
 
 def _source_prefix(index: Index, place: str) -> str:
@@ -128,17 +226,18 @@ def _source_prefix(index: Index, place: str) -> str:
             return prefix
     name, number = Path(place).name, 2
     prefix = f"{name}/" if sources else ""
-    while prefix in sources or prefix and any(identity.startswith(prefix) for identity in index.ids):
+    while prefix in sources or prefix and any(identity.startswith(prefix) for identity in index.iterate_ids()):
         prefix, number = f"{name}~{number}/", number + 1
     index.set_facts({"sources": {**sources, prefix: place}})
     return prefix
 
 
-def _duplicates(index: Index) -> set[str]:
-    """Return the names left out as duplicates of an image that is still in the index."""
-    ids = set(index.ids)
+def _duplicates(index: Index) -> dict[str, str]:
+    """Return {name: id} of the names left out as duplicates of an image that is still in the index."""
     left_out = index.facts.get("left_out", {}).items()
-    return {name for name, why in left_out if why.startswith(DUPLICATE) and why.removeprefix(DUPLICATE) in ids}
+    first_of = {name: why.removeprefix(DUPLICATE) for name, why in left_out if why.startswith(DUPLICATE)}
+    there = index.places(set(first_of.values()))
+    return {name: first for name, first in first_of.items() if first in there}
 
 
 def index_accelerate(index: str, kind: str = "int8") -> dict:

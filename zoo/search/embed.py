@@ -16,10 +16,10 @@ from zoo.data.remote import find_remote_shards, is_remote, open_remote, staged
 from zoo.data.shards import find_shards
 from zoo.data.sources import shard_pattern
 from zoo.embeddings.parts import Part, Plan, commit_part, committed_parts, read_plan, start_folder, write_manifest
-from zoo.embeddings.segment import is_utf8
 from zoo.inference.encoder import Embedded, Encoder
 from zoo.inference.pipeline import ClipPipeline
 from zoo.utils.files import lock, make_folder
+from zoo.utils.strict_json import is_utf8
 
 PORTION = 1024  # images between two commits of an index, and in a part
 
@@ -42,7 +42,7 @@ class Portion(NamedTuple):
 
 def open_images(source: str | Path) -> Dataset:
     """Return the images of a folder, table or tar shards, each name once, with their metadata."""
-    return open_dataset(source, needs="images", metadata=True).unique()
+    return open_dataset(source, needs="images", metadata=True, plugins=True).unique()
 
 
 def embed_portions(encoder: Encoder, records: Dataset, *, progress: bool = True) -> Iterator[Portion]:
@@ -70,6 +70,12 @@ def _as_text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def image_digest(record: Record) -> str:
+    """Return the SHA-256 of an image's bytes, in hexadecimal."""
+    data = record.image.tobytes() if isinstance(record.image, np.ndarray) else record.image
+    return hashlib.sha256(data).hexdigest()
+
+
 def _with_digests(records: Dataset, digests: dict[int, str]) -> Dataset:
     """Return the records; reading one stores the digest of its bytes. A name that is not UTF-8 is a bad record."""
 
@@ -77,8 +83,7 @@ def _with_digests(records: Dataset, digests: dict[int, str]) -> Dataset:
         if not is_utf8(records.names[i]):
             raise ValueError("its name is not UTF-8")
         record = records.read(i)
-        data = record.image.tobytes() if isinstance(record.image, np.ndarray) else record.image
-        digests[i] = hashlib.sha256(data).hexdigest()
+        digests[i] = image_digest(record)
         return record
 
     return replace(records, read=read)

@@ -1,6 +1,7 @@
 """Search an index of images by texts and images: `zoo search`."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def search_images(
     approximate: bool = False,
     expansion: int | None = None,
     min_score: float | None = None,
+    false_rate: float | None = None,
     sheet: str | None = None,
     cache: str | None = None,
 ) -> list[Match]:
@@ -53,6 +55,8 @@ def search_images(
         approximate: search the graph of `zoo index accelerate --kind hnsw`.
         expansion: the same, with this expansion; see `Index.search`.
         min_score: leave out images with a lower cosine.
+        false_rate: leave out images below `Index.score_limit`, so that a query that matches nothing finds nothing, but
+            for this share of such queries.
         sheet: a .png or .html file to write with the images found. Images that no longer exist cause a warning.
         cache: file of the text cache; by default the user's.
     """
@@ -71,6 +75,7 @@ def search_images(
         where=fits,
         approximate=expansion or approximate,
         min_score=min_score,
+        false_rate=false_rate,
     )
     texts.close()
     pairs = enumerate(zip(ids, scores, strict=True), 1)
@@ -81,15 +86,25 @@ def search_images(
     return matches
 
 
-def _filter(where: Sequence[str] | None) -> Callable[[dict], bool] | None:
-    """Return a function that tests metadata for every "KEY=VALUE", comparing values as strings."""
-    pairs = [text.partition("=") for text in where or ()]
-    for key, equals, value in pairs:
+def _filter(where: Sequence[str] | None) -> dict[str, set]:
+    """Return what the metadata must have for every "KEY=VALUE": the text, or what Python writes so."""
+    fits: dict[str, set] = {}
+    for text in where or ():
+        key, equals, value = text.partition("=")
         if not key or not equals:
-            raise ValueError(f"--where {key}{equals}{value} is not KEY=VALUE")
-    return (lambda entry: all(str(entry.get(key, "")) == value for key, _, value in pairs)) if pairs else None
+            raise ValueError(f"--where {text} is not KEY=VALUE")
+        same = (
+            {value} | {one for one in (True, False) if str(one) == value} | ({None} if value in ("", "None") else set())
+        )
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                same.update([number] if str(number := kind(value)) == value else [])
+        fits[key] = fits[key] & same if key in fits else same
+    return fits
 
 
 def to_text(matches: list[Match]) -> str:
     """Format matches, one per line: rank, cosine, id."""
+    if not matches:
+        return "nothing matches"
     return "\n".join(f"{match.rank:>3}  {match.score:.4f}  {match.id}" for match in matches)

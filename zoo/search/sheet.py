@@ -13,7 +13,7 @@ from PIL import Image
 from zoo.data import Dataset, open_record
 from zoo.data.preprocess import to_display
 from zoo.search.embed import open_images
-from zoo.utils.report import SheetRow, plot_sheet, write_page
+from zoo.utils.report import SheetRow, plot_sheet, section, write_page
 from zoo.utils.text import quoted, shown
 
 COLUMNS = 10
@@ -44,17 +44,49 @@ def draw_sheet(path: Path, text: str, matches: Sequence[tuple[str, float]], sour
     """
     if not matches:
         raise ValueError("the search found nothing, so there is no sheet to draw")
+    write_sheet(path, text, _read_groups([matches], sources)[0])
+
+
+def draw_groups(path: Path, groups: Sequence[Sequence[tuple[str, float]]], sources: Mapping[str, str]) -> None:
+    """Write a sheet of groups of images with the cosines of near-duplicates, as `draw_sheet` does.
+
+    Args:
+        groups: of (id, cosine).
+    """
+    if not groups:
+        raise ValueError("there are no near-duplicates, so there is no sheet to draw")
+    found = _read_groups(groups, sources)
+    if path.suffix.lower() in PAGES:
+        blocks = [
+            section(f"{len(group)} images", f'<div class="tiles">{"".join(_tile(*one) for one in group)}</div>')
+            for group in found
+        ]
+        write_page(path, "Near-duplicates", *blocks, lead=f"{len(found)} groups")
+        return
+    rows = [
+        SheetRow(f"{len(group)} images", [image for image, _, _ in group], [score for _, score, _ in group])
+        for group in (whole[:COLUMNS] for whole in found)
+    ]
+    plot_sheet(path, rows)
+
+
+def _read_groups(groups: Sequence[Sequence[tuple[str, float]]], sources: Mapping[str, str]) -> list[list[Found]]:
+    """Return the groups with their images; those that cannot be read are left out with a warning."""
     records, found, reasons = _records_by_id(sources), [], []
-    for identity, score in matches:
-        try:
-            found.append((_read(identity, records), f"{score:.3f}", identity))
-        except (OSError, ValueError) as error:
-            reasons.append(f"{shown(identity)} is not drawn: {shown(error)}")
-            warnings.warn(reasons[-1], stacklevel=2)
+    for group in groups:
+        read = []
+        for identity, score in group:
+            try:
+                read.append((_read(identity, records), f"{score:.3f}", identity))
+            except (OSError, ValueError) as error:
+                reasons.append(f"{shown(identity)} is not drawn: {shown(error)}")
+                warnings.warn(reasons[-1], stacklevel=3)
+        if read:
+            found.append(read)
     if not found:
         where = ", ".join(sources.values()) or "any source of the index"
         raise ValueError(f"none of the images found can be read from {where}; {reasons[0]}")
-    write_sheet(path, text, found)
+    return found
 
 
 def _records_by_id(sources: Mapping[str, str]) -> dict[str, tuple[Dataset, int]]:
