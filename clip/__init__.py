@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from clip.model import CLIP, create_clip
     from clip.openai import available_models, load, register_opener
     from clip.prompts import CLASS_NAMES, TEMPLATES, check_classes, class_matrix, prompts_for
-    from clip.tokenizer import Tokenizer, tokenize
+    from clip.tokenizer import Tokenizer, as_tokenize, tokenize
     from clip.towers import (
         ConvNeXt,
         Field,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Tower,
         ViT,
         find_tower,
+        in_scope_of_name,
         layer_weights,
         list_towers,
         register_tower,
@@ -50,10 +51,10 @@ _MODULES = {
     "clip.model": ("CLIP", "create_clip"),
     "clip.openai": ("available_models", "load", "register_opener"),
     "clip.prompts": ("CLASS_NAMES", "TEMPLATES", "check_classes", "class_matrix", "prompts_for"),
-    "clip.tokenizer": ("Tokenizer", "tokenize"),
+    "clip.tokenizer": ("Tokenizer", "as_tokenize", "tokenize"),
     "clip.towers": (
         *("ConvNeXt", "Field", "MCi", "ResNet", "Text", "Tower", "ViT"),
-        *("find_tower", "layer_weights", "list_towers", "register_tower", "tower_of"),
+        *("find_tower", "in_scope_of_name", "layer_weights", "list_towers", "register_tower", "tower_of"),
     ),
     "clip.towers.convnext": ("create_convnext_tower",),
     "clip.towers.mobileclip": ("create_mobileclip_tower",),
@@ -85,3 +86,6 @@ def __getattr__(name):
 
 def __dir__():
     return sorted({*globals(), *__all__})
+
+
+importlib.import_module("convnext")  # registers the classes of saved models with Keras

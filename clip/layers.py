@@ -134,7 +134,9 @@ class PositionalEmbedding(layers.Layer):
         length = ops.shape(inputs)[1]
         if isinstance(length, int) and length > self.length:
             raise ValueError(f"The sequence has {length} tokens; the positional embedding has {self.length} positions.")
-        return inputs + self.positional_embedding[:length]
+        if isinstance(length, int) or keras.backend.backend() != "jax":
+            return inputs + self.positional_embedding[:length]
+        return inputs + ops.take(self.positional_embedding, ops.arange(length), axis=0)  # JAX exports an open length
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -252,6 +254,7 @@ class LogitScale(layers.Layer):
     Args:
         init_value: initial logit_scale, the logarithm of the factor on cosines, in [0, ln 100].
         init_bias: initial logit_bias, added to the logits (SigLIP: −10); None for no bias.
+        architecture: of the pair that it belongs to; `keras.models.clone_model` copies a pair layer by layer.
 
     Inputs: image and text features, (B, D) each. Outputs: the same, normalised, float32. The weights are float32 under
     every policy.
@@ -259,10 +262,11 @@ class LogitScale(layers.Layer):
     Reference: arXiv:2103.00020, section 2.5; arXiv:2303.15343, algorithm 1.
     """
 
-    def __init__(self, init_value, init_bias=None, **kwargs):
+    def __init__(self, init_value, init_bias=None, architecture=None, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.init_value = init_value
         self.init_bias = init_bias
+        self.architecture = architecture
 
     def build(self, *_):
         scalar = {"shape": (), "dtype": "float32", "autocast": False}
@@ -290,4 +294,5 @@ class LogitScale(layers.Layer):
         return logits if self.logit_bias is None else logits + self.logit_bias
 
     def get_config(self):
-        return {**super().get_config(), "init_value": self.init_value, "init_bias": self.init_bias}
+        config = {**super().get_config(), "init_value": self.init_value, "init_bias": self.init_bias}
+        return config if self.architecture is None else {**config, "architecture": self.architecture}

@@ -12,18 +12,19 @@ from typing import Any
 import keras
 from keras import ops
 
-import clip.towers.branches  # noqa: F401 (registers MobileCLIP's layers, so that saved archives load)
 from clip.batches import check_batch, check_keys, vocabulary_size
 from clip.layers import MAX_LOGIT_SCALE, PACKAGE, LogitScale, l2_normalize, resolve_activation
 from clip.losses import LOSSES, agreement, distillation_loss
 from clip.towers import tower_of
 from clip.variants import VARIANTS, Pair, canonical_name
-from convnext import AdamW, build_optimizer, closest
+from convnext import AdamW, build_optimizer, closest, follow_remat_scope
+from convnext.keras_internals import clones_as_itself, graph_of, put_in_scope
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
+@clones_as_itself
 class CLIP(keras.Model):
     """An image tower and a text tower with one embedding space.
 
@@ -42,6 +43,11 @@ class CLIP(keras.Model):
         ValueError: the towers' outputs differ in size or are not (B, D).
     """
 
+    def __new__(cls, *args, **kwargs):
+        if args and isinstance(args[0], Mapping) and _parts_of_graph(*args) is None:
+            return keras.Model(*args, **kwargs)  # clone_model was given functions that change the layers
+        return super().__new__(cls, *args, **kwargs)
+
     def __init__(
         self,
         image_tower: keras.Model,
@@ -52,26 +58,31 @@ class CLIP(keras.Model):
         architecture: dict | None = None,
         name: str = "clip",
     ):
+        inputs: Any = None
+        outputs: Any = None
+        logit_scale: Any = None
+        if isinstance(image_tower, Mapping):  # inputs and outputs, as keras.models.clone_model gives them
+            inputs, outputs = image_tower, text_tower
+            image_tower, text_tower, logit_scale = _parts_of_graph(inputs, outputs)
+            init_logit_scale, init_logit_bias = logit_scale.init_value, logit_scale.init_bias
+            architecture = logit_scale.architecture
         _check_towers(image_tower, text_tower)
+        _give_own_paths(image_tower, text_tower)
         if not 0.0 <= init_logit_scale <= MAX_LOGIT_SCALE:
             raise ValueError(
                 f"init_logit_scale must be in [0, ln 100 = {MAX_LOGIT_SCALE:.4f}], got {init_logit_scale}."
             )
-        images = keras.Input(image_tower.input_shape[1:], name="images")
-        tokens = keras.Input(text_tower.input_shape[1:], dtype="int32", name="tokens")
-        logit_scale = LogitScale(init_logit_scale, init_logit_bias, name="logit_scale")
-        image_embeddings, text_embeddings = logit_scale(image_tower(images), text_tower(tokens))
-        super().__init__(
-            inputs={"images": images, "tokens": tokens},
-            outputs={"image_embeddings": image_embeddings, "text_embeddings": text_embeddings},
-            name=name,
-        )
+        if inputs is None:
+            logit_scale = LogitScale(init_logit_scale, init_logit_bias, architecture, name="logit_scale")
+            inputs, outputs = _connect(image_tower, text_tower, logit_scale)
+        super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.image_encoder = image_tower
         self.text_encoder = text_tower
         self.logit_scale = logit_scale
         self.init_logit_scale = init_logit_scale
         self.init_logit_bias = init_logit_bias
         self.architecture = architecture
+        follow_remat_scope(self)
         self.accuracy_tracker = keras.metrics.Mean(name="accuracy")
         self.logit_scale_tracker = keras.metrics.Mean(name="logit_scale")
 
@@ -188,11 +199,40 @@ class CLIP(keras.Model):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        towers = {
-            key: keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
-            for key in ("image_tower", "text_tower")
-        }
+        towers = {}
+        for key in ("image_tower", "text_tower"):
+            with keras.name_scope(config[key]["config"].get("name") or key):
+                towers[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
         return cls(**{**config, **towers})
+
+
+keras.saving.get_custom_objects().setdefault("CLIP", CLIP)  # a .h5 file names a model's class without its package
+
+
+def _connect(image_tower, text_tower, logit_scale):
+    """Return a pair's (inputs, outputs)."""
+    images = keras.Input(image_tower.input_shape[1:], name="images")
+    tokens = keras.Input(text_tower.input_shape[1:], dtype="int32", name="tokens")
+    image_embeddings, text_embeddings = logit_scale(image_tower(images), text_tower(tokens))
+    inputs = {"images": images, "tokens": tokens}
+    return inputs, {"image_embeddings": image_embeddings, "text_embeddings": text_embeddings}
+
+
+def _parts_of_graph(inputs, outputs):
+    """Inverse of `_connect`: (image tower, text tower, logit scale), or None if the graph has other layers."""
+    graph = graph_of(keras.Model(inputs, outputs))
+    if len(graph.calls) != 3 or not isinstance(graph.calls[-1].operation, LogitScale):
+        return None
+    towers = [graph.source(features) for features in graph.calls[-1].inputs]
+    return (*towers, graph.calls[-1].operation) if all(isinstance(tower, keras.Model) for tower in towers) else None
+
+
+def _give_own_paths(image_tower, text_tower):
+    """Let the paths of two towers' variables start with the towers' names if they have paths in common."""
+    if {v.path for v in image_tower.variables}.isdisjoint(v.path for v in text_tower.variables):
+        return
+    for tower in (image_tower, text_tower):
+        put_in_scope(tower, tower.name)
 
 
 def in_batch_accuracy(logits, labels=None):

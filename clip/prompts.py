@@ -266,7 +266,8 @@ def class_matrix(
             text tower then embeds.
         class_names: K names, which fill each template; or {name: its prompts}, which ignores the templates.
         templates: strings with one "{}" each.
-        tokenizer: from a list of strings to int32 (N, L); only with a `clip.CLIP`, default `clip.tokenize`.
+        tokenizer: from a list of strings to int32 (N, L), or a tokenizer of KerasHub; only with a `clip.CLIP`, default
+            `clip.tokenize`.
         batch_size: prompts per batch of a `clip.CLIP`.
 
     Raises:
@@ -288,9 +289,9 @@ def class_matrix(
 
 def _tower_embedder(model: "CLIP", tokenizer: Tokenize | None, batch_size: int) -> EmbedTexts:
     """Return the function that embeds texts with a pair's text tower."""
-    from clip.tokenizer import tokenize
+    from clip.tokenizer import as_tokenize
 
-    to_tokens = tokenizer or tokenize
+    to_tokens = as_tokenize(tokenizer, model.text_encoder.input_shape[1])
     return lambda texts: model.text_encoder.predict(to_tokens(texts), batch_size=batch_size, verbose=0)
 
 

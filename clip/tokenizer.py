@@ -11,8 +11,9 @@ import gzip
 import html
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -23,6 +24,7 @@ MERGES_FILE = Path(__file__).parent / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 NUM_MERGES = 48_894
 SOT_TEXT, EOT_TEXT = "<start_of_text>", "<end_of_text>"
 WORD_END = "</w>"
+CONTEXT_LENGTH = 77
 
 # On lowercase text IGNORECASE still matters for U+017F (folds to s) and U+0345 (folds to a letter).
 WORD = regex.compile(
@@ -47,13 +49,7 @@ class Tokenizer:
     def __init__(self):
         letters = _byte_letters()
         merges = _read_merges(MERGES_FILE)
-        tokens = [
-            *letters,
-            *(letter + WORD_END for letter in letters),
-            *map("".join, merges),
-            SOT_TEXT,
-            EOT_TEXT,
-        ]
+        tokens = [*_tokens(letters, merges), SOT_TEXT, EOT_TEXT]
         vocabulary = {token: i for i, token in enumerate(tokens)}
         self._bpe = BPE(vocabulary, merges, end_of_word_suffix=WORD_END)
         self._special = {SOT_TEXT: self.sot, EOT_TEXT: self.eot}
@@ -86,6 +82,13 @@ class Tokenizer:
         text_ids = text_ids[1:] if text_ids[:1] == [self.sot] else text_ids
         return b"".join(self._spellings[i] for i in text_ids).decode("utf-8", errors="replace").rstrip(" ")
 
+    @staticmethod
+    def tables() -> tuple[dict[str, int], list[str]]:
+        """Return ({token: id}, merges "first second"), as OpenAI's vocab.json and merges.txt and KerasHub have them."""
+        merges = _read_merges(MERGES_FILE)
+        tokens = [*_tokens(_byte_letters(), merges), "<|startoftext|>", "<|endoftext|>"]
+        return {token: i for i, token in enumerate(tokens)}, [f"{first} {second}" for first, second in merges]
+
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         """Return the ids of one chunk. WORD neither matches whitespace nor looks around, so chunks are independent."""
         return tuple(itertools.chain.from_iterable(map(self._encode_word, WORD.findall(chunk))))
@@ -106,7 +109,7 @@ def default_tokenizer() -> Tokenizer:
     return Tokenizer()
 
 
-def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> np.ndarray:
+def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH, truncate: bool = False) -> np.ndarray:
     """Return rows of start id, ids of the text, end id, zeros.
 
     Args:
@@ -135,10 +138,43 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
     return _padded(rows, length)
 
 
-def _padded(rows: list[list[int]], length: int) -> np.ndarray:
-    """Rows of at most `length` ids → int32 (B, L), padded with 0."""
+def as_tokenize(tokenizer: Any = None, context_length: int | None = None) -> Callable[[list[str]], np.ndarray]:
+    """Return the function from N texts to int32 (N, L) that a `tokenizer=` argument stands for.
+
+    Args:
+        tokenizer: None for `tokenize`; a function of that kind; or a tokenizer of KerasHub, such as
+            `keras_hub.models.CLIPTokenizer`, whose ids are put between its start and end ids and padded.
+        context_length: L for a tokenizer of KerasHub; None for 77.
+    """
+    if tokenizer is None:
+        return tokenize
+    is_hub = all(hasattr(tokenizer, name) for name in ("tokenize", "detokenize", "start_token_id", "end_token_id"))
+    return HubTokenize(tokenizer, context_length or CONTEXT_LENGTH) if is_hub else tokenizer
+
+
+class HubTokenize:
+    """Rows of ids by a tokenizer of KerasHub, which may have no start id: see `as_tokenize`. Longer texts are cut."""
+
+    def __init__(self, tokenizer: Any, context_length: int):
+        self.tokenizer = tokenizer
+        self.length = _checked_length(context_length)
+
+    def __repr__(self) -> str:
+        return f"{type(self.tokenizer).__name__}({self.tokenizer.vocabulary_size()}, {self.length})"
+
+    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
+        ends = [self.tokenizer.end_token_id]
+        starts = [] if self.tokenizer.start_token_id is None else [self.tokenizer.start_token_id]
+        inside = self.length - len(starts) - len(ends)
+        ids = [np.asarray(self.tokenizer.tokenize(text)).reshape(-1).tolist()[:inside] for text in _as_list(texts)]
+        pad = ends[0] if getattr(self.tokenizer, "pad_with_end_token", False) else self.tokenizer.pad_token_id or 0
+        return _padded([[*starts, *row, *ends] for row in ids], self.length, pad)
+
+
+def _padded(rows: list[list[int]], length: int, pad: int = 0) -> np.ndarray:
+    """Rows of at most `length` ids → int32 (B, L), padded."""
     ends = np.fromiter(map(len, rows), np.int32, len(rows))
-    ids = np.zeros((len(rows), length), np.int32)
+    ids = np.full((len(rows), length), pad, np.int32)
     ids[np.arange(length) < ends[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), np.int32)
     return ids
 
@@ -160,6 +196,11 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         pairs = (line.split() for line in itertools.islice(lines, 1, NUM_MERGES + 1))
         return [(first, second) for first, second in pairs]
+
+
+def _tokens(letters: Iterable[str], merges: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the vocabulary in order, without the start and end of a text."""
+    return [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges)]
 
 
 def _byte_letters() -> dict[str, int]:

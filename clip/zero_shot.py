@@ -72,7 +72,7 @@ def zero_shot_classifier(
         class_names, templates: K classes, as in `class_matrix`.
         activation: "softmax" gives probabilities that sum to 1; "sigmoid" gives each class its own; None gives logits.
             "auto" is what the pair was trained with: "sigmoid" if it has a logit bias, else "softmax".
-        tokenizer: from a list of strings to int32 (N, L); default `clip.tokenize`.
+        tokenizer: from a list of strings to int32 (N, L), or a tokenizer of KerasHub; default `clip.tokenize`.
         batch_size: prompts per batch.
 
     Returns:

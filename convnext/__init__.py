@@ -1,17 +1,26 @@
 """ConvNeXt V1, ConvNeXt V2 and ResNet for Keras 3, on TensorFlow, JAX and PyTorch.
 
-Names are imported at first use, so that `convnext.variants` can be read without Keras.
+Names are imported at first use, so that `convnext.variants` can be read without Keras. Saved models of this library
+load wherever this package and Keras are imported.
 """
 
 import importlib
 from typing import TYPE_CHECKING
+
+from convnext.registration import register_with_keras
 
 if TYPE_CHECKING:
     from convnext import kernels
     from convnext.adamw import AdamW
     from convnext.elsewhere import ELSEWHERE, called_here, renamed
     from convnext.fcmae import FCMAE, create_fcmae
-    from convnext.functional import Functional, build_optimizer
+    from convnext.functional import (
+        Functional,
+        build_optimizer,
+        changed_by_call,
+        checkpoint_activations,
+        follow_remat_scope,
+    )
     from convnext.keras_internals import call_layer
     from convnext.kernels import computes_in_float32_on_cpu
     from convnext.layers import (
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
         create_convnext_v1,
         create_convnext_v2,
         feature_maps,
+        layers_by_name,
         resolve_stem_stride,
         resolve_strides,
     )
@@ -37,7 +47,13 @@ _MODULES = {
     "convnext.adamw": ("AdamW",),
     "convnext.elsewhere": ("ELSEWHERE", "called_here", "renamed"),
     "convnext.fcmae": ("FCMAE", "create_fcmae"),
-    "convnext.functional": ("Functional", "build_optimizer"),
+    "convnext.functional": (
+        "Functional",
+        "build_optimizer",
+        "changed_by_call",
+        "checkpoint_activations",
+        "follow_remat_scope",
+    ),
     "convnext.keras_internals": ("call_layer",),
     "convnext.kernels": ("computes_in_float32_on_cpu",),
     "convnext.layers": (
@@ -50,7 +66,7 @@ _MODULES = {
         "drop_path",
     ),
     "convnext.model": (
-        *("create_convnext_v1", "create_convnext_v2", "feature_maps"),
+        *("create_convnext_v1", "create_convnext_v2", "feature_maps", "layers_by_name"),
         *("resolve_stem_stride", "resolve_strides"),
     ),
     "convnext.resnet": ("create_resnet",),
@@ -77,6 +93,8 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "build_optimizer",
     "call_layer",
     "called_here",
+    "changed_by_call",
+    "checkpoint_activations",
     "closest",
     "computes_in_float32_on_cpu",
     "create_convnext_v1",
@@ -86,7 +104,9 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "drop_path",
     "feature_maps",
     "flops",
+    "follow_remat_scope",
     "kernels",
+    "layers_by_name",
     "parameters",
     "renamed",
     "resolve_stem_stride",
@@ -108,3 +128,6 @@ def __getattr__(name):
 
 def __dir__():
     return sorted([*globals(), *__all__])
+
+
+register_with_keras()

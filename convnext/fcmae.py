@@ -16,14 +16,16 @@ overlap when the stem stride is below the patch size.
 In a mask, 0 keeps a patch and 1 hides it.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import layers, ops
 
-from convnext.functional import Functional, build_optimizer
+from convnext.functional import Functional, build_optimizer, changed_by_call, follow_remat_scope, recomputed
 from convnext.layers import PACKAGE, Dense, Normal, at_least_float32
-from convnext.model import INIT_STDDEV, Shape, block, create_convnext_v2, resolve_variant
+from convnext.model import INIT_STDDEV, Shape, block, create_convnext_v2, layers_by_name, resolve_variant
 from convnext.variants import Variant
 
 HIDDEN_AFTER = ("stem_norm", "downsample_conv", "pwconv1", "pwconv2")  # name suffixes; other layers are pointwise
@@ -116,12 +118,14 @@ class FCMAE(keras.Model):
         self.decoder = _create_decoder(encoder.output_shape[1:], outputs, dim=decoder_dim, depth=decoder_depth)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
+        follow_remat_scope(self)
 
-    def call(self, inputs):
+    def call(self, inputs, training=None):
         batch = inputs if isinstance(inputs, dict) else {"images": inputs}
         images, mask = batch["images"], batch.get("mask")
         mask = self.draw_mask(ops.shape(images)[0]) if mask is None else ops.cast(mask, "float32")
-        features = encode_visible(self.encoder, images, mask)
+        in_blocks = training is True and getattr(self.encoder, "checkpoint_activations", False)
+        features = encode_visible(self.encoder, images, mask, in_blocks)
         return {"patches": self.decoder([features, mask]), "mask": mask}
 
     def draw_mask(self, count):
@@ -179,7 +183,7 @@ def _patch_grid(encoder):
         ValueError: the encoder's input size is not fixed, or not a whole number of patches.
     """
     stages = sum(layer.name.endswith("downsample_conv") for layer in encoder.layers) + 1
-    patch_size = encoder.get_layer("stem_conv").strides[0] * 2 ** (stages - 1)
+    patch_size = layers_by_name(encoder)["stem_conv"].strides[0] * 2 ** (stages - 1)
     height, width = encoder.input_shape[1:3]
     if None in (height, width) or height % patch_size or width % patch_size:
         raise ValueError(
@@ -203,33 +207,53 @@ def _count_kept(grid, mask_ratio, patch_size):
     return kept
 
 
-def encode_visible(encoder, images, mask):
+def encode_visible(encoder, images, mask, in_blocks=False):
     """Return the encoder's last map computed from the visible patches; zero where a patch is hidden.
 
     Args:
         encoder: from `create_convnext_v2(include_top=False)`.
         images: (B, H, W, C).
         mask: (B, h, w), 0 (keep) and 1 (hide).
+        in_blocks: whether each block is computed again in the backward pass, see `checkpoint_activations`.
 
     Returns:
         (B, h, w, D).
     """
-    visible = {}  # patch side in map positions → (B, H', W', 1)
+    scales = {layer.output.shape[1] // mask.shape[1] for layer in encoder.layers}  # patch sides in map positions
+    visible = {side: ops.repeat(ops.repeat(1.0 - mask[..., None], side, axis=1), side, axis=2) for side in scales}
 
     def hide(x):
-        side = x.shape[1] // mask.shape[1]
-        if side not in visible:
-            visible[side] = ops.repeat(ops.repeat(1.0 - mask[..., None], side, axis=1), side, axis=2)
-        return x * ops.cast(visible[side], x.dtype)
+        return x * ops.cast(visible[x.shape[1] // mask.shape[1]], x.dtype)
 
-    x = shortcut = hide(images)
-    for layer in encoder.layers[1:]:
-        if layer.name.endswith("_dwconv"):
-            shortcut = x
-        x = layer([shortcut, x] if layer.name.endswith("_out") else x)
-        if layer.name.endswith(HIDDEN_AFTER):
-            x = hide(x)
+    def run(group, x):
+        shortcut = x
+        for layer in group:
+            if layer.name.endswith("_dwconv"):
+                shortcut = x
+            x = layer([shortcut, x] if layer.name.endswith("_out") else x)
+            if layer.name.endswith(HIDDEN_AFTER):
+                x = hide(x)
+        return (x,)
+
+    x = hide(images)
+    for group in _residual_blocks(encoder.layers[1:]):
+        compute: Callable[..., tuple] = functools.partial(run, group)
+        if in_blocks:
+            compute = recomputed(compute, changed_by_call(v for layer in group for v in layer.non_trainable_variables))
+        (x,) = compute(x)
     return x
+
+
+def _residual_blocks(layers):
+    """Yield the layers up to and including each sum of a block."""
+    group = []
+    for layer in layers:
+        group.append(layer)
+        if layer.name.endswith("_out"):
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _create_decoder(shape, outputs, *, dim, depth):

@@ -8,7 +8,7 @@ tests/test_keras_internals.py forces every one of these fallbacks.
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -158,6 +158,63 @@ def _is_complete(graph) -> bool:
             return False
         known.update(map(id, call.outputs))
     return known.issuperset(map(id, graph.outputs)) and known == graph.sources.keys()
+
+
+def clones_as_itself(kind: type) -> type:
+    """Decorate a functional model whose constructor also takes (inputs, outputs, *, name), for clones.
+
+    `keras.models.clone_model` returns an object of the model's class if the class's constructor has the arguments of
+    `keras.Model(inputs, outputs, name=None, **kwargs)`, else a `keras.Model`. It reads the signature given here;
+    readers of the class see the constructor's own. If Keras decides otherwise, clones are plain models.
+    """
+    constructor: Any = vars(kind)["__init__"]
+    own = inspect.signature(constructor)
+    kind.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # type: ignore[attr-defined]
+
+    def functional(self, inputs, outputs, name=None, **kwargs):
+        """Only its signature is used."""
+
+    constructor.__signature__ = inspect.signature(functional)
+    return kind
+
+
+# Rematerialisation.
+
+
+def take_over_rematerialization(model: keras.Model) -> bool:
+    """Return whether a model was created in `keras.RematScope("full")`; its layers are then called as outside it.
+
+    Keras would compute each layer again by itself, which keeps what goes from layer to layer; Dropout would draw
+    another mask. Other modes of the scope, and all if Keras keeps the mode elsewhere, remain as they are.
+    """
+    if getattr(getattr(model, "_remat_mode", None), "mode", None) != "full":
+        return False
+    for layer in _with_sublayers(model):
+        layer._remat_mode = None
+    return True
+
+
+# Paths of variables.
+
+
+def put_in_scope(model: keras.Model, name: str) -> None:
+    """Let the path of each variable of a built model start with a name, as if it had been built in that name scope.
+
+    If Keras keeps paths elsewhere, they remain as they are. Nothing in the model goes by them; on torch a state dict
+    then lacks the variables of another part of the same path.
+    """
+    for variable in model.variables:
+        if getattr(variable, "_path", None) == variable.path:
+            variable._path = f"{name}/{variable.path}"
+    for layer in _with_sublayers(model):
+        if hasattr(layer, "_torch_params") and hasattr(layer, "_track_variables"):
+            layer._track_variables()
+
+
+def _with_sublayers(layer) -> Iterator:
+    yield layer
+    for below in getattr(layer, "_layers", ()):
+        yield from _with_sublayers(below)
 
 
 # Calls of layers on torch.

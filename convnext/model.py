@@ -72,7 +72,9 @@ def create_convnext_v1(
         drop_path_rate: stochastic depth rate of the last block, in [0, 1); rises linearly from 0 at the first.
         dropout_rate: dropout rate before the classifier, in [0, 1).
         layer_scale_init_value: initial gamma, the factor on each block's residual branch; None for no LayerScale.
-        name: name of the model; "convnext_tiny" for the row "tiny".
+        name: name of the model, with which the names of its input and layers then start ("left_stem_conv"), so that
+            one functional model can hold two. Without it the model is "convnext_tiny" for the row "tiny", and its
+            layers are "stem_conv", ….
 
     Returns:
         A `keras.Model` from (B, H, W, C) to (B, K), (B, C) or (B, H/32, W/32, C) float32 (H/32 at stem stride 4).
@@ -128,12 +130,13 @@ def _create_convnext(family, variant, num_classes, input_shape, *, stem_stride, 
     row, label = resolve_variant(family, variant)
     check_options(num_classes, options)
     stem_stride, strides = resolve_strides(row, input_shape, stem_stride, downsample_strides)
-    images = keras.Input(input_shape, name="images")
-    x = stem(images, row, stem_stride)
+    prefix = prefix_of(name)
+    images = keras.Input(input_shape, name=f"{prefix}{INPUT}")
+    x = stem(images, row, stem_stride, prefix)
     rates = _drop_path_schedule(options["drop_path_rate"], sum(row.depths))
     for index, dim in enumerate(row.dims):
         if index:
-            x = downsample(x, dim, strides[index - 1], row.epsilon, f"stages_{index}_downsample")
+            x = downsample(x, dim, strides[index - 1], row.epsilon, f"{prefix}stages_{index}_downsample")
         for number in range(row.depths[index]):
             x = block(
                 x,
@@ -141,13 +144,28 @@ def _create_convnext(family, variant, num_classes, input_shape, *, stem_stride, 
                 use_grn=family == "convnextv2",
                 layer_scale_init_value=options["layer_scale_init_value"],
                 drop_path_rate=next(rates),
-                name=f"stages_{index}_blocks_{number}",
+                name=f"{prefix}stages_{index}_blocks_{number}",
             )
-    outputs = head(x, row.epsilon, num_classes, **{key: options[key] for key in HEAD_OPTIONS})
+    outputs = head(x, row.epsilon, num_classes, **{key: options[key] for key in HEAD_OPTIONS}, prefix=prefix)
     return Functional(images, outputs, name=name or f"{family}_{label}")
 
 
-def stem(images, row, stride):
+INPUT = "images"
+
+
+def prefix_of(name):
+    """What the names of layers start with when the caller gave a model this name, or None."""
+    return f"{name}_" if name else ""
+
+
+def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """Return {name: layer} of a backbone, names without the prefix that a model with a name of its own has."""
+    first = model.layers[0].name
+    prefix = first.removesuffix(INPUT) if first.endswith(f"_{INPUT}") else ""
+    return {layer.name.removeprefix(prefix): layer for layer in model.layers}
+
+
+def stem(images, row, stride, prefix):
     """(B, H, W, 3) → (B, H/stride, W/stride, dims[0]): a patch convolution and its norm."""
     x = Conv2D(
         row.dims[0],
@@ -156,9 +174,9 @@ def stem(images, row, stride):
         padding="valid" if stride == row.patch_size else "same",
         kernel_initializer=Normal(INIT_STDDEV),
         data_format=CHANNELS_LAST,
-        name="stem_conv",
+        name=f"{prefix}stem_conv",
     )(images)
-    return layers.LayerNormalization(epsilon=row.epsilon, name="stem_norm")(x)
+    return layers.LayerNormalization(epsilon=row.epsilon, name=f"{prefix}stem_norm")(x)
 
 
 def downsample(x, dim, stride, epsilon, name):
@@ -200,31 +218,31 @@ def block(x, row, *, use_grn, layer_scale_init_value, drop_path_rate, name):
 HEAD_OPTIONS = ("include_top", "pooling", "classifier_activation", "dropout_rate")
 
 
-def head(x, epsilon, num_classes, *, include_top, pooling, classifier_activation, dropout_rate):
+def head(x, epsilon, num_classes, *, include_top, pooling, classifier_activation, dropout_rate, prefix):
     """(B, H, W, C) → (B, K) class scores; without the top (B, C), or the map itself without pooling."""
     if not include_top and pooling is None:
         return x
-    x = pool(x, pooling)
-    x = layers.LayerNormalization(epsilon=epsilon, name="head_norm")(x)
+    x = pool(x, pooling, prefix)
+    x = layers.LayerNormalization(epsilon=epsilon, name=f"{prefix}head_norm")(x)
     if include_top and dropout_rate:
-        x = layers.Dropout(dropout_rate, name="head_drop")(x)
-    return classifier(x, num_classes, classifier_activation) if include_top else x
+        x = layers.Dropout(dropout_rate, name=f"{prefix}head_drop")(x)
+    return classifier(x, num_classes, classifier_activation, prefix) if include_top else x
 
 
-def pool(x, pooling):
+def pool(x, pooling, prefix):
     """(B, H, W, C) → (B, C), by "max", otherwise by the mean."""
     layer = layers.GlobalMaxPooling2D if pooling == "max" else layers.GlobalAveragePooling2D
-    return layer(data_format=CHANNELS_LAST, name="head_pool")(x)
+    return layer(data_format=CHANNELS_LAST, name=f"{prefix}head_pool")(x)
 
 
-def classifier(x, num_classes, activation):
+def classifier(x, num_classes, activation, prefix):
     """(B, C) → (B, K), in float32 also under half-precision policies, so that softmax and loss are float32."""
     return layers.Dense(
         num_classes,
         activation=activation,
         kernel_initializer=Normal(INIT_STDDEV),
         dtype=at_least_float32(keras.config.dtype_policy().compute_dtype),
-        name="head_fc",
+        name=f"{prefix}head_fc",
     )(x)
 
 
@@ -348,8 +366,8 @@ def feature_maps(model: keras.Model) -> keras.Model:
         ValueError: the model has no ConvNeXt or ResNet blocks.
     """
     last = {}
-    for layer in model.layers:
-        if match := BLOCK_OUTPUT.fullmatch(layer.name):
+    for name, layer in layers_by_name(model).items():
+        if match := BLOCK_OUTPUT.fullmatch(name):
             last[int(match[1])] = layer.output  # layers are in order: the last block of a stage remains
     if not last:
         raise ValueError(f"Model {model.name!r} has no ConvNeXt or ResNet blocks.")

@@ -14,7 +14,16 @@ from keras import layers
 
 from convnext.functional import Functional
 from convnext.layers import CHANNELS_LAST, Conv2D, Normal
-from convnext.model import Shape, check_input_shape, check_options, classifier, pool, resolve_variant
+from convnext.model import (
+    INPUT,
+    Shape,
+    check_input_shape,
+    check_options,
+    classifier,
+    pool,
+    prefix_of,
+    resolve_variant,
+)
 from convnext.variants import EXPANSION, ResNetVariant
 
 MOMENTUM = 0.9
@@ -39,7 +48,7 @@ def create_resnet(
         include_top: end in the classifier; otherwise in the last feature map, pooled as `pooling` says.
         pooling: None, "avg" or "max"; without the top: pooled over the map, (B, C).
         classifier_activation: activation of the classifier; None gives logits.
-        name: name of the model; "resnet50" for the row "50".
+        name: as in `create_convnext_v1`; "resnet50" for the row "50".
 
     Returns:
         A `keras.Model` from (B, H, W, C) to (B, K), (B, C) or (B, H/32, W/32, C) float32.
@@ -52,25 +61,29 @@ def create_resnet(
     row, label = resolve_variant("resnet", str(variant) if isinstance(variant, int) else variant)
     check_options(num_classes, {"include_top": include_top, "pooling": pooling})
     check_input_shape(input_shape)
-    images = keras.Input(input_shape, name="images")
-    x = stem(images, row)
+    prefix = prefix_of(name)
+    images = keras.Input(input_shape, name=f"{prefix}{INPUT}")
+    x = stem(images, row, prefix)
     build_block = {"basic": _basic_block, "bottleneck": _bottleneck_block}[row.block]
     for stage, (depth, dim) in enumerate(zip(row.depths, row.dims, strict=True)):
         for number in range(depth):
             stride = 2 if stage and not number else 1
-            x = residual(x, build_block, dim, EXPANSION[row.block] * dim, stride, row, f"layer{stage + 1}_{number}")
+            name_of_block = f"{prefix}layer{stage + 1}_{number}"
+            x = residual(x, build_block, dim, EXPANSION[row.block] * dim, stride, row, name_of_block)
     if include_top or pooling:
-        x = pool(x, pooling)
-    outputs = classifier(x, num_classes, classifier_activation) if include_top else x
+        x = pool(x, pooling, prefix)
+    outputs = classifier(x, num_classes, classifier_activation, prefix) if include_top else x
     return Functional(images, outputs, name=name or f"resnet{label}")
 
 
-def stem(images, row):
+def stem(images, row, prefix):
     """(B, H, W, 3) → (B, H/4, W/4, stem_dim): 7×7 convolution of stride 2, max pooling of stride 2."""
-    x = conv_norm(images, row.stem_dim, row.patch_size, 2, row, "conv1", "bn1")
-    x = layers.Activation(row.activation, name="act1")(x)
-    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name="maxpool_pad")(x)  # after a ReLU, 0 pads like −∞
-    return layers.MaxPooling2D(3, strides=2, data_format=CHANNELS_LAST, name="maxpool")(x)
+    x = conv_norm(images, row.stem_dim, row.patch_size, 2, row, f"{prefix}conv1", f"{prefix}bn1")
+    x = layers.Activation(row.activation, name=f"{prefix}act1")(x)
+    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name=f"{prefix}maxpool_pad")(
+        x
+    )  # after a ReLU, 0 pads like −∞
+    return layers.MaxPooling2D(3, strides=2, data_format=CHANNELS_LAST, name=f"{prefix}maxpool")(x)
 
 
 def residual(x, build_block, dim, out_dim, stride, row, name):

@@ -16,6 +16,7 @@ from zoo import cli
 from zoo.data.preprocess import PreprocessSpec
 from zoo.export import OnnxModel, emit, exporter, to_proto
 from zoo.export.command import class_list, export, export_via_keras, read_images, to_text
+from zoo.export.runtime import choose_providers
 from zoo.export.verify import compare, random_inputs
 from zoo.utils.files import sha256
 
@@ -363,6 +364,25 @@ def test_via_keras_checks_the_file_too(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="exporter failed on 'convnext_custom': RuntimeError: an operator"):
         export_via_keras(model, path, opset=17)
     assert path.stat().st_size == report.bytes
+
+
+@pytest.mark.parametrize(("backend", "message"), [("tensorflow", r"zoo\[tf2onnx\]"), ("jax", "jax2onnx")])
+def test_via_keras_says_what_it_needs_before_it_loads_a_model(tmp_path, monkeypatch, backend, message):
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    monkeypatch.setattr("importlib.util.find_spec", {}.get)
+    with pytest.raises(ImportError, match=f"--via keras needs .* on {backend}: pip install .*{message}"):
+        export(tmp_path / "nothing.keras", tmp_path / "model.onnx", via="keras")
+
+
+def test_tensorrt_is_taken_where_onnx_runtime_lists_it(monkeypatch):
+    import onnxruntime
+
+    with pytest.raises(ValueError, match=r"no TensorrtExecutionProvider\. Available: "):
+        choose_providers("tensorrt")
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    assert choose_providers("tensorrt") == listed
+    assert choose_providers() == listed[1:]
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # unless a longer one stands here too.
 ORDER = {
     "convnext": [
+        "registration",
         "elsewhere",
         "variants",
         "keras_internals",

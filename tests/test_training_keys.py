@@ -43,6 +43,7 @@ KEYS = {
     "layer_decay": Row(0.5, {"factors", "identity"}),
     "clip_norm": Row(1.0, {"clip", "identity"}),
     "precision": Row("float16", {"precision", "guard", "identity"}),
+    "checkpoint_activations": Row(True, {"recomputed"}),
     "ema": Row(0.5, {"guard", "identity"}),
     "loss": Row("focal", {"loss", "identity"}),
     "label_smoothing": Row(0.1, {"loss", "identity"}),
@@ -148,7 +149,7 @@ def test_a_flag_of_classification_equals_its_key(data, plans, described, capsys)
             assert REFUSED_KEYS[key].changes in capsys.readouterr().err
             continue
         value = KEYS[key].value
-        by_flag = run_classify(data, plans, KEYS_BASE, flag, str(value))
+        by_flag = run_classify(data, plans, KEYS_BASE, flag, *([] if value is True else [str(value)]))
         by_key = of_keys(data, plans, described, {**KEYS_BASE, key: value})
         assert changed(by_flag, by_key) == set(), flag
     plain, resumed = of_keys(data, plans, described, KEYS_BASE), run_classify(data, plans, KEYS_BASE, "--resume")

@@ -58,6 +58,8 @@ def describe(model, batches, output, run, *, arrange=None, validate=None, should
         "weights": digest([np.asarray(w) for w in model.get_weights() if w.dtype == np.float32]),
         "trainable": [id(v) in trainable for v in model.weights],
         "precision": sorted({layer.dtype_policy.name for layer in encoder.layers}),
+        "recomputed": [getattr(part, "checkpoint_activations", False) for part in (model, *model.layers)].count(True)
+        > 0,
         "loss": loss_name(model),
         "mask": getattr(model, "kept", None),
         "distill_weight": getattr(model, "distill_weight", None),

@@ -62,3 +62,6 @@ def __getattr__(name):
 
 def __dir__():
     return sorted({*globals(), *__all__})
+
+
+importlib.import_module("convnext")  # registers the classes of saved models with Keras

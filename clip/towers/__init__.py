@@ -27,12 +27,21 @@ Importing the files of this package loads no Keras; their builders do. A file of
 
 from clip.towers.convnext import ConvNeXt
 from clip.towers.mobileclip import MCi
-from clip.towers.registry import Field, Tower, find_tower, layer_weights, list_towers, register_tower, tower_of
+from clip.towers.registry import (
+    Field,
+    Tower,
+    find_tower,
+    in_scope_of_name,
+    layer_weights,
+    list_towers,
+    register_tower,
+    tower_of,
+)
 from clip.towers.resnet import ResNet
 from clip.towers.text import Text
 from clip.towers.vit import ViT
 
 __all__ = [
     *("ConvNeXt", "Field", "MCi", "ResNet", "Text", "Tower", "ViT"),
-    *("find_tower", "layer_weights", "list_towers", "register_tower", "tower_of"),
+    *("find_tower", "in_scope_of_name", "layer_weights", "list_towers", "register_tower", "tower_of"),
 ]

@@ -102,7 +102,8 @@ class Branches(layers.Layer):
         return inputs if self.strides == 1 else inputs[:, :: self.strides, :: self.strides]
 
     def conv_norm(self, input_shape, kernel_size, name):
-        return ConvNorm(self.convolution(input_shape, kernel_size), name=name, dtype=self.dtype_policy)
+        with keras.name_scope(name):  # the branches' convolutions have one name, and their variables a path each
+            return ConvNorm(self.convolution(input_shape, kernel_size), name=name, dtype=self.dtype_policy)
 
     def batch_norm(self, channels, name):
         layer = batch_norm(name, dtype=self.dtype_policy)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clip.towers.registry import Field, Tower, register_tower
+from clip.towers.registry import Field, Tower, in_scope_of_name, register_tower
 from convnext import TABLES, Variant, closest
 from convnext import flops as trunk_flops
 from convnext import parameters as trunk_parameters
@@ -39,6 +39,7 @@ class ConvNeXt:
                 raise ValueError(f"{name} is {value!r}.{closest(str(value), allowed)}")
 
 
+@in_scope_of_name
 def create_convnext_tower(
     convnext: ConvNeXt,
     embed_dim: int,

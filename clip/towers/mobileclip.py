@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import convnext
 from clip.lazy import LazyModule
-from clip.towers.registry import COUNT, DEPTH, FLAG, RATIO, SIZE, Field, Tower, register_tower
+from clip.towers.registry import COUNT, DEPTH, FLAG, RATIO, SIZE, Field, Tower, in_scope_of_name, register_tower
 
 if TYPE_CHECKING:
     import keras
@@ -83,6 +83,7 @@ class MCi:
         return stage > 0 and stage >= len(self.depths) - self.squeeze_excite
 
 
+@in_scope_of_name
 def create_mobileclip_tower(
     mci: MCi, embed_dim: int, *, image_size: int = 256, name: str = "image_encoder"
 ) -> "keras.Model":

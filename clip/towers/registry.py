@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from convnext import closest
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import keras
 
 SIDES = ("image", "text")
+Builder = TypeVar("Builder", bound="Callable[..., keras.Model]")
 
 
 class Field(NamedTuple):
@@ -127,6 +128,24 @@ class Tower:
 def _options(build):
     parameters = inspect.signature(build).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "name")
+
+
+def in_scope_of_name(build: Builder) -> Builder:
+    """Decorate a tower's builder: the paths of the tower's variables start with its name, "image_encoder/…".
+
+    The layers of two towers may have equal names. Layout maps, torch's parameters and the names of optimizer variables
+    go by path.
+    """
+    default = inspect.signature(build).parameters["name"].default
+
+    @functools.wraps(build)
+    def build_in_scope(*args: Any, **kwargs: Any) -> "keras.Model":
+        import keras
+
+        with keras.name_scope(kwargs.get("name", default)):
+            return build(*args, **kwargs)
+
+    return build_in_scope  # type: ignore[return-value]
 
 
 _TOWERS: dict[str, dict[str, Tower]] = {side: {} for side in SIDES}

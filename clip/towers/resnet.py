@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import convnext
 from clip.lazy import LazyModule
-from clip.towers.registry import DEPTH, SIZE, Tower, register_tower
+from clip.towers.registry import DEPTH, SIZE, Tower, in_scope_of_name, register_tower
 
 if TYPE_CHECKING:
     import keras
@@ -57,6 +57,7 @@ class ResNet:
         return self.features // 64
 
 
+@in_scope_of_name
 def create_resnet_tower(
     resnet: ResNet, embed_dim: int, *, image_size: int = 224, name: str = "image_encoder"
 ) -> "keras.Model":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import convnext
 from clip.lazy import LazyModule
 from clip.towers.mobileclip import LAYER_SCALE, conv_mlp
-from clip.towers.registry import DEPTH, FLAG, SIZE, Tower, register_tower
+from clip.towers.registry import DEPTH, FLAG, SIZE, Tower, in_scope_of_name, register_tower
 from clip.towers.vit import block_multiply_adds, block_parameters
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Text:
     mixer_kernel: int | None = None
 
 
+@in_scope_of_name
 def create_text_tower(
     text: Text, embed_dim: int, *, activation: str = "gelu", name: str = "text_encoder"
 ) -> "keras.Model":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import convnext
 from clip.lazy import LazyModule
-from clip.towers.registry import COUNT, DEPTH, EPSILON, FLAG, RATIO, SIZE, Tower, register_tower
+from clip.towers.registry import COUNT, DEPTH, EPSILON, FLAG, RATIO, SIZE, Tower, in_scope_of_name, register_tower
 
 if TYPE_CHECKING:
     import keras
@@ -57,6 +57,7 @@ class ViT:
             raise ValueError(f"A ViT's width must be a multiple of its head_width. Got {self}.")
 
 
+@in_scope_of_name
 def create_vit_tower(
     vit: ViT, embed_dim: int, *, image_size: int = 224, activation: str = "gelu", name: str = "image_encoder"
 ) -> "keras.Model":

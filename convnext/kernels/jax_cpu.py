@@ -35,10 +35,14 @@ RUN = 14  # columns summed in one expression of the kernel's gradient; more comp
 
 
 def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | None, training: bool | None) -> Any:
-    """One product of two matrices for any rank of x; in float32 GELU by erf. On every device."""
+    """One product of two matrices for any rank of x; in float32 GELU by erf. On every device.
+
+    An open size is that of an export, which TensorFlow has to read, and JAX writes erf in a way that it cannot.
+    """
     del training
     rows = as_rows(x)
-    if is_float32(x) and is_gelu(activation):
+    is_exported = not all(isinstance(size, int) for size in x.shape)
+    if is_float32(x) and is_gelu(activation) and not is_exported:
         outputs = gelu_by_erf(reference.affine(rows, kernel, bias))
     else:
         outputs = reference.affine(rows, kernel, bias, activation)

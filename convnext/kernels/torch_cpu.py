@@ -102,7 +102,7 @@ def attend_by_products(qkv: Any, causal: bool) -> Any:
     length, depth = qkv.shape[1], qkv.shape[-1]
     query, key, value = (part.reshape(-1, length, depth) for part in qkv.permute(2, 0, 3, 1, 4).unbind(0))
     mask = query.new_full((length, length), -math.inf).triu(1) if causal else query.new_zeros(())
-    scores = torch.baddbmm(mask, query, key.mT, beta=int(causal), alpha=depth**-0.5)
+    scores = torch.baddbmm(mask, query, key.transpose(1, 2), beta=int(causal), alpha=depth**-0.5)
     attended = torch.bmm(scores.softmax(-1), value)
     return attended.reshape(-1, qkv.shape[3], length, depth).transpose(1, 2)
 

@@ -3,7 +3,9 @@
 from zoo.cli.command import BATCH_SIZE, PAIR, Command, argument, positive
 
 SOURCE = argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards")
-RUNTIME = argument("--runtime", choices=("keras", "onnx"), default="keras", help="what runs the towers (default keras)")
+RUNTIME = argument(
+    "--runtime", choices=("keras", "onnx", "tensorrt"), default="keras", help="what runs the towers (default keras)"
+)
 PRECISION = argument(
     "--precision",
     default="float32",

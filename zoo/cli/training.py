@@ -19,7 +19,10 @@ from zoo.training.config import (
 )
 
 RESUME = argument("--resume", action="store_true", help="resume from the newest checkpoint in the output folder")
-CLASSIFY = ("train_data", "validation_data", "weights", "output", "epochs", "layer_decay", "devices", "seed")
+CLASSIFY = (
+    *("train_data", "validation_data", "weights", "output", "epochs", "layer_decay", "checkpoint_activations"),
+    *("devices", "seed"),
+)
 
 
 def flags(config: type[TrainConfig]) -> tuple[Argument, ...]:
@@ -41,7 +44,7 @@ def _flag(field: dataclasses.Field, default: Any) -> Argument:
     if kind is bool and values:
         return argument(*flags, nargs="?", const=True, default=False, type=one_of(values), metavar="latest", help=text)
     if kind is bool:
-        return argument(*flags, action="store_true", help=text)
+        return argument(*flags, action="store_true", default=default, help=text)
     parse: Callable[[str], Any] | None = None if kind is str else kind
     if values:
         parse = functools.partial(lambda names, value: names.get(value, value), values)

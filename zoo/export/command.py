@@ -1,11 +1,15 @@
 """The command `zoo export`: load the model, write the file, report how it compares."""
 
+import contextlib
 import dataclasses
+import importlib.util
 import inspect
+import re
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -16,6 +20,8 @@ from zoo.export.graph import FLOAT32
 from zoo.export.verify import TOLERANCES, keras_outputs, random_inputs, sentences, to_layout
 
 KERAS = "keras"
+EXPORTERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx"}  # what Keras' exporter converts with; torch has its own
+NAMES_OPERATOR = re.compile(r"(?:Exporting the operator|Tensorflow op|Unsupported op|No conversion function)\b.*")
 NO_PREPROCESSING = (
     "has no stored preprocessing. Store it: zoo.save(model, 'model.safetensors', preprocess=PreprocessSpec(…))."
 )
@@ -74,6 +80,8 @@ def export(
         raise ValueError(f"name the file to write: zoo export {name} model.onnx")
     output = Path(output)
     tolerance = check_request(output, precision, tolerance, verify)
+    if via == KERAS:
+        _check_keras_exporter()
     model, spec = find_model(name, weights)
     if include_preprocessing and spec is None:
         raise ValueError(f"{name!r} {NO_PREPROCESSING}")
@@ -172,6 +180,20 @@ def _refuse_for_keras(**options):
         )
 
 
+def _check_keras_exporter():
+    """Raise ImportError, which says what to install, if Keras' exporter lacks a library on this backend."""
+    import keras
+
+    backend = keras.backend.backend()
+    library = EXPORTERS.get(backend)
+    if library is not None and importlib.util.find_spec(library) is None:
+        extra = "'convnext-clip-zoo[tf2onnx]'" if library == "tf2onnx" else library
+        raise ImportError(
+            f"--via keras needs {library} on {backend}: pip install {extra}. On torch it needs nothing, and --via zoo "
+            "needs it on no backend."
+        )
+
+
 def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
     """Write a model with Keras' own exporter and check the file like ours. It traces the model on the backend."""
     import onnx
@@ -182,13 +204,53 @@ def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         try:
-            model.export(file, format="onnx", verbose=False, opset_version=opset)
+            with _exportable_operations():
+                model.export(file, format="onnx", verbose=False, opset_version=opset)
         except Exception as error:  # the backends' exporters raise different classes
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise ValueError(f"Keras' exporter failed on {model.name!r}: {reason}") from error
+            raise ValueError(f"Keras' exporter failed on {model.name!r}: {_reason_of(error)}") from error
         data, nodes = file.read_bytes(), len(onnx.load(file).graph.node)
     facts = {"precision": FLOAT32, "opset": opset, "nodes": nodes, "tolerance": tolerance}
     return place(model, lambda target: target.write(data), path, {"progress": True}, started, **facts)
+
+
+@contextlib.contextmanager
+def _exportable_operations():
+    """Let a backend compute by operators that Keras' exporter can write: it refuses Keras' own LayerNormalization on
+    torch, whose sizes Keras reads from the traced tensor, and the exact GELU on TensorFlow, which is by erfc."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "torch":
+        from torch.nn import functional
+
+        layer_norm = functional.layer_norm
+        with mock.patch.object(
+            functional,
+            "layer_norm",
+            lambda x, sizes, *arguments, **options: layer_norm(x, [int(n) for n in sizes], *arguments, **options),
+        ):
+            yield
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        gelu = tf.nn.gelu
+
+        def by_erf(features, approximate=False, name=None):
+            if approximate:
+                return gelu(features, approximate, name)
+            return 0.5 * features * (1.0 + tf.math.erf(features * tf.cast(0.5**0.5, features.dtype)))
+
+        with mock.patch.object(tf.nn, "gelu", by_erf):
+            yield
+    else:
+        yield
+
+
+def _reason_of(error):
+    """Return an exporter's error in one line; of a long one the part that names the operator at fault."""
+    text = " ".join(str(error).split())
+    named = NAMES_OPERATOR.search(text)
+    return f"{type(error).__name__}: {(named[0] if named else text)[:200]}"
 
 
 def to_text(report: ExportReport) -> str:

@@ -14,6 +14,7 @@ from zoo.utils.text import quoted, shown
 DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 FIRST_RUN_SECONDS = 120.0  # a file may hold a loop without end; a large model takes about 10 s for a batch on one core
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+TENSORRT = ("TensorrtExecutionProvider", *PREFERRED)  # each takes the nodes that those before it cannot run
 
 
 class OnnxModel:
@@ -23,6 +24,8 @@ class OnnxModel:
         path: path of a file written by `zoo.export_onnx` or another exporter.
         threads: CPU threads per call; default all cores that this process may use.
         providers: ONNX Runtime's provider names, the preferred first; default CUDA if available, then the CPU.
+            "tensorrt" for TensorRT and then these two, where this ONNX Runtime has it; it builds an engine at the
+            first call, which takes minutes.
         seconds: limit of the first batch, which shows whether the file ends at all; None for none.
 
     Attributes:
@@ -39,7 +42,7 @@ class OnnxModel:
         path: str | Path,
         *,
         threads: int | None = None,
-        providers: list[str] | None = None,
+        providers: list[str] | str | None = None,
         seconds: float | None = FIRST_RUN_SECONDS,
     ):
         self.path, self._seconds = Path(path), seconds
@@ -144,7 +147,7 @@ def start_session(model, *, threads=None, providers=None):
     options.log_severity_level = 3  # errors
     source = str(model) if isinstance(model, Path) else model
     try:
-        return onnxruntime.InferenceSession(source, options, providers=_choose_providers(providers))
+        return onnxruntime.InferenceSession(source, options, providers=choose_providers(providers))
     except Exception as error:  # onnxruntime's errors share no other base class
         if type(error).__module__.startswith("onnxruntime"):
             name = shown(getattr(model, "name", "the model"))
@@ -152,11 +155,13 @@ def start_session(model, *, threads=None, providers=None):
         raise
 
 
-def _choose_providers(requested=None):
+def choose_providers(requested=None):
     """Return the requested providers, or by default the available ones of PREFERRED."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
+    if requested == "tensorrt":
+        requested = [name for name in TENSORRT if name in available or name == TENSORRT[0]]
     missing = [name for name in requested or () if name not in available]
     if missing:
         raise ValueError(f"This ONNX Runtime has no {', '.join(missing)}. Available: {', '.join(available)}.")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip import Tokenizer, tokenize
+from clip import Tokenizer, as_tokenize, tokenize
 from zoo.data import Batches, Dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.inference.forward import Forward, compile_forward
@@ -176,7 +176,7 @@ def keras_encoder(
         shortens=is_causal(model),
         fixed=keras.backend.backend() == "jax",
         batch_size=batch_size,
-        tokenizer=tokenizer or tokenize,
+        tokenizer=as_tokenize(tokenizer, model.text_encoder.input_shape[1]),
         name=model.name,
     )
 

@@ -28,10 +28,11 @@ from zoo.inference.forward import compile_forward
 from zoo.models import load_pair
 from zoo.weights.describe import describe
 
-RUNTIMES = ("keras", "onnx")
+RUNTIMES = ("keras", "onnx", "tensorrt")
 PRECISIONS = {
     "keras": ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"),
     "onnx": ("float32", "float16", "int8"),
+    "tensorrt": ("float32", "float16"),
 }
 MAX_CLASSIFIERS = 16  # kept
 BYTES = bytes | bytearray | memoryview
@@ -51,7 +52,8 @@ class ClipPipeline:
         precision: "float32", "bfloat16", "float16" (or "mixed_…"); with ONNX "float32", "float16", "int8".
         batch_size: images per batch; "auto" measures which is fastest.
         cache: a `TextCache`, the path of one, True for one in memory, False for none.
-        runtime: "keras", on the current backend, or "onnx", which exports the towers to ONNX Runtime first.
+        runtime: "keras", on the current backend; "onnx", which exports the towers to ONNX Runtime first; "tensorrt",
+            the same with ONNX Runtime's TensorRT provider, where it has one.
         preprocess: image preprocessing; by default the one saved with the model.
         fold: fold the weights exactly first (`zoo.fold`). ONNX always does.
 
@@ -250,9 +252,21 @@ def weights_digest(model) -> str:
     total = hashlib.sha256()
     for variable in model.weights:
         value = keras.ops.convert_to_numpy(keras.ops.cast(variable.value, "float32"))
-        total.update(f"{variable.path}{value.shape}".encode())
+        total.update(f"{_path_in_digest(model, variable)}{value.shape}".encode())
         total.update(np.ascontiguousarray(value).data)
     return total.hexdigest()
+
+
+BRANCHES = ("conv_kxk", "conv_scale", "large_conv", "small_conv")
+
+
+def _path_in_digest(model, variable) -> str:
+    """Return a variable's path without the towers' and branches' names.
+
+    Earlier versions had no such names in paths, and the digests in caches and indices that they wrote have to stay.
+    """
+    added = (model.image_encoder.name, model.text_encoder.name, *BRANCHES)
+    return "/".join(part for part in variable.path.split("/") if part not in added)
 
 
 def _in_precision(model, precision: str):
@@ -281,8 +295,9 @@ def _encoder(
 ) -> tuple[Encoder, str]:
     """Return a pair's encoder, and a digest of everything its embeddings depend on."""
     model, spec, tokenizer, _ = load_pair(model_or_name, preprocess=spec)
-    if runtime == "onnx":
-        encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision)
+    if runtime != "keras":
+        providers = "tensorrt" if runtime == "tensorrt" else None
+        encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision, providers)
     else:
         encoder = _keras_encoder(_in_precision(model, precision), spec, tokenizer, batch_size, fold)
     name = getattr(encoder.tokenizer, "__qualname__", repr(encoder.tokenizer))
@@ -300,17 +315,20 @@ def _keras_encoder(model, spec, tokenizer, batch_size: int, fold: bool) -> Encod
     return replace(encoder, images=compile_forward(folded.image_encoder), texts=compile_forward(folded.text_encoder))
 
 
-def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str) -> Encoder:
+def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str, providers: str | None) -> Encoder:
     """Return an encoder whose towers run in ONNX Runtime, exported to temporary files."""
     from zoo.export import OnnxModel, export_onnx
+    from zoo.export.runtime import check_installed, choose_providers
 
+    check_installed("onnx", "onnxruntime")
+    choose_providers(providers)  # fails before the export does
     encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
     with tempfile.TemporaryDirectory() as folder:
         towers = {}
         for part in ("image", "text"):
             path = Path(folder) / f"{part}.onnx"
             export_onnx(model, path, part=part, precision=precision, verify=False)
-            towers[part] = OnnxModel(path, seconds=None)
+            towers[part] = OnnxModel(path, providers=providers, seconds=None)
     return replace(
         encoder,
         images=lambda batch: towers["image"].predict(batch, batch_size=len(batch)),

@@ -270,9 +270,7 @@ def _load_keras(path):
     import keras
 
     import clip
-    import convnext
 
-    _ = clip.CLIP, clip.zero_shot_classifier, convnext.create_fcmae  # registers the classes of a .keras file
     check_keras(path)
     try:
         model = keras.saving.load_model(path, safe_mode=True)

@@ -30,6 +30,7 @@ from zoo.training.setup import (
     BAD_HELD_OUT,
     BAD_SAMPLES,
     check_rates,
+    compile_options,
     compile_resumable,
     optimizer_options,
     sample_options,
@@ -49,6 +50,7 @@ CLASSES = "classes.json"
 NOT_IDENTITY = {
     *("output", "train_data", "validation_data", "data_root", "report_to"),
     *("threads", "devices", "save_every", "log_every", "validate_every", "max_skipped", "max_bad_fraction"),
+    "checkpoint_activations",
 }
 
 
@@ -153,8 +155,8 @@ def create_classifier(config: ClassifierConfig, count: int) -> tuple[keras.Model
         say_strides(description)
     _load(model, config)
     if config.freeze_backbone:
-        for layer in model.layers:
-            layer.trainable = layer.name == "head_fc"
+        for name, layer in convnext.layers_by_name(model).items():
+            layer.trainable = name == "head_fc"
     return model, description
 
 
@@ -219,7 +221,7 @@ def _compile(model, config, steps, count) -> None:
     loss = create_loss(config)
     factors = None if config.layer_decay is None else update_factors(model, config.layer_decay)
     options: dict[str, Any] = {"factors": factors, "loss": loss, "metrics": metrics}
-    compile_resumable(model, optimizer, precision=config.precision, ema=config.ema, **options)
+    compile_resumable(model, optimizer, **compile_options(config), **options)
     blank = np.zeros((1, count), np.float32)
     model.compute_metrics(None, ops.convert_to_tensor(blank), ops.convert_to_tensor(blank))  # creates their variables
     model.reset_metrics()

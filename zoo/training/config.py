@@ -129,6 +129,11 @@ class TrainConfig:
         choices=PRECISIONS,
         values={"fp32": "float32", "amp": "float16", "amp_bf16": "bfloat16", "amp_bfloat16": "bfloat16"},
     )
+    checkpoint_activations: bool = option(
+        False,
+        "compute each block again in the backward pass, not keep its activations: less memory, more time",
+        aliases=("grad_checkpointing",),
+    )
     ema: float | None = option(
         None, "EMA decay of the weights; the average is validated and saved; default: no EMA", metavar="DECAY"
     )

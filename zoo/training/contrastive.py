@@ -22,6 +22,7 @@ from zoo.training.setup import (
     BAD_HELD_OUT,
     BAD_SAMPLES,
     check_rates,
+    compile_options,
     compile_resumable,
     optimizer_options,
     sample_options,
@@ -79,7 +80,7 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
             rates = optimizer_options(config, steps)
             optimizer = create_optimizer(config.learning_rate, steps, **rates)
             loss: dict[str, Any] = {"loss": config.loss, "distill_weight": config.distill_weight}
-            compile_resumable(pair, optimizer, precision=config.precision, ema=config.ema, **loss)
+            compile_resumable(pair, optimizer, **compile_options(config), **loss)
             if config.accumulate > 1:
                 accumulate_gradients(pair, config.accumulate)
             validate = None

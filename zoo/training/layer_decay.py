@@ -10,6 +10,8 @@ import re
 
 import keras
 
+import convnext
+
 GROUP = 3  # consecutive blocks
 BLOCK = re.compile(r"stages_(\d+)_blocks_(\d+)_|layer(\d+)_(\d+)_")  # of a ConvNeXt, of a ResNet
 DOWNSAMPLE = re.compile(r"stages_(\d+)_downsample_")
@@ -25,9 +27,9 @@ def update_factors(model: keras.Model, decay: float) -> list[float]:
     """
     if not 0 < decay <= 1:
         raise ValueError(f"layer_decay={decay!r}; it must be above 0 and at most 1")
-    places = {layer.name: _place(layer.name) for layer in model.layers if layer.weights}
-    groups = {place: number for number, place in enumerate(sorted(set(places.values())))}
-    group_of = {id(v): groups[places[layer.name]] for layer in model.layers for v in layer.weights}
+    layers = {name: layer for name, layer in convnext.layers_by_name(model).items() if layer.weights}
+    groups = {place: number for number, place in enumerate(sorted({_place(name) for name in layers}))}
+    group_of = {id(v): groups[_place(name)] for name, layer in layers.items() for v in layer.weights}
     last = len(groups) - 1
     return [decay ** (last - group_of[id(variable)]) for variable in model.trainable_variables]
 

@@ -24,6 +24,7 @@ from zoo.training.setup import (
     BAD_HELD_OUT,
     BAD_SAMPLES,
     check_rates,
+    compile_options,
     compile_resumable,
     optimizer_options,
     sample_options,
@@ -81,7 +82,7 @@ def pretrain(
             rates = optimizer_options(config, steps)
             excluded = [fcmae.decoder.get_layer("mask_token").token]
             optimizer = create_optimizer(config.learning_rate, steps, excluded=excluded, **rates)
-            compile_resumable(fcmae, optimizer, precision=config.precision, ema=config.ema)
+            compile_resumable(fcmae, optimizer, **compile_options(config))
             validate = None
             if config.validation_data is not None:
                 images = open_dataset(config.validation_data, needs="images", **columns)

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+import convnext
 from zoo.data.preprocess import PreprocessSpec
 from zoo.training.checkpoint import CHECKPOINTS, newest_identity
 from zoo.training.config import TrainConfig
@@ -77,12 +78,18 @@ def optimizer_options(config: TrainConfig, steps: int) -> dict[str, Any]:
     }
 
 
+def compile_options(config: TrainConfig) -> dict[str, Any]:
+    """Return the options of `compile_resumable` that a config holds."""
+    return {name: getattr(config, name) for name in ("precision", "ema", "checkpoint_activations")}
+
+
 def compile_resumable(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     *,
     precision: str,
     ema: float | None,
+    checkpoint_activations: bool = False,
     factors: list[float] | None = None,
     **options: Any,
 ) -> None:
@@ -91,8 +98,11 @@ def compile_resumable(
     Args:
         precision: precision of the config; "float16" gets a loss scale.
         ema, factors: as in `SkipNonFinite`.
+        checkpoint_activations: whether blocks are computed again in the backward pass.
         options: options of `model.compile`.
     """
+    if checkpoint_activations:
+        convnext.checkpoint_activations(model)
     scale = FLOAT16_SCALE if precision == "float16" else None
     guarded = SkipNonFinite(optimizer, initial_scale=scale, ema=ema, factors=factors)
     model.compile(guarded, auto_scale_loss=False, **options)

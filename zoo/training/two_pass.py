@@ -15,10 +15,10 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
+from convnext import changed_by_call
 from zoo.training.randomness import random_state, set_random_state
 
 EMBEDDINGS = ("image_embeddings", "text_embeddings")
-CHANGED_BY_CALL = ("seed_generator_state", "moving_mean", "moving_variance")
 
 
 def accumulate_gradients(model: keras.Model, chunks: int) -> None:
@@ -53,10 +53,6 @@ def _inner(embeddings, gradients):
     return sum(ops.sum(embeddings[name] * gradients[name]) for name in EMBEDDINGS)
 
 
-def _changing(model):
-    return [v for v in model.non_trainable_variables if v.name in CHANGED_BY_CALL]
-
-
 def _loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """Return the metric in which a compiled model averages its loss, the first one named "loss" of `metrics`."""
     return next(metric for metric in model.metrics if metric.name == "loss")
@@ -66,7 +62,7 @@ def _torch_step(model, chunks, data):
     import torch
 
     batch = _pairs(data)
-    parts, changing, states = _split(batch, chunks), _changing(model), []
+    parts, changing, states = _split(batch, chunks), changed_by_call(model.non_trainable_variables), []
     embedded = []
     with torch.no_grad():
         for part in parts:
@@ -93,7 +89,7 @@ def _tensorflow_step(model, chunks, data):
     import tensorflow as tf
 
     batch = _pairs(data)
-    parts, changing, states = _split(batch, chunks), _changing(model), []
+    parts, changing, states = _split(batch, chunks), changed_by_call(model.non_trainable_variables), []
     embedded = []
     for part in parts:
         states.append([tf.identity(variable.value) for variable in changing])

@@ -134,10 +134,12 @@ class ModelConfig:
             TypeError, ValueError: the builder refuses the arguments.
         """
         arguments = dict(self.arguments)
-        variant = arguments.pop("variant")
+        variant, name = arguments.pop("variant"), arguments.pop("name")
         if "stem_stride" in arguments and self.family != CLIP:
             arguments.setdefault("downsample_strides", DOWNSAMPLE_STRIDE)
-        return builder_of(self.family)(variant if isinstance(variant, str) else self.row, **arguments)
+        model = builder_of(self.family)(variant if isinstance(variant, str) else self.row, **arguments)
+        model.name = name  # given to the builder, it would stand before every layer's name too
+        return model
 
     def count_weights(self) -> int:
         """Number of trainable weights, computed without building the model."""

@@ -25,7 +25,9 @@ def describe(model: "keras.Model") -> ModelConfig:
         arguments = _pair_arguments(model)
         check_arguments(CLIP, arguments, f"model {model.name!r}")
         return ModelConfig(CLIP, arguments, origin=model.name)
-    layers = {layer.name: layer for layer in model.layers}
+    import convnext
+
+    layers = convnext.layers_by_name(model)
     try:
         if "stem_conv" in layers:
             family = "convnextv2" if "stages_0_blocks_0_grn" in layers else "convnext"
@@ -127,7 +129,7 @@ def _activation_name(layer):
     return None if name == "linear" else name
 
 
-UNCOMPARED = {"dtype", "trainable", "units", "filters"}  # sizes are compared by the number of weights
+UNCOMPARED = {"name", "dtype", "trainable", "units", "filters"}  # sizes are compared by the number of weights
 
 
 def _check_same_layers(model, config):
@@ -150,11 +152,13 @@ def _check_same_layers(model, config):
 
 
 def _layer_configs(model):
+    import convnext
+
     configs = {}
-    for layer in model.layers:
+    for name, layer in convnext.layers_by_name(model).items():
         config = layer.get_config()
         kept = {key: config[key] for key in config if key not in UNCOMPARED and not key.endswith("initializer")}
-        configs[layer.name] = (type(layer).__name__, kept)
+        configs[name] = (type(layer).__name__, kept)
     return configs
 
 

@@ -216,8 +216,8 @@ def match_slots(model, source):
     slots, unmapped = [], []
     for part, layers in model_parts(model).items():
         rules = source.parts.get(part, ())
-        for layer in layers:
-            matched = _layer_slots(part, layer, rules, source)
+        for name, layer in layers.items():
+            matched = _layer_slots(part, name, layer, rules, source)
             taken = {id(slot.variable) for slot in matched}
             slots += matched
             unmapped += [f"{v.path} (no rule)" for v in layer.weights if id(v) not in taken]
@@ -238,25 +238,28 @@ def _refuse_doubles(slots, source):
 
 
 def model_parts(model):
-    """{"image" | "text" | "pair" | "decoder": layers with weights} of a pair, a tower, a classifier, or an FCMAE."""
+    """{"image" | "text" | "pair" | "decoder": {name: layer with weights}} of a pair, a tower, a classifier or an FCMAE.
+
+    The names are those of `convnext.layers_by_name`.
+    """
+    import convnext
+
     if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
-        towers = {
-            "image": model.image_encoder.layers,
-            "text": model.text_encoder.layers,
-            "pair": [model.logit_scale],
-        }
+        parts = {"image": model.image_encoder, "text": model.text_encoder}
     elif hasattr(model, "encoder") and hasattr(model, "decoder"):  # convnext.FCMAE
-        towers = {"image": model.encoder.layers, "decoder": model.decoder.layers}
+        parts = {"image": model.encoder, "decoder": model.decoder}
     else:
-        is_text = any(layer.name == "token_embedding" for layer in model.layers)
-        towers = {"text" if is_text else "image": model.layers}
-    return {part: [layer for layer in layers if layer.weights] for part, layers in towers.items()}
+        parts = {"text" if any(layer.name == "token_embedding" for layer in model.layers) else "image": model}
+    towers = {part: convnext.layers_by_name(tower) for part, tower in parts.items()}
+    if "text" in parts and "image" in parts:
+        towers["pair"] = {model.logit_scale.name: model.logit_scale}
+    return {part: {name: each for name, each in layers.items() if each.weights} for part, layers in towers.items()}
 
 
-def _layer_slots(part, layer, rules, source):
+def _layer_slots(part, label, layer, rules, source):
     slots = []
     for path, name, *tensors in rules:
-        numbers = _match(name, layer.name)
+        numbers = _match(name, label)
         if numbers is None:
             continue
         module = _fill(path, numbers)
@@ -264,8 +267,7 @@ def _layer_slots(part, layer, rules, source):
             variable = _attribute(layer, entry.variable)
             if variable is not None:
                 keys = tuple(".".join(filter(None, (module, below))) for below in entry.names)
-                name = f"{layer.name}/{entry.variable}"
-                slots.append(Slot(part, layer.name, name, variable, keys, entry.layout))
+                slots.append(Slot(part, label, f"{label}/{entry.variable}", variable, keys, entry.layout))
     return slots
 
 
@@ -312,7 +314,7 @@ def _fill(template, values):
 
 def _explain(keys, model, source, fresh):
     """({key: reason}, [unexplained key, …]) of the keys that no variable of the model uses."""
-    names = {part: {layer.name for layer in layers} for part, layers in model_parts(model).items()}
+    names = {part: set(layers) for part, layers in model_parts(model).items()}
     ignored, unexplained = {}, []
     for key in keys:
         reason = next((why for pattern, why in source.ignored if _match(pattern, key) is not None), None)
