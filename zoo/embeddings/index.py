@@ -44,7 +44,7 @@ from zoo.embeddings.segment import (
 )
 from zoo.embeddings.terms import collect_terms, contains, id_term, value_terms
 from zoo.utils.files import Locked, lock
-from zoo.utils.text import quoted
+from zoo.utils.text import quoted, shown
 
 MORE_CANDIDATES = 8  # factor, where the first request was not enough
 RECALL_QUERIES = 64  # stored vectors that the recall of a graph is measured on
@@ -421,7 +421,7 @@ class Index:
             places = np.concatenate([np.sort(places), added_since])
             keep = contains(allowed, places) if allowed is not None else ~contains(state.removed, places)
             places = places[keep]
-            scores = inner_products(self._rows(places, state), query)
+            scores = self._finite(inner_products(self._rows(places, state), query))
             chosen = best(scores, k)
             if len(chosen) == k and (bound is None or bound < scores[chosen[-1]]):
                 return places[chosen], scores[chosen]
@@ -434,6 +434,15 @@ class Index:
         for segment in state.segments:
             for part, positions in segment.parts(places):
                 scores[:, positions] = segment.products(queries, part)
+        return self._finite(scores)
+
+    def _finite(self, scores: np.ndarray) -> np.ndarray:
+        """Return scores; ValueError for NaN, which compares with nothing and would hide what a search should find."""
+        if not np.isfinite(scores).all():
+            count = int((~np.isfinite(scores)).any(axis=tuple(range(scores.ndim - 1))).sum())
+            raise ValueError(
+                f"{shown(self.path)} is damaged: {count} of its vectors are NaN or infinite; build it again"
+            )
         return scores
 
     def _rows(self, places: np.ndarray, state: State | None = None) -> np.ndarray:
