@@ -335,3 +335,20 @@ def test_facts_are_formatted_as_text():
         "accelerators  int8, hnsw",
         "left out      0",
     ]
+
+
+def test_an_index_is_calibrated_by_command(album, saved, tmp_path, capsys):
+    out, cache = str(tmp_path / "i"), ["--cache", str(tmp_path / "t.sqlite")]
+    build_index(str(album), model=str(saved), output=out)
+    assert main(["search", out, "a seven", "--false-rate", "0.05", *cache]) == 2
+    assert "is not calibrated" in capsys.readouterr().err
+    assert main(["index", "calibrate", out, "--json"]) == 0
+    limits = json.loads(capsys.readouterr().out)
+    assert limits["queries"] > 100 and limits["limit at 0.01"] >= limits["limit at 0.1"]
+    assert main(["search", out, str(album / "left/0.png"), "--false-rate", "0.05", "--json", *cache]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == "left/0.png"
+    few = tmp_path / "few.txt"
+    few.write_text("one\ntwo\n\none\n")
+    assert main(["index", "calibrate", out, str(few)]) == 2 and "2 queries; a calibration" in capsys.readouterr().err
+    assert main(["search", out, "a seven", "--min-score", "2", *cache]) == 0
+    assert capsys.readouterr().out == "nothing matches\n"

@@ -130,6 +130,18 @@ COMMANDS = {
         ),
         examples=("zoo index duplicates photos-index --threshold 0.97 --sheet duplicates.html",),
     ),
+    "index calibrate": Command(
+        "measure how well texts that match nothing score, for zoo search --false-rate",
+        "zoo.search.build:index_calibrate",
+        "zoo.search.build:to_text",
+        (
+            INDEX,
+            argument("queries", nargs="?", metavar="FILE", help="texts that match no image, one a line (default: 108)"),
+            INDEX_MODEL,
+        ),
+        backend="batches",
+        examples=("zoo index calibrate photos-index",),
+    ),
     "index accelerate": Command(
         "make searches of a large index faster with usearch",
         "zoo.search.build:index_accelerate",
@@ -186,7 +198,7 @@ COMMANDS = {
                 "--false-rate",
                 type=float,
                 metavar="RATE",
-                help="leave out what queries that match nothing find too, all but this share of them, e.g. 0.01",
+                help="leave out scores that only this share of texts that match nothing reach, e.g. 0.05",
             ),
             argument("--approximate", action="store_true", help="use the graph of zoo index accelerate --kind hnsw"),
             argument("--expansion", type=positive, metavar="N", help="--approximate with N candidates (default 128)"),

@@ -55,8 +55,7 @@ LOCK_SECONDS = 2.0  # to wait for another writer, who may only be recording a me
 DIRECT = 8  # a filter that leaves less than one in so many vectors is answered from those alone
 SLOW_ENTRIES = 100_000  # metadata entries that a function is called with before a warning
 
-LEAST_SCORES = 100  # vectors that a score limit can be computed from
-TAIL, LEAST_TAIL = 0.05, 10  # of the scores
+LEAST_QUERIES = 20  # for a score limit
 
 Where = Mapping | Callable[[dict], bool] | None
 
@@ -361,26 +360,35 @@ class Index:
             return ids[0], scores[0]
         return ids, np.stack(scores) if min_score is None else scores
 
-    def score_limit(self, query: np.ndarray, false_rate: float = 0.01) -> float:
-        """Return the score that a query which matches nothing exceeds with this probability.
-
-        It follows from the scores of the query itself. Most stored vectors have nothing to do with it, and the lowest
-        scores come from those alone; so their distance from the median says how far above it the best of N unrelated
-        vectors lies. `min_score=index.score_limit(query)` then says "nothing matches" by returning nothing.
+    def calibrate(self, queries: np.ndarray) -> None:
+        """Store how well queries that match nothing in the index score, for `score_limit`.
 
         Args:
-            query: float (D,).
-            false_rate: in (0, 1), the rate of false accepts: of queries that match nothing and still find something.
+            queries: float (Q, D), at least LEAST_QUERIES.
+        """
+        if len(queries) < LEAST_QUERIES:
+            raise ValueError(f"{len(queries)} queries; a calibration needs at least {LEAST_QUERIES} that match nothing")
+        _, scores = self.search(queries, 1)
+        self.set_facts({"unrelated": sorted(round(float(score), 6) for score in scores[:, 0])})
+
+    def score_limit(self, false_rate: float = 0.05) -> float:
+        """Return the score that this share of the queries of `calibrate` reached with their best result.
+
+        With `min_score=index.score_limit(rate)`, other queries that match nothing find something at about that rate.
+
+        Args:
+            false_rate: the rate of false accepts, in (0, 1).
 
         Raises:
-            ValueError: an invalid rate, or fewer than LEAST_SCORES vectors.
+            ValueError: an invalid rate, or an index that was not calibrated.
         """
         if not 0 < false_rate < 1:
             raise ValueError(f"false_rate={false_rate!r}; it must be above 0 and below 1")
-        count = len(self)
-        if count < LEAST_SCORES:
-            raise ValueError(f"{self.path} has {count} vectors; a score limit needs at least {LEAST_SCORES}")
-        return upper_limit(self._sample(SAMPLE) @ np.asarray(query, np.float32), count, false_rate)
+        unrelated = self.facts.get("unrelated")
+        if not unrelated:
+            raise ValueError(f"{self.path} is not calibrated; zoo index calibrate does that")
+        place = math.ceil((1 - false_rate) * (len(unrelated) + 1)) - 1  # of n + 1 exchangeable scores
+        return math.nextafter(unrelated[min(place, len(unrelated) - 1)], math.inf)
 
     def _find_all(
         self, state: State, queries: np.ndarray, k: int, allowed: np.ndarray | None
@@ -807,24 +815,6 @@ def _parse(text: str | None) -> dict:
     if not isinstance(entry, dict):
         raise ValueError(f"metadata {quoted(text)} is not a mapping")
     return entry
-
-
-def upper_limit(scores: np.ndarray, count: int, rate: float) -> float:
-    """Return what the largest of `count` scores exceeds with a probability, if scores are as far above the median as
-    below it.
-
-    The lowest TAIL of the scores is taken to fall off exponentially (peaks over threshold).
-
-    Args:
-        scores: float (n,), a sample.
-        rate: the probability.
-    """
-    ordered, middle = np.sort(scores.astype(np.float64)), float(np.median(scores))
-    tail = max(LEAST_TAIL, int(TAIL * len(ordered)))
-    edge = ordered[tail]
-    scale = float((edge - ordered[:tail]).mean())
-    expected = count * tail / len(ordered)  # vectors beyond the edge
-    return middle + (middle - float(edge)) + scale * math.log(max(expected, 1.0) / -math.log1p(-rate))
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:

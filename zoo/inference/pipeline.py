@@ -225,7 +225,7 @@ class ClipPipeline:
             index = Index.open(index, model=self.fingerprint)
         vector = self.embed_query(query)
         if false_rate is not None:
-            limit = index.score_limit(vector, false_rate)
+            limit = index.score_limit(false_rate)
             min_score = limit if min_score is None else max(limit, min_score)
         return index.search(vector, k, where=where, approximate=approximate, min_score=min_score)
 

@@ -13,6 +13,19 @@ from zoo.search.embed import PORTION, Portion, embed_portions, image_digest, ope
 from zoo.utils.strict_json import is_utf8
 
 DUPLICATE = "the same bytes as "
+SUBJECTS = (
+    "an electron micrograph of a virus, an X-ray of a knee, a satellite image of a hurricane, a circuit diagram, "
+    "a page of sheet music, a crossword puzzle, a tax form, a chess diagram, a periodic table, a weather chart, a "
+    "knitting pattern, a seismogram, a treble clef, a Gothic altar, a steam turbine, a particle accelerator, a "
+    "bathyscaphe, a pangolin, an axolotl, a narwhal, a trilobite fossil, a Viking helmet, a samurai sword, an "
+    "Egyptian papyrus, a Mayan temple, an astrolabe, a telegraph key, a spinning wheel, a loom, a blast furnace, "
+    "an oil rig, a combine harvester, a tank, an aircraft carrier, a space station, a Mars rover, a nuclear "
+    "reactor, a court room, a boxing match, a bullfight, a rodeo, a curling stone, a bobsleigh, a harp, a "
+    "bagpipe, a pipe organ, a coat of arms, a banknote, a fingerprint, a coral polyp under a microscope, an "
+    "autopsy, a coal mine, a slaughterhouse, a spider eating a moth"
+)
+# Texts that match few collections, for `index_calibrate`.
+UNRELATED = tuple(text for subject in SUBJECTS.split(", ") for text in (subject, f"a photo of {subject}"))
 
 
 def build_index(
@@ -238,6 +251,23 @@ def _duplicates(index: Index) -> dict[str, str]:
     first_of = {name: why.removeprefix(DUPLICATE) for name, why in left_out if why.startswith(DUPLICATE)}
     there = index.places(set(first_of.values()))
     return {name: first for name, first in first_of.items() if first in there}
+
+
+def index_calibrate(index: str, queries: str | None = None, *, model: str | None = None) -> dict:
+    """Store how well texts that match nothing score, for `--false-rate`: `zoo index calibrate`.
+
+    Args:
+        queries: a file of texts, one a line, that match no image of the index; by default UNRELATED.
+        model: see `index_add`.
+
+    Returns:
+        {"queries", "limit at 0.01", "limit at 0.05", "limit at 0.1"}: cosines.
+    """
+    opened = Index.open(index)
+    texts = Path(queries).read_text("utf-8").split("\n") if queries else UNRELATED
+    texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    opened.calibrate(open_pipeline(opened, model, cache=False).embed_texts(texts))
+    return {"queries": len(texts)} | {f"limit at {rate}": opened.score_limit(rate) for rate in (0.01, 0.05, 0.1)}
 
 
 def index_accelerate(index: str, kind: str = "int8") -> dict:

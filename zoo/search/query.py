@@ -55,8 +55,7 @@ def search_images(
         approximate: search the graph of `zoo index accelerate --kind hnsw`.
         expansion: the same, with this expansion; see `Index.search`.
         min_score: leave out images with a lower cosine.
-        false_rate: leave out images below `Index.score_limit`, so that a query that matches nothing finds nothing, but
-            for this share of such queries.
+        false_rate: leave out images below `Index.score_limit` of this rate, after `zoo index calibrate`.
         sheet: a .png or .html file to write with the images found. Images that no longer exist cause a warning.
         cache: file of the text cache; by default the user's.
     """
