@@ -648,7 +648,7 @@ class Index:
         catalogue, first, segments = self._catalogue, self._state.total, list(self._state.segments)
         number = catalogue.info()["next"]
         if len(vectors):
-            terms = collect_terms(ids, (_parse(text) for text in texts) if metadata is not None else ())
+            terms = collect_terms(ids, _as_stored(metadata or ()))
             row, digests = write_segment(self.path, number, first, vectors, terms, self.dtype)
         with catalogue.transaction():
             catalogue.set_info({"facts": facts, "next": number + 1})
@@ -805,6 +805,12 @@ def _texts(metadata: Sequence[Mapping] | None, count: int) -> list[str | None]:
     for text in texts:
         (text or "").encode()  # raises for a lone surrogate
     return texts
+
+
+def _as_stored(metadata: Sequence[Mapping]) -> Iterator[Mapping]:
+    """Yield metadata with the keys that JSON gives them."""
+    for entry in metadata:
+        yield entry if all(isinstance(key, str) for key in entry) else json.loads(json.dumps(dict(entry)))
 
 
 def _parse(text: str | None) -> dict:

@@ -5,9 +5,9 @@ order, would make an add to a large index several times as slow as one to a smal
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from json.encoder import encode_basestring
 
 import numpy as np
 
@@ -71,5 +71,10 @@ def contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
     return ascending[np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)] == values
 
 
-def _json(content) -> str:
-    return json.dumps(content, ensure_ascii=False)
+def _json(value) -> str:
+    """Return a text, number or boolean as JSON; for texts, several times as fast as `json.dumps`."""
+    if isinstance(value, str):
+        return encode_basestring(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return int.__repr__(value) if isinstance(value, int) else float.__repr__(value)
