@@ -34,6 +34,15 @@ SENTENCES = [f"a {kind} of {i}." for kind in ("photo", "sketch") for i in range(
 SHORT, PROMPTS = "a photo of a seven.", [f"a photo of a {name}." for name in ("dog", "cat", "car", "tree")] * 16
 
 
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGIT_TEXTS = ("{}", "a photo of the digit {}.", "the number {}", "a handwritten {}", "a drawing of a {}")
+EVERYDAY = """dog cat car airplane lake wedding cake beach chair horse train ship frog bird pizza tree guitar football
+skyline baby laptop castle bridge flower elephant shoe hat map clock bicycle river forest cow sheep truck bus banana
+apple book letter dance king queen tiger lion whale snow fire rain mountain"""
+EMOJI = """😀 😂 😍 😎 😢 😡 👍 👏 🙏 💪 🐶 🐱 🐭 🐰 🦊 🐻 🐼 🐯 🦁 🐮 🐷 🐸 🐵 🐔 🐧 🐦 🦄 🐝 🦋 🐢
+🐙 🐳 🌵 🌲 🌹 🌻 🍎 🍌 🍇 🍓 🍕 🍔 🍟 🍩 🍺 ⚽ 🏀 🎸 🎹 🚗 🚕 🚲 🚀 🏠 ⏰ 📱 💡 🔑 🎁"""
+
+
 class Figure(NamedTuple):
     """One row: what was measured, its value and unit, the target, the earlier figure."""
 
@@ -64,11 +73,15 @@ def main(arguments=None) -> None:
     pipeline.add_argument("--runtime", choices=("keras", "onnx"), default="keras")
     pipeline.add_argument("--precision", default="float32")
     pipeline.add_argument("--rounds", type=int, default=20)
-    for job in (vectors, pipeline):
+    nothing = jobs.add_parser("nothing")
+    nothing.add_argument("--model", required=True, help="model.safetensors of zoo demo")
+    for job in (vectors, pipeline, nothing):
         job.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
-    figures = {"vectors": time_vectors, "pipeline": time_pipeline}[options.pop("job")](**options)
+    figures = {"vectors": time_vectors, "pipeline": time_pipeline, "nothing": measure_nothing}[options.pop("job")](
+        **options
+    )
     print(json.dumps([figure._asdict() for figure in figures]) if as_json else to_text(figures))
 
 
@@ -154,6 +167,34 @@ def draw(vectors: str, count: int, seed: int) -> np.ndarray:
         plane = np.random.default_rng(0).standard_normal((RANK, DIM), np.float32)
         rows = rng.standard_normal((count, RANK), np.float32) @ plane / RANK**0.5 + 0.1 * rows
     return unit_rows(rows)
+
+
+# Queries that match nothing.
+
+
+def measure_nothing(model: str) -> list[Figure]:
+    """Calibrate an index of the 1,797 digits, and search it for texts of digits, for other things and for emoji."""
+    from sklearn.datasets import load_digits
+
+    from zoo import ClipPipeline
+    from zoo.search.build import UNRELATED
+
+    pipeline = ClipPipeline(model, cache=False)
+    images = [np.kron(image, np.ones((4, 4))).astype(np.uint8) * 15 for image in load_digits().images]
+    queries = {
+        "texts of digits": [text.format(name) for text in DIGIT_TEXTS for name in DIGITS],
+        "other texts": [text.format(name) for text in ("{}", "a photo of a {}") for name in EVERYDAY.split()],
+        "emoji": EMOJI.split(),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        index = Index.build(pipeline.embed_images(images), f"{scratch}/index")
+        index.calibrate(pipeline.embed_texts(UNRELATED))
+        best = {name: index.search(pipeline.embed_texts(texts), 1)[1][:, 0] for name, texts in queries.items()}
+    return [
+        Figure(f"{name} that find something, rate {rate}", 100 * float((scores >= index.score_limit(rate)).mean()), "%")
+        for rate in (0.01, 0.05, 0.1)
+        for name, scores in best.items()
+    ]
 
 
 # Pipeline and cache.
