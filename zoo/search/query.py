@@ -92,14 +92,21 @@ def _filter(where: Sequence[str] | None) -> dict[str, set]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise ValueError(f"--where {text} is not KEY=VALUE")
-        same = (
-            {value} | {one for one in (True, False) if str(one) == value} | ({None} if value in ("", "None") else set())
-        )
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                same.update([number] if str(number := kind(value)) == value else [])
+        same = _written_as(value)
         fits[key] = fits[key] & same if key in fits else same
     return fits
+
+
+def _written_as(value: str) -> set[object]:
+    """Return the values of metadata that Python writes as a text."""
+    same: set[object] = {value}
+    same.update(one for one in (True, False) if str(one) == value)
+    same.update([None] if value in ("", "None") else [])
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            number: object = kind(value)
+            same.update([number] if str(number) == value else [])
+    return same
 
 
 def to_text(matches: list[Match]) -> str:
