@@ -65,7 +65,7 @@ $(STAMPS)/venv:
 $(STAMPS)/$(BACKEND): $(STAMPS)/venv pyproject.toml constraints.txt
 	@echo 'Installing the library with $(BACKEND)'
 	@rm -f $@
-	@{ $(PIP) -e '.[$(BACKEND),onnx,report]' && touch $@; } | $(DOWNLOADS); test -f $@
+	@{ $(PIP) -e '.[$(BACKEND),onnx,report,serve]' && touch $@; } | $(DOWNLOADS); test -f $@
 
 $(STAMPS)/test: $(STAMPS)/venv pyproject.toml constraints.txt requirements-oracle.txt
 	@echo 'Installing the library with all three backends, and the implementations it is compared with'

@@ -275,11 +275,22 @@ def test_a_trained_pair_classifies_with_new_prompts(run):
 
 def test_all_files_are_written_and_others_kept(run):
     folder, _ = run
-    assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, *(f"{name}.png" for name in PNGS), "notes.txt"])
+    pages = [f"{name}.png" for name in PNGS]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, *pages, "digits", "digits.index", "notes.txt"])
     assert (folder / "notes.txt").read_text() == "mine"
     for name in PNGS:
         width, height = png_size((folder / f"{name}.png").read_bytes())
         assert width >= 600 and height >= 300
+
+
+def test_the_index_finds_the_digits(run, split):
+    folder, metrics = run
+    pipeline, index = zoo.ClipPipeline(folder / "model.safetensors"), zoo.search.Index.open(folder / "digits.index")
+    assert len(index) == len(split[1])
+    best = [pipeline.search(index, f"a photo of the number: {word}", 1)[0][0] for word in training.WORDS]
+    assert [index.metadata(identity)["digit"] for identity in best] == list(training.WORDS)
+    command = demo.summary(folder, metrics).rstrip().splitlines()[-1]
+    assert command.endswith(f"zoo serve --model {folder / 'model.safetensors'} --index {index.path}")
 
 
 def test_metrics_json_is_the_returned_value(run):

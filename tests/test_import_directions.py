@@ -60,7 +60,10 @@ ORDER = {
         *("inference.torch_graph", "inference.forward", "inference.encoder", "inference.classifier", "inference"),
         *("evaluation.metrics", "evaluation.results", "evaluation"),
         *("training", "search"),
-        *("bench.cases", "bench.presets", "bench.timing", "bench.machine", "bench.bars", "bench.table"),
+        *("serve.limits", "serve.batching", "serve.schema", "serve.openapi", "serve.guard"),
+        *("serve.model", "serve.library", "serve.app", "serve.server", "serve"),
+        *("bench.cases", "bench.presets", "bench.timing", "bench.machine", "bench.serving"),
+        *("bench.bars", "bench.table"),
         *("bench.uses", "bench.peers", "bench.jobs"),
         *("bench.worker", "bench.processes", "bench.harness", "bench"),
         *("experiments.context", "experiments.plots", "experiments"),
@@ -79,6 +82,8 @@ MAY_IMPORT = {  # its own package, and the public face of these
 OPEN_TO_ALL = "convnext.keras_internals"  # beside the public faces
 OURS = {*MAY_IMPORT, "tests"}
 
+SERVES = ("guard", "library", "app", "server")  # imported when a service is created
+
 # What a module may import from elsewhere when it is itself imported; the most specific name counts.
 AT_IMPORT = {
     "convnext": {"keras", "numpy"},
@@ -94,6 +99,7 @@ AT_IMPORT = {
     "clip.tokenizer": {"numpy", "tokenizers", "regex", "ftfy"},
     "zoo": {"keras", "numpy", "PIL", "safetensors", "tokenizers", "regex", "ftfy"},
     "zoo.data": {"numpy", "PIL"},
+    **{f"zoo.serve.{name}": {"numpy", "PIL", "starlette", "uvicorn", "prometheus_client"} for name in SERVES},
 }
 NEVER = {"timm", "open_clip", "transformers", "keras_hub", "zeromodels"}  # in the packages, not even in a function
 PEERS = "zoo.bench.peers"  # but for this module's functions, which only the process of a benchmark's case calls

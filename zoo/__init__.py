@@ -1,4 +1,4 @@
-"""Names, loads, converts, trains, evaluates, searches, measures and exports what `convnext` and `clip` define.
+"""Names, loads, converts, trains, evaluates, searches, serves, measures and exports what `convnext` and `clip` define.
 
 Importing it loads no Keras and no backend; names are imported when first used.
 """

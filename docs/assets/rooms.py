@@ -8,6 +8,7 @@ from pathlib import Path
 
 FLOORS = [  # highest first; (folder, what it does) each
     ("zoo", [("cli", "commands → functions")]),
+    ("zoo", [("serve", "HTTP service and its page")]),
     ("zoo", [("bench", "against peers; parity"), ("experiments", "nine, one report"), ("demo", "the digits")]),
     (
         "zoo",

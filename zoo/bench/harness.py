@@ -15,12 +15,14 @@ from zoo.bench.cases import DTYPES, MODES, OURS, PARTS, PEERS, RUNTIMES, Case, R
 from zoo.bench.machine import command_of, describe_machine
 from zoo.bench.presets import ACROSS, LIMITS, PRESETS
 from zoo.bench.processes import NO_LIMITS, Limits, Worker, WorkerError
+from zoo.bench.serving import ServeReport, bench_serving
 from zoo.bench.table import write
 from zoo.utils.env import BACKENDS, available_cores, installed_backends
 
 ROUNDS = 5
 SMOKE = {"batch_size": (2,), "image_size": (32,), "is_short": (True,)}
 SMOKE_NAME = "resnet50"  # the smallest model that keras.applications also has
+SERVE = "serve"  # a preset of its own: see serving.py
 ALLOWED = {"part": PARTS, "dtype": DTYPES, "mode": MODES, "runtime": RUNTIMES, "peer": (*PEERS, "none")}
 
 
@@ -43,7 +45,8 @@ def bench(
     memory: float | None = None,
     smoke: bool = False,
     output: str | Path | None = None,
-) -> Report:
+    peer_url: str | None = None,
+) -> Report | ServeReport:
     """Time models and the same models of other libraries, each case in its own process, in turns.
 
     Every combination of the options is a case. Cases with the same name, part, batch size and image size take turns.
@@ -59,7 +62,8 @@ def bench(
         runtime: "keras", "folded", "onnx".
         peer: libraries to compare with, or "none"; default keras.applications if it has the architecture.
         train: also time a training step.
-        preset: a name in `zoo.bench.presets`, or of a function of the source documents.
+        preset: a name in `zoo.bench.presets`, or of a function of the source documents; or "serve", for
+            `zoo.bench.serving.bench_serving`.
         rounds: turns per case, default 5.
         threads: CPU threads per call; default all cores this process may use.
         limit: seconds that a case may take until it is warm, and per turn; slower cases are skipped. Default the
@@ -67,9 +71,10 @@ def bench(
         memory: GB (10⁹ bytes) that the process of a case may hold. Default the preset's, else no limit.
         smoke: a tiny run that checks that everything works; its figures mean nothing.
         output: folder for bench.md, bench.json and bench.png.
+        peer_url: see `zoo.bench.serving.bench_serving`.
 
     Returns:
-        `Report`.
+        `Report`, or `ServeReport` of the preset "serve".
 
     Raises:
         ValueError: unknown names or values, a backend or peer that is not installed, or no case could be timed.
@@ -85,6 +90,9 @@ def bench(
         "runtime": runtime,
         "peer": peer,
     }
+    if preset == SERVE:
+        (first, *_), (chosen, *_) = (*names, None), (*(runtime or ()), "keras")
+        return bench_serving(first, runtime=chosen, peer_url=peer_url, smoke=smoke, output=output)
     options = {key: tuple(values) for key, values in options.items() if values}
     check_options(options)
     others = {"rounds": rounds, "threads": threads, "limit": limit, "memory": memory, "smoke": smoke, "output": output}
@@ -139,7 +147,7 @@ def plan(names, options, preset=None, threads=None, smoke=False) -> list[list[Ca
         ValueError: no names, an unknown preset, or no supported case.
     """
     if preset is not None and preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {preset!r}.")
+        raise ValueError(f"preset must be one of {', '.join(map(repr, (*PRESETS, SERVE)))}, got {preset!r}.")
     if not (names or preset or smoke):
         raise ValueError(f"Name a model, or a preset: {', '.join(PRESETS)}.")
     cores = available_cores()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from zoo.bench import bars
 from zoo.bench.cases import Case, Ratio, Report, Result
 from zoo.bench.presets import REPORTED, SCALED, reported_figure
+from zoo.bench.serving import ServeReport
 from zoo.utils.files import atomic_write
 
 
@@ -63,8 +64,10 @@ FIGURES = (
 ALWAYS = ("model", "library", "runs on")
 
 
-def to_text(report: Report) -> str:
+def to_text(report: Report | ServeReport) -> str:
     """Return the report in Markdown: command, machine, a row per case, a row per ratio."""
+    if isinstance(report, ServeReport):
+        return report.to_text()
     blocks = [f"```sh\n{report.command}\n```", _machine(report)]
     good = [result for result in report.results if not result.error]
     varying, constant = _split(good)

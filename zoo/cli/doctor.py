@@ -15,6 +15,9 @@ EXTRAS = {  # module: the extra that installs it
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "usearch": "search",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
     "matplotlib": "report",
     "sklearn": "report",
 }

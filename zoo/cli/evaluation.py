@@ -136,7 +136,7 @@ COMMANDS = {
             argument(
                 "--preset",
                 metavar="NAME",
-                help="predefined cases: towers, runtimes, optimizations, variants, bars, … (docs/how-to/benchmark.md)",
+                help="predefined cases: towers, optimizations, variants, bars, serve, … (docs/how-to/benchmark.md)",
             ),
             argument(
                 "--backend", type=words, metavar="A,B", help="default: $KERAS_BACKEND, else the first one installed"
@@ -169,6 +169,11 @@ COMMANDS = {
             argument("--threads", type=positive, help="threads per call (default: the available cores)"),
             argument("--limit", type=float, metavar="SECONDS", help="skip cases whose warm-up takes longer"),
             argument("--memory", type=float, metavar="GB", help="skip cases whose process needs more memory"),
+            argument(
+                "--peer-url",
+                metavar="URL",
+                help="with --preset serve: another server that embeds images as OpenAI does",
+            ),
             argument("--smoke", action="store_true", help="a tiny run to check that everything works"),
             argument("--output", metavar="DIR", help="folder for bench.md, bench.json, bench.png"),
         ),

@@ -212,6 +212,43 @@ COMMANDS = {
             'zoo search photos-index "dog.jpg - beach + 2:snow" --min-score 0.2',
         ),
     ),
+    "serve": Command(
+        "serve a model over HTTP, with a page to search and classify on",
+        "zoo.serve.server:serve",
+        "zoo.cli.command:show_nothing",
+        (
+            argument(
+                "--model",
+                required=True,
+                metavar="NAME|PATH",
+                help="saved CLIP model or classifier, or the name of published weights",
+            ),
+            argument("--index", metavar="INDEX", help="folder of an index that was built with the CLIP model"),
+            argument(
+                "--host", default="127.0.0.1", help="address; another machine's needs a token (default 127.0.0.1)"
+            ),
+            argument("--port", type=int, default=8000, help="TCP port; 0 takes a free one (default 8000)"),
+            argument("--name", help="name of the model in requests (default: its file's)"),
+            argument("--token-file", metavar="FILE", help="file with the token that requests must send"),
+            argument(
+                "--allowed-host",
+                action="append",
+                metavar="NAME",
+                help="name in the Host header that is served beside localhost and IP addresses, for a reverse proxy",
+            ),
+            RUNTIME,
+            PRECISION,
+            argument("--batch-size", type=positive, help="images per batch at most (default: the fastest)"),
+            argument(
+                "--max-wait-ms", type=float, default=0.0, metavar="MS", help="wait of a batch for others (default 0)"
+            ),
+        ),
+        backend="batches",
+        examples=(
+            "zoo serve --model demo-output/model.safetensors --index demo-output/digits.index",
+            "zoo serve --model ViT-B-32.openai --runtime onnx --host 0.0.0.0 --token-file token",
+        ),
+    ),
     **{
         f"cache {job}": Command(
             summary, f"zoo.search.cache:cache_{job}", "zoo.search.build:to_text", (*arguments, TEXT_CACHE)

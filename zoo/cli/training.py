@@ -124,6 +124,9 @@ COMMANDS = {
             argument("--output", default="demo-output", metavar="DIR", help="output folder (default demo-output)"),
             argument("--seed", type=int, default=0, help="seed of weights, captions and augmentation (default 0)"),
             argument("--epochs", type=int, default=None, help="training epochs (default 10)"),
+            argument(
+                "--serve", action="store_true", help="serve the model at the end, with a page to search the digits"
+            ),
         ),
         backend="training",
     ),

@@ -7,11 +7,13 @@ Data: the 1,797 digits that come with scikit-learn (E. Alpaydin and C. Kaynak, U
 import csv
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
+from PIL import Image
 
 from clip import zero_shot_classifier
 from zoo.data.digits import Digits, load_split
@@ -30,33 +32,45 @@ from zoo.demo.training import (
 )
 from zoo.inference.pipeline import ClipPipeline
 from zoo.models import registry
+from zoo.search.build import build_index
 from zoo.utils.env import available_cores, describe_runtime, require_packages
-from zoo.utils.files import atomic_path, atomic_write
+from zoo.utils.files import atomic_path, atomic_write, folder_write, remove_folder
 from zoo.utils.report import percent
 
 
-def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, train_images: int | None = None) -> dict:
+def run_demo(
+    output: str | Path,
+    *,
+    seed: int = 0,
+    epochs: int | None = None,
+    train_images: int | None = None,
+    serve: bool = False,
+) -> dict:
     """Train a CLIP model on captioned digits, evaluate it on held-out images and prompts, and write a report.
 
     Writes report.html with its PNGs, metrics.json, predictions.csv, model.safetensors, zero_shot_classifier.keras and
-    the same classifier as digits-float32.onnx, digits-float16.onnx and digits-int8.onnx.
+    the same classifier as digits-float32.onnx, digits-float16.onnx and digits-int8.onnx; and the held-out images in
+    digits/ with their index, digits.index, to search.
 
     Args:
         output: folder, created if missing; its other files are kept.
         seed: seed of the weights, captions and augmentation; the data split does not depend on it.
         epochs: training epochs, 10 if None.
         train_images: number of training images, at least 64; all 1,437 if None.
+        serve: serve the model with the index at the end, until the process is stopped.
 
     Returns:
         The contents of metrics.json.
 
     Raises:
         ValueError: an argument is out of range, or the folder cannot be written.
-        ImportError: a package of the extras `onnx` and `report` is missing. Both are raised before training.
+        ImportError: a package of the extras `onnx`, `report` or `serve` is missing. Both are raised before training.
     """
     epochs = EPOCHS if epochs is None else epochs
     check_arguments(seed, epochs, train_images)
     require_packages("The demo", ("sklearn", "matplotlib", "onnx", "onnxruntime"), extras="onnx,report")
+    if serve:
+        from zoo.serve import serve as serve_model
     folder = _prepare_folder(output)
     log = _stopwatch()
 
@@ -72,9 +86,12 @@ def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, tr
     predictions = predict(ClipPipeline(model, preprocess=PREPROCESS), held_out)
 
     classifier = _save_model(model, folder)
-    reloaded = predict(ClipPipeline(folder / "model.safetensors"), held_out)
+    pipeline = ClipPipeline(folder / "model.safetensors")
+    reloaded = predict(pipeline, held_out)
     equal = int((reloaded.classes == predictions.classes).sum())
     log(f"Saved model.safetensors; after reloading, {equal} of {len(held_out)} predictions are the same.")
+    index = _save_index(folder, pipeline, held_out)
+    log(f"Indexed the {index['vectors']} held-out images.")
     onnx_files = export_classifier(classifier, folder, predictions, held_out)
     log(f"Exported the zero-shot classifier to ONNX: {', '.join(file['precision'] for file in onnx_files)}.")
 
@@ -99,6 +116,8 @@ def run_demo(output: str | Path, *, seed: int = 0, epochs: int | None = None, tr
     write_report(folder / "report.html", metrics)
     log("Wrote the report.")
     print(summary(folder, metrics))
+    if serve:
+        serve_model(str(folder / "model.safetensors"), index=str(folder / "digits.index"))
     return metrics
 
 
@@ -141,6 +160,22 @@ def _save_model(model: keras.Model, folder: Path) -> keras.Model:
     return classifier
 
 
+def _save_index(folder: Path, pipeline: ClipPipeline, digits: Digits) -> dict:
+    """Write digits/, images with a table of what they show, and their index digits.index; return `Index.info`."""
+    images, index = folder / "digits", folder / "digits.index"
+    for old in (images, index):
+        if old.exists():
+            remove_folder(old)
+    with folder_write(images) as new, open(new / "digits.csv", "w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["filepath", "digit"])
+        for number, pixels, label in zip(digits.indices, digits.images, digits.labels, strict=True):
+            Image.fromarray(pixels).save(new / f"{number}.png")
+            lines.writerow([f"{number}.png", WORDS[label]])
+    model = str(folder / "model.safetensors")
+    return build_index(str(images / "digits.csv"), model=model, output=str(index), pipeline=pipeline)
+
+
 def _write_predictions(path: Path, predictions: Predictions, digits: Digits) -> None:
     """Write a CSV row per held-out image: its index in scikit-learn's data, its class, and what was predicted."""
     with atomic_write(path, "w") as file:
@@ -153,8 +188,9 @@ def _write_predictions(path: Path, predictions: Predictions, digits: Digits) -> 
 
 
 def summary(folder: Path, metrics: dict) -> str:
-    """Return the last lines for the terminal: the main results and the files to look at."""
+    """Return the last lines for the terminal: the main results, the files to look at, the command for the page."""
     retrieval, learned = metrics["retrieval"], metrics["calibration"]["learned"]
+    command = sys.argv[0] if Path(sys.argv[0]).name == "zoo" else "zoo"
     rows = {
         "zero-shot accuracy": f"{percent(metrics['zero_shot_accuracy'])} of {metrics['held_out_images']} images",
         "text-to-image search": f"the best match is correct for {percent(retrieval['text_to_image_recall_at_1'])} of "
@@ -163,5 +199,6 @@ def summary(folder: Path, metrics: dict) -> str:
         "training": f"{metrics['train_seconds']:.0f} s on {metrics['cores']} cores with {metrics['backend']}",
         "report": folder / "report.html",
         "model": folder / "model.safetensors",
+        "page": f"{command} serve --model {folder / 'model.safetensors'} --index {folder / 'digits.index'}",
     }
     return "\n" + "\n".join(f"  {name:<22}{value}" for name, value in rows.items())

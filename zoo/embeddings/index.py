@@ -291,6 +291,27 @@ class Index:
         """Return the metadata of an id, {} if it has none."""
         return _parse(self._catalogue.entries(np.array([self._place(identity)]))[self._place(identity)][1])
 
+    def entries(self, ids: Iterable[str]) -> dict[str, tuple[int, dict]]:
+        """Return {id: (place, metadata)} of those ids that the index has. A place never changes."""
+        state, ids = self._current(), list(ids)
+        places = self._find(state, [id_term(identity) for identity in ids])[1]
+        wanted = set(ids)
+        found = self._catalogue.entries(places).items()
+        return {name: (place, _parse(text)) for place, (name, text) in found if name in wanted}
+
+    def id_of(self, place: int) -> str:
+        """Return the id at a place; KeyError for one that was never given, or whose vector was removed."""
+        state = self._current()
+        if not 0 <= place < state.total or contains(state.removed, np.array([place]))[0]:
+            raise KeyError(f"the index has no vector at place {place}")
+        return self._catalogue.entries(np.array([place]))[place][0]
+
+    @property
+    def version(self) -> int:
+        """A number that changes when another process has changed the index."""
+        self._current()
+        return self._version
+
     def vector(self, identity: str) -> np.ndarray:
         """Return the stored vector of an id, float32 (D,)."""
         return self._rows(np.array([self._place(identity)]))[0]

@@ -148,8 +148,12 @@ class Encoder:
         if not self.shortens or not ends.any(axis=1).all():
             return np.full(len(tokens), full)
         needed = ends.argmax(axis=1) + 1
-        allowed = np.array([*(length for length in LENGTHS if length < full), full])
+        allowed = np.array(self.lengths(full))
         return allowed[np.searchsorted(allowed, needed)]
+
+    def lengths(self, full: int) -> list[int]:
+        """Return the lengths that rows of `full` tokens may be cut to, ascending."""
+        return [*(length for length in LENGTHS if self.shortens and length < full), full]
 
     def _run(self, function: Forward, batch: np.ndarray, max_rows: int) -> np.ndarray:
         """Return float32 (B, D); where shapes are fixed, of the batch padded to a power of two."""

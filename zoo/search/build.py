@@ -37,6 +37,7 @@ def build_index(
     batch_size: int = 64,
     runtime: str = "keras",
     precision: str = "float32",
+    pipeline: ClipPipeline | None = None,
 ) -> dict:
     """Index a folder, table or shards, and return `Index.info`: `zoo index build`.
 
@@ -49,12 +50,14 @@ def build_index(
         output: folder of the index.
         dtype: dtype of the stored vectors; by default float32, or that of the existing index.
         batch_size, runtime, precision: options of `ClipPipeline`. The index records runtime and precision.
+        pipeline: that of the model with these options, if there is one already.
 
     Raises:
         ValueError: no images in the source, in which case nothing is written; or the index has another dtype or model.
     """
     records = open_images(source)
-    pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
+    if pipeline is None:
+        pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     path = Path(output)
     if Index.exists(path):
         index = Index.open(path, model=pipeline.fingerprint)

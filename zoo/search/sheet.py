@@ -72,7 +72,7 @@ def draw_groups(path: Path, groups: Sequence[Sequence[tuple[str, float]]], sourc
 
 def _read_groups(groups: Sequence[Sequence[tuple[str, float]]], sources: Mapping[str, str]) -> list[list[Found]]:
     """Return the groups with their images; those that cannot be read are left out with a warning."""
-    records, found, reasons = _records_by_id(sources), [], []
+    records, found, reasons = records_by_id(sources), [], []
     for group in groups:
         read = []
         for identity, score in group:
@@ -89,7 +89,7 @@ def _read_groups(groups: Sequence[Sequence[tuple[str, float]]], sources: Mapping
     return found
 
 
-def _records_by_id(sources: Mapping[str, str]) -> dict[str, tuple[Dataset, int]]:
+def records_by_id(sources: Mapping[str, str]) -> dict[str, tuple[Dataset, int]]:
     """Return {id: (records, index)} of all images that the sources still have."""
     found: dict[str, tuple[Dataset, int]] = {}
     for prefix, place in sources.items():

@@ -1,0 +1,129 @@
+"""A service on a free port of this machine, in a thread, and a client that sends it what tests need."""
+
+import base64
+import contextlib
+import copy
+import dataclasses
+import http.client
+import io
+import json
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from zoo.embeddings import TextCache
+from zoo.search.build import build_index
+from zoo.serve import Limits, create_app
+from zoo.serve.server import Server, configure
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict
+    body: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def error(self):
+        return self.json["error"]
+
+
+class Client:
+    """Sends requests to a port, each on a connection of its own."""
+
+    def __init__(self, port: int):
+        self.port = port
+
+    def send(self, method, path, body=None, headers=None, timeout=30.0) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, names, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path, **headers) -> Answer:
+        return self.send("GET", path, headers=headers)
+
+    def post(self, path, _headers=None, **fields) -> Answer:
+        headers = {"Content-Type": "application/json", **(_headers or {})}
+        return self.send("POST", path, json.dumps(fields), headers)
+
+    def wait_until_ready(self, seconds=120.0):
+        deadline = time.monotonic() + seconds
+        while self.get("/ready").status != 200:
+            assert time.monotonic() < deadline, "the service did not become ready"
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def running(model, limits=None, ready=True, **options):
+    """Run a service; yield its client."""
+    limits = limits or Limits()
+    server = Server(configure(create_app(model, limits=limits, **options), limits))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        client = Client(server.servers[0].sockets[0].getsockname()[1])
+        client.server = server
+        if ready:
+            client.wait_until_ready()
+        yield client
+    finally:
+        server.should_exit = True
+        thread.join(60)
+    assert not thread.is_alive(), "the service did not stop"
+
+
+def png(image: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return content.getvalue()
+
+
+def data_uri(data: bytes, kind="png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def with_forwards(pipeline, images=None):
+    """Return a copy of a pipeline whose towers are random projections, so that nothing is compiled.
+
+    Args:
+        images: a function in place of the image tower.
+    """
+    rng, encoder = np.random.default_rng(0), pipeline.encoder
+    pixels = rng.standard_normal((np.prod(encoder.spec.size) * 3, encoder.dim), np.float32)
+    words = rng.standard_normal((77, encoder.dim), np.float32)
+    light = copy.copy(pipeline)
+    light.encoder = dataclasses.replace(
+        encoder,
+        images=images or (lambda batch: batch.reshape(len(batch), -1) @ pixels),
+        texts=lambda tokens: tokens.astype(np.float32) @ words[: tokens.shape[1]],
+    )
+    light.cache = TextCache()
+    return light
+
+
+def album_with_index(folder, images, model, pipeline=None):
+    """Write images with metadata, their index, and a file that is not in the index; return the folder."""
+    (folder / "secret.png").write_bytes(png(images[0]))
+    rows = ["filepath,kind"]
+    for i, image in enumerate(images):
+        (folder / f"{i}.png").write_bytes(png(image))
+        rows.append(f"{i}.png,{'odd' if i % 2 else 'even'}")
+    table = folder / "photos.csv"
+    table.write_text("\n".join(rows) + "\n")
+    build_index(str(table), model=model, output=str(folder / "index"), pipeline=pipeline)
+    return folder

@@ -1,0 +1,264 @@
+"""The models that the service runs: a pair or a classifier, each as asynchronous functions over one `Batcher`."""
+
+import asyncio
+import base64
+import binascii
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from clip import class_matrix
+from zoo.data.preprocess import PreprocessSpec, decode_image, preprocess
+from zoo.embeddings.expression import combine, parse_query
+from zoo.embeddings.text_cache import make_key
+from zoo.inference.classifier import Classifier
+from zoo.inference.encoder import Encoder, fastest_batch
+from zoo.inference.forward import CALLS_MANY_ROWS, CALLS_ONE_ROW, Forward, compile_forward
+from zoo.inference.pipeline import ClipPipeline
+from zoo.models import load
+from zoo.serve.batching import Batcher, Full, Kind
+from zoo.serve.limits import ApiError, Limits
+from zoo.utils.text import quoted
+
+TEXT_BATCH = 16  # texts of one length; larger batches gain little and make others wait
+TEXTS, IMAGES = "texts", "images"
+Observe = Callable[[str, int, float], None]
+
+
+class ClassifierModel:
+    """An image classifier, such as a ConvNeXt, for `create_app`.
+
+    Args:
+        forward: float32 (B, H, W, 3), preprocessed → (B, K), the model's outputs: probabilities, or logits.
+        spec: image preprocessing.
+        name: name of the model.
+        batch_size: images per batch; "auto" measures which is fastest.
+    """
+
+    def __init__(self, forward: Forward, spec: PreprocessSpec, name: str, batch_size: int | str = "auto"):
+        outputs = forward(np.zeros((1, *spec.size, 3), np.float32))
+        self.encoder = Encoder(forward, forward, spec, outputs.shape[-1], fixed=True, name=name)
+        self._batch_size = batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch, measured at first use."""
+        if not isinstance(self._batch_size, int):
+            self._batch_size = fastest_batch(self.encoder)
+        return self._batch_size
+
+
+def open_model(
+    name_or_path: str, *, runtime: str = "keras", precision: str = "float32", batch_size: int | str = "auto"
+) -> ClipPipeline | ClassifierModel:
+    """Return the pair or classifier of what `zoo.load` takes.
+
+    Raises:
+        ValueError: a classifier whose preprocessing is unknown, a precision that the runtime does not have; further
+            errors as of `load`.
+    """
+    loaded = load(name_or_path)
+    if loaded.tokenizer is not None:
+        return ClipPipeline(loaded, precision=precision, batch_size=batch_size, runtime=runtime)
+    spec = loaded.info.preprocess
+    if spec is None:
+        raise ValueError(f"The preprocessing of {name_or_path!r} is unknown, so images cannot be prepared for it.")
+    if runtime == "onnx":
+        forward = _onnx_forward(loaded.model, precision)
+    elif precision == "float32":
+        forward = compile_forward(loaded.model)
+    else:
+        raise ValueError(f"precision={precision!r}; a classifier with runtime='keras' is served in float32")
+    return ClassifierModel(forward, spec, loaded.info.name, batch_size)
+
+
+def _onnx_forward(model: Any, precision: str) -> Forward:
+    from zoo.export import OnnxModel, export_onnx
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, path, precision=precision, verify=False)
+        loaded = OnnxModel(path)
+    return lambda batch: loaded.predict(batch, batch_size=len(batch))
+
+
+class ServedModel:
+    """A model with its queues and threads.
+
+    Args:
+        model: a pair's pipeline, or a classifier.
+        name: what requests call it.
+        limits: bounds.
+        max_wait: see `Batcher`.
+        observe: see `Batcher`.
+
+    Attributes:
+        ready: whether every batch shape has been run.
+        fingerprint: of a pair; see `ClipPipeline`.
+    """
+
+    def __init__(
+        self, model: ClipPipeline | ClassifierModel, name: str, limits: Limits, max_wait: float, observe: Observe
+    ):
+        self.name, self._limits, self.ready = name, limits, False
+        self.is_pair = isinstance(model, ClipPipeline)
+        self.fingerprint = model.fingerprint if isinstance(model, ClipPipeline) else None
+        self._cache = model.cache if isinstance(model, ClipPipeline) else None
+        self.encoder = replace(model.encoder, fixed=True)
+        batch = self.encoder.batch_size if isinstance(model, ClipPipeline) else model.batch_size
+        self.max_batch = 1 << (batch.bit_length() - 1)
+        images = self._embed_image_batch if self.is_pair else self.encoder.images
+        kinds = [Kind(IMAGES, images, self.max_batch, limits.max_waiting_images)]
+        if self.is_pair:
+            kinds.insert(0, Kind(TEXTS, self.encoder.embed_tokens, TEXT_BATCH, limits.max_waiting_texts))
+        self.batcher = Batcher(kinds, max_wait=max_wait, observe=observe)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="zoo-request")
+        self._decoders = ThreadPoolExecutor(limits.max_decodes, thread_name_prefix="zoo-decode")
+
+    def start(self) -> None:
+        """Run every batch shape as often as it takes to be compiled; then `ready`."""
+        self.batcher.call(self._warm)
+
+    def close(self) -> None:
+        """Finish what waits and stop the threads."""
+        self.batcher.close()
+        for pool in (self._threads, self._decoders):
+            pool.shutdown(cancel_futures=True)
+
+    def _warm(self) -> None:
+        height, width = self.encoder.spec.size
+        _repeat(self.encoder.images, np.zeros((1, height, width, 3), np.float32), self.max_batch)
+        if self.is_pair:
+            tokens = np.asarray(self.encoder.tokenizer(["a"]), np.int32)
+            for length in self.encoder.lengths(tokens.shape[1]):
+                _repeat(self.encoder.texts, tokens[:, :length], TEXT_BATCH)
+        self.ready = True
+
+    def _embed_image_batch(self, batch: np.ndarray) -> np.ndarray:
+        return self.encoder.embed_batches([batch])
+
+    async def in_thread(self, function: Callable, *arguments: Any) -> Any:
+        """Run a short function on a thread of the requests."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def draw(self, function: Callable, *arguments: Any) -> Any:
+        """Run a function that decodes an image on a thread of the decoders."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+
+    async def run_images(self, images: Sequence[bytes], field: str) -> np.ndarray:
+        """Return the embeddings of image files, float32 (N, D), unit rows; of a classifier its outputs (N, K)."""
+        loop = asyncio.get_running_loop()
+        decoding = [loop.run_in_executor(self._decoders, self._prepare, image, field) for image in images]
+        try:
+            arrays = await asyncio.gather(*decoding)
+        finally:
+            for future in decoding:
+                future.cancel()
+        with _as_api_error():
+            return await self.batcher.run(IMAGES, arrays)
+
+    def _prepare(self, data: bytes, field: str) -> np.ndarray:
+        try:
+            image = decode_image(io.BytesIO(data), "the image", max_pixels=self._limits.max_pixels)
+            return preprocess(image, self.encoder.spec)
+        except (ValueError, OSError) as error:
+            raise ApiError(400, f"{field}: {error}", field) from error
+
+    async def embed_texts(self, texts: Sequence[str], field: str) -> np.ndarray:
+        """Return the embeddings of texts, float32 (N, D), unit rows; those in the cache are not encoded again."""
+        keys, found, rows = await self.in_thread(self._look_up, texts, field)
+        if rows:
+            with _as_api_error():
+                vectors = await self.batcher.run(TEXTS, list(rows.values()))
+            fresh = dict(zip(rows, vectors, strict=True))
+            found |= fresh
+            if self._cache is not None:
+                await self.in_thread(self._cache.put, fresh)
+        return np.stack([found[key] for key in keys])
+
+    def _look_up(self, texts: Sequence[str], field: str) -> tuple[list, dict, dict]:
+        """Return (the N keys, {key: vector} of the cache, {key: token row} of the distinct others)."""
+        keys = [make_key(self.fingerprint or "", text) for text in texts]
+        found = self._cache.get(keys) if self._cache is not None else {}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        if not missing:
+            return keys, found, {}
+        try:
+            tokens = np.asarray(self.encoder.tokenizer(list(missing.values())), np.int32)
+        except ValueError as error:
+            raise ApiError(400, f"{field}: {error}", field) from error
+        lengths = self.encoder.token_lengths(tokens)
+        return keys, found, {key: row[:end] for key, row, end in zip(missing, tokens, lengths, strict=True)}
+
+    async def embed_query(self, query: str, field: str) -> np.ndarray:
+        """Return the embedding of an expression of texts, such as "red car - truck + 2:night", float32 (D,)."""
+        try:
+            terms = parse_query(query, images=False)
+            vectors = await self.embed_texts([term.text for term in terms], field)
+            return combine([term.weight for term in terms], vectors)
+        except ValueError as error:
+            raise ApiError(400, f"{field}: {error}", field) from error
+
+    async def classify(
+        self, image: bytes, labels: Sequence[str], templates: Sequence[str], activation: str, field: str
+    ) -> np.ndarray:
+        """Return the probabilities of K labels, float64 (K,)."""
+        prompts: dict[str, np.ndarray] = {}
+
+        def note(texts: list[str]) -> np.ndarray:  # called first to learn the prompts, then for their embeddings
+            if not prompts:
+                prompts.update(dict.fromkeys(texts, np.ones(self.encoder.dim, np.float32)))
+            return np.stack([prompts[text] for text in texts])
+
+        try:
+            class_matrix(note, labels, templates)
+        except ValueError as error:
+            raise ApiError(400, str(error), "templates" if "template" in str(error) else "labels") from error
+        if any(len(text) > self._limits.max_text for text in prompts):
+            raise ApiError(400, f"a label in its template has more than {self._limits.max_text} characters", "labels")
+        texts, images = await asyncio.gather(self.embed_texts(list(prompts), "labels"), self.run_images([image], field))
+        prompts.update(zip(prompts, texts, strict=True))
+        matrix = await self.in_thread(class_matrix, note, labels, templates)
+        encoder = self.encoder
+        chosen = encoder.activation if activation == "auto" else activation
+        names = tuple(labels)
+        return Classifier(matrix, names, encoder.scale, encoder.bias, None, chosen).probabilities(images)[0]
+
+
+def _repeat(forward: Forward, row: np.ndarray, largest: int) -> None:
+    count = 1
+    while count <= largest:
+        for _ in range(CALLS_ONE_ROW if count == 1 else CALLS_MANY_ROWS):
+            forward(np.repeat(row, count, axis=0))
+        count *= 2
+
+
+@contextmanager
+def _as_api_error():
+    try:
+        yield
+    except Full as error:
+        raise ApiError(429, str(error), retry_after=error.retry_after) from error
+
+
+def decode_data_uri(text: str, field: str) -> bytes:
+    """Return the bytes of a `data:image/…;base64,…` URI.
+
+    Raises:
+        ApiError: anything else; in particular, no URL is fetched.
+    """
+    head, comma, body = text.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        message = f"{field} is {quoted(text, 60)}; it must be data:image/TYPE;base64,DATA, since no URL is fetched"
+        raise ApiError(400, message, field)
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise ApiError(400, f"{field} is not valid base64: {error}", field) from error
