@@ -91,8 +91,8 @@ def bench(
         "peer": peer,
     }
     if preset == SERVE:
-        (first, *_), (chosen, *_) = (*names, None), (*(runtime or ()), "keras")
-        return bench_serving(first, runtime=chosen, peer_url=peer_url, smoke=smoke, output=output)
+        (pair, *_), (engine, *_) = (*names, None), (*(runtime or ()), "keras")
+        return bench_serving(pair, runtime=engine, peer_url=peer_url, smoke=smoke, output=output)
     options = {key: tuple(values) for key, values in options.items() if values}
     check_options(options)
     others = {"rounds": rounds, "threads": threads, "limit": limit, "memory": memory, "smoke": smoke, "output": output}
