@@ -74,6 +74,7 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _PACKAGES = ("kernels",)
+_WITHOUT_KERAS = ("convnext.variants", "convnext.elsewhere")
 
 __all__ = [  # noqa: F822 (resolved in __getattr__)
     "ACTIVATIONS",
@@ -123,6 +124,8 @@ def __getattr__(name):
         return importlib.import_module(f"convnext.{name}")
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{_called_here(name)}".removesuffix("."))
+    if _MODULE_OF[name] not in _WITHOUT_KERAS:
+        importlib.import_module("keras")  # and with it every class: inside a module of ours that would be a circle
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 

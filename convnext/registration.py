@@ -5,6 +5,7 @@ register classes by name, are imported at once; else right after Keras, by a hoo
 three packages, since a saved model mixes their classes. Their names are all that this package knows of the others.
 """
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.util
@@ -35,7 +36,15 @@ def _register() -> None:
     for package, modules in MODULES.items():
         if _is_ours(package):
             for module in modules:
-                importlib.import_module(f"{package}.{module}")
+                # where one of our own modules is what imports Keras, those that need it come when they are used
+                with contextlib.suppress(ImportError) if _is_importing() else contextlib.nullcontext():
+                    importlib.import_module(f"{package}.{module}")
+
+
+def _is_importing() -> bool:
+    """Whether the import of one of our modules is under way."""
+    ours = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in MODULES]
+    return any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in ours)
 
 
 def _is_ours(package: str) -> bool:
