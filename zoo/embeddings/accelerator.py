@@ -16,15 +16,29 @@ from pathlib import Path
 
 import numpy as np
 
+from clip import Field
 from zoo.embeddings.graph import EXPANSION, Graph, quantize, usearch
 from zoo.utils.arrays import unit_rows
 from zoo.utils.files import atomic_write, sha256
+from zoo.utils.strict_json import list_of, read_json, text
 
 EXACT = ("float16", "int8")  # in the order of preference
 KINDS = (*EXACT, "hnsw")
 STORED = {"float16": "<f2", "int8": "|i1"}
 ROUNDING = 1e-5  # bound for the rounding of usearch's cosines, ten times the largest measured
 CANDIDATES = {"float16": (256, 16), "int8": (256, 16), "hnsw": (64, 4)}  # first requested: minimum, and times k
+
+
+COUNT = Field.integer(1, 1 << 40)
+FACTS = {
+    "covers": list_of(text(200)),
+    "count": COUNT,
+    "dim": COUNT,
+    "error": Field.number(0, 2),
+    "norms": list_of(Field.number(0), 2),
+    "digest": text(64),
+    "directions": Field.integer(0, 1 << 40),
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,8 @@ class Accelerator:
     def open(cls, folder: Path, kind: str, covers: Sequence[str], dim: int) -> "Accelerator | None":
         """Return the accelerator of a kind, if it was built from the first segments of `covers`, else None."""
         try:
-            facts = Facts(**json.loads(_file(folder, kind).with_suffix(".json").read_text(encoding="utf-8")))
+            file = _file(folder, kind).with_suffix(".json")
+            facts = Facts(**read_json(file, FACTS, optional=("directions",)))
             fits = facts.dim == dim and len(facts.covers) > 0 and facts.covers == list(covers[: len(facts.covers)])
             return cls(folder, kind, facts) if fits and (kind in EXACT or facts.directions) else None
         except (OSError, ValueError, TypeError):
