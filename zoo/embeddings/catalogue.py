@@ -232,6 +232,7 @@ class Catalogue:
             source.unlink(missing_ok=True)
             with contextlib.closing(sqlite3.connect(source)) as copy, self._errors():
                 self._connection.backup(copy)
+                copy.execute("PRAGMA journal_mode=WAL")  # here, as two processes cannot switch it at once
         self.close()
         os.replace(source, target)
         return Catalogue(target)
