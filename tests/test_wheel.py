@@ -94,6 +94,12 @@ from convnext_v2 import create_convnext_v2
 assert create_convnext_v1.__name__ == "create_convnext_v1", create_convnext_v1
 assert create_convnext_v2.__name__ == "create_convnext_v2", create_convnext_v2
 assert pathlib.Path(clip.__file__).is_relative_to(sys.prefix), clip.__file__
+try:
+    clip.load("ViT-B/23")  # finds zoo by the entry point of the installed package
+except ValueError as error:
+    assert "available are RN50" in str(error), error
+else:
+    raise SystemExit("clip.load took a name that does not exist")
 asset = importlib.resources.files("clip") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 with importlib.resources.as_file(asset) as path, gzip.open(path, "rt", encoding="utf-8") as lines:
     print(sum(1 for line in lines))

@@ -144,7 +144,7 @@ def create_random(name: str) -> LoadedPair:
         raise ValueError(f"random weights need the name of a CLIP model without a tag, got {name!r}.")
     keras.utils.set_random_seed(0)
     print(f"{info.name}: random weights", file=sys.stderr)
-    return load_pair(create_model(name), preprocess=info.preprocess or PreprocessSpec(image_size=info.input[0]))
+    return load_pair(create_model(name), preprocess=info.preprocess or PreprocessSpec(image_size=info.input[0] or 224))
 
 
 def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarray) -> None:

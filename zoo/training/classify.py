@@ -176,18 +176,23 @@ def _check_work(description: ModelConfig) -> None:
 def say_strides(description: ModelConfig) -> None:
     """Print the strides of a ConvNeXt where the size of the images has changed them."""
     arguments, row = description.arguments, description.row
-    height, width, _ = shape = description.input_shape
-    stem, downsampling = convnext.resolve_strides(row, shape, arguments["stem_stride"], arguments["downsample_strides"])
-    if arguments["stem_stride"] != "auto" or (stem == row.patch_size and set(downsampling) <= {2}):
+    height, width, _ = arguments["input_shape"]
+    given = arguments["stem_stride"]
+    stem, strides = convnext.resolve_strides(row, (height, width, 3), given, arguments["downsample_strides"])
+    if given != "auto" or (stem == row.patch_size and set(strides) <= {2}):
         return
-    sizes = {"image_size": min(height, width), "num_classes": None}
-    work = convnext.flops(row, stem_stride=stem, downsample_strides=downsampling, **sizes)
-    ratio = work / max(convnext.flops(row, stem_stride=row.patch_size, **sizes), 1)
-    side = (min(height, width) // stem) // math.prod(downsampling)
+    side = min(height, width)
+    cost = ""
+    if side >= row.patch_size << len(strides):  # at the usual stride a map is left
+        work, usual = (
+            convnext.flops(row, image_size=side, stem_stride=stride, num_classes=None)
+            for stride in (stem, row.patch_size)
+        )
+        cost = f", about {work / usual:.0f} times the work of stem stride {row.patch_size}"
+    last = side // stem // math.prod(strides)
     print(
-        f"Images of {height} × {width}: stem stride {stem}, downsampling strides {', '.join(map(str, downsampling))}, "
-        f"last map {side} × {side}, about {ratio:.0f} times the work of stem stride {row.patch_size}. "
-        "stem_stride in the config sets another.",
+        f"Images of {height} × {width}: stem stride {stem}, downsampling strides {', '.join(map(str, strides))}, "
+        f"last map {last} × {last}{cost}. stem_stride in the config sets another.",
         file=sys.stderr,
     )
 
