@@ -83,3 +83,17 @@ def test_a_layout_map_tells_the_towers_apart():
     seen["text_encoder/.*ln_1/gamma"] = ("text",)
     found = {v.path: seen[v.path].axes for v in golden.PAIRS["pair-vit"]().variables if "ln_1/gamma" in v.path}
     assert set(found.values()) == {("image",), ("text",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("pair-vit", "de551996251660959696ad74dee5346614782b52d740fa91c23d36b5c6735c12"),
+        ("pair-mci", "efa68a7d89e4ba9f0b2ba3c48d788b1472c27f5ec13db430b4c83e97dbd6bee2"),
+    ],
+)
+def test_the_digest_in_indices_and_caches_is_that_of_before(name, digest):
+    """Of a commit whose paths had no names of towers and branches."""
+    from zoo.inference.pipeline import weights_digest
+
+    assert weights_digest(golden.fill(golden.PAIRS[name]())) == digest
