@@ -1,5 +1,6 @@
 """ONNX files: written atomically, checked against the model, reported, read by `OnnxModel`, written by the command."""
 
+import importlib.util
 import json
 import re
 import sys
@@ -369,7 +370,8 @@ def test_via_keras_checks_the_file_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("backend", "message"), [("tensorflow", r"zoo\[tf2onnx\]"), ("jax", "jax2onnx")])
 def test_via_keras_says_what_it_needs_before_it_loads_a_model(tmp_path, monkeypatch, backend, message):
     monkeypatch.setattr(keras.backend, "backend", lambda: backend)
-    monkeypatch.setattr("importlib.util.find_spec", {}.get)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.endswith("2onnx") else find(name))
     with pytest.raises(ImportError, match=f"--via keras needs .* on {backend}: pip install .*{message}"):
         export(tmp_path / "nothing.keras", tmp_path / "model.onnx", via="keras")
 
