@@ -19,6 +19,7 @@ help:
 	@echo 'make demo [BACKEND=jax|tensorflow|torch]   train a pair on digits, write demo-output/report.html  (default $(BACKEND))'
 	@echo 'make test [ARGS="-k resnet"]               the suite, under all three backends'
 	@echo 'make test-all                              the same with the slow tests'
+	@echo 'make test-newest-keras                     the tests of kernels and layers on keras-nightly'
 	@echo 'make lint                                  ruff (rules, formatting) and mypy'
 	@echo 'make docs                                  the documentation as a site, in build/site'
 	@echo 'make clean                                 remove what the others wrote, but not .venv'
@@ -34,6 +35,20 @@ test: $(STAMPS)/test
 test-all: $(STAMPS)/test $(STAMPS)/scale
 	.venv/bin/python tests/run_suite.py --all $(ARGS)
 
+# Everything but Keras comes from .venv; its folder is found after that of .venv-newest.
+NEWEST = tests/test_kernels.py tests/test_layers.py tests/test_layer_checks.py tests/test_keras_internals.py \
+	tests/test_functional.py tests/test_adamw.py
+test-newest-keras: $(STAMPS)/test
+	@rm -rf .venv-newest
+	@.venv/bin/python -m venv .venv-newest
+	@.venv-newest/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_FLAGS) keras-nightly
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	.venv/bin/python -c "$$site" > "$$(.venv-newest/bin/python -c "$$site")/venv.pth"
+	@.venv-newest/bin/python -c 'import keras; print("Keras", keras.__version__)'
+	@failed=; for backend in jax tensorflow torch; do echo "Testing on $$backend"; \
+	KERAS_BACKEND=$$backend .venv-newest/bin/python -m pytest -q -m 'not slow' -p no:cacheprovider $(NEWEST) || \
+	failed="$$failed $$backend"; done; test -z "$$failed" || { echo "Failed on:$$failed" >&2; exit 1; }
+
 lint: $(STAMPS)/lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -45,7 +60,7 @@ docs: $(STAMPS)/docs
 	@echo 'Open build/site/index.html'
 
 clean:
-	rm -rf build dist demo-output experiment-output *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-newest build dist demo-output experiment-output *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 check-backend:
@@ -89,4 +104,4 @@ $(STAMPS)/docs: $(STAMPS)/venv pyproject.toml constraints.txt
 	@rm -f $@
 	@{ $(PIP) -e '.[docs]' && touch $@; } | $(DOWNLOADS); test -f $@
 
-.PHONY: help demo test test-all lint docs clean check-backend
+.PHONY: help demo test test-all test-newest-keras lint docs clean check-backend

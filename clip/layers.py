@@ -5,7 +5,7 @@ import math
 import keras
 from keras import layers, ops
 
-from convnext import ACTIVATIONS, Dense, Normal, call_layer, kernels
+from convnext import ACTIVATIONS, Dense, LayerNormalization, Normal, call_layer, kernels
 
 PACKAGE = "convnext_clip_zoo"
 LAYER_NORM_EPSILON = 1e-5
@@ -88,10 +88,10 @@ def transformer_block(x, *, num_heads, hidden, activation, causal, depth, name, 
     """
     width = x.shape[-1]
     in_stddev, out_stddev = width**-0.5, width**-0.5 * (2 * depth) ** -0.5
-    y = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_ln_1")(x)
+    y = LayerNormalization(epsilon=epsilon, name=f"{name}_ln_1")(x)
     y = SelfAttention(num_heads, causal, in_stddev, out_stddev, name=f"{name}_attn")(y)
     x = layers.Add(name=f"{name}_add_1")([x, y])
-    y = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_ln_2")(x)
+    y = LayerNormalization(epsilon=epsilon, name=f"{name}_ln_2")(x)
     initializer, activation = Normal((2 * width) ** -0.5), resolve_activation(activation)
     y = Dense(hidden, activation, kernel_initializer=initializer, name=f"{name}_mlp_c_fc")(y)
     y = Dense(width, kernel_initializer=Normal(out_stddev), name=f"{name}_mlp_c_proj")(y)
@@ -226,6 +226,9 @@ class SelectToken(layers.Layer):
         super().__init__(**kwargs)
         self.token_id = token_id
 
+    def build(self, inputs_shape, tokens_shape=None):  # noqa: ARG002 (Keras passes a shape per call argument)
+        super().build(inputs_shape)
+
     def call(self, inputs, tokens=None):
         if self.token_id is None:
             return inputs[:, 0]
@@ -268,7 +271,7 @@ class LogitScale(layers.Layer):
         self.init_bias = init_bias
         self.architecture = architecture
 
-    def build(self, *_):
+    def build(self, image_features_shape=None, text_features_shape=None):  # noqa: ARG002 (the names that Keras passes)
         scalar = {"shape": (), "dtype": "float32", "autocast": False}
         self.logit_scale = self.add_weight(
             initializer=keras.initializers.Constant(self.init_value),

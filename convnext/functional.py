@@ -1,5 +1,6 @@
 """The class of models that the builders return: Keras' functional model with lower peak memory."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -7,7 +8,14 @@ from typing import NamedTuple
 import keras
 from keras import ops, tree
 
-from convnext.keras_internals import Call, Graph, call_layer, read_graph, take_over_rematerialization
+from convnext.keras_internals import (
+    Call,
+    Graph,
+    call_layer,
+    read_graph,
+    swapped_values,
+    take_over_rematerialization,
+)
 from convnext.layers import PACKAGE
 
 CHANGED_BY_CALL = ("seed_generator_state", "moving_mean", "moving_variance")
@@ -144,6 +152,10 @@ def _block(graph, releases, begin, end, is_recomputed):
     return Block(tuple(zip(calls, releases[begin:end], strict=True)), inputs, outputs, is_recomputed)
 
 
+def _has_no_rows(inputs) -> bool:
+    return any(getattr(x, "shape", (1,))[:1] == (0,) for x in tree.flatten(inputs))
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class Functional(keras.Model):
     """A functional `keras.Model` that on torch frees each intermediate result after the last layer that reads it.
@@ -151,7 +163,8 @@ class Functional(keras.Model):
     Keras keeps all of them until the call ends. On torch, where layers run one by one, that costs memory and, because
     fresh memory is slow, time: ConvNeXt-Tiny on 8 images of 224 pixels takes 332 MB beyond the libraries, against
     1,163 MB for the model of keras.applications (docs/benchmarks/bars). There it also calls layers through
-    `call_layer`. Results, summary, weights and saved files are those of a `keras.Model`.
+    `call_layer`, and takes the parameters that `torch.func.functional_call` hands to it. Results, summary, weights and
+    saved files are those of a `keras.Model`.
 
     Attributes:
         checkpoint_activations: whether blocks are computed again in the backward pass, see `checkpoint_activations`.
@@ -168,6 +181,16 @@ class Functional(keras.Model):
         return super().make_train_function(force)
 
     def call(self, inputs, training=None, mask=None, **context):
+        swapped = swapped_values(self)
+        scope = keras.StatelessScope(state_mapping=swapped) if swapped else contextlib.nullcontext()
+        with scope:
+            return self._call(inputs, training, mask, context)
+
+    def _call(self, inputs, training, mask, context):
+        if keras.backend.backend() == "tensorflow" and not training and _has_no_rows(inputs):
+            # several operations of TensorFlow and of Keras on it fail on an empty batch
+            one = tree.map_structure(lambda x: ops.zeros((1, *x.shape[1:]), x.dtype), inputs)
+            return tree.map_structure(lambda y: y[:0], self._call(one, training, mask, context))
         in_blocks = self.checkpoint_activations and training is True
         is_own_way = in_blocks or keras.backend.backend() == "torch"
         if is_own_way and mask is None and not context and self._plan is not None:

@@ -8,6 +8,8 @@ tests/test_keras_internals.py forces every one of these fallbacks.
 import functools
 import hashlib
 import inspect
+import operator
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,13 +19,14 @@ from keras import ops, tree
 UNKNOWN = "unknown"
 
 
-# The sources of Keras that a shortcut relies on, as read in 3.15.1: when one of them changes, the shortcut is not
-# taken until someone has read the change and added its digest.
+# The sources of Keras that a shortcut relies on, as read in 3.15.1 and in a nightly version of 3.16. When one of them
+# changes, the shortcut is not taken until someone has read the change and added its digest.
 KNOWN_SOURCES = {
-    "Layer.__call__": {"4fb7e42e4ffd9b1a"},
-    "Operation.__call__": {"54fc9fcb8839877d"},
+    "Layer.__call__": {"4fb7e42e4ffd9b1a", "fa98a1c020504b11"},
+    "Operation.__call__": {"54fc9fcb8839877d", "7d0ccf9202710cfd"},
+    "Operation._dispatch_call": {"5f708f73dfcd2811"},  # from 3.16
     "TorchLayer.forward": {"07be0aba754f34d3"},
-    "Adam.update_step": {"05a229bf362b7227"},
+    "Adam.update_step": {"05a229bf362b7227", "34f9ce0c16eb8888"},
 }
 
 
@@ -268,6 +271,7 @@ def _is_plain(layer):
         and layer.activity_regularizer is None
         and getattr(layer, "_remat_mode", UNKNOWN) is None
         and getattr(layer, "quantization_mode", None) is None
+        and getattr(layer, "_calibration_capture", None) is None  # from Keras 3.16
         and not any(getattr(layer, name, UNKNOWN) for name in HOOKS)
         and getattr(layer, "_call_context_args", {UNKNOWN}) <= {"training"}
         and _makes_no_mask(layer)
@@ -277,8 +281,9 @@ def _is_plain(layer):
 
 def _calls_as_known(layer, operation):
     """Whether `Layer.__call__` and what it calls on torch have known sources, and masks are where `_accepts` looks."""
-    forward = getattr(layer, "forward", None)
-    return is_known(layer.__call__) and is_known(operation.__call__) and is_known(forward) and _masks_are_attributes()
+    used = [layer.__call__, operation.__call__, getattr(layer, "forward", None)]
+    used += [operation._dispatch_call] if hasattr(operation, "_dispatch_call") else []
+    return all(map(is_known, used)) and _masks_are_attributes()
 
 
 @functools.cache
@@ -300,6 +305,35 @@ def _accepts(layer, x):
     if not isinstance(x, torch.Tensor) or hasattr(x, "_keras_mask"):
         return False
     return not x.is_floating_point() or keras.backend.standardize_dtype(x.dtype) == layer.compute_dtype
+
+
+def swapped_values(layer) -> list[tuple]:
+    """Return [(variable, tensor)] where `torch.func.functional_call` has put another tensor in a parameter's place.
+
+    Keras' variables do not read torch's parameters. Empty on other backends, while torch compiles, and in a Keras that
+    keeps the parameters elsewhere: there `functional_call` is Keras' own matter.
+    """
+    if keras.backend.backend() != "torch":
+        return []
+    import torch
+
+    parameters = getattr(getattr(layer, "_torch_params", None), "_parameters", None)
+    if parameters is None or torch.compiler.is_compiling():
+        return []
+    present = list(parameters.values())
+    before = _own_parameters.get(layer, ())
+    if len(before) == len(present) and all(map(operator.is_, before, present)):
+        return []
+    variables = [variable for variable in layer.variables if hasattr(variable, "_value")]
+    own = {id(variable._value) for variable in variables}
+    pairs = [(variable, parameters.get(variable.path)) for variable in variables]
+    swapped = [(variable, tensor) for variable, tensor in pairs if tensor is not None and id(tensor) not in own]
+    if not swapped:
+        _own_parameters[layer] = present
+    return swapped
+
+
+_own_parameters: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of each model, when last compared
 
 
 # Optimizers.

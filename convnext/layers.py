@@ -21,6 +21,7 @@ __all__ = [
     "Conv2D",
     "Dense",
     "DepthwiseConv2D",
+    "LayerNormalization",
     "LayerScale",
     "Normal",
     "at_least_float32",
@@ -138,11 +139,11 @@ class Conv2D(keras.layers.Conv2D):
 
     def build(self, input_shape):
         super().build(input_shape)
-        kernels.store_conv2d_kernel(self.kernel, self.groups, **_geometry(self))
+        kernels.store_conv2d_kernel(self.kernel, self.groups, _geometry(self))
 
     def call(self, inputs):
         bias = self.bias if self.use_bias else None
-        outputs = kernels.conv2d(inputs, self.kernel, bias, **_geometry(self))
+        outputs = kernels.conv2d(inputs, self.kernel, bias, _geometry(self))
         return outputs if self.activation is None else self.activation(outputs)
 
 
@@ -157,13 +158,34 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs):
         bias = self.bias if self.use_bias else None
-        outputs = kernels.depthwise_conv2d(inputs, self.kernel, bias, **_geometry(self))
+        outputs = kernels.depthwise_conv2d(inputs, self.kernel, bias, _geometry(self))
         return outputs if self.activation is None else self.activation(outputs)
 
 
-def _geometry(layer: Any) -> dict[str, Any]:
-    """Return the arguments of a convolution's kernel, from a layer."""
-    return {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate", "data_format")}
+@keras.saving.register_keras_serializable(PACKAGE)
+class LayerNormalization(keras.layers.LayerNormalization):
+    """Keras' layer, with derivatives of every order on TensorFlow. Same result.
+
+    `tf.nn.moments` holds the mean in its variance constant, by which second derivatives are wrong without a message.
+    """
+
+    def call(self, inputs):
+        is_last = self.axis in (-1, [-1], len(inputs.shape) - 1, [len(inputs.shape) - 1])
+        if keras.backend.backend() != "tensorflow" or not is_last or self.rms_scaling:
+            return super().call(inputs)
+        dtype = at_least_float32(keras.backend.standardize_dtype(inputs.dtype))
+        x = ops.cast(inputs, dtype)
+        mean, variance = ops.moments(x, axes=-1, keepdims=True)
+        variance = variance - ops.square(mean - ops.stop_gradient(mean))  # the term is 0, its second derivative is not
+        scale = ops.rsqrt(variance + self.epsilon)
+        scale = scale if self.gamma is None else scale * ops.cast(self.gamma, dtype)
+        offset = -mean * scale
+        offset = offset if self.beta is None else offset + ops.cast(self.beta, dtype)
+        return ops.cast(x * scale + offset, self.compute_dtype)
+
+
+def _geometry(layer: Any) -> kernels.Geometry:
+    return kernels.Geometry(*(getattr(layer, name) for name in kernels.Geometry._fields))
 
 
 def drop_path(rate: float, name: str) -> keras.layers.Layer:

@@ -23,6 +23,7 @@ from convnext.layers import (
     Conv2D,
     Dense,
     DepthwiseConv2D,
+    LayerNormalization,
     LayerScale,
     Normal,
     at_least_float32,
@@ -176,12 +177,12 @@ def stem(images, row, stride, prefix):
         data_format=CHANNELS_LAST,
         name=f"{prefix}stem_conv",
     )(images)
-    return layers.LayerNormalization(epsilon=row.epsilon, name=f"{prefix}stem_norm")(x)
+    return LayerNormalization(epsilon=row.epsilon, name=f"{prefix}stem_norm")(x)
 
 
 def downsample(x, dim, stride, epsilon, name):
     """(B, H, W, C) → (B, H/stride, W/stride, dim); at 2 an odd last row or column is dropped, as in the reference."""
-    x = layers.LayerNormalization(epsilon=epsilon, name=f"{name}_norm")(x)
+    x = LayerNormalization(epsilon=epsilon, name=f"{name}_norm")(x)
     return Conv2D(
         dim,
         2,
@@ -203,7 +204,7 @@ def block(x, row, *, use_grn, layer_scale_init_value, drop_path_rate, name):
         data_format=CHANNELS_LAST,
         name=f"{name}_dwconv",
     )(x)
-    x = layers.LayerNormalization(epsilon=row.epsilon, name=f"{name}_norm")(x)
+    x = LayerNormalization(epsilon=row.epsilon, name=f"{name}_norm")(x)
     x = Dense(4 * dim, row.activation, kernel_initializer=Normal(INIT_STDDEV), name=f"{name}_pwconv1")(x)
     if use_grn:
         x = GRN(name=f"{name}_grn")(x)
@@ -223,7 +224,7 @@ def head(x, epsilon, num_classes, *, include_top, pooling, classifier_activation
     if not include_top and pooling is None:
         return x
     x = pool(x, pooling, prefix)
-    x = layers.LayerNormalization(epsilon=epsilon, name=f"{prefix}head_norm")(x)
+    x = LayerNormalization(epsilon=epsilon, name=f"{prefix}head_norm")(x)
     if include_top and dropout_rate:
         x = layers.Dropout(dropout_rate, name=f"{prefix}head_drop")(x)
     return classifier(x, num_classes, classifier_activation, prefix) if include_top else x

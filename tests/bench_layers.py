@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 import clip
-from convnext import AdamW, Conv2D, Dense, DepthwiseConv2D, create_convnext_v1, kernels
+from convnext import AdamW, Conv2D, Dense, DepthwiseConv2D, create_convnext_v1
 from convnext.kernels import jax_cpu, reference, torch_cpu
 from zoo.bench.cases import DEFAULT_MODE, Case
 from zoo.bench.jobs import create_job, keras_forward
@@ -43,10 +43,10 @@ def main():
         compare("a model of 119 layers: its calls, Keras' | 1×32×32×3", *whole_model(), options.rounds)
     if backend == "tensorflow":
         compare("AdamW's update: in one operation, Keras' | 24×512×2048", *updates(24, 512, 2048), options.rounds)
-    for what, size, stride, side, channels, filters in CONVOLUTIONS:
+    for what, size, stride, side, channels, filters in CONVOLUTIONS if backend != "tensorflow" else ():
         for label, ours, other in convolutions(size, stride, side, channels, filters):
             compare(f"{what}{label} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
-    for length, heads, depth, causal in ((50, 12, 64, False), (77, 8, 64, True), (197, 12, 64, False)):
+    for length, heads, depth, causal in ATTENTION if backend == "torch" else ():
         for label, ours, other in attention(length, heads, depth, causal):
             label = f"attention{', causal' * causal}{label}: ours, Keras' | {BATCH}×{length}×{heads}×{depth}"
             compare(label, ours, other, options.rounds)
@@ -55,6 +55,7 @@ def main():
         compare(f"{part} tower, its products | {rows}×{width}", tower, products, options.rounds)
 
 
+ATTENTION = ((50, 12, 64, False), (77, 8, 64, True), (197, 12, 64, False))  # tokens, heads, depth, causal
 CONVOLUTIONS = (  # what, kernel, stride, side of the map, channels, filters
     ("stem", 4, 4, 224, 3, 96),
     *((f"downsampling {i}", 2, 2, side, channels, 2 * channels) for i, (side, channels) in enumerate(STAGES[:3], 1)),
@@ -139,8 +140,7 @@ def maps(*shape):
 def attention(length, heads, depth, causal):
     """Yield (label, ours, other): forward, and the gradient of queries, keys and values."""
     x = maps(BATCH, length, 3, heads, depth)
-    ours = torch_cpu.attend_by_products if keras.backend.backend() == "torch" else kernels.attention
-    forms = (ours, reference.attention)
+    forms = (torch_cpu.attend_by_products, reference.attention)
     layers = [built(Attention(attend, causal), x) for attend in forms]
     yield "", *(forward_of(layer, x) for layer in layers)
     yield ", its gradients", *(gradients_of(layer, x) for layer in layers)

@@ -161,6 +161,40 @@ def test_layers_with_special_features_are_called_by_keras(by_keras, rng):
 
 
 @pytest.mark.only("torch")
+def test_functional_call_takes_the_parameters_of_the_caller(rng):
+    import torch
+
+    model = create_convnext_v2(Variant(depths=(1, 1), dims=(4, 8)), 3, (32, 32, 3))
+    x = torch.tensor(rng.standard_normal((3, 32, 32, 3)).astype("float32"))
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    before = model(x)
+    doubled = {name: 2 * value for name, value in parameters.items()}
+    found = torch.func.functional_call(model, doubled, (x,))
+    torch.testing.assert_close(model(x), before)
+    for variable in model.variables:
+        variable.assign(2 * variable.value)
+    torch.testing.assert_close(found, model(x))
+
+    def loss(weights, one):
+        return torch.func.functional_call(model, weights, (one[None],))[..., 0].sum()
+
+    apart = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(doubled, x)
+    whole = torch.autograd.grad(model(x)[..., 0].sum(), list(model.parameters()))
+    for (name, _), gradient in zip(model.named_parameters(), whole, strict=True):
+        torch.testing.assert_close(apart[name].sum(0), gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.only("torch")
+@pytest.mark.once
+def test_without_keras_private_parameters_nothing_is_swapped(monkeypatch, rng):
+    model = create_convnext_v2(Variant(depths=(1,), dims=(4,)), 3, (16, 16, 3))
+    expected = model(ops.ones((1, 16, 16, 3)))
+    monkeypatch.delattr(model, "_torch_params")
+    assert keras_internals.swapped_values(model) == []
+    np.testing.assert_array_equal(model(ops.ones((1, 16, 16, 3))).detach(), expected.detach())
+
+
+@pytest.mark.only("torch")
 def test_hooks_of_torch_see_the_layers(rng):
     import torch
 

@@ -173,7 +173,7 @@ def attention(x, norm, name):
     if norm == "batch":
         y = branches.batch_norm(f"{name}_norm")(x)
     else:
-        y = layers.LayerNormalization(epsilon=parts.LAYER_NORM_EPSILON, name=f"{name}_norm")(x)
+        y = convnext.LayerNormalization(epsilon=parts.LAYER_NORM_EPSILON, name=f"{name}_norm")(x)
     y = layers.Reshape((height * width, channels), name=f"{name}_flat")(y)
     y = parts.SelfAttention(channels // HEAD_WIDTH, in_bias=False, name=f"{name}_attn")(y)
     y = convnext.LayerScale(LAYER_SCALE, name=f"{name}_layer_scale_1")(y)

@@ -75,7 +75,7 @@ def create_text_tower(
     for index, block in enumerate(blocks):
         x = block(x, text, activation, f"transformer_resblocks_{index}")
     x = parts.SelectToken(parts.EOT_ID, name="pool")(x, tokens)  # (B, W); the norm is per token, so it can follow
-    x = layers.LayerNormalization(epsilon=parts.LAYER_NORM_EPSILON, name="ln_final")(x)
+    x = convnext.LayerNormalization(epsilon=parts.LAYER_NORM_EPSILON, name="ln_final")(x)
     initializer = convnext.Normal(text.width**-0.5)
     x = layers.Dense(embed_dim, use_bias=False, kernel_initializer=initializer, name="text_projection")(x)
     return convnext.Functional(tokens, x, name=name)

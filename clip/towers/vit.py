@@ -90,7 +90,7 @@ def create_vit_tower(
             epsilon=vit.epsilon,
         )
     x = parts.SelectToken(name="pool")(x)  # (B, W)
-    x = layers.LayerNormalization(epsilon=vit.epsilon, name="ln_post")(x)
+    x = convnext.LayerNormalization(epsilon=vit.epsilon, name="ln_post")(x)
     initializer = convnext.Normal(vit.width**-0.5)
     x = layers.Dense(embed_dim, use_bias=vit.projection_bias, kernel_initializer=initializer, name="proj")(x)
     return convnext.Functional(images, x, name=name)
@@ -101,7 +101,7 @@ def embed(images, vit):
     x = convolution(images, vit.width, vit.patch_size, "conv1")  # (B, H/P, H/P, W)
     x = parts.ClassEmbedding(name="class_embedding")(x)
     x = parts.PositionalEmbedding(x.shape[1], vit.width**-0.5, name="positional_embedding")(x)
-    return layers.LayerNormalization(epsilon=vit.epsilon, name="ln_pre")(x)
+    return convnext.LayerNormalization(epsilon=vit.epsilon, name="ln_pre")(x)
 
 
 def _conv_embed(images, vit):

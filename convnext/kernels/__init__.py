@@ -5,7 +5,8 @@ attention and grn.
 measurements that justify them; a form that does not apply to a call (by dtype, device, shape or transform) uses the
 reference. On Keras' other backends only the reference runs.
 
-`CONVNEXT_KERNELS=reference` in the environment, or `with use_reference():`, turns all faster forms off.
+`CONVNEXT_KERNELS=reference` in the environment, or `with use_reference():`, turns all faster forms off;
+`use_reference("attention")` those of one operation.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 import keras
 
 from convnext.kernels import reference
-from convnext.kernels.reference import CHANNELS_LAST, at_least_float32
+from convnext.kernels.reference import CHANNELS_LAST, PLAIN, Geometry, at_least_float32
 from convnext.kernels.shared import computes_in_float32_on_cpu
 
 __all__ = [
     "CHANNELS_LAST",
+    "Geometry",
     "affine",
     "at_least_float32",
     "attention",
@@ -56,27 +58,34 @@ def _starts_with_reference() -> bool:
 
 
 _faster = _forms_of(keras.backend.backend())
-_current = reference if _starts_with_reference() else _faster
+_off = frozenset(OPERATIONS if _starts_with_reference() else ())
 
 
 @contextlib.contextmanager
-def use_reference() -> Iterator[None]:
-    """Turn all faster forms off inside a `with` block, in the whole process.
+def use_reference(*operations: str) -> Iterator[None]:
+    """Turn the faster forms off inside a `with` block, in the whole process: of the named operations, or of all.
 
     A function compiled before (by `jax.jit`, `tf.function` or `torch.compile`, and so by `predict` and `fit`) keeps the
     forms with which it was compiled.
     """
-    global _current
-    before, _current = _current, reference
+    global _off
+    if unknown := set(operations) - set(OPERATIONS):
+        raise ValueError(f"use_reference takes {', '.join(map(repr, OPERATIONS))}, got {sorted(unknown)[0]!r}.")
+    before, _off = _off, _off | set(operations or OPERATIONS)
     try:
         yield
     finally:
-        _current = before
+        _off = before
+
+
+def _form(operation: str) -> Callable[..., Any]:
+    return getattr(reference if operation in _off else _faster, operation)
 
 
 def in_use() -> dict[str, str]:
     """Return {operation: file of the form tried first}, "reference" for those that have no faster form or are off."""
-    return {name: getattr(_current, name).__module__.rpartition(".")[2] for name in OPERATIONS}
+    file = _faster.__name__.rpartition(".")[2]
+    return {name: "reference" if _form(name) is getattr(reference, name) else file for name in OPERATIONS}
 
 
 def affine(
@@ -87,58 +96,30 @@ def affine(
     training: bool | None = False,
 ) -> Any:
     """Return φ(x W + b), see `reference.affine`: (…, C) → (…, units)."""
-    return _current.affine(x, kernel, bias, activation, training)
+    return _form("affine")(x, kernel, bias, activation, training)
 
 
-def conv2d(
-    x: Any,
-    kernel: Any,
-    bias: Any = None,
-    *,
-    strides: Sequence[int] = (1, 1),
-    padding: str = "valid",
-    dilation_rate: Sequence[int] = (1, 1),
-    data_format: str = CHANNELS_LAST,
-) -> Any:
+def conv2d(x: Any, kernel: Any, bias: Any = None, geometry: Geometry = PLAIN) -> Any:
     """Return a convolution, see `reference.conv2d`: (B, H, W, C) → (B, h, w, filters)."""
-    geometry = {"strides": strides, "padding": padding, "dilation_rate": dilation_rate, "data_format": data_format}
-    return _current.conv2d(x, kernel, bias, **geometry)
+    return _form("conv2d")(x, kernel, bias, geometry)
 
 
-def depthwise_conv2d(
-    x: Any,
-    kernel: Any,
-    bias: Any = None,
-    *,
-    strides: Sequence[int] = (1, 1),
-    padding: str = "valid",
-    dilation_rate: Sequence[int] = (1, 1),
-    data_format: str = CHANNELS_LAST,
-) -> Any:
+def depthwise_conv2d(x: Any, kernel: Any, bias: Any = None, geometry: Geometry = PLAIN) -> Any:
     """Return a depthwise convolution, see `reference.depthwise_conv2d`: (B, H, W, C) → (B, h, w, C·m)."""
-    geometry = {"strides": strides, "padding": padding, "dilation_rate": dilation_rate, "data_format": data_format}
-    return _current.depthwise_conv2d(x, kernel, bias, **geometry)
+    return _form("depthwise_conv2d")(x, kernel, bias, geometry)
 
 
 def attention(qkv: Any, causal: bool = False) -> Any:
     """Return multi-head self-attention, see `reference.attention`: (B, L, 3, heads, d) → (B, L, heads, d)."""
-    return _current.attention(qkv, causal)
+    return _form("attention")(qkv, causal)
 
 
 def grn(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Any:
     """Return global response normalization, see `reference.grn`: (B, H, W, C) → same."""
-    return _current.grn(x, gamma, beta, epsilon)
+    return _form("grn")(x, gamma, beta, epsilon)
 
 
-def store_conv2d_kernel(
-    variable: Any,
-    groups: int,
-    strides: Sequence[int],
-    padding: str,
-    dilation_rate: Sequence[int],
-    data_format: str,
-) -> None:
+def store_conv2d_kernel(variable: Any, groups: int, geometry: Geometry) -> None:
     """Store a new variable (k, k, C, filters) in the memory order that the backend's `conv2d` reads; same values."""
     if hasattr(_faster, "store_conv2d_kernel"):
-        geometry = {"strides": strides, "padding": padding, "dilation_rate": dilation_rate, "data_format": data_format}
-        _faster.store_conv2d_kernel(variable, groups, **geometry)
+        _faster.store_conv2d_kernel(variable, groups, geometry)

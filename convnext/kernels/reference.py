@@ -6,12 +6,29 @@ Arguments are tensors or variables of one dtype, the result has the dtype of x.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 CHANNELS_LAST = "channels_last"
+
+
+class Geometry(NamedTuple):
+    """How a convolution's kernel moves over its maps; names and meaning are those of Keras' layers."""
+
+    strides: Sequence[int] = (1, 1)
+    padding: str = "valid"
+    dilation_rate: Sequence[int] = (1, 1)
+    data_format: str = CHANNELS_LAST
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether channels are last and nothing is dilated; no faster form computes other convolutions."""
+        return self.data_format == CHANNELS_LAST and set(self.dilation_rate) == {1}
+
+
+PLAIN = Geometry()
 
 
 def affine(
@@ -27,56 +44,32 @@ def affine(
     return outputs if activation is None else activation(outputs)
 
 
-def conv2d(
-    x: Any,
-    kernel: Any,
-    bias: Any = None,
-    *,
-    strides: Sequence[int] = (1, 1),
-    padding: str = "valid",
-    dilation_rate: Sequence[int] = (1, 1),
-    data_format: str = CHANNELS_LAST,
-) -> Any:
+def conv2d(x: Any, kernel: Any, bias: Any = None, geometry: Geometry = PLAIN) -> Any:
     """Return y[h, w, f] = Σ_ijc x[s·h + i, s·w + j, c] · kernel[i, j, c, f] + bias[f].
 
     x (B, H, W, C), kernel (k, k, C / groups, filters), bias (filters,) or None → (B, h, w, filters).
     """
-    convolve = ops.conv if x.shape[0] != 0 else _of_no_samples(ops.conv)
-    outputs = convolve(x, kernel, list(strides), padding, data_format, tuple(dilation_rate))
-    return _add_bias(outputs, bias, data_format)
+    return _convolve(ops.conv, x, kernel, bias, geometry._replace(strides=list(geometry.strides)))
 
 
-def depthwise_conv2d(
-    x: Any,
-    kernel: Any,
-    bias: Any = None,
-    *,
-    strides: Sequence[int] = (1, 1),
-    padding: str = "valid",
-    dilation_rate: Sequence[int] = (1, 1),
-    data_format: str = CHANNELS_LAST,
-) -> Any:
+def depthwise_conv2d(x: Any, kernel: Any, bias: Any = None, geometry: Geometry = PLAIN) -> Any:
     """Return y[h, w, c·m + n] = Σ_ij x[s·h + i, s·w + j, c] · kernel[i, j, c, n] + bias[c·m + n].
 
     x (B, H, W, C), kernel (k, k, C, m), bias (C·m,) or None → (B, h, w, C·m).
     """
-    convolve = ops.depthwise_conv if x.shape[0] != 0 else _of_no_samples(ops.depthwise_conv)
-    outputs = convolve(x, kernel, tuple(strides), padding, data_format, tuple(dilation_rate))
-    return _add_bias(outputs, bias, data_format)
+    return _convolve(ops.depthwise_conv, x, kernel, bias, geometry)
 
 
-def _of_no_samples(convolve: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a convolution for empty batches, by way of one sample of zeros.
-
-    TensorFlow's own returns the empty input as it is, or ends the process.
-    """
-    return lambda x, *arguments: convolve(ops.pad(x, ((0, 1), (0, 0), (0, 0), (0, 0))), *arguments)[:0]
-
-
-def _add_bias(outputs: Any, bias: Any, data_format: str) -> Any:
+def _convolve(operator: Callable[..., Any], x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
+    if (
+        x.shape[0] == 0
+    ):  # TensorFlow's own operators return an empty batch as it is; one sample of zeros takes its place
+        x = ops.pad(x, ((0, 1), (0, 0), (0, 0), (0, 0)))
+        return _convolve(operator, x, kernel, bias, geometry)[:0]
+    outputs = operator(x, kernel, **geometry._asdict())
     if bias is None:
         return outputs
-    return ops.add(outputs, bias if data_format == CHANNELS_LAST else ops.reshape(bias, (-1, 1, 1)))
+    return ops.add(outputs, bias if geometry.data_format == CHANNELS_LAST else ops.reshape(bias, (-1, 1, 1)))
 
 
 def attention(qkv: Any, causal: bool = False) -> Any:

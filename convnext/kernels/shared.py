@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from convnext.kernels.reference import CHANNELS_LAST
+from convnext.kernels.reference import Geometry
 
 
 def has_only_cpus() -> bool:
@@ -53,21 +52,23 @@ def reshape(x: Any, shape: Sequence[Any]) -> Any:
     return x.reshape(shape) if keras.backend.backend() == "torch" else ops.reshape(x, shape)
 
 
-def has_separate_patches(
-    kernel: Any, *, strides: Sequence[int], padding: str, dilation_rate: Sequence[int], data_format: str
-) -> bool:
+def has_separate_patches(kernel: Any, geometry: Geometry) -> bool:
     """Whether a convolution reads each position at most once: its stride is its size, or it is 1 × 1."""
     size = tuple(kernel.shape[:2])
-    is_plain = data_format == CHANNELS_LAST and set(dilation_rate) == {1}
-    return is_plain and (size == (1, 1) or (padding == "valid" and size == tuple(strides)))
+    is_split = geometry.padding == "valid" and size == tuple(geometry.strides)
+    return geometry.is_plain and (size == (1, 1) or is_split)
 
 
-def keeps_size(
-    kernel: Any, *, strides: Sequence[int], padding: str, dilation_rate: Sequence[int], data_format: str
-) -> bool:
+def keeps_size(kernel: Any, geometry: Geometry) -> bool:
     """Whether a convolution's maps keep their sides and are padded by the same on all: odd kernel, stride 1, same."""
-    is_plain = data_format == CHANNELS_LAST and set(dilation_rate) == {1} and set(strides) == {1}
-    return is_plain and padding == "same" and all(k % 2 for k in kernel.shape[:2])
+    is_dense = geometry.is_plain and set(geometry.strides) == {1}
+    return is_dense and geometry.padding == "same" and all(k % 2 for k in kernel.shape[:2])
+
+
+def is_product_of_patches(x: Any, kernel: Any, geometry: Geometry) -> bool:
+    """Whether a convolution is one matrix product: of separate patches, in one group, in float32 on a CPU."""
+    is_whole = x.shape[-1] == kernel.shape[2]
+    return is_whole and has_separate_patches(kernel, geometry) and computes_in_float32_on_cpu(x)
 
 
 def patches_as_rows(x: Any, kernel_size: Sequence[int], strides: Sequence[int]) -> tuple[Any, tuple[Any, Any]]:
@@ -83,27 +84,3 @@ def patches_as_rows(x: Any, kernel_size: Sequence[int], strides: Sequence[int]) 
         x = reshape(x[:, : h * kh, : w * kw], (-1, h, kh, w, kw, channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
     return reshape(x, (-1, kh * kw * channels)), (h, w)
-
-
-def convolve_patches(x: Any, kernel: Any, bias: Any, strides: Sequence[int]) -> Any:
-    """Return a convolution of separate patches as one matrix product.
-
-    XLA's own operator takes up to 3 times as long on a CPU (gradients 5 times), and TensorFlow's as long with slower
-    gradients (tests/bench_layers.py).
-    """
-    filters = kernel.shape[-1]
-    rows, sides = patches_as_rows(x, kernel.shape[:2], strides)
-    outputs = ops.matmul(rows, ops.reshape(kernel, (-1, filters)))
-    outputs = outputs if bias is None else outputs + ops.convert_to_tensor(bias)
-    return ops.reshape(outputs, (-1, *sides, filters))
-
-
-def attend_heads_first(qkv: Any, causal: bool = False) -> Any:
-    """Attention by matrix products in heads-first order, 1.1 to 1.5 times as fast on JAX's CPU, gradients included, and
-    1.2 times on TensorFlow's, with gradients 1.0 to 1.2 (tests/bench_layers.py)."""
-    query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)))  # (B, heads, L, d) each
-    scores = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, 2, 3))
-    if causal:
-        place = ops.arange(ops.shape(scores)[-1])
-        scores = ops.where(place[:, None] >= place, scores, -math.inf)
-    return ops.transpose(ops.matmul(ops.softmax(scores), value), (0, 2, 1, 3))

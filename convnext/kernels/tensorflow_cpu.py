@@ -1,10 +1,10 @@
-"""Faster forms on TensorFlow's CPU: products in training with explicit gradients, GELU by erf, patches as rows.
+"""Faster forms on TensorFlow's CPU: products in training with explicit gradients, GELU by erf.
 
 For a kernel with fewer outputs than inputs, TensorFlow computes its gradient xᵀ · gradient slower than
 (gradientᵀ · x)ᵀ, and its GELU gradient makes more passes over memory than needed. With explicit gradients a layer of
 ConvNeXt-Tiny's first stage is 1.19× (product) and 1.10× (GELU) as fast; of the last stage, which has few rows and large
-kernels, 0.93× and 1.02×. Measured by KERAS_BACKEND=tensorflow python tests/bench_layers.py. The depthwise convolution
-and GRN have no faster form.
+kernels, 0.93× and 1.02×. Measured by KERAS_BACKEND=tensorflow python tests/bench_layers.py. Convolutions,
+attention and GRN have no faster form.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 from convnext.kernels import reference
-from convnext.kernels.reference import depthwise_conv2d, grn
+from convnext.kernels.reference import attention, conv2d, depthwise_conv2d, grn
 from convnext.kernels.shared import (
     as_maps,
     as_rows,
-    attend_heads_first,
     computes_in_float32_on_cpu,
-    convolve_patches,
     gelu_by_erf,
-    has_separate_patches,
     is_gelu,
 )
 
@@ -46,19 +43,6 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
     else:
         outputs = reference.affine(rows, kernel, bias, activation)
     return as_maps(outputs, x)
-
-
-def conv2d(x: Any, kernel: Any, bias: Any, **geometry: Any) -> Any:
-    """In float32 on a CPU, where patches do not overlap: one matrix product."""
-    is_whole = x.shape[-1] == kernel.shape[2]  # one group
-    if is_whole and has_separate_patches(kernel, **geometry) and computes_in_float32_on_cpu(x):
-        return convolve_patches(x, kernel, bias, geometry["strides"])
-    return reference.conv2d(x, kernel, bias, **geometry)
-
-
-def attention(qkv: Any, causal: bool) -> Any:
-    """In float32 on a CPU: heads first."""
-    return attend_heads_first(qkv, causal) if computes_in_float32_on_cpu(qkv) else reference.attention(qkv, causal)
 
 
 def product(x: Any, kernel: Any, bias: Any = None) -> Any:

@@ -2,7 +2,8 @@
 
 torch multiplies float32 matrices by MKL, which reaches half the peak of an AMD processor with AVX-512; oneDNN, which
 torch uses for convolutions, reaches nearly all of it: (392, 768) → (392, 3072) takes 7 ms instead of 17 on two cores.
-Without AVX-512 MKL is faster (10.5 ms against 19), except for few rows, and oneDNN's GELU is slow. Measured by
+Without AVX-512 MKL is faster (10.5 ms against 19), except for few rows, and oneDNN's GELU is slow. On an Intel
+processor with AVX-512 MKL is twice as fast (13.6 ms against 29 on one core). Measured by
 KERAS_BACKEND=torch python tests/bench_layers.py.
 """
 
@@ -10,20 +11,23 @@ from __future__ import annotations
 
 import functools
 import math
+import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 from keras import ops
 
 from convnext.kernels import reference
-from convnext.kernels.reference import at_least_float32, safe_sqrt, share_of_mean
+from convnext.kernels.reference import Geometry, at_least_float32, safe_sqrt, share_of_mean
 from convnext.kernels.shared import (
     as_rows,
     computes_in_float32_on_cpu,
     has_separate_patches,
     is_gelu,
+    is_product_of_patches,
     keeps_size,
     patches_as_rows,
 )
@@ -46,30 +50,29 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
     return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
 
 
-def conv2d(x: Any, kernel: Any, bias: Any, **geometry: Any) -> Any:
+def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
     """In float32 on a CPU, where patches do not overlap: one matrix product, up to twice as fast as torch's operator.
     With even padding: torch's operator on a view, without copies."""
-    is_whole = x.shape[-1] == kernel.shape[2]  # one group
-    if is_whole and has_separate_patches(kernel, **geometry) and computes_in_float32_on_cpu(x):
-        filters, (rows, sides) = kernel.shape[-1], patches_as_rows(x, kernel.shape[:2], geometry["strides"])
+    if is_product_of_patches(x, kernel, geometry):
+        filters, (rows, sides) = kernel.shape[-1], patches_as_rows(x, kernel.shape[:2], geometry.strides)
         bias = None if bias is None else ops.convert_to_tensor(bias)
         outputs = product(rows, ops.convert_to_tensor(kernel).reshape(-1, filters), bias)
         return outputs.reshape(-1, *sides, filters)
-    if takes_a_view(kernel, **geometry):
-        return convolve_view(x, kernel, bias, CONV2D_ORDER, geometry["strides"], geometry["padding"])
-    return reference.conv2d(x, kernel, bias, **geometry)
+    if takes_a_view(kernel, geometry):
+        return convolve_view(x, kernel, bias, CONV2D_ORDER, geometry)
+    return reference.conv2d(x, kernel, bias, geometry)
 
 
-def depthwise_conv2d(x: Any, kernel: Any, bias: Any, **geometry: Any) -> Any:
+def depthwise_conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
     """With stride 1 and same padding: torch's operator on a view, without copies."""
-    if kernel.shape[3] == 1 and keeps_size(kernel, **geometry):
-        return convolve_view(x, kernel, bias, DEPTHWISE_ORDER, geometry["strides"], geometry["padding"])
-    return reference.depthwise_conv2d(x, kernel, bias, **geometry)
+    if kernel.shape[3] == 1 and keeps_size(kernel, geometry):
+        return convolve_view(x, kernel, bias, DEPTHWISE_ORDER, geometry)
+    return reference.depthwise_conv2d(x, kernel, bias, geometry)
 
 
 def attention(qkv: Any, causal: bool) -> Any:
-    """In float32 on a CPU, up to SHORT tokens: two products. Under torch.func and in forward mode too, for which
-    torch's operator has no rules."""
+    """In float32 on a CPU, up to SHORT tokens: two products. They have derivatives of every order; torch's operator has
+    the first reverse ones alone, so under torch.func and in forward mode products are taken for any length."""
     is_short = computes_in_float32_on_cpu(qkv) and qkv.shape[1] <= SHORT
     takes_products = is_short or (is_eager_cpu(qkv) and is_transformed(qkv))
     return attend_by_products(qkv, causal) if takes_products else reference.attention(qkv, causal)
@@ -107,22 +110,13 @@ def attend_by_products(qkv: Any, causal: bool) -> Any:
     return attended.reshape(-1, qkv.shape[3], length, depth).transpose(1, 2)
 
 
-def takes_a_view(
-    kernel: Any, strides: Sequence[int], padding: str, dilation_rate: Sequence[int], data_format: str
-) -> bool:
+def takes_a_view(kernel: Any, geometry: Geometry) -> bool:
     """Whether a convolution pads both sides by the same, and so can be computed on a channels_first view."""
-    geometry: dict[str, Any] = {
-        "strides": strides,
-        "padding": padding,
-        "dilation_rate": dilation_rate,
-        "data_format": data_format,
-    }
-    pads_nothing = padding == "valid" or tuple(kernel.shape[:2]) == (1, 1)
-    is_plain = set(dilation_rate) == {1} and data_format == reference.CHANNELS_LAST
-    return (pads_nothing and is_plain) or keeps_size(kernel, **geometry)
+    pads_nothing = geometry.padding == "valid" or tuple(kernel.shape[:2]) == (1, 1)
+    return (pads_nothing and geometry.is_plain) or keeps_size(kernel, geometry)
 
 
-def convolve_view(x: Any, kernel: Any, bias: Any, order: Sequence[int], strides: Sequence[int], padding: str) -> Any:
+def convolve_view(x: Any, kernel: Any, bias: Any, order: Sequence[int], geometry: Geometry) -> Any:
     """Return a plain convolution by torch's operator on a channels_first view, without copies.
 
     Args:
@@ -132,20 +126,22 @@ def convolve_view(x: Any, kernel: Any, bias: Any, order: Sequence[int], strides:
 
     weight = ops.convert_to_tensor(kernel).to(x.dtype).permute(order)
     bias = None if bias is None else ops.convert_to_tensor(bias).to(x.dtype)
-    pads = tuple(k // 2 for k in kernel.shape[:2]) if padding == "same" else (0, 0)
+    pads = tuple(k // 2 for k in kernel.shape[:2]) if geometry.padding == "same" else (0, 0)
     view = x.permute(0, 3, 1, 2)  # memory stays channels_last
-    outputs = torch.nn.functional.conv2d(view, weight, bias, strides, pads, groups=x.shape[-1] // weight.shape[1])
+    outputs = torch.nn.functional.conv2d(
+        view, weight, bias, geometry.strides, pads, groups=x.shape[-1] // weight.shape[1]
+    )
     return outputs.permute(0, 2, 3, 1)
 
 
-def store_conv2d_kernel(variable: Any, groups: int, **geometry: Any) -> None:
+def store_conv2d_kernel(variable: Any, groups: int, geometry: Geometry) -> None:
     """Store a kernel in the memory order of torch's convolution, which would otherwise copy it at every call."""
     import torch
 
     value = variable.value
     if not isinstance(value, torch.Tensor) or value.device.type == "meta":
         return
-    if takes_a_view(value, **geometry) and not (groups == 1 and has_separate_patches(value, **geometry)):
+    if takes_a_view(value, geometry) and not (groups == 1 and has_separate_patches(value, geometry)):
         inverse = sorted(range(len(CONV2D_ORDER)), key=CONV2D_ORDER.__getitem__)
         ordered = value.data.permute(CONV2D_ORDER).contiguous(memory_format=torch.channels_last)
         value.data = ordered.permute(inverse)
@@ -197,12 +193,22 @@ def is_transformed(*tensors: Any) -> bool:
 
 @functools.cache
 def onednn_rows() -> range:
-    """Return the range of row counts for which oneDNN is faster; empty on processors that were not measured."""
+    """Return the range of row counts for which oneDNN is faster; empty on Intel's processors and unmeasured ones."""
     import torch
+
+    if is_intel():
+        return range(0)
 
     is_available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     end = {"AVX512": sys.maxsize, "AVX2": MAX_ROWS_AVX2 + 1}.get(torch.backends.cpu.get_cpu_capability(), 0)
     return range(MIN_ROWS, end if is_available else 0)
+
+
+def is_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:  # not Linux
+        return "Intel" in platform.processor()
 
 
 def fuses_gelu() -> bool:

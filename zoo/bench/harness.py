@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,18 +219,24 @@ def _plan_matmuls(groups, smoke) -> list[Case]:
 # Running.
 
 
-def run_group(cases: Sequence[Case], rounds: int, rates: dict[str, float], limits: Limits = NO_LIMITS) -> list[Result]:
-    """Run cases in turns; return their results in the same order."""
+def run_group(
+    cases: Sequence[Case], rounds: int, rates: dict[str, float], limits: Limits = NO_LIMITS, starting: int = 1
+) -> list[Result]:
+    """Run cases in turns, of which `starting` build and warm up at a time; return their results in the same order."""
     workers: dict[Case, Worker] = {}
     results: dict[Case, Result] = {}
+
+    def start(case):
+        say(f"{label(case)}: starting")
+        try:
+            workers[case] = Worker(case, limits)
+        except WorkerError as error:
+            results[case] = Result(case, error=str(error))
+            say(f"{label(case)}: {error}")
+
     try:
-        for case in cases:
-            say(f"{label(case)}: starting")
-            try:
-                workers[case] = Worker(case, limits)
-            except WorkerError as error:
-                results[case] = Result(case, error=str(error))
-                say(f"{label(case)}: {error}")
+        with ThreadPoolExecutor(starting) as pool:
+            list(pool.map(start, cases))
         say(f"{len(workers)} taking turns, {rounds} rounds")
         try:
             turns = timing.take_turns({case: worker.take_turn for case, worker in workers.items()}, rounds)

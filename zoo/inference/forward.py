@@ -63,11 +63,13 @@ def compile_forward(model, batch_size: int | None = None) -> Forward:
     Args:
         model: `keras.Model` with one input and one output.
         batch_size: rows of every batch; compiled for them at the first call, on torch with `torch.compile` if that is
-            possible. None for batches of any size: JAX compiles each shape, the others a shape that is repeated.
+            possible. None for batches of any size: JAX compiles each shape, the others a shape that is repeated. On
+            other backends of Keras each batch is one `predict_on_batch`.
     """
     import keras
 
-    return {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}[keras.backend.backend()](model, batch_size)
+    compiler = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}.get(keras.backend.backend(), _others)
+    return compiler(model, batch_size)
 
 
 def jit_forward(model) -> Callable:
@@ -148,6 +150,10 @@ def _torch(model, batch_size) -> Forward:
             return forward
 
     return _without_gradients(by_shape(forward, specialise, max_rows=MAX_ROWS))
+
+
+def _others(model, _) -> Forward:
+    return lambda x: np.asarray(model.predict_on_batch(x), np.float32)
 
 
 def _compiled_at_first_call(forward: Callable) -> Callable:
