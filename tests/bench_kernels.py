@@ -251,6 +251,7 @@ def training_steps(label, batch):
 
     def make():
         compiled = []
+        model.train_step = functools.partial(type(model).train_step, model)  # JAX would take the last one's trace
 
         def step():
             model.train_function = compiled[0] if compiled else None  # Keras compiles if there is none
