@@ -344,17 +344,6 @@ def test_the_context_manager_turns_all_forms_off():
     assert kernels.in_use() == faster
 
 
-@pytest.mark.only("tensorflow")
-@pytest.mark.parametrize("call", [call for call in CALLS if "conv2d" in call.kernel], ids=str)
-def test_empty_batches_in_a_graph(call, rng):
-    import tensorflow as tf
-
-    x, *weights = map(tf.constant, call.arrays(rng, 1))
-    with kernels.use_reference():
-        graph = tf.function(lambda x: call.function()(x, *weights))
-        assert graph(x[:0]).shape == (0, *graph(x).shape[1:])
-
-
 def tiny_model():
     return create_convnext_v2(Variant(depths=(1, 1), dims=(4, 8)), 3, (32, 32, 3))
 
