@@ -14,7 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from zoo.data.preprocess import PreprocessSpec
 from zoo.embeddings import TextCache
+from zoo.inference.encoder import Encoder
+from zoo.inference.pipeline import ClipPipeline
 from zoo.search.build import build_index
 from zoo.serve import Limits, create_app
 from zoo.serve.server import Server, configure
@@ -97,23 +100,35 @@ def data_uri(data: bytes, kind="png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def with_forwards(pipeline, images=None):
-    """Return a copy of a pipeline whose towers are random projections, so that nothing is compiled.
-
-    Args:
-        images: a function in place of the image tower.
-    """
-    rng, encoder = np.random.default_rng(0), pipeline.encoder
-    pixels = rng.standard_normal((np.prod(encoder.spec.size) * 3, encoder.dim), np.float32)
-    words = rng.standard_normal((77, encoder.dim), np.float32)
-    light = copy.copy(pipeline)
-    light.encoder = dataclasses.replace(
-        encoder,
-        images=images or (lambda batch: batch.reshape(len(batch), -1) @ pixels),
-        texts=lambda tokens: tokens.astype(np.float32) @ words[: tokens.shape[1]],
+def stub_pipeline():
+    """Return a `ClipPipeline` whose towers are random projections: it needs no backend, and nothing is compiled."""
+    rng, dim, side = np.random.default_rng(0), 32, 16
+    pixels = rng.standard_normal((side * side * 3, dim), np.float32)
+    words = rng.standard_normal((77, dim), np.float32)
+    pipeline = object.__new__(ClipPipeline)
+    pipeline.encoder = Encoder(
+        lambda batch: batch.reshape(len(batch), -1) @ pixels,
+        lambda tokens: tokens.astype(np.float32) @ words[: tokens.shape[1]],
+        PreprocessSpec(image_size=side),
+        dim,
+        scale=10.0,
+        shortens=True,
+        batch_size=4,
     )
-    light.cache = TextCache()
-    return light
+    pipeline.fingerprint, pipeline.cache, pipeline._classifiers = "a" * 64, TextCache(), {}
+    return pipeline
+
+
+def with_images(pipeline, images):
+    """Return a copy of a pipeline with another image tower, and a cache of its own."""
+    other = copy.copy(pipeline)
+    other.encoder, other.cache = dataclasses.replace(pipeline.encoder, images=images), TextCache()
+    return other
+
+
+def some_images(count=7):
+    """Return uint8 images (20, 20, 3)."""
+    return list(np.random.default_rng(1).integers(0, 256, (count, 20, 20, 3), np.uint8))
 
 
 def album_with_index(folder, images, model, pipeline=None):

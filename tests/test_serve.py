@@ -10,45 +10,39 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from pipeline_case import *  # noqa: F403
-from serve_case import album_with_index, data_uri, png, running, with_forwards
+from serve_case import album_with_index, data_uri, png, running, some_images, stub_pipeline, with_images
 
-import zoo
+import zoo.serve
+from zoo.embeddings import Index
 from zoo.embeddings.catalogue import NAME
-from zoo.inference.encoder import load_encoder
 from zoo.serve import Limits
-from zoo.serve.model import open_model
-
-pytestmark = [pytest.mark.backend, pytest.mark.once]
 
 TOKEN = "a-token-of-several-letters"
 
 
 @pytest.fixture(scope="module")
-def module_patch():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+def pipeline():
+    return stub_pipeline()
 
 
 @pytest.fixture(scope="module")
-def light(pipeline):
-    return with_forwards(pipeline)
+def images():
+    return some_images()
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory, saved, images):
-    return album_with_index(tmp_path_factory.mktemp("photos"), images, str(saved))
+def photos(tmp_path_factory, pipeline, images):
+    return album_with_index(tmp_path_factory.mktemp("photos"), images, "pair.safetensors", pipeline)
 
 
 @pytest.fixture(scope="module")
-def client(saved, photos, module_patch):
-    module_patch.setattr("zoo.serve.model.TEXT_BATCH", 4)  # fewer shapes to compile
-    with running(open_model(str(saved), batch_size=4), index=photos / "index", name="pair") as client:
+def client(photos):
+    with running(stub_pipeline(), index=photos / "index", name="pair") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def strict(light):
+def strict(pipeline):
     """A service with a token and low limits."""
     limits = Limits(
         max_body=20_000,
@@ -60,7 +54,7 @@ def strict(light):
         header_seconds=0.6,
         body_seconds=0.6,
     )
-    with running(light, limits, ready=False, token=TOKEN) as client:
+    with running(pipeline, limits, ready=False, token=TOKEN) as client:
         client.wait_until_ready()
         client.limits = limits
         yield client
@@ -123,7 +117,7 @@ def test_rerank_orders_texts_and_images_by_cosine(client, pipeline, images):
 
 
 def test_search_by_text_expression_and_image(client, pipeline, photos, images):
-    index = zoo.search.Index.open(photos / "index")
+    index = Index.open(photos / "index")
     for query in ("a seven", "seven - one + 2:zero"):
         answer = client.post("/v1/search", query=query, k=3).json
         ids, scores = pipeline.search(index, query, 3)
@@ -163,10 +157,10 @@ def test_thumbnails_are_encoded_again_and_numbers_are_all_that_reaches_files(cli
         assert answer.status == 404 and answer.error["code"] == 404, path
 
 
-def test_an_index_that_changed_is_opened_again_and_one_of_another_model_is_refused(light, tmp_path):
-    vectors = np.eye(2, light.encoder.dim, dtype=np.float32)
-    index = zoo.search.Index.build(vectors, tmp_path / "index", model=light.fingerprint)
-    with running(light, index=index.path) as client:
+def test_an_index_that_changed_is_opened_again_and_one_of_another_model_is_refused(pipeline, tmp_path):
+    vectors = np.eye(2, pipeline.encoder.dim, dtype=np.float32)
+    index = Index.build(vectors, tmp_path / "index", model=pipeline.fingerprint)
+    with running(pipeline, index=index.path) as client:
         assert client.get("/v1/index").json["images"] == 2
         index.remove(["0"])
         assert client.get("/v1/index").json["images"] == 1
@@ -174,28 +168,9 @@ def test_an_index_that_changed_is_opened_again_and_one_of_another_model_is_refus
         (tmp_path / "garbage").write_bytes(b"no index" * 1000)
         os.replace(tmp_path / "garbage", index.path / NAME)
         assert client.post("/v1/search", query="a").json["results"], "the index before stays in use"
-    other = zoo.search.Index.build(vectors, tmp_path / "other", model="f" * 64)
+    other = Index.build(vectors, tmp_path / "other", model="f" * 64)
     with pytest.raises(ValueError, match="was made with another model"):
-        zoo.serve.create_app(light, index=other.path)
-
-
-def test_a_classifier_is_served_without_labels(tmp_path, images):
-    from helpers import randomize
-
-    from zoo.data.preprocess import PreprocessSpec
-
-    network = zoo.create_model("convnext_atto", num_classes=7, input_shape=(32, 32, 3))
-    randomize(network, np.random.default_rng(0), scale=0.05)
-    zoo.save(network, tmp_path / "atto.safetensors", preprocess=PreprocessSpec(image_size=32))
-    loaded = zoo.load(tmp_path / "atto.safetensors")
-    with running(open_model(str(tmp_path / "atto.safetensors"), batch_size=1), name="atto") as client:
-        answer = client.send("POST", "/v1/classify", png(images[1]), {"Content-Type": "image/png"}).json
-        expected = loaded.model.predict(loaded.transform(images[1])[None], verbose=0)[0]
-        assert [entry["index"] for entry in answer["classes"]] == list(np.argsort(-expected)[:5])
-        assert answer["classes"][0]["probability"] == pytest.approx(float(expected.max()), abs=1e-5)
-        assert client.post("/v1/classify", image=data_uri(png(images[1])), labels=["a"]).error["param"] == "labels"
-        assert client.post("/v1/embeddings", input="a text").status == 400
-        assert client.post("/v1/search", query="a").status == 404
+        zoo.serve.create_app(pipeline, index=other.path)
 
 
 def test_models_metrics_and_description(client):
@@ -240,9 +215,9 @@ def test_sixteen_clients_get_what_single_calls_give(client, pipeline, images):
 class Slow:
     """A model that waits until it is told to go on, and notes its batches."""
 
-    def __init__(self, light):
+    def __init__(self, pipeline):
         self.go, self.batches, self.entered = threading.Event(), [], threading.Event()
-        self.forward = light.encoder.images
+        self.forward = pipeline.encoder.images
 
     def __call__(self, batch):
         self.entered.set()
@@ -252,12 +227,12 @@ class Slow:
 
 
 @pytest.fixture
-def slow(light):
+def slow(pipeline):
     """A service whose images wait until `slow.go` is set; its queue holds 6 images."""
-    slow = Slow(light)
+    slow = Slow(pipeline)
     slow.go.set()
     limits = Limits(max_waiting_images=6, deadline_seconds=2.0)
-    with running(with_forwards(light, slow), limits) as client:
+    with running(with_images(pipeline, slow), limits) as client:
         slow.batches.clear()
         slow.entered.clear()
         slow.go.clear()
@@ -311,11 +286,11 @@ def wait_for(client, line, seconds=10.0):
         time.sleep(0.02)
 
 
-def test_what_is_in_progress_is_answered_before_the_service_stops(light, images):
-    slow = Slow(light)
+def test_what_is_in_progress_is_answered_before_the_service_stops(pipeline, images):
+    slow = Slow(pipeline)
     slow.go.set()
     with ThreadPoolExecutor(1) as pool:
-        with running(with_forwards(light, slow)) as client:
+        with running(with_images(pipeline, slow)) as client:
             slow.entered.clear()
             slow.go.clear()
             answer = pool.submit(client.post, "/v1/embeddings", input=data_uri(png(images[0])), modality="image")
@@ -346,8 +321,8 @@ def test_another_host_is_refused(client, host):
     assert client.get("/health", Host=host).status in (400, 421)
 
 
-def test_this_machine_and_named_hosts_are_known(light):
-    with running(light, ready=False, allowed_hosts=["photos.example"]) as client:
+def test_this_machine_and_named_hosts_are_known(pipeline):
+    with running(pipeline, ready=False, allowed_hosts=["photos.example"]) as client:
         for host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "192.168.1.2:80", "PHOTOS.example"):
             assert client.get("/health", Host=host).status == 200, host
 
@@ -461,31 +436,11 @@ def ended(connection):
         return True
 
 
-def test_nothing_is_answered_by_the_model_before_it_is_ready(light):
-    slow = Slow(light)
-    with running(with_forwards(light, slow), ready=False) as client:
+def test_nothing_is_answered_by_the_model_before_it_is_ready(pipeline):
+    slow = Slow(pipeline)
+    with running(with_images(pipeline, slow), ready=False) as client:
         assert client.get("/ready").status == 503 and client.get("/health").status == 200
         answer = client.post("/v1/embeddings", input="a")
         assert answer.status == 503 and "retry-after" in answer.headers
         slow.go.set()
         client.wait_until_ready()
-
-
-# The command.
-
-
-def test_another_host_needs_a_token(saved, tmp_path, capsys):
-    from zoo.cli import main
-
-    assert main(["serve", "--model", str(saved), "--host", "0.0.0.0"]) == 2
-    assert "--token-file" in capsys.readouterr().err
-    short = tmp_path / "token"
-    short.write_text("short\n")
-    assert main(["serve", "--model", str(saved), "--token-file", str(short)]) == 2
-    assert "16 to 4096" in capsys.readouterr().err
-
-
-def test_encoder_lengths_are_those_that_texts_are_cut_to(saved):
-    encoder = load_encoder(str(saved))
-    tokens = np.asarray(encoder.tokenizer(["a", "word " * 20, "word " * 60]), np.int32)
-    assert set(encoder.token_lengths(tokens)) <= set(encoder.lengths(tokens.shape[1])) == {8, 16, 32, 77}

@@ -5,10 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pipeline_case import *  # noqa: F403
-from serve_case import album_with_index, png, running, with_forwards
-
-pytestmark = [pytest.mark.backend, pytest.mark.once]
+from serve_case import album_with_index, png, running, some_images, stub_pipeline
 
 SCREENSHOTS = Path(__file__).resolve().parent.parent / "build" / "serve"
 INSTALL = "no Chromium is installed; install it with: apt-get install -y chromium (Debian) or snap install chromium"
@@ -31,8 +28,13 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def light(pipeline):
-    return with_forwards(pipeline)
+def light():
+    return stub_pipeline()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return some_images()
 
 
 @pytest.fixture(scope="module")
