@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import socket
 import threading
 import time
@@ -165,8 +164,9 @@ def test_an_index_that_changed_is_opened_again_and_one_of_another_model_is_refus
         index.remove(["0"])
         assert client.get("/v1/index").json["images"] == 1
         assert [entry["number"] for entry in client.post("/v1/search", query="a").json["results"]] == [1]
-        (tmp_path / "garbage").write_bytes(b"no index" * 1000)
-        os.replace(tmp_path / "garbage", index.path / NAME)
+        index.path.rename(tmp_path / "before")
+        index.path.mkdir()
+        (index.path / NAME).write_bytes(b"no index" * 1000)
         assert client.post("/v1/search", query="a").json["results"], "the index before stays in use"
     other = Index.build(vectors, tmp_path / "other", model="f" * 64)
     with pytest.raises(ValueError, match="was made with another model"):
