@@ -215,19 +215,27 @@ def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
 
 @contextlib.contextmanager
 def _exportable_operations():
-    """Let a backend compute by operators that Keras' exporter can write: it refuses Keras' own LayerNormalization on
-    torch, whose sizes Keras reads from the traced tensor, and the exact GELU on TensorFlow, which is by erfc."""
+    """Let a backend compute by operators that Keras' exporter can write: on torch it refuses Keras' own
+    LayerNormalization, whose sizes Keras reads from the traced tensor, and `take_along_axis`; on TensorFlow the exact
+    GELU, which is by erfc."""
     import keras
 
     backend = keras.backend.backend()
     if backend == "torch":
-        from torch.nn import functional
+        import torch
 
-        layer_norm = functional.layer_norm
-        with mock.patch.object(
-            functional,
-            "layer_norm",
-            lambda x, sizes, *arguments, **options: layer_norm(x, [int(n) for n in sizes], *arguments, **options),
+        layer_norm = torch.nn.functional.layer_norm
+
+        def with_constants(x, sizes, *arguments, **options):
+            return layer_norm(x, [int(size) for size in sizes], *arguments, **options)
+
+        def by_gather(x, indices, dim):
+            sizes = [(indices if axis == dim % x.ndim else x).shape[axis] for axis in range(x.ndim)]
+            return torch.gather(x, dim, indices.expand(sizes))
+
+        with (
+            mock.patch.object(torch.nn.functional, "layer_norm", with_constants),
+            mock.patch.object(torch, "take_along_dim", by_gather),
         ):
             yield
     elif backend == "tensorflow":
