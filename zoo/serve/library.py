@@ -46,7 +46,8 @@ class Snapshot:
     def search(self, vector: np.ndarray, k: int, where: dict | None, min_score: float | None) -> list[dict]:
         """Return the matches, best first: [{"rank", "id", "number", "score", "metadata", "thumbnail"}, …]."""
         ids, scores = self.index.search(vector, k, where=where or None, min_score=min_score)
-        entries, matches = self.index.entries(ids), []
+        entries = self.index.entries(ids)
+        matches: list[dict] = []
         for identity, score in zip(ids, scores, strict=True):
             if identity not in entries:  # removed in this moment
                 continue
