@@ -1,6 +1,9 @@
-"""What a batch of a pair may hold, checked before training: the keys, the token ids, the labels' shape."""
+"""What a batch of a pair may hold, checked before it is trained on: the keys, the token ids, the labels' shape."""
 
-from collections.abc import Mapping
+import copy
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -41,6 +44,99 @@ def check_batch(batch: Mapping[str, Any], vocabulary: int | None) -> None:
             raise ValueError(f"tokens hold the id {wrong}; the text tower's vocabulary has ids 0 to {vocabulary - 1}")
     if "label" in batch:
         check_labels(batch["label"], tokens.shape[0])
+
+
+def checked(data: Any, vocabulary: int | None) -> Any:
+    """Return data for `fit` whose batches are checked by `check_batch`: arrays now, others when a batch is made.
+
+    Args:
+        data: a dict of arrays, a generator, a `keras.utils.PyDataset`, a `tf.data.Dataset` or a torch `DataLoader`;
+            anything else is returned as it is.
+        vocabulary: as in `check_batch`.
+    """
+    check = functools.partial(_check_element, vocabulary)
+    if isinstance(data, Mapping):
+        check_batch(data, vocabulary)
+    elif isinstance(data, types.GeneratorType):
+        return _checked_batches(data, check)
+    elif isinstance(data, keras.utils.PyDataset):
+        return _CheckedDataset(data, check)
+    elif hasattr(data, "collate_fn"):  # torch's DataLoader
+        data = copy.copy(data)
+        data.collate_fn = functools.partial(_collate, check, data.collate_fn)
+    elif hasattr(data, "element_spec"):  # tf.data's Dataset
+        return _checked_tensors(data, vocabulary)
+    return data
+
+
+def _check_element(vocabulary: int | None, element: Any) -> Any:
+    """Check a batch, or the first part of (batch, targets, weights); return the element."""
+    batch = element[0] if isinstance(element, tuple | list) and element else element
+    if isinstance(batch, Mapping):
+        check_batch(batch, vocabulary)
+    return element
+
+
+def _checked_batches(data: Iterable, check: Callable) -> Iterator:
+    for element in data:
+        yield check(element)
+
+
+def _collate(check: Callable, collate: Callable, samples: list) -> Any:
+    return check(collate(samples))
+
+
+class _CheckedDataset(keras.utils.PyDataset):
+    """The batches of another `PyDataset`, checked."""
+
+    def __init__(self, data: keras.utils.PyDataset, check: Callable):
+        super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
+        self.data, self.check = data, check
+
+    @property
+    def num_batches(self):
+        return self.data.num_batches
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.check(self.data[index])
+
+    def on_epoch_begin(self):
+        self.data.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.data.on_epoch_end()
+
+
+def _checked_tensors(data: Any, vocabulary: int | None) -> Any:
+    """A `tf.data.Dataset` that checks the token ids in its graph; keys and shapes are checked now."""
+    import tensorflow as tf
+
+    first = data.element_spec[0] if isinstance(data.element_spec, tuple) else data.element_spec
+    if not isinstance(first, Mapping):
+        return data
+    check_keys(first)
+    if "label" in first and first["label"].shape.rank is not None:
+        check_labels(first["label"])
+    if vocabulary is None:
+        return data
+
+    @tf.autograph.experimental.do_not_convert
+    def check(*parts):
+        tokens = parts[0]["tokens"]
+        text = f"tokens hold an id beyond the text tower's vocabulary, which has ids 0 to {vocabulary - 1}"
+        with tf.control_dependencies(
+            [
+                tf.debugging.assert_non_negative(tokens, text),
+                tf.debugging.assert_less(tokens, tf.cast(vocabulary, tokens.dtype), text),
+            ]
+        ):
+            parts = ({**parts[0], "tokens": tf.identity(tokens)}, *parts[1:])
+        return parts if len(parts) > 1 else parts[0]
+
+    return data.map(check)
 
 
 def check_labels(labels: Any, count: Any = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from clip.batches import check_batch, check_keys, vocabulary_size
+from clip.batches import check_keys, checked, vocabulary_size
 from clip.layers import MAX_LOGIT_SCALE, PACKAGE, LogitScale, l2_normalize, resolve_activation
 from clip.losses import LOSSES, agreement, distillation_loss
 from clip.towers import tower_of
@@ -140,40 +140,44 @@ class CLIP(keras.Model):
         return super().make_train_function(force)
 
     def fit(self, *args, **kwargs):
-        """Train as `keras.Model.fit` does. Arrays are checked first.
+        """Train as `keras.Model.fit` does. Arrays are checked first, batches of data sets and generators one by one.
 
         Raises:
             ValueError: an unknown key, a token id beyond the vocabulary, labels of another shape than (N,), targets or
                 sample weights.
         """
-        self._check_arrays(keras.Model.fit, args, kwargs)
+        args, kwargs = self._checked(keras.Model.fit, args, kwargs)
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
         """Return loss and metrics as `keras.Model.evaluate` does; checks and errors as in `fit`."""
-        self._check_arrays(keras.Model.evaluate, args, kwargs)
+        args, kwargs = self._checked(keras.Model.evaluate, args, kwargs)
         return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """Make one step as `keras.Model.train_on_batch` does; checks and errors as in `fit`."""
-        self._check_arrays(keras.Model.train_on_batch, args, kwargs)
+        args, kwargs = self._checked(keras.Model.train_on_batch, args, kwargs)
         return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args, **kwargs):
         """Return loss and metrics as `keras.Model.test_on_batch` does; checks and errors as in `fit`."""
-        self._check_arrays(keras.Model.test_on_batch, args, kwargs)
+        args, kwargs = self._checked(keras.Model.test_on_batch, args, kwargs)
         return super().test_on_batch(*args, **kwargs)
 
-    def _check_arrays(self, method, args, kwargs):
-        given = inspect.signature(method).bind(self, *args, **kwargs).arguments
+    def _checked(self, method, args, kwargs):
+        """Return the arguments of a method with its data checked, or such that batches are checked as they are made."""
+        bound = inspect.signature(method).bind(self, *args, **kwargs)
+        given, vocabulary = bound.arguments, vocabulary_size(self.text_encoder)
         _check_no_targets(*(given.get(name) for name in ("y", "sample_weight", "class_weight")))
+        if given.get("x") is not None:
+            given["x"] = checked(given["x"], vocabulary)
         held_out = given.get("validation_data")
         if isinstance(held_out, tuple | list):
             _check_no_targets(*held_out[1:])
-            held_out = held_out[0]
-        for batch in (given.get("x"), held_out):
-            if isinstance(batch, Mapping):
-                check_batch(batch, vocabulary_size(self.text_encoder))
+            given["validation_data"] = (checked(held_out[0], vocabulary), *held_out[1:])
+        elif held_out is not None:
+            given["validation_data"] = checked(held_out, vocabulary)
+        return bound.args[1:], bound.kwargs
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
         _check_no_targets(y, sample_weight)

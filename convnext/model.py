@@ -269,12 +269,20 @@ def resolve_variant(family, variant):
     return table[variant], variant
 
 
+ONE_CLASS = (
+    "num_classes=1 with softmax gives the probability 1 for every image. Use classifier_activation='sigmoid', or "
+    "num_classes=2."
+)
+
+
 def check_options(num_classes, options):
     """Raise ValueError for options that are out of range or contradict each other."""
     if options["include_top"] and (not isinstance(num_classes, int) or num_classes < 1):
         raise ValueError(
             f"num_classes must be a positive integer, got {num_classes!r}; use include_top=False for no head."
         )
+    if options["include_top"] and num_classes == 1 and options["classifier_activation"] == "softmax":
+        raise ValueError(ONE_CLASS)
     if options["pooling"] not in (None, "avg", "max"):
         raise ValueError(f"pooling must be None, 'avg' or 'max', got {options['pooling']!r}.")
     if options["include_top"] and options["pooling"] == "max":

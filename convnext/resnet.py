@@ -59,7 +59,8 @@ def create_resnet(
     Reference: arXiv:1512.03385, table 1.
     """
     row, label = resolve_variant("resnet", str(variant) if isinstance(variant, int) else variant)
-    check_options(num_classes, {"include_top": include_top, "pooling": pooling})
+    options = {"include_top": include_top, "pooling": pooling, "classifier_activation": classifier_activation}
+    check_options(num_classes, options)
     check_input_shape(input_shape)
     prefix = prefix_of(name)
     images = keras.Input(input_shape, name=f"{prefix}{INPUT}")

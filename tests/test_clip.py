@@ -355,11 +355,55 @@ def test_weights_of_samples_are_refused(pair, batch):
             pair.fit(batch, verbose=0, **options)
 
 
+def sources(batches):
+    """{kind: a function that makes a data set of these batches} for what the backend's users have."""
+    made = {
+        "generator": lambda: ((batch,) for batch in batches),
+        "PyDataset": lambda: Batches({key: np.concatenate([b[key] for b in batches]) for key in batches[0]}, 4),
+    }
+    if keras.backend.backend() == "torch":
+        from torch.utils.data import DataLoader
+
+        made["DataLoader"] = lambda: DataLoader(batches, batch_size=None)
+        rows = [{key: batch[key][i] for key in batch} for batch in batches for i in range(4)]
+        made["DataLoader of rows"] = lambda: DataLoader(rows, batch_size=4)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        whole = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        made["tf.data"] = lambda: tf.data.Dataset.from_tensor_slices(whole).batch(4)
+    return made
+
+
+def test_a_token_beyond_the_vocabulary_is_found_in_any_batch(batch):
+    """Of a generator and of data sets. The tokens of the second batch are wrong: no look at the first finds it."""
+    wrong = {**batch, "tokens": np.full((4, 77), 49408, "int32")}
+    for make in sources([batch, wrong]).values():
+        pair = create_clip(VIT_PAIR)
+        pair.compile("sgd")
+        with pytest.raises(Exception, match="hold (the id 49408|an id beyond)"):
+            pair.fit(make(), verbose=0)
+
+
 @pytest.mark.once
-def test_an_unknown_key_is_refused_from_a_dataset_too(pair, batch):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("labels", np.arange(4), "no key 'labels'"), ("label", np.zeros((4, 1), "int32"), "labels have the shape")],
+)
+def test_batches_of_generators_and_data_sets_are_checked(pair, batch, key, value, message):
     pair.compile("sgd")
-    with pytest.raises(ValueError, match="no key 'labels'"):
-        pair.fit(Batches({**batch, "labels": np.arange(4)}, 2), verbose=0)
+    wrong = {**batch, key: value}
+    for make in sources([wrong, wrong]).values():
+        for call in (pair.fit, pair.evaluate, lambda x: pair.fit(batch, validation_data=x, verbose=0)):
+            with pytest.raises(ValueError, match=message):
+                call(make())
+
+
+def test_checked_data_gives_what_arrays_give(pair, batch):
+    pair.compile("sgd")
+    loss, *_ = pair.evaluate(batch, batch_size=4, verbose=0)
+    for make in sources([batch, batch]).values():
+        np.testing.assert_allclose(pair.evaluate(make(), verbose=0)[0], loss, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,8 @@ def write(path, tensors):
 MADE_FOR = [
     ("timm ConvNeXt", CLASSIFIERS["v1"]),
     ("timm ConvNeXt with conv_mlp", CLASSIFIERS["v2"]),
+    ("timm ConvNeXt of features_only", lambda: CLASSIFIERS["v1"](include_top=False)),
+    ("timm ConvNeXt of features_only with conv_mlp", lambda: CLASSIFIERS["v2"](include_top=False)),
     ("timm or torchvision ResNet", CLASSIFIERS["bottleneck"]),
     ("timm or torchvision ResNet", CLASSIFIERS["basic"]),
     ("facebookresearch ConvNeXt", CLASSIFIERS["v1"]),
@@ -98,6 +100,10 @@ MADE_FOR = [
     ("transformers ResNet", CLASSIFIERS["basic"]),
     ("transformers CLIP", vit_pair),
     ("open_clip with a ViT", lambda: vit_pair(bias=-10.0)),
+    ("open_clip's custom-text layout with a ViT", lambda: vit_pair(bias=-10.0)),
+    ("open_clip's custom-text layout with a ResNet", resnet_pair),
+    ("open_clip's custom-text layout with a ConvNeXt", lambda: convnext_pair("mlp")),
+    ("open_clip's custom-text layout with a ConvNeXt with conv_mlp", convnext_pair),
     ("open_clip with a ConvNeXt", lambda: convnext_pair("mlp")),
     ("open_clip with a ConvNeXt with conv_mlp", convnext_pair),
     ("open_clip with a ResNet", resnet_pair),
@@ -481,3 +487,72 @@ def test_a_pair_with_a_bias_takes_weights_without_one(tmp_path, format):
     assert "The file has no logit bias; the model's, -10, is kept." in report.notes
     scale, bias = (float(keras.ops.convert_to_numpy(v)) for v in biased.logit_scale.weights)
     assert (scale, bias) == (3.0, -10.0)
+
+
+PREFIXED = {
+    "model.": ("timm ConvNeXt", CLASSIFIERS["v1"]),
+    "net.module.": ("timm or torchvision ResNet", CLASSIFIERS["bottleneck"]),
+    "_orig_mod.student.backbone.": ("facebookresearch ConvNeXt", CLASSIFIERS["v2"]),
+    "lit_clip.": ("open_clip with a ViT", vit_pair),
+    "clip.": ("transformers CLIP", vit_pair),
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXED)
+def test_a_prefix_of_every_key_is_removed_and_reported(tmp_path, prefix):
+    name, create = PREFIXED[prefix]
+    model = fill(create())
+    expected = values(model)
+    tensors = {prefix + key: value for key, value in convert.export_tensors(model, format_named(name)).items()}
+    report = load_weights(fill(model, 2), write(tmp_path / "w.safetensors", tensors))
+    assert_equal(values(model), expected)
+    assert f"The prefix {prefix.removeprefix('_orig_mod.')!r} of all keys was removed." in report.notes
+    tensors["other.weight"] = np.zeros(1, np.float32)  # not a prefix of all keys
+    with pytest.raises(ValueError, match="match no known format"):
+        load_weights(model, write(tmp_path / "w.safetensors", tensors))
+
+
+@pytest.mark.parametrize("prefix", ["", "text."])
+def test_a_scale_of_shape_1_and_mask_buffers(tmp_path, prefix):
+    model = fill(vit_pair(bias=-10.0))
+    expected = values(model)
+    layout = "open_clip's custom-text layout" if prefix else "open_clip"
+    tensors = convert.export_tensors(model, format_named(f"{layout} with a ViT"))
+    tensors |= {key: tensors[key].reshape(1) for key in ("logit_scale", "logit_bias")}
+    tensors[f"{prefix}attn_mask"] = np.zeros((77, 77), np.float32)
+    report = load_weights(fill(model, 2), write(tmp_path / "w.safetensors", tensors))
+    assert_equal(values(model), expected)
+    assert set(report.ignored) == {f"{prefix}attn_mask"}
+
+
+STEMS = {
+    "timm ConvNeXt": (convnext.create_convnext_v1, V1),
+    "transformers ConvNeXt-V2": (convnext.create_convnext_v2, V1),
+    "timm or torchvision ResNet": (convnext.create_resnet, BASIC),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", STEMS)
+def test_the_stem_takes_other_channels_from_rgb(tmp_path, name, channels):
+    """As timm's in_chans: one channel sums the kernels, n channels repeat them times 3/n."""
+    create, row = STEMS[name]
+    rgb, model = fill(create(row, 5, (32, 32, 3))), create(row, 5, (32, 32, channels))
+    zoo.save(rgb, tmp_path / "own.safetensors")
+    write(tmp_path / "theirs.safetensors", convert.export_tensors(rgb, format_named(name)))
+    kernel, *others = values(rgb)
+    repeated = np.concatenate([kernel, kernel], 2)[:, :, :channels] * 3 / channels
+    expected = kernel.sum(2, keepdims=True) if channels == 1 else repeated
+    for file in ("own.safetensors", "theirs.safetensors"):
+        (note,) = (note for note in load_weights(fill(model, 2), tmp_path / file).notes if "channels became" in note)
+        assert f"the file's 3 channels became the model's {channels}" in note
+        np.testing.assert_allclose(values(model)[0], expected, rtol=1e-6)
+        assert_equal(values(model)[1:], others)
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_a_stem_from_other_channels_than_rgb_is_refused(tmp_path, name):
+    create, row = STEMS[name]
+    zoo.save(create(row, 5, (32, 32, 4)), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="shape"):
+        load_weights(create(row, 5, (32, 32, 3)), tmp_path / "w.safetensors")

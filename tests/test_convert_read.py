@@ -1,5 +1,7 @@
 """Weight files to arrays: each kind of file, and files that are damaged or hostile."""
 
+import argparse
+import fractions
 import io
 import json
 import pickle
@@ -99,8 +101,8 @@ def test_shards_that_do_not_fit_their_index(tmp_path, weight_map, message):
         read_checkpoint(write_shards(tmp_path, weight_map))
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "module"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
 def test_torch_checkpoints_and_their_wrappers(tmp_path, wrapper, prefix):
     torch = pytest.importorskip("torch")
     state = {prefix + key: torch.from_numpy(value.copy()) for key, value in TENSORS.items()}
@@ -156,6 +158,20 @@ def test_old_torch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.9.1")
     with pytest.raises(ImportError, match=r"2\.9\.1.*torch>=2\.10"):
         read_checkpoint(tmp_path / "m.pth")
+
+
+def test_the_options_of_a_training_script_are_the_only_objects(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {key: torch.from_numpy(value.copy()) for key, value in TENSORS.items()}
+    options = argparse.Namespace(lr=1e-3, betas=(0.9, 0.99), model=argparse.Namespace(name="atto"))
+    torch.save({"state_dict": state, "args": options}, tmp_path / "options.pth")
+    assert_same(read_checkpoint(tmp_path / "options.pth").tensors)
+    options.output = fractions.Fraction(1, 2)
+    torch.save({"state_dict": state, "args": options}, tmp_path / "fraction.pth")
+    with pytest.raises(
+        ValueError, match=r"fraction.pth .* it holds objects of fractions\.Fraction, which are not read"
+    ):
+        read_checkpoint(tmp_path / "fraction.pth")
 
 
 class Bomb:

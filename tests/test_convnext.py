@@ -6,6 +6,7 @@ import pytest
 from helpers import gradients, predict, randomize
 from keras import ops
 
+import zoo
 from convnext import (
     ResNetVariant,
     Variant,
@@ -435,3 +436,17 @@ class TestResNet:
         again = keras.saving.load_model(tmp_path / "resnet.keras", safe_mode=True)
         x = images(rng, 2, 64, 64, 3)
         np.testing.assert_array_equal(predict(again, x), predict(model, x))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("create", [create_convnext_v1, create_convnext_v2, create_resnet])
+def test_one_class_and_softmax_are_refused_with_the_remedy(create, tmp_path):
+    row = TINY_RESNET if create is create_resnet else TINY
+    with pytest.raises(ValueError, match="probability 1 for every image. Use .*'sigmoid', or num_classes=2"):
+        create(row, 1, (32, 32, 3))
+    for activation in ("sigmoid", None):
+        assert create(row, 1, (32, 32, 3), classifier_activation=activation).output_shape == (None, 1)
+    assert create(row, 1, (32, 32, 3), include_top=False).output_shape[-1] > 1
+    earlier = create(row, 1, (32, 32, 3), classifier_activation=keras.activations.softmax)
+    zoo.save(earlier, tmp_path / "m.safetensors")  # as such files were written
+    assert zoo.load(tmp_path / "m.safetensors").model.get_layer("head_fc").get_config()["activation"] == "softmax"

@@ -7,6 +7,7 @@ from test_save_load import MODELS, fill, values
 import convnext
 import zoo
 from zoo.weights import export_tensors, write_safetensors
+from zoo.weights.engine import match_slots
 from zoo.weights.sources import timm
 
 pytestmark = pytest.mark.backend
@@ -115,3 +116,21 @@ def test_a_file_of_ours_brings_its_image_size(tmp_path):
     assert again.input_shape == (None, 32, 32, 3)
     assert again.get_layer("stem_conv").strides == (1, 1)
     assert zoo.create_model("convnext_atto", weights=path, input_shape=(64, 64, 3)).input_shape == (None, 64, 64, 3)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "resnet18"])
+@pytest.mark.parametrize("pooling", ["avg", None])
+def test_a_file_without_a_classifier_makes_a_model_without_one(tmp_path, name, pooling):
+    """timm's files of num_classes=0 and, without the last norm, of features_only."""
+    source = fill(zoo.create_model(name, include_top=False, pooling=pooling, input_shape=(32, 32, 3)))
+    library = next(known for known in timm.FORMATS if not match_slots(source, known)[1])
+    path = tmp_path / "headless.safetensors"
+    write_safetensors(path, export_tensors(source, library), {})
+    with pytest.warns(UserWarning, match="no classifier, so the model has none"):
+        model = zoo.create_model(name, weights=path, input_shape=(32, 32, 3))
+    assert model.output_shape[-1] == source.output_shape[-1]
+    for first, second in zip(values(model), values(source), strict=True):
+        np.testing.assert_array_equal(first, second)
+    with pytest.warns(UserWarning, match="head_fc is newly initialized"):
+        assert zoo.create_model(name, weights=path, num_classes=3, input_shape=(32, 32, 3)).output_shape == (None, 3)

@@ -82,6 +82,19 @@ def test_a_single_text_among_lists_and_other_notes(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["caption", "text", "captions", "title"])
+def test_a_folder_with_metadata_csv(tmp_path, key):
+    write_class_folders(tmp_path, 4)
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    rows = "".join(f"{name};'[\"text {i}\"]';{i % 2}\n".replace("'", "") for i, name in enumerate(names))
+    (tmp_path / "metadata.csv").write_text(f"file_name;{key};class\n{rows}", encoding="utf-8")
+    dataset = open_dataset(tmp_path, needs="captions", caption_key="title" if key == "title" else "caption")
+    assert [dataset.record(i).caption for i in range(4)] == [f"text {i}" for i in range(4)]
+    assert list(open_dataset(tmp_path, needs="labels", label_key="class").labels) == [0, 1, 0, 1]
+    by_folder = open_dataset(tmp_path, needs="labels", label_key="label")  # the default of zoo train classify
+    assert by_folder.class_names == tuple(sorted({name.split("/")[0] for name in names}))
+
+
+@pytest.mark.parametrize("key", ["caption", "text", "captions", "title"])
 def test_an_image_folder_of_hugging_face(tmp_path, key):
     write_class_folders(tmp_path, 4)
     names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
@@ -122,6 +135,28 @@ def test_parquet_of_hugging_face_has_its_class_names(tmp_path):
     )
     given = read_parquet(path, caption_key=None, label_key="label", class_names=["Katze", "Hund"])
     assert given.class_names == ("Katze", "Hund")
+
+
+@pytest.mark.parametrize("captions", [["a", "b", "c", "d"], LISTS])
+def test_parquet_files_of_hugging_face_are_read_together(tmp_path, captions):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    images = [{"bytes": content, "path": None} for content in FILES]
+    table = pyarrow.table({"image": images, "label": [0, 1, 1, 0], "text": captions})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    (tmp_path / "data").mkdir()
+    for i in range(2):
+        parquet.write_table(table.slice(2 * i, 2), tmp_path / "data" / f"train-{i}-of-2.parquet")
+    pattern = str(tmp_path / "data" / "train-*.parquet")
+    whole = open_dataset(pattern, needs="captions")
+    expected = EXPECTED if captions is LISTS else list(enumerate(captions))
+    assert found(whole) == expected
+    labelled = open_dataset(pattern, needs="labels", label_key="label")
+    assert labelled.class_names == ("cat", "dog") and list(labelled.labels) == [0, 1, 1, 0]
+    assert len(open_dataset(pattern, needs="images", metadata=True)) == 4
+    for needs in (None, "captions", "images"):
+        with pytest.raises(ValueError, match=r"no images, but .parquet files; name them, as '.*data/\*.par"):
+            open_dataset(tmp_path, needs=needs)
 
 
 def test_coco_needs_its_images_and_other_json_is_refused(tmp_path):

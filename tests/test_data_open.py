@@ -1,5 +1,7 @@
 """`open_dataset`: every kind of source becomes records, with the metadata that an index stores."""
 
+import json
+
 import numpy as np
 import pytest
 from data_writers import (
@@ -123,3 +125,52 @@ def test_other_files_urls_and_missing_paths_are_refused(tmp_path):
             open_dataset(url)
     with pytest.raises(FileNotFoundError, match="'nowhere' does not exist"):
         open_dataset("nowhere")
+
+
+def write_rows(path, names):
+    """A table of image names, in the layout of its ending."""
+    if path.suffix == ".parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"filepath": names, "caption": ["x"] * len(names)}), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"filepath": name, "caption": "x"}) + "\n" for name in names))
+    else:
+        mark = "\t" if path.suffix == ".tsv" else ","
+        path.write_text(mark.join(("filepath", "caption")) + "\n" + "".join(f"{name}{mark}x\n" for name in names))
+    return path
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("needs", ["captions", "images"])
+def test_files_that_are_found_from_elsewhere(tmp_path, monkeypatch, ending, needs):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(encode(digits(1)[0][0]))
+    monkeypatch.chdir(tmp_path)
+    table = write_rows(tmp_path / "tables" / f"t{ending}", ["images/0.png", "images/1.png"])
+    with pytest.raises(ValueError, match="'images/0.png', is not below .* from the working folder; add --data-root ."):
+        open_dataset(table, needs=needs)
+    assert len(open_dataset(table, needs=needs, data_root=".")) == 2
+    absolute = [str(tmp_path / "images" / f"{i}.png") for i in range(2)]
+    with pytest.raises(ValueError, match=f"add --data-root {tmp_path}/images "):
+        open_dataset(write_rows(table, absolute), needs=needs)
+    assert len(open_dataset(table, needs=needs, data_root=tmp_path / "images")) == 2
+    with pytest.raises(ValueError, match="the first 20 rows are all bad; 'n0.png': the file does not exist; name"):
+        open_dataset(write_rows(table, [f"n{i}.png" for i in range(30)]), needs=needs)
+    bad_then_good = [*(f"n{i}.png" for i in range(19)), "images/0.png"]
+    assert len(open_dataset(write_rows(table, bad_then_good), needs=needs, data_root=tmp_path)) == 20
+
+
+def test_a_table_in_another_encoding_stops_at_its_first_rows(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_bytes("filepath,caption\n0.png,café\n1.png,größe\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"first 2 rows are all bad; 't.csv line 2': caption is not UTF-8; save"):
+        open_dataset(table, needs="captions")
+
+
+def test_the_name_that_earlier_commands_used_stays(tmp_path):
+    from zoo.evaluation.retrieval import read_pairs
+
+    table = write_rows(tmp_path / "t.csv", ["0.png"])
+    (tmp_path / "0.png").write_bytes(encode(digits(1)[0][0]))
+    assert read_pairs(table).record(0).caption == "x"

@@ -2,14 +2,17 @@
 
 import builtins
 import hashlib
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hub_cache import COMMIT
 
+from zoo.weights import download as module
 from zoo.weights.download import RECORD, fetch, fetch_file, recorded, verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,3 +182,54 @@ def test_verify_gives_the_digest(tmp_path):
 def test_import_needs_neither_the_library_nor_a_framework():
     code = "import sys, zoo.weights.download; assert not {'huggingface_hub', 'keras', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.fixture
+def online(hub_cache, monkeypatch):
+    """huggingface_hub as it is with a network; a download fails the test."""
+    import huggingface_hub
+
+    def download(*_, **__):
+        raise AssertionError("asked for a download")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    module._connect.cache_clear()
+    yield hub_cache
+    module._connect.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["refused", "silent", "proxy", "no name"])
+def test_without_network_a_download_is_given_up_at_once(online, monkeypatch, kind):
+    """Within seconds, not after the five attempts of huggingface_hub; what is cached is read as before."""
+    import huggingface_hub
+
+    closed = socket.create_server(("127.0.0.1", 0))
+    port = closed.getsockname()[1]
+    closed.close()
+    endpoint = {"no name": "https://nowhere.invalid"}.get(kind, f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    if kind == "proxy":
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://huggingface.co")
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+    if kind == "silent":
+        monkeypatch.setattr(module, "REACHED_WITHIN", 0.1)
+        monkeypatch.setattr(module.socket, "create_connection", lambda *_, **__: time.sleep(1) or socket.socket())
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match="is not in the cache .* cannot be reached: .*load the folder") as error:
+        fetch(REPOSITORY, FILES)
+    assert time.perf_counter() - start < 5 and "\n" not in str(error.value)
+    online.put(REPOSITORY, "first.safetensors", b"weights")
+    assert fetch(REPOSITORY, FILES).read_bytes() == b"weights"
+
+
+def test_a_reachable_hub_is_asked(online, monkeypatch):
+    import huggingface_hub
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        with pytest.raises(ConnectionError, match="asked for a download"):
+            fetch_file(REPOSITORY, "first.safetensors")

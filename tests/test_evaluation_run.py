@@ -17,6 +17,7 @@ from clip import create_clip
 from clip.variants import Pair, Text, ViT
 from zoo.cli import main
 from zoo.data.preprocess import PreprocessSpec
+from zoo.weights import load
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 
@@ -81,6 +82,7 @@ def test_random_weights_of_a_name(tmp_path, monkeypatch, capsys):
     info = dataclasses.replace(zoo.model_info("convnext_v2_atto"), input=(16, 16, 3), preprocess=None)
     monkeypatch.setattr("zoo.evaluation.zero_shot.create_model", lambda _: create_clip(row))
     monkeypatch.setattr("zoo.evaluation.zero_shot.model_info", lambda _: info)
+    load._print_once.cache_clear()
     command = ["eval", "zero-shot", "--dataset", "cifar100", "--data", str(tmp_path), "--random-weights", "--model"]
     assert main([*command, "convnext_v2_atto"]) == 0
     said = capsys.readouterr()

@@ -1,5 +1,6 @@
 """The experiments with a pair of NumPy functions that classifies digits, so that no backend is needed."""
 
+import dataclasses
 import html
 import json
 import re
@@ -207,6 +208,24 @@ def test_the_temperature_is_fitted_on_one_half_and_evaluated_on_the_other(run_co
     assert confidences == sorted(confidences, reverse=True) and entropies == sorted(entropies)  # low temperatures first
 
 
+def test_a_pair_with_a_bias_is_calibrated_by_its_sigmoid(run_context, undrawn, pipeline):
+    biased = dataclasses.replace(pipeline.encoder, scale=10.0, bias=-5.0, activation="sigmoid")
+    run_context.pipeline = NumpyPipeline(biased)
+    outcome = temperature.run(run_context)
+    found = outcome.metrics
+    assert (found["activation"], found["bias"]) == ("sigmoid", -5.0)
+    classifier = run_context.pipeline.classifier(run_context.main.names, run_context.main.data.templates)
+    whole = classifier.probabilities(run_context.main.vectors).max(axis=1).mean()
+    assert found["distributions"]["1"]["confidence"] == pytest.approx(whole, rel=1e-5)
+    assert found["fitted"]["loss"] < found["learned"]["loss"]
+    assert "plus the bias -5.00, and probabilities their sigmoid" in html.unescape(outcome.blocks[0])
+    run_context.smoke = True
+    soft = Context("pair", None, run_context.folder, smoke=True)
+    soft.pipeline = pipeline
+    losses = [prompts.run(made).metrics["ranking"][0]["loss"] for made in (run_context, soft)]
+    assert losses[0] != losses[1]
+
+
 def test_the_prompt_ranking_is_reproducible(run_context, undrawn, pipeline, tmp_path):
     first = prompts.run(run_context).metrics
     again = Context("pair", None, tmp_path)
@@ -350,3 +369,21 @@ def test_json_has_only_json_types():
         json.dumps(command.to_json_types(mixed), allow_nan=False)
         == '{"1": 0.5, "a": [null, [1, 2]], "b": [3, null, "x"]}'
     )
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_pair_that_cannot_be_had_names_the_demos(monkeypatch, tmp_path, trained):
+    monkeypatch.chdir(tmp_path)
+    if trained:
+        command.DEMO_PAIR.parent.mkdir()
+        command.DEMO_PAIR.write_bytes(b"")
+    hint = "on the demo's pair instead, " + ("leave out --model" if trained else "run `zoo demo` and leave out --model")
+    with pytest.raises(ValueError, match=f"Published weights: openai.*{hint}"):
+        command.run_experiments("exploration", model="clip/ViT-B-32", output=tmp_path / "out")
+
+    def fail(_):
+        raise ConnectionError("model.safetensors is not in the cache.")
+
+    monkeypatch.setattr(command, "load_pair", fail)
+    with pytest.raises(ConnectionError, match=f"is not in the cache. To run the experiments {hint}"):
+        command.run_experiments("exploration", model="clip/ViT-B-32.openai", output=tmp_path / "out")

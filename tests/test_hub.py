@@ -274,6 +274,19 @@ def test_transformers_preprocessors(transformers, read, tmp_path):
             "hidden_act of the towers is",
         ),
         (
+            {"model_type": "clip", "vision_config": {"num_attention_heads": 1 << 20}, "text_config": {}},
+            "config.json: vision_config.num_attention_heads is 1048576. Allowed: a divisor of hidden_size, 768",
+        ),
+        (
+            {"model_type": "clip", "vision_config": {}, "text_config": {"num_attention_heads": 3}},
+            "text_config.num_attention_heads is 3",
+        ),
+        (
+            {"model_type": "clip", "vision_config": {}, "text_config": {"hidden_size": 64}},  # and the default, 2048
+            "text_config.intermediate_size is 2048. Allowed: 256",
+        ),
+        ({"model_type": "resnet", "depths": [1, 2], "hidden_sizes": [3, 5]}, "config.json describes no model"),
+        (
             {"model_type": "clip", "vision_config": {}, "text_config": {"intermediate_size": 7}},
             "intermediate_size is 7",
         ),

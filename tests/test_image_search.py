@@ -16,7 +16,7 @@ from zoo.embeddings.parts import read_parts
 from zoo.inference.encoder import Encoder
 from zoo.search import Index, embed
 from zoo.search.build import build_index, index_add, index_info, index_refresh, to_text
-from zoo.search.cache import cache_clear, cache_import, cache_stats, cache_verify
+from zoo.search.cache import cache_clear, cache_export, cache_import, cache_stats, cache_verify
 from zoo.search.embed import embed_images
 from zoo.search.query import search_images
 
@@ -352,3 +352,17 @@ def test_an_index_is_calibrated_by_command(album, saved, tmp_path, capsys):
     assert main(["index", "calibrate", out, str(few)]) == 2 and "2 queries; a calibration" in capsys.readouterr().err
     assert main(["search", out, "a seven", "--min-score", "2", *cache]) == 0
     assert capsys.readouterr().out == "nothing matches\n"
+
+
+def test_the_users_cache_before_its_first_use_is_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_TEXT_CACHE", str(tmp_path / "folder" / "texts.sqlite"))
+    stats = cache_stats()
+    assert stats["file"] == str(tmp_path / "folder" / "texts.sqlite")
+    assert {name: stats[name] for name in ("entries", "bytes", "misses", "hit_rate")} == {
+        **{"entries": 0, "bytes": 0},
+        **{"misses": 0, "hit_rate": 0.0},
+    }
+    assert cache_clear() == {"dropped": 0} and cache_verify() == {"entries": 0, "damaged": 0}
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="No text cache at"):
+        cache_export(str(tmp_path / "copy.sqlite"))

@@ -257,8 +257,19 @@ def test_calibration_of_a_sigmoid_takes_each_class_alone():
     logits, labels = np.array([[0.0, -2.0], [-2.0, 0.0]]), np.array([0, 0])
     result = metrics.calibration(logits, labels, activation="sigmoid")
     assert result["confidence"] == pytest.approx(0.5)
-    assert result["loss"] == pytest.approx(-(np.log(0.5) + np.log(sigmoid(-2.0))) / 2)
+    of_each = [[0.5, 1 - sigmoid(-2.0)], [sigmoid(-2.0), 0.5]]  # p of the true class, 1 - p of the other
+    assert result["loss"] == pytest.approx(-np.log(of_each).sum() / 2)
     np.testing.assert_array_equal(sigmoid(np.float32([-1000.0, 0.0, 1000.0])), [0.0, 0.5, 1.0])  # no overflow
+
+
+def test_the_factor_of_a_sigmoid_is_fitted_with_its_bias(rng):
+    labels = rng.integers(0, 4, 400)
+    cosines = 0.1 * rng.standard_normal((400, 4)) + 0.3 * (np.arange(4) == labels[:, None])
+    options = {"bias": -6.0, "activation": "sigmoid"}
+    found = metrics.lowest_loss_factor(cosines, labels, **options)
+    sweep = metrics.temperature_sweep(cosines, labels, [found / 1.3, found, 1.3 * found], **options)
+    assert 10 < found < 100 and sweep["loss"][1] == min(sweep["loss"])
+    assert sweep["error"][1] == metrics.calibration(found * cosines - 6.0, labels, activation="sigmoid")["error"]
 
 
 @pytest.mark.parametrize(

@@ -292,3 +292,17 @@ def test_a_missing_cache_is_created_only_with_create(tmp_path):
     with pytest.raises(ValueError, match="not a regular file; it is a folder"):
         TextCache(tmp_path).stats()
     assert [path.name for path in tmp_path.iterdir()] == ["t.sqlite"]
+
+
+@pytest.mark.parametrize("end", ["", "del cache; ", "cache.close(); "])
+def test_hits_are_kept_when_the_process_ends(cache, tmp_path, end):
+    """However the cache goes: at the end of the process, with its last reference, or closed."""
+    cache.embed("s", ["a", "b"], encode)
+    cache.close()
+    program = (
+        "import sys; from zoo.search import TextCache; cache = TextCache(sys.argv[1]); "
+        f"[cache.embed('s', ['a', 'b'], None) for _ in range(50)]; {end}"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "texts.sqlite"], check=True, cwd=ROOT)
+    found = cache.lifetime()
+    assert (found["disk_hits"], found["memory_hits"], found["misses"]) == (2, 98, 2)

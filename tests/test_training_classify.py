@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from training_case import assert_resumes, losses, no_curves, rows, weights  # no
 
 import zoo
 from zoo import cli
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from zoo.training import classify
 from zoo.training.architecture import describe_model
 from zoo.training.classify import create_classifier, create_loss, no_improvement, train_classifier
 from zoo.training.config import parse_config, read_config
+from zoo.weights import load
 
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
@@ -25,6 +29,7 @@ BASE = {
     **{"model_type": "convnextv2", "hidden_sizes": [8, 8], "depths": [1, 1], "stem_stride": 2, "image_size": 8},
     **{"batch_size": 8, "epochs": 1, "log_every": 1, "threads": 1, "label_key": "class"},
 }
+HUB = "hf-hub:facebook/convnext-tiny-224"
 RESNET = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "stem_stride": None}
 
 
@@ -64,6 +69,7 @@ def test_the_weights_say_that_transparent_images_were_on_white(plain):
         ({"model_type": "convnext", "model": "facebook/convnext-xlarge-384-22k-1k"}, ("xlarge", 384)),
         ({"model_type": "convnextv2", "model": "facebook/convnextv2-tiny-22k-224"}, ("tiny", 224)),
         ({"model_type": "convnextv2", "model": "convnextv2_nano"}, ("nano", None)),
+        ({"model": "facebook/convnext-tiny-224"}, ("tiny", 224)),
         ({"model": "microsoft/resnet-50"}, ("50", None)),
         ({"model": "microsoft/resnet-18"}, ("18", None)),
         ({"model": "resnet101"}, ("101", None)),
@@ -76,6 +82,74 @@ def test_the_weights_say_that_transparent_images_were_on_white(plain):
 )  # fmt: skip
 def test_names_and_architectures_are_rows(values, expected):
     assert describe_model(config(**values))[:2] == expected
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"num_train_epochs": 3.0, "per_device_train_batch_size": 4}, {"epochs": 3, "batch_size": 4}),
+        ({"output_dir": "there", "eval_steps": 5, "logging_steps": 2}, {"output": "there", "validate_every": 5}),
+        ({"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "resample": 3, "do_resize": True}, {}),
+        ({"size": {"shortest_edge": 64}}, {"image_size": 64}),
+        ({"size": {"height": 32, "width": 32}, "crop_size": 32}, {"image_size": 32}),
+        ({"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}, {"num_labels": 2}),
+        ({"bf16": True, "fp16": False, "optim": "adamw_torch"}, {"precision": "bfloat16"}),
+        ({"model": "facebook/convnext-tiny-224", "use_pretrained": True}, {"weights": HUB, "model_type": "convnext"}),
+        ({"model_name_or_path": "facebook/convnext-tiny-224", "pretrained": True}, {"weights": HUB}),
+        ({"model": "timm/convnext_tiny.fb_in1k", "model_type": "convnext", "pretrained": True}, {"weights": "fb_in1k"}),
+        ({"model": "facebook/convnext-tiny-224", "use_pretrained": False}, {"weights": None}),
+        ({"architectures": ["ConvNextForImageClassification"], "transformers_version": "5.0"}, {}),
+        ({"max_grad_norm": 1.0, "warmup_ratio": 0.1, "lr_scheduler_type": "cosine"}, {"clip_norm": 1.0}),
+    ],
+    ids=str,
+)
+def test_keys_of_transformers_are_taken_where_they_mean_the_same(theirs, ours):
+    parsed = parse_config({"train_data": "d", **({} if "output_dir" in theirs else {"output": "o"}), **theirs})
+    assert {key: getattr(parsed, key) for key in ours} == ours
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"image_mean": [0.5, 0.5, 0.5]},
+            r"image_mean is \[0.5, 0.5, 0.5\]; here images are normalised with Im",
+        ),
+        ({"lr_scheduler_type": "linear"}, "here the learning rate follows a cosine"),
+        ({"per_device_eval_batch_size": 8}, "here validation uses batch_size"),
+        ({"gradient_accumulation_steps": 4}, "here a batch is one step; give batch_size"),
+        ({"warmup_ratio": 0.05}, "here give warmup_steps; the default is a tenth"),
+        ({"num_train_epochs": 3, "epochs": 4}, "num_train_epochs and epochs mean the same, and are 3 and 4"),
+        ({"num_train_epochs": "three"}, "epochs is 'three'; it must be int"),
+        ({"use_pretrained": True}, "use_pretrained needs model"),
+        ({"size": {"height": 32, "width": 64}}, "image_size is .*; it must be"),
+        ({"id2label": {"0": "a"}, "num_labels": 3}, "id2label and num_labels mean the same, and are .* and 3"),
+    ],
+    ids=str,
+)
+def test_keys_of_transformers_with_another_meaning_are_refused_by_meaning(values, message):
+    with pytest.raises(ValueError, match=message):
+        config(**values)
+
+
+@once
+def test_random_weights_are_named(folders, tmp_path, capsys):
+    load._print_once.cache_clear()
+    zoo.create_model("convnext_atto", input_shape=(32, 32, 3))
+    zoo.create_model("convnext_atto", input_shape=(32, 32, 3))
+    zoo.create_model("resnet18", input_shape=(32, 32, 3), num_classes=2)
+    run(tmp_path / "a", train_data=folders)
+    described = config(model="facebook/convnext-tiny-224")
+    classify._load(None, described)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "convnext_atto: random weights; published: d2_in1k (weights='d2_in1k')."
+    assert lines[1].startswith("resnet18: random weights; published: ")
+    assert [line for line in lines if "random weights" in line][2:] == [
+        "A convnextv2 of other sizes: random weights; none are published.",
+        next(line for line in lines if line.startswith("convnext_tiny: random weights; published: ")),
+    ]
 
 
 @pytest.mark.once
@@ -106,7 +180,7 @@ def test_a_custom_architecture_is_a_row():
         ({"crop_scale": [0.5, "1"]}, "crop_scale is .*; it must be a list of numbers of at least 0"),
         ({"class_weights": [1, -1]}, "class_weights is .*; it must be a list of numbers"),
         ({"class_weights": [1.0, 2.0], "num_labels": 3}, "class_weights has 2 numbers; it must have 3"),
-        ({"model": "facebook/convnext-tiny-224"}, "is a convnext; model_type says 'resnet'"),
+        ({"model": "facebook/convnext-tiny-224", "model_type": "resnet"}, "is a convnext; model_type says 'resnet'"),
         ({"model": "resnet49"}, "resnet49"),
         ({"num_stages": 3, "depths": [1, 1]}, "num_stages is 3"),
         ({"downsample_in_first_stage": True}, "downsample_in_first_stage"),
@@ -243,6 +317,23 @@ def test_other_keys_change_the_weights(folders, plain, tmp_path, options):
 def test_a_run_resumes_bit_for_bit(folders, tmp_path):
     options = {"train_data": folders, "epochs": 2, "mixup": 0.8, "save_every": 2, **RESNET}
     assert_resumes(functools.partial(run, **options), tmp_path)
+
+
+def test_a_run_resumes_with_more_epochs(folders, tmp_path, capsys):
+    options = {"train_data": folders, **RESNET}
+    run(tmp_path, epochs=1, **options)
+    outcome = run(tmp_path, epochs=2, resume=True, **options)
+    assert outcome.finished and outcome.step == outcome.steps
+    assert "With 2 epochs instead of 1, the learning rate falls to 0 at step" in capsys.readouterr().out
+
+
+def test_one_class_is_refused_with_the_remedy(tmp_path):
+    write_class_folders(tmp_path / "data", 4)
+    for other in sorted((tmp_path / "data").iterdir())[1:]:
+        shutil.rmtree(other)
+    with pytest.raises(ValueError, match="one class, '.*', and a softmax .* as a second class; .*'sigmoid'"):
+        run(tmp_path / "out", train_data=str(tmp_path / "data"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.wide

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from data_writers import digits, encode, write_csv
-from training_case import BASE, ROW, losses, no_curves, rows, weights  # noqa: F401
+from training_case import BASE, ROW, Killed, losses, no_curves, rows, until, weights  # noqa: F401
 
 import zoo
 from clip import CLIP, Pair, ResNet, create_clip
@@ -19,10 +19,10 @@ from zoo.data import CONTRASTIVE, Batches, from_arrays, read_csv
 from zoo.data.preprocess import PreprocessSpec
 from zoo.evaluation.retrieval import evaluate_retrieval
 from zoo.inference.encoder import keras_encoder
-from zoo.training import contrastive
+from zoo.training import contrastive, loop
 from zoo.training.average import average
-from zoo.training.checkpoint import newest_checkpoint
-from zoo.training.setup import compile_resumable
+from zoo.training.checkpoint import newest_checkpoint, save_checkpoint
+from zoo.training.setup import compile_resumable, describe_schedule, optimizer_options
 from zoo.training.two_pass import accumulate_gradients
 from zoo.training.validation import PairValidation
 
@@ -50,6 +50,18 @@ def test_a_run_writes_a_pair_that_loads(plain):
     assert isinstance(loaded.model, CLIP) and loaded.transform is not None
     assert {"model.safetensors", "checkpoints", "history.jsonl", "history.csv"} <= set(os.listdir(folder))
     assert [row["step"] for row in rows(folder)] == [1, 2, 3]
+
+
+@once
+def test_the_last_lines_say_where_the_files_are_and_how_to_use_them(plain):
+    folder, outcome = plain
+    first, *lines = loop.to_text(outcome).splitlines()
+    assert first == "Finished: step 3 of 3."
+    assert lines[:2] == [f"  model    {folder / 'model.safetensors'}", f"  history  {folder / 'history.csv'}"]
+    model = str(folder / "model.safetensors")
+    parts = (f"zoo eval retrieval --model {model} --data ", f"--model {model} --output", "ClipPipeline")
+    assert all(part in line for part, line in zip(parts, lines[2:], strict=True))
+    assert lines[2].startswith("  use it   zoo eval") and len(lines) == 5
 
 
 @once
@@ -328,6 +340,49 @@ def test_the_identity_is_the_same_in_another_process(table):
     options = {"augment": CONTRASTIVE, "tokenize": contrastive.Tokenize(12)}
     with Batches(read_csv(table), PreprocessSpec(image_size=16), batch_size=8, **options) as batches:
         assert run.stdout.strip() == batches.fingerprint
+
+
+@once
+def test_a_run_resumes_with_more_epochs(table, tmp_path, capsys):
+    """The cosine is that of the longer run; cut off in between, it ends the same."""
+    run = lambda name, epochs, **more: zoo.train(  # noqa: E731
+        ROW, table, output=tmp_path / name, **{**BASE, "epochs": epochs, "save_every": 1}, **more
+    )
+    for name in ("whole", "parts"):
+        run(name, 2)
+    first = rows(tmp_path / "whole")
+    assert "6 steps; the learning rate falls from 0.0005 to 0." in capsys.readouterr().out
+    outcome = run("whole", 4, resume=True)
+    printed = capsys.readouterr().out
+    assert (outcome.finished, outcome.step, outcome.steps) == (True, 12, 12)
+    assert "With 4 epochs instead of 2, the learning rate falls to 0 at step 12; it continues at 0.00025." in printed
+    found = rows(tmp_path / "whole")
+    assert found[:6] == first and len(found) == 12
+    expected = [0.00025 * (1 + np.cos(np.pi * step / 12)) for step in range(7, 13)]
+    np.testing.assert_allclose([row["learning_rate"] for row in found[6:]], expected, rtol=1e-5, atol=1e-10)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Batches, "batch", until(2, 2))
+        run("parts", 4, resume=True)
+    run("parts", 4, resume=True)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    with pytest.raises(ValueError, match="is of another run: epochs was 4 and is 3"):
+        run("whole", 3, resume=True)
+
+
+@once
+def test_the_warm_up_of_a_run_with_more_epochs_stays_that_of_its_beginning(tmp_path):
+    config = contrastive.ContrastiveConfig(model="x", train_data="x", output=tmp_path, epochs=2)
+    assert optimizer_options(config, 60)["warmup_steps"] == 6
+    for progress in ({"identity": {"epochs": 2}}, {"identity": {"epochs": 3}, "first_epochs": 2}):
+        save_checkpoint(tmp_path / "checkpoints", {}, progress)
+        for epochs in (2, 3, 6):
+            longer = dataclasses.replace(config, epochs=epochs)
+            assert optimizer_options(longer, 30 * epochs)["warmup_steps"] == 6
+    given = dataclasses.replace(config, warmup_steps=1)
+    rates = optimizer_options(given, 60)
+    assert describe_schedule(given, 60, rates) == (
+        "60 steps; the learning rate rises from 0 to 0.0005 in the first 1, then falls to 0."
+    )
 
 
 def command(table, output, *more):

@@ -162,7 +162,7 @@ def test_bad_validation_records_are_logged_and_limited(quick, tmp_path, rng):
         run("strict", validation_data=held_out, max_bad_fraction=0.05)
     for path in (held_out.parent / "images").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="first 8 records none can be used, .*: the file does not exist"):
+    with pytest.raises(ValueError, match="the first 20 rows are all bad; .*: the file does not exist"):
         run("none", validation_data=held_out, max_bad_fraction=1.0)
     assert not (tmp_path / "none" / "checkpoints").exists()
 

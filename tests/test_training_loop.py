@@ -212,12 +212,16 @@ def poisoned(places, seen):
     return arrange
 
 
-def test_a_non_finite_update_is_skipped_and_the_run_continues(tmp_path):
-    pair, outcome = run(tmp_path, arrange=poisoned({4}, []))
-    assert outcome.finished and outcome.skipped == 1
+def test_a_non_finite_update_is_skipped_and_the_run_continues(tmp_path, capsys):
+    pair, outcome = run(tmp_path, arrange=poisoned({4, 6}, []), schedule="10 steps.")
+    printed = capsys.readouterr().out
+    assert printed.startswith("10 steps.\n") and printed.count(" skipped because a gradient was not finite (NaN") == 2
+    assert "Step 5: 1 update was skipped" in printed and "Steps 7 to 8: 1 update was skipped" in printed
+    assert "after 10 in a row the run returns to its last checkpoint" in printed and "skipped:" not in printed
+    assert outcome.finished and outcome.skipped == 2
     assert all(np.isfinite(array).all() for array in state(pair))
     losses = {row["step"]: row["loss"] for row in rows(tmp_path)}
-    assert losses[5] is None and all(losses[step] > 0 for step in (2, 4, 6, 8, 10))
+    assert losses[5] is losses[8] is None and all(losses[step] > 0 for step in (2, 4, 6, 10))
 
 
 def test_many_consecutive_skips_roll_back_and_leave_out_the_batches(tmp_path, capsys):

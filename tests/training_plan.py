@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -42,8 +43,9 @@ class Row(NamedTuple):
 DETAILS = ("rate", "activation", "epsilon")  # of a layer
 
 
-def describe(model, batches, output, run, *, arrange=None, validate=None, should_stop=None, identity, resume):
+def describe(model, batches, output, run, *, arrange=None, validate=None, should_stop=None, identity, resume, schedule):
     """{part: how it is}, of what `fit_resumable` is given."""
+    assert schedule.startswith(f"{run.epochs * batches.steps} steps; the learning rate ")
     guard, encoder = model.optimizer, getattr(model, "image_encoder", None) or getattr(model, "encoder", model)
     trainable = {id(v) for v in model.trainable_variables}
     first = batches[0]
@@ -108,7 +110,7 @@ def record(monkeypatch):
 
     for module in (contrastive, classify, pretrain):
         monkeypatch.setattr(module, "fit_resumable", fit_resumable)
-        monkeypatch.setattr(module, "write_model", lambda *_: None)
+        monkeypatch.setattr(module, "write_model", lambda *_: Path("model.safetensors"))
     monkeypatch.setattr(pretrain, "write_report", lambda *_: None)
     monkeypatch.setattr(classify, "with_softmax", lambda *_: None)
     monkeypatch.setattr(contrastive.registry, "create_model", create_model)

@@ -67,6 +67,9 @@ COMMANDS = {
             argument("--data", required=True, metavar="PATH", help="CSV or TSV, captioned folder, or tar shards"),
             argument("--image-key", default="filepath", metavar="COLUMN", help="image column (default filepath)"),
             argument("--caption-key", default="caption", metavar="COLUMN", help="caption column (default caption)"),
+            argument(
+                "--data-root", metavar="DIR", help="base folder for paths in a table (default: the table's folder)"
+            ),
             BATCH_SIZE,
             EMBEDDINGS,
             RESULTS,

@@ -13,7 +13,7 @@ from zoo.utils.text import quoted, shown
 
 MAX_JSON_BYTES = 1 << 30
 IMAGE_KEYS, CAPTION_KEYS = ("file_name", "image", "filepath", "path"), ("caption", "captions", "text")
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's image folders
 
 
 def read_jsonl(
@@ -69,6 +69,14 @@ def read_jsonl(
                 rows.add(image, image, caption, None if label is None else str(label), others)
     root = os.path.realpath(path.parent if data_root is None else data_root)
     return table_dataset(rows, root, caption_key, label_key, class_names, str(path))
+
+
+def jsonl_fields(path: str | Path) -> list[str]:
+    """Return the names of the fields of the first object in a file with one JSON object per line."""
+    with open(path, "rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    value = _parse_line(first)
+    return list(value) if isinstance(value, dict) else []
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | str:

@@ -38,7 +38,7 @@ def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -
     files = list(_walk(root))
     images = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
     if not images:
-        raise ValueError(f"{quoted(str(path))} holds no images; allowed are {IMAGE_EXTENSIONS}")
+        raise ValueError(_no_images(path, files))
     texts = {name for name in files if name.endswith(".txt")}
     if any(_text_of(name) in texts for name in images):
         return _captioned(root, images)
@@ -68,10 +68,22 @@ def image_names(root: str | Path, extensions: tuple[str, ...] = IMAGE_EXTENSIONS
     """Return the relative paths of the image files below a folder, in sorted order; ValueError if there are none."""
     if not os.path.isdir(root):
         raise ValueError(f"{quoted(str(root))} is not a folder")
-    names = [name for name in _walk(str(root)) if name.lower().endswith(extensions)]
+    files = list(_walk(str(root)))
+    names = [name for name in files if name.lower().endswith(extensions)]
     if not names:
-        raise ValueError(f"{quoted(str(root))} holds no images; allowed are {extensions}")
+        raise ValueError(_no_images(root, files, extensions))
     return names
+
+
+def _no_images(path: str | Path, files: Sequence[str], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> str:
+    """The error for a folder without images, with what to name where it holds tables or shards."""
+    for extension in (".parquet", ".tar", ".csv", ".tsv"):
+        found = [name for name in files if name.lower().endswith(extension)]
+        if found:
+            which = found[0] if len(found) == 1 or extension not in (".parquet", ".tar") else f"*{extension}"
+            pattern = os.path.join(path, os.path.dirname(found[0]), os.path.basename(which))
+            return f"{quoted(str(path))} holds no images, but {extension} files; name them, as {quoted(pattern)}"
+    return f"{quoted(str(path))} holds no images; allowed are {extensions}"
 
 
 def _folder_of(image: str) -> dict[str, str]:

@@ -14,6 +14,8 @@ from zoo.data.preprocess import MAX_PIXELS, decode_image
 # System errors that say nothing about the record, which may be read the next time.
 MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT}
 
+MISSING = "the file does not exist"
+
 
 class BadSample(ValueError):
     """A record that cannot be used, with the reason."""
@@ -78,7 +80,7 @@ class Dataset:
         except BadSample:
             raise
         except FileNotFoundError:
-            raise BadSample("the file does not exist") from None
+            raise BadSample(MISSING) from None
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
                 raise

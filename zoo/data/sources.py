@@ -1,21 +1,25 @@
 """`open_dataset`: records from a path or a benchmark's name, whatever is there."""
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.data.annotations import METADATA, read_coco, read_jsonl
+from zoo.data.annotations import CAPTION_KEYS, IMAGE_KEYS, METADATA, jsonl_fields, read_coco, read_jsonl
 from zoo.data.benchmarks import ORIGINS, read_benchmark
 from zoo.data.digits import load_split
 from zoo.data.folders import read_folder, read_images
 from zoo.data.paths import refuse_url
-from zoo.data.records import Dataset, from_arrays
+from zoo.data.records import MISSING, BadSample, Dataset, from_arrays
 from zoo.data.shards import read_shards
-from zoo.data.tables import read_csv, read_parquet
-from zoo.utils.text import quoted
+from zoo.data.tables import csv_columns, parquet_columns, read_csv, read_parquet
+from zoo.utils.text import quoted, shown
 
 BENCHMARKS = ("digits", *ORIGINS)
 TABLES = (".csv", ".tsv", ".txt")
+ROWS = (*TABLES, ".parquet", ".jsonl")  # files whose rows name images
+IMAGE_KEY = "filepath"  # the default of a table
+TRIED = 20  # first rows, of which one has to be readable
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
 
 
@@ -35,14 +39,15 @@ def open_dataset(
     """Return the records of a table, a folder, tar shards or a benchmark.
 
     Args:
-        path: a CSV or TSV file (.csv, .tsv, .txt), a .parquet file, a .jsonl file, COCO's captions_*.json, a folder
-            (for captions also with a metadata.jsonl, as in Hugging Face's image folders), tar shards
-            ("train-{0000..0127}.tar" or "shards:PATTERN", or several), a benchmark's name ("digits", "cifar10",
-            "cifar100", "mnist", "fashion_mnist"; an existing path of that name comes first), or a `Dataset`, which is
-            returned as it is.
+        path: a CSV or TSV file (.csv, .tsv, .txt), a .parquet file or several ("train-*.parquet"), a .jsonl file,
+            COCO's captions_*.json, a folder (for captions and columns of labels also with a metadata.jsonl or
+            metadata.csv, as in Hugging Face's image folders), tar shards ("train-{0000..0127}.tar" or
+            "shards:PATTERN", or several), a benchmark's name ("digits", "cifar10", "cifar100", "mnist",
+            "fashion_mnist"; an existing path of that name comes first), or a `Dataset`, which is returned as it is.
         needs: "captions" or "labels", without which the data is refused; or "images" alone: no column of captions is
             read, a folder may have any depth and nothing beside its images, and labels are dropped.
-        image_key, caption_key, label_key: columns of a table.
+        image_key, caption_key, label_key: columns of a table. If a parquet file or the metadata of a folder has no
+            column of the default name, "file_name" or "image", and "text" or "captions", are tried.
         data_root: base folder for the paths in a table, which they may not leave; default: the table's folder.
             For a benchmark, its original files: see `read_benchmark`.
         class_names: the names that labels are numbered by.
@@ -51,7 +56,8 @@ def open_dataset(
         plugins: in a folder of images alone, also take HEIC, AVIF and RAW files (`zoo.data.plugins`).
 
     Raises:
-        ValueError: a URL, a file of another kind, or data without what `needs` says. FileNotFoundError: no such path.
+        ValueError: a URL, a file of another kind, data without what `needs` says, or a table whose first TRIED rows are
+            all unusable. FileNotFoundError: no such path.
     """
     if needs not in (None, "captions", "labels", "images"):
         raise ValueError(f"needs={quoted(needs)}; allowed are None, 'captions', 'labels' and 'images'")
@@ -63,6 +69,8 @@ def open_dataset(
             columns |= {"label_key": None, "class_names": None}
         keys = (image_key, caption_key if needs in (None, "captions") else None)
         dataset = _read(path, needs, keys, columns, split, plugins)
+        if isinstance(path, str | Path) and str(path).lower().endswith(ROWS):
+            _check_first_rows(dataset, str(path), os.path.dirname(path) if data_root is None else str(data_root))
     if needs == "images":
         return dataset.without_labels()
     if needs == "captions" and not dataset.captions:
@@ -84,13 +92,15 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
     if not Path(path).exists():
         if name in BENCHMARKS:
             return open_benchmark(name, columns["data_root"], split)
+        if name.lower().endswith(".parquet") and (files := sorted(glob.glob(name))):
+            return read_parquet(files, *_known_keys(keys, parquet_columns(files[0])), **columns)
         raise FileNotFoundError(f"{quoted(name)} does not exist")
     if Path(path).is_dir():
-        if needs != "images" and (Path(path) / METADATA).is_file() and (needs == "captions" or columns["label_key"]):
-            return _read_jsonl(Path(path) / METADATA, keys, columns)
-        return read_images(path, plugins=plugins) if needs == "images" else read_folder(path, class_names=class_names)
+        if needs == "images":
+            return read_images(path, plugins=plugins)
+        return _read_metadata(Path(path), needs, keys, columns) or read_folder(path, class_names=class_names)
     if name.lower().endswith(".parquet"):
-        return read_parquet(path, *keys, **columns)
+        return read_parquet(path, *_known_keys(keys, parquet_columns(path)), **columns)
     if name.lower().endswith(TABLES):
         return read_csv(path, *keys, **columns)
     if name.lower().endswith(".jsonl"):
@@ -112,11 +122,59 @@ def shard_pattern(source: str | Path) -> str | None:
     kind, _, where = name.partition(":")
     if kind == "shards" and where:
         return where
-    return name if name.endswith(".tar") or (glob.has_magic(name) and not Path(name).exists()) else None
+    is_glob = glob.has_magic(name) and not name.lower().endswith(".parquet") and not Path(name).exists()
+    return name if name.endswith(".tar") or is_glob else None
+
+
+def _known_keys(keys: tuple[str, str | None], names: Sequence[str]) -> tuple[str, str | None]:
+    """The keys of image and caption, or, where the default is no column, the usual names that are."""
+    image, caption = keys
+    if image == IMAGE_KEY and image not in names:
+        image = next((key for key in IMAGE_KEYS if key in names), image)
+    if caption == "caption" and caption not in names:
+        caption = next((key for key in CAPTION_KEYS if key in names), caption)
+    return image, caption
+
+
+def _read_metadata(folder: Path, needs: str | None, keys: tuple[str, str | None], columns: dict) -> Dataset | None:
+    """The records of a folder's metadata.jsonl or metadata.csv; None where it has neither, or not the column needed."""
+    file = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    if file is None or not (needs == "captions" or columns["label_key"]):
+        return None
+    names = csv_columns(file) if file.suffix == ".csv" else jsonl_fields(file)
+    if needs != "captions" and columns["label_key"] not in names:
+        return None
+    if file.suffix == ".csv":
+        return read_csv(file, *_known_keys(keys, names), **columns)
+    return _read_jsonl(file, keys, columns)
+
+
+def _check_first_rows(dataset: Dataset, path: str, root: str) -> None:
+    """Raise ValueError if all of the first rows are bad, with what is wrong and the root that files are found from."""
+    problem = ""
+    for i in range(min(TRIED, len(dataset))):
+        try:
+            dataset.record(i)
+            return
+        except BadSample as error:
+            problem = problem or str(error)
+    count, first = min(TRIED, len(dataset)), dataset.names[0]
+    if os.path.isfile(first):
+        is_absolute = os.path.isabs(first)
+        folders = [os.path.dirname(name) for name in dataset.names[:count] if os.path.isabs(name)]
+        remedy = os.path.commonpath(folders) if is_absolute else "."
+        place = repr(remedy) if is_absolute else "the working folder"
+        raise ValueError(
+            f"{shown(path)}: the first file, {quoted(first)}, is not below {root or '.'!r}, but is found from {place}; "
+            f"add --data-root {remedy} (data_root={remedy!r}), or put the table there"
+        )
+    hint = "; name their folder with --data-root (data_root)" if problem == MISSING else ""
+    rows = f"the first {count} rows are all bad" if count > 1 else "its row is bad"
+    raise ValueError(f"{shown(path)}: {rows}; {quoted(first)}: {shown(problem)}{hint}")
 
 
 def _read_jsonl(path, keys: tuple[str, str | None], columns: dict) -> Dataset:
-    image_key = None if keys[0] == "filepath" else keys[0]  # the default of a table
+    image_key = None if keys[0] == IMAGE_KEY else keys[0]
     return read_jsonl(path, image_key, keys[1], **columns)
 
 

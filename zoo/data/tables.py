@@ -101,6 +101,14 @@ def read_csv(
     return table_dataset(rows, root, caption_key, label_key, class_names, str(path))
 
 
+def csv_columns(path: str | Path) -> list[str]:
+    """Return the names in the header of a CSV or TSV file, whose separator is the one that gives most of them."""
+    check_regular(str(path), os.stat(path))
+    with open(path, encoding=find_encoding(path), errors="replace", newline="") as file:
+        header = file.readline()
+    return max(([cell.strip() for cell in _cells(header, mark, Path(path))] for mark in SEPARATORS), key=len)
+
+
 def _read_lines(file, path: Path, rows: Rows, keys, wanted: list[str], separator, metadata: bool) -> RowReader:
     """Add the rows of an open table; return their reader."""
     header_line = file.readline()
@@ -191,7 +199,7 @@ def _row_problem(fields: list[str], header: list[str], columns: dict[str, int]) 
 
 
 def read_parquet(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     image_key: str = "image",
     caption_key: str | None = "caption",
     *,
@@ -201,7 +209,7 @@ def read_parquet(
     metadata: bool = False,
     max_bytes: int = MAX_PARQUET_BYTES,
 ) -> Dataset:
-    """Return the rows of a parquet file; needs pyarrow.
+    """Return the rows of a parquet file, or of several, one after the other; needs pyarrow.
 
     Args:
         image_key: column of image files as bytes, of paths, or of {"bytes", "path"} as in Hugging Face data sets.
@@ -214,28 +222,45 @@ def read_parquet(
         ImportError: pyarrow is not installed.
         ValueError: a missing column, no rows, or more than `max_bytes`.
     """
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(part) for part in path]
+    keys, rows = (image_key, caption_key, label_key), Rows()
+    for part in paths:
+        max_bytes -= _add_parquet(rows, part, keys, metadata, max_bytes)
+    if label_key is not None:
+        class_names = class_names or _class_names(_open_parquet(paths[0]).schema_arrow, label_key)
+    root = os.path.realpath(paths[0].parent if data_root is None else data_root)
+    return table_dataset(rows, root, caption_key, label_key, class_names, ", ".join(map(str, paths[:2])))
+
+
+def _open_parquet(path: Path):
     try:
         import pyarrow.parquet as parquet
     except ImportError:
         raise ImportError("Reading parquet needs pyarrow. Install with: pip install pyarrow") from None
-    path = Path(path)
     check_regular(str(path), os.stat(path))
-    wanted = [key for key in (image_key, caption_key, label_key) if key is not None]
-    rows = Rows()
-    with parquet.ParquetFile(path) as file:
+    return parquet.ParquetFile(path)
+
+
+def parquet_columns(path: str | Path) -> list[str]:
+    """Return the names of the columns of a parquet file."""
+    with _open_parquet(Path(path)) as file:
+        return file.schema_arrow.names
+
+
+def _add_parquet(rows: Rows, path: Path, keys, metadata: bool, max_bytes: int) -> int:
+    """Add the rows of one file; return the uncompressed size of its columns."""
+    wanted = [key for key in keys if key is not None]
+    with _open_parquet(path) as file:
         for key in wanted:
             _column(key, file.schema_arrow.names, path)
         if metadata:
-            rows.other_keys = _scalar_columns(file.schema_arrow, image_key)
+            rows.other_keys = rows.other_keys or _scalar_columns(file.schema_arrow, keys[0])
         needed = list(dict.fromkeys([*wanted, *rows.other_keys]))
-        _check_size(file.metadata, needed, path, max_bytes)
-        if label_key is not None:
-            class_names = class_names or _class_names(file.schema_arrow, label_key)
+        size = _check_size(file.metadata, needed, path, max_bytes)
         pieces = file.iter_batches(columns=needed)
         for number, row in enumerate(row for piece in pieces for row in piece.to_pylist()):
-            _add_row(rows, path, number, row, image_key, caption_key, label_key)
-    root = os.path.realpath(path.parent if data_root is None else data_root)
-    return table_dataset(rows, root, caption_key, label_key, class_names, str(path))
+            _add_row(rows, path, number, row, *keys)
+    return size
 
 
 def _class_names(schema, label_key: str) -> list[str] | None:
@@ -257,14 +282,15 @@ def _scalar_columns(schema, image_key: str) -> list[str]:
     return [f.name for f in schema if f.name != image_key and any(kind(f.type) for kind in kinds)]
 
 
-def _check_size(metadata, wanted: Sequence[str], path, max_bytes: int) -> None:
-    """Raise ValueError if the columns exceed `max_bytes`, according to the file's metadata."""
+def _check_size(metadata, wanted: Sequence[str], path, max_bytes: int) -> int:
+    """Return the size of the columns according to the file's metadata; ValueError if it exceeds `max_bytes`."""
     total = 0
     for group in range(metadata.num_row_groups):
         chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
         total += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in wanted)
     if total > max_bytes:
         raise ValueError(f"{path} unpacks to {total} bytes; at most {max_bytes} are held in memory. Use tar shards")
+    return total
 
 
 def caption_list(value: object) -> list[str | None]:
@@ -288,7 +314,7 @@ def _add_row(rows: Rows, path: Path, number: int, row: dict, image_key, caption_
     captions = [None] if caption_key is None else caption_list(row[caption_key])
     if not captions:
         return rows.add(name, wrong=f"no {caption_key}")
-    others = ["" if row[key] is None else str(row[key]) for key in rows.other_keys]
+    others = ["" if row.get(key) is None else str(row[key]) for key in rows.other_keys]
     for caption in captions:
         rows.add(image if isinstance(image, str) else name, image, caption, label, others)
 

@@ -6,6 +6,7 @@ and encoded again. The file is in WAL mode and survives a killed writer. A cache
 replaced by an empty one; a file that is not a cache, or that holds anything beside one, is refused and left unchanged.
 """
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import sqlite3
 import threading
 import time
 import unicodedata
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -57,6 +59,7 @@ ENVIRONMENT_ERRORS = {
     sqlite3.SQLITE_MISUSE,
 }
 ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter from a damaged name in a message
+_opened: "weakref.WeakSet[TextCache]" = weakref.WeakSet()  # whose counts are saved when the process ends
 KEYS = 4096  # memoised: computing one takes a fifth of a hit's time
 
 
@@ -237,6 +240,10 @@ class TextCache:
                 self._connection.close()
             self._connection = None
 
+    def __del__(self):
+        with contextlib.suppress(Exception):  # of a cache whose creation failed, or at the interpreter's end
+            self.close()
+
     # Memory.
 
     def _remember(self, key: bytes, vector: np.ndarray) -> None:
@@ -354,6 +361,7 @@ class TextCache:
                 connection.close()
                 raise
             self._connection, self._process = connection, os.getpid()
+            _opened.add(self)
         return self._connection
 
     def _set_aside(self) -> None:
@@ -373,6 +381,13 @@ def _find_damaged(connection: sqlite3.Connection) -> tuple[int, list[int]]:
         if not is_sound(*entry):
             damaged.append(row)
     return entries, damaged
+
+
+@atexit.register
+def _close_all() -> None:
+    for cache in list(_opened):
+        with contextlib.suppress(Exception):  # an end of a process without counts is still a clean one
+            cache.close()
 
 
 def _retry(action: Callable, times: int = 100) -> None:

@@ -96,18 +96,20 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 10, activati
 
     Returns:
         {"confidence": mean of the highest probability, "error": expected calibration error, the mean distance between
-        confidence and accuracy over the bins, weighted by their rows, "loss": mean of −ln p(true class)}.
+        confidence and accuracy over the bins, weighted by their rows, "loss": mean cross-entropy: −ln p(true class),
+        plus, of the sigmoid, −ln(1 − p) of each other class}.
 
     Reference: arXiv:1706.04599, equation 3.
     """
     curve = reliability(logits, labels, bins, activation)
     error = np.abs(curve["confidence"] - curve["accuracy"]) @ curve["count"] / len(labels)
     probabilities = ACTIVATIONS[activation](logits)
-    true = probabilities[np.arange(len(labels)), labels]
+    true = np.arange(logits.shape[1]) == np.asarray(labels)[:, None]
+    counted = np.where(true, probabilities, 1 - probabilities if activation == "sigmoid" else 1.0)
     return {
         "confidence": float(probabilities.max(axis=1).mean()),
         "error": float(error),
-        "loss": float(-np.log(np.maximum(true, 1e-12)).mean()),
+        "loss": float(-np.log(np.maximum(counted, 1e-12)).sum(axis=1).mean()),
     }
 
 
@@ -140,15 +142,26 @@ def reliability(
 
 
 def temperature_sweep(
-    cosines: np.ndarray, labels: np.ndarray, factors: Sequence[float] | np.ndarray
+    cosines: np.ndarray,
+    labels: np.ndarray,
+    factors: Sequence[float] | np.ndarray,
+    bias: float = 0.0,
+    activation: str = "softmax",
 ) -> dict[str, list[float]]:
-    """Return `calibration` of factor · cosines: {name: one value per factor}."""
-    results = [calibration(factor * cosines, labels) for factor in factors]
+    """Return `calibration` of factor · cosines + bias: {name: one value per factor}."""
+    results = [calibration(factor * cosines + bias, labels, activation=activation) for factor in factors]
     return {name: [result[name] for result in results] for name in results[0]}
 
 
-def lowest_loss_factor(cosines: np.ndarray, labels: np.ndarray, low: float = 0.1, high: float = 1e4) -> float:
-    """Return the factor from cosines to logits, in [low, high], with the lowest mean of −ln p(true class).
+def lowest_loss_factor(
+    cosines: np.ndarray,
+    labels: np.ndarray,
+    low: float = 0.1,
+    high: float = 1e4,
+    bias: float = 0.0,
+    activation: str = "softmax",
+) -> float:
+    """Return the factor from cosines to logits, in [low, high], with the lowest loss of `calibration`.
 
     >>> cosines = np.array([[0.5, 0.0]] * 4)  # three of four are correct: p = 3/4 at a factor of ln(3) / 0.5
     >>> round(lowest_loss_factor(cosines, np.array([0, 0, 0, 1])), 3)
@@ -160,12 +173,14 @@ def lowest_loss_factor(cosines: np.ndarray, labels: np.ndarray, low: float = 0.1
     Args:
         cosines: float (N, K).
         labels: int (N,).
+        bias: added to the logits.
+        activation: as in `calibration`.
 
     Reference: arXiv:1706.04599, section 4.2, temperature scaling.
     """
 
     def loss(logarithm):
-        return calibration(math.exp(logarithm) * cosines, labels)["loss"]
+        return calibration(math.exp(logarithm) * cosines + bias, labels, activation=activation)["loss"]
 
     golden = (math.sqrt(5) - 1) / 2
     left, right = math.log(low), math.log(high)

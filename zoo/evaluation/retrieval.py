@@ -8,6 +8,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -147,6 +148,7 @@ def run(
     data: str,
     image_key: str = "filepath",
     caption_key: str = "caption",
+    data_root: str | None = None,
     batch_size: int = 64,
     embeddings: Sequence[str] = (),
     output: str | None = None,
@@ -156,12 +158,13 @@ def run(
     Args:
         model: name or path of a pair.
         data: a CSV or TSV file, a folder with a .txt beside each image, or tar shards.
-        image_key, caption_key: columns of a table.
+        image_key, caption_key, data_root: columns of a table, and the base folder of its paths.
         batch_size: images per batch.
         embeddings: folders of `zoo embed` with the images' embeddings, which are then not computed.
         output: folder for retrieval.json and retrieval.png.
     """
-    records = open_dataset(data, needs="captions", image_key=image_key, caption_key=caption_key)
+    columns: dict[str, Any] = {"image_key": image_key, "caption_key": caption_key, "data_root": data_root}
+    records = open_dataset(data, needs="captions", **columns)
     encoder = open_encoder(model, embeddings, batch_size=batch_size)
     result, pairs = evaluate_retrieval(encoder, records, name=str(data), progress=True)
     if output is not None:

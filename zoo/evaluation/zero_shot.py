@@ -4,7 +4,6 @@ Reference: arXiv:2103.00020, section 3.1. Metrics: those of LAION's CLIP_benchma
 a confidence interval and the calibration.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from zoo.inference.stored import open_encoder
 from zoo.models.names import find
 from zoo.models.registry import LoadedPair, create_model, load_pair, model_info
 from zoo.utils.report import SheetRow, percent, plot_confusion, plot_sheet
+from zoo.weights.load import announce_random
 from zoo.weights.schema import CLIP
 
 MAX_MISTAKES = 8  # on the sheet
@@ -143,7 +143,7 @@ def create_random(name: str) -> LoadedPair:
     if info.family != CLIP or find(name).tag is not None:
         raise ValueError(f"random weights need the name of a CLIP model without a tag, got {name!r}.")
     keras.utils.set_random_seed(0)
-    print(f"{info.name}: random weights", file=sys.stderr)
+    announce_random(info.name)
     return load_pair(create_model(name), preprocess=info.preprocess or PreprocessSpec(image_size=info.input[0] or 224))
 
 

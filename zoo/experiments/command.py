@@ -15,7 +15,7 @@ import numpy as np
 from convnext import closest, renamed
 from zoo.experiments import EXPERIMENTS
 from zoo.experiments.context import Context, Outcome
-from zoo.models import load_pair
+from zoo.models import LoadedPair, load_pair
 from zoo.utils import report
 from zoo.utils.env import describe_runtime, require_packages
 from zoo.utils.files import atomic_write
@@ -65,7 +65,7 @@ def run_experiments(
     image_folder, data_folder = _check_folder("images", images), _check_folder("data", data)
     class_names = _split_names(classes)
     model = find_model(model)
-    context = Context(str(model), load_pair(model), Path(output), image_folder, data_folder, class_names, smoke, seed)
+    context = Context(str(model), _load(model), Path(output), image_folder, data_folder, class_names, smoke, seed)
     context.check_images()
     context.folder.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, Outcome] = {}
@@ -145,6 +145,17 @@ def find_model(model: str | Path | None) -> str | Path:
     if model is None and not DEMO_PAIR.is_file():
         raise ValueError(f"{DEMO_PAIR} does not exist; run `zoo demo` first, or pass --model NAME|PATH")
     return DEMO_PAIR if model is None else model
+
+
+def _load(model: str | Path) -> LoadedPair:
+    """Return the pair; if it has no weights or they cannot be downloaded, the error also names the demo's pair."""
+    try:
+        return load_pair(model)
+    except (ConnectionError, ValueError) as error:
+        if Path(model).exists():
+            raise
+        demo = "leave out --model" if DEMO_PAIR.is_file() else "run `zoo demo` and leave out --model"
+        raise type(error)(f"{error} To run the experiments on the demo's pair instead, {demo}.") from error
 
 
 def _describe_run(context: Context, seconds: dict[str, float]) -> dict:

@@ -50,9 +50,10 @@ def run(context: Context) -> Outcome:
     logits = [classifier.logits(data.vectors) for _, classifier in classifiers.values()]
     correct = np.stack([scores.argmax(axis=1) == data.labels for scores in logits])  # (T, N)
     shares = first_places(correct, resamples=100 if context.smoke else 1000, seed=context.seed)
+    activation = context.pipeline.activation
     rows = [
-        measure(prompt, kind, scores, data.labels, share)
-        for (prompt, (kind, _)), scores, share in zip(classifiers.items(), logits, shares, strict=True)
+        measure(prompt, kind, calibration(scores, data.labels, activation=activation), hits, share)
+        for (prompt, (kind, _)), scores, hits, share in zip(classifiers.items(), logits, correct, shares, strict=True)
     ]
     ranking = sorted(rows, key=lambda row: (-row["accuracy"], row["loss"], row["prompt"]))
     kinds = {kind: _mean_accuracy(rows, kind) for kind in dict.fromkeys(row["kind"] for row in rows)}
@@ -61,7 +62,7 @@ def run(context: Context) -> Outcome:
         "images": len(data.labels),
         "ranking": ranking,
         "kinds": kinds,
-        "agreement_of_halves": agreement_of_halves(logits, data.labels, context.seed),
+        "agreement_of_halves": agreement_of_halves(logits, data.labels, activation, context.seed),
     }
     path = context.folder / "prompts-ranking.png"
     lines = [Ranked(row["prompt"], row["accuracy"], row["interval"], row["kind"]) for row in ranking]
@@ -88,14 +89,12 @@ def create_classifiers(context: Context, data: EmbeddedData) -> dict[str, tuple[
     }
 
 
-def measure(prompt: str, kind: str, logits: np.ndarray, labels: np.ndarray, share: float) -> dict:
-    correct = int((logits.argmax(axis=1) == labels).sum())
-    calibrated = calibration(logits, labels)
+def measure(prompt: str, kind: str, calibrated: dict, hits: np.ndarray, share: float) -> dict:
     return {
         "prompt": prompt,
         "kind": kind,
-        "accuracy": correct / len(labels),
-        "interval": wilson_interval(correct, len(labels)),
+        "accuracy": float(hits.mean()),
+        "interval": wilson_interval(int(hits.sum()), len(hits)),
         "best_in_resamples": float(share),
         "confidence": calibrated["confidence"],
         "loss": calibrated["loss"],
@@ -107,7 +106,7 @@ def _mean_accuracy(rows: list[dict], kind: str) -> float:
     return float(np.mean([row["accuracy"] for row in rows if row["kind"] == kind]))
 
 
-def agreement_of_halves(logits: list[np.ndarray], labels: np.ndarray, seed: int) -> float | None:
+def agreement_of_halves(logits: list[np.ndarray], labels: np.ndarray, activation: str, seed: int) -> float | None:
     """Return Spearman's correlation of the prompts' losses on two halves of the images.
 
     None if all losses tie, or for a single image.
@@ -115,7 +114,8 @@ def agreement_of_halves(logits: list[np.ndarray], labels: np.ndarray, seed: int)
     if len(labels) < 2:
         return None
     one, other = (
-        np.array([calibration(x[half], labels[half])["loss"] for x in logits]) for half in halves(labels, seed)
+        np.array([calibration(x[half], labels[half], activation=activation)["loss"] for x in logits])
+        for half in halves(labels, seed)
     )
     correlation = rank_correlation(one, other)
     return None if np.isnan(correlation) else correlation

@@ -146,10 +146,7 @@ def find_model(name, weights):
     if weights is None and (is_file or "." in str(name)):
         loaded = load(name)
         return loaded.model, loaded.info.preprocess
-    info = model_info(name)
-    if weights is None:
-        print(f"{info.name} is exported with random weights; use --weights for published or your own.", flush=True)
-    return create_model(name, weights=weights), info.preprocess
+    return create_model(name, weights=weights), model_info(name).preprocess
 
 
 def class_list(classes):

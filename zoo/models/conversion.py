@@ -18,7 +18,7 @@ from zoo.weights import (
     detect_format,
     export_tensors,
     native,
-    read_checkpoint,
+    read_weights,
     write_safetensors,
 )
 from zoo.weights.config import ModelConfig, check_activation, name_of, named_preprocess
@@ -83,7 +83,7 @@ def convert(source: str | Path, path: str | Path, *, arch: str | None = None, em
     if not path.parent.is_dir():
         raise FileNotFoundError(f"No folder {str(path.parent)!r} to write {path.name} to.")
     described, weights = locate(source) if has_config(source) else (None, Path(source))
-    checkpoint = read_checkpoint(weights, ema=ema)
+    checkpoint = read_weights(weights, ema=ema)
     if described is None and native.is_own(checkpoint):
         described = native.parse(checkpoint)
     named = config_of(find(arch)) if arch else None

@@ -13,10 +13,10 @@ from zoo.models.info import ModelInfo, info_of, model_info
 from zoo.models.keras_archive import check_keras
 from zoo.models.names import config_of, find, list_models, spelled_activation
 from zoo.utils.text import quoted, shown
-from zoo.weights import create_with_weights, export_tensors, native, read_checkpoint, write_safetensors
+from zoo.weights import create_with_weights, export_tensors, native, read_weights, write_safetensors
 from zoo.weights.config import ModelConfig, builder_of, check_activation, named_preprocess
 from zoo.weights.describe import describe, trainable_weights
-from zoo.weights.load import load_own
+from zoo.weights.load import announce_random, load_own
 from zoo.weights.locate import SUFFIXES, config_beside, fetch_published, has_config, is_path, locate
 from zoo.weights.published import find_weights, tags
 from zoo.weights.schema import CLIP
@@ -86,8 +86,9 @@ def create_model(
     Args:
         name: a name from `list_models`; "clip/" may be left out where no classifier has the same name. With a tag
             ("convnextv2_tiny.fcmae_ft_in1k"), with those published weights.
-        weights: None for random weights; the tag of published ones; a file that `load_weights` reads; or a folder or
-            "hf-hub:owner/name" with a configuration, which has to describe this model.
+        weights: None for random weights, which a line on stderr says; the tag of published ones; a file that
+            `load_weights` reads; or a folder or "hf-hub:owner/name" with a configuration, which has to describe this
+            model.
         num_classes: number of classes K of a classifier; by default that of the weights, else 1000. If the weights have
             another K, the classifier is newly initialized, and a warning says so.
         ema: as in `load_weights`.
@@ -115,9 +116,10 @@ def create_model(
     elif num_classes is not None:
         builder_args["num_classes"] = num_classes
     if weights is None and entry.tag is None:
+        announce_random(entry.name)
         return builder(entry.builder_name, **builder_args)
     config, path = _published(entry) if weights is None else _find_weights(entry, weights)
-    return create_with_weights(config, read_checkpoint(path, ema=ema), builder_args)[0]
+    return create_with_weights(config, read_weights(path, ema=ema), builder_args)[0]
 
 
 NOT_FOR_NAMES = {"variant", "num_classes", "image_tower", "text_tower", "name"}
@@ -244,7 +246,7 @@ def _without_weights(entry):
 
 
 def _load_file(path, ema):
-    checkpoint = read_checkpoint(path, ema=ema)
+    checkpoint = read_weights(path, ema=ema)
     if native.is_own(checkpoint):
         model, config = load_own(checkpoint)
         return _loaded(model, config, model.name)
@@ -257,7 +259,7 @@ def _load_file(path, ema):
 
 
 def _load_configured(config, path, ema):
-    model, config = create_with_weights(config, read_checkpoint(path, ema=ema))
+    model, config = create_with_weights(config, read_weights(path, ema=ema))
     return _loaded(model, config, config.origin if config.published else model.name)
 
 

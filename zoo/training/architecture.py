@@ -4,17 +4,14 @@ The keys are those of transformers' configs (`hidden_sizes`, `depths`, …). The
 change the row that `model` names.
 """
 
-import re
 from typing import Any
 
 from zoo.models.names import Entry, find
 from zoo.training.config import ClassifierConfig
+from zoo.training.transformers_keys import HUB_NAME
 from zoo.weights.schema import RESNET
 from zoo.weights.sources import transformers
 
-HUB_NAME = re.compile(
-    r"(?:[\w.-]+/)?(resnet|convnextv2|convnext)-(\w+?)(?:-(22k|1k))?(?:-(\d+))?(?:-(22k|1k))*(?:-ft)?"
-)
 EXPANSION = {"basic": 1, "bottleneck": 4}  # of a ResNet block's channels
 
 

@@ -108,13 +108,26 @@ def newest_checkpoint(folder: str | Path) -> Checkpoint | None:
     return None
 
 
-def newest_identity(folder: str | Path) -> dict:
-    """Return the identity of the run whose checkpoints a folder holds, without reading their state; {} if unknown."""
+def newest_progress(folder: str | Path) -> dict:
+    """Return the progress of the run whose checkpoints a folder holds, without reading their state; {} if unknown."""
     numbers = _numbers(Path(folder))
     for number in sorted(numbers, reverse=True):
         with contextlib.suppress(OSError, ValueError):
-            return read_json(numbers[number] / PROGRESS, {"identity": OBJECT}, others=True)["identity"]
+            return read_json(numbers[number] / PROGRESS, {"identity": OBJECT}, others=True)
     return {}
+
+
+def newest_identity(folder: str | Path) -> dict:
+    """Return the identity of the run whose checkpoints a folder holds; {} if unknown."""
+    identity = newest_progress(folder).get("identity")
+    return identity if isinstance(identity, dict) else {}
+
+
+def first_epochs(progress: dict) -> int | None:
+    """Return the epochs that a run had when it began, before it was resumed with more; None if unknown."""
+    identity = progress.get("identity")
+    epochs = progress.get("first_epochs", identity.get("epochs") if isinstance(identity, dict) else None)
+    return epochs if isinstance(epochs, int) and epochs > 0 else None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 import convnext
-from zoo.data import Augment, Batches, Mix, RandAugment, one_hot, open_dataset
+from zoo.data import Augment, Batches, Dataset, Mix, RandAugment, one_hot, open_dataset
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.evaluation.metrics import top_k_accuracy
 from zoo.models import registry
@@ -25,13 +25,14 @@ from zoo.training.config import ClassifierConfig, read_config
 from zoo.training.layer_decay import update_factors
 from zoo.training.loop import Outcome, RunConfig, fit_resumable
 from zoo.training.optimizer import create_optimizer
-from zoo.training.result import write_model
+from zoo.training.result import finished, write_model
 from zoo.training.setup import (
     BAD_HELD_OUT,
     BAD_SAMPLES,
     check_rates,
     compile_options,
     compile_resumable,
+    describe_schedule,
     optimizer_options,
     sample_options,
     training_scope,
@@ -41,8 +42,9 @@ from zoo.training.validation import held_out_batches
 from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
 from zoo.utils.text import quoted, shown
-from zoo.weights import ModelConfig, classes, detect_format, load_checkpoint, read_checkpoint
+from zoo.weights import ModelConfig, classes, detect_format, load_checkpoint, read_weights
 from zoo.weights.config import default_arguments
+from zoo.weights.load import announce_random
 from zoo.weights.schema import RESNET
 
 IMAGE_SIZE = 224
@@ -95,8 +97,15 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     count = config.num_labels or (len(dataset.class_names) if dataset.class_names else highest + 1)
     if highest >= count:
         raise ValueError(f"num_labels is {count}, but the data has a label {highest}")
+    if count == 1:
+        name = f", {dataset.class_names[0]!r}," if dataset.class_names else ""
+        raise ValueError(
+            f"The data has one class{name} and a softmax of one class is always 1. Add the images that are not of it "
+            "as a second class; in Python, a model with classifier_activation='sigmoid' learns one class."
+        )
     if config.class_weights is not None and len(config.class_weights) != count:
         raise ValueError(f"class_weights has {len(config.class_weights)} numbers for {count} classes")
+    held_out = _open_held_out(config, dataset, data)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with training_scope(config):
@@ -104,8 +113,10 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
         assert description.preprocess is not None
         spec = training_spec(description.preprocess, output)
         with _batches(config, dataset, spec, count) as batches:
-            _compile(model, config, config.epochs * batches.steps, count)
-            validate = _validation(model, config, dataset, spec, data)
+            steps = config.epochs * batches.steps
+            rates = optimizer_options(config, steps)
+            _compile(model, config, steps, rates, count)
+            validate = None if held_out is None else _validation(model, config, held_out, spec)
             identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
             outcome = fit_resumable(
                 model,
@@ -117,10 +128,12 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
                 should_stop=no_improvement(config.early_stopping) if validate else None,
                 identity=identity,
                 resume=resume,
+                schedule=describe_schedule(config, steps, rates),
             )
-    write_model(with_softmax(model, description), output, spec)
+    path = write_model(with_softmax(model, description), output, spec)
     _write_class_names(dataset.class_names, output)
-    return outcome
+    python = f"model, transform, *_ = zoo.load({str(path)!r})"
+    return finished(outcome, path, f"zoo export {path} {path.with_suffix('.onnx')}", f"in Python: {python}")
 
 
 def _write_class_names(names: Sequence[str] | None, folder: Path) -> None:
@@ -202,9 +215,10 @@ def _load(model, config) -> None:
     entry, _ = named_model(config)
     weights = config.weights or (entry and entry.tag)
     if weights is None:
+        announce_random(f"A {config.model_type} of other sizes" if entry is None or config.architecture else entry.name)
         return
     path = weights if entry is None else registry.weight_file(entry.name, weights)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_weights(path)
     in_file, wanted = classes(checkpoint.tensors, detect_format(checkpoint)), model.output_shape[-1]
     fresh = (
         {} if in_file == wanted else {"head_fc": f"the file has {in_file or 'no'} classes, and {wanted} are requested"}
@@ -220,8 +234,8 @@ def with_softmax(model, description: ModelConfig) -> keras.Model:
     return final
 
 
-def _compile(model, config, steps, count) -> None:
-    optimizer = create_optimizer(config.learning_rate, steps, **optimizer_options(config, steps))
+def _compile(model, config, steps, rates, count) -> None:
+    optimizer = create_optimizer(config.learning_rate, steps, **rates)
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     loss = create_loss(config)
     factors = None if config.layer_decay is None else update_factors(model, config.layer_decay)
@@ -292,12 +306,16 @@ def _arrange(count, class_weights, batch):
     return batch["images"], targets, targets @ np.asarray(class_weights, np.float32)
 
 
-def _validation(model, config, dataset, spec, data):
+def _open_held_out(config, dataset, columns) -> Dataset | None:
+    """Return the validation data, with the classes of the training data; None without any."""
     if config.validation_data is None:
         if config.early_stopping is not None:
             raise ValueError("early_stopping needs validation_data")
         return None
-    held_out = open_dataset(config.validation_data, needs="labels", **data, class_names=dataset.class_names)
+    return open_dataset(config.validation_data, needs="labels", **columns, class_names=dataset.class_names)
+
+
+def _validation(model, config, held_out, spec) -> Callable[[], dict[str, float]]:
     options = sample_options(config, BAD_HELD_OUT)
     batches = held_out_batches(held_out, spec, batch_size=config.batch_size, **options)
     return functools.partial(evaluate, model, batches)

@@ -379,7 +379,10 @@ def read_config(path: str | Path, **overrides: Any) -> ClassifierConfig:
 
 def parse_config(values: dict[str, Any], name: str = "config") -> ClassifierConfig:
     """Return the config that a dict describes, checked; `name` is what messages call it."""
+    from zoo.training.transformers_keys import translate  # needs the models' names, which the flags do not
+
     allowed = {**KINDS, **{key: kind for key, (kind, _) in ARCHITECTURE.items()}}
+    values = translate(values, set(allowed), name)
     for key, value in values.items():
         if key not in allowed:
             nearest = difflib.get_close_matches(key[:100], allowed, n=1, cutoff=0.0)[0]

@@ -17,13 +17,14 @@ from zoo.training.config import MAX_CONTEXT, ContrastiveConfig, accepts, from_op
 from zoo.training.distillation import load_teacher, preprocessing
 from zoo.training.loop import Outcome, RunConfig, fit_resumable
 from zoo.training.optimizer import create_optimizer
-from zoo.training.result import write_model
+from zoo.training.result import finished, write_model
 from zoo.training.setup import (
     BAD_HELD_OUT,
     BAD_SAMPLES,
     check_rates,
     compile_options,
     compile_resumable,
+    describe_schedule,
     optimizer_options,
     sample_options,
     training_scope,
@@ -66,6 +67,7 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
     dataset = open_dataset(train_data, needs="captions", **columns)
     if config.label_key is None and not isinstance(train_data, Dataset):
         dataset = dataset.without_labels().with_image_labels()
+    held_out = None if config.validation_data is None else _open_held_out(config, columns)
     tokenize = Tokenize(config.context_length)
     output = Path(config.output)
     with training_scope(config):
@@ -83,9 +85,7 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
             compile_resumable(pair, optimizer, **compile_options(config), **loss)
             if config.accumulate > 1:
                 accumulate_gradients(pair, config.accumulate)
-            validate = None
-            if config.validation_data is not None:
-                validate = _validation(pair, config, columns, spec, tokenize)
+            validate = None if held_out is None else _validation(pair, config, held_out, spec, tokenize)
             outcome = fit_resumable(
                 pair,
                 batches,
@@ -94,11 +94,15 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
                 validate=validate,
                 identity=_identity(config, rates, pair),
                 resume=config.resume,
+                schedule=describe_schedule(config, steps, rates),
                 **arrange,
             )
         with pair.optimizer.averaged():
-            write_model(pair, output, spec)
-    return outcome
+            path = write_model(pair, output, spec)
+    data = config.validation_data or train_data
+    evaluate = () if isinstance(data, Dataset) else (f"zoo eval retrieval --model {path} --data {data}",)
+    index = f"zoo index build IMAGES --model {path} --output INDEX"
+    return finished(outcome, path, *evaluate, index, f"in Python: zoo.ClipPipeline({str(path)!r})")
 
 
 def run(**options: Any) -> Outcome:
@@ -156,20 +160,26 @@ def create_pair(config: ContrastiveConfig) -> clip.CLIP:
     return registry.create_model(model, weights=config.weights, **options)
 
 
-def _validation(pair, config: ContrastiveConfig, columns: dict, spec: PreprocessSpec, tokenize: Tokenize) -> Callable:
-    """Return the function that validates the pair."""
-    names: Sequence[str] | None = None
-    templates: Sequence[str] = ("a photo of a {}.",)
-    if config.classes is not None:
-        if config.classes not in clip.CLASS_NAMES:
-            raise ValueError(f"classes={config.classes!r}; it must be one of {', '.join(clip.CLASS_NAMES)}")
-        names, templates = clip.CLASS_NAMES[config.classes], clip.TEMPLATES.get(config.classes, templates)
+def _open_held_out(config: ContrastiveConfig, columns: dict) -> Dataset:
+    """Return the validation data, with the classes that the config names."""
     assert config.validation_data is not None
+    if config.classes is not None and config.classes not in clip.CLASS_NAMES:
+        raise ValueError(f"classes={config.classes!r}; it must be one of {', '.join(clip.CLASS_NAMES)}")
+    names = None if config.classes is None else clip.CLASS_NAMES[config.classes]
     dataset = open_dataset(config.validation_data, **columns, class_names=names)
     if names is not None and dataset.labels is None:
         raise ValueError(
             f"classes={config.classes!r}, but the validation data has no labels; name their column (label_key)"
         )
-    options = sample_options(config, BAD_HELD_OUT) | {"class_names": names or dataset.class_names}
+    return dataset
+
+
+def _validation(pair, config: ContrastiveConfig, held_out: Dataset, spec: PreprocessSpec, tokenize) -> Callable:
+    """Return the function that validates the pair."""
+    names: Sequence[str] | None = None
+    templates: Sequence[str] = ("a photo of a {}.",)
+    if config.classes is not None:
+        names, templates = clip.CLASS_NAMES[config.classes], clip.TEMPLATES.get(config.classes, templates)
+    options = sample_options(config, BAD_HELD_OUT) | {"class_names": names or held_out.class_names}
     options |= {"batch_size": config.batch_size, "templates": templates}
-    return functools.partial(PairValidation(dataset, spec, tokenize, **options), pair)
+    return functools.partial(PairValidation(held_out, spec, tokenize, **options), pair)

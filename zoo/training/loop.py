@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from zoo.data import Batches
-from zoo.training.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint, save_checkpoint
+from zoo.training.checkpoint import CHECKPOINTS, Checkpoint, first_epochs, newest_checkpoint, save_checkpoint
 from zoo.training.config import REPORTS, TrainConfig
 from zoo.training.devices import without_distribution
 from zoo.training.history import STEP, History, check_rows, validation_text
@@ -89,6 +89,8 @@ class Outcome:
         skipped: updates skipped because a gradient was not finite.
         bad: samples that could not be used and were replaced; bad_samples.jsonl names them.
         rows: rows of the history.
+        files: {what it is: path} of what the run wrote.
+        use: commands for the model.
     """
 
     finished: bool
@@ -97,14 +99,19 @@ class Outcome:
     skipped: int
     bad: int = 0
     rows: list[dict] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    use: tuple[str, ...] = ()
 
 
 def to_text(outcome: Outcome) -> str:
-    """Return how a run ended, in one line."""
+    """Return how a run ended in one line, then where its files are and what to do with the model, a line each."""
     how = "Finished" if outcome.finished else "Stopped; continue with --resume"
     skipped = f", {_count(outcome.skipped, 'update')} skipped" if outcome.skipped else ""
     bad = f", {_count(outcome.bad, 'bad sample')} replaced" if outcome.bad else ""
-    return f"{how}: step {outcome.step} of {outcome.steps}{skipped}{bad}."
+    lines = [f"{how}: step {outcome.step} of {outcome.steps}{skipped}{bad}."]
+    lines += [f"  {label:<9}{path}" for label, path in outcome.files.items()]
+    lines += [f"  {'use it' if i == 0 else '':<9}{command}" for i, command in enumerate(outcome.use)]
+    return "\n".join(lines)
 
 
 def _count(number: int, what: str) -> str:
@@ -147,6 +154,7 @@ def fit_resumable(
     should_stop: Callable[[list[dict]], bool] | None = None,
     identity: Mapping[str, object] | None = None,
     resume: bool = False,
+    schedule: str = "",
 ) -> Outcome:
     """Train a compiled model with checkpoints; with `resume`, continue an unfinished run.
 
@@ -160,7 +168,8 @@ def fit_resumable(
         validate: returns metrics of the model; called with the averaged weights if there is an EMA.
         should_stop: called with the rows of the history after each validation; True ends the run.
         identity: JSON values that must be the same for a checkpoint to be resumed, besides those of the batches.
-        resume: resume from the newest intact checkpoint.
+        resume: resume from the newest intact checkpoint, also with more epochs than the run had.
+        schedule: line about the learning rate, printed when a run begins.
 
     Raises:
         ValueError: another process trains in the folder; it holds another run's checkpoints; the run `Diverged`; too
@@ -174,6 +183,8 @@ def fit_resumable(
     with lock(output / LOCK), _stop_on_signal() as stop:
         run = _Run(model, batches, output, config, (arrange, validate, should_stop), identity, stop)
         run.begin(resume)
+        if schedule and run.position == 0:
+            print(schedule, flush=True)
         while not run.over:
             run.fit_epoch()
         run.close()
@@ -194,6 +205,8 @@ class _Run(keras.callbacks.Callback):
         self.position, self.left_out = 0, []  # numbers of the batches that led to non-finite updates
         self.metrics, self.rollbacks, self.rolled_back_to = None, 0, None
         self.stopping, self.ends_early = False, False
+        self.first_epochs = config.epochs
+        self.said_skipped = self.logged = 0  # updates that a line has named; step of the last row
 
     @property
     def finished(self) -> bool:
@@ -227,6 +240,14 @@ class _Run(keras.callbacks.Callback):
             self.history = History(self.output / HISTORY, found.history, self.config.report_to)
             self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
             print(f"Resuming from {shown(found.path)} at step {self.position} of {self.steps}.", flush=True)
+            before = found.progress["identity"].get("epochs", self.config.epochs)
+            if before != self.config.epochs:
+                rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+                print(
+                    f"With {self.config.epochs} epochs instead of {before}, the learning rate falls to 0 at step "
+                    f"{self.steps}; it continues at {rate:.3g}.",
+                    flush=True,
+                )
 
     def close(self) -> None:
         self.history.write_csv(self.output / "history.csv")
@@ -238,6 +259,8 @@ class _Run(keras.callbacks.Callback):
         check_rows(found.history, f"{shown(found.path)}: {HISTORY}")
         theirs = found.progress["identity"]
         names = [name for name in {**theirs, **self.identity} if theirs.get(name) != self.identity.get(name)]
+        if isinstance(before := theirs.get("epochs"), int) and before < self.config.epochs:
+            names = [name for name in names if name != "epochs"]
         if names:
             told = [(shown(name), quoted(theirs.get(name)), quoted(self.identity.get(name))) for name in names[:8]]
             pairs = "; ".join(f"{name} was {before} and is {now}" for name, before, now in told)
@@ -251,6 +274,7 @@ class _Run(keras.callbacks.Callback):
         state = {f"{group}/{i:05d}": ops.convert_to_numpy(v) for group, vs in groups for i, v in enumerate(vs)}
         state |= {f"{RANDOM}/{name}": array for name, array in random_state().items()}
         progress = {"identity": self.identity, "position": self.position, "left_out": self.left_out}
+        progress["first_epochs"] = self.first_epochs
         try:
             save_checkpoint(self.folder, state, progress, history=self.history.text, keep=self.config.keep)
         except OSError as error:
@@ -288,6 +312,8 @@ class _Run(keras.callbacks.Callback):
             variable.assign(found.state[name])
         self.metrics = [found.state[name] for name in expected if name.startswith("metrics/")]  # `fit` resets them
         self.position, self.left_out = position, left_out
+        self.first_epochs = first_epochs(found.progress) or self.config.epochs
+        self.said_skipped, self.logged = self.skipped, self.position
 
     def _variable_groups(self) -> dict[str, list]:
         model = self.model
@@ -360,11 +386,31 @@ class _Run(keras.callbacks.Callback):
             return
         rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
-        row = {**logs, "learning_rate": rate, "skipped": self.skipped}
+        row = {**logs, "learning_rate": rate}
         self.bar.stateful_metrics = set(row)  # not averaged again
         self.bar.update((self.position - 1) % self.batches.steps + 1, values=[(k, v) for k, v in row.items()])
+        row["skipped"] = self.skipped
+        self._say_skipped(row["skipped"])
         self.history.add(epoch=self._epoch, step=self.position, **row, seconds=round(seconds, 3))
         self.model.reset_metrics()
+
+    def _say_skipped(self, skipped: int) -> None:
+        """Print how many updates were skipped since the last row, and why."""
+        new, first = skipped - self.said_skipped, self.logged + 1
+        self.said_skipped, self.logged = skipped, self.position
+        if new <= 0:
+            return
+        steps = f"Step {first}" if first == self.position else f"Steps {first} to {self.position}"
+        what = "1 update was" if new == 1 else f"{new} updates were"
+        if self.model.optimizer.initial_scale is None:
+            next_ = f"after {self.config.max_skipped} in a row the run returns to its last checkpoint"
+        else:
+            next_ = "each halves the loss scale, which is usual at the start of training in float16"
+        print(
+            f"\n{steps}: {what} skipped because a gradient was not finite (NaN or infinite); "
+            f"the weights stay as they were, and {next_}.",
+            flush=True,
+        )
 
     @property
     def _epoch(self) -> int:

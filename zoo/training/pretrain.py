@@ -19,13 +19,14 @@ from zoo.training.config import PretrainConfig, accepts
 from zoo.training.devices import without_distribution
 from zoo.training.loop import Outcome, RunConfig, fit_resumable
 from zoo.training.optimizer import create_optimizer
-from zoo.training.result import write_model
+from zoo.training.result import finished, write_model
 from zoo.training.setup import (
     BAD_HELD_OUT,
     BAD_SAMPLES,
     check_rates,
     compile_options,
     compile_resumable,
+    describe_schedule,
     optimizer_options,
     sample_options,
     training_scope,
@@ -89,12 +90,12 @@ def pretrain(
                 held_out = held_out_batches(images, spec, **batch, **sample_options(config, BAD_HELD_OUT))
                 validate = functools.partial(evaluate, fcmae, held_out)
             identity = _identity(config, rates, fcmae)
-            resume = config.resume
-            outcome = fit_resumable(fcmae, batches, output, run, validate=validate, identity=identity, resume=resume)
+            given: dict[str, Any] = {"resume": config.resume, "schedule": describe_schedule(config, steps, rates)}
+            outcome = fit_resumable(fcmae, batches, output, run, validate=validate, identity=identity, **given)
         with fcmae.optimizer.averaged(), without_distribution():
-            write_model(fcmae.encoder, output, spec)
+            path = write_model(fcmae.encoder, output, spec)
             write_report(fcmae, dataset, spec, output, outcome)
-    return outcome
+    return finished(outcome, path, f"zoo train classify --config CONFIG --weights {path}")
 
 
 def _identity(config: PretrainConfig, rates: dict[str, Any], fcmae: convnext.FCMAE) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import keras
 
 import convnext
 from zoo.data.preprocess import PreprocessSpec
-from zoo.training.checkpoint import CHECKPOINTS, newest_identity
+from zoo.training.checkpoint import CHECKPOINTS, first_epochs, newest_identity, newest_progress
 from zoo.training.config import TrainConfig
 from zoo.training.devices import data_parallel
 from zoo.training.optimizer import SkipNonFinite
@@ -69,8 +69,14 @@ def sample_options(config: TrainConfig, bad_samples: str) -> dict[str, Any]:
 
 
 def optimizer_options(config: TrainConfig, steps: int) -> dict[str, Any]:
-    """Return the options of `create_optimizer` for a run of so many steps."""
-    warmup_steps = steps // 10 if config.warmup_steps is None else config.warmup_steps
+    """Return the options of `create_optimizer` for a run of so many steps.
+
+    The warm-up of a run that is resumed with more epochs stays the one that it began with.
+    """
+    warmup_steps = config.warmup_steps
+    if warmup_steps is None:
+        began = first_epochs(newest_progress(Path(config.output) / CHECKPOINTS)) or config.epochs
+        warmup_steps = steps // config.epochs * min(began, config.epochs) // 10
     return {
         "warmup_steps": warmup_steps,
         "weight_decay": config.weight_decay,
@@ -81,6 +87,14 @@ def optimizer_options(config: TrainConfig, steps: int) -> dict[str, Any]:
 def compile_options(config: TrainConfig) -> dict[str, Any]:
     """Return the options of `compile_resumable` that a config holds."""
     return {name: getattr(config, name) for name in ("precision", "ema", "checkpoint_activations")}
+
+
+def describe_schedule(config: TrainConfig, steps: int, rates: Mapping[str, Any]) -> str:
+    """Return how the learning rate changes in a run of so many steps; `rates` are those of `optimizer_options`."""
+    warmup, peak = rates["warmup_steps"], config.learning_rate
+    if not warmup:
+        return f"{steps} steps; the learning rate falls from {peak:g} to 0."
+    return f"{steps} steps; the learning rate rises from 0 to {peak:g} in the first {warmup}, then falls to 0."
 
 
 def compile_resumable(

@@ -7,7 +7,7 @@ of published weights, `download` and `locate` find their files, `load` puts them
 
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import LoadReport, classes, export_tensors, holds
-from zoo.weights.load import create_with_weights, detect_format, load_checkpoint, load_weights
+from zoo.weights.load import create_with_weights, detect_format, load_checkpoint, load_weights, read_weights
 from zoo.weights.read import Checkpoint, LazyTensors, read_checkpoint
 from zoo.weights.sources import FORMATS, LIBRARIES
 from zoo.weights.write import write_safetensors
@@ -27,5 +27,6 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "read_checkpoint",
+    "read_weights",
     "write_safetensors",
 ]

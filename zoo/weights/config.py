@@ -127,14 +127,21 @@ class ModelConfig:
         height, width, channels = self.arguments["input_shape"]
         return height, width, channels
 
-    def build(self) -> "keras.Model":
+    def build(self, *, saved: bool = False) -> "keras.Model":
         """Return the model with random weights.
+
+        Args:
+            saved: it was saved; then one class may have a softmax, which the builders refuse.
 
         Raises:
             TypeError, ValueError: the builder refuses the arguments.
         """
         arguments = dict(self.arguments)
         variant, name = arguments.pop("variant"), arguments.pop("name")
+        if saved and arguments.get("num_classes") == 1 and arguments["classifier_activation"] == "softmax":
+            import keras
+
+            arguments["classifier_activation"] = keras.activations.softmax  # they refuse the name
         if "stem_stride" in arguments and self.family != CLIP:
             arguments.setdefault("downsample_strides", DOWNSAMPLE_STRIDE)
         model = builder_of(self.family)(variant if isinstance(variant, str) else self.row, **arguments)

@@ -141,7 +141,7 @@ def _check_same_layers(model, config):
     narrow = {**dataclasses.asdict(row), "dims": [8] * len(row.dims)}
     if "stem_dim" in narrow:
         narrow["stem_dim"] = 8 if row.stem_dim == row.dims[0] else 16  # where they differ, a basic block has a shortcut
-    twin = ModelConfig(config.family, {**config.arguments, "variant": narrow}).build()
+    twin = ModelConfig(config.family, {**config.arguments, "variant": narrow}).build(saved=True)
     ours, theirs = _layer_configs(model), _layer_configs(twin)
     different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if different:

@@ -6,8 +6,13 @@ use, and a file that has changed since is refused.
 """
 
 import contextlib
+import functools
 import hmac
 import re
+import socket
+import threading
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from zoo.utils.files import atomic_write, sha256
@@ -15,6 +20,8 @@ from zoo.utils.text import quoted, shown
 
 RECORD = ".sha256"  # appended to a file's name; the content has sha256sum's format
 DIGEST = re.compile("[0-9a-f]{64}")
+REACHED_WITHIN = 4.0  # seconds to connect to the hub, or to the proxy before it
+PORTS = {"http": 80, "https": 443}
 
 
 def fetch(repository: str, files: tuple[str, ...], *, revision: str | None = None, digest: str | None = None) -> Path:
@@ -57,8 +64,10 @@ def fetch_file(repository: str, name: str, *, revision: str | None = None, offli
         cached = hub.try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
+        if not (offline or hub.constants.HF_HUB_OFFLINE):
+            _connect(hub.constants.ENDPOINT)
         return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
-    except hub.errors.LocalEntryNotFoundError as error:
+    except (hub.errors.LocalEntryNotFoundError, Unreachable) as error:
         raise ConnectionError(_not_cached(hub, repository, name, error)) from error
     except hub.errors.EntryNotFoundError:
         return None
@@ -72,6 +81,36 @@ def fetch_file(repository: str, name: str, *, revision: str | None = None, offli
         raise ConnectionError(
             f"{shown(name)} of {shown(repository)} could not be downloaded: {shown(_line(error))}"
         ) from error
+
+
+class Unreachable(OSError):
+    """No connection to the hub."""
+
+
+@functools.cache  # of successes: an exception is not kept
+def _connect(endpoint: str) -> None:
+    """Raise Unreachable if no connection is made in time; huggingface_hub would retry five times first."""
+    url = urllib.parse.urlsplit(endpoint)
+    proxy = urllib.request.getproxies().get(url.scheme)
+    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
+        url = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    problems: list[OSError | None] = []
+
+    def attempt():
+        try:
+            port = url.port or PORTS.get(url.scheme, 80)
+            socket.create_connection((url.hostname or "", port), timeout=REACHED_WITHIN).close()
+            problems.append(None)
+        except OSError as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)  # looking up a name has no time limit of its own
+    thread.start()
+    thread.join(REACHED_WITHIN)
+    if not problems:
+        raise Unreachable(f"{url.hostname} did not answer within {REACHED_WITHIN:g} s")
+    if problems[0] is not None:
+        raise Unreachable(f"{url.hostname}: {problems[0]}") from problems[0]
 
 
 def _hub():

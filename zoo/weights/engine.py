@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from zoo.utils.text import shown
+from zoo.weights.fitting import fit_tensors
 from zoo.weights.layouts import Layout, torch_tensors
-from zoo.weights.positions import fit_positions
 from zoo.weights.read import shapes_of
 
 LOGIT_BIAS = "logit_scale/logit_bias"
@@ -102,15 +102,20 @@ class Slot:
         return [array.shape for array in self.layout.to_theirs(blank)]
 
 
+def matches(tensors, source):
+    """Whether the keys have the signature of a `Format`."""
+    shapes = shapes_of(tensors)
+    return all(key in shapes and len(shapes[key]) == rank for key, rank in source.signature.items())
+
+
 def detect(tensors, formats):
     """Return the first of `formats` whose signature the keys have.
 
     Raises:
         ValueError: none fits; the message lists some keys and the known formats.
     """
-    shapes = shapes_of(tensors)
     for candidate in formats:
-        if all(key in shapes and len(shapes[key]) == rank for key, rank in candidate.signature.items()):
+        if matches(tensors, candidate):
             return candidate
     known = ", ".join(dict.fromkeys(candidate.name for candidate in formats))
     raise ValueError(f"The keys match no known format. Found: {_listing(sorted(tensors))}. Known formats: {known}.")
@@ -147,7 +152,7 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
             missing.append(f"{', '.join(slot.keys)} (for {slot.name})")
     used = {key for slot in found for key in slot.keys}
     ignored, unexpected = _explain([key for key in tensors if key not in used], model, source, fresh)
-    fitted, notes = fit_positions([slot for slot in found if slot.part == "image"], tensors)
+    fitted, notes = fit_tensors(found, tensors)
     tensors = ChainMap(fitted, tensors)
     wrong = [problem for slot in found for problem in _misfits(slot, tensors)]
     if wrong or not found or (strict and (missing or unexpected)):

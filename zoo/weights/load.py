@@ -12,8 +12,8 @@ from zoo.utils.text import quoted, shown
 from zoo.weights import native
 from zoo.weights.config import ModelConfig, check_activation, resize_spec
 from zoo.weights.download import recorded
-from zoo.weights.engine import Format, LoadReport, classes, detect, holds, load_tensors
-from zoo.weights.published import restriction
+from zoo.weights.engine import Format, LoadReport, classes, detect, holds, load_tensors, matches
+from zoo.weights.published import restriction, tags
 from zoo.weights.read import Checkpoint, read_checkpoint
 from zoo.weights.schema import CLIP, OPTIONAL, RESNET
 from zoo.weights.sources import FORMATS
@@ -28,6 +28,8 @@ FROM_FILE = (
     "activation",
     "init_logit_bias",
 )  # what a bare name leaves open
+
+HEADLESS = "The file has no classifier, so the model has none; num_classes=K adds a newly initialized one."
 
 
 def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True, ema: bool = True) -> LoadReport:
@@ -50,7 +52,28 @@ def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True,
     Raises:
         ValueError: lists the keys that are missing, unexpected, or of the wrong shape. The model is unchanged.
     """
-    return load_checkpoint(model, read_checkpoint(path, ema=ema), strict=strict)
+    return load_checkpoint(model, read_weights(path, ema=ema), strict=strict)
+
+
+def read_weights(path: str | Path, *, ema: bool = True) -> Checkpoint:
+    """Open a weight file, and remove the prefix that a training script put in front of every key.
+
+    Prefixes such as `model.` and `net.` are removed only where the keys match no format as they are; a note says so.
+
+    Args:
+        ema: as in `load_weights`.
+    """
+    checkpoint = read_checkpoint(path, ema=ema)
+    tensors, removed = checkpoint.tensors, ""
+    while not native.is_own(checkpoint) and not any(matches(tensors, known) for known in FORMATS):
+        prefix = tensors.shared_prefix()
+        if not prefix:
+            return checkpoint
+        tensors, removed = tensors.without_prefix(prefix), removed + prefix
+    if not removed:
+        return checkpoint
+    note = f"The prefix {quoted(removed, 60)} of all keys was removed."
+    return dataclasses.replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
 def load_checkpoint(
@@ -109,7 +132,7 @@ def load_own(checkpoint: Checkpoint) -> tuple["keras.Model", ModelConfig]:
     config, name = native.parse(checkpoint), checkpoint.path.name
     config.check_size(checkpoint.tensors, name)
     try:
-        model = config.build()
+        model = config.build(saved=True)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: architecture.arguments describe no model: {shown(error)}") from error
     load_checkpoint(model, checkpoint)
@@ -140,7 +163,9 @@ def create_with_weights(
     is_known = config.from_weights or "activation" in overrides
     activation = fitted.arguments.get("activation") if is_known else None
     report = load_checkpoint(model, checkpoint, fresh=fresh, activation=activation)
-    for note in report.notes:
+    headless = config.family != CLIP and config.arguments["include_top"] and not fitted.arguments["include_top"]
+    asked = () if not headless or "include_top" in overrides else (HEADLESS,)
+    for note in (*report.notes, *asked):
         warnings.warn(f"{shown(checkpoint.path.name)}: {note}", stacklevel=3)
     fitted = _with_provenance(fitted, checkpoint, report.format)
     native.remember(model, fitted)
@@ -156,7 +181,7 @@ def _fit(config, checkpoint, overrides):
         source = detect_format(checkpoint)
         in_file = classes(checkpoint.tensors, source)
         has_norm = config.family == RESNET or holds(checkpoint.tensors, source, "head_norm")
-        arguments |= {} if _describes_itself(config, checkpoint) else _head_in_file(config, in_file, has_norm)
+        arguments |= {} if _describes_itself(config, checkpoint) else _head_in_file(in_file, has_norm)
     if config.from_weights and config.published is None:  # a foreign config: nothing larger than the file is allocated
         dataclasses.replace(config, arguments=arguments).check_size(checkpoint.tensors, checkpoint.path.name)
     if "num_classes" in overrides:
@@ -181,11 +206,11 @@ def _describes_itself(config, checkpoint):
     return native.is_own(checkpoint) and config.from_weights and config.published is None
 
 
-def _head_in_file(config, in_file, has_norm):
+def _head_in_file(in_file, has_norm):
     """Arguments for the head that the file has."""
     if in_file:
         return {"num_classes": in_file, "include_top": True, "pooling": None}
-    return {"include_top": False, "pooling": "avg" if has_norm else None} if config.from_weights else {}
+    return {"include_top": False, "pooling": "avg" if has_norm else None}
 
 
 def _new_layers(arguments, overrides, in_file, has_norm):
@@ -224,6 +249,15 @@ def announce(name: str, licence: str | None) -> None:
     remark = restriction(licence)
     if remark:
         _print_once(f"{name}: its weights are under {licence} ({remark}).")
+
+
+def announce_random(name: str) -> None:
+    """Print on stderr, once a process, that a model has random weights, and which are published for its name."""
+    known = list(tags(name))
+    listed = (
+        f"published: {', '.join(known[:4])}{', …' if len(known) > 4 else ''} (weights={known[0]!r})" if known else ""
+    )
+    _print_once(f"{name}: random weights; {listed or 'none are published'}.")
 
 
 @functools.cache

@@ -6,6 +6,7 @@ safetensors and torch files are memory-mapped, and an array is copied when it is
 which may be compressed, is unpacked then. So a checkpoint needs no memory of its own.
 """
 
+import argparse
 import contextlib
 import math
 import struct
@@ -23,8 +24,8 @@ from zoo.utils.strict_json import object_of, read_json, text
 from zoo.utils.text import quoted, shown
 
 OLDEST_TORCH = (2, 10)
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # around the weights in the checkpoints of training scripts
-AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict")  # moving averages of the weights
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")  # around the weights in checkpoints
+AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "params_ema")  # moving averages
 STEPS = "n_averaged"  # torch's AveragedModel counts its steps beside the weights
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's, in front of every key
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
@@ -63,6 +64,12 @@ class LazyTensors(Mapping):
         shapes = {key.removeprefix(prefix): shape for key, shape in self.shapes.items()}
         return LazyTensors(shapes, lambda key: self._read(prefix + key))
 
+    def shared_prefix(self) -> str:
+        """The first part of every key, "model." of "model.a.b" and "model.c"; "" where the keys differ in it."""
+        first, dot, _ = next(iter(self.shapes), "").partition(".")
+        prefix = first + dot
+        return prefix if dot and all(key.startswith(prefix) and key != prefix for key in self.shapes) else ""
+
 
 def _to_float32(value):
     """Floating-point arrays of any width as float32: exact from narrower types, rounded from float64."""
@@ -93,7 +100,7 @@ class Checkpoint:
         notes: one line each on what was chosen of the file, for the report.
     """
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: LazyTensors
     metadata: dict[str, str] = field(default_factory=dict)
     path: Path = Path("weights")
     notes: tuple[str, ...] = ()
@@ -278,11 +285,11 @@ def _is_stored(archive):
 def _read_torch(path, can_map, ema):
     torch = _recent_torch()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a training script
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except Exception as error:  # the unpickler refuses in many ways; none of them ran anything
-        first_line = str(error).strip().splitlines()[:1]
         raise ValueError(
-            f"{shown(path.name)} is not a plain torch checkpoint of tensors: {shown(first_line)}"
+            f"{shown(path.name)} is not a plain torch checkpoint of tensors: {_refusal(path, error)}"
         ) from error
     state, notes = _unwrap(content, ema, path.name)
     if not state:
@@ -292,6 +299,20 @@ def _read_torch(path, can_map, ema):
         _check_plain(torch, key, value, path)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     return LazyTensors(shapes, lambda key: _to_numpy(torch, state[key])), notes
+
+
+def _refusal(path, error):
+    """Why torch refused a checkpoint: the classes it would have to unpickle, else the error's first line."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    try:
+        names = set(get_unsafe_globals_in_checkpoint(path)) - {"argparse.Namespace"}
+    except Exception:  # damaged in such a way that its names cannot be read
+        names = set()
+    if names:
+        listed = ", ".join(shown(name, 60) for name in sorted(names)[:5])
+        return f"it holds objects of {listed}, which are not read. Save the state dict alone."
+    return shown(next(iter(str(error).strip().splitlines()), ""), 300)
 
 
 def _recent_torch():
@@ -357,7 +378,6 @@ def _to_numpy(torch, value):
 
 def _plain_keys(tensors):
     """`tensors` without the prefix that wrappers put in front of every key."""
-    for prefix in PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = tensors.without_prefix(prefix)
+    while (prefix := tensors.shared_prefix()) in PREFIXES:
+        tensors = tensors.without_prefix(prefix)
     return tensors

@@ -64,7 +64,12 @@ def read_config(path: Path, find: Find | None = None) -> ModelConfig:
         raise field_error(path.name, "the list of keys", sorted(values)[:8], known)
     source = readers[0]
     assert source.read is not None
-    config = source.read(values, path.name, find or (lambda name: _beside(path, name)))
+    try:
+        config = source.read(values, path.name, find or (lambda name: _beside(path, name)))
+    except (TypeError, ValueError, OverflowError) as error:
+        if path.name in str(error):
+            raise
+        raise ValueError(f"{path.name} describes no model of this package: {error}") from error
     check_arguments(config.family, config.arguments, path.name)
     return config
 

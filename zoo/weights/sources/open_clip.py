@@ -64,7 +64,12 @@ PAIR = (
     ("logit_bias", "logit_scale", LOGIT_BIAS),
 )
 ARCHIVE = "a setting that OpenAI's archives store beside the weights"
-IGNORED = (NUM_BATCHES, *((key, ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size")))
+MASK = "the causal mask, which is computed"
+IGNORED = (
+    NUM_BATCHES,
+    *((key, ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size")),
+    *((key, MASK) for key in ("attn_mask", "text.attn_mask")),
+)
 
 
 def _convnext(fc1_rank):
@@ -74,22 +79,25 @@ def _convnext(fc1_rank):
 
 
 def _formats(tower, signature, rules):
-    """A whole pair, and the image tower alone, which is the state dict of `model.visual`."""
+    """A whole pair in both layouts, and the image tower alone, which is the state dict of `model.visual`."""
     in_pair = {f"visual.{key}": rank for key, rank in signature.items()}
     parts = {"image": under("visual.", rules), "text": TEXT, "pair": PAIR}
+    custom = {**in_pair, "text.token_embedding.weight": 2}
+    yield Format(f"{CUSTOM_TEXT} with {tower}", custom, {**parts, "text": under("text.", TEXT)}, IGNORED)
     yield Format(f"open_clip with {tower}", in_pair, parts, IGNORED)
     yield Format(f"open_clip's image tower, {tower}", signature, {"image": rules}, (NUM_BATCHES,))
 
 
 def _custom_text_formats(tower, signature, rules):
-    """The same with an image tower of timm's and the text tower as a module of its own."""
+    """The same with an image tower of timm's, whose pairs have the text tower as a module of its own."""
     in_pair = {f"visual.trunk.{key}": rank for key, rank in signature.items()}
     parts = {"image": under("visual.trunk.", rules), "text": under("text.", TEXT), "pair": PAIR}
-    yield Format(f"open_clip with {tower}", in_pair, parts, (NUM_BATCHES,))
+    yield Format(f"open_clip with {tower}", in_pair, parts, IGNORED)
     alone = {f"trunk.{key}": rank for key, rank in signature.items()}
     yield Format(f"open_clip's image tower, {tower}", alone, {"image": under("trunk.", rules)}, (NUM_BATCHES,))
 
 
+CUSTOM_TEXT = "open_clip's custom-text layout"
 FORMATS = (
     *_formats("a ViT", {"conv1.weight": 4, "class_embedding": 1}, VIT),
     *_formats("a ResNet", {"conv1.weight": 4, "attnpool.q_proj.weight": 2}, RESNET),
@@ -100,11 +108,13 @@ FORMATS = (
         "open_clip's text tower",
         {"token_embedding.weight": 2, "ln_final.weight": 1},
         {"text": TEXT, "pair": PAIR},
+        IGNORED,
     ),
     Format(
         "the text tower of open_clip's custom-text layout",
         {"text.token_embedding.weight": 2, "text.ln_final.weight": 1},
         {"text": under("text.", TEXT), "pair": PAIR},
+        IGNORED,
     ),
 )
 
@@ -178,7 +188,7 @@ FREE_TEXT = {
 }
 FREE_MODEL = {
     *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"),
-    *("custom_text", "cast_dtype", "output_dict"),
+    *("custom_text", "cast_dtype", "output_dict", "nonscalar_logit_scale"),
 }
 
 
@@ -189,7 +199,7 @@ def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
         ValueError: it describes a pair that this package does not make; the message names the field.
     """
     model = section(values, "model_cfg", filename)
-    check_fixed(model, {"nonscalar_logit_scale": False}, FREE_MODEL, filename, "model_cfg.")
+    check_fixed(model, {}, FREE_MODEL, filename, "model_cfg.")
     pair = _read_pair(model, filename)
     preprocess = _read_preprocess(values, pair.image_size, filename)
     return ModelConfig.from_pair(pair, preprocess, filename, init_logit_bias=model.get("init_logit_bias"))

@@ -37,20 +37,25 @@ CONV_MLP = ("atto", "femto", "pico", "nano")  # rows whose linear layers timm ke
 NUM_BATCHES = ("{*}.num_batches_tracked", "a training counter that inference does not use")
 
 
-def convnext_trunk(conv_mlp):
-    """Rules up to the head norm. The small models (atto … nano) keep their two linear layers as 1×1 convolutions."""
+def convnext_trunk(conv_mlp, joint="."):
+    """Rules up to the head norm. The small models (atto … nano) keep their two linear layers as 1×1 convolutions.
+
+    `joint` is "_" in the files of `features_only=True`, where the parts of the stem and the stages are children of
+    the model.
+    """
     pointwise = (CONV_1X1,) if conv_mlp else ()
+    stage = f"stages{joint}{{s}}"
     return (
-        ("stem.0", "stem_conv"),
-        ("stem.1", "stem_norm"),
-        ("stages.{s}.downsample.0", "stages_{s}_downsample_norm"),
-        ("stages.{s}.downsample.1", "stages_{s}_downsample_conv"),
-        ("stages.{s}.blocks.{b}.conv_dw", "stages_{s}_blocks_{b}_dwconv"),
-        ("stages.{s}.blocks.{b}.norm", "stages_{s}_blocks_{b}_norm"),
-        ("stages.{s}.blocks.{b}.mlp.fc1", "stages_{s}_blocks_{b}_pwconv1", *pointwise),
-        ("stages.{s}.blocks.{b}.mlp.grn", "stages_{s}_blocks_{b}_grn"),
-        ("stages.{s}.blocks.{b}.mlp.fc2", "stages_{s}_blocks_{b}_pwconv2", *pointwise),
-        ("stages.{s}.blocks.{b}.gamma", "stages_{s}_blocks_{b}_gamma"),
+        (f"stem{joint}0", "stem_conv"),
+        (f"stem{joint}1", "stem_norm"),
+        (f"{stage}.downsample.0", "stages_{s}_downsample_norm"),
+        (f"{stage}.downsample.1", "stages_{s}_downsample_conv"),
+        (f"{stage}.blocks.{{b}}.conv_dw", "stages_{s}_blocks_{b}_dwconv"),
+        (f"{stage}.blocks.{{b}}.norm", "stages_{s}_blocks_{b}_norm"),
+        (f"{stage}.blocks.{{b}}.mlp.fc1", "stages_{s}_blocks_{b}_pwconv1", *pointwise),
+        (f"{stage}.blocks.{{b}}.mlp.grn", "stages_{s}_blocks_{b}_grn"),
+        (f"{stage}.blocks.{{b}}.mlp.fc2", "stages_{s}_blocks_{b}_pwconv2", *pointwise),
+        (f"{stage}.blocks.{{b}}.gamma", "stages_{s}_blocks_{b}_gamma"),
         ("head.norm", "head_norm"),
     )
 
@@ -148,9 +153,9 @@ REFUSED = (
 )
 
 
-def _convnext(name, fc1_rank):
-    rules = (*convnext_trunk(conv_mlp=fc1_rank == 4), ("head.fc", "head_fc"))
-    signature = {"stem.0.weight": 4, "stages.0.blocks.0.mlp.fc1.weight": fc1_rank}
+def _convnext(name, fc1_rank, joint="."):
+    rules = (*convnext_trunk(fc1_rank == 4, joint), ("head.fc", "head_fc"))
+    signature = {f"stem{joint}0.weight": 4, f"stages{joint}0.blocks.0.mlp.fc1.weight": fc1_rank}
     return Format(name, signature, {"image": rules}, refused=REFUSED)
 
 
@@ -165,6 +170,8 @@ RESNET_FORMAT = Format(
 FORMATS = (
     CONVNEXT,
     CONVNEXT_CONV_MLP,
+    _convnext("timm ConvNeXt of features_only", 2, "_"),
+    _convnext("timm ConvNeXt of features_only with conv_mlp", 4, "_"),
     RESNET_FORMAT,
     Format(
         "timm's ResNet with an attention pool",

@@ -186,12 +186,12 @@ def _read_pair(values, filename):
     for config in (vision, text):
         if config.get("layer_norm_eps", 1e-5) != 1e-5:
             raise field_error(filename, "layer_norm_eps", config["layer_norm_eps"], "1e-5")
-    width = integer(vision, "hidden_size", 768, filename)
+    width, heads = integer(vision, "hidden_size", 768, filename), _heads(vision, "vision_config", 768, 12, filename)
     tower = clip.ViT(
         width,
         integer(vision, "num_hidden_layers", 12, filename),
         integer(vision, "patch_size", 32, filename),
-        width // integer(vision, "num_attention_heads", 12, filename),
+        width // heads,
         _read_mlp_ratio(width, integer(vision, "intermediate_size", 3072, filename)),
     )
     return clip.Pair(
@@ -201,6 +201,15 @@ def _read_pair(values, filename):
         _read_text(text, filename),
         _read_activation(vision, text, filename),
     )
+
+
+def _heads(config, name, width, heads, filename):
+    """Number of attention heads, a divisor of the width; `width` and `heads` are the defaults."""
+    width = integer(config, "hidden_size", width, filename, f"{name}.")
+    number = integer(config, "num_attention_heads", heads, filename, f"{name}.")
+    if width % number:
+        raise field_error(filename, f"{name}.num_attention_heads", number, f"a divisor of hidden_size, {width}")
+    return number
 
 
 def _read_mlp_ratio(width, hidden):
@@ -216,13 +225,12 @@ def _read_text(text, filename):
     import clip
 
     width = integer(text, "hidden_size", 512, filename)
-    if integer(text, "intermediate_size", 2048, filename) != 4 * width:
-        raise field_error(
-            filename, "text_config.intermediate_size", text["intermediate_size"], f"{4 * width}, 4 × width"
-        )
+    hidden = integer(text, "intermediate_size", 2048, filename)
+    if hidden != 4 * width:
+        raise field_error(filename, "text_config.intermediate_size", hidden, f"{4 * width}, 4 × width")
     return clip.Text(
         width,
-        integer(text, "num_attention_heads", 8, filename),
+        _heads(text, "text_config", 512, 8, filename),
         integer(text, "num_hidden_layers", 12, filename),
         integer(text, "max_position_embeddings", 77, filename),
         integer(text, "vocab_size", 49408, filename),
