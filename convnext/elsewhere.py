@@ -108,6 +108,7 @@ ELSEWHERE: dict[str, tuple[Elsewhere, ...]] = {
             "--accumulate 4 --batch-size 128",
             "theirs multiplies --batch-size, ours divides it; the alias does as theirs: 32 becomes 128 in 4 chunks",
         ),
+        ("--grad-checkpointing", "--checkpoint-activations"),
         ("--lock-image", "--lock-image", "the same"),
         ("--lock-text", "--lock-text", "the same"),
         ("--siglip", "--loss siglip"),

@@ -17,6 +17,7 @@ OURS = {  # open_clip's options: ours
     "--accum-freq 4 --batch-size 8": "--accumulate 4 --batch-size 32",
     "--accum-freq 2": "--accumulate 2 --batch-size 64",
     "--siglip": "--loss siglip",
+    "--grad-checkpointing": "--checkpoint-activations",
     "--name n": "--output logs/n",
     "--logs l --name n": "--output l/n",
     "--pretrained openai": "--weights openai",
