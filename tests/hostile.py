@@ -408,7 +408,7 @@ def change_table(folder: Path, rng: random.Random) -> None:
 @door(20, good_table, change_table)
 def tables(folder: Path, rng: random.Random) -> None:
     from zoo.data import open_dataset, read_coco, read_jsonl
-    from zoo.data.datasets import read_lines, read_names
+    from zoo.data.datasets import find_templates, read_names
 
     def read_all(dataset) -> None:
         for i in range(len(dataset)):
@@ -421,7 +421,7 @@ def tables(folder: Path, rng: random.Random) -> None:
         lambda: read_all(read_jsonl(folder / "m.jsonl")),
         lambda: read_all(read_coco(folder / "coco.json")),
         lambda: read_names(folder / "names.json"),
-        lambda: read_lines(folder / "names.txt", "names"),
+        lambda: find_templates(folder / "names.txt"),
     ):
         with refusing():
             read()
@@ -596,7 +596,8 @@ def fit(output: Path, resume: bool):
     import keras
     import numpy as np
 
-    from zoo.data import Batches, PreprocessSpec, from_arrays
+    from zoo.data import Batches, from_arrays
+    from zoo.data.preprocess import PreprocessSpec
     from zoo.training.loop import RunConfig, fit_resumable
     from zoo.training.setup import compile_resumable
 

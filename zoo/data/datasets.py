@@ -1,5 +1,6 @@
 """Data sets for classification: records with labels, class names and prompt templates."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +127,7 @@ def find_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
     """Return a set of `clip.TEMPLATES` by name, the lines of a file, or the sequence itself."""
     if isinstance(templates, str) and templates in TEMPLATES:
         return TEMPLATES[templates]
-    if isinstance(templates, str | Path) and not Path(templates).is_file():
+    if isinstance(templates, str | Path) and not os.path.isfile(templates):
         raise ValueError(f"templates={quoted(str(templates))} is neither a file nor one of {', '.join(TEMPLATES)}")
     return _read_lines(templates, "templates")
 

@@ -89,7 +89,7 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
     if shards is not None:
         return read_shards(shards, class_names=class_names)
     refuse_url(name)
-    if not Path(path).exists():
+    if not os.path.exists(path):
         if name in BENCHMARKS:
             return open_benchmark(name, columns["data_root"], split)
         if name.lower().endswith(".parquet") and (files := sorted(glob.glob(name))):
@@ -122,7 +122,7 @@ def shard_pattern(source: str | Path) -> str | None:
     kind, _, where = name.partition(":")
     if kind == "shards" and where:
         return where
-    is_glob = glob.has_magic(name) and not name.lower().endswith(".parquet") and not Path(name).exists()
+    is_glob = glob.has_magic(name) and not name.lower().endswith(".parquet") and not os.path.exists(name)
     return name if name.endswith(".tar") or is_glob else None
 
 

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import threading
 import time
 import warnings
@@ -175,7 +176,7 @@ class Index:
     @classmethod
     def exists(cls, path: str | Path) -> bool:
         """Whether a folder holds an index."""
-        return any((Path(path) / name).is_file() for name in (NAME, manifest.NAME))
+        return any(os.path.isfile(Path(path) / name) for name in (NAME, manifest.NAME))
 
     @classmethod
     def open(cls, path: str | Path, *, model: str | None = None) -> "Index":
@@ -191,7 +192,7 @@ class Index:
         path = Path(path)
         if not cls.exists(path):
             raise FileNotFoundError(f"No index at {str(path)!r}.")
-        if (path / NAME).is_file():
+        if os.path.isfile(path / NAME):
             index = cls(path, Catalogue(path / NAME))
         else:
             index = cls(path, *manifest.read_manifest(path))

@@ -342,7 +342,7 @@ class TextCache:
         if self._connection is None or self._process != os.getpid():  # a forked child may not use its parent's
             if self._create:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-            elif not self._file.exists():
+            elif not os.path.exists(self._file):
                 raise FileNotFoundError(f"No text cache at {quoted(str(self.path))}.")
             connection = open_database(
                 self._file,

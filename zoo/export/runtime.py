@@ -1,6 +1,7 @@
 """Inference with ONNX Runtime."""
 
 import importlib.util
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,7 @@ class OnnxModel:
         seconds: float | None = FIRST_RUN_SECONDS,
     ):
         self.path, self._seconds = Path(path), seconds
-        if not self.path.exists() or self.path.is_dir():
+        if not os.path.exists(self.path) or self.path.is_dir():
             raise FileNotFoundError(f"There is no file {quoted(str(path))}.")
         check_regular(self.path, self.path.stat())
         self.session = start_session(self.path, threads=threads, providers=providers)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -143,7 +144,7 @@ def _published(entry) -> tuple[ModelConfig, Path]:
 
 def _find_weights(entry, weights) -> tuple[ModelConfig, Path]:
     """Config and file of `create_model(weights=…)`."""
-    if Path(weights).is_file():
+    if os.path.isfile(weights):  # False for a name that no file can have
         return config_of(entry), Path(weights)
     if has_config(weights):
         config, path = locate(weights)
@@ -222,9 +223,9 @@ def load(name_or_path: str | Path, *, ema: bool = True) -> Loaded:
         ConnectionError: it is not cached, and there is no network.
     """
     path = Path(name_or_path)
-    if path.suffix == ".keras" and path.is_file():
+    if path.suffix == ".keras" and os.path.isfile(path):
         return _load_keras(path)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not path.is_dir():
         return _load_file(path, ema)
     if has_config(name_or_path):
         return _load_configured(*locate(name_or_path), ema)
@@ -278,6 +279,8 @@ def _load_keras(path):
         model = keras.saving.load_model(path, safe_mode=True)
     except Exception as error:  # Keras raises errors of any type
         raise ValueError(f"{shown(path.name)} is not a model that Keras can load safely: {shown(error)}") from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"{shown(path.name)} holds a {shown(type(model).__name__)}, not a model")
     family = CLIP if isinstance(model, clip.CLIP) else "keras"
     image_input = model.image_encoder.input_shape if family == CLIP else getattr(model, "input_shape", None)
     shape = tuple(image_input[1:]) if isinstance(image_input, tuple) else (None, None, 3)

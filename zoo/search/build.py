@@ -1,6 +1,7 @@
 """Build, extend and inspect an index of images: the commands `zoo index …`."""
 
 import contextlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def build_index(
         if dtype not in (None, index.dtype):
             raise ValueError(f"{path} stores {index.dtype}, not {dtype}; build another index for {dtype}")
     else:
-        weights = str(Path(model).resolve()) if Path(model).exists() else model
+        weights = str(Path(model).resolve()) if os.path.exists(model) else model
         facts = {"weights": weights, "runtime": runtime, "precision": precision, "sources": {}, "left_out": {}}
         empty = np.empty((0, pipeline.encoder.dim), np.float32)
         index = Index.build(empty, path, dtype=dtype or "float32", model=pipeline.fingerprint, facts=facts)

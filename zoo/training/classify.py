@@ -45,7 +45,7 @@ from zoo.utils.text import quoted, shown
 from zoo.weights import ModelConfig, classes, detect_format, load_checkpoint, read_weights
 from zoo.weights.config import default_arguments
 from zoo.weights.load import announce_random
-from zoo.weights.schema import RESNET
+from zoo.weights.schema import RESNET, field_error
 
 IMAGE_SIZE = 224
 CLASSES = "classes.json"
@@ -61,6 +61,7 @@ LOSSES = ("cross_entropy", "focal")
 # ConvNeXt-XXLarge, has 846 million weights, and the deepest, ResNet-152, 50 blocks.
 MOST_WEIGHTS, MOST_BLOCKS = 1_000_000_000, 200
 LARGEST_SIDE = 2048  # pixels of an image
+LONGEST_NAME = 64  # of an activation
 
 
 def run(config: str | Path, *, resume: bool = False, allow_code: bool = False, **overrides) -> Outcome:
@@ -177,6 +178,8 @@ def _check_work(description: ModelConfig) -> None:
     """Raise ValueError for a model of more work than MOST_WEIGHTS, MOST_BLOCKS and LARGEST_SIDE, before it is built."""
     side, row = description.arguments["input_shape"][0], description.row
     blocks, weights = sum(row.depths), description.count_weights()
+    if not str(row.activation).isidentifier() or len(row.activation) > LONGEST_NAME:
+        raise field_error("the config", "hidden_act", row.activation, "the name of an activation of Keras")
     if side > LARGEST_SIDE:
         raise ValueError(f"image_size is {side}; at most {LARGEST_SIDE} pixels are allowed")
     if blocks > MOST_BLOCKS or weights > MOST_WEIGHTS:

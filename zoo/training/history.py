@@ -15,7 +15,7 @@ from zoo.utils.strict_json import check_fields, field_error, list_of, parse_json
 from zoo.utils.strict_json import text as text_field
 
 FIRST = ("epoch", "step")  # columns of every row
-MOST_PANELS = 36  # six rows of six; matplotlib takes about 0.15 s for each, and a run of ours has at most 12
+MOST_PANELS = 18  # three rows; matplotlib takes up to 0.5 s for each, and a run of ours has at most 12
 MOST_POINTS = 5000  # of a curve; a panel is 500 pixels wide
 NOT_DRAWN = {*FIRST, "seconds", "event", "skipped", "left_out"}
 RECALLS = {f"R@{k}": f"recall_at_{k}" for k in (1, 5, 10)}

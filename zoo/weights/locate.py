@@ -1,5 +1,6 @@
 """Where weights are: a published row, a folder, or a repository → (`ModelConfig`, path of the weight file)."""
 
+import os
 from pathlib import Path
 
 from zoo.weights.config import ModelConfig
@@ -20,7 +21,7 @@ def is_path(name: str | Path) -> bool:
 
 def has_config(where: str | Path) -> bool:
     """Whether weights come with a configuration: an existing folder, or "hf-hub:owner/name"."""
-    return str(where).startswith(HUB) or Path(where).is_dir()
+    return str(where).startswith(HUB) or os.path.isdir(where)
 
 
 def fetch_published(row: Weights) -> Path:
@@ -36,7 +37,7 @@ def locate(where: str | Path) -> tuple[ModelConfig, Path]:
         ValueError: the configuration describes a model that this package does not make.
     """
     if not str(where).startswith(HUB):
-        return find_config(str(where), lambda name: path if (path := Path(where, name)).is_file() else None)
+        return find_config(str(where), lambda name: path if os.path.isfile(path := Path(where, name)) else None)
     repository, _, tag = str(where).removeprefix(HUB).partition("@")
     revision = tag or None
 

@@ -9,6 +9,7 @@ which may be compressed, is unpacked then. So a checkpoint needs no memory of it
 import argparse
 import contextlib
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -119,7 +120,7 @@ def read_checkpoint(path: str | Path, *, ema: bool = True) -> Checkpoint:
             with averaged weights alone.
     """
     path = Path(path)
-    if not path.exists() or path.is_dir():
+    if not os.path.exists(path) or path.is_dir():
         raise FileNotFoundError(f"No weight file at {quoted(str(path))}.")
     check_regular(path, path.stat())
     reader = _reader(path)
