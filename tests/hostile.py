@@ -103,7 +103,7 @@ def change_file(path: Path, rng: random.Random) -> None:
     kinds = ["bytes", "bytes", "cut", "other", "place"] + ["json"] * 12 * is_json
     kind = rng.choice(kinds)
     if kind == "json":
-        content = change_json(path.read_text(encoding="utf-8"), rng)
+        content = change_json(path.read_text(encoding="utf-8", errors="replace"), rng)
         path.write_bytes(content.encode("utf-8", "surrogatepass"))
     elif kind == "bytes":
         path.write_bytes(change_bytes(path.read_bytes(), rng))
@@ -632,7 +632,9 @@ def change_run(folder: Path, rng: random.Random) -> None:
             shutil.move(checkpoint / "whole.safetensors", path)
             path.write_bytes(change_bytes(path.read_bytes(), rng))
         else:
-            path.write_bytes(change_json(path.read_text(encoding="utf-8"), rng).encode("utf-8", "surrogatepass"))
+            path.write_bytes(
+                change_json(path.read_text(encoding="utf-8", errors="replace"), rng).encode("utf-8", "surrogatepass")
+            )
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         for name in manifest["sha256"]:
             manifest["sha256"][name] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
