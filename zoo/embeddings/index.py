@@ -191,7 +191,7 @@ class Index:
         """
         path = Path(path)
         if not cls.exists(path):
-            raise FileNotFoundError(f"No index at {str(path)!r}.")
+            raise FileNotFoundError(f"No index at {quoted(str(path))}.")
         if os.path.isfile(path / NAME):
             index = cls(path, Catalogue(path / NAME))
         else:
