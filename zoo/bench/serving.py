@@ -148,6 +148,12 @@ def _median_ms(call: Callable[[], Any], count: int) -> float:
     return 1e3 * statistics.median(seconds)
 
 
+def _rate(call: Callable[[], Any], count: int) -> float:
+    start = time.perf_counter()
+    call()
+    return count / (time.perf_counter() - start)
+
+
 def _in_process(
     path: Path | str, index_path: Path, images: Sequence[bytes], runtime: str, calls: int
 ) -> tuple[dict[str, float], np.ndarray]:
@@ -158,10 +164,7 @@ def _in_process(
     pipeline = ClipPipeline(path, batch_size="auto", runtime=runtime)
     vectors = np.random.default_rng(0).standard_normal((INDEX_SIZE, pipeline.encoder.dim), np.float32)
     index = Index.build(unit_rows(vectors), index_path, model=pipeline.fingerprint)
-    pipeline.embed_images(images[: 16 * 8])  # compiles
-    start = time.perf_counter()
-    pipeline.embed_images(images)
-    rate = len(images) / (time.perf_counter() - start)
+    rate = max(_rate(lambda: pipeline.embed_images(images), len(images)) for _ in range(3))  # the first one compiles
     cached = _median_ms(lambda: pipeline.search(index, "a photo of a seven", TOP_K), calls)
     single = np.concatenate([pipeline.embed_images([image]) for image in images[:CLIENTS]])
     return {"images/s without HTTP": rate, "cached search without HTTP, median ms": cached}, single
