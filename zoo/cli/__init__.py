@@ -62,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a Windows pipe may lack "→" or "×"
     progress = sys.stderr if as_json else sys.stdout  # with --json, stdout holds nothing but the result
+    processes = options.pop("local_processes", None)
+    if processes is not None:
+        return _run_locally(processes, sys.argv[1:] if argv is None else argv)
     try:
         if command.runs_batches:
             keep_freed_memory()
@@ -123,6 +126,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"invalid choice: '(.*?)'", message)
         sys.exit(_report_error(message + (called_here(wrong[1]) if wrong else "")))
+
+
+def _run_locally(processes: int, argv: Sequence[str]) -> int:
+    """Run a training command, without --local-processes, in several processes; return the exit code."""
+    from zoo.training.processes import launch
+
+    words, skip = [], False
+    for word in argv:
+        if skip or word.startswith("--local-processes="):
+            skip = False
+        elif word == "--local-processes":
+            skip = True
+        else:
+            words.append(word)
+    return launch(processes, words)
 
 
 def build_parser() -> argparse.ArgumentParser:

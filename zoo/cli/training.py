@@ -21,7 +21,13 @@ from zoo.training.config import (
 RESUME = argument("--resume", action="store_true", help="resume from the newest checkpoint in the output folder")
 CLASSIFY = (
     *("train_data", "validation_data", "weights", "output", "epochs", "layer_decay", "checkpoint_activations"),
-    *("devices", "seed"),
+    *("devices", "coordinator", "processes", "process_id", "seed"),
+)
+LOCAL_PROCESSES = argument(
+    "--local-processes",
+    type=positive,
+    metavar="N",
+    help="train in N connected processes on this machine",
 )
 
 
@@ -87,7 +93,7 @@ COMMANDS = {
         "train a CLIP model on captioned images",
         "zoo.training.contrastive:run",
         "zoo.training.loop:to_text",
-        (*flags(ContrastiveConfig), *open_clip_flags()),
+        (*flags(ContrastiveConfig), *open_clip_flags(), LOCAL_PROCESSES),
         backend="training",
         examples=("zoo train contrastive --model convnext_v2_tiny --train-data captions.csv",),
     ),
@@ -104,6 +110,7 @@ COMMANDS = {
                 help='let the config name a function to import as its loss, "package.function"',
             ),
             RESUME,
+            LOCAL_PROCESSES,
         ),
         backend="training",
         examples=("zoo train classify --config examples/config/convnext_example.json --epochs 5",),
@@ -112,7 +119,7 @@ COMMANDS = {
         "pretrain a ConvNeXt V2 on unlabelled images (masked autoencoder)",
         "zoo.training.pretrain:pretrain",
         "zoo.training.loop:to_text",
-        flags(PretrainConfig),
+        (*flags(PretrainConfig), LOCAL_PROCESSES),
         backend="training",
         examples=("zoo pretrain --model convnextv2_tiny --train-data photos",),
     ),

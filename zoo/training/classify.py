@@ -20,6 +20,7 @@ from zoo.data import Augment, Batches, Dataset, Mix, RandAugment, one_hot, open_
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.evaluation.metrics import top_k_accuracy
 from zoo.models import registry
+from zoo.training import processes
 from zoo.training.architecture import describe_model, named_model
 from zoo.training.config import ClassifierConfig, read_config
 from zoo.training.layer_decay import update_factors
@@ -34,6 +35,7 @@ from zoo.training.setup import (
     compile_resumable,
     describe_schedule,
     optimizer_options,
+    own_part,
     sample_options,
     training_scope,
     training_spec,
@@ -53,6 +55,7 @@ NOT_IDENTITY = {
     *("output", "train_data", "validation_data", "data_root", "report_to"),
     *("threads", "devices", "save_every", "log_every", "validate_every", "max_skipped", "max_bad_fraction"),
     "checkpoint_activations",
+    *("coordinator", "processes", "process_id"),
 }
 
 
@@ -90,6 +93,11 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
         ValueError: options that contradict each other, unusable data, or an output folder in use; before training.
     """
     check_rates(config, "learning_rate", "weight_decay", "clip_norm", "focal_gamma")
+    with processes.joined(config):
+        return _train(config, resume)
+
+
+def _train(config: ClassifierConfig, resume: bool) -> Outcome:
     run = RunConfig.of(config)
     data: dict[str, Any] = {name: getattr(config, name) for name in ("image_key", "label_key", "data_root")}
     dataset = open_dataset(config.train_data, needs="labels", **data)
@@ -132,7 +140,8 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
                 schedule=describe_schedule(config, steps, rates),
             )
     path = write_model(with_softmax(model, description), output, spec)
-    _write_class_names(dataset.class_names, output)
+    if processes.is_first():
+        _write_class_names(dataset.class_names, output)
     python = f"model, transform, *_ = zoo.load({str(path)!r})"
     return finished(outcome, path, f"zoo export {path} {path.with_suffix('.onnx')}", f"in Python: {python}")
 
@@ -298,6 +307,7 @@ def _batches(config, dataset, spec, count) -> Batches:
         augment=augment,
         mix=mix,
         **sample_options(config, BAD_SAMPLES),
+        **own_part(),
     )
 
 

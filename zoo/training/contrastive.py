@@ -13,6 +13,7 @@ import clip
 from zoo.data import CONTRASTIVE, Batches, Dataset, open_dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models import registry
+from zoo.training import processes
 from zoo.training.config import MAX_CONTEXT, ContrastiveConfig, accepts, from_open_clip
 from zoo.training.distillation import load_teacher, preprocessing
 from zoo.training.loop import Outcome, RunConfig, fit_resumable
@@ -26,6 +27,7 @@ from zoo.training.setup import (
     compile_resumable,
     describe_schedule,
     optimizer_options,
+    own_part,
     sample_options,
     training_scope,
     training_spec,
@@ -61,7 +63,12 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
     """
     config = ContrastiveConfig(model=model, train_data=train_data, **options)
     _check(config)
-    run = RunConfig.of(config)
+    with processes.joined(config):
+        return _train(config)
+
+
+def _train(config: ContrastiveConfig) -> Outcome:
+    train_data, run = config.train_data, RunConfig.of(config)
     names = ("image_key", "caption_key", "label_key", "data_root")
     columns = {name: getattr(config, name) for name in names}
     dataset = open_dataset(train_data, needs="captions", **columns)
@@ -77,6 +84,7 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
         arrange: dict[str, Any] = {} if config.teacher is None else {"arrange": load_teacher(config.teacher, spec)}
         output.mkdir(parents=True, exist_ok=True)
         options = sample_options(config, BAD_SAMPLES) | {"seed": config.seed, "batch_size": config.batch_size}
+        options |= own_part()
         with Batches(dataset, spec, augment=CONTRASTIVE, tokenize=tokenize, **options) as batches:
             steps = config.epochs * batches.steps
             rates = optimizer_options(config, steps)

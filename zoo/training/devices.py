@@ -8,18 +8,25 @@ import contextlib
 import keras
 from keras import distribution
 
+from zoo.training import processes
+
 
 @contextlib.contextmanager
 def data_parallel(devices: int | None, batch_size: int):
     """Models created in the block train on several devices, each with all weights and a part of each batch.
 
     Args:
-        devices: number of JAX devices, the first that JAX lists; None or 1 for one device on any backend.
+        devices: number of JAX devices, the first that JAX lists; None or 1 for one device on any backend. With several
+            processes, all devices of all processes.
         batch_size: over all devices.
 
     Raises:
         ValueError: another backend, too few devices, or a batch size that they do not divide.
     """
+    if processes.count() > 1:
+        with distribution.DataParallel(devices=distribution.list_devices(), auto_shard_dataset=False).scope():
+            yield
+        return
     if devices in (None, 1):
         yield
         return

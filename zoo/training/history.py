@@ -91,15 +91,18 @@ class History:
         path: history.jsonl; its content is replaced by `text`.
         text: lines from the checkpoint that is resumed.
         report_to: "tensorboard" also writes TensorBoard's event file beside it.
+        writes: False keeps the rows in memory alone.
     """
 
-    def __init__(self, path: str | Path, text: str = "", report_to: str | None = None):
-        self.path, self.report_to = Path(path), report_to
+    def __init__(self, path: str | Path, text: str = "", report_to: str | None = None, *, writes: bool = True):
+        self.path, self.report_to, self.writes = Path(path), report_to, writes
         self.restore(text)
 
     def restore(self, text: str) -> None:
         """Replace the lines by those of a checkpoint."""
         self.text = text
+        if not self.writes:
+            return
         with atomic_write(self.path, "w") as file:
             file.write(text)
         self._file = LineFile(self.path)
@@ -114,6 +117,8 @@ class History:
         row = {name: _plain(value) for name, value in row.items()}
         line = json.dumps(row, ensure_ascii=False)
         self.text += f"{line}\n"
+        if not self.writes:
+            return
         self._file.add(line)
         if self._events is not None:
             self._events.add(row)

@@ -20,6 +20,7 @@ import numpy as np
 from keras import ops
 
 from zoo.data import Batches
+from zoo.training import processes
 from zoo.training.checkpoint import CHECKPOINTS, Checkpoint, first_epochs, newest_checkpoint, save_checkpoint
 from zoo.training.config import REPORTS, TrainConfig
 from zoo.training.devices import without_distribution
@@ -125,22 +126,26 @@ class Steps(keras.utils.PyDataset):
         batches: `zoo.data.Batches`; batch i counts through all epochs.
         places: numbers of the batches.
         arrange: from a batch to what `fit` takes.
+        watch: `processes.Watch`, which is told what this process does.
     """
 
-    def __init__(self, batches, places, arrange):
+    def __init__(self, batches, places, arrange, watch):
         super().__init__()
-        self.batches, self.places, self.arrange = batches, places, arrange
+        self.batches, self.places, self.arrange, self.watch = batches, places, arrange, watch
         self.error = None
 
     def __len__(self):
         return len(self.places)
 
     def __getitem__(self, index):
+        self.watch.note(self.places[index], "reading")
         try:
             return self.arrange(self.batches[self.places[index]])
         except Exception as error:
             self.error = error  # TensorFlow wraps what a data set raises
             raise
+        finally:
+            self.watch.note(self.places[index], "computing")
 
 
 def fit_resumable(
@@ -158,7 +163,8 @@ def fit_resumable(
 ) -> Outcome:
     """Train a compiled model with checkpoints; with `resume`, continue an unfinished run.
 
-    SIGTERM, or Ctrl-C once, ends the run after the current step, with a checkpoint.
+    SIGTERM, or Ctrl-C once, ends the run after the current step, with a checkpoint; a run of several processes after
+    the next step that is logged, since they have to agree.
 
     Args:
         model: compiled with a built `SkipNonFinite` optimizer.
@@ -180,7 +186,8 @@ def fit_resumable(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     identity = json.loads(json.dumps({**batches.identity, **(identity or {})}))
-    with lock(output / LOCK), _stop_on_signal() as stop:
+    held = lock(output / LOCK) if processes.is_first() else contextlib.nullcontext()
+    with held, _stop_on_signal() as stop:
         run = _Run(model, batches, output, config, (arrange, validate, should_stop), identity, stop)
         run.begin(resume)
         if schedule and run.position == 0:
@@ -188,7 +195,8 @@ def fit_resumable(
         while not run.over:
             run.fit_epoch()
         run.close()
-    return Outcome(run.finished, run.position, run.steps, run.skipped, len(batches.bad), run.history.rows)
+    bad = processes.total(len(batches.bad))
+    return Outcome(run.finished, run.position, run.steps, run.skipped, bad, run.history.rows)
 
 
 class _Run(keras.callbacks.Callback):
@@ -207,6 +215,7 @@ class _Run(keras.callbacks.Callback):
         self.stopping, self.ends_early = False, False
         self.first_epochs = config.epochs
         self.said_skipped = self.logged = 0  # updates that a line has named; step of the last row
+        self.watch = processes.Watch(output)
 
     @property
     def finished(self) -> bool:
@@ -223,21 +232,24 @@ class _Run(keras.callbacks.Callback):
     # The start and the end.
 
     def begin(self, resume: bool) -> None:
-        remove_leftovers(self.folder)
+        if processes.is_first():
+            remove_leftovers(self.folder)
+        processes.barrier("the folder is clean")
         found = newest_checkpoint(self.folder)
+        processes.barrier("all have read the checkpoint")  # before the first one writes another
         if found is not None and not resume:
             raise ValueError(
                 f"{self.folder} holds checkpoints of a run. Resume it (resume), or give another output folder."
             )
         if found is None:
-            self.history = History(self.output / HISTORY, report_to=self.config.report_to)
+            self.history = self._new_history("")
             if resume:
                 print(f"Nothing to resume in {shown(self.output)}: starting from the beginning.", flush=True)
             self.save()
         else:
             self._check_identity(found)
             self._restore(found)
-            self.history = History(self.output / HISTORY, found.history, self.config.report_to)
+            self.history = self._new_history(found.history)
             self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
             print(f"Resuming from {shown(found.path)} at step {self.position} of {self.steps}.", flush=True)
             before = found.progress["identity"].get("epochs", self.config.epochs)
@@ -249,7 +261,13 @@ class _Run(keras.callbacks.Callback):
                     flush=True,
                 )
 
+    def _new_history(self, text: str) -> History:
+        return History(self.output / HISTORY, text, self.config.report_to, writes=processes.is_first())
+
     def close(self) -> None:
+        self.watch.close()
+        if not processes.is_first():
+            return
         self.history.write_csv(self.output / "history.csv")
         self.history.draw(self.output / "curves.png")
 
@@ -269,7 +287,9 @@ class _Run(keras.callbacks.Callback):
     # Checkpoints.
 
     def save(self) -> None:
-        """Write a checkpoint. If that fails, say so and continue."""
+        """Write a checkpoint; of several processes the first does. If that fails, say so and continue."""
+        if not processes.is_first():
+            return
         groups = self._variable_groups().items()
         state = {f"{group}/{i:05d}": ops.convert_to_numpy(v) for group, vs in groups for i, v in enumerate(vs)}
         state |= {f"{RANDOM}/{name}": array for name, array in random_state().items()}
@@ -329,7 +349,7 @@ class _Run(keras.callbacks.Callback):
         if not places:
             self.position, self.metrics = ends, None
             return
-        data = Steps(self.batches, places, self.arrange)
+        data = Steps(self.batches, places, self.arrange, self.watch)
         self.places, self.in_trouble = places, False
         self.bar = keras.utils.Progbar(self.batches.steps, verbose=_verbosity(), unit_name="step")
         self.started = time.perf_counter()
@@ -360,18 +380,25 @@ class _Run(keras.callbacks.Callback):
         if ends:
             self.position = -(-self.position // self.batches.steps) * self.batches.steps
         due = self._due
-        if due(self.config.log_every, ends) or ends or self.stop.is_set():
+        stops = self._agreed_to_stop(due(self.config.log_every, ends) or ends)
+        if due(self.config.log_every, ends) or ends or stops:
             self._inspect(logs, log=due(self.config.log_every, ends) or ends)
         if self.in_trouble:
             self.model.stop_training = True
             return
         if self.validate is not None and due(self.config.validate_every, ends):
             self._validate()
-        self.stopping = self.stop.is_set() and not self.finished
+        self.stopping = stops and not self.finished
         if due(self.config.save_every, ends) and not self._in_a_row() or self.stopping or self.finished:
             self.save()
         if self.over:
             self.model.stop_training = True
+
+    def _agreed_to_stop(self, logged: bool) -> bool:
+        """Whether the run is to stop: because of a signal, in several processes because of one to any of them."""
+        if processes.count() == 1:
+            return self.stop.is_set()
+        return logged and processes.total(self.stop.is_set()) > 0
 
     def _due(self, every: int | None, epoch_ends: bool) -> bool:
         return epoch_ends if every is None else self.position % every == 0
@@ -434,6 +461,7 @@ class _Run(keras.callbacks.Callback):
             if place not in self.left_out:
                 culprits.append(place)
             place -= 1
+        processes.barrier("the checkpoint is written")
         found = newest_checkpoint(self.folder)
         if found is None:
             raise Diverged(f"The loss is not finite for {count} steps, and there is no checkpoint to return to.")

@@ -15,6 +15,7 @@ import convnext
 from zoo.data import Augment, Batches, Dataset, open_dataset
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.models import registry
+from zoo.training import processes
 from zoo.training.config import PretrainConfig, accepts
 from zoo.training.devices import without_distribution
 from zoo.training.loop import Outcome, RunConfig, fit_resumable
@@ -28,6 +29,7 @@ from zoo.training.setup import (
     compile_resumable,
     describe_schedule,
     optimizer_options,
+    own_part,
     sample_options,
     training_scope,
     training_spec,
@@ -66,7 +68,12 @@ def pretrain(
     """
     config = PretrainConfig(model=model, train_data=train_data, **options)
     check_rates(config, "learning_rate", "weight_decay", "clip_norm")
-    run = RunConfig.of(config)
+    with processes.joined(config):
+        return _pretrain(config)
+
+
+def _pretrain(config: PretrainConfig) -> Outcome:
+    model, train_data, run = config.model, config.train_data, RunConfig.of(config)
     columns: dict[str, Any] = {"image_key": config.image_key, "data_root": config.data_root}
     dataset = open_dataset(train_data, needs="images", **columns)
     output = Path(config.output)
@@ -77,8 +84,9 @@ def pretrain(
         spec = training_spec(preprocessing(fcmae), output)
         output.mkdir(parents=True, exist_ok=True)
         batch: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
+        options = own_part() | sample_options(config, BAD_SAMPLES)
         augment = Augment(scale=(config.crop_scale, 1.0), flip=config.flip)
-        with Batches(dataset, spec, augment=augment, **batch, **sample_options(config, BAD_SAMPLES)) as batches:
+        with Batches(dataset, spec, augment=augment, **batch, **options) as batches:
             steps = config.epochs * batches.steps
             rates = optimizer_options(config, steps)
             excluded = [fcmae.decoder.get_layer("mask_token").token]
@@ -94,7 +102,8 @@ def pretrain(
             outcome = fit_resumable(fcmae, batches, output, run, validate=validate, identity=identity, **given)
         with fcmae.optimizer.averaged(), without_distribution():
             path = write_model(fcmae.encoder, output, spec)
-            write_report(fcmae, dataset, spec, output, outcome)
+            # Every process computes the images, because the weights are on all of them.
+            write_report(fcmae, dataset, spec, processes.own_folder(output), outcome)
     return finished(outcome, path, f"zoo train classify --config CONFIG --weights {path}")
 
 

@@ -7,6 +7,7 @@ import keras
 
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models import registry
+from zoo.training import processes
 from zoo.training.loop import Outcome
 from zoo.utils.files import atomic_path
 from zoo.weights.describe import describe
@@ -15,7 +16,12 @@ MODEL = "model.safetensors"
 
 
 def write_model(model: keras.Model, folder: Path, spec: PreprocessSpec) -> Path:
-    """Write model.safetensors and return its path; model.keras for a custom architecture that metadata cannot hold."""
+    """Write model.safetensors and return its path; model.keras for a custom architecture that metadata cannot hold.
+
+    Of several processes the first writes.
+    """
+    if not processes.is_first():
+        return folder / MODEL
     try:
         describe(model)
     except ValueError:

@@ -11,6 +11,7 @@ import keras
 
 import convnext
 from zoo.data.preprocess import PreprocessSpec
+from zoo.training import processes
 from zoo.training.checkpoint import CHECKPOINTS, first_epochs, newest_identity, newest_progress
 from zoo.training.config import TrainConfig
 from zoo.training.devices import data_parallel
@@ -64,8 +65,13 @@ def training_spec(spec: PreprocessSpec, output: str | Path) -> PreprocessSpec:
 
 def sample_options(config: TrainConfig, bad_samples: str) -> dict[str, Any]:
     """Return the options of `Batches` for bad samples, named in this file of the output folder, and threads."""
-    path = Path(config.output) / bad_samples
+    path = Path(config.output) / processes.own_name(bad_samples)
     return {"bad_samples": path, "max_bad_fraction": config.max_bad_fraction, "threads": config.threads}
+
+
+def own_part() -> dict[str, Any]:
+    """Return the options of `Batches` for this process's part of each batch."""
+    return {"rank": processes.rank(), "world_size": processes.count()}
 
 
 def optimizer_options(config: TrainConfig, steps: int) -> dict[str, Any]:

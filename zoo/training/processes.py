@@ -1,0 +1,239 @@
+"""Training on several processes, of one machine or many, with JAX: each reads its part of every batch, and XLA sees one
+global batch, so that losses, gradients and statistics are those of the whole.
+
+The first process alone writes files; all processes take every decision together. `Watch` ends a run whose processes
+wait for one that is stuck, and names it.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from zoo.training.config import TrainConfig
+from zoo.utils.env import available_cores
+from zoo.utils.files import atomic_write, make_folder
+from zoo.utils.strict_json import OBJECT, read_json
+
+HEARTBEAT = 30  # seconds after which JAX counts a silent process as dead
+STUCK = 600.0  # seconds without a step after which a run ends; the first step of each function compiles
+REPORT = 5.0  # seconds between two reports of a process
+FAILED, STUCK_CODE = 1, 70
+FLAGS = ("--coordinator", "--processes", "--process-id")
+
+
+def count() -> int:
+    """Return the number of processes of this run."""
+    return _distributed().process_count() if _joined else 1
+
+
+def rank() -> int:
+    """Return the number of this process, 0 for the first."""
+    return _distributed().process_index() if _joined else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return rank() == 0
+
+
+_joined = False
+
+
+def _distributed():
+    import jax
+
+    return jax
+
+
+@contextlib.contextmanager
+def joined(config: TrainConfig) -> Iterator[None]:
+    """Connect to the other processes of a run for the duration of the block; nothing for a run of one process.
+
+    A process that fails ends at once, so that the others do not wait for it.
+
+    Raises:
+        ValueError: options that do not fit each other.
+    """
+    if not _check(config):
+        yield
+        return
+    global _joined
+    jax = _distributed()
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    own = {"coordinator_bind_address": config.coordinator} if config.process_id == 0 else {}
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.processes,
+            config.process_id,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            **own,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"process {config.process_id} cannot join the run at {config.coordinator}: {error}") from None
+    _joined = True
+    silent = contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(open(os.devnull, "w"))  # noqa: SIM115
+    try:
+        with silent:
+            yield
+    except Exception as error:
+        print(f"zoo: process {rank()}: {error}", file=sys.stderr, flush=True)
+        os._exit(FAILED)
+    jax.distributed.shutdown()
+    _joined = False
+
+
+def _check(config: TrainConfig) -> bool:
+    """Return whether a run has several processes; raise ValueError for options that do not fit."""
+    given = [name for name in ("coordinator", "processes", "process_id") if getattr(config, name) is not None]
+    if not given:
+        return False
+    if len(given) < 3:
+        raise ValueError(f"{', '.join(given)}: coordinator, processes and process_id belong together")
+    backend = keras.backend.backend()
+    if backend != "jax":
+        raise ValueError(f"processes={config.processes} needs JAX, not {backend}; run with --backend jax")
+    processes, process_id = config.processes, config.process_id
+    assert processes is not None and process_id is not None
+    if not 0 <= process_id < processes:
+        raise ValueError(f"process_id={process_id}; it must be from 0 to processes - 1 = {processes - 1}")
+    if config.batch_size % processes:
+        raise ValueError(f"batch_size={config.batch_size} must be a multiple of processes={processes}")
+    refused = {
+        "devices": (config.devices not in (None, 1), "every process uses all of its own devices"),
+        "accumulate": (getattr(config, "accumulate", 1) > 1, "its chunks would be cut across processes"),
+        "teacher": (getattr(config, "teacher", None) is not None, "it runs outside the step, on one process's images"),
+    }
+    for name, (is_given, why) in refused.items():
+        if is_given:
+            raise ValueError(f"{name} cannot be used with several processes: {why}")
+    return processes > 1
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes are here."""
+    if _joined:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def total(number: int) -> int:
+    """Return the sum of a number over all processes, which all must ask for."""
+    if not _joined:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(np.sum(multihost_utils.process_allgather(np.array([number]))))
+
+
+def own_name(name: str) -> str:
+    """Return the name of a file that every process writes its own of: that of the first is `name`."""
+    stem, dot, extension = name.rpartition(".")
+    return name if is_first() else f"{stem}-{rank()}{dot}{extension}"
+
+
+def own_folder(output: Path) -> Path:
+    """Return the folder for what every process writes: that of the first is the run's own."""
+    return output if is_first() else make_folder(output / "processes" / f"files-{rank()}")
+
+
+class Watch:
+    """Ends the run if this process makes no step for STUCK seconds, and says which process the others wait for.
+
+    Args:
+        output: folder of the run, in whose folder "processes" each process reports what it does.
+    """
+
+    def __init__(self, output: Path, seconds: float = STUCK):
+        self.folder, self.seconds = output / "processes", seconds
+        self.position, self.doing, self.since = 0, "starting", time.monotonic()
+        self._end = threading.Event()
+        if _joined:
+            make_folder(self.folder)
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def note(self, position: int, doing: str) -> None:
+        """Remember what this process does now, at which step of the run."""
+        self.position, self.doing, self.since = position, doing, time.monotonic()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._end.set()
+
+    def _watch(self) -> None:
+        own = self.folder / f"{rank()}.json"
+        while not self._end.wait(min(REPORT, self.seconds / 4)):
+            idle = time.monotonic() - self.since
+            report = {"step": self.position, "doing": self.doing, "idle": round(idle, 1), "host": socket.gethostname()}
+            with contextlib.suppress(OSError), atomic_write(own, "w") as file:
+                json.dump({**report, "pid": os.getpid()}, file)
+            if idle > self.seconds:
+                print(f"\nzoo: {self._culprits()}", file=sys.stderr, flush=True)
+                os._exit(STUCK_CODE)
+
+    def _culprits(self) -> str:
+        """Name the processes that are behind: those that read a batch, else those at the lowest step."""
+        reports = {}
+        for number in range(count()):
+            with contextlib.suppress(OSError, ValueError):
+                reports[number] = read_json(self.folder / f"{number}.json", OBJECT)
+        behind = [n for n, report in reports.items() if report.get("doing") == "reading"]
+        least = min((report.get("step", 0) for report in reports.values()), default=0)
+        behind = behind or [n for n, report in reports.items() if report.get("step") == least]
+        where = (f"process {n} on {reports[n].get('host')}, {reports[n].get('doing')} at step {least}" for n in behind)
+        return (
+            f"no step for {self.seconds:.0f} s; the run waits for {'; '.join(where) or 'a process that never started'}"
+        )
+
+
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run a training command in several processes of this machine, connected over 127.0.0.1: `--local-processes`.
+
+    Each process has its share of the cores. If one fails, the others are ended.
+
+    Args:
+        arguments: of the command `zoo`, without `--local-processes`.
+
+    Returns:
+        The exit code: 0, or that of the first process that failed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    children = []
+    for number in range(processes):
+        own = dict(zip(FLAGS, (address, str(processes), str(number)), strict=True))
+        command = [sys.executable, "-m", "zoo", *arguments, *(part for pair in own.items() for part in pair)]
+        share = cores[number::processes] if len(cores) >= processes else []
+        limit = {"OMP_NUM_THREADS": str(max(1, available_cores() // processes))}
+        children.append(subprocess.Popen(command, env=os.environ | limit))
+        if share:
+            os.sched_setaffinity(children[-1].pid, share)
+    return _wait(children)
+
+
+def _wait(children: Sequence[subprocess.Popen]) -> int:
+    """Return the exit code of the first that fails, having ended the others; pass on SIGTERM and Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: [child.send_signal(number) for child in children])
+    while any(child.poll() is None for child in children):
+        failed = next((child.returncode for child in children if child.returncode), 0)
+        if failed:
+            for child in children:
+                child.kill()
+            return failed
+        time.sleep(0.2)
+    return max(child.returncode for child in children)
