@@ -204,6 +204,25 @@ def test_evaluations_take_stored_embeddings(saved, tmp_path, capsys, monkeypatch
     assert "different runtimes or precisions" in capsys.readouterr().err
 
 
+def test_an_index_is_built_of_stored_vectors(saved, album, tmp_path, capsys):
+    from zoo.search import Index
+
+    out, index = str(tmp_path / "e"), str(tmp_path / "i")
+    embed_images(str(album), model=str(saved), output=out, part_size=3)
+    command = ["index", "build", "--model", str(saved), "--output"]
+    assert main([*command, index, "--vectors", out]) == 0
+    assert main([*command, index, "--vectors", out]) == 0  # nothing is added twice
+    assert main([*command, str(tmp_path / "direct"), str(album)]) == 0
+    stored, direct = (Index.open(path) for path in (index, tmp_path / "direct"))
+    assert stored.ids == direct.ids and stored.info()["left_out"] == direct.info()["left_out"]
+    for name in direct.ids:
+        np.testing.assert_allclose(stored.vector(name), direct.vector(name), atol=1e-6)
+        assert stored.metadata(name) == direct.metadata(name)
+    capsys.readouterr()
+    assert main([*command, index, str(album), "--vectors", out]) == 2
+    assert "either of a source or of the vectors" in capsys.readouterr().err
+
+
 def test_one_run_at_a_time_in_a_folder(saved, album, tmp_path):
     from zoo.utils.files import lock
 

@@ -78,7 +78,8 @@ COMMANDS = {
         "zoo.search.build:build_index",
         "zoo.search.build:to_text",
         (
-            SOURCE,
+            argument("source", nargs="?", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
+            argument("--vectors", metavar="DIR", help="in place of a source: the vectors that zoo embed wrote there"),
             PAIR,
             argument("--output", "--out", required=True, metavar="INDEX", help="folder; an existing index is resumed"),
             argument(

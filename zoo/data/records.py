@@ -185,6 +185,12 @@ def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
     return total.hexdigest()
 
 
+def image_digest(record: Record) -> str:
+    """Return the SHA-256 of an image's bytes, in hexadecimal."""
+    data = record.image.tobytes() if isinstance(record.image, np.ndarray) else record.image
+    return hashlib.sha256(data).hexdigest()
+
+
 def open_record(
     record: Record, *, max_pixels: int = MAX_PIXELS, least_size: tuple[int, int] | None = None
 ) -> Image.Image:

@@ -85,10 +85,11 @@ class Embeddings(NamedTuple):
     """The content of a folder.
 
     Args:
-        model, runtime, precision: as in `Plan`.
+        source, model, runtime, precision: as in `Plan`.
         parts: iterator of `Part`; each file is compared with its digest before it is used.
     """
 
+    source: str
     model: str
     runtime: str
     precision: str
@@ -214,12 +215,12 @@ def read_parts(folder: str | Path) -> Embeddings:
             raise ValueError(f"{folder}: {missing} of {plan.parts} parts are missing; run the same zoo embed again")
         paths = (_commit_path(folder, number) for number in range(plan.parts))
         parts = (_read_part(folder, _read_entry(path), path.name) for path in paths)
-        return Embeddings(plan.model, plan.runtime, plan.precision, parts)
+        return Embeddings(plan.source, plan.model, plan.runtime, plan.precision, parts)
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no embeddings; zoo embed writes them")
     manifest = read_json(folder / MANIFEST, MANIFEST_FIELDS)
     parts = (_read_part(folder, {"left_out": {}, **shard}, MANIFEST) for shard in manifest["shards"])
-    return Embeddings(manifest["model"], "keras", "float32", parts)
+    return Embeddings(manifest["source"], manifest["model"], "keras", "float32", parts)
 
 
 def _read_part(folder: Path, entry: dict[str, Any], where: str) -> Part:

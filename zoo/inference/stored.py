@@ -1,6 +1,5 @@
 """`StoredEncoder`: a pair whose image embeddings were made before, by `zoo embed`."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from zoo.data import BadSample, Dataset
 from zoo.data.preprocess import PreprocessSpec
+from zoo.data.records import image_digest
 from zoo.embeddings.parts import read_parts
 from zoo.inference.encoder import Embedded, Encoder, load_encoder
 from zoo.inference.pipeline import ClipPipeline
@@ -33,12 +33,11 @@ class StoredEncoder(Encoder):
             vectors, indices, bad = [], [], {}
             for i in range(first, min(first + BATCH, len(records))):
                 try:
-                    image = records.record(i).image
+                    record = records.record(i)
                 except BadSample as error:
                     bad[i] = str(error)
                     continue
-                data = image.tobytes() if isinstance(image, np.ndarray) else image
-                vector = self.vector_of.get(hashlib.sha256(data).hexdigest())
+                vector = self.vector_of.get(image_digest(record))
                 if vector is None:
                     bad[i] = "its bytes are not among the embeddings"
                 else:

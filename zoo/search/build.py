@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import Dataset
+from zoo.data import Dataset, Record
+from zoo.data.records import image_digest
 from zoo.embeddings import Index
+from zoo.embeddings.parts import Embeddings, read_parts
 from zoo.inference.pipeline import ClipPipeline
-from zoo.search.embed import PORTION, Portion, embed_portions, image_digest, open_images
+from zoo.search.embed import PORTION, Portion, embed_portions, open_images
 from zoo.utils.strict_json import is_utf8
 
 DUPLICATE = "the same bytes as "
@@ -30,10 +32,11 @@ UNRELATED = tuple(text for subject in SUBJECTS.split(", ") for text in (subject,
 
 
 def build_index(
-    source: str,
+    source: str | None = None,
     *,
     model: str,
     output: str,
+    vectors: str | None = None,
     dtype: str | None = None,
     batch_size: int = 64,
     runtime: str = "keras",
@@ -49,6 +52,7 @@ def build_index(
         source: a folder of images, a CSV or TSV file with a column `filepath`, or tar shards.
         model: name or path of a pair.
         output: folder of the index.
+        vectors: in place of a source, a folder that `zoo embed` has written with this model.
         dtype: dtype of the stored vectors; by default float32, or that of the existing index.
         batch_size, runtime, precision: options of `ClipPipeline`. The index records runtime and precision.
         pipeline: that of the model with these options, if there is one already.
@@ -56,9 +60,16 @@ def build_index(
     Raises:
         ValueError: no images in the source, in which case nothing is written; or the index has another dtype or model.
     """
-    records = open_images(source)
+    if (source is None) == (vectors is None):
+        raise ValueError("an index is built either of a source or of the vectors of zoo embed (--vectors)")
+    stored = None if vectors is None else read_parts(vectors)
+    records = None if source is None else open_images(source)
+    if stored is not None:
+        runtime, precision = stored.runtime, stored.precision
     if pipeline is None:
         pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
+    if stored is not None and stored.model != pipeline.fingerprint:
+        raise ValueError(f"{vectors} was embedded by another model than {model}")
     path = Path(output)
     if Index.exists(path):
         index = Index.open(path, model=pipeline.fingerprint)
@@ -69,8 +80,26 @@ def build_index(
         facts = {"weights": weights, "runtime": runtime, "precision": precision, "sources": {}, "left_out": {}}
         empty = np.empty((0, pipeline.encoder.dim), np.float32)
         index = Index.build(empty, path, dtype=dtype or "float32", model=pipeline.fingerprint, facts=facts)
-    add_images(index, pipeline, source, records)
+    if stored is not None:
+        _add_parts(index, stored)
+    elif source is not None and records is not None:
+        add_images(index, pipeline, source, records)
     return index.info()
+
+
+def _add_parts(index: Index, stored: Embeddings) -> None:
+    """Add embeddings on disk that the index does not have, one part per commit."""
+    prefix = _source_prefix(index, stored.source)
+    for part in stored.parts:
+        there = index.places(prefix + name for name in part.ids)
+        rows = [row for row, name in enumerate(part.ids) if prefix + name not in there]
+        records = Dataset(part.ids, _not_read, "", metadata=part.metadata.__getitem__)
+        digests = [part.digests[row] for row in rows]
+        _commit(index, prefix, records, Portion(rows, part.vectors[rows], digests, part.left_out))
+
+
+def _not_read(_: int) -> Record:
+    raise NotImplementedError("the vectors of these images are on disk")
 
 
 def index_add(index: str, source: str | None = None, *, model: str | None = None, batch_size: int = 64) -> dict:

@@ -1,6 +1,5 @@
 """Embed the images of a source: portion by portion for an index, in parts on one machine or many for `zoo embed`."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoo.data import Dataset, Record, open_dataset
-from zoo.data.records import digest
+from zoo.data.records import digest, image_digest
 from zoo.data.remote import find_remote_shards, is_remote, open_remote, staged
 from zoo.data.shards import find_shards
 from zoo.data.sources import shard_pattern
@@ -68,12 +67,6 @@ def _portion(batches: list[Embedded], records: Dataset, digests: dict[int, str])
 
 def _as_text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def image_digest(record: Record) -> str:
-    """Return the SHA-256 of an image's bytes, in hexadecimal."""
-    data = record.image.tobytes() if isinstance(record.image, np.ndarray) else record.image
-    return hashlib.sha256(data).hexdigest()
 
 
 def _with_digests(records: Dataset, digests: dict[int, str]) -> Dataset:
