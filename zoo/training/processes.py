@@ -227,8 +227,13 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 def _wait(children: Sequence[subprocess.Popen]) -> int:
     """Return the exit code of the first that fails, having ended the others; pass on SIGTERM and Ctrl-C."""
+
+    def pass_on(number: int, _: object) -> None:
+        for child in children:
+            child.send_signal(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: [child.send_signal(number) for child in children])
+        signal.signal(number, pass_on)
     while any(child.poll() is None for child in children):
         failed = next((child.returncode for child in children if child.returncode), 0)
         if failed:
