@@ -23,6 +23,7 @@ SHARED = {  # option: default, of every mode
     **{"checkpoint_activations": False, "ema": None, "validation_data": None, "validate_every": None},
     **{"devices": None, "save_every": None, "report_to": None, "log_every": 10, "max_skipped": 10},
     **{"max_bad_fraction": 0.01, "threads": None, "seed": 0},
+    **{"coordinator": None, "processes": None, "process_id": None},
 }
 MODES = {
     "train contrastive": {
@@ -71,7 +72,7 @@ def test_keys_and_defaults_of_a_classifier():
 def test_flags_of_a_classifier_replace_keys():
     found = parse("train classify", "--config", "c.json", "--epochs", "3")
     names = {"train_data", "validation_data", "weights", "output", "layer_decay", "devices", "seed"}
-    names |= {"checkpoint_activations"}
+    names |= {"checkpoint_activations", "coordinator", "processes", "process_id"}
     assert found == {"config": "c.json", "resume": False, "allow_code": False, "epochs": 3, **dict.fromkeys(names)}
 
 

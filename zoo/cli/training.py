@@ -26,6 +26,7 @@ CLASSIFY = (
 LOCAL_PROCESSES = argument(
     "--local-processes",
     type=positive,
+    default=argparse.SUPPRESS,
     metavar="N",
     help="train in N connected processes on this machine",
 )
