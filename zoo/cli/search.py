@@ -143,6 +143,17 @@ COMMANDS = {
         backend="batches",
         examples=("zoo index calibrate photos-index",),
     ),
+    "index export": Command(
+        "write the vectors of an index as a Lance data set",
+        "zoo.search.lance_store:export_index",
+        "zoo.search.build:to_text",
+        (
+            INDEX,
+            argument("--to", required=True, metavar="PATH", help="data set, ending in .lance"),
+            argument("--ann", action="store_true", help="make an approximate index at any size (default from 1 M on)"),
+        ),
+        examples=("zoo index export photos-index --to photos.lance", 'zoo search photos.lance "a dog on a beach"'),
+    ),
     "index accelerate": Command(
         "make searches of a large index faster with usearch",
         "zoo.search.build:index_accelerate",

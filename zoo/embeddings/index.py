@@ -585,6 +585,14 @@ class Index:
             begun = extend(end)
         return extend(last)
 
+    def blocks(self, size: int) -> Iterator[tuple[list[str], list[dict], np.ndarray]]:
+        """Yield (ids, metadata, vectors float32 (n, D)) of at most `size` images at a time, in order."""
+        state = self._current()
+        rows = self._entries(state)
+        while block := list(itertools.islice(rows, size)):
+            places = np.array([place for place, _, _ in block])
+            yield [name for _, name, _ in block], [_parse(text) for _, _, text in block], self._rows(places, state)
+
     def _blocks(self, first: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
         """Yield the vectors from place `first` to `end`, removed ones too, in blocks, float32 (n, D)."""
         end = self._state.total if end is None else end

@@ -13,6 +13,7 @@ from zoo.embeddings import Index
 from zoo.embeddings.parts import Embeddings, read_parts
 from zoo.inference.pipeline import ClipPipeline
 from zoo.search.embed import PORTION, Portion, embed_portions, open_images
+from zoo.search.lance_store import LanceStore
 from zoo.utils.strict_json import is_utf8
 
 DUPLICATE = "the same bytes as "
@@ -116,7 +117,7 @@ def index_add(index: str, source: str | None = None, *, model: str | None = None
     return opened.info()
 
 
-def open_pipeline(index: Index, model: str | None = None, **options) -> ClipPipeline:
+def open_pipeline(index: "Index | LanceStore", model: str | None = None, **options) -> ClipPipeline:
     """Return the pipeline that an index was built with.
 
     Args:

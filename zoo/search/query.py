@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zoo.embeddings import Index, TextCache, default_cache_path
 from zoo.search.build import open_pipeline
+from zoo.search.lance_store import PROBES, LanceStore, is_lance
 from zoo.search.sheet import check_sheet_path, draw_sheet
 
 
@@ -45,7 +46,7 @@ def search_images(
     """Return the images that best match a query, best first: `zoo search`.
 
     Args:
-        index: its folder.
+        index: its folder, or a .lance data set of `zoo index export`.
         query: an expression of texts and image files, such as "red car - truck + 2:night"; see
             `zoo.embeddings.expression`.
         model: the pair that built the index; by default the one that the index records.
@@ -53,7 +54,7 @@ def search_images(
         k: number of results.
         where: "KEY=VALUE" conditions on the metadata, all of which must hold.
         approximate: search the graph of `zoo index accelerate --kind hnsw`.
-        expansion: the same, with this expansion; see `Index.search`.
+        expansion: the same, with this expansion; see `Index.search`. For a .lance data set, the partitions to read.
         min_score: leave out images with a lower cosine.
         false_rate: leave out images below `Index.score_limit` of this rate, after `zoo index calibrate`.
         sheet: a .png or .html file to write with the images found. Images that no longer exist cause a warning.
@@ -63,8 +64,14 @@ def search_images(
         raise ValueError("give either a query or --image FILE")
     if sheet is not None:
         check_sheet_path(Path(sheet))
-    opened = Index.open(index)
     fits = _filter(where)
+    if is_lance(index):
+        refused = {"--where": where, "--approximate": approximate, "--false-rate": false_rate is not None}
+        if any(refused.values()):
+            names = ", ".join(name for name, given in refused.items() if given)
+            raise ValueError(f"{names}: not for a .lance data set; use the index that it was exported from")
+        return _search_lance(LanceStore(index), Path(image) if image else query, model, k, min_score, expansion, cache)
+    opened = Index.open(index)
     texts = TextCache(cache or default_cache_path())
     pipeline = open_pipeline(opened, model, cache=texts)
     ids, scores = pipeline.search(
@@ -83,6 +90,23 @@ def search_images(
         found = [(match.id, match.score) for match in matches]
         draw_sheet(Path(sheet), query or Path(image or "").name, found, opened.facts.get("sources", {}))
     return matches
+
+
+def _search_lance(
+    store: LanceStore,
+    query: str | Path | None,
+    model: str | None,
+    k: int,
+    min_score: float | None,
+    expansion: int | None,
+    cache: str | None,
+) -> list[Match]:
+    """`search_images` in a data set of `zoo index export`; `expansion` is the number of partitions that are read."""
+    with contextlib.closing(TextCache(cache or default_cache_path())) as texts:
+        vector = open_pipeline(store, model, cache=texts).embed_query(query, images=True)
+    found = store.search(vector, k, probes=expansion or PROBES)
+    kept = [row for row in found if min_score is None or row[1] >= min_score]
+    return [Match(rank, *row) for rank, row in enumerate(kept, 1)]
 
 
 def _filter(where: Sequence[str] | None) -> dict[str, set]:
