@@ -80,6 +80,9 @@ RESNET_KEYS = {
 REFUSED_KEYS = {
     "layer_norm_eps": Row(1e-3, "layer_norm_eps is 0.001. Allowed: 1e-6"),
     "devices": Row(4, "devices=4"),
+    "coordinator": Row("127.0.0.1:1", "coordinator, processes and process_id belong together"),
+    "processes": Row(2, "coordinator, processes and process_id belong together"),
+    "process_id": Row(1, "coordinator, processes and process_id belong together"),
     "num_channels": Row(1, "num_channels is 1; images are read as RGB"),
     "num_stages": Row(3, "num_stages is 3, depths are [1, 1]"),
     "downsample_in_first_stage": Row(True, "downsample_in_first_stage"),
@@ -139,8 +142,8 @@ def test_no_key_is_missing():
 
 
 def test_a_flag_of_classification_equals_its_key(data, plans, described, capsys):
-    """Every flag but three is named as a key, and the run is that of a file with this value."""
-    flags = flags_of("train classify") - {"--allow-code", "--config", "--resume"}
+    """Every flag but four is named as a key, and the run is that of a file with this value."""
+    flags = flags_of("train classify") - {"--allow-code", "--config", "--local-processes", "--resume"}
     assert flags >= {"--epochs", "--seed", "--output", "--train-data", "--validation-data", "--layer-decay"}
     for flag in sorted(flags):
         key = flag.removeprefix("--").replace("-", "_")
