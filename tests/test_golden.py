@@ -20,6 +20,7 @@ from golden import make_golden as golden
 import zoo
 import zoo.training.optimizer  # registers the optimizer's class
 from zoo.cli import main
+from zoo.embeddings.parts import read_parts
 
 pytestmark = pytest.mark.backend
 once = pytest.mark.once
@@ -168,12 +169,11 @@ def test_embeddings_of_a_folder_are_the_same(files, expected, tmp_path):
     old, new = (json.loads((path / "embedded" / "manifest.json").read_text()) for path in (folder, tmp_path))
     for manifest in (old, new):
         assert manifest["model"] == FACTS["fingerprint"]
-    assert [(s["file"], s["ids"], s["images"]) for s in new["shards"]] == [
-        (s["file"], s["ids"], s["images"]) for s in old["shards"]
-    ]
-    stored = load_file(folder / "embedded" / old["shards"][0]["file"])["embeddings"]
-    assert_same(stored, expected[1]["images"])
-    assert_same(load_file(tmp_path / "embedded" / new["shards"][0]["file"])["embeddings"], stored)
+    assert [(s["ids"], s["images"]) for s in new["shards"]] == [(s["ids"], s["images"]) for s in old["shards"]]
+    (stored,) = read_parts(folder / "embedded").parts  # before, a shard had no plan and no file of its own in JSON
+    assert (stored.ids, stored.digests) == (old["shards"][0]["ids"], old["shards"][0]["images"])
+    assert_same(stored.vectors, expected[1]["images"])
+    assert_same(load_file(tmp_path / "embedded" / new["shards"][0]["file"])["embeddings"], stored.vectors)
 
 
 @once
