@@ -18,7 +18,7 @@ from zoo.experiments import EXPERIMENTS
 from zoo.experiments.command import choose
 from zoo.models.names import find
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.backend, pytest.mark.once]
 ROWS = [row for rows in ELSEWHERE.values() for row in rows if row.ours]
 OPTIONS = {  # keyword arguments of ours in the table, and what takes them
     **dict.fromkeys(("include_top", "dropout_rate", "layer_scale_init_value", "input_shape"), create_convnext_v1),
@@ -145,7 +145,6 @@ def test_clip_load_finds_its_opener(monkeypatch):
         clip.load("nothing")
 
 
-@pytest.mark.backend
 def test_clip_load_gives_model_and_preprocess(tmp_path):
     pair = clip.create_clip(clip.Pair(8, 32, clip.ViT(16, 1, 8, head_width=8), clip.Text(16, 2, 1)))
     zoo.save(pair, tmp_path / "pair.safetensors")

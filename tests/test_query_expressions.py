@@ -14,6 +14,8 @@ from zoo.embeddings.expression import MAX_TERMS
 from zoo.search.build import build_index
 from zoo.utils.arrays import unit_rows
 
+pytestmark = [pytest.mark.backend, pytest.mark.once]
+
 
 @pytest.mark.parametrize(
     "query, expected",
@@ -84,8 +86,6 @@ def test_results_below_the_minimum_score_are_left_out(rng, tmp_path):
     assert many[0] == [["0"], ["1"]] and [len(row) for row in many[1]] == [1, 1]
 
 
-@pytest.mark.backend
-@pytest.mark.once
 def test_the_pipeline_and_the_command_search_for_expressions(pipeline, saved, album, images, tmp_path, capsys):
     first, second = pipeline.embed_texts(["a seven", "a car - truck"])
     image = pipeline.embed_images([images[4]])[0]
