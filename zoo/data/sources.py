@@ -35,6 +35,7 @@ def open_dataset(
     metadata: bool = False,
     split: str = "test",
     plugins: bool = False,
+    check_rows: bool = True,
 ) -> Dataset:
     """Return the records of a table, a folder, tar shards or a benchmark.
 
@@ -54,6 +55,7 @@ def open_dataset(
         metadata: keep the other columns of a table as `Dataset.metadata`.
         split: split of a benchmark: "test" or "train".
         plugins: in a folder of images alone, also take HEIC, AVIF and RAW files (`zoo.data.plugins`).
+        check_rows: read the first rows of a table, of which one has to be usable.
 
     Raises:
         ValueError: a URL, a file of another kind, data without what `needs` says, or a table whose first TRIED rows are
@@ -69,7 +71,7 @@ def open_dataset(
             columns |= {"label_key": None, "class_names": None}
         keys = (image_key, caption_key if needs in (None, "captions") else None)
         dataset = _read(path, needs, keys, columns, split, plugins)
-        if isinstance(path, str | Path) and str(path).lower().endswith(ROWS):
+        if check_rows and isinstance(path, str | Path) and str(path).lower().endswith(ROWS):
             _check_first_rows(dataset, str(path), os.path.dirname(path) if data_root is None else str(data_root))
     if needs == "images":
         return dataset.without_labels()
