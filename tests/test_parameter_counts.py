@@ -11,7 +11,19 @@ from convnext import TABLES, create_convnext_v1, create_convnext_v2, create_resn
 pytestmark = pytest.mark.backend
 
 CREATE = {"convnext": create_convnext_v1, "convnextv2": create_convnext_v2, "resnet": create_resnet}
-NAMES = [(family, name) for family, table in TABLES.items() for name in table]
+QUICK = {  # at least one of each kind of tower; the others are built by the slow tests
+    *("convnext-atto", "convnext-tiny", "convnextv2-atto", "convnextv2-tiny", "resnet-18", "resnet-50"),
+    *("RN50", "ViT-B-32", "ViT-S-32", "ViT-L-14", "convnext_base", "convnext_large_d", "convnext_v2_atto"),
+    *("MobileCLIP-S0", "MobileCLIP-B", "MobileCLIP2-S0"),
+}
+
+
+def quick_or_slow(name, *values):
+    return pytest.param(*values, id=name, marks=() if name in QUICK else pytest.mark.slow)
+
+
+NAMES = [quick_or_slow(f"{family}-{name}", family, name) for family, table in TABLES.items() for name in table]
+PAIRS = [quick_or_slow(name, name) for name in clip.VARIANTS]
 
 
 def trainable(model):
@@ -27,7 +39,7 @@ def test_built_classifier_has_the_rows_count(family, name):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", clip.VARIANTS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_built_pair_has_the_rows_count(name):
     with keras.StatelessScope(initialize_variables=False):
         model = clip.create_clip(name)
