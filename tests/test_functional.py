@@ -153,7 +153,9 @@ def test_layers_with_special_features_are_called_by_keras(by_keras, rng):
     expect(layers.Masking(), "Masking")
     entry = keras.Input((4,))
     expect(Functional(entry, layers.Dense(3)(layers.Masking()(entry[:, None]))), "Masking", "Dense")
-    with keras.RematScope("full"):
+    with keras.RematScope("full"):  # the model computes its blocks again by itself: test_checkpoint_activations
+        expect(layers.Dense(3))
+    with keras.RematScope("list_of_layers", layer_names=["dense"]):
         expect(layers.Dense(3), "Dense")
     quantized = straight(layers.Dense(3))
     quantized.quantize("int8")
