@@ -32,7 +32,9 @@ def test_a_folded_model_has_fewer_parameters_and_the_same_outputs():
     np.testing.assert_allclose(found[1], found[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{"mode": "predictor"}, {"train": True}, {"part": "matmul"}])
+@pytest.mark.parametrize(
+    "fields", [pytest.param({"mode": "predictor"}, marks=pytest.mark.slow), {"train": True}, {"part": "matmul"}]
+)
 def test_other_work_with_a_classifier(fields):
     create_job(case(**fields)).call()
 

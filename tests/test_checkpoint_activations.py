@@ -58,6 +58,7 @@ def in_scope(name):
     return result
 
 
+@pytest.mark.wide
 def test_training_is_the_same():
     wanted = fit("convnext")
     assert_same(fit("convnext", checkpoint_activations), wanted)

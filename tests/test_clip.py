@@ -103,6 +103,7 @@ def test_logit_bias_is_added_only_when_given(batch):
     np.testing.assert_allclose(difference, -10, rtol=1e-5)
 
 
+@pytest.mark.wide
 def test_text_embedding_does_not_depend_on_what_follows_the_end(pair, batch, rng):
     tokens = batch["tokens"]
     noisy = tokens.copy()
@@ -118,6 +119,7 @@ def test_the_first_end_of_text_counts(pair, batch):
     np.testing.assert_allclose(array(pair.encode_text(tokens)), array(pair.encode_text(batch["tokens"])), atol=1e-6)
 
 
+@pytest.mark.wide
 def test_attention_is_causal_in_text_only(pair, batch):
     tokens = batch["tokens"].copy()
     tokens[:, 1] = 7  # an earlier token does matter
@@ -273,6 +275,7 @@ def training_data(rng, labels=True):
     return data | ({"label": label} if labels else {})
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "source", ["pydataset", *(pytest.param(s, marks=pytest.mark.wide) for s in ("arrays", "tf.data"))]
 )
@@ -375,6 +378,7 @@ def sources(batches):
     return made
 
 
+@pytest.mark.wide
 def test_a_token_beyond_the_vocabulary_is_found_in_any_batch(batch):
     """Of a generator and of data sets. The tokens of the second batch are wrong: no look at the first finds it."""
     wrong = {**batch, "tokens": np.full((4, 77), 49408, "int32")}
@@ -399,6 +403,7 @@ def test_batches_of_generators_and_data_sets_are_checked(pair, batch, key, value
                 call(make())
 
 
+@pytest.mark.wide
 def test_checked_data_gives_what_arrays_give(pair, batch):
     pair.compile("sgd")
     loss, *_ = pair.evaluate(batch, batch_size=4, verbose=0)
@@ -406,6 +411,7 @@ def test_checked_data_gives_what_arrays_give(pair, batch):
         np.testing.assert_allclose(pair.evaluate(make(), verbose=0)[0], loss, rtol=1e-5)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "start, bound", [(MAX_LOGIT_SCALE + 0.2, MAX_LOGIT_SCALE), pytest.param(-0.2, 0.0, marks=pytest.mark.once)]
 )

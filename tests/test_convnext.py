@@ -123,6 +123,7 @@ def test_weights_fit_at_any_downsample_strides(rng):
     assert np.isfinite(predict(small, images(rng, 2, 4, 4, 3))).all()
 
 
+@pytest.mark.wide
 @v2_on_each
 def test_unknown_sizes(create, rng):
     model = create(TINY, 10, (None, None, 3))
@@ -244,6 +245,7 @@ def test_stochastic_depth_rises_linearly_to_the_rate():
     assert not [layer for layer in create_convnext_v1(SMALL, 10, (32, 32, 3)).layers if "drop" in layer.name]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "create",
     [once_v1, create_convnext_v2, pytest.param(create_resnet, marks=pytest.mark.wide)],

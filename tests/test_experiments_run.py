@@ -83,6 +83,7 @@ def test_speed_and_lower_precision(run):
     assert 0 < cached < found["latency"]["one sentence encoded"]["median"]
 
 
+@pytest.mark.wide
 def test_the_command_runs_on_every_backend(saved, model, tmp_path, capsys):
     arguments = [
         "experiment",

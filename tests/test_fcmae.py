@@ -177,6 +177,7 @@ def test_with_nothing_hidden_the_encoder_is_the_plain_backbone(rng):
     assert not ops.convert_to_numpy(model.draw_mask(5)).any()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("stem_stride", [pytest.param(4, marks=once), 1])
 def test_hidden_pixels_do_not_change_visible_features(stem_stride, rng):
     side = stem_stride * 2
@@ -253,6 +254,7 @@ def test_keras_file_round_trip(model, batch, tmp_path):
     np.testing.assert_array_equal(predict(loaded, batch)["patches"], predict(model, batch)["patches"])
 
 
+@pytest.mark.wide
 def test_half_precision_gives_float32_patches_and_a_finite_loss(batch):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = create()

@@ -94,6 +94,7 @@ def test_trunk_and_feature_maps(rng):
     check_same(maps, fold(maps), images(rng))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "image",
     [clip.ViT(width=16, layers=2, patch_size=8, head_width=8), clip.ConvNeXt("convnextv2", NARROW)],

@@ -37,7 +37,9 @@ def masked():
 
 
 @pytest.mark.only("tensorflow")
-@pytest.mark.parametrize("create", [classifier, pair, masked])
+@pytest.mark.parametrize(
+    "create", [classifier, *(pytest.param(create, marks=pytest.mark.slow) for create in (pair, masked))]
+)
 def test_a_training_step_is_traced_once_and_again_after_another_compile(create, monkeypatch):
     model, batch = create()
     traced, step = [], model.train_step

@@ -370,7 +370,7 @@ print(json.dumps([kernels.in_use(), scores, refusal]))
     "settings",
     [
         {"CONVNEXT_KERNELS": "reference"},
-        {"KERAS_BACKEND": "numpy"},
+        pytest.param({"KERAS_BACKEND": "numpy"}, marks=pytest.mark.slow),
         pytest.param({"KERAS_BACKEND": "openvino"}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: " ".join(settings.values()),

@@ -57,6 +57,7 @@ def case_of(layer, arguments, shape, output, trained):
     return pytest.param(layer, arguments, shape, output, trained, id=" ".join(words), marks=marks)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("layer, arguments, shape, output, trained", [case_of(*check) for check in CHECKS])
 def test_keras_own_check(layer, arguments, shape, output, trained):
     several = not isinstance(shape, tuple)

@@ -163,6 +163,7 @@ def test_every_parameter_has_a_finite_gradient(pairs, name, rng):
         assert np.abs(gradient).max() > 0, variable.path
 
 
+@pytest.mark.wide
 def test_padding_matters_without_a_causal_mask(pairs, rng):
     tokens = draw(pairs["bias"], rng)["tokens"]
     noisy = tokens.copy()

@@ -144,6 +144,7 @@ def test_a_saved_config_is_checked(tmp_path, field, value, complaint):
         zoo.load(path)
 
 
+@pytest.mark.wide
 def test_a_trained_pair_is_exported_to_onnx(model, batch, tmp_path):
     pytest.importorskip("onnx")
     zoo.export_onnx(model, tmp_path / "toy.onnx", part="image")  # compares the file's outputs with the model's

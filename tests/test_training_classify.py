@@ -314,11 +314,13 @@ def test_other_keys_change_the_weights(folders, plain, tmp_path, options):
     assert weights(tmp_path) != weights(plain[0])
 
 
+@pytest.mark.wide
 def test_a_run_resumes_bit_for_bit(folders, tmp_path):
     options = {"train_data": folders, "epochs": 2, "mixup": 0.8, "save_every": 2, **RESNET}
     assert_resumes(functools.partial(run, **options), tmp_path)
 
 
+@pytest.mark.wide
 def test_a_run_resumes_with_more_epochs(folders, tmp_path, capsys):
     options = {"train_data": folders, **RESNET}
     run(tmp_path, epochs=1, **options)
@@ -438,6 +440,7 @@ def test_numbers_below_zero_are_refused(folders, tmp_path, key):
         run(tmp_path, train_data=folders, **{key: -1})
 
 
+@pytest.mark.wide
 def test_the_command_trains_from_a_config_file(folders, tmp_path, plain, capsys):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**BASE, "train_data": "nowhere", "output": str(tmp_path / "out")}))

@@ -284,6 +284,7 @@ def test_two_passes_give_the_gradient_of_the_whole_batch(chunks):
     assert logs["accuracy"] == pytest.approx(chunk_logs["accuracy"])
 
 
+@pytest.mark.wide
 def test_both_passes_use_the_same_dropout():
     """With one chunk the draw is the batch's own, so that a second draw in the second pass would show."""
     (whole, _), (parts, _) = one_step(None), one_step(1)
@@ -293,6 +294,7 @@ def test_both_passes_use_the_same_dropout():
     assert not np.allclose(other_rate[0], whole[0], atol=1e-4)
 
 
+@pytest.mark.wide
 def test_batch_statistics_count_each_chunk_once():
     def create():
         images, tokens = keras.Input((8, 8, 3)), keras.Input((None,), dtype="int32")
@@ -391,6 +393,7 @@ def command(table, output, *more):
     return [*words, *options, *more]
 
 
+@pytest.mark.wide
 def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(contrastive.registry, "create_model", lambda *_, **__: contrastive.clip.create_clip(ROW))
     backend = ["--backend", keras.backend.backend()]

@@ -62,6 +62,7 @@ def train_on_one_and_on_four(mode, data, folder):
     print(json.dumps({"losses": losses, "difference": max(differences), "places": places}))
 
 
+@pytest.mark.slow
 @pytest.mark.only("jax")
 @pytest.mark.parametrize("mode", ["contrastive", *(pytest.param(m, marks=slow) for m in ("classify", "pretrain"))])
 def test_four_devices_train_like_one(mode, tmp_path):
