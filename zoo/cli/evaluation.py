@@ -24,7 +24,7 @@ EMBEDDINGS = argument(
     action="append",
     default=[],
     metavar="DIR",
-    help="take the images' embeddings from a folder of zoo embed; may be repeated",
+    help="use the image embeddings in a folder written by zoo embed; may be repeated",
 )
 RESULTS = argument("--output", metavar="DIR", help="folder for the results as JSON and plots")
 
@@ -46,7 +46,7 @@ COMMANDS = {
             argument(
                 "--random-weights",
                 action="store_true",
-                help="a new model of that name, to see what chance gives and that the data is read",
+                help="evaluate a randomly initialised model of that name, to check the data and the chance level",
             ),
             BATCH_SIZE,
             EMBEDDINGS,
@@ -175,7 +175,7 @@ COMMANDS = {
             argument(
                 "--peer-url",
                 metavar="URL",
-                help="with --preset serve: another server that embeds images as OpenAI does",
+                help="with --preset serve: another server with OpenAI's embeddings API for images, to compare with",
             ),
             argument("--smoke", action="store_true", help="a tiny run to check that everything works"),
             argument("--output", metavar="DIR", help="folder for bench.md, bench.json, bench.png"),

@@ -47,7 +47,7 @@ COMMANDS = {
         (
             argument("name", metavar="NAME|PATH", help="e.g. clip/ViT-B-32, model.safetensors, model.keras"),
             argument("output", metavar="OUT", nargs="?", default=argparse.SUPPRESS, help=".onnx file to write"),
-            argument("--output", metavar="OUT", default=argparse.SUPPRESS, help="the same"),
+            argument("--output", metavar="OUT", default=argparse.SUPPRESS, help="the same as OUT"),
             argument("--weights", metavar="TAG|FILE", help="weights for an architecture name (default: random)"),
             argument(
                 "--part",

@@ -31,7 +31,13 @@ COMMANDS = {
         (
             SOURCE,
             PAIR,
-            argument("--output", "--out", required=True, metavar="DIR", help="folder; the same command resumes in it"),
+            argument(
+                "--output",
+                "--out",
+                required=True,
+                metavar="DIR",
+                help="folder; the same command resumes an interrupted run",
+            ),
             RUNTIME,
             PRECISION,
             BATCH_SIZE,
@@ -45,9 +51,9 @@ COMMANDS = {
                 type=positive,
                 default=1024,
                 metavar="N",
-                help="images in a part; of tar shards a part is one shard (default 1024)",
+                help="images per part (default 1024); with tar shards, each shard is one part",
             ),
-            argument("--overwrite", action="store_true", help="replace the embeddings that are in the folder"),
+            argument("--overwrite", action="store_true", help="replace embeddings that are already in the folder"),
         ),
         backend="batches",
         examples=(
@@ -60,7 +66,7 @@ COMMANDS = {
         "zoo.data.pack:pack",
         "zoo.search.build:to_text",
         (
-            argument("source", help="folder, CSV or TSV, .parquet, .jsonl, tar shards, or the name of a benchmark"),
+            argument("source", help="folder, CSV or TSV, .parquet, .jsonl, tar shards, or a benchmark data set"),
             argument("output", metavar="SHARDS", help="new folder"),
             argument(
                 "--shard-size", type=positive, default=1000, metavar="N", help="samples in a shard (default 1000)"
@@ -69,7 +75,7 @@ COMMANDS = {
             argument("--image-key", default="filepath", metavar="COLUMN", help="image column (default filepath)"),
             argument("--caption-key", metavar="COLUMN", help="caption column (default: caption, if it is there)"),
             argument("--label-key", metavar="COLUMN", help="column of classes"),
-            argument("--data-root", metavar="DIR", help="base folder for a table's paths (default: the table's)"),
+            argument("--data-root", metavar="DIR", help="base folder for a table's paths (default: its folder)"),
         ),
         examples=("zoo data pack captions.csv shards --shuffle-seed 0",),
     ),
@@ -79,7 +85,7 @@ COMMANDS = {
         "zoo.search.build:to_text",
         (
             argument("source", nargs="?", help="folder of images, CSV or TSV with a column filepath, or tar shards"),
-            argument("--vectors", metavar="DIR", help="in place of a source: the vectors that zoo embed wrote there"),
+            argument("--vectors", metavar="DIR", help="instead of a source: folder written by zoo embed"),
             PAIR,
             argument("--output", "--out", required=True, metavar="INDEX", help="folder; an existing index is resumed"),
             argument(
@@ -106,7 +112,7 @@ COMMANDS = {
         examples=("zoo index add photos-index more-photos",),
     ),
     "index refresh": Command(
-        "add the new images of an index's sources and drop those that are gone",
+        "add the new images of an index's sources and remove those that no longer exist",
         "zoo.search.build:index_refresh",
         "zoo.search.build:to_text",
         (
@@ -125,19 +131,28 @@ COMMANDS = {
         (
             INDEX,
             argument(
-                "--threshold", type=float, default=0.95, metavar="COSINE", help="of two duplicates (default 0.95)"
+                "--threshold",
+                type=float,
+                default=0.95,
+                metavar="COSINE",
+                help="smallest cosine of two duplicates (default 0.95)",
             ),
             argument("--sheet", metavar="FILE", help="write the groups as .png or .html"),
         ),
         examples=("zoo index duplicates photos-index --threshold 0.97 --sheet duplicates.html",),
     ),
     "index calibrate": Command(
-        "measure how well texts that match nothing score, for zoo search --false-rate",
+        "measure the scores of texts that match nothing, for zoo search --false-rate",
         "zoo.search.build:index_calibrate",
         "zoo.search.build:to_text",
         (
             INDEX,
-            argument("queries", nargs="?", metavar="FILE", help="texts that match no image, one a line (default: 108)"),
+            argument(
+                "queries",
+                nargs="?",
+                metavar="FILE",
+                help="texts that match no image, one per line (default: 108 built-in texts)",
+            ),
             INDEX_MODEL,
         ),
         backend="batches",
@@ -150,7 +165,11 @@ COMMANDS = {
         (
             INDEX,
             argument("--to", required=True, metavar="PATH", help="data set, ending in .lance"),
-            argument("--ann", action="store_true", help="make an approximate index at any size (default from 1 M on)"),
+            argument(
+                "--ann",
+                action="store_true",
+                help="add an approximate index at any size (default: from a million vectors on)",
+            ),
         ),
         examples=("zoo index export photos-index --to photos.lance", 'zoo search photos.lance "a dog on a beach"'),
     ),
@@ -195,7 +214,7 @@ COMMANDS = {
         "zoo.search.query:to_text",
         (
             INDEX,
-            argument("query", nargs="?", help='text, or "red car - truck + 2:night + dog.jpg"'),
+            argument("query", nargs="?", help='a text, or an expression: "red car - truck + 2:night + dog.jpg"'),
             INDEX_MODEL,
             argument("--image", metavar="FILE", help="search with an image instead of a query"),
             argument("-k", type=positive, default=5, help="number of results (default 5)"),
@@ -210,7 +229,7 @@ COMMANDS = {
                 "--false-rate",
                 type=float,
                 metavar="RATE",
-                help="leave out scores that only this share of texts that match nothing reach, e.g. 0.05",
+                help="share of texts matching nothing that may still find images, e.g. 0.05; needs zoo index calibrate",
             ),
             argument("--approximate", action="store_true", help="use the graph of zoo index accelerate --kind hnsw"),
             argument("--expansion", type=positive, metavar="N", help="--approximate with N candidates (default 128)"),
@@ -225,7 +244,7 @@ COMMANDS = {
         ),
     ),
     "serve": Command(
-        "serve a model over HTTP, with a page to search and classify on",
+        "serve a model over HTTP, with a web page for search and classification",
         "zoo.serve.server:serve",
         "zoo.cli.command:show_nothing",
         (
@@ -237,22 +256,28 @@ COMMANDS = {
             ),
             argument("--index", metavar="INDEX", help="folder of an index that was built with the CLIP model"),
             argument(
-                "--host", default="127.0.0.1", help="address; another machine's needs a token (default 127.0.0.1)"
+                "--host",
+                default="127.0.0.1",
+                help="address to listen on; without --token-file only a loopback address (default 127.0.0.1)",
             ),
             argument("--port", type=int, default=8000, help="TCP port; 0 takes a free one (default 8000)"),
-            argument("--name", help="name of the model in requests (default: its file's)"),
+            argument("--name", help="name of the model in requests (default: the file's name)"),
             argument("--token-file", metavar="FILE", help="file with the token that requests must send"),
             argument(
                 "--allowed-host",
                 action="append",
                 metavar="NAME",
-                help="name in the Host header that is served beside localhost and IP addresses, for a reverse proxy",
+                help="host name to accept in the Host header, besides localhost and IP addresses; may be repeated",
             ),
             RUNTIME,
             PRECISION,
             argument("--batch-size", type=positive, help="images per batch at most (default: the fastest)"),
             argument(
-                "--max-wait-ms", type=float, default=0.0, metavar="MS", help="wait of a batch for others (default 0)"
+                "--max-wait-ms",
+                type=float,
+                default=0.0,
+                metavar="MS",
+                help="how long a batch waits for more inputs (default 0)",
             ),
         ),
         backend="batches",

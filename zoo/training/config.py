@@ -131,7 +131,7 @@ class TrainConfig:
     )
     checkpoint_activations: bool = option(
         False,
-        "compute each block again in the backward pass, not keep its activations: less memory, more time",
+        "recompute each block in the backward pass instead of keeping its activations: less memory, more time",
         aliases=("grad_checkpointing",),
     )
     ema: float | None = option(
