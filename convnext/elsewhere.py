@@ -88,7 +88,7 @@ ELSEWHERE: dict[str, tuple[Elsewhere, ...]] = {
     "open_clip's command line": _rows(
         ("python -m open_clip_train.main", "zoo train contrastive"),
         *((f"--{name}", f"--{name}", "the same") for name in ("model", "train-data", "epochs", "seed")),
-        ("--batch-size", "--batch-size", "of the whole machine, not of each GPU"),
+        ("--batch-size", "--batch-size", "over all devices and processes, not of each GPU"),
         ("--val-data", "--validation-data"),
         ("--csv-img-key", "--image-key"),
         ("--csv-caption-key", "--caption-key"),
@@ -106,7 +106,7 @@ ELSEWHERE: dict[str, tuple[Elsewhere, ...]] = {
         (
             "--accum-freq 4",
             "--accumulate 4 --batch-size 128",
-            "theirs multiplies --batch-size, ours divides it; the alias does as theirs: 32 becomes 128 in 4 chunks",
+            "theirs multiplies --batch-size, ours divides it; --accum-freq multiplies too: 32 becomes 128 in 4 chunks",
         ),
         ("--grad-checkpointing", "--checkpoint-activations"),
         ("--lock-image", "--lock-image", "the same"),
@@ -143,8 +143,8 @@ ELSEWHERE: dict[str, tuple[Elsewhere, ...]] = {
         ("--device", "--backend", "the backend's default device is used"),
         ("--local-loss", "--devices", "JAX divides the batch; the loss is that of the whole batch"),
         ("--gather-with-grad", "--devices", "JAX divides the batch; the loss is that of the whole batch"),
-        ("--dist-url", "--devices", "one process with several JAX devices"),
-        ("--dist-backend", "--devices", "one process with several JAX devices"),
+        ("--dist-url", "--coordinator", "with --processes and --process-id; JAX only"),
+        ("--dist-backend", "--coordinator", "JAX chooses: gloo on CPUs, NCCL on GPUs"),
         ("--image-mean", "", "of a name: those of its published weights, else OpenAI's"),
         ("--image-std", "", "of a name: those of its published weights, else OpenAI's"),
         ("--aug-cfg", "", "contrastive training crops at random, from 0.9 of the image, as open_clip does by default"),
