@@ -25,6 +25,7 @@ from zoo.training.checkpoint import CHECKPOINTS, Checkpoint, first_epochs, newes
 from zoo.training.config import REPORTS, TrainConfig
 from zoo.training.devices import without_distribution
 from zoo.training.history import STEP, History, check_rows, validation_text
+from zoo.training.processes import VALIDATING
 from zoo.training.randomness import random_state, set_random_state
 from zoo.utils.files import lock, remove_leftovers
 from zoo.utils.strict_json import OBJECT, check_fields, list_of
@@ -445,8 +446,10 @@ class _Run(keras.callbacks.Callback):
         return (self.position - 1) // self.batches.steps + 1
 
     def _validate(self) -> None:
+        self.watch.note(self.position, VALIDATING)
         with self.model.optimizer.averaged(), without_distribution():
             metrics = {f"val_{name}": value for name, value in self.validate().items()}
+        self.watch.note(self.position, "computing")
         self.history.add(epoch=self._epoch, step=self.position, **metrics)
         print(f"\n{validation_text(self.position, metrics)}", flush=True)
         self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
