@@ -259,6 +259,7 @@ def check_functions(name, command):
     """The function takes every argument by name, with none missing; `show` and `succeeded` take the result."""
     parser = argparse.ArgumentParser()
     options = {parser.add_argument(*flags, **options).dest for flags, options in command.arguments}
+    options -= {"local_processes"}  # with it, the command runs itself in other processes
     inspect.signature(resolve(command.function)).bind(**dict.fromkeys(options))
     for path in filter(None, (command.show, command.succeeded)):
         function = resolve(path)

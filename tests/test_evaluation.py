@@ -400,7 +400,7 @@ def test_a_probe_needs_the_same_classes(encoder):
 @pytest.fixture
 def loading(encoder, monkeypatch):
     for module in (zero_shot, retrieval, linear_probe):
-        monkeypatch.setattr(module, "load_encoder", lambda *_, **__: encoder)
+        monkeypatch.setattr(module, "open_encoder", lambda *_, **__: encoder)
 
 
 def test_commands_write_json_and_plots(loading, pairs_csv, tmp_path):

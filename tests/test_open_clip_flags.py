@@ -54,6 +54,7 @@ def test_values_without_a_counterpart_are_named(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.backend
 @pytest.mark.once
 def test_tensorboard_reads_the_history(tmp_path):
     tensorflow = pytest.importorskip("tensorflow")  # its reader checks lengths and checksums
@@ -72,6 +73,8 @@ def test_tensorboard_reads_the_history(tmp_path):
     ]
 
 
+@pytest.mark.backend
+@pytest.mark.once
 def test_an_unknown_report_is_refused():
     from zoo.training.loop import RunConfig
 

@@ -171,7 +171,7 @@ COMMANDS = {
                 help="add an approximate index at any size (default: from a million vectors on)",
             ),
         ),
-        examples=("zoo index export photos-index --to photos.lance", 'zoo search photos.lance "a dog on a beach"'),
+        examples=("zoo index export photos-index --to photos.lance",),
     ),
     "index accelerate": Command(
         "make searches of a large index faster with usearch",
