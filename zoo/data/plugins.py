@@ -12,7 +12,8 @@ EXTENSIONS = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw",
 HEAD = 16  # bytes
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
-RAW_HEADS = (b"II*\0", b"MM\0*", b"IIU\0", b"IIRO", b"IIRS", b"FUJIFILMCCD-RAW")
+TIFF_HEADS = (b"II*\0", b"MM\0*")  # of most RAW files too
+RAW_HEADS = (*TIFF_HEADS, b"IIU\0", b"IIRO", b"IIRS", b"FUJIFILMCCD-RAW")
 
 
 def open_with_plugin(file: BinaryIO, name: str | Path, max_pixels: int) -> Image.Image | None:
@@ -32,7 +33,7 @@ def open_with_plugin(file: BinaryIO, name: str | Path, max_pixels: int) -> Image
             raise ValueError(f"{name} is an AVIF file, and this Pillow was built without AVIF")
         return _open(file, name, "AVIF")
     if brand == b"crx " or head.startswith(RAW_HEADS):
-        return _develop(file, name, max_pixels)
+        return _develop(file, name, max_pixels, may_be_tiff=head.startswith(TIFF_HEADS))
     return None
 
 
@@ -53,11 +54,13 @@ def _open_heic(file: BinaryIO, name: str | Path) -> Image.Image:
     return _open(file, name, "HEIF")
 
 
-def _develop(file: BinaryIO, name: str | Path, max_pixels: int) -> Image.Image:
-    """Return a RAW file as RGB, with the camera's white balance."""
+def _develop(file: BinaryIO, name: str | Path, max_pixels: int, *, may_be_tiff: bool) -> Image.Image | None:
+    """Return a RAW file as RGB, with the camera's white balance; None for what may be, or is, a plain TIFF file."""
     try:
         import rawpy
     except ImportError:
+        if may_be_tiff and Path(name).suffix.lower() not in EXTENSIONS:
+            return None
         raise ValueError(f'{name} is a RAW file, which needs pip install "convnext-clip-zoo[raw]"') from None
     try:
         with rawpy.imread(file) as raw:
@@ -68,4 +71,6 @@ def _develop(file: BinaryIO, name: str | Path, max_pixels: int) -> Image.Image:
     except OverflowError as error:
         raise ValueError(f"{name} has {error} pixels; at most {max_pixels} are allowed") from None
     except Exception as error:
+        if may_be_tiff and isinstance(error, rawpy.LibRawFileUnsupportedError):
+            return None
         raise ValueError(f"{name} is not a RAW file that LibRaw reads, or a damaged one: {error}") from error
