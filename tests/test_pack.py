@@ -40,8 +40,7 @@ def test_equal_sources_give_equal_bytes_and_a_seed_another_order(tmp_path):
 
 
 def test_several_captions_stay_with_their_image_and_bad_images_are_named(tmp_path):
-    pictures = digits(2)[0]
-    for i, image in enumerate(pictures):
+    for i, image in enumerate(digits(2)[0]):
         (tmp_path / f"{i}.png").write_bytes(encode(image))
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     table = tmp_path / "t.csv"

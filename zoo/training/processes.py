@@ -235,11 +235,12 @@ def _wait(children: Sequence[subprocess.Popen]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
-    while any(child.poll() is None for child in children):
-        failed = next((child.returncode for child in children if child.returncode), 0)
+    while True:
+        codes = [child.poll() for child in children]
+        failed = next((code for code in codes if code), 0)  # negative for a child that a signal ended
         if failed:
             for child in children:
                 child.kill()
+        if failed or None not in codes:
             return failed
         time.sleep(0.2)
-    return max(child.returncode for child in children)
