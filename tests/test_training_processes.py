@@ -16,7 +16,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from data_writers import write_csv
+from data_writers import write_class_folders, write_csv
 from training_case import BASE, ROW
 
 import zoo
@@ -125,6 +125,62 @@ def test_a_stuck_process_ends_the_run_with_its_number(tmp_path):
     ends = finish(start(2, tmp_path / "out", data, epochs=2, log_every=1, hang=1, stuck=40.0))
     assert all(code != 0 for code, _ in ends)
     assert any("the run waits for process 1" in errors and "reading at step" in errors for _, errors in ends), ends
+
+
+CLASSIFIER = {
+    **{"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]},
+    **{"image_size": 16, "batch_size": 8, "epochs": 1, "log_every": 1, "threads": 1},
+}
+SMALL = ["--image-size", "32", "--batch-size", "8", "--epochs", "1", "--log-every", "1"]
+
+
+@on_jax
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train contrastive", "train classify", "pretrain"])
+def test_local_processes_train_like_one(mode, tmp_path):
+    """The command starts both; the first steps' losses are those of one process."""
+    if mode == "train contrastive":
+        data = ["--model", "convnext_v2_atto", "--train-data", str(write_csv(tmp_path / "data", 16)), *SMALL]
+    elif mode == "pretrain":
+        data = ["--model", "convnextv2_atto", "--train-data", str(write_class_folders(tmp_path / "data", 16)), *SMALL]
+    else:
+        folders = str(write_class_folders(tmp_path / "data", 16))
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps({**CLASSIFIER, "train_data": folders, "validation_data": folders}))
+        data = ["--config", str(config)]
+    losses = []
+    for more in ([], ["--local-processes", "2"]):
+        output = tmp_path / f"with{len(more)}"
+        command = [
+            sys.executable,
+            "-m",
+            "zoo",
+            *mode.split(),
+            *data,
+            "--output",
+            str(output),
+            "--backend",
+            "jax",
+            *more,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert (output / "processes").is_dir() == bool(more)
+        rows = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+        losses.append([row[name] for row in rows for name in ("loss", "val_loss") if name in row])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_child_that_a_signal_ends_fails_the_run():
+    dies = subprocess.Popen([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+    lasts = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert processes.wait_for([lasts, dies]) == -signal.SIGKILL
+        assert lasts.wait(10) != 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

@@ -223,10 +223,10 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         children.append(subprocess.Popen(command, env=os.environ | limit))
         if share:
             os.sched_setaffinity(children[-1].pid, share)
-    return _wait(children)
+    return wait_for(children)
 
 
-def _wait(children: Sequence[subprocess.Popen]) -> int:
+def wait_for(children: Sequence[subprocess.Popen]) -> int:
     """Return the exit code of the first that fails, having ended the others; pass on SIGTERM and Ctrl-C."""
 
     def pass_on(number: int, _: object) -> None:
