@@ -44,7 +44,6 @@ CHECKS = [
     (branches.RepMixer, {}, IMAGES, IMAGES, 3 + 4 * BATCH_NORM),
     (branches.RepConditionalPosEnc, {"kernel_size": 7}, IMAGES, IMAGES, 2),
 ]
-SAME_PATHS = (branches.MobileOneConv2D, branches.RepLargeKernelConv2D, branches.RepMixer)
 INTEGERS = {of_clip.TokenEmbedding: "int32", of_clip.SelectToken: {"inputs_shape": "float32", "tokens_shape": "int32"}}
 WIDE = (of_clip.AttentionPool, branches.MobileOneConv2D, branches.RepLargeKernelConv2D, branches.RepMixer)
 
@@ -52,8 +51,6 @@ WIDE = (of_clip.AttentionPool, branches.MobileOneConv2D, branches.RepLargeKernel
 def case_of(layer, arguments, shape, output, trained):
     words = [layer.__name__, *(f"{key}={value}" for key, value in arguments.items())]
     marks = [pytest.mark.slow] if layer in WIDE else []
-    if layer in SAME_PATHS and not arguments.get("reparameterized") and keras.backend.backend() == "torch":
-        marks.append(pytest.mark.xfail(reason="torch finds a variable by its path, and several of these share one"))
     return pytest.param(layer, arguments, shape, output, trained, id=" ".join(words), marks=marks)
 
 

@@ -164,6 +164,9 @@ class Worker:
             if here != planned:
                 raise ValueError(f"this worker finds other content in {what} than the one that made the plan")
 
+    def ready(self) -> None:
+        """Return at once: an answer says that the worker has been made."""
+
     def embed(self, number: int) -> Done:
         """Embed one part and commit it."""
         part = self._embedded(number)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from zoo.utils.env import available_cores
 from zoo.utils.progress import SECONDS
+from zoo.utils.text import shown
 
 if TYPE_CHECKING:
     from zoo.search.embed import Done, Job, Worker
 
 ENGINES = ("local", "ray")
+PATIENCE = 60.0  # seconds between two lines while no worker of a cluster can be placed
 MAX_DEATHS = 3  # of the workers that embed one part, before the part is given up
 OBJECT_STORE_BYTES = 100 << 20  # Ray's least, nearly; what goes through it is a few numbers a part
 CRASHED = "its worker died"
@@ -31,7 +33,9 @@ class Pool(Protocol):
         """Let an idle worker embed a part."""
 
     def collect(self) -> Iterator[tuple[int, "Done | str"]]:
-        """Wait for at least one part; yield (number, `Done`, or why its worker died). A worker that died is replaced.
+        """Wait until something happens; yield each part that ended: (number, `Done`, or why its worker died).
+
+        A worker that died is replaced.
 
         Raises:
             Exception: what a worker raised, which would be raised again.
@@ -248,19 +252,23 @@ class Actors:
                 log_to_driver=False,
                 _node_ip_address="127.0.0.1",
             )
-        self.job = job
-        self.free = [self._start() for _ in range(workers)]
+        self.job, self.failed_starts = job, 0
+        self.free: list[Any] = []
         self.busy: dict[Any, tuple[Any, int]] = {}
+        self.starting: dict[Any, Any] = {}  # a cluster that lost a node may have no place for all of them
+        for _ in range(workers):
+            self._start()
 
-    def _start(self) -> Any:
+    def _start(self) -> None:
         from zoo.search.embed import Worker
 
         variables = _thread_limits(1)
         if "KERAS_BACKEND" in os.environ:
             variables["KERAS_BACKEND"] = os.environ["KERAS_BACKEND"]
         gpus = 1 if self.ray.cluster_resources().get("GPU", 0) else 0
-        actor = self.ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD")(Worker)
-        return actor.options(runtime_env={"env_vars": variables}).remote(self.job)
+        kind = self.ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD")(Worker)
+        actor = kind.options(runtime_env={"env_vars": variables}).remote(self.job)
+        self.starting[actor.ready.remote()] = actor
 
     def idle(self) -> int:
         return len(self.free)
@@ -271,26 +279,38 @@ class Actors:
 
     def collect(self) -> Iterator[tuple[int, "Done | str"]]:
         errors = self.ray.exceptions
-        for reference in self.ray.wait(list(self.busy), num_returns=1)[0]:
-            actor, number = self.busy.pop(reference)
+        limit = None if self.busy else PATIENCE
+        references = self.ray.wait([*self.busy, *self.starting], num_returns=1, timeout=limit)[0]
+        if not references:
+            print("waiting until the Ray cluster has a place for a worker", file=sys.stderr, flush=True)
+        for reference in references:
+            actor, number = self.busy.pop(reference, None) or (self.starting.pop(reference), None)
             try:
                 outcome = self.ray.get(reference)
-            except errors.ActorDiedError as error:
-                if isinstance(cause := getattr(error, "cause", None), Exception):  # its constructor raised
-                    raise cause from None
-                self.free.append(self._start())
-                yield number, CRASHED
-            except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError):
-                self.free.append(self._start())
-                yield number, CRASHED
             except errors.RayTaskError as error:
                 raise error.as_instanceof_cause() from None
+            except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
+                self._start()
+                if number is not None:
+                    yield number, CRASHED
+                else:
+                    self._count_failed_start(error)
             else:
                 self.free.append(actor)
-                yield number, outcome
+                self.failed_starts = 0
+                if number is not None:
+                    yield number, outcome
+
+    def _count_failed_start(self, error: Exception) -> None:
+        self.failed_starts += 1
+        if self.failed_starts == MAX_DEATHS:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise RuntimeError(
+                f"{MAX_DEATHS} workers in a row could not be started; the last: {shown(reason)}"
+            ) from None
 
     def close(self) -> None:
-        for actor in [*self.free, *(actor for actor, _ in self.busy.values())]:
+        for actor in [*self.free, *(actor for actor, _ in self.busy.values()), *self.starting.values()]:
             self.ray.kill(actor)
         if self.own:
             self.ray.shutdown()
