@@ -1,4 +1,4 @@
-"""Benchmark what each kernel gives a whole model: its time with a faster form off, divided by its time with all on.
+"""Benchmark what each kernel gives a whole model: its time with a faster one off, divided by that with all on.
 
     KERAS_BACKEND=jax python tests/bench_kernels.py --output build/kernels.jsonl [--rounds 5] [--seconds 450]
     python tests/bench_kernels.py --output build/kernels.jsonl --table        # Markdown, of all backends

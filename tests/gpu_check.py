@@ -436,7 +436,7 @@ def time_kernels(options, record):
 
 
 def form_taken(name, arrays, extra) -> str:
-    """Return "reference" if a call is handed on to the reference, else the file of the faster form."""
+    """Return "reference" if a call is handed on to the reference, else the file of the faster one."""
     from convnext import kernels
     from convnext.kernels import reference
 

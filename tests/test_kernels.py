@@ -1,4 +1,4 @@
-"""Every faster form of a kernel against the reference: values, gradients, and the backends' transforms."""
+"""Every faster implementation of a kernel against the reference: values, gradients, and the backends' transforms."""
 
 import functools
 import json
@@ -157,7 +157,7 @@ def assert_close(found, expected, tolerance=1e-5):
 
 
 def both(call, compute):
-    """Return what `compute` gives with the faster forms, and with the reference alone.
+    """Return what `compute` gives with the faster implementations, and with the reference alone.
 
     torch's own attention has neither second nor forward derivatives; ours is compared with matrix products.
     """

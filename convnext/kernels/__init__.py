@@ -1,11 +1,11 @@
-"""Five operations, each in the form that is fastest on the backend and device: affine, conv2d, depthwise_conv2d,
+"""Five operations, each with the fastest implementation for the backend and device: affine, conv2d, depthwise_conv2d,
 attention and grn.
 
-`reference.py` says what each computes. `jax_cpu.py`, `tensorflow_cpu.py` and `torch_cpu.py` hold faster forms with the
-measurements that justify them; a form that does not apply to a call (by dtype, device, shape or transform) uses the
-reference. On Keras' other backends only the reference runs.
+`reference.py` says what each computes. `jax_cpu.py`, `tensorflow_cpu.py` and `torch_cpu.py` hold faster
+implementations with the measurements that justify them; where one does not apply to a call (by dtype, device, shape
+or transform), the reference runs. On Keras' other backends only the reference runs.
 
-`CONVNEXT_KERNELS=reference` in the environment, or `with use_reference():`, turns all faster forms off;
+`CONVNEXT_KERNELS=reference` in the environment, or `with use_reference():`, turns all faster implementations off;
 `use_reference("attention")` those of one operation.
 """
 
@@ -44,7 +44,7 @@ OPERATIONS = ("affine", "conv2d", "depthwise_conv2d", "attention", "grn")
 
 
 def _forms_of(backend: str) -> ModuleType:
-    """Return the module of a backend's faster forms, or the reference."""
+    """Return the module of a backend's faster implementations, or the reference."""
     if backend not in ("jax", "tensorflow", "torch"):
         return reference
     return importlib.import_module(f"convnext.kernels.{backend}_cpu")
@@ -63,10 +63,10 @@ _off = frozenset(OPERATIONS if _starts_with_reference() else ())
 
 @contextlib.contextmanager
 def use_reference(*operations: str) -> Iterator[None]:
-    """Turn the faster forms off inside a `with` block, in the whole process: of the named operations, or of all.
+    """Turn faster implementations off inside a `with` block, in the whole process: of the named operations, or all.
 
     A function compiled before (by `jax.jit`, `tf.function` or `torch.compile`, and so by `predict` and `fit`) keeps the
-    forms with which it was compiled.
+    implementations with which it was compiled.
     """
     global _off
     if unknown := set(operations) - set(OPERATIONS):
@@ -83,7 +83,7 @@ def _form(operation: str) -> Callable[..., Any]:
 
 
 def in_use() -> dict[str, str]:
-    """Return {operation: file of the form tried first}, "reference" for those that have no faster form or are off."""
+    """Return {operation: file of the implementation tried first}; "reference" where no faster one is used."""
     file = _faster.__name__.rpartition(".")[2]
     return {name: "reference" if _form(name) is getattr(reference, name) else file for name in OPERATIONS}
 

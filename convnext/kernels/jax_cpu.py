@@ -1,8 +1,8 @@
-"""Faster forms on JAX's CPU: the depthwise convolution as shifted multiply–adds, patches as rows.
+"""Faster implementations on JAX's CPU: the depthwise convolution as shifted multiply–adds, patches as rows.
 
 XLA's own depthwise convolution takes 10 to 40 times as long on a CPU. Gradients of a product over (B, H, W, C) take up
 to twice as long as over the (B·H·W, C) view, and Keras' exact GELU by erfc longer than by erf. Measured by
-KERAS_BACKEND=jax python tests/bench_layers.py. GRN has no faster form, attention in
+KERAS_BACKEND=jax python tests/bench_layers.py. GRN has no faster implementation, attention in
 float16 one that JAX's own operator lacks.
 """
 

@@ -1,4 +1,4 @@
-"""What each kernel computes, in `keras.ops` alone, as the papers write it. Every faster form is tested against it.
+"""What each kernel computes, in `keras.ops` alone, as the papers write it; tests compare the faster ones with it.
 
 Arguments are tensors or variables of one dtype, the result has the dtype of x.
 """
@@ -24,7 +24,7 @@ class Geometry(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether channels are last and nothing is dilated; no faster form computes other convolutions."""
+        """Whether channels are last and nothing is dilated; no faster implementation computes other convolutions."""
         return self.data_format == CHANNELS_LAST and set(self.dilation_rate) == {1}
 
 
@@ -36,7 +36,7 @@ def affine(
 ) -> Any:
     """Return φ(x W + b): x (…, C), kernel W (C, units), bias b (units,) or None → (…, units).
 
-    `training` says whether gradients will be taken. It never changes the result; some forms differ in speed.
+    `training` says whether gradients will be taken. It never changes the result; some implementations differ in speed.
     """
     del training
     outputs = ops.matmul(x, kernel)

@@ -1,4 +1,4 @@
-"""Parts of faster forms that two backends or more share, and the questions that decide where a form applies."""
+"""Parts of faster implementations that two backends or more share, and the questions that decide where one applies."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_maps(rows: Any, like: Any) -> Any:
 
 
 def gelu_by_erf(x: Any) -> Any:
-    """Return the exact GELU; TensorFlow's graph optimizer fuses this form too."""
+    """Return the exact GELU; TensorFlow's graph optimizer fuses this expression too."""
     return 0.5 * x * (1.0 + ops.erf(x * 0.5**0.5))
 
 

@@ -1,10 +1,10 @@
-"""Faster forms on TensorFlow's CPU: products in training with explicit gradients, GELU by erf.
+"""Faster implementations on TensorFlow's CPU: products in training with explicit gradients, GELU by erf.
 
 For a kernel with fewer outputs than inputs, TensorFlow computes its gradient xᵀ · gradient slower than
 (gradientᵀ · x)ᵀ, and its GELU gradient makes more passes over memory than needed. With explicit gradients a layer of
 ConvNeXt-Tiny's first stage is 1.19× (product) and 1.10× (GELU) as fast; of the last stage, which has few rows and large
 kernels, 0.93× and 1.02×. Measured by KERAS_BACKEND=tensorflow python tests/bench_layers.py. Convolutions,
-attention and GRN have no faster form.
+attention and GRN have no faster implementation.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def serve(
         port: TCP port; 0 takes a free one.
         name: what requests call the model; by default the file's name without its suffix.
         token_file: file with the bearer token that requests must send.
-        allowed_host: names that the Host header may have, beside localhost and IP addresses.
+        allowed_host: names that the Host header may have, in addition to localhost and IP addresses.
         runtime, precision: options of `ClipPipeline`.
         batch_size: largest batch of images; None measures which is fastest.
         max_wait_ms: milliseconds that the first input of a batch may wait for others.
