@@ -21,6 +21,7 @@ from zoo.embeddings.graph import EXPANSION, Graph, quantize, usearch
 from zoo.utils.arrays import unit_rows
 from zoo.utils.files import atomic_write, sha256
 from zoo.utils.strict_json import list_of, read_json, text
+from zoo.utils.text import quoted, shown
 
 EXACT = ("float16", "int8")  # in the order of preference
 KINDS = (*EXACT, "hnsw")
@@ -94,7 +95,7 @@ class Accelerator:
             ValueError: an unknown kind, or a vector of length 0. ImportError: no usearch.
         """
         if kind not in KINDS:
-            raise ValueError(f"accelerator {kind!r}; allowed are {', '.join(KINDS)}")
+            raise ValueError(f"accelerator {quoted(kind)}; allowed are {', '.join(KINDS)}")
         usearch()
         measure = _Measure(begun.facts if begun else None)
         graph, directions = begun._opened_graph if begun else None, 0
@@ -162,14 +163,15 @@ class Accelerator:
     def verify(self) -> None:
         """Raise ValueError if the file's digest is not the recorded one."""
         if sha256(self.path) != self.facts.digest:
-            raise ValueError(f"{self.path} is damaged: its digest is not {self.facts.digest}; build it again")
+            raise ValueError(f"{shown(self.path)} is damaged: its digest is not {self.facts.digest}; build it again")
 
     def _matrix(self) -> np.ndarray:
         if self._opened_matrix is None:
             shape = (self.facts.count, self.facts.dim)
             stored = np.dtype(STORED[self.kind])
             if self.path.stat().st_size != shape[0] * shape[1] * stored.itemsize:
-                raise ValueError(f"{self.path} is damaged: its size is not that of {self.kind} {shape}; build it again")
+                wanted = f"that of {self.kind} {shape}"
+                raise ValueError(f"{shown(self.path)} is damaged: its size is not {wanted}; build it again")
             self._opened_matrix = np.memmap(self.path, stored, mode="r", shape=shape).view(np.ndarray)
         return self._opened_matrix
 

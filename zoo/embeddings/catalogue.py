@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clip import Field
 from zoo.embeddings.segment import DTYPES, Row
 from zoo.utils.database import check_pages, open_database
 from zoo.utils.files import TEMPORARY_PREFIX
+from zoo.utils.strict_json import OBJECT, check_fields, parse_json, text
+from zoo.utils.text import quoted, shown
 
 NAME = "catalogue.sqlite"
 FORMAT, VERSION = "convnext-clip-zoo index", 2
@@ -38,6 +41,15 @@ QUERY_SIZE = 500  # values in one SQL query
 STREAMED = 10_000  # rows fetched at a time, so that no other statement waits long
 CACHE_KIB = 8192  # of pages, in memory
 MOST = 1 << 40  # vectors
+INFO = {
+    "format": Field.one_of(FORMAT),
+    "version": Field.one_of(VERSION),
+    "dim": Field.integer(1, MOST),
+    "dtype": Field.one_of(*DTYPES),
+    "model": text().or_null(),
+    "facts": OBJECT,
+    "next": Field.integer(1, MOST),
+}
 
 
 class Added(NamedTuple):
@@ -93,9 +105,9 @@ class Catalogue:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise OSError(f"{self.path}: {error}") from error
+            raise OSError(f"{shown(self.path)}: {shown(error)}") from error
         except sqlite3.Error as error:
-            raise ValueError(f"{self.path} is not {WHAT}, or a damaged one: {error}") from error
+            raise ValueError(f"{shown(self.path)} is not {WHAT}, or a damaged one: {shown(error)}") from error
 
     def close(self) -> None:
         """Close the file; SQLite then removes what it keeps beside it."""
@@ -134,17 +146,10 @@ class Catalogue:
     def info(self) -> dict[str, Any]:
         """Return {"format", "version", "dim", "dtype", "model", "facts", "next"}; ValueError for other values."""
         try:
-            found = {name: json.loads(value) for name, value in self.fetch("SELECT name, value FROM info")}
-            if found["format"] != FORMAT or found["version"] != VERSION:
-                raise ValueError(f"format {found['format']!r}, version {found['version']!r}")
-            if found["dtype"] not in DTYPES or not _is_count(found["dim"], 1):
-                raise ValueError(f"dim {found['dim']!r} of {found['dtype']!r}")
-            if not isinstance(found["model"], str | None) or not isinstance(found["facts"], dict):
-                raise ValueError(f"model {found['model']!r}, facts {found['facts']!r}")
-            if not _is_count(found["next"], 1):
-                raise ValueError(f"next {found['next']!r}")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} is not {WHAT}: {error}") from error
+            found = {name: parse_json(value, name) for name, value in self.fetch("SELECT name, value FROM info")}
+            check_fields(found, INFO, NAME, others=True)
+        except ValueError as error:
+            raise ValueError(f"{shown(self.path)} is not {WHAT}: {shown(error)}") from error
         return found
 
     def left_out(self) -> dict[str, str]:
@@ -165,7 +170,8 @@ class Catalogue:
         for row in found:
             whole = all(_is_count(value, least) for value, least in zip(row[:4], (1, 0, 1, 1), strict=True))
             if not whole or row.first != place or not isinstance(row.digest, str | None):
-                raise ValueError(f"{self.path} is damaged: the segment {tuple(row)} does not begin at place {place}")
+                wrong = f"the segment {quoted(tuple(row))} does not begin at place {place}"
+                raise ValueError(f"{shown(self.path)} is damaged: {wrong}")
             place += row.size
         return found
 
@@ -192,8 +198,8 @@ class Catalogue:
             marks = ",".join("?" * len(part))
             rows = self.fetch(f"SELECT place, id, metadata FROM entries WHERE place IN ({marks})", part)
             found |= {place: (identity, text) for place, identity, text in rows}
-        if len(found) < len(set(wanted)):
-            raise ValueError(f"{self.path} is damaged: it lacks the entries of {len(set(wanted)) - len(found)} vectors")
+        if missing := len(set(wanted)) - len(found):
+            raise ValueError(f"{shown(self.path)} is damaged: it lacks the entries of {missing} vectors")
         return found
 
     def stream_entries(self, first: int = 0) -> Iterator[tuple[int, str, str | None]]:
@@ -219,7 +225,8 @@ class Catalogue:
         for added in self.history():
             count = added.last - first
             if digest_entries(row[1:] for row in itertools.islice(rows, max(0, count))) != added.entries:
-                raise ValueError(f"{self.path} is damaged: its entries {first} to {added.last} are not those added")
+                changed = f"its entries {first} to {shown(added.last)} are not those added"
+                raise ValueError(f"{shown(self.path)} is damaged: {changed}")
             first = added.last
 
     # Files.
@@ -241,8 +248,8 @@ class Catalogue:
 def digest_entries(entries: Iterable[tuple[str, str | None]]) -> str:
     """Return the SHA-256 of (id, metadata) pairs."""
     total = hashlib.sha256()
-    for identity, text in entries:
-        total.update(f"{identity}\0{text or ''}\0".encode())
+    for identity, metadata in entries:
+        total.update(f"{identity}\0{metadata or ''}\0".encode())
     return total.hexdigest()
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from zoo.data.folders import IMAGE_EXTENSIONS
 from zoo.data.plugins import EXTENSIONS as PLUGIN_EXTENSIONS
+from zoo.utils.text import quoted, shown
 
 MAX_TERMS = 32
 MAX_WEIGHT = 1000.0
@@ -74,19 +75,20 @@ def _term(text: str, sign: str, query: str, images: bool) -> Term:
     if found := WEIGHT.fullmatch(text):
         weight, text = weight * float(found[1]), found[2]
         if not 0 < abs(weight) <= MAX_WEIGHT:
-            raise ValueError(f"weight {found[1]} in {query!r}; allowed are numbers up to {MAX_WEIGHT:g}, except 0")
+            allowed = f"numbers up to {MAX_WEIGHT:g}, except 0"
+            raise ValueError(f"weight {shown(found[1], 40)} in {quoted(query)}; allowed are {allowed}")
     if text.startswith('"') and text.count('"') % 2:
-        raise ValueError(f"{text!r} in {query!r} begins with a quote that is not closed")
-    quoted = QUOTED.fullmatch(text)
-    if quoted:
-        text = quoted[1]
+        raise ValueError(f"{quoted(text)} in {quoted(query)} begins with a quote that is not closed")
+    in_quotes = QUOTED.fullmatch(text)
+    if in_quotes:
+        text = in_quotes[1]
     if not text.strip():
         raise ValueError(
-            f"{query!r} has an empty term; write terms between + and -, and put a text with such signs in quotes"
+            f"{quoted(query)} has an empty term; write terms between + and -, and put a text with such signs in quotes"
         )
-    is_image = images and not quoted and text.lower().endswith((*IMAGE_EXTENSIONS, *PLUGIN_EXTENSIONS))
+    is_image = images and not in_quotes and text.lower().endswith((*IMAGE_EXTENSIONS, *PLUGIN_EXTENSIONS))
     if is_image and not os.path.isfile(text):
-        raise FileNotFoundError(f"No image at {text!r}. To search for this as a text, put it in double quotes.")
+        raise FileNotFoundError(f"No image at {quoted(text)}. To search for this as a text, put it in double quotes.")
     return Term(weight, text, is_image)
 
 

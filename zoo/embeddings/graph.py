@@ -14,6 +14,7 @@ import numpy as np
 
 from zoo.utils.arrays import unit_rows
 from zoo.utils.files import atomic_write, sha256
+from zoo.utils.text import shown
 
 CONNECTIVITY, EXPANSION = 32, 128  # usearch's 16 has a lower recall at a million vectors, or takes longer
 PORTION = 100_000  # vectors between two writes of a graph, from which a killed run resumes
@@ -155,7 +156,7 @@ def _empty(directions: np.ndarray, **options):
 def _read(path: Path, shape: tuple[int, int], digest: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the directions in a file, and usearch's part of it, memory-mapped."""
     if sha256(path) != digest:
-        raise ValueError(f"{path} is damaged: its digest is not {digest}; build it again")
+        raise ValueError(f"{shown(path)} is damaged: its digest is not {digest}; build it again")
     whole = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
     after = HEADER + 4 * shape[0] * shape[1]
     return whole[HEADER:after].view("<f4").reshape(shape).copy(), whole[after:]

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clip import Field
 from zoo.embeddings import manifest
 from zoo.embeddings.accelerator import EXACT, KINDS, Accelerator
 from zoo.embeddings.catalogue import FORMAT, NAME, VERSION, Catalogue
@@ -45,6 +46,7 @@ from zoo.embeddings.segment import (
 )
 from zoo.embeddings.terms import collect_terms, contains, id_term, value_terms
 from zoo.utils.files import Locked, lock
+from zoo.utils.strict_json import list_of
 from zoo.utils.text import quoted, shown
 
 MORE_CANDIDATES = 8  # factor, where the first request was not enough
@@ -57,6 +59,7 @@ DIRECT = 8  # a filter that leaves less than one in so many vectors is answered 
 SLOW_ENTRIES = 100_000  # metadata entries that a function is called with before a warning
 
 LEAST_QUERIES = 20  # for a score limit
+SCORES = list_of(Field.number())
 
 Where = Mapping | Callable[[dict], bool] | None
 
@@ -154,9 +157,9 @@ class Index:
         """
         path = Path(path)
         if cls.exists(path):
-            raise ValueError(f"{path} already holds an index; add to it, or choose another folder")
+            raise ValueError(f"{shown(path)} already holds an index; add to it, or choose another folder")
         if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype!r}; allowed are {', '.join(DTYPES)}")
+            raise ValueError(f"dtype={quoted(dtype)}; allowed are {', '.join(DTYPES)}")
         vectors = np.asarray(vectors, np.float32)
         if vectors.ndim != 2 or not vectors.shape[1]:
             raise ValueError(f"vectors have shape {vectors.shape}; they must be (N, D)")
@@ -169,7 +172,7 @@ class Index:
         index = cls(path, catalogue, {"segments": []})
         with index._writing():
             if cls.exists(path):
-                raise ValueError(f"{path} already holds an index; another process has just made it")
+                raise ValueError(f"{shown(path)} already holds an index; another process has just made it")
             index._extend(vectors, ids, metadata, texts, facts or {}, {})
         return index
 
@@ -215,8 +218,8 @@ class Index:
         """Raise ValueError if the vectors are from a model with another fingerprint, unless either is None."""
         if model is not None and self.model is not None and model != self.model:
             raise ValueError(
-                f"{self.path} was made with another model ({self.model[:16]}…) than the queries ({model[:16]}…), so "
-                "their vectors cannot be compared. Build the index again."
+                f"{shown(self.path)} was made with another model ({shown(self.model[:16])}…) than the queries "
+                f"({shown(model[:16])}…), so their vectors cannot be compared. Build the index again."
             )
 
     def __len__(self) -> int:
@@ -324,7 +327,7 @@ class Index:
         """Return the places of distinct ids, ascending; KeyError for one that the index does not have."""
         places = self.places(ids)
         if missing := [identity for identity in ids if identity not in places]:
-            raise KeyError(f"{missing[0]!r} is not in the index")
+            raise KeyError(f"{quoted(missing[0])} is not in the index")
         return sorted(places.values())
 
     # Search.
@@ -362,7 +365,7 @@ class Index:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"query has shape {query.shape}; it must be ({self.dim},) or (Q, {self.dim})")
         if not isinstance(k, int | np.integer) or k < 1:
-            raise ValueError(f"k={k!r}; it must be an integer of at least 1")
+            raise ValueError(f"k={quoted(k)}; it must be an integer of at least 1")
         k = int(k)
         if not np.isfinite(queries).all():
             raise ValueError("query is not finite")
@@ -407,8 +410,8 @@ class Index:
         if not 0 < false_rate < 1:
             raise ValueError(f"false_rate={false_rate!r}; it must be above 0 and below 1")
         unrelated = self.facts.get("unrelated")
-        if not unrelated:
-            raise ValueError(f"{self.path} is not calibrated; zoo index calibrate does that")
+        if not unrelated or not SCORES.allows(unrelated):
+            raise ValueError(f"{shown(self.path)} is not calibrated; zoo index calibrate does that")
         place = math.ceil((1 - false_rate) * (len(unrelated) + 1)) - 1  # of n + 1 exchangeable scores
         return math.nextafter(unrelated[min(place, len(unrelated) - 1)], math.inf)
 
@@ -557,7 +560,7 @@ class Index:
         """
         with self._writing():
             if not len(self):
-                raise ValueError(f"{self.path} is empty; an accelerator needs at least one vector")
+                raise ValueError(f"{shown(self.path)} is empty; an accelerator needs at least one vector")
             self._accelerators = {}  # Windows does not replace a file that is mapped
             made = self._make(kind, **options)
         facts = {"kind": kind, "vectors": made.facts.count, "bytes": made.path.stat().st_size}
@@ -614,7 +617,8 @@ class Index:
     def _helper(self, approximate: bool) -> Accelerator | None:
         if approximate:
             if self._accelerator("hnsw") is None:
-                raise ValueError(f"{self.path} has no graph to search approximately; accelerate it with hnsw first")
+                name = shown(self.path)
+                raise ValueError(f"{name} has no graph to search approximately; accelerate it with hnsw first")
             return self._accelerator("hnsw")
         return next((found for kind in EXACT if (found := self._accelerator(kind))), None)
 
@@ -661,7 +665,7 @@ class Index:
             texts = _texts(metadata, len(vectors))
             dropped = self._places(remove)
             if known := set(self.places(ids)).difference(remove):
-                raise ValueError(f"{min(known)!r} is already in the index, or given twice")
+                raise ValueError(f"{quoted(min(known))} is already in the index, or given twice")
             self._extend(vectors, ids, metadata, texts, facts or {}, left_out or {}, dropped)
         self._merge()
 
@@ -805,12 +809,12 @@ class Index:
                 inside = segment.first <= first and added.last <= segment.first + segment.count
                 if inside and segment.digest(first, added.last) != added.vectors:
                     name = self.path / file_name("vectors", segment.row)
-                    raise ValueError(f"{name} is damaged: its digest is not {added.vectors}")
+                    raise ValueError(f"{shown(name)} is damaged: its digest is not {shown(added.vectors, 64)}")
             if segment.row.digest is not None:
                 found = digest(np.concatenate([segment.terms.view(np.uint8), segment.offsets.view(np.uint8)]))
                 if found != segment.row.digest:
                     name = self.path / file_name("terms", segment.row)
-                    raise ValueError(f"{name} is damaged: its digest is not {segment.row.digest}")
+                    raise ValueError(f"{shown(name)} is damaged: its digest is not {shown(segment.row.digest, 64)}")
         for accelerator in map(self._accelerator, KINDS):
             if accelerator is not None:
                 accelerator.verify()
@@ -847,7 +851,7 @@ def _parse(text: str | None) -> dict:
     try:
         entry = json.loads(text) if text else {}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"metadata {quoted(text)} is not JSON: {error}") from None
+        raise ValueError(f"metadata {quoted(text)} is not JSON: {shown(error)}") from None
     if not isinstance(entry, dict):
         raise ValueError(f"metadata {quoted(text)} is not a mapping")
     return entry

@@ -4,14 +4,36 @@ They are read into a temporary catalogue, with which everything else works; the 
 """
 
 import json
+import re
 from pathlib import Path
 
-from zoo.embeddings.catalogue import FORMAT, VERSION, Catalogue
+from clip import Field
+from zoo.embeddings.catalogue import FORMAT, MOST, VERSION, Catalogue
 from zoo.embeddings.segment import DTYPES, Row, join_digests
 from zoo.utils.files import read_file, sha256
+from zoo.utils.strict_json import LIST, OBJECT, check_fields, field_error, list_of, object_of, read_json, text
+from zoo.utils.text import shown
 
 NAME = "manifest.json"
-LARGEST = 1 << 31  # bytes of a list
+LARGEST = 1 << 31  # bytes of a list; ten million ids of 200 characters
+FIELDS = {
+    "format": Field.one_of(FORMAT),
+    "version": Field.one_of(1),
+    "dim": Field.integer(1, MOST),
+    "dtype": Field.one_of(*DTYPES),
+    "model": text().or_null(),
+    "facts": OBJECT,
+    "segments": LIST,
+    "removed": list_of(Field.integer(0, MOST)),
+}
+FACTS_FIELDS = {"left_out": object_of(text())}
+NUMBER = re.compile(r"[0-9]{6,18}")
+SEGMENT_FIELDS = {
+    "name": Field(lambda value: isinstance(value, str) and bool(NUMBER.fullmatch(value)), "6 to 18 digits"),
+    "count": Field.integer(1, MOST),
+    "metadata": Field.flag(),
+    "sha256": object_of(text(64)),
+}
 
 
 def read_manifest(path: Path) -> tuple[Catalogue, dict]:
@@ -24,8 +46,8 @@ def read_manifest(path: Path) -> tuple[Catalogue, dict]:
     catalogue = Catalogue(None)
     with catalogue.transaction():
         facts = dict(manifest["facts"])
-        if isinstance(left_out := facts.get("left_out"), dict):
-            catalogue.set_left_out(left_out)
+        if "left_out" in facts:
+            catalogue.set_left_out(facts["left_out"])
             facts["left_out"] = {}
         numbers = [int(entry["name"]) for entry in manifest["segments"]]
         info = {name: manifest[name] for name in ("dim", "dtype", "model")}
@@ -56,7 +78,7 @@ def check_lists(path: Path, manifest: dict) -> None:
     for entry in manifest["segments"]:
         for name, digest in entry["sha256"].items():
             if name.endswith(".json") and sha256(path / name) != digest:
-                raise ValueError(f"{path / name} is damaged: its digest is not {digest}")
+                raise ValueError(f"{shown(path / name)} is damaged: its digest is not {digest}")
 
 
 def remove_old_files(path: Path, manifest: dict) -> None:
@@ -70,40 +92,33 @@ def _list(path: Path, what: str, entry: dict) -> list:
     file = path / f"{what}-{entry['name']}.json"
     kind = str if what == "ids" else dict
     try:
-        values = json.loads(read_file(file, max_bytes=LARGEST))
+        values = json.loads(read_file(file, max_bytes=LARGEST))  # metadata may hold NaN: it was written so
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+        raise ValueError(f"{shown(file)} is damaged: {shown(error)}") from error
     if not isinstance(values, list) or len(values) != entry["count"] or not all(isinstance(v, kind) for v in values):
-        raise ValueError(f"{file} does not hold {entry['count']} {what}")
+        raise ValueError(f"{shown(file)} does not hold {entry['count']} {what}")
     return values
 
 
 def _read(path: Path) -> dict:
-    file = path / NAME
     try:
-        manifest = json.loads(read_file(file, max_bytes=LARGEST))
-        if manifest["format"] != FORMAT or manifest["version"] != 1:
-            raise ValueError(f"format {manifest['format']!r}, version {manifest['version']!r}")
-        if manifest["dtype"] not in DTYPES or not isinstance(manifest["dim"], int) or manifest["dim"] < 1:
-            raise ValueError(f"dim {manifest['dim']!r} of {manifest['dtype']!r}")
-        for entry in manifest["segments"]:
-            _check_entry(entry, manifest["dtype"])
-        if not isinstance(manifest["model"], str | None) or not isinstance(manifest["facts"], dict):
-            raise ValueError(f"model {manifest['model']!r}, facts {manifest['facts']!r}")
-        places = range(sum(entry["count"] for entry in manifest["segments"]))
-        if wrong := [place for place in manifest["removed"] if type(place) is not int or place not in places]:
-            raise ValueError(f"{wrong[0]!r} in removed, with {len(places)} vectors")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} is not the manifest of an index: {error}") from error
+        manifest = read_json(path / NAME, FIELDS, others=True, max_bytes=LARGEST)
+        check_fields(manifest["facts"], FACTS_FIELDS, NAME, "facts", optional=FACTS_FIELDS, others=True)
+        for number, entry in enumerate(manifest["segments"]):
+            _check_segment(entry, f"segments[{number}]", manifest["dtype"])
+        total = sum(entry["count"] for entry in manifest["segments"])
+        if wrong := [place for place in manifest["removed"] if place >= total]:
+            raise field_error(NAME, "removed", wrong[0], f"places of {total} vectors")
+    except ValueError as error:
+        raise ValueError(f"{shown(path / NAME)} is not the manifest of an index: {shown(error)}") from error
     return manifest
 
 
-def _check_entry(entry: dict, dtype: str) -> None:
-    name, count = entry["name"], entry["count"]
-    if not name.isdecimal() or len(name) < 6 or not isinstance(count, int) or count < 1:
-        raise ValueError(f"segment {name!r} with count {count!r}")
+def _check_segment(entry: dict, where: str, dtype: str) -> None:
+    check_fields(entry, SEGMENT_FIELDS, NAME, where, others=True)
+    name = entry["name"]
     files = {f"vectors-{name}.bin", f"ids-{name}.json"}
     files |= {f"scales-{name}.bin"} if dtype == "int8" else set()
     files |= {f"metadata-{name}.json"} if entry["metadata"] else set()
     if set(entry["sha256"]) != files:
-        raise ValueError(f"segment {name!r} has digests of {sorted(entry['sha256'])}; needed are {sorted(files)}")
+        raise field_error(NAME, f"{where}.sha256", sorted(entry["sha256"]), f"digests of {', '.join(sorted(files))}")

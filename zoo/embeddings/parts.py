@@ -22,6 +22,7 @@ import numpy as np
 from clip import Field
 from zoo.utils.files import atomic_write, create_once, make_folder, remove_leftovers, sha256, temporary_path
 from zoo.utils.strict_json import OBJECT, field_error, list_of, object_of, read_json, text
+from zoo.utils.text import quoted, shown
 from zoo.weights import read_checkpoint, write_safetensors
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -152,9 +153,9 @@ def _require_same(folder: Path, there: Plan, plan: Plan) -> None:
     for name, meaning in what.items():
         old, new = getattr(there, name), getattr(plan, name)
         if old != new:
-            values = f": {old} there, {new} now" if name in ("runtime", "precision", "part_size") else ""
+            values = f": {shown(old)} there, {shown(new)} now" if name in ("runtime", "precision", "part_size") else ""
             raise ValueError(
-                f"{folder} holds embeddings of {there.source!r} with another {meaning}{values}; "
+                f"{shown(folder)} holds embeddings of {quoted(there.source)} with another {meaning}{values}; "
                 "give another folder, or replace these with --overwrite"
             )
 
@@ -232,10 +233,10 @@ def _read_part(folder: Path, entry: dict[str, Any], where: str) -> Part:
         return Part([], np.empty((0, 0), np.float32), [], [], entry["left_out"])
     path = folder / entry["file"]
     if sha256(path) != entry["sha256"]:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {where}")
+        raise ValueError(f"{shown(path)} is damaged: its SHA-256 is not the one in {where}")
     vectors = read_checkpoint(path).tensors[VECTORS]
     if vectors.ndim != 2 or len(vectors) != len(ids) or not np.isfinite(vectors).all():
-        raise ValueError(f"{path} holds {vectors.shape} for {len(ids)} images; allowed is a finite (N, D)")
+        raise ValueError(f"{shown(path)} holds {vectors.shape} for {len(ids)} images; allowed is a finite (N, D)")
     return Part(ids, vectors, digests, metadata, entry["left_out"])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.utils.files import atomic_write
 from zoo.utils.strict_json import is_utf8
+from zoo.utils.text import quoted, shown
 
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 BLOCK_BYTES = 1 << 20  # of vectors converted to float32 at a time, to stay in the processor's cache
@@ -207,9 +208,9 @@ def checked_ids(vectors, ids, metadata, dim: int, *, first: int = 0) -> list[str
         )
     for identity in ids:
         if not isinstance(identity, str) or not is_utf8(identity):
-            raise ValueError(f"{identity!r} is not an id; it must be a string that can be encoded as UTF-8")
+            raise ValueError(f"{quoted(identity)} is not an id; it must be a string that can be encoded as UTF-8")
     if twice := [identity for identity, count in Counter(ids).items() if count > 1]:
-        raise ValueError(f"{twice[0]!r} is already in the index, or given twice")
+        raise ValueError(f"{quoted(twice[0])} is already in the index, or given twice")
     return ids
 
 
@@ -218,5 +219,5 @@ def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     expected = math.prod(shape) * np.dtype(dtype).itemsize
     size = path.stat().st_size if path.is_file() else None
     if size != expected:
-        raise ValueError(f"{path} is damaged: it has {size} bytes instead of {expected}")
+        raise ValueError(f"{shown(path)} is damaged: it has {size} bytes instead of {expected}")
     return np.memmap(path, dtype, mode="r", shape=shape).view(np.ndarray)

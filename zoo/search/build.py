@@ -14,9 +14,18 @@ from zoo.embeddings.parts import Embeddings, read_parts
 from zoo.inference.pipeline import ClipPipeline
 from zoo.search.embed import PORTION, Portion, embed_portions, open_images
 from zoo.search.lance_store import LanceStore
-from zoo.utils.strict_json import is_utf8
+from zoo.utils.strict_json import check_fields, is_utf8, object_of, text
+from zoo.utils.text import shown
 
 DUPLICATE = "the same bytes as "
+# Facts of an index that the commands use; users of `Index` may keep others.
+FACTS = {
+    "weights": text().or_null(),
+    "runtime": text(100),
+    "precision": text(100),
+    "sources": object_of(text()),
+    "left_out": object_of(text()),
+}
 SUBJECTS = (
     "an electron micrograph of a virus, an X-ray of a knee, a satellite image of a hurricane, a circuit diagram, "
     "a page of sheet music, a crossword puzzle, a tax form, a chess diagram, a periodic table, a weather chart, a "
@@ -70,12 +79,12 @@ def build_index(
     if pipeline is None:
         pipeline = ClipPipeline(model, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     if stored is not None and stored.model != pipeline.fingerprint:
-        raise ValueError(f"{vectors} was embedded by another model than {model}")
+        raise ValueError(f"{shown(vectors)} was embedded by another model than {shown(model)}")
     path = Path(output)
     if Index.exists(path):
         index = Index.open(path, model=pipeline.fingerprint)
         if dtype not in (None, index.dtype):
-            raise ValueError(f"{path} stores {index.dtype}, not {dtype}; build another index for {dtype}")
+            raise ValueError(f"{shown(path)} stores {index.dtype}, not {dtype}; build another index for {dtype}")
     else:
         weights = str(Path(model).resolve()) if os.path.exists(model) else model
         facts = {"weights": weights, "runtime": runtime, "precision": precision, "sources": {}, "left_out": {}}
@@ -90,17 +99,25 @@ def build_index(
 
 def _add_parts(index: Index, stored: Embeddings) -> None:
     """Add embeddings on disk that the index does not have, one part per commit."""
-    prefix = _source_prefix(index, stored.source)
+    prefix, facts = _source_prefix(index, stored.source)
     for part in stored.parts:
         there = index.places(prefix + name for name in part.ids)
         rows = [row for row, name in enumerate(part.ids) if prefix + name not in there]
         records = Dataset(part.ids, _not_read, "", metadata=part.metadata.__getitem__)
         digests = [part.digests[row] for row in rows]
-        _commit(index, prefix, records, Portion(rows, part.vectors[rows], digests, part.left_out))
+        _commit(index, prefix, records, Portion(rows, part.vectors[rows], digests, part.left_out), facts)
+    _record(index, facts)
 
 
 def _not_read(_: int) -> Record:
     raise NotImplementedError("the vectors of these images are on disk")
+
+
+def facts_of(index: "Index | LanceStore") -> dict:
+    """Return the facts of an index; ValueError if one that the commands use is not as they wrote it."""
+    facts = index.facts
+    check_fields(facts, FACTS, index.path.name, "facts", optional=FACTS, others=True)
+    return facts
 
 
 def index_add(index: str, source: str | None = None, *, model: str | None = None, batch_size: int = 64) -> dict:
@@ -112,7 +129,7 @@ def index_add(index: str, source: str | None = None, *, model: str | None = None
     """
     opened = Index.open(index)
     pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
-    for place in [source] if source else list(opened.facts.get("sources", {}).values()):
+    for place in [source] if source else list(facts_of(opened).get("sources", {}).values()):
         add_images(opened, pipeline, place, open_images(place))
     return opened.info()
 
@@ -128,10 +145,10 @@ def open_pipeline(index: "Index | LanceStore", model: str | None = None, **optio
         ValueError: the index records no model, or was built with another one.
         FileNotFoundError: the recorded file does not exist any more.
     """
-    facts = index.facts
+    facts = facts_of(index)
     recorded = facts.get("weights")
     if (model or recorded) is None:
-        raise ValueError(f"{index.path} does not record its model; name it with --model")
+        raise ValueError(f"{shown(index.path)} does not record its model; name it with --model")
     encoded = {"runtime": facts.get("runtime", "keras"), "precision": facts.get("precision", "float32")}
     try:
         pipeline = ClipPipeline(model or recorded, **encoded, **options)
@@ -157,9 +174,10 @@ def index_refresh(index: str, source: str | None = None, *, model: str | None = 
         {"added", "dropped", "kept", "renamed"}: numbers of images; those renamed are among those kept.
     """
     opened = Index.open(index)
-    sources = list(opened.facts.get("sources", {}).values())
+    sources = list(facts_of(opened).get("sources", {}).values())
     if source is not None and str(Path(source).resolve()) not in sources:
-        raise ValueError(f"{source} is not a source of {index}; its sources are {', '.join(sources) or 'not recorded'}")
+        names = shown(", ".join(sources)) or "not recorded"
+        raise ValueError(f"{shown(source)} is not a source of {shown(index)}; its sources are {names}")
     places = [source] if source else sources
     opened_sources = [(place, open_images(place)) for place in places]  # all can be read, before anything is changed
     pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
@@ -185,7 +203,7 @@ def add_images(
     Returns:
         {"added", "dropped", "renamed"}: numbers of images.
     """
-    prefix = _source_prefix(index, str(Path(source).resolve()))
+    prefix, facts = _source_prefix(index, str(Path(source).resolve()))
     names = {prefix + name for name in records.names}
     gone = set(_of_source(index, prefix, index.iterate_ids())) - names
     duplicates = _duplicates(index)
@@ -193,22 +211,26 @@ def add_images(
         name for name, first in duplicates.items() if first not in gone
     }
     new = records.subset([i for i, name in enumerate(records.names) if prefix + name not in known])
-    renamed = _rename(index, prefix, new, gone) if gone else {}
+    renamed = _rename(index, prefix, new, gone, facts) if gone else {}
     if drop:
         dropped = sorted(gone - set(renamed.values()))
-        left = set(_of_source(index, prefix, index.facts.get("left_out", {}))) - names
+        left = set(_of_source(index, prefix, facts_of(index).get("left_out", {}))) - names
         index.add(np.empty((0, index.dim)), remove=dropped, left_out=dict.fromkeys(left))
     else:
         dropped = []
     new = new.subset([i for i, name in enumerate(new.names) if prefix + name not in renamed])
     before = len(index)
     for portion in embed_portions(pipeline.encoder, new):
-        _commit(index, prefix, new, portion)
+        _commit(index, prefix, new, portion, facts)
+    _record(index, facts)
     return {"added": len(index) - before, "dropped": len(dropped), "renamed": len(renamed)}
 
 
-def _rename(index: Index, prefix: str, new: Dataset, gone: set[str]) -> dict[str, str]:
-    """Give the embeddings of images that are gone to new names with the same bytes; return {new id: old id}."""
+def _rename(index: Index, prefix: str, new: Dataset, gone: set[str], facts: dict) -> dict[str, str]:
+    """Give the embeddings of images that are gone to new names with the same bytes; return {new id: old id}.
+
+    `facts`: see `_source_prefix`.
+    """
     renamed: dict[str, str] = {}
     free = set(gone)
     for first in range(0, len(new), PORTION):
@@ -228,7 +250,9 @@ def _rename(index: Index, prefix: str, new: Dataset, gone: set[str]) -> dict[str
                 metadata=[entry for _, entry in found.values()],
                 left_out=dict.fromkeys(found),
                 remove=old,
+                facts=facts,
             )
+            facts.clear()
             renamed |= {name: one for name, (one, _) in found.items()}
     return renamed
 
@@ -245,12 +269,12 @@ def _read_digests(records: Dataset, indices: range) -> dict[int, str]:
 
 def _of_source(index: Index, prefix: str, ids: Iterable[str]) -> list[str]:
     """Return the ids of one source: those with its prefix; of the first source, those with no other's prefix."""
-    others = tuple(one for one in index.facts.get("sources", {}) if one)
+    others = tuple(one for one in facts_of(index).get("sources", {}) if one)
     return [one for one in ids if (one.startswith(prefix) if prefix else not one.startswith(others))]
 
 
-def _commit(index: Index, prefix: str, records: Dataset, portion: Portion) -> None:
-    """Add a portion, and the reasons for the images left out, in one write."""
+def _commit(index: Index, prefix: str, records: Dataset, portion: Portion, facts: dict) -> None:
+    """Add a portion, the reasons for the images left out, and what `_source_prefix` returns, in one write."""
     left_out: dict[str, str | None] = {prefix + name: why for name, why in portion.left_out.items()}
     known = index.ids_by("sha256", portion.digests)
     rows, ids, metadata = [], [], []
@@ -262,26 +286,35 @@ def _commit(index: Index, prefix: str, records: Dataset, portion: Portion) -> No
             rows.append(row)
             ids.append(identity)
             metadata.append({**records.metadata(i), "sha256": digest})
-    index.add(portion.vectors[rows], ids=ids, metadata=metadata, left_out=left_out)
+    index.add(portion.vectors[rows], ids=ids, metadata=metadata, left_out=left_out, facts=facts)
+    facts.clear()
 
 
-def _source_prefix(index: Index, place: str) -> str:
-    """Return the prefix of the ids of a source's images: "" for the first source, the name of a further one."""
-    sources = index.facts.get("sources", {})
+def _record(index: Index, facts: dict) -> None:
+    """Write facts that no portion was written with."""
+    if facts:
+        index.set_facts(facts)
+
+
+def _source_prefix(index: Index, place: str) -> tuple[str, dict]:
+    """Return the prefix of the ids of a source's images, and facts to write with the first of them, if it is new.
+
+    The prefix is "" for the first source, the name of a further one.
+    """
+    sources = facts_of(index).get("sources", {})
     for prefix, known in sources.items():
         if known == place:
-            return prefix
+            return prefix, {}
     name, number = Path(place).name, 2
     prefix = f"{name}/" if sources else ""
     while prefix in sources or prefix and any(identity.startswith(prefix) for identity in index.iterate_ids()):
         prefix, number = f"{name}~{number}/", number + 1
-    index.set_facts({"sources": {**sources, prefix: place}})
-    return prefix
+    return prefix, {"sources": {**sources, prefix: place}}
 
 
 def _duplicates(index: Index) -> dict[str, str]:
     """Return {name: id} of the names left out as duplicates of an image that is still in the index."""
-    left_out = index.facts.get("left_out", {}).items()
+    left_out = facts_of(index).get("left_out", {}).items()
     first_of = {name: why.removeprefix(DUPLICATE) for name, why in left_out if why.startswith(DUPLICATE)}
     there = index.places(set(first_of.values()))
     return {name: first for name, first in first_of.items() if first in there}
@@ -331,11 +364,13 @@ def index_verify(index: str) -> dict:
 
 def to_text(facts: dict) -> str:
     """Format facts, one per line; of a dict, its size and first entry."""
-    width = 2 + max(map(len, facts), default=0)
-    return "\n".join(f"{name.replace('_', ' '):<{width}}{_format(value)}" for name, value in facts.items())
+    lines = {shown(name.replace("_", " "), 40): _format(value) for name, value in facts.items()}
+    width = 2 + max(map(len, lines), default=0)
+    return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())
 
 
 def _format(value) -> str:
     if isinstance(value, dict):
-        return f"{len(value)}, e.g. {': '.join(filter(None, next(iter(value.items()))))}" if value else "0"
-    return ", ".join(value) or "none" if isinstance(value, list) else str(value)
+        first = ": ".join(shown(part) for part in next(iter(value.items()), ()) if part)
+        return f"{len(value)}, e.g. {first}" if value else "0"
+    return shown(", ".join(map(shown, value))) or "none" if isinstance(value, list) else shown(value)

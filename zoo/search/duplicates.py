@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from zoo.embeddings import Index
+from zoo.search.build import facts_of
 from zoo.search.sheet import check_sheet_path, draw_groups
 
 MOST_DRAWN = 100  # groups on a sheet
@@ -20,7 +21,7 @@ def index_duplicates(index: str, *, threshold: float = 0.95, sheet: str | None =
     opened = Index.open(index)
     groups = opened.duplicates(threshold)
     if sheet is not None:
-        draw_groups(Path(sheet), groups[:MOST_DRAWN], opened.facts.get("sources", {}))
+        draw_groups(Path(sheet), groups[:MOST_DRAWN], facts_of(opened).get("sources", {}))
     return [[{"id": identity, "score": score} for identity, score in group] for group in groups]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from zoo.embeddings import Index
 from zoo.utils.strict_json import OBJECT, parse_json
+from zoo.utils.text import quoted, shown
 
 FORMAT = "convnext-clip-zoo vectors 1"
 INDEXED_FROM = 1_000_000  # vectors; below, comparing with all of them is fast enough
@@ -47,12 +48,12 @@ def export_index(index: str, *, to: str, ann: bool = False) -> dict:
     """
     lance, arrow = _import_lance()
     if not is_lance(to):
-        raise ValueError(f"{to!r} must end in .lance")
+        raise ValueError(f"{quoted(str(to))} must end in .lance")
     if os.path.lexists(to) and _is_committed(lance, to):
-        raise FileExistsError(f"{to!r} already exists; give another name")
+        raise FileExistsError(f"{quoted(str(to))} already exists; give another name")
     opened = Index.open(index)
     if not len(opened):
-        raise ValueError(f"{index} holds no vectors")
+        raise ValueError(f"{shown(index)} holds no vectors")
     facts = {"weights", "runtime", "precision", "sources"} & opened.facts.keys()
     about = {"format": FORMAT, "facts": json.dumps({name: opened.facts[name] for name in sorted(facts)})}
     about |= {"model": opened.model} if opened.model else {}
@@ -106,10 +107,10 @@ class LanceStore:
         try:
             self.data = lance.dataset(str(path))
         except (ValueError, OSError) as error:
-            raise FileNotFoundError(f"No Lance data set at {str(path)!r}: {error}") from None
+            raise FileNotFoundError(f"No Lance data set at {quoted(str(path))}: {shown(error)}") from None
         about = {key.decode(): value.decode() for key, value in (self.data.schema.metadata or {}).items()}
         if about.get("format") != FORMAT:
-            raise ValueError(f"{path} was not written by zoo index export")
+            raise ValueError(f"{shown(path)} was not written by zoo index export")
         self.model = about.get("model")
         self.facts = parse_json(about.get("facts", "{}"), f"facts of {path}", OBJECT)
 
@@ -119,7 +120,9 @@ class LanceStore:
     def require(self, model: str | None) -> None:
         """Raise ValueError if the vectors were made by another model."""
         if model is not None and self.model is not None and model != self.model:
-            raise ValueError(f"{self.path} was built with another model than the one given; its scores would be wrong")
+            raise ValueError(
+                f"{shown(self.path)} was built with another model than the one given; its scores would be wrong"
+            )
 
     def search(
         self, query: np.ndarray, k: int = 5, *, approximate: bool = True, probes: int = PROBES

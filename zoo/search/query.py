@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.embeddings import Index, TextCache, default_cache_path
-from zoo.search.build import open_pipeline
+from zoo.search.build import facts_of, open_pipeline
 from zoo.search.lance_store import PROBES, LanceStore, is_lance
 from zoo.search.sheet import check_sheet_path, draw_sheet
 
@@ -88,7 +88,7 @@ def search_images(
     matches = [Match(rank, identity, float(score), opened.metadata(identity)) for rank, (identity, score) in pairs]
     if sheet is not None:
         found = [(match.id, match.score) for match in matches]
-        draw_sheet(Path(sheet), query or Path(image or "").name, found, opened.facts.get("sources", {}))
+        draw_sheet(Path(sheet), query or Path(image or "").name, found, facts_of(opened).get("sources", {}))
     return matches
 
 

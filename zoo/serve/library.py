@@ -16,6 +16,7 @@ from zoo.data import open_record
 from zoo.data.preprocess import to_display
 from zoo.embeddings import Index
 from zoo.embeddings.catalogue import NAME
+from zoo.search.build import facts_of
 from zoo.search.sheet import records_by_id
 from zoo.utils.text import shown
 
@@ -75,7 +76,7 @@ class Snapshot:
                 self._thumbnails.move_to_end(number)
                 return self._thumbnails[number]
             if self._records is None:
-                self._records = records_by_id(self.index.facts.get("sources", {}))
+                self._records = records_by_id(facts_of(self.index).get("sources", {}))
             records, place = self._records[self.index.id_of(number)]
         image = open_record(records.record(place), max_pixels=self._max_pixels, least_size=(THUMBNAIL, THUMBNAIL))
         data = _draw(image)

@@ -85,7 +85,7 @@ def _onnx_forward(model: Any, precision: str) -> Forward:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(model, path, precision=precision, verify=False)
-        loaded = OnnxModel(path)
+        loaded = OnnxModel(path, seconds=None)
     return lambda batch: loaded.predict(batch, batch_size=len(batch))
 
 
