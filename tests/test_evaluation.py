@@ -13,11 +13,12 @@ from clip import CLASS_NAMES, Tokenizer, tokenize
 from zoo.data import from_arrays, open_dataset
 from zoo.data.datasets import Labelled, load_labelled, read_names
 from zoo.data.preprocess import PreprocessSpec
-from zoo.evaluation import linear_probe, retrieval, zero_shot
+from zoo.evaluation import linear_probe, metrics, retrieval, zero_shot
 from zoo.evaluation.classifier import Classifier, average, create_classifier
 from zoo.evaluation.retrieval import encode_pairs, evaluate_retrieval, retrieval_metrics
 from zoo.evaluation.zero_shot import evaluate_zero_shot
 from zoo.inference.encoder import Encoder
+from zoo.utils.arrays import unit_rows
 
 COLOURS = ("black", "dark", "grey", "light", "white")  # pixels of class k are 60 k
 SPEC = PreprocessSpec(image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -320,6 +321,24 @@ def test_retrieval_counts_each_image_once_and_any_of_its_captions(encoder, pairs
     assert result.text_to_image["mean_rank"] == pytest.approx((1 + 1 + 1 + 3) / 4)
     assert result.image_to_text["recall_at_1"] == pytest.approx(2 / 3)
     assert result.image_to_text["queries"] == 3
+
+
+def test_more_captions_than_the_limit_are_refused_before_anything_is_embedded(encoder, pairs_csv):
+    records = open_dataset(pairs_csv, needs="captions")
+    with pytest.raises(ValueError, match="pairs has 5 captions; at most 4 are compared, .* raise max_rows"):
+        evaluate_retrieval(dataclasses.replace(encoder, images=None, texts=None), records, max_rows=4)
+    assert evaluate_retrieval(encoder, records, max_rows=5)[0].texts == 4
+
+
+def test_blocks_of_scores_become_smaller_with_more_candidates(rng, monkeypatch):
+    images, owners = unit_rows(rng.standard_normal((40, 8))), np.arange(90) % 40
+    texts = unit_rows(images[owners] + 0.5 * rng.standard_normal((90, 8)))
+    found = retrieval_metrics(images, texts, owners)
+    sizes = []
+    monkeypatch.setattr("zoo.evaluation.metrics.MOST_SCORES", 200)
+    best_ranks = metrics.best_ranks
+    monkeypatch.setattr(metrics, "best_ranks", lambda *both: sizes.append(both[0].size) or best_ranks(*both))
+    assert retrieval_metrics(images, texts, owners) == found and max(sizes) <= 200
 
 
 def test_several_captions_of_an_image_are_all_correct():

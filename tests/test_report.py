@@ -224,6 +224,19 @@ def test_one_error_in_a_hundred_is_visible_in_a_confusion_matrix(tmp_path):
     assert plots[0] != plots[1]
 
 
+def test_the_classes_and_names_that_are_drawn_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST_CLASSES", 4)
+    counts = np.diag([9] * 6)
+    counts[4, 5], counts[0, 1] = 3, 1
+    names = [str(i) for i in range(6)]
+    draw = lambda path: report.plot_confusion(path, counts, names)  # noqa: E731
+    part = [0, 1, 4, 5]  # those with errors
+    few = lambda path: report.plot_confusion(path, counts[np.ix_(part, part)], [names[i] for i in part])  # noqa: E731
+    assert pixels(tmp_path, draw) == pixels(tmp_path, few)
+    monkeypatch.setattr(report, "MOST_NAMED", 3)
+    assert pixels(tmp_path, draw) != pixels(tmp_path, lambda path: monkeypatch.undo() or few(path))
+
+
 def test_a_dollar_is_not_mathematics(tmp_path):
     """By default matplotlib parses "$_$" as mathematics, and fails."""
     report.plot_confusion(tmp_path / "plot.png", np.eye(2, dtype=int), ["$_$", "$\\frac"])

@@ -74,8 +74,8 @@ def _is_name(value):
     return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and "/" not in value
 
 
-SIZE = Field.integer(1, 1 << 20)
-DEPTH = Field.integer(1, 1024)
+SIZE = Field.integer(1, 1 << 20)  # pixels, channels; in a saved file the weights bound them further
+DEPTH = Field.integer(1, 1024)  # layers
 COUNT = Field.integer(0, 16)
 RATIO = Field.number(0, 1024)
 EPSILON = Field.number(0, 1)

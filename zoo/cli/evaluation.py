@@ -72,6 +72,13 @@ COMMANDS = {
             ),
             BATCH_SIZE,
             EMBEDDINGS,
+            argument(
+                "--max-rows",
+                type=positive,
+                default=250_000,
+                metavar="N",
+                help="refuse data with more captions, whose comparison takes long (default 250000)",
+            ),
             RESULTS,
         ),
         backend="batches",

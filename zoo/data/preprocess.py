@@ -130,7 +130,7 @@ def preprocess(image: Image.Image | np.ndarray, spec: PreprocessSpec) -> np.ndar
     if spec.rgb_first or not isinstance(spec.fill, int):
         image = _rgb(image)
     size = _resized_size(spec, *image.size)
-    if size[0] * size[1] > MAX_PIXELS:
+    if max(size[0] * size[1], spec.size[0] * spec.size[1]) > MAX_PIXELS:
         raise ValueError(
             f"image of {_wxh(image.size)} would grow to {_wxh(size)}; at most {MAX_PIXELS} pixels are allowed"
         )
@@ -292,7 +292,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _resized_size(spec: PreprocessSpec, width: int, height: int) -> tuple[int, int]:
     """Return (width, height) after the resize, before crop or padding."""
-    goal_h, goal_w = (math.floor(side / spec.crop_pct) for side in spec.size)
+    goal_h, goal_w = (math.floor(min(side / spec.crop_pct, MAX_PIXELS)) for side in spec.size)  # more is refused
     if spec.resize_mode == "squash":
         return goal_w, goal_h
     if spec.resize_mode == "shortest" and goal_h == goal_w:  # torchvision's Resize truncates; the others round

@@ -24,7 +24,7 @@ from zoo.utils.text import quoted
 
 IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)
 EXTENSIONS = (*IMAGES, "txt", "json", "cls")  # others are ignored
-MAX_SHARDS = 1_000_000
+MAX_SHARDS = 1_000_000  # of one pattern, whose names are looked up one by one; several patterns may be given
 MAX_BRACES = 8  # in one pattern; each may multiply the number of names
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")

@@ -18,9 +18,9 @@ from zoo.data.records import BadSample, Dataset, Record, digest
 from zoo.data.rows import RowReader, find_encoding
 
 SEPARATORS = (",", "\t", ";", "|")
-MAX_PARQUET_BYTES = 4 << 30
-MAX_CLASSES = 1_000_000
-MAX_PATH = 4096  # characters
+MAX_PARQUET_BYTES = 4 << 30  # of the columns, which are held in memory
+MAX_CLASSES = 1_000_000  # arrays of this length are made of the labels
+MAX_PATH = 4096  # characters, as on Linux
 MAX_SHOWN, MAX_SHOWN_COLUMNS = 40, 8  # characters and columns, in a message
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from zoo.utils.arrays import ACTIVATIONS
 
 BLOCK = 1024  # queries per block
+MOST_SCORES = 1 << 24  # of a block of queries with all candidates, which with what is made of them takes about 300 MB
 
 
 # Classification: scores (N, K), labels (N,).
@@ -306,6 +307,7 @@ def _score_blocks(
     queries: np.ndarray, candidates: np.ndarray, *, block: int = BLOCK
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield (rows of `queries`, their inner products with all candidates, float32 (≤ block, M)), block by block."""
+    block = max(1, min(block, MOST_SCORES // max(1, len(candidates))))
     for first in range(0, len(queries), block):
         rows = slice(first, min(first + block, len(queries)))
         yield rows, queries[rows] @ candidates.T

@@ -20,8 +20,12 @@ from zoo.evaluation.results import embed_readable, format_left_out, nothing_left
 from zoo.inference.encoder import Encoder
 from zoo.inference.stored import open_encoder
 from zoo.utils.report import SheetRow, percent, plot_sheet
+from zoo.utils.text import shown
 
 MAX_QUERIES, MAX_RESULTS = 6, 6  # on the sheet
+# Records: each caption is compared with every image and each image with every caption. The largest test set in common
+# use, COCO's, has 25,000.
+MAX_ROWS = 250_000
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,14 @@ def _truncating(encoder: Encoder, captions: list[str]) -> tuple[Encoder, int]:
 
 
 def evaluate_retrieval(
-    encoder: Encoder, records: Dataset, *, name: str = "pairs", progress: bool = False
+    encoder: Encoder, records: Dataset, *, name: str = "pairs", progress: bool = False, max_rows: int = MAX_ROWS
 ) -> tuple[RetrievalResult, Pairs]:
-    """Return the metrics of retrieval among captioned records, and their embeddings."""
+    """Return the metrics of retrieval among captioned records, and their embeddings; ValueError for too many."""
+    if len(records) > max_rows:
+        raise ValueError(
+            f"{shown(name)} has {len(records):,} captions; at most {max_rows:,} are compared, since the work grows "
+            "with the square. Evaluate a part of them, or raise max_rows (--max-rows)."
+        )
     pairs, bad = encode_pairs(encoder, records, progress=progress)
     result = RetrievalResult(
         model=encoder.name,
@@ -151,6 +160,7 @@ def run(
     data_root: str | None = None,
     batch_size: int = 64,
     embeddings: Sequence[str] = (),
+    max_rows: int = MAX_ROWS,
     output: str | None = None,
 ) -> RetrievalResult:
     """Evaluate retrieval: `zoo eval retrieval`.
@@ -161,12 +171,13 @@ def run(
         image_key, caption_key, data_root: columns of a table, and the base folder of its paths.
         batch_size: images per batch.
         embeddings: folders of `zoo embed` with the images' embeddings, which are then not computed.
+        max_rows: more records are refused.
         output: folder for retrieval.json and retrieval.png.
     """
     columns: dict[str, Any] = {"image_key": image_key, "caption_key": caption_key, "data_root": data_root}
     records = open_dataset(data, needs="captions", **columns)
     encoder = open_encoder(model, embeddings, batch_size=batch_size)
-    result, pairs = evaluate_retrieval(encoder, records, name=str(data), progress=True)
+    result, pairs = evaluate_retrieval(encoder, records, name=str(data), progress=True, max_rows=max_rows)
     if output is not None:
         folder = Path(output)
         write_result(folder, "retrieval", result)

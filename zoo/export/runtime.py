@@ -86,6 +86,7 @@ class OnnxModel:
         import onnxruntime
 
         options, limit = onnxruntime.RunOptions(), None
+        options.log_severity_level = 4
         if self._seconds is not None:
             limit = threading.Timer(self._seconds, setattr, (options, "terminate", True))
             limit.daemon = True
@@ -145,7 +146,7 @@ def start_session(model, *, threads=None, providers=None):
     options.intra_op_num_threads = threads or available_cores()  # ONNX Runtime's default ignores CPU affinity
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")  # leave the cores to others between runs
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # its errors are raised; printed, names in a file could hold terminal codes
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, options, providers=choose_providers(providers))

@@ -4,6 +4,7 @@ Keras itself refuses code (`safe_mode`), links and external storage. It allocate
 unpacks compressed arrays without a limit.
 """
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,7 +18,8 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 LARGEST_CONFIG = 16 << 20  # bytes; that of the largest CLIP model has 1.5 MB
 FREE_SIZE = 1 << 16  # a number in a configuration may be this large, or as large as the longest side of an array
 NOT_SIZES = ("seed", "shared_object_id")  # numbers of any size
-MOST_MEMBERS = 10_000  # of an archive, and arrays in it
+MOST_MEMBERS = 10_000  # of an archive
+MOST_ARRAYS = 100_000  # arrays and groups in the weights: ten for each of 10,000 layers
 
 
 def check_keras(path: Path) -> None:
@@ -54,10 +56,11 @@ def _longest_side(archive: zipfile.ZipFile, path: Path) -> int:
     def visit(_: str, found: Any) -> None:
         nonlocal longest, size, count
         count += 1
-        if count > MOST_MEMBERS * 10:
-            raise ValueError(f"{WEIGHTS} has more than {MOST_MEMBERS * 10} arrays and groups")
+        if count > MOST_ARRAYS:
+            raise ValueError(f"{WEIGHTS} has more than {MOST_ARRAYS} arrays and groups")
         if isinstance(found, h5py.Dataset) and found.shape is not None:
-            longest, size = max([longest, *found.shape]), size + found.size * found.dtype.itemsize
+            chunk = math.prod(found.chunks or ())  # may be larger than the array, and is unpacked as a whole
+            longest, size = max([longest, *found.shape]), size + max(found.size, chunk) * found.dtype.itemsize
 
     with archive.open(WEIGHTS) as member, h5py.File(member, "r") as weights:
         weights.visititems(visit)

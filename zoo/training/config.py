@@ -386,15 +386,16 @@ def parse_config(values: dict[str, Any], name: str = "config") -> ClassifierConf
     """Return the config that a dict describes, checked; `name` is what messages call it."""
     from zoo.training.transformers_keys import translate  # needs the models' names, which the flags do not
 
+    name = shown(name)
     allowed = {**KINDS, **{key: kind for key, (kind, _) in ARCHITECTURE.items()}}
     values = translate(values, set(allowed), name)
     for key, value in values.items():
         if key not in allowed:
             nearest = difflib.get_close_matches(key[:100], allowed, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{shown(name)}: unknown key {quoted(key)}; nearest is {nearest!r}")
+            raise ValueError(f"{name}: unknown key {quoted(key)}; nearest is {nearest!r}")
         if not _is(value, allowed[key]):
             kind = getattr(allowed[key], "__name__", allowed[key])
-            raise ValueError(f"{shown(name)}: {key} is {quoted(value)}; it must be {kind}")
+            raise ValueError(f"{name}: {key} is {quoted(value)}; it must be {kind}")
     architecture = {key: values[key] for key in ARCHITECTURE if key in values}
     config = ClassifierConfig(**{k: v for k, v in values.items() if k in KINDS}, architecture=architecture)
     if config.model_type not in FAMILIES:

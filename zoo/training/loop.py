@@ -240,7 +240,7 @@ class _Run(keras.callbacks.Callback):
         processes.barrier("all have read the checkpoint")  # before the first one writes another
         if found is not None and not resume:
             raise ValueError(
-                f"{self.folder} holds checkpoints of a run. Resume it (resume), or give another output folder."
+                f"{shown(self.folder)} holds checkpoints of a run. Resume it (resume), or give another output folder."
             )
         if found is None:
             self.history = self._new_history("")

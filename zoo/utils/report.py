@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoo.utils.files import atomic_write
+from zoo.utils.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -185,6 +186,9 @@ MOST_IN_A_ROW = 6  # panels
 MOST_TICKS = 10  # with more positions matplotlib chooses the ticks
 TICK_DISTANCE = 0.1  # least distance of two ticks, as a share of a logarithmic axis
 MOST_NUMBERED = 20  # rows or columns; numbers in more cells are not legible
+MOST_CLASSES = 1000  # of a confusion matrix, as many as ImageNet has; the plot is 1,600 pixels wide
+MOST_NAMED = 100  # ticks; with more the names overlap, and matplotlib takes milliseconds for each
+LONGEST_LABEL = 300  # characters of a name or caption that are drawn; about ten lines beside an image
 PLOT_STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,
@@ -259,9 +263,9 @@ def plot_panels(path: str | Path, panels: Sequence[Panel]) -> None:
 
 def _draw_panel(ax: "Axes", panel: Panel) -> None:
     for (label, values), color in zip(panel.curves.items(), COLORS, strict=False):
-        shown = np.isfinite(values) if panel.joined else np.full(len(panel.x), True)
-        dots = "o" if shown.sum() <= 30 else None
-        x, y = np.compress(shown, panel.x), np.compress(shown, values)
+        there = np.isfinite(values) if panel.joined else np.full(len(panel.x), True)
+        dots = "o" if there.sum() <= 30 else None
+        x, y = np.compress(there, panel.x), np.compress(there, values)
         ax.plot(x, y, color=color, label=label, marker=dots, markersize=3.5, linewidth=1.8)
     for label, level in panel.levels.items():
         ax.axhline(level, color=GREY, linestyle="--", linewidth=1.2, label=label)
@@ -290,11 +294,11 @@ def show_percent(axis: Any) -> None:
 def ticks_apart(x: Sequence[float]) -> list[float]:
     """Return the ascending positions on a logarithmic axis whose labels do not overlap."""
     least = TICK_DISTANCE * np.log(x[-1] / x[0])
-    shown = [x[0]]
+    kept = [x[0]]
     for position in x[1:]:
-        if np.log(position / shown[-1]) >= least:
-            shown.append(position)
-    return shown
+        if np.log(position / kept[-1]) >= least:
+            kept.append(position)
+    return kept
 
 
 def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
@@ -302,7 +306,8 @@ def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
 
     Args:
         path: path of the PNG.
-        counts: int (K, K); rows are true classes, columns predicted ones.
+        counts: int (K, K); rows are true classes, columns predicted ones. Of more than MOST_CLASSES, those with the
+            most errors are drawn.
         class_names: K strings.
 
     Raises:
@@ -310,7 +315,12 @@ def plot_confusion(path: str | Path, counts: np.ndarray, class_names: Sequence[s
     """
     counts = np.asarray(counts)
     _check_shape("counts", counts, (len(class_names), len(class_names)))
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    totals = counts.sum(axis=1)
+    if len(counts) > MOST_CLASSES:
+        errors = counts.sum(axis=0) + totals - 2 * np.diag(counts)
+        drawn = np.sort(np.argsort(-errors, kind="stable")[:MOST_CLASSES])
+        counts, totals, class_names = counts[np.ix_(drawn, drawn)], totals[drawn], [class_names[i] for i in drawn]
+    shares = counts / np.maximum(totals, 1)[:, None]
     right = np.eye(len(counts), dtype=bool)
     side = 2.2 + 0.46 * min(len(counts), MOST_NUMBERED)
     with drawing(path, side + 0.4, side) as canvas:
@@ -385,7 +395,7 @@ def plot_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
         for r, row in enumerate(rows):
             label = canvas.add_subplot(grid[r, 0])
             label.set_axis_off()
-            label.text(1, 0.5, _wrap(row.text, 30), ha="right", va="center", transform=label.transAxes)
+            label.text(1, 0.5, _wrap(row.text[:LONGEST_LABEL], 30), ha="right", va="center", transform=label.transAxes)
             for c, image in enumerate(row.images):
                 ax = canvas.add_subplot(grid[r, c + 1])
                 _draw_image(
@@ -420,6 +430,11 @@ def _name_ticks(ax: "Axes", rows: Sequence[str], columns: Sequence[str]) -> None
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
+    if max(len(rows), len(columns)) > MOST_NAMED:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        return
+    rows, columns = ([shown(name, LONGEST_LABEL) for name in names] for names in (rows, columns))
     longest = max(map(len, columns), default=0)
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if longest > 4 else {}
     ax.set_xticks(range(len(columns)), columns, **slant)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 224  # of the classifiers' published counts
 STEM_STRIDE, DOWNSAMPLE_STRIDE = 4, 2  # of all published ConvNeXts
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
+# Pixels that the preprocessing of a file may make: of a model of any size; of one of a fixed size, LARGEST_RATIO times
+# as many, for models that crop or pool them, and LEAST_PIXELS in any case.
+MOST_PIXELS, LARGEST_RATIO, LEAST_PIXELS = 4096**2, 16, 512**2
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,18 @@ class ModelConfig:
         scales = sum(depth * dim for depth, dim in zip(row.depths, row.dims, strict=True))
         return total + scales * (has_scale - (not is_v2))  # the tables count V1 with LayerScale and V2 without
 
+    def check_pixels(self, filename: str) -> None:
+        """ValueError for preprocessing that makes far larger images than the model takes."""
+        height, width = self.preprocess.size if self.preprocess else (0, 0)
+        sides = [side for side in self.input_shape[:2] if side is not None]
+        own = max(LEAST_PIXELS, LARGEST_RATIO * math.prod(sides)) if len(sides) == 2 else MOST_PIXELS
+        if height * width > (most := min(own, MOST_PIXELS)):
+            allowed = f"at most {most:,} pixels, for a model of {sides or 'any size'}"
+            raise field_error(filename, "preprocess.image_size", [height, width], allowed)
+
     def check_size(self, tensors: Mapping[str, Any], filename: str) -> None:
-        """ValueError if the architecture has more weights or blocks than the file, before anything is allocated."""
+        """ValueError if it has more weights or blocks than the file; nothing is allocated. See `check_pixels`."""
+        self.check_pixels(filename)
         held, needed = count_numbers(tensors), self.count_weights()
         if needed > held or self._blocks() > len(tensors):
             allowed = f"a model that {len(tensors)} tensors with {held:,} numbers can fill; this one has {needed:,}"

@@ -370,7 +370,7 @@ def _misfits(slot, tensors):
 
 def _complaint(filename, source, found, missing, unexpected, wrong):
     lines = [
-        f"{filename} is in the format of {source.name} and does not fit this model; nothing was loaded. "
+        f"{shown(filename)} is in the format of {source.name} and does not fit this model; nothing was loaded. "
         f"It has {len(found)} of the model's variables."
     ]
     for title, names in (("Wrong", wrong), ("Missing", missing), ("Unexpected", unexpected)):

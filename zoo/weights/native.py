@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 FORMAT = "convnext-clip-zoo"
 FORMAT_VERSION = "1"
 SOURCE_FIELDS = {"name", "sha256", "format"}
-# Pixels that preprocessing may make: of a model of any size; of one of a fixed size, LARGEST_RATIO times as many, for
-# models that crop or pool them, and LEAST_PIXELS in any case.
-MOST_PIXELS, LARGEST_RATIO, LEAST_PIXELS = 4096**2, 16, 512**2
 PREPROCESS_FIELDS = {"image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct"}  # of version 1
 
 CLASSIFIER = Format(FORMAT, {}, {"image": (("{*}", "{*}"),)}, tensors=own_tensors)
@@ -96,7 +93,7 @@ def parse(checkpoint: Checkpoint) -> ModelConfig:
         from_weights=True,
     )
     check_arguments(config.family, config.arguments, filename)
-    _check_pixels(config, filename)
+    config.check_pixels(filename)
     if metadata.get("activation") != config.activation:
         allowed = f"the architecture's, {config.activation!r}"
         raise field_error(filename, "activation", metadata.get("activation"), allowed)
@@ -120,16 +117,6 @@ def _parse_preprocess(value, filename):
         return PreprocessSpec.from_dict(value)
     except (TypeError, ValueError) as error:
         raise field_error(filename, "preprocess", value, f"a PreprocessSpec ({error})") from error
-
-
-def _check_pixels(config: ModelConfig, filename: str) -> None:
-    """Raise ValueError for preprocessing that makes far larger images than the model takes."""
-    height, width = config.preprocess.size if config.preprocess else (0, 0)
-    sides = [side for side in config.input_shape[:2] if side is not None]
-    own = MOST_PIXELS if len(sides) < 2 else max(LEAST_PIXELS, LARGEST_RATIO * sides[0] * sides[1])
-    if height * width > own:
-        allowed = f"at most {own:,} pixels, for a model of {sides or 'any size'}"
-        raise field_error(filename, "preprocess.image_size", [height, width], allowed)
 
 
 def _parse_source(metadata, filename):

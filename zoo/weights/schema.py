@@ -20,7 +20,8 @@ def _is_shape(value):
 
 
 SIDE = Field.integer(1, 4096)  # pixels: an image of 4096 × 4096 takes 200 MB; published models take up to 1024
-SIZE = Field.integer(1, 1 << 20)
+LARGEST_SIZE = 1 << 20  # of a width or depth, far above any published model; the weights in the file bound them further
+SIZE = Field.integer(1, LARGEST_SIZE)
 STRIDE = Field.integer(1, 64)
 RATE = EPSILON = Field.number(0, 1)
 BACKBONE_ACTIVATION = Field.one_of(*(name for name, use in ACTIVATIONS.items() if use.backbone))

@@ -6,6 +6,7 @@ A new library is a file with a `SOURCE`, and a line in SOURCES.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.utils.text import shown
 from zoo.weights.config import ModelConfig
 from zoo.weights.schema import CLIP, RESNET, check_arguments, field_error
 from zoo.weights.sources import apple, facebook, open_clip, timm, torchvision, transformers
@@ -69,7 +70,7 @@ def read_config(path: Path, find: Find | None = None) -> ModelConfig:
     except (TypeError, ValueError, OverflowError) as error:
         if path.name in str(error):
             raise
-        raise ValueError(f"{path.name} describes no model of this package: {error}") from error
+        raise ValueError(f"{shown(path.name)} describes no model of this package: {shown(error)}") from error
     check_arguments(config.family, config.arguments, path.name)
     return config
 

@@ -7,14 +7,15 @@ OpenAI's ResNet, or under `visual.trunk.` a tower of timm's.
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from clip import tower_of
+from clip import Field, tower_of
 from zoo.data.preprocess import PreprocessSpec
+from zoo.utils.text import shown
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format, match_slots, under
 from zoo.weights.layouts import LOGIT_BIAS, LOGIT_SCALE, MATRIX
 from zoo.weights.published import OPEN_CLIP_FILES
 from zoo.weights.schema import CLIP, field_error
-from zoo.weights.sources.source import Find, Source, Target, check_fixed, integer, read_spec, section
+from zoo.weights.sources.source import Find, Source, Target, check_fixed, integer, integers, read_spec, section
 from zoo.weights.sources.timm import CONV_MLP, NUM_BATCHES, TOWERS, convnext_trunk
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ FIXED_BLOCK = {
     "scale_attn": False,
     "scale_fc": False,
 }
+RATIO = Field.number(0, 1024)
 FIXED_VISION = {
     **FIXED_BLOCK,
     "attentional_pool": False,
@@ -232,19 +234,21 @@ def _read_image(vision, filename):
 
     if vision.get("timm_model_name"):
         return _read_timm_tower(vision, filename)
-    width, layers = integer(vision, "width", 768, filename, "vision_cfg."), vision.get("layers", 12)
+    width, ratio = integer(vision, "width", 768, filename, "vision_cfg."), vision.get("mlp_ratio", 4.0)
+    if not RATIO.allows(ratio):
+        raise field_error(filename, "vision_cfg.mlp_ratio", ratio, RATIO.allowed)
     try:
-        if isinstance(layers, list):
-            return clip.ResNet(tuple(layers), width)
+        if isinstance(vision.get("layers"), list):
+            return clip.ResNet(integers(vision, "layers", (), filename), width)
         return clip.ViT(
             width,
             integer(vision, "layers", 12, filename, "vision_cfg."),
             integer(vision, "patch_size", 16, filename, "vision_cfg."),
             integer(vision, "head_width", 64, filename, "vision_cfg."),
-            vision.get("mlp_ratio", 4.0),
+            ratio,
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{filename}: vision_cfg makes no image tower: {error}") from error
+        raise ValueError(f"{shown(filename)}: vision_cfg makes no image tower: {shown(error)}") from error
 
 
 def _read_timm_tower(vision, filename):
@@ -252,7 +256,7 @@ def _read_timm_tower(vision, filename):
     import convnext
 
     name, pool, projection = (vision.get(f"timm_{key}") for key in ("model_name", "pool", "proj"))
-    if name in TIMM_TOWERS:
+    if isinstance(name, str) and name in TIMM_TOWERS:
         fixed = {"timm_pool": timm_pool(name)}
         check_fixed({"timm_pool": pool, "timm_proj": projection}, fixed, (), filename, "vision_cfg.")
         return clip.VARIANTS[TIMM_TOWERS[name]].image

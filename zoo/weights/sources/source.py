@@ -13,12 +13,13 @@ from zoo.data.preprocess import PreprocessSpec
 from zoo.utils.strict_json import OBJECT, read_json
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format
-from zoo.weights.schema import field_error
+from zoo.weights.schema import LARGEST_SIZE, field_error
 
 if TYPE_CHECKING:
     import keras
 
 LARGEST_CONFIG = 4 << 20  # bytes; the names of 21,841 classes take one million
+MOST_STAGES = 16  # of a backbone; published ones have 4
 SHARD_INDEX = "model.safetensors.index.json"
 TIMM_STYLE = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")  # weights beside timm's and transformers' configs
 
@@ -100,15 +101,15 @@ def section(values: Mapping[str, Any], key: str, filename: str) -> dict[str, Any
 def integer(values: Mapping[str, Any], key: str, default: int | None, filename: str, prefix: str = "") -> int:
     """A positive integer of a bounded size; `default` where the key is missing or null."""
     value = default if values.get(key) is None else values[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 20:
-        raise field_error(filename, f"{prefix}{key}", value, "a positive integer")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
+        raise field_error(filename, f"{prefix}{key}", value, f"an integer from 1 to {LARGEST_SIZE:,}")
     return value
 
 
 def integers(values: Mapping[str, Any], key: str, default: tuple[int, ...], filename: str) -> tuple[int, ...]:
     """A tuple of such integers."""
     value = default if values.get(key) is None else values[key]
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= 16:
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= MOST_STAGES:
         raise field_error(filename, key, value, "a list of positive integers")
     return tuple(integer({key: number}, key, None, filename) for number in value)
 

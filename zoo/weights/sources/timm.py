@@ -240,7 +240,7 @@ def _read_preprocess(pretrained, channels, filename):
     if not isinstance(size, list) or len(size) != 3 or size[0] != channels:
         raise field_error(filename, "input_size", size, f"[{channels}, height, width]")
     mode = pretrained.get("crop_mode") or "center"
-    if mode not in CROP_MODES:
+    if not isinstance(mode, str) or mode not in CROP_MODES:
         raise field_error(filename, "crop_mode", mode, " or ".join(CROP_MODES))
     _, height, width = size
     fields = DEFAULTS | {key: pretrained[key] for key in DEFAULTS if pretrained.get(key) is not None}

@@ -5,6 +5,7 @@ transformers' default epsilon of ConvNeXt's last norm is 1e-12. It is not in the
 
 from typing import TYPE_CHECKING, Any
 
+from clip import Field
 from zoo.weights.config import ModelConfig, default_arguments, name_of, variant_of
 from zoo.weights.engine import Format, under
 from zoo.weights.layouts import LOGIT_SCALE, SEPARATE_QKV, SPREAD_GRN
@@ -117,6 +118,7 @@ PROCESSOR = "processor_config.json"  # of transformers 5, which writes the image
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 SQUASHED_FROM = 384  # pixels: from this size on the processor of ConvNeXt resizes both sides and does not crop
 EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
+NUMBER = Field.number().or_null()
 
 
 def read_config(values: dict, filename: str, find: Find) -> ModelConfig:
@@ -130,7 +132,7 @@ def read_config(values: dict, filename: str, find: Find) -> ModelConfig:
     preprocess = _read_preprocess(find)
     if family == CLIP:
         return ModelConfig.from_pair(_read_pair(values, filename), preprocess, filename)
-    if family not in readers:
+    if not isinstance(family, str) or family not in readers:
         raise field_error(filename, "model_type", family, ", ".join((*readers, CLIP)))
     variant, own = readers[family](values, filename)
     size = list(preprocess.size) if preprocess else [None, None]
@@ -153,6 +155,8 @@ def _read_convnext(values, filename):
         patch_size=integer(values, "patch_size", 4, filename),
     )
     scale = values.get("layer_scale_init_value", 1e-6) if values["model_type"] == "convnext" else None
+    if not NUMBER.allows(scale):
+        raise field_error(filename, "layer_scale_init_value", scale, NUMBER.allowed)
     scale = scale if scale and scale > 0 else None
     return variant_of(values["model_type"], row), {"layer_scale_init_value": scale, "stem_stride": row.patch_size}
 
@@ -163,7 +167,7 @@ def _read_resnet(values, filename):
     fixed = {"downsample_in_first_stage": False, "downsample_in_bottleneck": False}
     check_fixed({key: values[key] for key in fixed if key in values}, fixed, (), filename)
     block = values.get("layer_type", "bottleneck")
-    if block not in EXPANSION:
+    if not isinstance(block, str) or block not in EXPANSION:
         raise field_error(filename, "layer_type", block, " or ".join(EXPANSION))
     sizes = integers(values, "hidden_sizes", (256, 512, 1024, 2048), filename)
     row = convnext.ResNetVariant(
@@ -180,7 +184,7 @@ def _read_pair(values, filename):
     import clip
 
     vision, text = (
-        {**section(values, key, filename), **(values.get(f"{key}_dict") or {})}
+        section(values, key, filename) | (section(values, f"{key}_dict", filename) if values.get(f"{key}_dict") else {})
         for key in ("vision_config", "text_config")
     )
     for config in (vision, text):
@@ -259,11 +263,13 @@ def _spec_of(values, filename):
     """The `PreprocessSpec` of an image processor, or None where it relies on transformers' defaults."""
     if any(values.get(key) is None for key in ("size", "resample", "image_mean", "image_std")):
         return None
-    size, crop = _side(values["size"], filename), values.get("crop_size")
+    size, crop, resample = _side(values["size"], filename), values.get("crop_size"), values["resample"]
+    if not isinstance(resample, int) or resample not in RESAMPLING:
+        raise field_error(filename, "resample", resample, f"one of {', '.join(map(str, RESAMPLING))}")
     fields = {
         "mean": values["image_mean"],
         "std": values["image_std"],
-        "interpolation": RESAMPLING.get(values["resample"]),
+        "interpolation": RESAMPLING[resample],
         "rgb_first": True,
     }
     if values.get("crop_pct") is not None:
@@ -278,8 +284,8 @@ def _spec_of(values, filename):
 def _side(size, filename):
     """Pixels of {"shortest_edge": n}, {"height": n, "width": n} or n."""
     if isinstance(size, dict):
-        sides = set(size.values())
-        size = sides.pop() if len(sides) == 1 else size
+        sides = list(size.values())
+        size = sides[0] if sides and all(side == sides[0] for side in sides) else size
     return integer({"size": size}, "size", None, filename)
 
 
