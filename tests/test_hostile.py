@@ -5,10 +5,12 @@ A refusal is one printable line, quick, and leaves what is on disk as it was.
 
 import contextlib
 import gzip
+import importlib
 import io
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import struct
@@ -16,6 +18,7 @@ import tarfile
 import time
 import warnings
 import zipfile
+from types import SimpleNamespace
 
 import hostile
 import keras
@@ -26,11 +29,15 @@ import convnext
 from zoo import cli
 from zoo.data import read_shards
 from zoo.data.benchmarks import read_cifar, read_mnist
+from zoo.data.preprocess import PreprocessSpec
 from zoo.embeddings import Index, TextCache
 from zoo.export.runtime import OnnxModel
 from zoo.inference.classifier import Classifier
-from zoo.models.registry import load
-from zoo.training.classify import create_classifier, create_loss, run
+from zoo.inference.encoder import Encoder
+from zoo.models.registry import load, save
+from zoo.search.build import add_images, index_add
+from zoo.search.embed import open_images
+from zoo.training.classify import _write_class_names, create_classifier, create_loss, run
 from zoo.training.config import parse_config, read_config
 from zoo.training.history import MOST_PANELS, History
 from zoo.utils.files import sha256
@@ -103,6 +110,117 @@ def test_vectors_of_nan_hide_nothing(index):
         Index.open(index).search(np.ones(8, np.float32), 5)
 
 
+# Indices.
+
+
+def old_index(index, folder):
+    """Return a copy of an index in the layout before the catalogue."""
+    from old_index import write_old
+
+    with Index.open(index) as opened:
+        write_old(opened, folder)
+    return folder
+
+
+def change_manifest(folder, *path, value):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    target = manifest
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+FOREIGN_FACTS = [
+    ({"sources": {"": 5}}, "facts.sources is"),
+    ({"sources": [["a", 1]]}, "facts.sources is"),
+    ({"weights": {"": "x"}}, "facts.weights is"),
+    ({"weights": 5}, "facts.weights is 5"),
+    ({"runtime": [1]}, r"facts.runtime is \[1\]"),
+    ({"weights": "x" * 20_000}, "xxx"),
+    ({"weights": "a\x1b[2J\u202e"}, r"\\x1b"),
+]
+
+
+@pytest.mark.parametrize(("facts", "message"), FOREIGN_FACTS)
+def test_facts_of_another_type_are_refused_by_the_commands_that_use_them(index, tmp_path, facts, message):
+    with Index.open(index) as opened:
+        opened.set_facts(facts)
+    hostile.command_line(["index", "info", str(index)])
+    with refused(index, message):
+        index_add(str(index), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("facts", "left_out"), "x", "facts.left_out is 'x'"),
+        (("facts", "left_out"), {"a": 5}, "facts.left_out is"),
+        (("facts",), 5, "facts is 5"),
+        (("segments", 0, "name"), "x" * 20_000, "name is 'xxx"),
+        (("segments", 0, "name"), "\x1b[2J", r"name is '\\x1b"),
+        (("segments", 0, "count"), 10**400, "has more than 64 bits"),
+        (("segments", 0), 5, r"segments\[0\] is 5"),
+        (("segments",), {}, "segments is {}"),
+        (("removed",), [10**10], "removed is 10000000000. Allowed: places of"),
+        (("dim",), "8", "dim is '8'"),
+        (("model",), {}, "model is {}"),
+    ],
+)
+def test_manifests_of_the_earlier_layout(index, tmp_path, path, value, message):
+    folder = old_index(index, tmp_path / "old")
+    change_manifest(folder, *path, value=value)
+    with refused(folder, message):
+        Index.open(folder)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1, 2, 3]", "{}", "\x1b", "[" + "1" * 5000 + "]"])
+@pytest.mark.parametrize("name", ["manifest.json", "ids-000001.json", "metadata-000001.json"])
+def test_lists_of_the_earlier_layout(index, tmp_path, name, content):
+    folder = old_index(index, tmp_path / "old")
+    (folder / name).write_text(content)
+    with refused(folder, name.split(".")[0]):
+        Index.open(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "ids-000001.json", "metadata-000001.json", "vectors-000001.bin", "catalogue.sqlite"]
+)
+def test_a_pipe_in_an_index_does_not_block(index, tmp_path, name):
+    folder = index if name.endswith("sqlite") else old_index(index, tmp_path / "old")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises((ValueError, OSError), match="FIFO|No index at|has None bytes"):
+        Index.open(folder)
+
+
+def test_a_pipe_as_an_accelerator_does_not_block(index):
+    for end in ("bin", "json"):
+        (index / f"accelerator-float16.{end}").unlink()
+        os.mkfifo(index / f"accelerator-float16.{end}")
+    assert Index.open(index).accelerators() == []
+    assert len(Index.open(index).search(np.ones(8, np.float32), 5)[0]) == 5
+
+
+def test_a_source_is_not_recorded_where_the_metadata_is_damaged(index, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    image = Image.new("RGB", (8, 8), "red")
+    image.save(tmp_path / "photos" / "a.png")
+    digest = sha256(tmp_path / "photos" / "a.png")
+    with Index.open(index) as opened:
+        opened.add(np.ones((1, 8), np.float32), ids=["same"], metadata=[{"sha256": digest}])
+    with contextlib.closing(sqlite3.connect(index / "catalogue.sqlite", isolation_level=None)) as file:
+        file.execute("UPDATE entries SET metadata = 'hello' WHERE id = 'same'")
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    encoder = Encoder(lambda x: x.reshape(len(x), -1)[:, :8] + 1, None, PreprocessSpec(image_size=8), 8)
+    opened = Index.open(index)
+    with pytest.raises(ValueError, match="metadata 'hello' is not JSON"):
+        add_images(opened, SimpleNamespace(encoder=encoder), tmp_path / "photos", open_images(tmp_path / "photos"))
+    assert opened.facts == {} and len(opened) == 41
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """A folder with a finished run and a `.keras` archive, made once."""
@@ -131,13 +249,19 @@ def test_saved_models_reports_and_plots_take_the_place_of_a_link(tmp_path, preci
 
     model = convnext.create_convnext_v1(hostile.tiny_row(), 3, (32, 32, 3))
     custom = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    for name in ("model.safetensors", "model.keras", "page.html", "history.jsonl"):
+    names = ("model.safetensors", "model.keras", "page.html", "history.jsonl", "curves.png", "classes.json")
+    for name in names:
         link(tmp_path / name, precious)
     write_model(model, tmp_path, None)
     write_model(custom, tmp_path, None)
     write_page(tmp_path / "page.html", "title", "")
-    History(tmp_path / "history.jsonl").add(epoch=1, step=1, loss=0.5)
+    history = History(tmp_path / "history.jsonl")
+    for step in range(2):
+        history.add(epoch=1, step=step, loss=0.5)
+    assert history.draw(tmp_path / "curves.png")
+    _write_class_names(["a", "b"], tmp_path)
     assert precious.read_text() == SECRET and not any(path.is_symlink() for path in tmp_path.iterdir())
+    assert all((tmp_path / name).stat().st_size for name in names)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/checkpoint-000001", ".lock"])
@@ -259,9 +383,10 @@ def test_a_configuration_that_is_no_json_object_is_refused(tmp_path, content):
 def test_a_configuration_names_code_only_with_allow_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs.py").write_text("open('ran', 'w')\ndef loss(t, l): return l")
-    (tmp_path / "c.json").write_text(json.dumps({"train_data": "nowhere", "loss": "theirs.loss"}))
-    with refused(tmp_path, r"c\.json: loss is 'theirs\.loss', code .*--allow-code"):
-        run("c.json")
+    for loss in ("idlelib.idle.x", "theirs.loss"):
+        (tmp_path / "c.json").write_text(json.dumps({"train_data": "nowhere", "loss": loss}))
+        with refused(tmp_path, rf"c\.json: loss is '{loss}', code .*--allow-code"):
+            run("c.json")
     with refused(tmp_path, "nowhere"):
         run("c.json", allow_code=True)
     for name, message in (("os.name", "must be a function"), ("no.such", "cannot be imported")):
@@ -294,6 +419,10 @@ def dense(value):
     return change
 
 
+def strange_layer(parsed):
+    parsed["config"]["layers"][1].update(module=0.5, name="\x1b[2J")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -303,6 +432,7 @@ def dense(value):
             {"config": b'{"class_name": "RepeatVector", "module": "keras.layers", "config": {"n": 3}}'},
             "m.keras holds a RepeatVector",
         ),
+        ({"change": strange_layer}, "not a model that Keras can load"),
         ({"change": dense(10**18)}, "units in config.json is 1000000000000000000; at most"),
         ({"config": b"[" * 100_000}, "nested more than 64"),
         ({"config": b" " * (80 << 20)}, "would unpack into"),
@@ -314,7 +444,22 @@ def test_keras_archives(good, tmp_path, options, message):
         load(path)
 
 
-def test_a_keras_archive_whose_arrays_unpack_without_end_is_refused(good, tmp_path):
+@pytest.mark.parametrize("name", ["config.json", "model.weights.h5"])
+def test_a_keras_archive_with_a_flipped_bit(good, tmp_path, name):
+    path = keras_file(good, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo(name).header_offset + 30 + len(name) + 12  # of its compressed bytes
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+    with refused(tmp_path, "m.keras is not"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk"), [((1 << 31,), 1 << 20), ((1,), 1 << 28)], ids=["the array", "a chunk larger than the array"]
+)
+def test_a_keras_archive_whose_arrays_unpack_without_end_is_refused(good, tmp_path, shape, chunk):
     import h5py
 
     path = keras_file(good, tmp_path)
@@ -322,7 +467,7 @@ def test_a_keras_archive_whose_arrays_unpack_without_end_is_refused(good, tmp_pa
         config = archive.read("config.json")
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        file.create_dataset("x", (1 << 31,), "f4", chunks=(1 << 20,), compression="gzip")
+        file.create_dataset("x", shape, "f4", maxshape=(None,), chunks=(chunk,), compression="gzip")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", config)
         archive.writestr("model.weights.h5", content.getvalue())
@@ -351,6 +496,34 @@ def test_labels_of_mnist_beyond_32_bits_are_refused(tmp_path):
     np.savez(tmp_path / "m.npz", x_test=np.zeros((1, 28, 28), np.uint8), y_test=np.array([2**40]))
     with refused(tmp_path, "labels .* are not integers"):
         read_mnist(tmp_path / "m.npz")
+
+
+# Preprocessing.
+
+
+def test_preprocessing_far_larger_than_the_model_is_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    model = convnext.create_convnext_v1(hostile.tiny_row(), 3, (32, 32, 3))
+    save(model, path, preprocess=PreprocessSpec(image_size=5000))
+    with refused(tmp_path, r"preprocess.image_size is \[5000, 5000\]. Allowed: at most 262,144 pixels"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("preprocessor_config.json", {"size": {"shortest_edge": 10**6}}, "input_shape is"),
+        ("config.json", {"hidden_sizes": [2**20] * 4}, "a model that"),
+        ("config.json", {"depths": [2**40]}, "depths is 1099511627776"),
+        ("config.json", {"hidden_act": "\x1b[2J"}, r"\\x1b\[2J"),
+    ],
+)
+def test_hub_folders_without_bounds(tmp_path, name, change, message):
+    hostile.good_hub(tmp_path)
+    facts = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(facts | change))
+    with refused(tmp_path, message):
+        load(tmp_path)
 
 
 # Shards.
@@ -415,7 +588,7 @@ def onnx_file(path, nodes, inputs=("x",), attributes=()):
     return path
 
 
-def test_onnx_files_and_feeds(tmp_path):
+def test_onnx_files_and_feeds(tmp_path, capfd):
     from onnx import TensorProto, helper, numpy_helper
 
     node = helper.make_node
@@ -442,6 +615,12 @@ def test_onnx_files_and_feeds(tmp_path):
         ],
     )
     true = numpy_helper.from_array(np.array(True), "t")
+    torn = numpy_helper.from_array(np.ones((1, 2), np.float32), "\x1b[2J" + "n" * 100_000)
+    torn.raw_data = b"x"
+    torn = onnx_file(tmp_path / "torn.onnx", [node("Add", ["x", torn.name], ["y"])], attributes=[torn])
+    with refused(tmp_path, "ONNX Runtime cannot run torn.onnx"):
+        OnnxModel(torn)
+    assert "\x1b" not in capfd.readouterr().err
     loop = onnx_file(tmp_path / "loop.onnx", [node("Loop", ["", "t", "x"], ["y"], body=body)], attributes=[true])
     with refused(tmp_path, "did not end in 0.5 s"):
         OnnxModel(loop, seconds=0.5, threads=1).predict(np.ones((1, 2), np.float32))
@@ -475,12 +654,26 @@ def test_a_cache_with_another_schema_is_refused_by_every_command(tmp_path, state
 
 
 @pytest.mark.parametrize(
-    "argv", [["info", "\x1b[2J"], ["search", "\u202e", "x", "--where", "a\x1bb"], ["load", "x" * 9999]]
+    "argv",
+    [
+        ["info", "\x1b[2J"],
+        ["info", "\x1b[2J.safetensors"],
+        ["search", "\u202e", "x", "--where", "a\x1bb"],
+        ["load", "x" * 9999],
+    ],
 )
 def test_commands_print_no_raw_characters(tmp_path, monkeypatch, argv):
     monkeypatch.chdir(tmp_path)
     with refused(tmp_path, "refused"):
         hostile.command_line(argv)
+
+
+def test_ids_are_printed_escaped(tmp_path):
+    ids = ["a\x1b[2J", "b\u202e\x07"]
+    Index.build(np.ones((2, 8), np.float32), tmp_path / "index", ids=ids).close()
+    hostile.command_line(["index", "duplicates", str(tmp_path / "index")])
+    with refused(tmp_path, "refused"):
+        hostile.command_line(["index", "remove", str(tmp_path / "index"), "\x1b[2J"])
 
 
 def test_output_is_escaped():
@@ -492,7 +685,7 @@ def test_output_is_escaped():
 
 
 def test_a_part_of_the_campaign(tmp_path):
-    names = [name for name in hostile.DOORS if name not in ("pair_weights", "keras_files", "onnx_files")]
+    names = [name for name in hostile.TARGETS if name not in ("pair_weights", "keras_files", "onnx_files")]
     faults = [found for found in hostile.run(names, 160, seed=7) if found[2] == "fault"]
     assert not faults, faults[0]
 
@@ -501,10 +694,19 @@ def test_good_inputs_are_accepted(tmp_path):
     for name in ("own_weights", "images", "tables", "indices", "text_caches", "onnx_files"):
         folder = tmp_path / name
         folder.mkdir()
-        hostile.DOORS[name].good(folder)
+        hostile.TARGETS[name].good(folder)
         hostile._state.update(refused=0)
         if name == "onnx_files":
             OnnxModel(folder / "m.onnx").predict(np.ones((1, 4), np.float32))
         elif name != "text_caches":
-            hostile.DOORS[name].use(folder, random.Random(1))
+            hostile.TARGETS[name].use(folder, random.Random(1))
         assert hostile._state["refused"] == 0, name
+
+
+def test_every_limit_on_the_security_page_is_a_constant():
+    page = (hostile.ROOT / "docs" / "security.md").read_text()
+    table = page.partition("\n## Limits\n")[2].partition("\n## ")[0]
+    names = re.findall(r"`(zoo\.[\w.]+)\.([A-Z_]+)`", table)
+    assert len(names) > 30
+    for module, constant in names:
+        assert hasattr(importlib.import_module(module), constant), (module, constant)

@@ -303,6 +303,8 @@ HOSTILE = [
     (set_argument("variant.epsilon", "0"), "epsilon is '0'"),
     (set_argument("variant.activation", "eval"), "activation is 'eval'"),
     (set_argument("stem_stride", 3), "describe no model: stem_stride"),
+    (set_argument("stem_stride", "x" * 20_000), "stem_stride is 'xxx"),
+    (set_argument("stem_stride", "\x1b[2J"), r"stem_stride is '\\x1b\[2J'"),
 ]
 
 
@@ -312,8 +314,9 @@ def test_metadata_that_save_would_not_write_is_refused(tmp_path, change, message
     path = tmp_path / "hostile.safetensors"
     zoo.save(convnext.create_convnext_v1(ROW, 5, (32, 32, 3)), path)
     rewrite(path, change)
-    with pytest.raises(ValueError, match=rf"hostile\.safetensors: .*{message}"):
+    with pytest.raises(ValueError, match=rf"hostile\.safetensors: .*{message}") as caught:
         zoo.load(path)
+    assert len(str(caught.value)) < 2000 and str(caught.value).isprintable()
 
 
 PAIR_HOSTILE = [
