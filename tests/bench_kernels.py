@@ -107,7 +107,7 @@ def forms_of(backend):
     forms = {
         name: (concerned[name], functools.partial(kernels.use_reference, name))
         for name, file in kernels.in_use().items()
-        if file != "reference" and (backend, name) != ("jax", "attention")  # JAX's is for float16
+        if file != "reference"
     }
     return {**forms, **PARTS_OF[backend]()}
 

@@ -1,15 +1,13 @@
-"""Faster implementations on JAX's CPU: the depthwise convolution as shifted multiply–adds, patches as rows.
+"""Faster implementations on JAX's CPU: depthwise convolution as multiply–adds, patches as rows, attention heads first.
 
 XLA's own depthwise convolution takes 10 to 40 times as long on a CPU. Gradients of a product over (B, H, W, C) take up
 to twice as long as over the (B·H·W, C) view, and Keras' exact GELU by erfc longer than by erf. Measured by
-KERAS_BACKEND=jax python tests/bench_layers.py. GRN has no faster implementation, attention in
-float16 one that JAX's own operator lacks.
+KERAS_BACKEND=jax python tests/bench_layers.py. GRN has no faster implementation.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,17 +15,18 @@ import keras
 from keras import ops
 
 from convnext.kernels import reference
-from convnext.kernels.reference import Geometry, at_least_float32, grn
+from convnext.kernels.reference import Geometry, grn
 from convnext.kernels.shared import (
     as_maps,
     as_rows,
+    attend_heads_first,
+    convolve_patches,
     gelu_by_erf,
     has_only_cpus,
     is_float32,
     is_gelu,
     is_product_of_patches,
     keeps_size,
-    patches_as_rows,
 )
 
 __all__ = ["affine", "attention", "conv2d", "depthwise_conv2d", "grn"]
@@ -51,34 +50,16 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
 
 
 def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
-    """In float32 on a CPU, where patches do not overlap: one matrix product. XLA's own operator takes up to 3 times as
-    long, its gradients 5 times."""
-    if not is_product_of_patches(x, kernel, geometry):
-        return reference.conv2d(x, kernel, bias, geometry)
-    filters = kernel.shape[-1]
-    rows, sides = patches_as_rows(x, kernel.shape[:2], geometry.strides)
-    outputs = ops.matmul(rows, ops.reshape(kernel, (-1, filters)))
-    outputs = outputs if bias is None else outputs + ops.convert_to_tensor(bias)
-    return ops.reshape(outputs, (-1, *sides, filters))
+    """In float32 on a CPU, where patches do not overlap: one matrix product."""
+    form = convolve_patches if is_product_of_patches(x, kernel, geometry) else reference.conv2d
+    return form(x, kernel, bias, geometry)
 
 
 def attention(qkv: Any, causal: bool) -> Any:
-    """In float16 on a CPU: matrix products, since JAX's own operator does not compute there."""
-    is_half = keras.backend.standardize_dtype(qkv.dtype) == "float16"
-    return attend_heads_first(qkv, causal) if is_half and has_only_cpus() else reference.attention(qkv, causal)
-
-
-def attend_heads_first(qkv: Any, causal: bool = False) -> Any:
-    """Attention by matrix products, the softmax at least in float32."""
-    given = keras.backend.standardize_dtype(qkv.dtype)
-    query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)))  # (B, heads, L, d) each
-    scores = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, 2, 3))
-    scores = ops.cast(scores, at_least_float32(given))
-    if causal:
-        place = ops.arange(ops.shape(scores)[-1])
-        scores = ops.where(place[:, None] >= place, scores, -math.inf)
-    shares = ops.cast(ops.softmax(scores), given)
-    return ops.transpose(ops.matmul(shares, value), (0, 2, 1, 3))
+    """On a CPU, in float32 and in float16, which JAX's own operator does not compute there: heads first."""
+    dtype = keras.backend.standardize_dtype(qkv.dtype)
+    is_faster = dtype in ("float32", "float16") and has_only_cpus()
+    return attend_heads_first(qkv, causal) if is_faster else reference.attention(qkv, causal)
 
 
 def depthwise_conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
