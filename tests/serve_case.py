@@ -7,9 +7,13 @@ import dataclasses
 import http.client
 import io
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -68,11 +72,16 @@ class Client:
             time.sleep(0.05)
 
 
-@contextlib.contextmanager
 def running(model, limits=None, ready=True, **options):
     """Run a service; yield its client."""
     limits = limits or Limits()
-    server = Server(configure(create_app(model, limits=limits, **options), limits))
+    return serving(create_app(model, limits=limits, **options), limits, ready)
+
+
+@contextlib.contextmanager
+def serving(app, limits, ready=True):
+    """Run an application; yield its client."""
+    server = Server(configure(app, limits))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -88,6 +97,31 @@ def running(model, limits=None, ready=True, **options):
         server.should_exit = True
         thread.join(60)
     assert not thread.is_alive(), "the service did not stop"
+
+
+class Process:
+    """`zoo serve` as a process on a free port."""
+
+    def __init__(self, folder, model, *options):
+        self.log = folder / "server.log"
+        command = [sys.executable, "-m", "zoo", "serve", "--model", str(model), "--port", "0", *options]
+        with self.log.open("w") as errors:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        line = next((line for line in self.process.stdout if "Open http" in line), None)
+        assert line, self.log.read_text()
+        self.client = Client(int(re.search(r":(\d+)", line.split("http://")[1])[1]))
+        self.client.wait_until_ready()
+
+    def megabytes(self, field="VmRSS"):
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) / 1e3
+
+    def close(self):
+        """Send SIGTERM; return the exit code."""
+        self.process.terminate()
+        code = self.process.wait(60)
+        self.process.stdout.close()
+        return code
 
 
 def png(image: np.ndarray) -> bytes:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from keras import ops
 from PIL import Image
+from serve_case import serving
 
 import zoo
 from clip import Pair, ResNet, Text, clip_loss, create_clip, tokenize
 from zoo import demo
+from zoo.cli import main
 from zoo.data.digits import draw, load_split
 from zoo.demo import evaluation, page, training
 from zoo.export import OnnxModel
@@ -365,3 +367,25 @@ def test_the_code_in_the_report_runs(run, split, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(page.CLASSIFY.format(words=list(training.WORDS)), "report", "exec"), {})
     assert capsys.readouterr().out.splitlines()[-1] in training.WORDS
+
+
+@pytest.mark.slow
+def test_the_command_serves_the_held_out_digits(tmp_path, monkeypatch):
+    answers = {}
+
+    def ask(app, limits, host, port):
+        assert (host, port) == ("127.0.0.1", 8000)
+        with serving(app, limits) as client:
+            answers["page"] = client.get("/").body.decode()
+            answers["index"] = client.get("/v1/index").json
+            answers["found"] = client.post("/v1/search", query="a photo of the digit seven", k=3).json["results"]
+            answers["thumbnail"] = client.get(answers["found"][0]["thumbnail"])
+
+    monkeypatch.setattr(demo, "create_pair", lambda: create_clip(SMALL))
+    monkeypatch.setattr("zoo.serve.server.run", ask)
+    assert main(["demo", "--output", str(tmp_path), "--epochs", "1", "--serve"]) == 0
+    assert "<title>Search and classify</title>" in answers["page"]
+    assert answers["index"]["images"] == 360
+    assert answers["index"]["filters"] == {"digit": sorted(training.WORDS)}
+    assert [match["metadata"]["digit"] in training.WORDS for match in answers["found"]] == [True] * 3
+    assert answers["thumbnail"].headers["content-type"] == "image/jpeg"

@@ -1,5 +1,6 @@
 """`zoo serve`: routes, batching and bounds, over real sockets of this machine."""
 
+import asyncio
 import base64
 import json
 import socket
@@ -12,9 +13,11 @@ import pytest
 from serve_case import album_with_index, data_uri, png, running, some_images, stub_pipeline, with_images
 
 import zoo.serve
+from zoo.data.preprocess import decode_image
 from zoo.embeddings import Index
 from zoo.embeddings.catalogue import NAME
 from zoo.serve import Limits
+from zoo.serve.batching import Batcher, Kind
 
 TOKEN = "a-token-of-several-letters"
 
@@ -77,6 +80,26 @@ def test_embeddings_are_those_of_the_pipeline_as_floats_and_base64(client, pipel
     ).json
     got = np.stack([np.frombuffer(base64.b64decode(entry["embedding"]), "<f4") for entry in answer["data"]])
     np.testing.assert_allclose(got, pipeline.embed_images(images), atol=1e-5)
+
+
+def test_the_openai_client_works_unchanged(client, strict, pipeline, images):
+    import openai
+
+    ours = openai.OpenAI(base_url=f"http://127.0.0.1:{client.port}/v1", api_key="any")
+    (model,) = ours.models.list().data
+    texts = ["a photo of a seven", "a cat"]
+    for options in ({}, {"encoding_format": "float"}):  # by default the client asks for base64
+        answer = ours.embeddings.create(model=model.id, input=texts, **options)
+        np.testing.assert_allclose([entry.embedding for entry in answer.data], pipeline.embed_texts(texts), atol=1e-6)
+    uris = [data_uri(png(image)) for image in images]
+    answer = ours.embeddings.create(model=model.id, input=uris, extra_body={"modality": "image"})
+    np.testing.assert_allclose([entry.embedding for entry in answer.data], pipeline.embed_images(images), atol=1e-5)
+    with pytest.raises(openai.NotFoundError, match="this service has pair"):
+        ours.embeddings.create(model="text-embedding-3-small", input="a")
+    guarded = ours.with_options(base_url=f"http://127.0.0.1:{strict.port}/v1", api_key="another")
+    with pytest.raises(openai.AuthenticationError, match="the token is missing or wrong"):
+        guarded.models.list()
+    assert guarded.with_options(api_key=TOKEN).models.list().data
 
 
 def test_a_raw_image_is_a_body(client, pipeline, images):
@@ -301,6 +324,63 @@ def test_what_is_in_progress_is_answered_before_the_service_stops(pipeline, imag
                 client.get("/health")
             slow.go.set()
         assert answer.result().status == 200
+
+
+def test_texts_come_first_and_a_batch_waits_only_if_it_is_told_to():
+    async def sizes(max_wait, values):
+        """Return the batches of one-row values that come 50 ms apart."""
+        batches = []
+        kinds = [Kind(name, lambda rows, name=name: batches.append(name * len(rows)) or rows, 4, 99) for name in "ti"]
+        batcher = Batcher(kinds, max_wait=max_wait)
+        busy = threading.Event()
+        if not max_wait:
+            batcher.call(busy.wait)
+        runs = []
+        for name in values:
+            runs.append(asyncio.ensure_future(batcher.run(name, [np.zeros(1)])))
+            await asyncio.sleep(0.05)
+        busy.set()
+        await asyncio.gather(*runs)
+        batcher.close()
+        return batches
+
+    assert asyncio.run(sizes(0, "iitiit")) == ["tt", "iiii"]
+    assert asyncio.run(sizes(30.0, "iiii")) == ["iiii"]  # full before the time is over
+    assert asyncio.run(sizes(0.2, "ii")) == ["ii"]
+
+
+def test_an_error_of_the_model_concerns_one_image_and_tells_nothing(pipeline, images, caplog):
+    def fail(batch):
+        if batch.mean(axis=(1, 2, 3)).max() > 1.5:  # a white image
+            raise RuntimeError("a secret of the server")
+        return pipeline.encoder.images(batch)
+
+    white = data_uri(png(np.full((20, 20, 3), 255, np.uint8)))
+    with running(with_images(pipeline, fail)) as client, ThreadPoolExecutor(4) as pool:
+        post = lambda uri: client.post("/v1/embeddings", input=uri, modality="image")  # noqa: E731
+        answers = list(pool.map(post, [data_uri(png(images[0])), white, data_uri(png(images[1]))]))
+    assert [answer.status for answer in answers] == [200, 500, 200]
+    assert "secret" not in answers[1].body.decode() and answers[1].error["code"] == 500
+    assert "a secret of the server" in caplog.text
+
+
+def test_decodes_at_the_same_time_are_bounded(pipeline, images, monkeypatch):
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def decode(*arguments, **options):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.05)
+        with lock:
+            now[0] -= 1
+        return decode_image(*arguments, **options)
+
+    monkeypatch.setattr("zoo.serve.model.decode_image", decode)
+    with running(pipeline, Limits(max_decodes=3)) as client:
+        uris = [data_uri(png(image)) for image in images]
+        assert client.post("/v1/embeddings", input=uris, modality="image").status == 200
+    assert most == [3]
 
 
 # Bounds.

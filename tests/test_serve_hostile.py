@@ -6,8 +6,6 @@ import json
 import re
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pipeline_case import *  # noqa: F403
-from serve_case import Client, album_with_index, data_uri, png
+from serve_case import Process, album_with_index, data_uri, png
 
 pytestmark = [pytest.mark.backend, pytest.mark.once, pytest.mark.slow]
 
@@ -26,39 +24,15 @@ MAX_GROWTH = 1_500  # MB above the idle process: 2 decoded images of 50 million 
 MAX_HEALTH = 5.0  # seconds, on a machine that does other work too
 
 
-class Process:
-    """`zoo serve` as a process, whose memory is read from /proc."""
-
-    def __init__(self, folder, model):
-        self.log = folder / "server.log"
-        command = [sys.executable, "-m", "zoo", "serve", "--model", str(model), "--index", str(folder / "index")]
-        self.errors = self.log.open("w")
-        self.process = subprocess.Popen(
-            [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=self.errors, text=True
-        )
-        line = next(line for line in self.process.stdout if "Open http" in line)
-        self.client = Client(int(re.search(r":(\d+)", line.split("http://")[1])[1]))
-        self.client.wait_until_ready()
-
-    def megabytes(self, field="VmRSS"):
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) / 1e3
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait(60)
-        self.errors.close()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, saved, images):
     if not Path("/proc/self/status").exists():
         pytest.skip("reads /proc")
     folder = album_with_index(tmp_path_factory.mktemp("photos"), images, str(saved))
-    server = Process(folder, saved)
+    server = Process(folder, saved, "--index", str(folder / "index"))
     server.idle = server.megabytes()
     yield server
-    server.close()
+    assert server.close() == 0
     log = server.log.read_text()
     print(f"idle {server.idle:.0f} MB, largest {server.largest:.0f} MB, slowest /health {server.slowest:.2f} s")
     assert "Traceback" not in log, log

@@ -1,14 +1,17 @@
 """`zoo serve` with real models: a pair and a classifier, and the command."""
 
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from helpers import randomize
 from pipeline_case import *  # noqa: F403
-from serve_case import data_uri, png, running
+from serve_case import Process, data_uri, png, running
 
 import zoo
+from zoo import ClipPipeline
 from zoo.cli import main
 from zoo.data.preprocess import PreprocessSpec
 from zoo.inference.encoder import load_encoder
@@ -64,3 +67,38 @@ def test_encoder_lengths_are_those_that_texts_are_cut_to(saved):
     encoder = load_encoder(str(saved))
     tokens = np.asarray(encoder.tokenizer(["a", "word " * 20, "word " * 60]), np.int32)
     assert set(encoder.token_lengths(tokens)) <= set(encoder.lengths(tokens.shape[1])) == {8, 16, 32, 77}
+
+
+@pytest.fixture
+def int8(saved, tmp_path):
+    process = Process(tmp_path, saved, "--runtime", "onnx", "--precision", "int8", "--batch-size", "4")
+    yield process
+    process.process.kill()
+
+
+@pytest.mark.slow
+def test_the_command_serves_int8_and_answers_what_is_in_progress_before_it_stops(int8, saved, images):
+    texts, uris = ["a seven", "a photo of a three"], [data_uri(png(image)) for image in images]
+    post = int8.client.post
+    answers = [post("/v1/embeddings", input=texts), post("/v1/embeddings", input=uris, modality="image")]
+    got = [np.array([entry["embedding"] for entry in answer.json["data"]]) for answer in answers]
+    pipelines = {name: ClipPipeline(str(saved), runtime="onnx", precision=name) for name in ("int8", "float32")}
+    expected = {name: (each.embed_texts(texts), each.embed_images(images)) for name, each in pipelines.items()}
+    for vectors, same, other in zip(got, expected["int8"], expected["float32"], strict=True):
+        np.testing.assert_allclose(vectors, same, atol=1e-5)
+        assert np.abs(vectors - other).max() > 1e-4
+
+    body = b'{"input": "a text whose body arrives in two parts"}'
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", int8.client.port), timeout=30) as connection:
+        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:20])
+        time.sleep(0.5)
+        int8.process.terminate()
+        deadline = time.monotonic() + 20
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < deadline:
+                int8.client.get("/health")
+        connection.sendall(body[20:])
+        assert connection.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+        assert int8.process.wait(20) == 0
+    assert "Traceback" not in int8.log.read_text()

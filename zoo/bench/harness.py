@@ -92,8 +92,9 @@ def bench(
         "peer": peer,
     }
     if preset == SERVE:
-        (pair, *_), (engine, *_) = (*names, None), (*(runtime or ()), "keras")
-        return bench_serving(pair, runtime=engine, peer_url=peer_url, smoke=smoke, output=output)
+        first = {"name": names, "backend": backend, "runtime": runtime, "precision": dtype}
+        chosen = {key: values[0] for key, values in first.items() if values}
+        return bench_serving(**chosen, peer_url=peer_url, rounds=rounds, smoke=smoke, output=output)
     options = {key: tuple(values) for key, values in options.items() if values}
     check_options(options)
     others = {"rounds": rounds, "threads": threads, "limit": limit, "memory": memory, "smoke": smoke, "output": output}

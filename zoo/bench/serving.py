@@ -1,17 +1,18 @@
 """`zoo bench --preset serve`: `zoo serve` under load, with the load on the same cores.
 
-The server is a process of its own. The clients are threads of this one; each keeps its connection. What a call costs
-without HTTP is measured in this process before the server starts.
+The server is a process of its own. The clients are threads of this one; each keeps its connection. The same calls
+without HTTP, those over HTTP and those to another server take turns in several rounds, so that other load on the
+machine affects all of them.
 """
 
 import base64
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,22 +23,40 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from zoo.bench.machine import describe_machine
+from zoo.bench.machine import describe_machine, resident_bytes
 from zoo.utils.arrays import unit_rows
 from zoo.utils.env import available_cores, choose_backend
 from zoo.utils.files import atomic_write
 
 INDEX_SIZE, TOP_K = 10_000, 10
 CLIENTS = 16
-CALLS = 200  # of one client, for a median
-IMAGES, SIDE = 320, 256  # images per measurement, pixels
+PER_REQUEST = 8  # images of a large request
+CALLS, ROUNDS = 200, 5  # of one client, for a median; of all turns
+IMAGES, SIDE = 64, 256  # different ones; pixels of a side
+TURN_SECONDS, MAX_IMAGES = 4.0, 2048  # of the images in one turn
 START_SECONDS = 600.0
 LISTENING = re.compile(r"Open http://([\d.]+):(\d+)")
+SMALL, LARGE, MIXED = (
+    f"{CLIENTS} clients",
+    f"{CLIENTS} clients, {PER_REQUEST} images a request",
+    f"{CLIENTS} clients mixing texts and images",
+)
+LOADS = {SMALL: ("an image",), LARGE: ("a request",), MIXED: ("an image", "a text")}  # and what is timed in each
+DIRECT = "embed_images without HTTP"
+TARGETS = {
+    "cached search, median ms": "≤ 3",
+    "cached search, HTTP's own part, ms": "≤ 2",
+    "search by a new sentence, median ms": "≤ 20",
+    f"images/s, {LARGE}, of those without HTTP": "≥ 0.9",
+    f"{MIXED}, largest difference from single calls": "≤ 1e-5",
+    f"images/s, {SMALL}, of the peer's": "≥ 1.5",
+    f"an image, {SMALL}, p99 ms, of the peer's": "≤ 0.5",
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +64,8 @@ class ServeReport:
     """What a service did under load.
 
     Args:
-        machine: processor, cores and versions.
-        model: name of the pair.
+        machine: processor, cores, load and versions.
+        model: name of the pair, the runtime, the precision and the rounds.
         figures: {what: value}; the names say the unit.
         peer: the same of another server, {} without one.
     """
@@ -57,56 +76,61 @@ class ServeReport:
     peer: dict[str, float]
 
     def to_text(self) -> str:
-        """Return a Markdown table."""
-        rows = [f"| {self.model} | zoo serve | peer |", "|---|---|---|"]
-        names = dict.fromkeys([*self.figures, *self.peer])
-        rows += [f"| {name} | {_shown(self.figures, name)} | {_shown(self.peer, name)} |" for name in names]
+        """Return Markdown: the machine, and a table."""
+        rows = [f"- {label}: {value}" for label, value in self.machine.items()]
+        rows += ["", f"| {self.model} | zoo serve | peer | target |", "|---|--:|--:|--:|"]
+        for name in dict.fromkeys([*self.figures, *self.peer]):
+            cells = _shown(self.figures, name), _shown(self.peer, name), TARGETS.get(name, "")
+            rows.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(rows)
 
 
 def _shown(figures: dict[str, float], name: str) -> str:
-    return f"{figures[name]:.4g}" if name in figures else "–"
+    return f"{figures[name]:.4g}" if name in figures else ""
 
 
 def bench_serving(
     name: str | None = None,
     *,
+    backend: str | None = None,
     runtime: str = "keras",
+    precision: str = "float32",
     peer_url: str | None = None,
+    rounds: int | None = None,
     smoke: bool = False,
     output: str | Path | None = None,
 ) -> ServeReport:
-    """Measure `zoo serve` with a pair of random weights and an index of 10,000 vectors.
+    """Measure `zoo serve` with a pair and an index of 10,000 random vectors.
 
     Args:
-        name: name or path of a pair; by default one like the demo's.
-        runtime: "keras" or "onnx".
+        name: name or path of a pair; by default one like the demo's, with random weights.
+        backend, runtime, precision: as of `zoo serve`.
         peer_url: address of another server with OpenAI's embeddings and `modality`, such as infinity-emb's, which
-            gets the same load of images.
+            gets the same requests.
+        rounds: turns of each load, default 5.
         smoke: a tiny run.
         output: folder for serve.md and serve.json.
     """
-    choose_backend()
+    backend = choose_backend(backend)
     machine = describe_machine(available_cores())
+    rounds = rounds or (1 if smoke else ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         path, model = _prepare(Path(folder), name)
-        images = _jpegs(32 if smoke else IMAGES)
-        calls = 20 if smoke else CALLS
-        figures, expected = _in_process(path, Path(folder) / "index", images, runtime, calls)
-        arguments = ["--model", str(path), "--index", str(Path(folder) / "index"), "--runtime", runtime]
-        with _server(arguments) as (host, port, process):
-            figures |= _over_http(host, port, process, images, calls, expected)
-    figures["HTTP's own part of a cached search, ms"] = (
-        figures["cached search, median ms"] - figures["cached search without HTTP, median ms"]
-    )
-    figures["images/s, of those without HTTP"] = (
-        figures[f"images/s, {CLIENTS} clients"] / figures["images/s without HTTP"]
-    )
-    peer = {}
-    if peer_url is not None:
-        address = urllib.parse.urlsplit(peer_url)
-        peer = _load_images(Connections(address.hostname or "", address.port or 80, address.path), images)
-    report = ServeReport(machine, model, {key: round(value, 6) for key, value in figures.items()}, peer)
+        index_path = Path(folder) / "index"
+        direct = _Direct(path, index_path, runtime, precision)
+        arguments = ["--model", str(path), "--index", str(index_path), "--runtime", runtime, "--precision", precision]
+        with _server([*arguments, "--batch-size", str(direct.batch_size)]) as (host, port, process):
+            ours = Connections(host, port, "/v1")
+            figures = _median_times(ours, direct, 20 if smoke else CALLS)
+            servers = {"ours": ours} | ({"peer": Connections.to(peer_url)} if peer_url is not None else {})
+            turns = _take_turns(direct, servers, process.pid, rounds, smoke)
+            memory = resident_bytes(peak=True, process=process.pid)
+    peer = _figures_of("peer", turns, direct) if peer_url is not None else {}
+    figures |= _figures_of("ours", turns, direct) | _ratios(turns, rounds)
+    if memory is not None:
+        figures["memory of the server, largest MB"] = memory / 1e6
+    title = f"{model}, {backend if runtime == 'keras' else runtime}, {precision}, {rounds} rounds"
+    report = ServeReport(machine, title, {key: round(value, 8) for key, value in figures.items()}, peer)
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)
         for file, text in (("serve.md", report.to_text()), ("serve.json", json.dumps(report.__dict__, indent=1))):
@@ -139,35 +163,120 @@ def _jpegs(count: int) -> list[bytes]:
     return found
 
 
-def _median_ms(call: Callable[[], Any], count: int) -> float:
-    seconds = []
-    for _ in range(count):
+class _Direct:
+    """The pair in this process: the calls without HTTP, and what single calls give."""
+
+    def __init__(self, path: Path | str, index_path: Path, runtime: str, precision: str):
+        from zoo.embeddings import Index
+        from zoo.inference.forward import CALLS_MANY_ROWS
+        from zoo.inference.pipeline import ClipPipeline
+
+        self.pipeline = ClipPipeline(path, batch_size="auto", runtime=runtime, precision=precision)
+        self.batch_size = self.pipeline.encoder.batch_size
+        vectors = np.random.default_rng(0).standard_normal((INDEX_SIZE, self.pipeline.encoder.dim), np.float32)
+        self.index = Index.build(unit_rows(vectors), index_path, model=self.pipeline.fingerprint)
+        self.images = _jpegs(IMAGES)
+        self.uris = [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in self.images]
+        for _ in range(CALLS_MANY_ROWS):  # compiles
+            self.pipeline.embed_images(self.images[: self.batch_size])
+
+    def search(self) -> None:
+        """Search by a text in the cache."""
+        self.pipeline.search(self.index, "a photo of a seven", TOP_K)
+
+    def embed_images(self, count: int) -> "Turn":
+        """Embed `count` images."""
+        images = [self.images[i % IMAGES] for i in range(count)]
         start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(seconds)
+        self.pipeline.embed_images(images)
+        return Turn(time.perf_counter() - start, count, [])
+
+    def embed_one(self, request: "Request") -> np.ndarray:
+        """Return what single calls give for a request of one input."""
+        if request.images:
+            return self.pipeline.embed_images([self.images[request.number % IMAGES]])[0]
+        return self.pipeline.encoder.embed_texts([_sentence(request.number)])[0]
 
 
-def _rate(call: Callable[[], Any], count: int) -> float:
-    start = time.perf_counter()
-    call()
-    return count / (time.perf_counter() - start)
+def _sentence(number: int) -> str:
+    return f"a photo of the number {number}, written by hand"
 
 
-def _in_process(
-    path: Path | str, index_path: Path, images: Sequence[bytes], runtime: str, calls: int
-) -> tuple[dict[str, float], np.ndarray]:
-    """Return the figures without HTTP, and the embeddings of the first CLIENTS images."""
-    from zoo.embeddings import Index
-    from zoo.inference.pipeline import ClipPipeline
+class Request(NamedTuple):
+    """The body of a request to /embeddings with its number and its number of images."""
 
-    pipeline = ClipPipeline(path, batch_size="auto", runtime=runtime)
-    vectors = np.random.default_rng(0).standard_normal((INDEX_SIZE, pipeline.encoder.dim), np.float32)
-    index = Index.build(unit_rows(vectors), index_path, model=pipeline.fingerprint)
-    rate = max(_rate(lambda: pipeline.embed_images(images), len(images)) for _ in range(3))  # the first one compiles
-    cached = _median_ms(lambda: pipeline.search(index, "a photo of a seven", TOP_K), calls)
-    single = np.concatenate([pipeline.embed_images([image]) for image in images[:CLIENTS]])
-    return {"images/s without HTTP": rate, "cached search without HTTP, median ms": cached}, single
+    number: int
+    images: int
+    body: bytes
+
+
+class Reply(NamedTuple):
+    """A request, the seconds until its answer, and the answer."""
+
+    request: Request
+    seconds: float
+    body: bytes
+
+
+class Turn(NamedTuple):
+    """One turn of a load.
+
+    Args:
+        seconds: from the first request to the last answer.
+        images: number embedded.
+        replies: of all clients.
+        server, clients: CPU seconds of `zoo serve` and of this process.
+    """
+
+    seconds: float
+    images: int
+    replies: list[Reply]
+    server: float = 0.0
+    clients: float = 0.0
+
+
+class Connections:
+    """Connections to a server, one a thread, kept open.
+
+    Args:
+        host, port: of the server.
+        prefix: beginning of the paths.
+    """
+
+    def __init__(self, host: str, port: int, prefix: str = ""):
+        self._place, self._prefix = (host, port), prefix.rstrip("/")
+        self._kept = http.client.HTTPConnection(host, port, timeout=300)
+
+    @classmethod
+    def to(cls, url: str) -> "Connections":
+        """Return those to http://host:port/prefix."""
+        address = urllib.parse.urlsplit(url)
+        return cls(address.hostname or "", address.port or 80, address.path)
+
+    def fresh(self) -> "Connections":
+        """Return the same with a connection of its own."""
+        return Connections(*self._place, self._prefix)
+
+    def get(self, path: str) -> int:
+        """Return the status of an answer."""
+        return self._send("GET", path, None)[0]
+
+    def post(self, path: str, body: bytes) -> bytes:
+        """Return the body of an answer; ValueError for a refusal."""
+        status, answer = self._send("POST", path, body)
+        if status != 200:
+            raise ValueError(f"{path} answered {status}: {answer[:200]!r}")
+        return answer
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._kept.close()
+
+    def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        self._kept.request(method, self._prefix + path, body, headers)
+        response = self._kept.getresponse()
+        return response.status, response.read()
 
 
 @contextlib.contextmanager
@@ -182,7 +291,7 @@ def _server(arguments: Sequence[str]) -> Iterator[tuple[str, int, subprocess.Pop
                 raise ValueError(f"zoo serve did not start: exit code {process.wait()}")
             host, port = found[1], int(found[2])
             deadline = time.monotonic() + START_SECONDS
-            while Connections(host, port).get("/ready")[0] != 200:
+            while Connections(host, port).get("/ready") != 200:
                 if time.monotonic() > deadline:
                     raise ValueError(f"zoo serve was not ready within {START_SECONDS:g} s")
                 time.sleep(0.1)
@@ -191,122 +300,145 @@ def _server(arguments: Sequence[str]) -> Iterator[tuple[str, int, subprocess.Pop
             process.terminate()
 
 
-class Connections:
-    """One connection a thread, kept open.
+def _median_times(ours: Connections, direct: _Direct, calls: int) -> dict[str, float]:
+    """Return the medians of single calls that take turns."""
+    numbers = itertools.count(10**6)
 
-    Args:
-        host, port: of the server.
-        prefix: beginning of the paths.
-    """
+    def search(text: str) -> None:
+        ours.post("/search", json.dumps({"query": text, "k": TOP_K}).encode())
 
-    def __init__(self, host: str, port: int, prefix: str = ""):
-        self._open = lambda: http.client.HTTPConnection(host, port, timeout=300)
-        self._prefix, self._kept = prefix.rstrip("/"), self._open()
-
-    def fresh(self) -> "Connections":
-        """Return the same with a connection of its own."""
-        other = object.__new__(Connections)
-        other.__dict__.update(self.__dict__, _kept=self._open())
-        return other
-
-    def get(self, path: str) -> tuple[int, bytes]:
-        """Return the status and the body."""
-        return self._send("GET", path, None)
-
-    def post(self, path: str, fields: dict) -> dict:
-        """Return the JSON of an answer; ValueError for a refusal."""
-        status, body = self._send("POST", path, json.dumps(fields).encode())
-        if status != 200:
-            raise ValueError(f"{path} answered {status}: {body[:200]!r}")
-        return json.loads(body)
-
-    def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        self._kept.request(method, self._prefix + path, body, headers)
-        response = self._kept.getresponse()
-        return response.status, response.read()
-
-
-def _over_http(
-    host: str, port: int, process: subprocess.Popen, images: Sequence[bytes], calls: int, expected: np.ndarray
-) -> dict[str, float]:
-    one = Connections(host, port)
-    texts = iter(f"a photo of the number {i}, written by hand" for i in range(10**9))
-    figures = {
-        "/health, median ms": _median_ms(lambda: one.get("/health"), calls),
-        "cached search, median ms": _median_ms(
-            lambda: one.post("/v1/search", {"query": "a photo of a seven", "k": TOP_K}), calls
-        ),
-        "search by a new sentence, median ms": _median_ms(
-            lambda: one.post("/v1/search", {"query": next(texts), "k": TOP_K}), calls
-        ),
+    every: dict[str, Callable[[], Any]] = {
+        "cached search, median ms": lambda: search("a photo of a seven"),
+        "cached search without HTTP, median ms": direct.search,
+        "search by a new sentence, median ms": lambda: search(_sentence(next(numbers))),
     }
-    before = _cpu_seconds(process.pid), time.process_time()
-    figures |= _load_images(Connections(host, port, "/v1"), images)
-    figures["CPU seconds of the server in that load"] = _cpu_seconds(process.pid) - before[0]
-    figures["CPU seconds of the clients in that load"] = time.process_time() - before[1]
-    worst = _mixed_difference(host, port, images, expected)
-    figures["largest difference of 16 mixing clients from single calls"] = worst
-    figures["memory of the server, largest MB"] = _peak_megabytes(process.pid)
+    seconds: dict[str, list[float]] = {what: [] for what in every}
+    for _ in range(calls):
+        for what, call in every.items():
+            start = time.perf_counter()
+            call()
+            seconds[what].append(time.perf_counter() - start)
+    medians = {what: 1e3 * statistics.median(found) for what, found in seconds.items()}
+    own = medians["cached search, median ms"] - medians["cached search without HTTP, median ms"]
+    return medians | {"cached search, HTTP's own part, ms": own}
+
+
+def _take_turns(
+    direct: _Direct, servers: dict[str, Connections], process: int, rounds: int, smoke: bool
+) -> dict[tuple[str, str], list[Turn]]:
+    """Return {(server, load): its turns}; `DIRECT` is a load of no server."""
+    unit = CLIENTS * PER_REQUEST
+    count = unit
+    if not smoke:
+        rate = unit / direct.embed_images(unit).seconds
+        count = min(MAX_IMAGES, unit * max(1, round(rate * TURN_SECONDS / unit)))
+    numbers = itertools.count()
+    loads: dict[str, Callable[[], list[list[Request]]]] = {
+        SMALL: lambda: [[_of_images(direct, i, 1)] for i in range(count)],
+        LARGE: lambda: [[_of_images(direct, i, PER_REQUEST)] for i in range(0, count, PER_REQUEST)],
+        MIXED: lambda: [[_of_text(next(numbers)), _of_images(direct, i, 1)] for i in range(count)],
+    }
+    turns: dict[tuple[str, str], list[Turn]] = {("", DIRECT): []}
+    turns |= {(server, load): [] for load in loads for server in servers}
+    for connections in servers.values():  # warms up
+        for make in loads.values():
+            _run(connections, make()[: 2 * CLIENTS], process)
+    for _ in range(rounds):
+        turns["", DIRECT].append(direct.embed_images(count))
+        for load, make in loads.items():
+            groups = make()
+            for server, connections in servers.items():
+                turns[server, load].append(_run(connections, groups, process))
+    return turns
+
+
+def _of_images(direct: _Direct, number: int, count: int) -> Request:
+    uris = [direct.uris[i % IMAGES] for i in range(number, number + count)]
+    return Request(number, count, _body(input=uris, modality="image"))
+
+
+def _of_text(number: int) -> Request:
+    return Request(number, 0, _body(input=[_sentence(number)]))
+
+
+def _body(**fields: Any) -> bytes:
+    return json.dumps({**fields, "encoding_format": "base64"}).encode()
+
+
+def _run(connections: Connections, groups: list[list[Request]], process: int) -> Turn:
+    """Let CLIENTS clients send groups of requests, each client one request after the other."""
+
+    def client(own: list[list[Request]]) -> list[Reply]:
+        with contextlib.closing(connections.fresh()) as connection:
+            replies = []
+            for request in itertools.chain.from_iterable(own):
+                start = time.perf_counter()
+                answer = connection.post("/embeddings", request.body)
+                replies.append(Reply(request, time.perf_counter() - start, answer))
+            return replies
+
+    shares = [groups[i::CLIENTS] for i in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        server, clients, start = _cpu_seconds(process), time.process_time(), time.perf_counter()
+        replies = list(itertools.chain.from_iterable(pool.map(client, shares)))
+        seconds = time.perf_counter() - start
+    images = sum(reply.request.images for reply in replies)
+    return Turn(seconds, images, replies, _cpu_seconds(process) - server, time.process_time() - clients)
+
+
+def _figures_of(server: str, turns: dict[tuple[str, str], list[Turn]], direct: _Direct) -> dict[str, float]:
+    """Return the figures of a server's turns; rates are medians over rounds, latencies are over all requests."""
+    figures = {}
+    if server == "ours":
+        figures[f"images/s, {DIRECT}"] = statistics.median(_rate(turn) for turn in turns["", DIRECT])
+    for load, timed in LOADS.items():
+        own = turns[server, load]
+        figures[f"images/s, {load}"] = statistics.median(map(_rate, own))
+        for what in timed:
+            seconds = _latencies(own, what)
+            figures[f"{what}, {load}, median ms"] = 1e3 * statistics.median(seconds)
+            figures[f"{what}, {load}, p99 ms"] = 1e3 * float(np.percentile(seconds, 99))
+        if server == "ours":
+            images = sum(turn.images for turn in own)
+            figures[f"{load}, CPU ms of the server an image"] = 1e3 * sum(turn.server for turn in own) / images
+            figures[f"{load}, CPU ms of the clients an image"] = 1e3 * sum(turn.clients for turn in own) / images
+    replies = turns[server, MIXED][0].replies[: 2 * CLIENTS]
+    worst = max(float(np.abs(_vector(reply) - direct.embed_one(reply.request)).max()) for reply in replies)
+    return figures | {f"{MIXED}, largest difference from single calls": worst}
+
+
+def _ratios(turns: dict[tuple[str, str], list[Turn]], rounds: int) -> dict[str, float]:
+    """Return our rates in relation to those without HTTP and the peer's: medians over rounds."""
+    figures = {}
+    for load, (what, *_) in LOADS.items():
+        ours = turns["ours", load]
+        if load != MIXED:
+            shares = [_rate(ours[i]) / _rate(turns["", DIRECT][i]) for i in range(rounds)]
+            figures[f"images/s, {load}, of those without HTTP"] = statistics.median(shares)
+        if peer := turns.get(("peer", load)):
+            gains = [_rate(ours[i]) / _rate(peer[i]) for i in range(rounds)]
+            figures[f"images/s, {load}, of the peer's"] = statistics.median(gains)
+            tails = [float(np.percentile(_latencies(side, what), 99)) for side in (ours, peer)]
+            figures[f"{what}, {load}, p99 ms, of the peer's"] = tails[0] / tails[1]
     return figures
 
 
-def _load_images(connections: Connections, images: Sequence[bytes]) -> dict[str, float]:
-    """Return the images/s and latencies of CLIENTS clients that send one image a request."""
-    bodies = [_image_request(image) for image in images]
-    share = [bodies[i::CLIENTS] for i in range(CLIENTS)]
-
-    def client(own: Sequence[dict]) -> list[float]:
-        connection, seconds = connections.fresh(), []
-        for body in own:
-            start = time.perf_counter()
-            connection.post("/embeddings", body)
-            seconds.append(time.perf_counter() - start)
-        return seconds
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(client, [own[:2] for own in share]))  # warms up
-        start = time.perf_counter()
-        seconds = sorted(sum(pool.map(client, share), []))
-        took = time.perf_counter() - start
-    return {
-        f"images/s, {CLIENTS} clients": len(images) / took,
-        f"an image, {CLIENTS} clients, median ms": 1e3 * statistics.median(seconds),
-        f"an image, {CLIENTS} clients, p99 ms": 1e3 * seconds[min(len(seconds) - 1, int(0.99 * len(seconds)))],
-    }
+def _rate(turn: Turn) -> float:
+    return turn.images / turn.seconds
 
 
-def _image_request(image: bytes) -> dict:
-    uri = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
-    return {"input": [uri], "modality": "image", "encoding_format": "base64"}
+def _latencies(turns: Sequence[Turn], what: str) -> list[float]:
+    replies = itertools.chain.from_iterable(turn.replies for turn in turns)
+    return [reply.seconds for reply in replies if bool(reply.request.images) is (what != "a text")]
 
 
-def _mixed_difference(host: str, port: int, images: Sequence[bytes], expected: np.ndarray) -> float:
-    """Return the largest difference between embeddings under a mixed load and those of single calls."""
-
-    def client(number: int) -> float:
-        connection, worst = Connections(host, port), 0.0
-        for turn in range(8):
-            connection.post("/v1/embeddings", {"input": f"text {turn} of client {number}"})
-            request = {"input": _image_request(images[number])["input"], "modality": "image"}
-            got = connection.post("/v1/embeddings", request)["data"][0]["embedding"]
-            worst = max(worst, float(np.abs(np.array(got, np.float32) - expected[number]).max()))
-        return worst
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        return max(pool.map(client, range(len(expected))))
+def _vector(reply: Reply) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(json.loads(reply.body)["data"][0]["embedding"]), "<f4")
 
 
 def _cpu_seconds(process: int) -> float:
+    """Return the CPU time of a process; 0 where the system has no /proc."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return float(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime)
-
-
-def _peak_megabytes(process: int) -> float:
-    with contextlib.suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
-        if found:
-            return int(found[1]) / 1e3
-    return float("nan")
+    return 0.0

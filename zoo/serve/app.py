@@ -57,7 +57,7 @@ def create_app(
         name: what requests call the model; by default the model's own name.
         limits: bounds of what is accepted.
         token: bearer token that requests must send; None for none.
-        allowed_hosts: names that the Host header may have, in addition to localhost and IP addresses.
+        allowed_hosts: names that the Host header may have, besides localhost and IP addresses.
         max_wait_ms: milliseconds that the first input of a batch may wait for others.
 
     Raises:

@@ -71,8 +71,8 @@ class Guard:
         app: the application.
         metrics: counts the requests.
         token: the bearer token that all but OPEN require; None for none.
-        hosts: names that the Host header may have, in addition to localhost and IP addresses. An attacker's page
-            reaches a service behind a browser's back only under a name of the attacker's.
+        hosts: names that the Host header may have, besides localhost and IP addresses. An attacker's page reaches a
+            service behind a browser's back only under a name of the attacker's.
     """
 
     def __init__(self, app: Callable, metrics: Metrics, token: str | None, hosts: tuple[str, ...]):

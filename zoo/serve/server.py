@@ -3,6 +3,8 @@
 import asyncio
 import ipaddress
 import logging
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ def serve(
         port: TCP port; 0 takes a free one.
         name: what requests call the model; by default the file's name without its suffix.
         token_file: file with the bearer token that requests must send.
-        allowed_host: names that the Host header may have, in addition to localhost and IP addresses.
+        allowed_host: names that the Host header may have, besides localhost and IP addresses.
         runtime, precision: options of `ClipPipeline`.
         batch_size: largest batch of images; None measures which is fastest.
         max_wait_ms: milliseconds that the first input of a batch may wait for others.
@@ -70,12 +72,14 @@ def serve(
 
 
 def run(app: Any, limits: Limits, host: str, port: int) -> None:
-    """Run an application until a signal."""
+    """Run an application until SIGINT or SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     server = Server(configure(app, limits, host, port))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         server.run()
-    except KeyboardInterrupt:  # raised again by uvicorn once everything is closed
+    except KeyboardInterrupt:  # uvicorn raises the signal again once everything is closed
         return
 
 
