@@ -33,7 +33,8 @@ PAGES = {
     "/static/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/static/style.css": ("style.css", "text/css; charset=utf-8"),
 }
-SMALL = 1 << 15  # bytes of a body that is read on the event loop; a larger one is read in a thread
+SMALL = 1 << 15  # bytes of a body that is parsed on the event loop; a larger one is parsed in a thread
+FEW = 4  # embeddings of an answer that is written on the event loop; a larger one is written in a thread
 DEFAULT_TOP = 5  # classes of a classifier
 log = logging.getLogger("zoo.serve")
 Answer = Callable[[dict], Awaitable[dict]]
@@ -49,19 +50,19 @@ def create_app(
     allowed_hosts: Sequence[str] = (),
     max_wait_ms: float = 0.0,
 ) -> Guard:
-    """Return the service of a model as an ASGI application. Its slow sockets are bounded by `zoo.serve.serve` alone.
+    """Return the service as an ASGI application. Only `zoo.serve.serve` adds time-outs for slow sockets.
 
     Args:
         model: a pair's pipeline, or a classifier of `zoo.serve.model.open_model`.
         index: folder of an index of the pair's image embeddings, to search.
-        name: what requests call the model; by default the model's own name.
+        name: name of the model in requests; by default the model's own.
         limits: bounds of what is accepted.
         token: bearer token that requests must send; None for none.
-        allowed_hosts: names that the Host header may have, besides localhost and IP addresses.
+        allowed_hosts: host names to accept in the Host header besides localhost and IP addresses.
         max_wait_ms: milliseconds that the first input of a batch may wait for others.
 
     Raises:
-        ValueError: the index is of another model, or the model is a classifier; FileNotFoundError: no index there.
+        ValueError: an index of another model, or an index for a classifier; FileNotFoundError: no index there.
     """
     service = Service(model, index, name or model.encoder.name, limits or Limits(), max_wait_ms / 1000)
 
@@ -144,7 +145,8 @@ class Service:
                 self._check_model(values)
                 async with asyncio.timeout(self.limits.deadline_seconds):
                     result = await _unless_gone(request, answer(values))
-                return await self.model.in_thread(JSONResponse, result) if "data" in result else JSONResponse(result)
+                many = len(result.get("data", ())) > FEW
+                return await self.model.in_thread(JSONResponse, result) if many else JSONResponse(result)
             except TimeoutError as error:
                 seconds = f"{self.limits.deadline_seconds:g} s"
                 raise ApiError(504, f"there was no answer within {seconds}", retry_after=1) from error
@@ -211,7 +213,7 @@ class Service:
     async def embed(self, values: dict) -> dict:
         """`/v1/embeddings`, as OpenAI's, with `modality`."""
         if not self.model.is_pair and values["modality"] == "text":
-            raise ApiError(400, f"{self.model.name} is a classifier and embeds nothing", "modality")
+            raise ApiError(400, f"{self.model.name} is a classifier, which embeds no texts", "modality")
         if not self.model.is_pair:
             raise ApiError(400, f"{self.model.name} is a classifier; its outputs are at /v1/classify", "model")
         dim = self.model.encoder.dim
@@ -238,9 +240,7 @@ class Service:
         data = image if isinstance(image, bytes) else decode_data_uri(image, "image")
         if self.model.is_pair:
             if labels is None:
-                raise ApiError(
-                    400, "labels is missing; a CLIP model classifies by names that the request gives", "labels"
-                )
+                raise ApiError(400, "labels is missing; a CLIP model needs the names of the classes", "labels")
             count = len(labels) * len(values["templates"])
             if count > self.limits.max_prompts:
                 allowed = self.limits.max_prompts
@@ -352,7 +352,7 @@ class Service:
 
 
 async def _unless_gone(request: Request, answer: Awaitable[dict]) -> dict:
-    """Return the answer. A client that leaves before it cancels it, and raises `ClientDisconnect`."""
+    """Return the answer; if the client disconnects first, cancel it and raise `ClientDisconnect`."""
     task = asyncio.ensure_future(answer)
     gone = asyncio.ensure_future(_disconnected(request))
     try:

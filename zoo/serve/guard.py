@@ -1,4 +1,4 @@
-"""What every request passes first: Host, token and size are checked; headers are added, and requests are counted."""
+"""What every request passes first: the Host header and the token are checked, headers added, requests counted."""
 
 import hmac
 import ipaddress
@@ -71,8 +71,8 @@ class Guard:
         app: the application.
         metrics: counts the requests.
         token: the bearer token that all but OPEN require; None for none.
-        hosts: names that the Host header may have, besides localhost and IP addresses. An attacker's page reaches a
-            service behind a browser's back only under a name of the attacker's.
+        hosts: host names to accept in the Host header besides localhost and IP addresses. Others are refused because
+            of DNS rebinding, by which an attacker's page reaches a local service under the attacker's own host name.
     """
 
     def __init__(self, app: Callable, metrics: Metrics, token: str | None, hosts: tuple[str, ...]):
@@ -108,7 +108,7 @@ class Guard:
     def _refuse(self, scope: dict) -> ApiError | None:
         headers = [value for name, value in scope["headers"] if name == b"host"]
         if len(headers) != 1 or not self._knows(headers[0].decode("latin-1")):
-            return ApiError(421, "the Host header names another server; the one who runs this adds --allowed-host")
+            return ApiError(421, "the Host header names another server; --allowed-host NAME accepts it")
         if self._token is None or scope["path"] in OPEN:
             return None
         given = [value for name, value in scope["headers"] if name == b"authorization"]

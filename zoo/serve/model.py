@@ -123,7 +123,7 @@ class ServedModel:
         self._decoders = ThreadPoolExecutor(limits.max_decodes, thread_name_prefix="zoo-decode")
 
     def start(self) -> None:
-        """Run every batch shape as often as it takes to be compiled; then `ready`."""
+        """Run every batch shape until it is compiled; then the model is `ready`."""
         self.batcher.call(self._warm)
 
     def close(self) -> None:

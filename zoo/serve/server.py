@@ -41,11 +41,11 @@ def serve(
     Args:
         model: name or path of a pair or a classifier.
         index: folder of an index that was built with the pair.
-        host: address to listen on; another one than this machine's own needs a token.
+        host: address to listen on; any but a loopback address needs a token.
         port: TCP port; 0 takes a free one.
-        name: what requests call the model; by default the file's name without its suffix.
+        name: name of the model in requests; by default the file's name without its suffix.
         token_file: file with the bearer token that requests must send.
-        allowed_host: names that the Host header may have, besides localhost and IP addresses.
+        allowed_host: host names to accept in the Host header besides localhost and IP addresses.
         runtime, precision: options of `ClipPipeline`.
         batch_size: largest batch of images; None measures which is fastest.
         max_wait_ms: milliseconds that the first input of a batch may wait for others.
@@ -104,7 +104,7 @@ def configure(app: Any, limits: Limits, host: str = "127.0.0.1", port: int = 0) 
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which says where it listens, and once the model is ready."""
+    """uvicorn that prints the address of the page."""
 
     async def startup(self, sockets: Any = None) -> None:
         """Open the sockets and print the address of the page."""

@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const TOKEN = "zoo-token"; // in the tab's storage
 const PAUSE = 150; // milliseconds after a key, before a search
 
-const state = { image: null, picture: null, search: null, pause: 0, shown: [] };
+const state = { image: null, file: null, search: null, pause: 0, shown: [] };
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -182,8 +182,8 @@ async function setFilters() {
 
 // Classify.
 
-async function setPicture(file) {
-  state.picture = file;
+async function setFile(file) {
+  state.file = file;
   const uri = await readAsDataUri(file);
   $("classify-image").src = uri;
   $("classify-image").hidden = false;
@@ -192,8 +192,8 @@ async function setPicture(file) {
 
 async function classify() {
   say("");
-  if (!state.picture) return say("Choose an image first.");
-  const fields = { image: await readAsDataUri(state.picture), top: 20 };
+  if (!state.file) return say("Choose an image first.");
+  const fields = { image: await readAsDataUri(state.file), top: 20 };
   if (!$("label-fields").hidden) {
     fields.labels = $("labels").value.split(/[\n,]/).map((label) => label.trim()).filter(Boolean);
     fields.templates = [$("template").value];
@@ -269,9 +269,9 @@ function setDrop(name, use) {
 async function start() {
   setTabs();
   setDrop("search", setSearchImage);
-  setDrop("classify", setPicture);
+  setDrop("classify", setFile);
   document.addEventListener("paste", (event) => {
-    take(event.clipboardData.files[0], $("search").hidden ? setPicture : setSearchImage);
+    take(event.clipboardData.files[0], $("search").hidden ? setFile : setSearchImage);
   });
   $("query").addEventListener("input", () => {
     if (state.image) {
