@@ -30,7 +30,7 @@ from PIL import Image
 
 from zoo.bench.machine import describe_machine, resident_bytes
 from zoo.utils.arrays import unit_rows
-from zoo.utils.env import available_cores, choose_backend
+from zoo.utils.env import available_cores, choose_backend, keep_freed_memory
 from zoo.utils.files import atomic_write
 
 INDEX_SIZE, TOP_K = 10_000, 10
@@ -39,6 +39,7 @@ PER_REQUEST = 8  # images of a large request
 CALLS, ROUNDS = 200, 5  # of one client, for a median; of all turns
 IMAGES, SIDE = 64, 256  # different ones; pixels of a side
 TURN_SECONDS, MAX_IMAGES = 4.0, 2048  # of the images in one turn
+SMOKE_BATCH = 4
 START_SECONDS = 600.0
 LISTENING = re.compile(r"Open http://([\d.]+):(\d+)")
 SMALL, LARGE, MIXED = (
@@ -111,13 +112,14 @@ def bench_serving(
         smoke: a tiny run.
         output: folder for serve.md and serve.json.
     """
+    keep_freed_memory()  # as in `zoo serve`
     backend = choose_backend(backend)
     machine = describe_machine(available_cores())
     rounds = rounds or (1 if smoke else ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
         path, model = _prepare(Path(folder), name)
         index_path = Path(folder) / "index"
-        direct = _Direct(path, index_path, runtime, precision)
+        direct = _Direct(path, index_path, runtime, precision, batch_size=SMOKE_BATCH if smoke else "auto")
         arguments = ["--model", str(path), "--index", str(index_path), "--runtime", runtime, "--precision", precision]
         with _server([*arguments, "--batch-size", str(direct.batch_size)]) as (host, port, process):
             ours = Connections(host, port, "/v1")
@@ -166,12 +168,12 @@ def _jpegs(count: int) -> list[bytes]:
 class _Direct:
     """The pair in this process: the calls without HTTP, and what single calls give."""
 
-    def __init__(self, path: Path | str, index_path: Path, runtime: str, precision: str):
+    def __init__(self, path: Path | str, index_path: Path, runtime: str, precision: str, *, batch_size: int | str):
         from zoo.embeddings import Index
         from zoo.inference.forward import CALLS_MANY_ROWS
         from zoo.inference.pipeline import ClipPipeline
 
-        self.pipeline = ClipPipeline(path, batch_size="auto", runtime=runtime, precision=precision)
+        self.pipeline = ClipPipeline(path, batch_size=batch_size, runtime=runtime, precision=precision)
         self.batch_size = self.pipeline.encoder.batch_size
         vectors = np.random.default_rng(0).standard_normal((INDEX_SIZE, self.pipeline.encoder.dim), np.float32)
         self.index = Index.build(unit_rows(vectors), index_path, model=self.pipeline.fingerprint)
@@ -187,9 +189,9 @@ class _Direct:
     def embed_images(self, count: int) -> "Turn":
         """Embed `count` images."""
         images = [self.images[i % IMAGES] for i in range(count)]
-        start = time.perf_counter()
+        cpu, start = time.process_time(), time.perf_counter()
         self.pipeline.embed_images(images)
-        return Turn(time.perf_counter() - start, count, [])
+        return Turn(time.perf_counter() - start, count, [], clients=time.process_time() - cpu)
 
     def embed_one(self, request: "Request") -> np.ndarray:
         """Return what single calls give for a request of one input."""
@@ -328,7 +330,7 @@ def _take_turns(
 ) -> dict[tuple[str, str], list[Turn]]:
     """Return {(server, load): its turns}; `DIRECT` is a load of no server."""
     unit = CLIENTS * PER_REQUEST
-    count = unit
+    count = unit // 4
     if not smoke:
         rate = unit / direct.embed_images(unit).seconds
         count = min(MAX_IMAGES, unit * max(1, round(rate * TURN_SECONDS / unit)))
@@ -390,7 +392,8 @@ def _figures_of(server: str, turns: dict[tuple[str, str], list[Turn]], direct: _
     """Return the figures of a server's turns; rates are medians over rounds, latencies are over all requests."""
     figures = {}
     if server == "ours":
-        figures[f"images/s, {DIRECT}"] = statistics.median(_rate(turn) for turn in turns["", DIRECT])
+        figures[f"images/s, {DIRECT}"] = statistics.median(map(_rate, turns["", DIRECT]))
+        figures[f"{DIRECT}, CPU ms an image"] = _cpu_ms(turns["", DIRECT], "clients")
     for load, timed in LOADS.items():
         own = turns[server, load]
         figures[f"images/s, {load}"] = statistics.median(map(_rate, own))
@@ -399,9 +402,8 @@ def _figures_of(server: str, turns: dict[tuple[str, str], list[Turn]], direct: _
             figures[f"{what}, {load}, median ms"] = 1e3 * statistics.median(seconds)
             figures[f"{what}, {load}, p99 ms"] = 1e3 * float(np.percentile(seconds, 99))
         if server == "ours":
-            images = sum(turn.images for turn in own)
-            figures[f"{load}, CPU ms of the server an image"] = 1e3 * sum(turn.server for turn in own) / images
-            figures[f"{load}, CPU ms of the clients an image"] = 1e3 * sum(turn.clients for turn in own) / images
+            for side in ("server", "clients"):
+                figures[f"{load}, CPU ms of the {side} an image"] = _cpu_ms(own, side)
     replies = turns[server, MIXED][0].replies[: 2 * CLIENTS]
     worst = max(float(np.abs(_vector(reply) - direct.embed_one(reply.request)).max()) for reply in replies)
     return figures | {f"{MIXED}, largest difference from single calls": worst}
@@ -425,6 +427,10 @@ def _ratios(turns: dict[tuple[str, str], list[Turn]], rounds: int) -> dict[str, 
 
 def _rate(turn: Turn) -> float:
     return turn.images / turn.seconds
+
+
+def _cpu_ms(turns: Sequence[Turn], side: str) -> float:
+    return 1e3 * sum(getattr(turn, side) for turn in turns) / sum(turn.images for turn in turns)
 
 
 def _latencies(turns: Sequence[Turn], what: str) -> list[float]:
