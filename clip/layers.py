@@ -201,11 +201,15 @@ class AttentionPool(layers.Layer):
         x = ops.concatenate([ops.mean(x, axis=1, keepdims=True), x], axis=1) + self.positional_embedding
         query, key, value = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)  # (B, 1, C), (B, L, C) twice
         query, key, value = (self._split_heads(y) for y in (query, key, value))
-        x = ops.dot_product_attention(query, key, value)  # (B, 1, heads, C / heads)
+        # by products: torch's own attention has no second derivatives, JAX's does not compute in float16 on a CPU
+        scores = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, 2, 3))  # (B, heads, 1, L)
+        shares = ops.softmax(ops.cast(scores, kernels.at_least_float32(self.compute_dtype)))
+        x = ops.matmul(ops.cast(shares, self.compute_dtype), value)  # (B, heads, 1, C / heads)
         return self.c_proj(ops.reshape(x, (-1, channels)))
 
     def _split_heads(self, x):
-        return ops.reshape(x, (-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads))
+        x = ops.reshape(x, (-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads))
+        return ops.transpose(x, (0, 2, 1, 3))  # (B, heads, L, C / heads)
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.output_dim)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from convnext.kernels import computes_in_float32_on_cpu
     from convnext.layers import (
         GRN,
+        BatchNormalization,
         Conv2D,
         Dense,
         DepthwiseConv2D,
@@ -59,6 +60,7 @@ _MODULES = {
     "convnext.kernels": ("computes_in_float32_on_cpu",),
     "convnext.layers": (
         "GRN",
+        "BatchNormalization",
         "Conv2D",
         "Dense",
         "DepthwiseConv2D",
@@ -85,6 +87,7 @@ __all__ = [  # noqa: F822 (resolved in __getattr__)
     "GRN",
     "TABLES",
     "AdamW",
+    "BatchNormalization",
     "Conv2D",
     "Dense",
     "DepthwiseConv2D",

@@ -16,6 +16,7 @@ from convnext.keras_internals import (
     swapped_values,
     take_over_rematerialization,
 )
+from convnext.kernels.reference import with_a_row
 from convnext.layers import PACKAGE
 
 CHANGED_BY_CALL = ("seed_generator_state", "moving_mean", "moving_variance")
@@ -152,10 +153,6 @@ def _block(graph, releases, begin, end, is_recomputed):
     return Block(tuple(zip(calls, releases[begin:end], strict=True)), inputs, outputs, is_recomputed)
 
 
-def _has_no_rows(inputs) -> bool:
-    return any(getattr(x, "shape", (1,))[:1] == (0,) for x in tree.flatten(inputs))
-
-
 @keras.saving.register_keras_serializable(PACKAGE)
 class Functional(keras.Model):
     """A functional `keras.Model` that on torch frees each intermediate result after the last layer that reads it.
@@ -187,10 +184,17 @@ class Functional(keras.Model):
             return self._call(inputs, training, mask, context)
 
     def _call(self, inputs, training, mask, context):
-        if keras.backend.backend() == "tensorflow" and not training and _has_no_rows(inputs):
-            # several operations of TensorFlow and of Keras on it fail on an empty batch
-            one = tree.map_structure(lambda x: ops.zeros((1, *x.shape[1:]), x.dtype), inputs)
-            return tree.map_structure(lambda y: y[:0], self._call(one, training, mask, context))
+        flat = tree.flatten(inputs)
+        if keras.backend.backend() == "tensorflow" and not training and all(map(ops.is_tensor, flat)):
+            rows = ops.shape(flat[0])[0]
+            if not isinstance(rows, int) or rows == 0:
+                # several operations of TensorFlow, and of Keras on it, fail on an empty batch or give it a wrong shape
+                inputs = tree.map_structure(with_a_row, inputs)
+                outputs = self._call_graph(inputs, training, mask, context)
+                return tree.map_structure(lambda y: y[:rows], outputs)
+        return self._call_graph(inputs, training, mask, context)
+
+    def _call_graph(self, inputs, training, mask, context):
         in_blocks = self.checkpoint_activations and training is True
         is_own_way = in_blocks or keras.backend.backend() == "torch"
         if is_own_way and mask is None and not context and self._plan is not None:

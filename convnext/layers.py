@@ -18,6 +18,7 @@ __all__ = [
     "CHANNELS_LAST",
     "GRN",
     "PACKAGE",
+    "BatchNormalization",
     "Conv2D",
     "Dense",
     "DepthwiseConv2D",
@@ -164,10 +165,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class LayerNormalization(keras.layers.LayerNormalization):
-    """Keras' layer, with derivatives of every order on TensorFlow. Same result.
-
-    `tf.nn.moments` holds the mean in its variance constant, by which second derivatives are wrong without a message.
-    """
+    """Keras' layer, with derivatives of every order on TensorFlow, see `_moments`. Same result."""
 
     def call(self, inputs):
         is_last = self.axis in (-1, [-1], len(inputs.shape) - 1, [len(inputs.shape) - 1])
@@ -175,13 +173,39 @@ class LayerNormalization(keras.layers.LayerNormalization):
             return super().call(inputs)
         dtype = at_least_float32(keras.backend.standardize_dtype(inputs.dtype))
         x = ops.cast(inputs, dtype)
-        mean, variance = ops.moments(x, axes=-1, keepdims=True)
-        variance = variance - ops.square(mean - ops.stop_gradient(mean))  # the term is 0, its second derivative is not
+        mean, variance = _moments(x, -1, keepdims=True)
         scale = ops.rsqrt(variance + self.epsilon)
         scale = scale if self.gamma is None else scale * ops.cast(self.gamma, dtype)
         offset = -mean * scale
         offset = offset if self.beta is None else offset + ops.cast(self.beta, dtype)
         return ops.cast(x * scale + offset, self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' layer, with derivatives of every order on TensorFlow, see `_moments`. Same result."""
+
+    def call(self, inputs, training=None, mask=None):
+        takes_moments = training and self.trainable and mask is None and not (self.synchronized or self.renorm)
+        if keras.backend.backend() != "tensorflow" or not takes_moments:
+            return super().call(inputs, training=training, mask=mask)
+        dtype, axis = at_least_float32(keras.backend.standardize_dtype(inputs.dtype)), self.axis % len(inputs.shape)
+        x = ops.cast(inputs, dtype)
+        moments = _moments(x, [other for other in range(len(x.shape)) if other != axis])
+        for moving, now in zip((self.moving_mean, self.moving_variance), moments, strict=True):
+            moving.assign(ops.cast(moving, dtype) * self.momentum + now * (1.0 - self.momentum))
+        gamma, beta = (None if value is None else ops.cast(value, dtype) for value in (self.gamma, self.beta))
+        outputs = ops.batch_normalization(x, *moments, axis, offset=beta, scale=gamma, epsilon=self.epsilon)
+        return ops.cast(outputs, self.compute_dtype)
+
+
+def _moments(x: Any, axes: Any, keepdims: bool = False) -> tuple[Any, Any]:
+    """Return (mean, variance).
+
+    `tf.nn.moments` holds the mean in its variance constant, by which second derivatives are wrong without a message.
+    """
+    mean, variance = ops.moments(x, axes, keepdims=keepdims)
+    return mean, variance - ops.square(mean - ops.stop_gradient(mean))  # the term is 0, its second derivative is not
 
 
 def _geometry(layer: Any) -> kernels.Geometry:

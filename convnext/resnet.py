@@ -13,7 +13,7 @@ import keras
 from keras import layers
 
 from convnext.functional import Functional
-from convnext.layers import CHANNELS_LAST, Conv2D, Normal
+from convnext.layers import CHANNELS_LAST, BatchNormalization, Conv2D, Normal
 from convnext.model import (
     INPUT,
     Shape,
@@ -124,4 +124,4 @@ def conv_norm(x, dim, size, stride, row, conv_name, norm_name):
         data_format=CHANNELS_LAST,
         name=conv_name,
     )(x)
-    return layers.BatchNormalization(momentum=MOMENTUM, epsilon=row.epsilon, name=norm_name)(x)
+    return BatchNormalization(momentum=MOMENTUM, epsilon=row.epsilon, name=norm_name)(x)

@@ -1,7 +1,8 @@
 """Benchmark what each kernel gives a whole model: its time with a faster one off, divided by that with all on.
 
-    KERAS_BACKEND=jax python tests/bench_kernels.py --output build/kernels.jsonl [--rounds 5] [--seconds 450]
-    python tests/bench_kernels.py --output build/kernels.jsonl --table        # Markdown, of all backends
+    python tests/bench_kernels.py --output build/kernels.jsonl [--rounds 5] [--seconds 450]    # all backends, or one:
+    KERAS_BACKEND=jax python tests/bench_kernels.py --output build/kernels.jsonl --forms "conv2d*" --train --batch 8
+    python tests/bench_kernels.py --output build/kernels.jsonl --table                         # Markdown
 
 Models are ConvNeXt-Tiny V1 and V2 and the towers of ViT-B-32, in inference and in a training step with AdamW, for
 batches of 8 and 1; ResNet-50 for the convolution on a view, which the others do not have. The forms take turns within
@@ -12,9 +13,12 @@ each round. Every result is written at once, and a run leaves out those that the
 
 import argparse
 import contextlib
+import fnmatch
 import functools
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,14 +38,19 @@ def main():
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines, added to")
     parser.add_argument("--rounds", type=int, default=5, help="turns per form (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no measurement after this time")
+    parser.add_argument("--forms", nargs="+", default=["*"], metavar="PATTERN", help="of BACKEND/FORM or FORM")
+    parser.add_argument("--train", action="store_true", help="training steps alone")
+    parser.add_argument("--batch", type=int, help="this batch size alone")
     parser.add_argument("--table", action="store_true", help="print the file as a table and measure nothing")
     parser.add_argument("--cpu-time", action="store_true", help="compare processor time, on one core")
     options = parser.parse_args()
     if options.table:
-        print(table(read(options.output)))
-        return
+        return print(table(read(options.output)))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    measure_missing(options)
+    if "KERAS_BACKEND" in os.environ:
+        return measure_missing(options)
+    for backend in PARTS_OF:
+        subprocess.run([sys.executable, *sys.argv], env={**os.environ, "KERAS_BACKEND": backend}, check=True)
 
 
 def read(path):
@@ -60,11 +69,13 @@ def measure_missing(options):
     backend, start = keras.backend.backend(), time.monotonic()
     done = {key_of(row) for row in read(options.output)}
     for batch, train in WORK:
+        if (options.train and not train) or options.batch not in (None, batch):
+            continue
         for label in MODELS:
             forms = {
                 form: switch
                 for form, (models, switch) in forms_of(backend).items()
-                if label in models and form not in WITHOUT_EFFECT[train]
+                if label in models and form not in WITHOUT_EFFECT[train] and is_wanted(backend, form, options.forms)
             }
             key = (backend, label, batch, train)
             if not forms or key in done or time.monotonic() - start > options.seconds:
@@ -73,6 +84,10 @@ def measure_missing(options):
             with options.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
+
+
+def is_wanted(backend, form, patterns):
+    return any(fnmatch.fnmatch(name, pattern) for name in (form, f"{backend}/{form}") for pattern in patterns)
 
 
 WITHOUT_EFFECT = {  # training: forms that it does not reach

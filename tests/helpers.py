@@ -45,6 +45,32 @@ def _torch(loss_of, variables):
     return torch.autograd.grad(loss_of(), [variable.value for variable in variables])
 
 
+def second_derivative(function):
+    """Return d²/dt² function(t) at 0 of a function from a scalar tensor to one, computed by the current backend."""
+    import keras
+
+    zero = keras.Variable(np.float32(0)).value
+    if keras.backend.backend() == "jax":
+        import jax
+
+        def stateless(value):
+            with keras.StatelessScope():
+                return function(value)
+
+        return float(jax.jit(jax.grad(jax.grad(stateless)))(zero))
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as outer, tf.GradientTape() as inner:
+            value = function(zero)
+            slope = inner.gradient(value, zero)
+        return float(outer.gradient(slope, zero))
+    import torch
+
+    (slope,) = torch.autograd.grad(function(zero), zero, create_graph=True)
+    return float(torch.autograd.grad(slope, zero)[0])
+
+
 def predict(model, x):
     """Return a model's inference output as NumPy; on JAX compiled as a whole, which is faster than op by op."""
     import keras

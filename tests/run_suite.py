@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "build" / "suite"
 ORACLES = ROOT / "build" / "oracles"
 BACKENDS = ("jax", "tensorflow", "torch")
+SHOWN = 20  # of the slowest tests
 PARTS = 2  # processes for each backend: less memory each, and the slots end together
 QUIET = {
     "HF_HUB_OFFLINE": "1",  # the oracles have random weights, so nothing needs the network
@@ -74,6 +75,7 @@ class Result:
     passed: int = 0
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
+    durations: list[tuple[float, str]] = field(default_factory=list)
     complaint: str = ""
 
 
@@ -239,17 +241,21 @@ def read_junit(path: Path, result: Result) -> None:
     """Add the counts of a JUnit file. It is missing or broken where the process died; the exit code says so."""
     with contextlib.suppress(OSError, ElementTree.ParseError):
         for case in ElementTree.parse(path).getroot().iter("testcase"):
-            verdicts = {child.tag for child in case}
+            verdicts, test = {child.tag for child in case}, f"{case.get('classname')}::{case.get('name')}"
+            result.durations.append((float(case.get("time", 0)), test))
             if verdicts & {"failure", "error"}:
-                result.failed.append(f"{case.get('classname')}::{case.get('name')}")
+                result.failed.append(test)
             elif "skipped" in verdicts:
                 result.skipped += 1
             else:
                 result.passed += 1
 
 
-def summarise(results: list[Result], seconds: float) -> None:
-    """Print every failed test and step, and one line with the totals."""
+def summarise(results: list[Result], total_seconds: float) -> None:
+    """Print the slowest tests, every failed test and step, and one line with the totals."""
+    times = sorted((seconds, f"{result.name}: {test}") for result in results for seconds, test in result.durations)
+    for seconds, test in times[-SHOWN:]:
+        print(f"{seconds:6.1f} s  {test}")
     for result in results:
         for test in result.failed:
             print(f"FAILED {result.name}: {test}")
@@ -263,8 +269,8 @@ def summarise(results: list[Result], seconds: float) -> None:
         f"{total(lambda result: result.passed)} passed, {total(lambda result: result.skipped)} skipped, "
         f"{total(lambda result: len(result.failed))} failed"
     )
-    times = [f"{result.name} {clock(result.seconds)}" for result in results]
-    print("suite: " + " · ".join([counts, *times, f"total {clock(seconds)}"]))
+    steps = [f"{result.name} {clock(result.seconds)}" for result in results]
+    print("suite: " + " · ".join([counts, *steps, f"total {clock(total_seconds)}"]))
 
 
 def clock(seconds: float) -> str:

@@ -6,6 +6,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
+from golden import make_golden as golden
 from helpers import predict
 from keras import layers, ops
 
@@ -50,6 +51,15 @@ def test_a_training_step_is_traced_once_and_again_after_another_compile(create, 
     model.compile(**({"loss": "sparse_categorical_crossentropy"} if create is classifier else {}), optimizer="sgd")
     model.train_on_batch(*batch)
     assert len(traced) == 2
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="compiles each shape")
+@pytest.mark.parametrize("name", ["convnextv2", "resnet"])
+def test_an_empty_batch(name):
+    model = golden.MODELS[name]()
+    for rows in (2, 1, 0):  # TensorFlow traces its function for an open batch size at the second
+        images = np.zeros((rows, *model.input_shape[1:]), "float32")
+        assert model.predict_on_batch(images).shape == model(images).shape == (rows, model.output_shape[1])
 
 
 class AddOne(layers.Layer):

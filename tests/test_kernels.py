@@ -115,7 +115,7 @@ def _by_tensorflow(function, arrays, second):
     import tensorflow as tf
 
     if 0 in arrays[0].shape:  # the gradients of sums over no elements end the process
-        return [function(*arrays)]
+        return [tf.function(function)(*arrays)]
 
     @tf.function
     def compute(*arrays):

@@ -1,16 +1,23 @@
 """Keras' own test of a layer, on every layer of ours: configuration, building, symbolic and eager calls, training."""
 
+import inspect
+
 import keras
+import numpy as np
 import pytest
+from helpers import gradients, second_derivative
+from keras import ops
 from keras.src.testing import TestCase
 
 from clip import layers as of_clip
 from clip.towers import branches
 from clip.zero_shot import ZeroShotHead
-from convnext import GRN, Conv2D, Dense, DepthwiseConv2D, LayerNormalization, LayerScale
+from convnext import GRN, BatchNormalization, Conv2D, Dense, DepthwiseConv2D, LayerNormalization, LayerScale
 from convnext.fcmae import MaskToken
 
 pytestmark = pytest.mark.backend
+
+BACKEND = keras.backend.backend()
 
 IMAGES, TOKENS = (2, 5, 4, 6), (2, 5, 8)
 BATCH_NORM = 2  # weights of a norm that are trained, and as many that are not
@@ -19,6 +26,7 @@ CHECKS = [
     (GRN, {}, IMAGES, IMAGES, 2),
     (LayerScale, {"init_value": 0.5}, IMAGES, IMAGES, 1),
     (LayerNormalization, {"epsilon": 1e-6}, IMAGES, IMAGES, 2),
+    (BatchNormalization, {"momentum": 0.9}, IMAGES, IMAGES, 2),
     (Dense, {"units": 3, "activation": "gelu"}, IMAGES, (2, 5, 4, 3), 2),
     (Conv2D, {"filters": 3, "kernel_size": 2, "strides": 2}, IMAGES, (2, 2, 2, 3), 2),
     (DepthwiseConv2D, {"kernel_size": 7, "padding": "same"}, IMAGES, IMAGES, 2),
@@ -68,6 +76,31 @@ def test_keras_own_check(layer, arguments, shape, output, trained):
         expected_num_trainable_weights=trained,
         run_training_check=not several and trained > 0,
     )
+
+
+NORMS = (LayerNormalization, BatchNormalization)  # TensorFlow's moments hold the mean in the variance constant
+TWICE = [
+    pytest.param(*check[:3], marks=[pytest.mark.wide] if BACKEND == "jax" and check[0] not in NORMS else [])
+    for check in CHECKS
+    if isinstance(check[2], tuple) and check[0] not in INTEGERS
+]
+
+
+@pytest.mark.parametrize("layer, arguments, shape", TWICE)
+def test_second_derivatives_are_those_of_the_first(layer, arguments, shape, rng):
+    x, direction = (ops.convert_to_tensor(rng.standard_normal(shape).astype("float32")) for _ in range(2))
+    layer = layer(**arguments)
+    layer.build(shape)
+    for weight in layer.weights:
+        weight.assign(rng.standard_normal(weight.shape).astype("float32"))
+    options = {"training": True} if "training" in inspect.signature(layer.call).parameters else {}
+
+    def cube(step):
+        return ops.sum(layer(x + step * direction, **options) ** 3)
+
+    steps = [keras.Variable(np.float32(step)) for step in (-1e-2, 1e-2)]
+    slopes = [gradients(lambda step=step: cube(step.value), [step])[0] for step in steps]
+    assert second_derivative(cube) == pytest.approx((slopes[1] - slopes[0]) / 2e-2, rel=2e-2)
 
 
 @pytest.mark.once

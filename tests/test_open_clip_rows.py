@@ -11,8 +11,6 @@ import clip
 
 OURS = {name for name in clip.VARIANTS if name.startswith("convnext_v2_")}
 APPLES = {"MobileCLIP-S0"}  # published with Apple's own code alone
-ALL = tuple(name for name in clip.VARIANTS if name not in OURS)
-FEW = ("RN50", "ViT-S-32-alt", "ViT-B-16-plus-240", "convnext_base_w_320", "MobileCLIP-S0", "MobileCLIP2-S2")
 COUNT = """
 import json, sys, torch
 from helpers import declare_torchvision_operators
@@ -34,25 +32,14 @@ print(json.dumps(described))
 """
 
 
-@pytest.fixture(scope="module", params=[FEW, pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
-def theirs(request):
-    """{name: [parameters, embed_dim, image_size, text width, heads, layers]} of the names that open_clip has."""
-    here = Path(__file__).resolve().parent
-    run = subprocess.run(
-        [sys.executable, "-c", COUNT, *request.param],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+@pytest.mark.slow  # the counts of every row are in test_parameter_counts.py
+def test_rows_are_those_of_open_clip():
+    here, names = Path(__file__).resolve().parent, [name for name in clip.VARIANTS if name not in OURS]
+    run = subprocess.run([sys.executable, "-c", COUNT, *names], cwd=here, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def test_rows_are_those_of_open_clip(theirs, request):
-    names = request.node.callspec.params["theirs"]
-    assert set(names) - set(theirs) == APPLES & set(names)
+    # {name: [parameters, embed_dim, image_size, text width, heads, layers]} of the names that open_clip has
+    theirs = json.loads(run.stdout.splitlines()[-1])
+    assert set(names) - set(theirs) == APPLES
     rows = {name: clip.VARIANTS[name] for name in theirs}
     described = {
         name: [clip.parameters(row), row.embed_dim, row.image_size, row.text.width, row.text.heads, row.text.layers]

@@ -16,7 +16,7 @@ import numpy as np
 from keras import layers, ops
 
 from clip.layers import PACKAGE
-from convnext import Conv2D, DepthwiseConv2D, LayerScale, Normal
+from convnext import BatchNormalization, Conv2D, DepthwiseConv2D, LayerScale, Normal
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -124,7 +124,7 @@ class Branches(layers.Layer):
 
 
 def batch_norm(name, **options):
-    return layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, name=name, **options)
+    return BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, name=name, **options)
 
 
 def convolve(conv, inputs):

@@ -127,7 +127,7 @@ def conv_norm(x, dim, size, conv_name, norm_name, *, strides=1, padding="same", 
         data_format=CHANNELS_LAST,
         name=conv_name,
     )(x)
-    return layers.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, gamma_initializer=gamma, name=norm_name)(x)
+    return convnext.BatchNormalization(momentum=MOMENTUM, epsilon=EPSILON, gamma_initializer=gamma, name=norm_name)(x)
 
 
 def relu(x, name):

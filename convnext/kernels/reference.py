@@ -61,15 +61,23 @@ def depthwise_conv2d(x: Any, kernel: Any, bias: Any = None, geometry: Geometry =
 
 
 def _convolve(operator: Callable[..., Any], x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
-    if (
-        x.shape[0] == 0
-    ):  # TensorFlow's own operators return an empty batch as it is; one sample of zeros takes its place
-        x = ops.pad(x, ((0, 1), (0, 0), (0, 0), (0, 0)))
-        return _convolve(operator, x, kernel, bias, geometry)[:0]
+    if x.shape[0] == 0:
+        return _convolve(operator, with_a_row(x), kernel, bias, geometry)[:0]
     outputs = operator(x, kernel, **geometry._asdict())
     if bias is None:
         return outputs
     return ops.add(outputs, bias if geometry.data_format == CHANNELS_LAST else ops.reshape(bias, (-1, 1, 1)))
+
+
+def with_a_row(x: Any) -> Any:
+    """Return x, (B, …), with one sample of zeros if its batch is empty. A graph may have to ask that when it runs.
+
+    TensorFlow's convolution on a CPU returns an empty batch in the shape of x, and takes padding of the batch for
+    padding of the maps.
+    """
+    batch, *sides = ops.shape(x)
+    missing = int(batch == 0) if isinstance(batch, int) else ops.cast(ops.equal(batch, 0), "int32")
+    return ops.concatenate([x, ops.zeros((missing, *sides), keras.backend.standardize_dtype(x.dtype))])
 
 
 def attention(qkv: Any, causal: bool = False) -> Any:

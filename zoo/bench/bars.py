@@ -177,15 +177,14 @@ def compare_two(ours: Result, other: Result) -> tuple[float, float, float]:
     return statistics.median(values), min(values), max(values)
 
 
-def time_commands(repeats: int = 3) -> dict[str, float]:
+def time_commands() -> dict[str, float]:
     """Return {command: least wall seconds} of the commands in COMMANDS."""
 
     def run(words):
         subprocess.run([sys.executable, "-m", "zoo", *words], check=True, stdout=subprocess.DEVNULL)
 
     return {
-        name: min(timing.timed(lambda words=words: run(words))[0] for _ in range(repeats))
-        for name, words in COMMANDS.items()
+        name: min(timing.timed(lambda words=words: run(words))[0] for _ in range(3)) for name, words in COMMANDS.items()
     }
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import BadSample, Dataset
-from zoo.data.preprocess import PreprocessSpec
 from zoo.data.records import image_digest
 from zoo.embeddings.parts import read_parts
 from zoo.inference.encoder import Embedded, Encoder, load_encoder
@@ -50,29 +49,26 @@ def open_encoder(
     model_or_name,
     embeddings: str | Path | Sequence[str | Path] | None = None,
     *,
-    preprocess: PreprocessSpec | None = None,
     batch_size: int = 64,
 ) -> Encoder:
     """Return the `Encoder` of a pair; with `embeddings`, one that takes its image embeddings from there.
 
     Args:
-        model_or_name, preprocess, batch_size: as in `load_encoder`.
+        model_or_name, batch_size: as in `load_encoder`.
         embeddings: folders that `zoo embed` has written with this pair.
 
     Raises:
         ValueError: embeddings of another model, or embedding is not finished.
     """
     if not embeddings:
-        return load_encoder(model_or_name, preprocess=preprocess, batch_size=batch_size)
+        return load_encoder(model_or_name, batch_size=batch_size)
     folders = [embeddings] if isinstance(embeddings, str | Path) else list(embeddings)
     read = [read_parts(folder) for folder in folders]
     encoded = {(stored.runtime, stored.precision) for stored in read}
     if len(encoded) > 1:
         raise ValueError(f"{', '.join(map(str, folders))} were embedded with different runtimes or precisions")
     ((runtime, precision),) = encoded
-    pipeline = ClipPipeline(
-        model_or_name, preprocess=preprocess, batch_size=batch_size, runtime=runtime, precision=precision, cache=False
-    )
+    pipeline = ClipPipeline(model_or_name, batch_size=batch_size, runtime=runtime, precision=precision, cache=False)
     vector_of: dict[str, np.ndarray] = {}
     for folder, stored in zip(folders, read, strict=True):
         if stored.model != pipeline.fingerprint:

@@ -116,11 +116,7 @@ def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES, follow: bool
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
-    """Open a file whose content replaces `path` when the block ends without an error.
-
-    The content goes to a temporary file in the same folder, is synced to disk, and is then renamed to `path`; the
-    folder is synced last. If the block raises, the temporary file is removed and `path` is unchanged. If `path` is a
-    symbolic link, the new file takes the link's place; what it led to is unchanged.
+    """Open a file whose content replaces `path` when the block ends without an error, see `atomic_path`.
 
     Args:
         path: its folder must exist.
@@ -137,36 +133,31 @@ def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator
         raise ValueError(f"mode must be 'wb' or 'w', got {mode!r}: an atomic write replaces the whole file.")
     if mode == "w":
         options = {"encoding": "utf-8", "newline": "\n", **options}
-    target = Path(path)
-    before = None if target.is_symlink() or not target.exists() else os.lstat(target)
-    if before is not None:
-        check_regular(target, before)
-    temporary = temporary_path(target)
-    try:
-        with open(temporary, mode.replace("w", "x"), **options) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if before is not None:
-            os.chmod(temporary, before.st_mode & 0o777)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(target.parent)
+    with atomic_path(path) as temporary, open(temporary, mode.replace("w", "x"), **options) as file:
+        yield file
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path of the same suffix; what a library writes there takes the place of `path`, as above."""
+    """Yield a temporary path of the same suffix; the file written there replaces `path` when the block ends.
+
+    It is in the same folder, is synced to disk, and is then renamed to `path`; the folder is synced last. If the block
+    raises, the temporary file is removed and `path` is unchanged. If `path` is a symbolic link, the new file takes the
+    link's place; what it led to is unchanged.
+
+    Raises:
+        ValueError: `path` is a folder, pipe, socket or device.
+    """
     target = Path(path)
-    if not target.is_symlink():
-        check_written(target)
+    before = None if target.is_symlink() or not target.exists() else os.lstat(target)
+    if before is not None:
+        check_regular(target, before)
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{target.name}")
     try:
         yield temporary
         _sync_file(temporary)
+        if before is not None:
+            os.chmod(temporary, before.st_mode & 0o777)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
