@@ -2,13 +2,16 @@
 
     python tests/bench_search.py vectors --count 100000 --accelerate int8 hnsw
     python tests/bench_search.py pipeline --backend tensorflow --model convnext_v2_tiny [--runtime onnx]
+    python tests/bench_search.py usearch --count 100000
 
 `vectors` writes an index of synthetic vectors in another process, and searches it. Random vectors are the worst case
 for a graph, because all distances are similar; `--vectors low-rank` draws them near a subspace of 32 dimensions, which
-is closer to the embeddings of trained pairs. `pipeline` needs no trained weights: the time does not depend on them.
+is closer to the embeddings of trained pairs. `usearch` compares an index with usearch's own exact search and graph,
+without ours around it. `pipeline` needs no trained weights: the time does not depend on them.
 """
 
 import argparse
+import ctypes
 import io
 import json
 import multiprocessing
@@ -17,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +28,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from zoo.embeddings.graph import EXPANSION, usearch  # noqa: E402
 from zoo.search import Index, TextCache  # noqa: E402
 from zoo.utils.arrays import unit_rows  # noqa: E402
 from zoo.utils.env import available_cores  # noqa: E402
 
 DIM, PORTION, RANK = 512, 50_000, 32
+MANY = 64  # queries at once
 WARM_UP = 4  # times as many queries before a graph is timed
 SENTENCES = [f"a {kind} of {i}." for kind in ("photo", "sketch") for i in range(10, 60)]  # 8 tokens each
 SHORT, PROMPTS = "a photo of a seven.", [f"a photo of a {name}." for name in ("dog", "cat", "car", "tree")] * 16
@@ -60,13 +66,25 @@ def main(arguments=None) -> None:
     vectors.add_argument("--count", type=int, default=100_000)
     vectors.add_argument("--vectors", choices=("random", "low-rank"), default="random")
     vectors.add_argument("--dtype", choices=("float32", "float16", "int8"), default="float32")
-    vectors.add_argument("--accelerate", nargs="*", default=[], metavar="KIND", help="float16, int8, hnsw")
+    vectors.add_argument("--accelerate", nargs="*", default=[], metavar="KIND", help="int8, hnsw")
     vectors.add_argument("--connectivity", type=int, default=32, help="of the graph")
     vectors.add_argument(
         "--expansion", type=int, nargs="*", default=[128], metavar="N", help="candidates of a graph search"
     )
     vectors.add_argument("--queries", type=int, default=50)
     vectors.add_argument("--folder", help="folder for the index; an existing one is searched")
+    compared = jobs.add_parser("usearch")
+    compared.add_argument("--count", type=int, default=100_000)
+    compared.add_argument("--vectors", choices=("random", "low-rank"), default="low-rank")
+    compared.add_argument(
+        "--compare",
+        nargs="+",
+        default=["exact", "ours", "f16/16", "f16/32", "i8/32"],
+        metavar="WHAT",
+        help="exact; graphs: ours, or usearch's with a dtype and a connectivity",
+    )
+    compared.add_argument("--expansion", type=int, nargs="+", default=[64, 128, 256], metavar="N")
+    compared.add_argument("--rounds", type=int, default=MANY, help="of one exact search")
     pipeline = jobs.add_parser("pipeline")
     pipeline.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "tensorflow"))
     pipeline.add_argument("--model", default="convnext_v2_tiny")
@@ -75,20 +93,18 @@ def main(arguments=None) -> None:
     pipeline.add_argument("--rounds", type=int, default=20)
     nothing = jobs.add_parser("nothing")
     nothing.add_argument("--model", required=True, help="model.safetensors of zoo demo")
-    for job in (vectors, pipeline, nothing):
+    for job in (vectors, compared, pipeline, nothing):
         job.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
-    figures = {"vectors": time_vectors, "pipeline": time_pipeline, "nothing": measure_nothing}[options.pop("job")](
-        **options
-    )
-    print(json.dumps([figure._asdict() for figure in figures]) if as_json else to_text(figures))
-
-
-def to_text(figures: list[Figure]) -> str:
-    lines = ["| | measured | target | earlier |", "|---|--:|--:|--:|"]
-    lines += [f"| {f.what} | {f.value:.3g} {f.unit} | {f.target} | {f.earlier} |" for f in figures]
-    return "\n".join(lines)
+    job = {"vectors": time_vectors, "usearch": compare_usearch, "pipeline": time_pipeline, "nothing": measure_nothing}
+    figures = job[options.pop("job")](**options)
+    if as_json:
+        print(json.dumps([figure._asdict() for figure in figures]))
+        return
+    print("| | measured | target | earlier |\n|---|--:|--:|--:|")
+    for f in figures:
+        print(f"| {f.what} | {f.value:.3g} {f.unit} | {f.target} | {f.earlier} |", flush=True)
 
 
 def milliseconds(function, rounds: int, clock=time.perf_counter) -> tuple[float, float]:
@@ -119,7 +135,7 @@ def time_vectors(count, vectors, dtype, accelerate, connectivity, expansion, que
         for kind in accelerate:
             start = time.perf_counter()
             options = {"connectivity": connectivity} if kind == "hnsw" else {}
-            made = index._accelerator(kind)
+            made = index._accelerators.get(kind, index._store.current())
             if made is None or made.facts.count < len(index):  # a graph may have been interrupted
                 index.accelerate(kind, **options)
                 figures.append(Figure(f"building {kind}", time.perf_counter() - start, "s"))
@@ -146,10 +162,9 @@ def time_search(index: Index, queries, name: str, *, approximate: bool | int = F
         figures.append(Figure(f"{name}: p50 of CPU time", own, "ms"))
         figures.append(Figure(f"{name}: recall@10", index.recall(queries, approximate=approximate), "", "≥ 0.95"))
     if sys.platform == "linux":
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        own = int(status["RssAnon"].split()[0]) / 1024
         matrix = index.info()["bytes"] / 2**20
-        figures.append(Figure(f"{name}: memory, besides {matrix:,.0f} MiB of mapped files", own, "MiB"))
+        what = f"{name}: memory, besides {matrix:,.0f} MiB of mapped files"
+        figures.append(Figure(what, read_status("RssAnon"), "MiB"))
     return figures
 
 
@@ -159,14 +174,110 @@ def write_index(path: str, count: int, vectors: str, dtype: str) -> None:
         index.add(draw(vectors, min(PORTION, count - first), seed=2 + first))
 
 
-def draw(vectors: str, count: int, seed: int) -> np.ndarray:
-    """float32 (count, DIM), unit rows."""
+def draw(vectors: str, count: int, seed: int, dim: int = DIM) -> np.ndarray:
+    """float32 (count, dim), unit rows."""
     rng = np.random.default_rng(seed)
-    rows = rng.standard_normal((count, DIM), np.float32)
+    rows = rng.standard_normal((count, dim), np.float32)
     if vectors == "low-rank":
-        plane = np.random.default_rng(0).standard_normal((RANK, DIM), np.float32)
+        plane = np.random.default_rng(0).standard_normal((RANK, dim), np.float32)
         rows = rng.standard_normal((count, RANK), np.float32) @ plane / RANK**0.5 + 0.1 * rows
     return unit_rows(rows)
+
+
+# Ours and usearch's own.
+
+
+def compare_usearch(count, vectors, compare, expansion, rounds, dim=256) -> Iterator[Figure]:
+    """Compare an index with usearch's own exact search and graphs of the same rows."""
+    portions = [(first, min(PORTION, count - first)) for first in range(0, count, PORTION)]
+    rows = np.concatenate([draw(vectors, size, 2 + first, dim) for first, size in portions])
+    asked = draw(vectors, MANY, 1, dim)
+    with tempfile.TemporaryDirectory() as scratch:
+        for dtype in ("float32", "float16") if "exact" in compare else ("float16",):
+            index = Index.build(rows[:0], f"{scratch}/{dtype}", dtype=dtype)
+            for first, size in portions:
+                index.add(rows[first : first + size])
+            truth = search_index(index)(asked)
+            if "exact" in compare:
+                stored = rows.astype(dtype)
+                theirs = lambda q, of=stored: np.atleast_2d(usearch().search(of, q, 10, exact=True).keys)  # noqa: E731
+                yield from time_both(f"{dtype}, ours", search_index(index), asked, truth, rounds)
+                yield from time_both(f"{dtype}, usearch", theirs, asked, truth, rounds)
+                index.accelerate("int8")
+                yield from time_both(f"{dtype}, ours with a copy in int8", search_index(index), asked, truth, rounds)
+        for what in compare:
+            if what != "exact":
+                yield from time_graph(what, index, rows, asked, truth, expansion)
+
+
+def time_graph(what: str, index: Index, rows, asked, truth, expansion) -> Iterator[Figure]:
+    """Build and search a graph: "ours", or usearch's with a dtype and a connectivity, such as "f16/16"."""
+    start, cpu = time.perf_counter(), time.process_time()
+    if what == "ours":
+        size = index.accelerate("hnsw")["bytes"]
+    else:
+        dtype, connectivity = what.split("/")
+        graph = usearch().Index(
+            ndim=rows.shape[1], dtype=dtype, connectivity=int(connectivity), expansion_add=EXPANSION
+        )
+        graph.add(np.arange(len(rows)), rows)
+        size = graph.serialized_length
+    yield Figure(f"graph, {what}: build", time.perf_counter() - start, "s")
+    yield Figure("of CPU time, all cores", time.process_time() - cpu, "s")
+    yield Figure("its size", size / 2**20, "MiB")
+    for kept in expansion:
+        if what == "ours":
+            search = search_index(index, approximate=kept)
+        else:
+            graph.expansion_search = kept
+            search = lambda queries: np.atleast_2d(graph.search(queries, 10).keys)  # noqa: E731
+        yield from time_both(f"graph, {what}, {kept} candidates", search, asked, truth)
+
+
+def search_index(index: Index, **options):
+    """Return a function from queries (Q, D) to the places of the 10 best, int (Q, 10)."""
+
+    def search(queries):
+        found = [index.search(queries[0], **options)[0]] if len(queries) == 1 else index.search(queries, **options)[0]
+        return np.array(found, np.int64)
+
+    return search
+
+
+def time_both(name: str, search, asked, truth, rounds: int = MANY) -> list[Figure]:
+    """Time one query, `rounds` times, and all at once; the memory that these take, and the recall."""
+    found, taken = search(asked), []  # which maps the pages
+    for query in asked[:rounds]:
+        start, cpu = time.perf_counter(), time.process_time()
+        search(query[None])
+        taken.append((time.perf_counter() - start, time.process_time() - cpu))
+    one, cpu = 1e3 * np.median(taken, axis=0)
+    start = time.perf_counter()
+    memory = peak(lambda: search(asked))
+    many = 1e3 * (time.perf_counter() - start)
+    recall = np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, truth, strict=True)])
+    return [
+        Figure(f"{name}: 1 query", float(one), "ms"),
+        Figure("of CPU time, all cores", float(cpu), "ms"),
+        Figure(f"{len(asked)} queries", many, "ms"),
+        Figure("memory of these", memory, "MiB"),
+        Figure("recall@10", float(recall), ""),
+    ]
+
+
+def peak(call) -> float:
+    """Return the most memory that a call takes besides what the process holds, MiB (Linux)."""
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier calls have freed
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = read_status("VmRSS")
+    call()
+    return read_status("VmHWM") - before
+
+
+def read_status(field: str) -> float:
+    """Return a field of the process' status, MiB (Linux)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) / 1024
 
 
 # Queries that match nothing.

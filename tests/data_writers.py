@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import json
+import struct
 import tarfile
 from pathlib import Path
 
@@ -90,3 +91,50 @@ def write_tar(path: Path, members: dict[str, bytes], **options) -> Path:
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return path
+
+
+def write_dng(values: np.ndarray) -> bytes:
+    """Return an uncompressed DNG file of sensor values uint16 (H, W), with the pattern RGGB."""
+    height, width = values.shape
+    model = b"Test camera\0"
+    matrix = struct.pack("<18i", *sum(([10000 * (i % 4 == 0), 10000] for i in range(9)), []))
+    tags = [
+        (254, 4, 1, 0),
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 16),
+        (259, 3, 1, 1),
+        (262, 3, 1, 32803),
+        (271, 2, len(model), model),
+        (272, 2, len(model), model),
+        (273, 4, 1, "pixels"),
+        (274, 3, 1, 1),
+        (277, 3, 1, 1),
+        (278, 4, 1, height),
+        (279, 4, 1, 2 * values.size),
+        (33421, 3, 2, struct.pack("<2H", 2, 2)),
+        (33422, 1, 4, bytes([0, 1, 1, 2])),
+        (50706, 1, 4, bytes([1, 4, 0, 0])),
+        (50708, 2, len(model), model),
+        (50714, 3, 1, 0),
+        (50717, 4, 1, 65535),
+        (50721, 10, 9, matrix),
+        (50728, 5, 3, struct.pack("<6I", *[1, 1] * 3)),
+        (50778, 3, 1, 21),
+    ]
+    after = 8 + 2 + 12 * len(tags) + 4
+    entries, data = b"", b""
+    pixels = after + sum(
+        len(value) + len(value) % 2 for *_, value in tags if isinstance(value, bytes) and len(value) > 4
+    )
+    for tag, kind, count, value in tags:
+        if value == "pixels":
+            value = pixels
+        if isinstance(value, bytes) and len(value) > 4:
+            field = struct.pack("<I", after + len(data))
+            data += value + b"\0" * (len(value) % 2)
+        else:
+            field = value.ljust(4, b"\0") if isinstance(value, bytes) else struct.pack("<I", value)
+        entries += struct.pack("<HHI", tag, kind, count) + field
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    return head + data + values.astype("<u2").tobytes()

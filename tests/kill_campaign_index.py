@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from old_index import write_old  # noqa: E402
 
 from zoo.data.preprocess import PreprocessSpec  # noqa: E402
-from zoo.embeddings import index as index_module  # noqa: E402
+from zoo.embeddings import store  # noqa: E402
 from zoo.inference.encoder import Encoder  # noqa: E402
 from zoo.search import Index, build, embed  # noqa: E402
 
@@ -188,7 +188,7 @@ def run_child(images: Path, path: Path, portion: int) -> None:
         print(SAVING, flush=True)
         add(*arguments, **options)
 
-    index_module.MOST_SMALL, index_module.MERGED = 5, 3
+    store.MOST_SMALL, store.MERGED = 5, 3
     Index.add, build.ClipPipeline, embed.PORTION = print_and_add, Sums, portion
     build.build_index(str(images), model="sums", output=str(path))
 

@@ -4,10 +4,12 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
-from data_writers import encode, write_class_folders, write_shards
+from data_writers import encode, write_class_folders, write_dng, write_shards
+from PIL import Image
 from pipeline_case import album, images, model, pipeline, saved  # noqa: F401
 
 from zoo import ClipPipeline
@@ -170,6 +172,29 @@ def test_an_unreadable_source_leaves_no_files(make, album, saved, tmp_path):
         index_add(out, wrong)
     info = index_add(out)
     assert list(info["sources"]) == [""] and "left/0.png" in Index.open(out).ids
+
+
+def test_heic_and_raw_photos_are_indexed_where_their_decoders_are(saved, images, tmp_path, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    pytest.importorskip("rawpy")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    heif.from_pillow(Image.fromarray(images[0]).resize((64, 64))).save(folder / "a.heic", quality=95)
+    (folder / "b.dng").write_bytes(write_dng(np.arange(64 * 96).reshape(64, 96) * 9))
+    (folder / "c.png").write_bytes(encode(images[1]))
+    build = ["index", "build", str(folder), "--model", str(saved), "--out", str(tmp_path / "i")]
+    with monkeypatch.context() as patch:
+        for module in ("pillow_heif", "rawpy"):
+            patch.setitem(sys.modules, module, None)
+        assert main(build) == 0
+    left_out = Index.open(tmp_path / "i").facts["left_out"]
+    assert "convnext-clip-zoo[heic]" in left_out["a.heic"] and "convnext-clip-zoo[raw]" in left_out["b.dng"]
+    assert main(build) == 0
+    index = Index.open(tmp_path / "i")
+    assert index.ids == ["c.png", "a.heic", "b.dng"] and index.facts["left_out"] == {}
+    for name in ("a.heic", "b.dng"):
+        (found,) = search_images(str(index.path), image=str(folder / name), k=1, cache=str(tmp_path / "t.sqlite"))
+        assert found.id == name and found.score == pytest.approx(1, abs=1e-5)
 
 
 def test_a_name_that_is_not_utf8_is_left_out(album, saved, tmp_path):

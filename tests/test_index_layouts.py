@@ -7,8 +7,7 @@ import pytest
 from old_index import write_old
 
 from zoo.embeddings import catalogue as catalogue_module
-from zoo.embeddings import index as module
-from zoo.embeddings import manifest
+from zoo.embeddings import manifest, store, where
 from zoo.embeddings.catalogue import NAME, Catalogue
 from zoo.search import Index
 from zoo.utils.arrays import unit_rows
@@ -59,7 +58,7 @@ def test_an_interrupted_conversion_is_repeated(step, vectors, tmp_path, monkeypa
     def killed(*_):
         raise KeyboardInterrupt
 
-    owner = {"write_terms": module, "remove_old_files": manifest, "publish": Catalogue}[step]
+    owner = {"write_terms": store, "remove_old_files": manifest, "publish": Catalogue}[step]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(owner, step, killed)
         Index.open(tmp_path / "old").add(vectors[:1], ids=["a"])
@@ -81,16 +80,15 @@ def test_a_damaged_old_list_is_not_converted(vectors, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_small_segments_are_merged_and_nothing_else_changes(dtype, vectors, tmp_path, monkeypatch):
     whole = Index.build(vectors, tmp_path / "whole", metadata=METADATA, dtype=dtype)
-    monkeypatch.setattr(module, "MOST_SMALL", 6)
-    monkeypatch.setattr(module, "MERGED", 3)
+    monkeypatch.setattr(store, "MOST_SMALL", 6)
+    monkeypatch.setattr(store, "MERGED", 3)
     index = Index.build(vectors[:0], tmp_path / "i", dtype=dtype)
     reader = Index.open(tmp_path / "i")
     (index.path / "terms-000099.bin").touch()  # of a writer that was killed
     for first in range(0, 300, 10):
         index.add(vectors[first : first + 10], metadata=METADATA[first : first + 10])
         assert len(reader) == first + 10 and names(reader, vectors)[0]
-        if index._merger is not None:
-            index._merger.join()
+        index._store.finish_merge()
     index.close()
     index = Index.open(tmp_path / "i")
     assert index.info()["segments"] <= 9 and len(list(index.path.glob("terms-*"))) == index.info()["segments"]
@@ -101,7 +99,7 @@ def test_small_segments_are_merged_and_nothing_else_changes(dtype, vectors, tmp_
 
 def test_filters_compare_as_python_does(vectors, tmp_path):
     index = Index.build(vectors, tmp_path / "i", metadata=METADATA)
-    for where in (
+    for asked in (
         {"n": 7},
         {"n": 7.0},
         {"half": 3},
@@ -116,8 +114,8 @@ def test_filters_compare_as_python_does(vectors, tmp_path):
         {"missing": 1},
         {"n": np.int64(9)},
     ):
-        fits = lambda entry, w=where: all(entry.get(key) == w[key] for key in w)  # noqa: E731
-        assert names(index, vectors, where=where) == names(index, vectors, where=fits), where
+        fits = lambda entry, w=asked: all(entry.get(key) == w[key] for key in w)  # noqa: E731
+        assert names(index, vectors, where=asked) == names(index, vectors, where=fits), asked
     both = index.search(vectors[7], 300, where={"n": {3, 4.0}, "even": {True, False}})[0]
     assert sorted(both) == ["3", "4"]
     index.remove(["4"])
@@ -127,7 +125,7 @@ def test_filters_compare_as_python_does(vectors, tmp_path):
 
 def test_a_function_as_filter_says_that_it_is_slow(vectors, tmp_path, monkeypatch):
     index = Index.build(vectors, tmp_path / "i")
-    monkeypatch.setattr(module, "SLOW_ENTRIES", 299)
+    monkeypatch.setattr(where, "SLOW_ENTRIES", 299)
     with pytest.warns(UserWarning, match="all 300 vectors, which is slow"):
         index.search(vectors[0], where=bool)
 
@@ -144,7 +142,7 @@ def test_a_read_only_folder_is_opened_and_searched(vectors, tmp_path, monkeypatc
 
 
 def test_threads_search_while_others_add(vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_SMALL", 6)
+    monkeypatch.setattr(store, "MOST_SMALL", 6)
     index = Index.build(vectors[:20], tmp_path / "i", metadata=METADATA[:20])
     problems = []
 

@@ -50,7 +50,9 @@ def test_a_text_finds_the_same_images(album, saved, tmp_path, capsys):
     build_index(str(album), model=str(saved), output=index)
     assert main(["index", "export", index, "--to", data]) == 0
     expected = search_images(index, "a seven", k=3, cache=cache)
-    found = search_images(data, "a seven", k=3, cache=cache)
+    page = tmp_path / "found.html"
+    found = search_images(data, "a seven", k=3, cache=cache, sheet=str(page))
+    assert page.read_text("utf-8").count("data:image/png") == 3
     assert [match.id for match in found] == [match.id for match in expected]
     np.testing.assert_allclose([m.score for m in found], [m.score for m in expected], atol=2e-3)
     assert found[0].metadata == expected[0].metadata

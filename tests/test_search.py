@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from zoo.embeddings.catalogue import NAME, Catalogue
-from zoo.embeddings.index import best
+from zoo.embeddings.segment import widen
+from zoo.embeddings.vectors import best
 from zoo.search import Index
 from zoo.utils.arrays import unit_rows
 from zoo.utils.files import lock
@@ -56,6 +57,14 @@ def test_reduced_precision_storage_changes_size_and_little_else(dtype, error, ve
     bytes_a_number = {"float32": 4, "float16": 2, "int8": 1}[dtype]
     assert (tmp_path / "i" / "vectors-000001.bin").stat().st_size == 500 * 32 * bytes_a_number
     np.testing.assert_allclose(index.vector("9"), vectors[9], atol=error)
+
+
+def test_every_float16_is_widened_exactly():
+    halves = np.arange(1 << 16, dtype="<u2").view("<f2").reshape(256, 256)
+    finite = np.isfinite(halves)
+    found = widen(halves)
+    np.testing.assert_array_equal(found[finite].view(np.int32), halves[finite].astype(np.float32).view(np.int32))
+    assert np.isnan(found[~finite]).all() and found.dtype == np.float32
 
 
 def test_ties_keep_the_order_they_were_added():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from zoo.embeddings import accelerator, graph
-from zoo.embeddings import index as module
-from zoo.embeddings.accelerator import CANDIDATES, EXACT, KINDS
+from zoo.embeddings.accelerator import CANDIDATES, KINDS, Accelerator
+from zoo.embeddings.segment import quantize
+from zoo.embeddings.vectors import Vectors
 from zoo.search import Index
 from zoo.utils.arrays import unit_rows
 
@@ -33,39 +34,41 @@ def refuse(*_):
     raise AssertionError("a full scan was run")
 
 
+def opened(index, kind):
+    return index._accelerators.get(kind, index._store.current())
+
+
 def same(found, expected):
     assert found[0] == expected[0]
     np.testing.assert_allclose(found[1], expected[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("k", [1, 10, 40])
-def test_results_equal_a_full_scan(kind, k, index, rng, monkeypatch):
+def test_results_equal_a_full_scan(k, index, rng, monkeypatch):
     queries = unit_rows(rng.standard_normal((20, DIM)))
     expected = [index.search(query, k) for query in queries]
-    index.accelerate(kind)
-    monkeypatch.setitem(CANDIDATES, kind, (1, 16))
+    index.accelerate("int8")
+    monkeypatch.setitem(CANDIDATES, "int8", (1, 16))
     requests = []
-    nearest = module.Accelerator.nearest
-    monkeypatch.setattr(module.Accelerator, "nearest", lambda *a: requests.append(a[2]) or nearest(*a))
+    nearest = Accelerator.nearest
+    monkeypatch.setattr(Accelerator, "nearest", lambda *a: requests.append(a[2]) or nearest(*a))
     for query, truth in zip(queries, expected, strict=True):
         same(index.search(query, k), truth)
         same(Index.open(index.path).search(3 * query, k), (truth[0], 3 * truth[1]))
     assert len(requests) >= 40
-    if kind == "float16":  # so precise that the first request is always enough
-        monkeypatch.setattr(Index, "_find_all", refuse)
-        index.search(queries[0], k)
+    monkeypatch.setitem(CANDIDATES, "int8", (256, 16))
+    monkeypatch.setattr(Vectors, "nearest", refuse)
+    same(index.search(queries[0], k), expected[0])
 
 
-@pytest.mark.parametrize("kind", EXACT)
-def test_removed_added_and_filtered_vectors_are_respected(kind, index, vectors, rng):
-    index.accelerate(kind)
+def test_removed_added_and_filtered_vectors_are_respected(index, vectors, rng):
+    index.accelerate("float16")  # of earlier versions; int8 now
     plain = Index.build(vectors, index.path.parent / "plain", metadata=[{"even": i % 2 == 0} for i in range(COUNT)])
     more = unit_rows(rng.standard_normal((50, DIM)))
     for other in (index, plain):
         other.remove(["5", "2000"])
         other.add(more, ids=[f"more {i}" for i in range(50)], metadata=[{"even": True}] * 50)
-    assert index.info()["accelerators"] == [kind] and plain.info()["accelerators"] == []
+    assert index.info()["accelerators"] == ["int8"] and plain.info()["accelerators"] == []
     for query in [*more[:3], vectors[5], vectors[2000]]:
         same(index.search(query, 10), plain.search(query, 10))
     late = lambda entry: entry.get("even") is False  # noqa: E731
@@ -84,12 +87,11 @@ def test_vectors_too_similar_for_the_copy_fall_back_to_a_full_scan(tmp_path, rng
     same(index.search(vectors[7], 20), expected)
 
 
-@pytest.mark.parametrize("kind", EXACT)
-def test_vectors_may_have_any_length(kind, vectors, tmp_path, rng):
+def test_vectors_may_have_any_length(vectors, tmp_path, rng):
     index = Index.build(vectors * rng.uniform(0.1, 5, (COUNT, 1)), tmp_path / "i")
     queries = rng.standard_normal((5, DIM))
     expected = [index.search(query, 10) for query in queries]
-    index.accelerate(kind)
+    index.accelerate("int8")
     for query, truth in zip(queries, expected, strict=True):
         same(index.search(query, 10), truth)
         same(index.search(-query, 10), (lambda full: (full[0][0], full[1][0]))(index.search(-query[None], 10)))
@@ -111,13 +113,14 @@ def test_a_graph_is_used_for_approximate_searches_only(index, vectors, rng, monk
     assert facts["vectors"] == COUNT and 0.95 < facts["recall_at_10"] <= 1
     queries = unit_rows(rng.standard_normal((20, DIM)))
     assert index.recall(queries) > 0.95
-    assert index.accelerators() == ["hnsw"] and index._helper(False) is None
+    assert index.accelerators() == ["hnsw"]
+    assert index._accelerators.for_search(index._store.current(), approximate=False) is None
     ids, scores = index.search(vectors[:3], 10, approximate=True)
     assert [row[0] for row in ids] == ["0", "1", "2"]
     np.testing.assert_allclose(scores[1], [vectors[1] @ vectors[int(i)] for i in ids[1]], atol=1e-6)
     index.remove(["1"])
     assert index.search(vectors[1], 10, approximate=True)[0] == index.search(vectors[1], 10)[0]
-    monkeypatch.setattr(Index, "_find_all", refuse)
+    monkeypatch.setattr(Vectors, "nearest", refuse)
     Index.open(index.path).search(queries[0], 10, approximate=True)
 
 
@@ -158,7 +161,7 @@ def test_an_interrupted_graph_is_resumed(index, vectors, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         index.accelerate("hnsw")
     again = Index.open(index.path)
-    assert again._accelerator("hnsw").facts.count == 1000 and again.verify() == COUNT
+    assert opened(again, "hnsw").facts.count == 1000 and again.verify() == COUNT
     assert again.search(vectors[2500], 1, approximate=True)[0] == ["2500"]  # vectors outside the graph are scanned
     monkeypatch.setattr(accelerator, "_write_graph", write)
     facts = again.accelerate("hnsw")
@@ -201,12 +204,12 @@ def test_a_graph_of_few_directions_still_scores_with_the_vectors(tmp_path, rng):
     assert index.recall(queries) > 0.95
     ids, scores = index.search(queries[0], 10, approximate=True)
     np.testing.assert_allclose(scores, 5 * vectors[[int(i) for i in ids]] @ queries[0], atol=1e-5)
-    directions = Index.open(index.path)._accelerator("hnsw")._graph().directions
+    directions = opened(Index.open(index.path), "hnsw").open_graph().directions
     across = unit_rows(queries[0] - directions @ (directions.T @ queries[0]))
     assert (
         len(index.search(across, 10, approximate=True)[0]) == 10
     )  # its projection is zero, so any vectors are candidates
-    assert graph.quantize(np.zeros((1, 4), np.float32)).tolist() == [[0] * 4]
+    assert quantize(np.zeros((1, 4), np.float32))[0].tolist() == [[0] * 4]
 
 
 def test_a_graph_is_rebuilt_when_its_directions_no_longer_fit(tmp_path, rng, monkeypatch):
@@ -262,7 +265,7 @@ def test_an_accelerator_of_other_vectors_is_ignored(index, vectors, tmp_path):
 
 
 def test_invalid_accelerators_are_refused(index, vectors, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="allowed are float16, int8, hnsw"):
+    with pytest.raises(ValueError, match="allowed are int8, hnsw"):
         index.accelerate("faiss")
     with pytest.raises(ValueError, match="is empty"):
         Index.build(vectors[:0], tmp_path / "empty").accelerate("int8")

@@ -183,8 +183,8 @@ COMMANDS = {
                 "--kind",
                 choices=("float16", "int8", "hnsw"),
                 default="int8",
-                help="float16, int8: a smaller copy of the vectors, results stay exact; hnsw: a graph, for searches "
-                "with --approximate (default int8)",
+                help="int8 (float16 means the same): a smaller copy of the vectors, results stay exact; hnsw: a graph, "
+                "for searches with --approximate (default int8)",
             ),
         ),
         examples=("zoo index accelerate photos-index --kind hnsw",),

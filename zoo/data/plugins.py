@@ -16,8 +16,14 @@ TIFF_HEADS = (b"II*\0", b"MM\0*")  # of most RAW files too
 RAW_HEADS = (*TIFF_HEADS, b"IIU\0", b"IIRO", b"IIRS", b"FUJIFILMCCD-RAW")
 
 
-def open_with_plugin(file: BinaryIO, name: str | Path, max_pixels: int) -> Image.Image | None:
+def open_with_plugin(
+    file: BinaryIO, name: str | Path, max_pixels: int, file_name: str | Path | None = None
+) -> Image.Image | None:
     """Return the image in a HEIC, AVIF or RAW file, not decoded yet if that is possible; None for other files.
+
+    Args:
+        name: for messages.
+        file_name: with the extension that tells a RAW from a TIFF file where rawpy is missing; default: `name`.
 
     Raises:
         ValueError: the decoder is missing, the file is damaged, or a RAW file has more than `max_pixels`.
@@ -33,7 +39,8 @@ def open_with_plugin(file: BinaryIO, name: str | Path, max_pixels: int) -> Image
             raise ValueError(f"{name} is an AVIF file, and this Pillow was built without AVIF")
         return _open(file, name, "AVIF")
     if brand == b"crx " or head.startswith(RAW_HEADS):
-        return _develop(file, name, max_pixels, may_be_tiff=head.startswith(TIFF_HEADS))
+        is_raw = Path(file_name or name).suffix.lower() in EXTENSIONS
+        return _develop(file, name, max_pixels, may_be_tiff=head.startswith(TIFF_HEADS), named_raw=is_raw)
     return None
 
 
@@ -54,12 +61,14 @@ def _open_heic(file: BinaryIO, name: str | Path) -> Image.Image:
     return _open(file, name, "HEIF")
 
 
-def _develop(file: BinaryIO, name: str | Path, max_pixels: int, *, may_be_tiff: bool) -> Image.Image | None:
+def _develop(
+    file: BinaryIO, name: str | Path, max_pixels: int, *, may_be_tiff: bool, named_raw: bool
+) -> Image.Image | None:
     """Return a RAW file as RGB, with the camera's white balance; None for what may be, or is, a plain TIFF file."""
     try:
         import rawpy
     except ImportError:
-        if may_be_tiff and Path(name).suffix.lower() not in EXTENSIONS:
+        if may_be_tiff and not named_raw:
             return None
         raise ValueError(f'{name} is a RAW file, which needs pip install "convnext-clip-zoo[raw]"') from None
     try:

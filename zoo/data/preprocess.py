@@ -165,16 +165,22 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def decode_image(
-    file: BinaryIO, name: str | Path, *, max_pixels: int = MAX_PIXELS, least_size: tuple[int, int] | None = None
+    file: BinaryIO,
+    name: str | Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    least_size: tuple[int, int] | None = None,
+    file_name: str | None = None,
 ) -> Image.Image:
     """Return the image in an open binary file or `io.BytesIO`, as `open_image` does.
 
     Args:
         name: for error messages.
+        file_name: of the file, if `name` is not its name: its extension may tell what is missing to read it.
         least_size: sufficient (width, height): a JPEG at least twice as large is decoded at 1/2, 1/4 or 1/8, which is
             faster and gives slightly different pixels.
     """
-    image = open_with_plugin(file, name, max_pixels) or _open_header(file, name)
+    image = open_with_plugin(file, name, max_pixels, file_name) or _open_header(file, name)
     if image.width * image.height > max_pixels:
         raise ValueError(f"{shown(name)} has {_wxh(image.size)} pixels; at most {max_pixels} are allowed")
     try:

@@ -207,7 +207,8 @@ def open_record(
     if not record.image:
         raise BadSample("the image is an empty file")
     try:
-        image = decode_image(io.BytesIO(record.image), "the image", max_pixels=max_pixels, least_size=least_size)
+        limits: dict = {"max_pixels": max_pixels, "least_size": least_size}
+        image = decode_image(io.BytesIO(record.image), "the image", file_name=record.name, **limits)
     except ValueError as error:
         raise BadSample(str(error)) from error
     _check_palette(image)

@@ -1,9 +1,8 @@
-"""Accelerators of an index, built from its vectors and kept beside them: reduced-precision copies and a graph.
+"""Accelerators of an index, built from its vectors and kept beside them: a copy in int8 and a graph.
 
-`float16` and `int8` are copies of a half and a quarter of the size, scanned completely by usearch. The error of every
-copied row is known, so a search can tell when no row left out can be among the best; the candidates are then scored
-with the original vectors, and the result is exact. `hnsw` is a graph (see `Graph`), which reads a few thousand rows and
-is approximate.
+`int8` is a copy of a quarter of the size, scanned completely by usearch. The error of every copied row is known, so a
+search can tell when no row left out can be among the best; the candidates are then scored with the original vectors,
+and the result is exact. `hnsw` is a graph (see `Graph`), which reads a few thousand rows and is approximate.
 
 An accelerator records the digests of the segments it was built from, and is ignored for others. It can be rebuilt at
 any time. usearch is imported at first use: `pip install "convnext-clip-zoo[search]"`.
@@ -17,18 +16,20 @@ from pathlib import Path
 import numpy as np
 
 from clip import Field
-from zoo.embeddings.graph import EXPANSION, Graph, quantize, usearch
+from zoo.embeddings.graph import EXPANSION, SAMPLE, Graph, portions, usearch
+from zoo.embeddings.segment import inner_products, map_file, quantize
+from zoo.embeddings.store import Store
+from zoo.embeddings.terms import contains
+from zoo.embeddings.vectors import Vectors, best
 from zoo.utils.arrays import unit_rows
 from zoo.utils.files import atomic_write, sha256
 from zoo.utils.strict_json import list_of, read_json, text
 from zoo.utils.text import quoted, shown
 
-EXACT = ("float16", "int8")  # in the order of preference
-KINDS = (*EXACT, "hnsw")
-STORED = {"float16": "<f2", "int8": "|i1"}
+KINDS = ("int8", "hnsw")
 ROUNDING = 1e-5  # bound for the rounding of usearch's cosines, ten times the largest measured
-CANDIDATES = {"float16": (256, 16), "int8": (256, 16), "hnsw": (64, 4)}  # first requested: minimum, and times k
-
+CANDIDATES = {"int8": (256, 16), "hnsw": (64, 4)}  # first requested: minimum, and times k
+MORE_CANDIDATES = 8  # factor, where the first request was not enough
 
 COUNT = Field.integer(1, 1 << 40)
 FACTS = {
@@ -67,64 +68,10 @@ class Facts:
 class Accelerator:
     """An accelerator, one of KINDS, of the first `facts.count` vectors of an index."""
 
-    def __init__(self, folder: Path, kind: str, facts: Facts):
+    def __init__(self, folder: Path, kind: str, facts: Facts, graph: Graph | None = None):
         self.kind, self.facts, self.path = kind, facts, _file(folder, kind)
-        self._opened_matrix: np.ndarray | None = None
-        self._opened_graph: Graph | None = None
-
-    @classmethod
-    def build(
-        cls,
-        folder: Path,
-        kind: str,
-        blocks: Iterable[np.ndarray],
-        covers: Sequence[str],
-        dim: int,
-        *,
-        begun: "Accelerator | None" = None,
-        **options,
-    ) -> "Accelerator":
-        """Write an accelerator of blocks of vectors, float32 (n, D), and return it.
-
-        Args:
-            covers: digests of the segments that the blocks are from.
-            begun: a graph of the first of those segments; the blocks are those of the others.
-            options: options of a graph, see `Graph.new`.
-
-        Raises:
-            ValueError: an unknown kind, or a vector of length 0. ImportError: no usearch.
-        """
-        if kind not in KINDS:
-            raise ValueError(f"accelerator {quoted(kind)}; allowed are {', '.join(KINDS)}")
-        usearch()
-        measure = _Measure(begun.facts if begun else None)
-        graph, directions = begun._opened_graph if begun else None, 0
-        if kind == "hnsw":
-            graph = graph or Graph.new(**options)
-            directions = graph.directions.shape[1]
-            _write_graph(_file(folder, kind), map(measure.normalize, blocks), graph)
-        else:
-            _write_matrix(_file(folder, kind), (measure.convert(block, kind) for block in blocks), **options)
-        norms = (measure.shortest, measure.longest)
-        facts = Facts(list(covers), measure.count, dim, measure.error, norms, sha256(_file(folder, kind)), directions)
-        with atomic_write(_file(folder, kind).with_suffix(".json"), "w") as file:
-            json.dump(asdict(facts), file)
-        made = cls(folder, kind, facts)
-        made._opened_graph = graph
-        return made
-
-    @classmethod
-    def unfinished(cls, folder: Path, covers: Sequence[str], dim: int, **options) -> "Accelerator | None":
-        """Return an undamaged graph of the first of these segments that the others can be added to, else None."""
-        begun = cls.open(folder, "hnsw", covers, dim)
-        if begun is None or len(begun.facts.covers) == len(covers):
-            return None
-        try:
-            shape = (dim, begun.facts.directions)
-            begun._opened_graph = Graph.unfinished(begun.path, shape, begun.facts.digest, **options)
-        except (OSError, ValueError):
-            return None
-        return begun if begun._opened_graph else None
+        self._matrix: np.ndarray | None = None
+        self._graph = graph
 
     @classmethod
     def open(cls, folder: Path, kind: str, covers: Sequence[str], dim: int) -> "Accelerator | None":
@@ -133,14 +80,33 @@ class Accelerator:
             file = _file(folder, kind).with_suffix(".json")
             facts = Facts(**read_json(file, FACTS, optional=("directions",)))
             fits = facts.dim == dim and len(facts.covers) > 0 and facts.covers == list(covers[: len(facts.covers)])
-            return cls(folder, kind, facts) if fits and (kind in EXACT or facts.directions) else None
+            return cls(folder, kind, facts) if fits and (kind == "int8" or facts.directions) else None
         except (OSError, ValueError, TypeError):
             return None
 
-    def first_request(self, k: int) -> int:
-        """Return the number of candidates to request first for the k best."""
+    def search(
+        self, vectors: Vectors, query: np.ndarray, k: int, allowed: np.ndarray | None, expansion: bool | int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (places, scores) of the best among the candidates and the vectors added since.
+
+        More candidates are requested until no other vector can be among the best; from a graph, until there are k.
+
+        Args:
+            allowed: see `Vectors.nearest`. expansion: see `nearest`.
+        """
         minimum, factor = CANDIDATES[self.kind]
-        return max(minimum, factor * k)
+        covered, count = self.facts.count, max(minimum, factor * k)
+        added_since = np.arange(covered, vectors.total)
+        while query.any() and count < covered // 2:
+            places, bound = self.nearest(query, count, expansion)
+            places = np.concatenate([np.sort(places), added_since])
+            places = places[contains(allowed, places) if allowed is not None else ~contains(vectors.removed, places)]
+            scores = vectors.finite(inner_products(vectors.rows(places), query))
+            chosen = best(scores, k)
+            if len(chosen) == k and (bound is None or bound < scores[chosen[-1]]):
+                return places[chosen], scores[chosen]
+            count *= MORE_CANDIDATES
+        return vectors.nearest(query[None], k, allowed)[0]
 
     def nearest(self, query: np.ndarray, count: int, expansion: bool | int = True) -> tuple[np.ndarray, float | None]:
         """Return (places int64 (count,), upper bound of every other vector's score or, for a graph, None).
@@ -152,10 +118,12 @@ class Accelerator:
         length = float(np.linalg.norm(query))
         unit = (query / length)[None]
         if self.kind == "hnsw":
-            return self._graph().search(unit[0], count, max(count, EXPANSION if expansion is True else expansion)), None
-        stored = convert(unit, self.kind)
+            return self.open_graph().search(
+                unit[0], count, max(count, EXPANSION if expansion is True else expansion)
+            ), None
+        stored, _ = quantize(unit)
         library = usearch()
-        found = library.search(self._matrix(), stored[0], count, library.MetricKind.Cos, exact=True)
+        found = library.search(self._open_matrix(), stored[0], count, library.MetricKind.Cos, exact=True)
         error = float(np.linalg.norm(unit_rows(stored) - unit))
         cosine = 1 - float(found.distances[-1]) + self.facts.error + error + ROUNDING
         return found.keys.astype(np.int64), length * cosine * self.facts.norms[cosine > 0]
@@ -165,21 +133,99 @@ class Accelerator:
         if sha256(self.path) != self.facts.digest:
             raise ValueError(f"{shown(self.path)} is damaged: its digest is not {self.facts.digest}; build it again")
 
-    def _matrix(self) -> np.ndarray:
-        if self._opened_matrix is None:
-            shape = (self.facts.count, self.facts.dim)
-            stored = np.dtype(STORED[self.kind])
-            if self.path.stat().st_size != shape[0] * shape[1] * stored.itemsize:
-                wanted = f"that of {self.kind} {shape}"
-                raise ValueError(f"{shown(self.path)} is damaged: its size is not {wanted}; build it again")
-            self._opened_matrix = np.memmap(self.path, stored, mode="r", shape=shape).view(np.ndarray)
-        return self._opened_matrix
+    def _open_matrix(self) -> np.ndarray:
+        if self._matrix is None:
+            self._matrix = map_file(self.path, "|i1", (self.facts.count, self.facts.dim))
+        return self._matrix
 
-    def _graph(self) -> Graph:
-        if self._opened_graph is None:
-            shape = (self.facts.dim, self.facts.directions)
-            self._opened_graph = Graph.open(self.path, shape, self.facts.digest)
-        return self._opened_graph
+    def open_graph(self, *, adding: bool = False) -> Graph:
+        """Return the graph, opened at first use; ValueError for a damaged one, which usearch would not notice."""
+        if self._graph is None:
+            self.verify()
+            self._graph = Graph.open(self.path, (self.facts.dim, self.facts.directions), adding=adding)
+        return self._graph
+
+
+class Accelerators:
+    """The accelerators of an index, opened at first use."""
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._opened: tuple[Vectors | None, dict[str, Accelerator | None]] = None, {}
+
+    def get(self, kind: str, vectors: Vectors) -> Accelerator | None:
+        """Return the accelerator of a kind, if there is one that fits the vectors of the index."""
+        if self._opened[0] is not vectors:
+            self._opened = vectors, {}
+        opened = self._opened[1]
+        if kind not in opened:
+            opened[kind] = Accelerator.open(self._store.path, kind, self._covers()[0], self._store.dim)
+        return opened[kind]
+
+    def for_search(self, vectors: Vectors, approximate: bool) -> Accelerator | None:
+        """Return the graph for an approximate search, ValueError if there is none; else the copy, if there is one."""
+        if approximate:
+            if (graph := self.get("hnsw", vectors)) is None:
+                name = shown(self._store.path)
+                raise ValueError(f"{name} has no graph to search approximately; accelerate it with hnsw first")
+            return graph
+        return self.get("int8", vectors)
+
+    def build(self, kind: str, **options) -> Accelerator:
+        """Write an accelerator of all vectors; a graph is written after each portion of them.
+
+        Args:
+            options: options of a graph, see `Graph.new`.
+
+        Raises:
+            ValueError: an unknown kind, or a vector of length 0. ImportError: no usearch.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"accelerator {quoted(kind)}; allowed are {', '.join(KINDS)}")
+        usearch()
+        vectors, (covers, lasts), made = self._store.current(), self._covers(), None
+        self._opened, ends = (None, {}), [len(covers)]  # Windows does not replace a file that is mapped
+        if kind == "hnsw":
+            options["sample"] = vectors.sample(SAMPLE)
+            made = self._unfinished(covers, **options)
+            ends = portions(np.diff(lasts).tolist(), len(made.facts.covers) if made else 0)
+        for end in ends:
+            first = lasts[len(made.facts.covers)] if made else 0
+            made = self._write(kind, vectors.blocks(first, lasts[end]), covers[:end], made, **options)
+        assert made is not None
+        return made
+
+    def _unfinished(self, covers: Sequence[str], **options) -> Accelerator | None:
+        """Return an undamaged graph of the first of these segments that the others can be added to, else None."""
+        begun = Accelerator.open(self._store.path, "hnsw", covers, self._store.dim)
+        if begun is None or len(begun.facts.covers) == len(covers):
+            return None
+        try:
+            graph = begun.open_graph(adding=True)
+        except (OSError, ValueError):
+            return None
+        return begun if graph.extends(**options) else None
+
+    def _write(
+        self, kind: str, blocks: Iterable[np.ndarray], covers: list[str], begun: Accelerator | None, **options
+    ) -> Accelerator:
+        """Write an accelerator of blocks of vectors, float32 (n, D), that continues a graph or is new."""
+        path, measure, graph = _file(self._store.path, kind), _Measure(begun.facts if begun else None), None
+        if kind == "hnsw":
+            graph = begun.open_graph() if begun else Graph.new(**options)
+            _write_graph(path, map(measure.normalize, blocks), graph)
+        else:
+            _write_matrix(path, map(measure.quantize, blocks), **options)
+        norms, directions = (measure.shortest, measure.longest), graph.directions.shape[1] if graph else 0
+        facts = Facts(covers, measure.count, self._store.dim, measure.error, norms, sha256(path), directions)
+        with atomic_write(path.with_suffix(".json"), "w") as file:
+            json.dump(asdict(facts), file)
+        return Accelerator(self._store.path, kind, facts, graph)
+
+    def _covers(self) -> tuple[list[str], list[int]]:
+        """Return the digests of what was added, in order, and the places where each begins, and the end."""
+        history = self._store.catalogue.history()
+        return [added.vectors for added in history], [0, *(added.last for added in history)]
 
 
 class _Measure:
@@ -196,16 +242,11 @@ class _Measure:
         self.shortest, self.longest = min(self.shortest, float(lengths.min())), max(self.longest, float(lengths.max()))
         return unit
 
-    def convert(self, rows: np.ndarray, kind: str) -> np.ndarray:
+    def quantize(self, rows: np.ndarray) -> np.ndarray:
         unit = self.normalize(rows)
-        stored = convert(unit, kind)
+        stored, _ = quantize(unit)
         self.error = max(self.error, float(np.linalg.norm(unit_rows(stored) - unit, axis=1).max()))
         return stored
-
-
-def convert(unit: np.ndarray, kind: str) -> np.ndarray:
-    """Return unit rows float32 (n, D) as a copy of that kind stores them."""
-    return unit.astype(np.float16) if kind == "float16" else quantize(unit)
 
 
 def _file(folder: Path, kind: str) -> Path:

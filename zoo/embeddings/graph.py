@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.embeddings.segment import quantize
 from zoo.utils.arrays import unit_rows
-from zoo.utils.files import atomic_write, sha256
-from zoo.utils.text import shown
+from zoo.utils.files import atomic_write
 
 CONNECTIVITY, EXPANSION = 32, 128  # usearch's 16 has a lower recall at a million vectors, or takes longer
 PORTION = 100_000  # vectors between two writes of a graph, from which a killed run resumes
@@ -23,7 +23,6 @@ SAMPLE = 8192  # vectors that the directions are computed from
 EXPLAINED, STILL_EXPLAINED = 0.99, 0.98
 LINE = 64  # int8 numbers in a cache line
 HEADER = LINE - 8  # bytes, which align usearch's rows with cache lines
-INT8_MAX = 127
 
 
 class Graph:
@@ -44,38 +43,22 @@ class Graph:
         return cls(directions, _empty(directions, connectivity=connectivity, expansion_add=expansion))
 
     @classmethod
-    def open(cls, path: Path, shape: tuple[int, int], digest: str) -> "Graph":
-        """Return a saved graph for searching; `shape` is that of its directions.
+    def open(cls, path: Path, shape: tuple[int, int], *, adding: bool = False) -> "Graph":
+        """Return a saved graph, memory-mapped for searching or loaded for adding; `shape` is that of its directions.
 
-        Raises:
-            ValueError: the file's SHA-256 is another. usearch does not check what it reads.
+        usearch does not check what it reads, so the file's digest must have been compared.
         """
-        directions, written = _read(path, shape, digest)
+        whole = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        after = HEADER + 4 * shape[0] * shape[1]
+        directions, written = whole[HEADER:after].view("<f4").reshape(shape).copy(), whole[after:]
         index = _empty(directions)
-        index.view(written)
-        return cls(directions, index, written)
+        (index.load if adding else index.view)(written)
+        return cls(directions, index, None if adding else written)
 
-    @classmethod
-    def unfinished(
-        cls,
-        path: Path,
-        shape: tuple[int, int],
-        digest: str,
-        sample: np.ndarray,
-        connectivity: int = CONNECTIVITY,
-        expansion: int = EXPANSION,
-    ) -> "Graph | None":
-        """Return a saved graph for adding; None if its connectivity differs or its directions do not fit the sample.
-
-        Raises:
-            ValueError: see `open`.
-        """
-        directions, written = _read(path, shape, digest)
-        index = _empty(directions)
-        index.load(written)
-        index.expansion_add = expansion
-        fits = index.connectivity == connectivity and explained(sample, directions) >= STILL_EXPLAINED
-        return cls(directions, index) if fits else None
+    def extends(self, sample: np.ndarray, connectivity: int = CONNECTIVITY, expansion: int = EXPANSION) -> bool:
+        """Whether vectors like the sample can be added, with these options, which then hold."""
+        self._index.expansion_add = expansion
+        return self._index.connectivity == connectivity and explained(sample, self.directions) >= STILL_EXPLAINED
 
     def __len__(self) -> int:
         return len(self._index)
@@ -83,12 +66,12 @@ class Graph:
     def add(self, unit: np.ndarray) -> None:
         """Add unit rows, float32 (n, D)."""
         first = len(self)
-        self._index.add(np.arange(first, first + len(unit)), quantize(unit @ self.directions))
+        self._index.add(np.arange(first, first + len(unit)), quantize(unit @ self.directions)[0])
 
     def search(self, unit: np.ndarray, count: int, expansion: int) -> np.ndarray:
         """Return the places, int64 (count,), of vectors found near a unit vector, float32 (D,)."""
         self._index.expansion_search = expansion
-        return self._index.search(quantize(unit @ self.directions), count).keys.astype(np.int64)
+        return self._index.search(quantize(unit @ self.directions)[0], count).keys.astype(np.int64)
 
     def save(self, path: Path) -> None:
         """Write the graph's file atomically."""
@@ -118,12 +101,6 @@ def explained(rows: np.ndarray, directions: np.ndarray) -> float:
     return float(np.square(unit_rows(rows) @ directions).sum() / len(rows))
 
 
-def quantize(rows: np.ndarray) -> np.ndarray:
-    """Return float rows as int8 (…, D), each scaled to the full range: only its direction is kept."""
-    largest = np.abs(rows).max(axis=-1, keepdims=True)
-    return np.rint(rows / np.maximum(largest, np.finfo(np.float32).tiny) * INT8_MAX).astype(np.int8)
-
-
 def portions(counts: Sequence[int], first: int) -> list[int]:
     """Return the ends of the groups of segments after which a graph is written.
 
@@ -151,12 +128,3 @@ def usearch():
 
 def _empty(directions: np.ndarray, **options):
     return usearch().Index(ndim=directions.shape[1], metric="cos", dtype="i8", **options)
-
-
-def _read(path: Path, shape: tuple[int, int], digest: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the directions in a file, and usearch's part of it, memory-mapped."""
-    if sha256(path) != digest:
-        raise ValueError(f"{shown(path)} is damaged: its digest is not {digest}; build it again")
-    whole = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
-    after = HEADER + 4 * shape[0] * shape[1]
-    return whole[HEADER:after].view("<f4").reshape(shape).copy(), whole[after:]

@@ -4,10 +4,11 @@ A segment holds consecutive vectors (`vectors-N.bin`, and `scales-N.bin` for int
 64-bit digests (`zoo.embeddings.terms`), ascending, and then the offset of the vector that each belongs to, uint32.
 """
 
+import functools
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 BLOCK_BYTES = 1 << 20  # of vectors converted to float32 at a time, to stay in the processor's cache
 COPY_BYTES = 8 << 20  # read at a time where segments are merged or checked
 INT8_MAX = 127
+SIGN_AND_LOWEST = np.array(0x8FFFE000, np.uint32).view(np.int32)  # bits of a float32
+NOT_FINITE = 65536  # what `widen` makes of an infinity; finite numbers of float16 are smaller
+
+Terms = tuple[np.ndarray, np.ndarray]  # digests uint64, ascending, and offsets uint32
 
 
 class Row(NamedTuple):
@@ -47,26 +52,33 @@ class Segment:
         path: folder of the index.
         dim: D.
         dtype: a key of DTYPES.
-        terms: (digests, offsets), for a segment without a file of terms.
+        make_terms: returns (digests, offsets) when they are needed, for a segment without a file of terms.
     """
 
-    def __init__(self, path: Path, row: Row, dim: int, dtype: str, terms: tuple[np.ndarray, np.ndarray] | None = None):
+    def __init__(self, path: Path, row: Row, dim: int, dtype: str, make_terms: Callable[[], Terms] | None = None):
         self.row, self.first, self.count, self._path, self._dim = row, row.first, row.size, path, dim
-        self.matrix = _mapped(path / file_name("vectors", row), DTYPES[dtype], (self.count, dim))
-        self.scales = _mapped(path / file_name("scales", row), "<f4", (self.count,)) if dtype == "int8" else None
-        if terms is None:
-            raw = _mapped(path / file_name("terms", row), "|u1", (12 * row.terms,))
-            terms = raw[: 8 * row.terms].view("<u8"), raw[8 * row.terms :].view("<u4")
-        self.terms, self.offsets = terms
+        self.matrix = map_file(path / file_name("vectors", row), DTYPES[dtype], (self.count, dim))
+        self.scales = map_file(path / file_name("scales", row), "<f4", (self.count,)) if dtype == "int8" else None
+        self._make_terms = make_terms
+        if make_terms is None:
+            raw = map_file(path / file_name("terms", row), "|u1", (12 * row.terms,))
+            self.terms = raw[: 8 * row.terms].view("<u8"), raw[8 * row.terms :].view("<u4")
+
+    @functools.cached_property
+    def terms(self) -> Terms:
+        """Digests, ascending, and the offset of the vector that each belongs to."""
+        assert self._make_terms is not None
+        return self._make_terms()
 
     def find(self, terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (which, places), int64 (n,): the places in the index of each of these terms, uint64 (T,)."""
-        low = np.searchsorted(self.terms, terms)
-        hits = np.flatnonzero(self.terms[np.minimum(low, len(self.terms) - 1)] == terms)
-        low, high = low[hits], np.searchsorted(self.terms, terms[hits], side="right")
+        digests, all_offsets = self.terms
+        low = np.searchsorted(digests, terms)
+        hits = np.flatnonzero(digests[np.minimum(low, len(digests) - 1)] == terms)
+        low, high = low[hits], np.searchsorted(digests, terms[hits], side="right")
         counts = high - low
         starts = np.repeat(low - np.cumsum(counts) + counts, counts)
-        offsets = self.offsets[np.arange(counts.sum()) + starts].astype(np.int64)
+        offsets = all_offsets[np.arange(counts.sum()) + starts].astype(np.int64)
         if len(offsets) and offsets.max() >= self.count:
             raise ValueError(
                 f"{self._path / file_name('terms', self.row)} is damaged: it names a vector beyond its end"
@@ -75,12 +87,12 @@ class Segment:
 
     def rows(self, part: slice | np.ndarray) -> np.ndarray:
         """Return vectors, float32 (n, D). A slice of a float32 segment is a view of the mapped file."""
-        rows = self.matrix[part].astype(np.float32, copy=False)
+        rows = widen(self.matrix[part])
         return rows if self.scales is None else rows * self.scales[part, None]
 
     def products(self, queries: np.ndarray, part: slice | np.ndarray) -> np.ndarray:
         """Return inner products of queries (Q, D) and vectors, float32 (Q, n)."""
-        rows = self.matrix[part].astype(np.float32, copy=False)
+        rows = widen(self.matrix[part])
         found = inner_products(rows, queries[0])[None] if len(queries) == 1 else queries @ rows.T
         return found if self.scales is None else found * self.scales[part]
 
@@ -111,6 +123,26 @@ class Segment:
         return join_digests(*digests)
 
 
+def widen(rows: np.ndarray) -> np.ndarray:
+    """Return rows as float32; those of float16 three times as fast as NumPy, with NaN for all that are not finite."""
+    if rows.dtype != np.float16:
+        return rows.astype(np.float32, copy=False)
+    bits = rows.view("<i2").astype(np.int32)  # the sign fills the upper half
+    bits <<= 13  # so that exponent and fraction are where float32 has its lowest
+    bits &= SIGN_AND_LOWEST
+    wide = bits.view(np.float32)
+    wide *= np.float32(2.0**112)  # the exponents count from -127, not from -15
+    if max(wide.max(initial=0), -wide.min(initial=0)) >= NOT_FINITE:
+        wide[np.abs(wide) >= NOT_FINITE] = np.nan
+    return wide
+
+
+def quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows as int8 (…, D), each scaled to the full range, and the scales, float32 (…, 1)."""
+    scales = np.maximum(np.abs(rows).max(axis=-1, keepdims=True), 1e-30) / INT8_MAX
+    return np.rint(rows / scales).astype(np.int8), scales.astype("<f4")
+
+
 def inner_products(rows: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Return rows (n, D) · query (D,), float32 (n,). A row's product does not depend on the other rows.
 
@@ -130,14 +162,11 @@ def files_of(row: Row, dtype: str) -> list[str]:
 
 
 def write_segment(
-    path: Path, number: int, first: int, vectors: np.ndarray, terms: tuple[np.ndarray, np.ndarray], dtype: str
+    path: Path, number: int, first: int, vectors: np.ndarray, terms: Terms, dtype: str
 ) -> tuple[Row, str]:
     """Write a segment's files and return (its row, the digest of its vectors)."""
-    scales = None
-    if dtype == "int8":
-        scales = np.maximum(np.abs(vectors).max(axis=1), 1e-30) / INT8_MAX
-        vectors, scales = np.rint(vectors / scales[:, None]), scales.astype("<f4")
-    stored = np.ascontiguousarray(vectors.astype(DTYPES[dtype]))
+    stored, scales = quantize(vectors) if dtype == "int8" else (vectors.astype(DTYPES[dtype]), None)
+    stored = np.ascontiguousarray(stored)
     row = Row(number, first, len(vectors), len(terms[0]), None)
     row = write_terms(path, row, terms)
     arrays = [array for array in (stored, scales) if array is not None]
@@ -147,7 +176,7 @@ def write_segment(
     return row, join_digests(*map(digest, arrays))
 
 
-def write_terms(path: Path, row: Row, terms: tuple[np.ndarray, np.ndarray]) -> Row:
+def write_terms(path: Path, row: Row, terms: Terms) -> Row:
     """Write a file of terms and return the row with its digest."""
     total = hashlib.sha256()
     with atomic_write(path / file_name("terms", row)) as file:
@@ -166,8 +195,8 @@ def merge_segments(path: Path, number: int, segments: Sequence[Segment]) -> Row:
                 for segment in segments:
                     for block in byte_blocks(getattr(segment, what)):
                         file.write(block)
-    terms = np.concatenate([segment.terms for segment in segments])
-    offsets = np.concatenate([segment.offsets + np.uint32(segment.first - first) for segment in segments])
+    terms = np.concatenate([segment.terms[0] for segment in segments])
+    offsets = np.concatenate([segment.terms[1] + np.uint32(segment.first - first) for segment in segments])
     order = np.lexsort((offsets, terms))
     row = Row(number, first, sum(segment.count for segment in segments), len(terms), None)
     return write_terms(path, row, (terms[order], offsets[order]))
@@ -214,7 +243,7 @@ def checked_ids(vectors, ids, metadata, dim: int, *, first: int = 0) -> list[str
     return ids
 
 
-def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+def map_file(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return a file as a memory-mapped array; ValueError if its size does not fit the shape."""
     expected = math.prod(shape) * np.dtype(dtype).itemsize
     size = path.stat().st_size if path.is_file() else None

@@ -15,7 +15,7 @@ from PIL import Image
 from clip import check_classes
 from zoo.data.preprocess import PreprocessSpec, decode_image, open_image, preprocess
 from zoo.embeddings import Index, TextCache, combine, parse_query
-from zoo.embeddings.index import Where
+from zoo.embeddings.where import Where
 from zoo.inference.classifier import Classifier, create_classifier
 from zoo.inference.encoder import (
     Encoder,

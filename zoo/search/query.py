@@ -70,43 +70,22 @@ def search_images(
         if any(refused.values()):
             names = ", ".join(name for name, given in refused.items() if given)
             raise ValueError(f"{names}: not for a .lance data set; use the index that it was exported from")
-        return _search_lance(LanceStore(index), Path(image) if image else query, model, k, min_score, expansion, cache)
-    opened = Index.open(index)
-    texts = TextCache(cache or default_cache_path())
-    pipeline = open_pipeline(opened, model, cache=texts)
-    ids, scores = pipeline.search(
-        opened,
-        Path(image) if image else query,
-        k,
-        where=fits,
-        approximate=expansion or approximate,
-        min_score=min_score,
-        false_rate=false_rate,
-    )
-    texts.close()
-    pairs = enumerate(zip(ids, scores, strict=True), 1)
-    matches = [Match(rank, identity, float(score), opened.metadata(identity)) for rank, (identity, score) in pairs]
-    if sheet is not None:
-        found = [(match.id, match.score) for match in matches]
-        draw_sheet(Path(sheet), query or Path(image or "").name, found, facts_of(opened).get("sources", {}))
-    return matches
-
-
-def _search_lance(
-    store: LanceStore,
-    query: str | Path | None,
-    model: str | None,
-    k: int,
-    min_score: float | None,
-    expansion: int | None,
-    cache: str | None,
-) -> list[Match]:
-    """`search_images` in a data set of `zoo index export`; `expansion` is the number of partitions that are read."""
+    opened = LanceStore(index) if is_lance(index) else Index.open(index)
+    asked = Path(image) if image else query
     with contextlib.closing(TextCache(cache or default_cache_path())) as texts:
-        vector = open_pipeline(store, model, cache=texts).embed_query(query, images=True)
-    found = store.search(vector, k, probes=expansion or PROBES)
-    kept = [row for row in found if min_score is None or row[1] >= min_score]
-    return [Match(rank, *row) for rank, row in enumerate(kept, 1)]
+        pipeline = open_pipeline(opened, model, cache=texts)
+        if isinstance(opened, LanceStore):
+            found = opened.search(pipeline.embed_query(asked), k, probes=expansion or PROBES)
+            found = [row for row in found if min_score is None or row[1] >= min_score]
+        else:
+            options: dict = {"approximate": expansion or approximate, "min_score": min_score, "false_rate": false_rate}
+            ids, scores = pipeline.search(opened, asked, k, where=fits, **options)
+            entries = opened.entries(ids)
+            found = [(name, float(score), entries[name][1]) for name, score in zip(ids, scores, strict=True)]
+    if sheet is not None:
+        matches = [(name, score) for name, score, _ in found]
+        draw_sheet(Path(sheet), query or Path(image or "").name, matches, facts_of(opened).get("sources", {}))
+    return [Match(rank, *row) for rank, row in enumerate(found, 1)]
 
 
 def _filter(where: Sequence[str] | None) -> dict[str, set]:

@@ -44,7 +44,8 @@ def draw_sheet(path: Path, text: str, matches: Sequence[tuple[str, float]], sour
     """
     if not matches:
         raise ValueError("the search found nothing, so there is no sheet to draw")
-    write_sheet(path, text, _read_groups([matches], sources)[0])
+    (found,) = _read_groups([matches], sources)
+    _write(path, text, f"{len(found)} images, best first", [(f"“{text}”", found)])
 
 
 def draw_groups(path: Path, groups: Sequence[Sequence[tuple[str, float]]], sources: Mapping[str, str]) -> None:
@@ -56,17 +57,24 @@ def draw_groups(path: Path, groups: Sequence[Sequence[tuple[str, float]]], sourc
     if not groups:
         raise ValueError("there are no near-duplicates, so there is no sheet to draw")
     found = _read_groups(groups, sources)
+    _write(path, "Near-duplicates", f"{len(found)} groups", [(f"{len(group)} images", group) for group in found])
+
+
+def _write(path: Path, title: str, lead: str, groups: Sequence[tuple[str, Sequence[Found]]]) -> None:
+    """Write groups of images under their headings; a PNG shows COLUMNS images of each, or all of a single one."""
     if path.suffix.lower() in PAGES:
-        blocks = [
-            section(f"{len(group)} images", f'<div class="tiles">{"".join(_tile(*one) for one in group)}</div>')
-            for group in found
-        ]
-        write_page(path, "Near-duplicates", *blocks, lead=f"{len(found)} groups")
+        blocks = []
+        for heading, group in groups:
+            tiles = f'<div class="tiles">{"".join(_tile(*one) for one in group)}</div>'
+            blocks.append(section(heading, tiles) if len(groups) > 1 else tiles)
+        write_page(path, title, *blocks, lead=lead)
         return
-    rows = [
-        SheetRow(f"{len(group)} images", [image for image, _, _ in group], [score for _, score, _ in group])
-        for group in (whole[:COLUMNS] for whole in found)
-    ]
+    rows = []
+    for heading, group in groups:
+        for first in range(0, COLUMNS if len(groups) > 1 else len(group), COLUMNS):
+            line = group[first : first + COLUMNS]
+            images, scores = [image for image, _, _ in line], [score for _, score, _ in line]
+            rows.append(SheetRow("" if first else heading, images, scores))
     plot_sheet(path, rows)
 
 
@@ -106,25 +114,6 @@ def _read(identity: str, records: Mapping[str, tuple[Dataset, int]]) -> np.ndarr
         raise ValueError("no source of the index has it any more")
     dataset, i = records[identity]
     return to_display(open_record(dataset.record(i)))
-
-
-def write_sheet(path: str | Path, text: str, found: Sequence[Found]) -> None:
-    """Write images with their scores, best first, under a title.
-
-    Args:
-        path: .html for a page with the ids too, else a PNG.
-        found: at least one.
-    """
-    if Path(path).suffix.lower() in PAGES:
-        tiles = "".join(_tile(*one) for one in found)
-        write_page(path, text, f'<div class="tiles">{tiles}</div>', lead=f"{len(found)} images, best first")
-        return
-    lines = [found[first : first + COLUMNS] for first in range(0, len(found), COLUMNS)]
-    rows = [
-        SheetRow("" if i else f"“{text}”", [image for image, _, _ in line], [score for _, score, _ in line])
-        for i, line in enumerate(lines)
-    ]
-    plot_sheet(path, rows)
 
 
 def _tile(image: np.ndarray, score: str, name: str) -> str:
