@@ -1,5 +1,6 @@
 """Real images with captions and labels, written in every layout that zoo.data reads."""
 
+import contextlib
 import csv
 import functools
 import io
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+with contextlib.suppress(ImportError):
+    import pillow_heif  # noqa: F401  its encoder (not its decoder) fails where usearch's library was loaded before
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
