@@ -1,19 +1,17 @@
 """Real images with captions and labels, written in every layout that zoo.data reads."""
 
-import contextlib
 import csv
 import functools
 import io
 import json
 import struct
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-with contextlib.suppress(ImportError):
-    import pillow_heif  # noqa: F401  its encoder (not its decoder) fails where usearch's library was loaded before
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -142,3 +140,18 @@ def write_dng(values: np.ndarray) -> bytes:
         entries += struct.pack("<HHI", tag, kind, count) + field
     head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
     return head + data + values.astype("<u2").tobytes()
+
+
+WRITE_HEIC = """
+import sys, pillow_heif
+from PIL import Image
+pillow_heif.from_pillow(Image.open(sys.argv[1])).save(sys.argv[2], quality=95)
+"""
+
+
+def write_heic(path: Path, image: np.ndarray) -> None:
+    """Write a HEIC file in another process: the encoder, not the decoder, fails where usearch's library is loaded."""
+    original = path.with_suffix(".heic.png")
+    original.write_bytes(encode(image))
+    subprocess.run([sys.executable, "-c", WRITE_HEIC, original, path], check=True)
+    original.unlink()

@@ -8,8 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from data_writers import encode, write_class_folders, write_dng, write_shards
-from PIL import Image
+from data_writers import encode, write_class_folders, write_dng, write_heic, write_shards
 from pipeline_case import album, images, model, pipeline, saved  # noqa: F401
 
 from zoo import ClipPipeline
@@ -175,11 +174,11 @@ def test_an_unreadable_source_leaves_no_files(make, album, saved, tmp_path):
 
 
 def test_heic_and_raw_photos_are_indexed_where_their_decoders_are(saved, images, tmp_path, monkeypatch):
-    heif = pytest.importorskip("pillow_heif")
+    pytest.importorskip("pillow_heif")
     pytest.importorskip("rawpy")
     folder = tmp_path / "photos"
     folder.mkdir()
-    heif.from_pillow(Image.fromarray(images[0]).resize((64, 64))).save(folder / "a.heic", quality=95)
+    write_heic(folder / "a.heic", images[0].repeat(4, 0).repeat(4, 1))
     (folder / "b.dng").write_bytes(write_dng(np.arange(64 * 96).reshape(64, 96) * 9))
     (folder / "c.png").write_bytes(encode(images[1]))
     build = ["index", "build", str(folder), "--model", str(saved), "--out", str(tmp_path / "i")]
