@@ -23,6 +23,7 @@ LARGEST_INTEGER = (1 << 64) - 1
 Schema = Field | Mapping[str, Field]
 
 OBJECT = Field(lambda value: isinstance(value, dict), "an object")
+LIST = Field(lambda value: isinstance(value, list), "a list")
 ANYTHING = Field(lambda _: True, "any value")
 
 
