@@ -43,6 +43,8 @@ ACCIDENT = re.compile(  # what Python says of an operation that nobody checked
     "indices must be|cannot unpack|values to unpack|cannot be interpreted|argument of type|must be real number|"
     "index out of range|invalid literal for|could not convert|expected str instance"
 )
+# Messages that quote the reason of a library: Keras, torch, ONNX Runtime, Pillow.
+QUOTING = ("that Keras can load", "a plain torch checkpoint", "ONNX Runtime cannot run", "cut off or damaged")
 NASTY_TEXTS = (
     *("", "\0", "a\x1b[2Jb", "\u202eabc", "x" * 20_000, "../../escape", "/etc/passwd", "pipe:touch ran", "\ud800"),
     *(
@@ -803,7 +805,7 @@ def is_clear(error: BaseException) -> bool:
         return len(error.args) == 1 and "not in the index" in str(error) and check_line(str(error)) is None
     if not isinstance(error, CLEAR) or (isinstance(error, TypeError) and not _is_raised(error)):
         return False
-    if ACCIDENT.search(str(error)) and "Keras can load" not in str(error):  # Keras may fail as it likes
+    if ACCIDENT.search(str(error)) and not any(said in str(error) for said in QUOTING):
         return False
     check_line(" ".join(str(error).split(" ")).replace("\n", " "))
     return True
