@@ -202,6 +202,13 @@ def test_a_pipe_as_an_accelerator_does_not_block(index):
     assert len(Index.open(index).search(np.ones(8, np.float32), 5)[0]) == 5
 
 
+def test_the_digest_of_an_accelerator_is_printed_escaped(index):
+    path = index / "accelerator-float16.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "\x1b[2J"}))
+    with refused(index, r"its digest is not \\x1b\[2J"):
+        Index.open(index).verify()
+
+
 def test_a_source_is_not_recorded_where_the_metadata_is_damaged(index, tmp_path):
     from PIL import Image
 

@@ -131,7 +131,8 @@ class Accelerator:
     def verify(self) -> None:
         """Raise ValueError if the file's digest is not the recorded one."""
         if sha256(self.path) != self.facts.digest:
-            raise ValueError(f"{shown(self.path)} is damaged: its digest is not {self.facts.digest}; build it again")
+            wanted = shown(self.facts.digest)
+            raise ValueError(f"{shown(self.path)} is damaged: its digest is not {wanted}; build it again")
 
     def _open_matrix(self) -> np.ndarray:
         if self._matrix is None:

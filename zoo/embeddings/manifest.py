@@ -78,7 +78,7 @@ def check_lists(path: Path, manifest: dict) -> None:
     for entry in manifest["segments"]:
         for name, digest in entry["sha256"].items():
             if name.endswith(".json") and sha256(path / name) != digest:
-                raise ValueError(f"{shown(path / name)} is damaged: its digest is not {digest}")
+                raise ValueError(f"{shown(path / name)} is damaged: its digest is not {shown(digest)}")
 
 
 def remove_old_files(path: Path, manifest: dict) -> None:
