@@ -290,21 +290,13 @@ def foreign_weights(folder: Path, rng: random.Random) -> None:
 
 
 def good_hub(folder: Path) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
+    import convnext
+    import zoo
 
-    config = {
-        **{"architectures": ["ConvNextForImageClassification"], "model_type": "convnext", "depths": [1] * 4},
-        **{"hidden_sizes": [4, 8, 8, 8], "hidden_act": "gelu", "layer_norm_eps": 1e-12, "patch_size": 4},
-        **{"num_channels": 3, "image_size": 32, "layer_scale_init_value": 1e-6, "num_stages": 4},
-        **{"drop_path_rate": 0.0, "initializer_range": 0.02},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    model = convnext.create_convnext_v1(convnext.Variant((1,) * 4, (4, 8, 8, 8)), 3, (64, 64, 3), stem_stride=4)
+    zoo.export_weights(model, folder, format="transformers")
     (folder / "preprocessor_config.json").write_text(
-        json.dumps({"size": {"shortest_edge": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3})
-    )
-    save_file(
-        {"convnext.embeddings.patch_embeddings.weight": np.ones((4, 3, 4, 4), np.float32)}, folder / "model.safetensors"
+        json.dumps({"size": {"shortest_edge": 64}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3})
     )
 
 
@@ -316,17 +308,9 @@ def hub_folders(folder: Path, rng: random.Random) -> None:
 
 
 def good_open_clip(folder: Path) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
+    import zoo
 
-    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
-    config = {
-        "model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    save_file({"logit_scale": np.ones((), np.float32)}, folder / "open_clip_model.safetensors")
+    zoo.export_weights(tiny_pair(), folder, format="open_clip")
 
 
 @target(8, good_open_clip)
@@ -668,11 +652,15 @@ def good_config(folder: Path) -> None:
 
 @target(16, good_config)
 def training_configurations(folder: Path, rng: random.Random) -> None:
-    from zoo.training.classify import run
+    from zoo.training.classify import LOSSES, create_classifier, create_loss, run
     from zoo.training.config import read_config
 
-    read_config(folder / "config.json")
-    run(folder / "config.json", train_data=str(folder / "nowhere"), output=str(folder / "out"))
+    config = read_config(folder / "config.json")
+    if config.loss in LOSSES:
+        create_classifier(config, config.num_labels or 3)
+        create_loss(config)
+    else:
+        run(folder / "config.json", train_data=str(folder / "nowhere"), output=str(folder / "out"))
 
 
 def change_names(folder: Path, rng: random.Random) -> None:

@@ -698,7 +698,17 @@ def test_a_part_of_the_campaign(tmp_path):
 
 
 def test_good_inputs_are_accepted(tmp_path):
-    for name in ("own_weights", "images", "tables", "indices", "text_caches", "onnx_files"):
+    names = (
+        "own_weights",
+        "hub_folders",
+        "open_clip_folders",
+        "keras_files",
+        "images",
+        "tables",
+        "indices",
+        "onnx_files",
+    )
+    for name in (*names, "onnx_files", "text_caches", "training_configurations"):
         folder = tmp_path / name
         folder.mkdir()
         hostile.TARGETS[name].good(folder)
