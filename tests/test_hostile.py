@@ -34,7 +34,7 @@ from zoo.embeddings import Index, TextCache
 from zoo.export.runtime import OnnxModel
 from zoo.inference.classifier import Classifier
 from zoo.inference.encoder import Encoder
-from zoo.models.registry import load, save
+from zoo.models.registry import create_model, load, save
 from zoo.search.build import add_images, index_add
 from zoo.search.embed import open_images
 from zoo.training.classify import _write_class_names, create_classifier, create_loss, run
@@ -673,6 +673,11 @@ def test_commands_print_no_raw_characters(tmp_path, monkeypatch, argv):
     monkeypatch.chdir(tmp_path)
     with refused(tmp_path, "refused"):
         hostile.command_line(argv)
+
+
+def test_an_empty_name_of_weights_is_refused(tmp_path):
+    with refused(tmp_path, "weights is empty; it must be a file or a tag"):
+        create_model("convnext_atto", weights="")
 
 
 def test_ids_are_printed_escaped(tmp_path):

@@ -144,6 +144,8 @@ def _published(entry) -> tuple[ModelConfig, Path]:
 
 def _find_weights(entry, weights) -> tuple[ModelConfig, Path]:
     """Config and file of `create_model(weights=…)`."""
+    if weights == "":
+        raise ValueError(f"weights is empty; it must be a file or a tag of `zoo list {entry.name} --weights`.")
     if os.path.isfile(weights):  # False for a name that no file can have
         return config_of(entry), Path(weights)
     if has_config(weights):
