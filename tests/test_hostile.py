@@ -703,16 +703,7 @@ def test_a_part_of_the_campaign(tmp_path):
 
 
 def test_good_inputs_are_accepted(tmp_path):
-    names = (
-        "own_weights",
-        "hub_folders",
-        "open_clip_folders",
-        "keras_files",
-        "images",
-        "tables",
-        "indices",
-        "onnx_files",
-    )
+    names = ("own_weights", "hub_folders", "open_clip_folders", "keras_files", "images", "tables", "indices")
     for name in (*names, "onnx_files", "text_caches", "training_configurations"):
         folder = tmp_path / name
         folder.mkdir()
