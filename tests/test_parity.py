@@ -126,6 +126,7 @@ def test_several_backends_run_in_processes_of_their_own(oracle_dir):
 
 
 @pytest.mark.once
+@pytest.mark.slow
 def test_an_error_in_a_backends_process_is_raised(oracle_dir):
     with pytest.raises(ValueError, match=r"^torch: No case matches 'nothing-\*' in"):
         parity.parity_on(oracle_dir, "nothing-*", ("torch", "jax"))

@@ -92,8 +92,8 @@ def bench(
         "peer": peer,
     }
     if preset == SERVE:
-        first = {"name": names, "backend": backend, "runtime": runtime, "precision": dtype}
-        chosen = {key: values[0] for key, values in first.items() if values}
+        lists = {"name": names, "backend": backend, "runtime": runtime, "precision": dtype}
+        chosen = {key: values[0] for key, values in lists.items() if values}
         return bench_serving(**chosen, peer_url=peer_url, rounds=rounds, smoke=smoke, output=output)
     options = {key: tuple(values) for key, values in options.items() if values}
     check_options(options)
