@@ -83,16 +83,17 @@ def create_convnext_v1(
     Raises:
         ValueError: an unknown variant or option, or an input too small for the last feature map.
 
-    What "auto" chooses for the shorter side of the images, with four stages; weights fit everywhere:
+    What "auto" chooses for the shorter side of the images, with four stages; weights fit everywhere. The last column
+    is the time of a training step relative to stem stride 4, which leaves no map of images under 32 pixels:
 
-        side        stem    downsampling    last map
-        from 128    4       2, 2, 2         from 4
-        64 to 127   2       2, 2, 2         4 to 7
-        32 to 63    1       2, 2, 2         4 to 7
-        16 to 31    1       2, 2, 2         2 to 3
-        8 to 15     1       2, 2, 1         2 to 3
-        4 to 7      1       2, 1, 1         2 to 3
-        1 to 3      1       1, 1, 1         1 to 3
+        side        stem    downsampling    last map    time
+        from 128    4       2, 2, 2         from 4      1
+        64 to 127   2       2, 2, 2         4 to 8      4
+        32 to 63    1       2, 2, 2         4 to 7      10
+        16 to 31    1       2, 2, 2         2 to 3      –
+        8 to 15     1       2, 2, 1         2 to 3      –
+        4 to 7      1       2, 1, 1         2 to 3      –
+        1 to 3      1       1, 1, 1         1 to 3      –
 
     Reference: arXiv:2201.03545.
     """

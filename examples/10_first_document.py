@@ -61,11 +61,10 @@ def write(folder, count):
     return folder / "train.csv", images, [row["label"] for row in rows]
 
 
-def milliseconds(call, repeats=2):
-    """Return the least time of some calls, after one that compiles."""
-    call()
+def milliseconds(call, calls=3):
+    """Return the least time of some calls, of which the first may compile."""
     seconds = []
-    for _ in range(repeats):
+    for _ in range(calls):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
@@ -80,7 +79,7 @@ def latency_table(names, batches):
         side, parameters = pair.image_encoder.input_shape[1], zoo.model_info(f"clip/{name}").parameters
         for size in batches:
             inputs = {"images": np.zeros((size, side, side, 3), "float32"), "tokens": np.ones((size, 77), "int32")}
-            ms = milliseconds(lambda inputs=inputs, pair=pair, size=size: pair.predict(inputs, size, verbose=0))
+            ms = milliseconds(lambda x=inputs, pair=pair, size=size: pair.predict(x, size, verbose=0), calls=2)
             rows.append(f"| {name} | {size} | {ms:.1f} | {1e3 * size / ms:.1f} | {parameters / 1e6:.2f} |")
     return ["| model | batch | ms | images a second | parameters M |", "|---|--:|--:|--:|--:|", *rows]
 
@@ -99,7 +98,8 @@ def main():
     table, images, labels = write(folder / "data", count)
     small = {"image_size": side, "stem_stride": 4, "context_length": 8}
     run = {"batch_size": batch, "epochs": 2, "learning_rate": 3e-4, "label_key": "label", "output": folder / "run"}
-    outcome = zoo.train(name, table, **small, **run)
+    begun = (folder / "run" / "checkpoints").is_dir()  # by an earlier call of this script
+    outcome = zoo.train(name, table, **small, **run, resume=begun)
     losses = [np.mean([row["loss"] for row in outcome.rows if row["epoch"] == epoch]) for epoch in (1, 2)]
     if not losses[-1] < losses[0]:
         raise SystemExit(f"The loss did not fall: {losses}")

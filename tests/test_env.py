@@ -153,6 +153,17 @@ def test_messages_of_a_library_are_suppressed(capfd):
     assert capfd.readouterr().err == "after\n"
 
 
+def test_messages_of_a_library_that_is_imported_later_are_suppressed(tmp_path, monkeypatch, capfd):
+    for name in ("noisy", "other"):
+        (tmp_path / f"{name}.py").write_text("import os; os.write(2, b'a native library clears its throat')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [env.QuietImport("noisy"), *sys.meta_path])
+    importlib.import_module("noisy")
+    assert capfd.readouterr().err == ""
+    importlib.import_module("other")
+    assert capfd.readouterr().err == "a native library clears its throat"
+
+
 def test_messages_of_a_library_are_printed_if_it_fails(capfd):
     with pytest.raises(RuntimeError, match="broken"), env.quiet_stderr():
         os.write(2, b"cannot open shared object\n")

@@ -217,6 +217,29 @@ def test_a_column_named_sha256_does_not_replace_the_digest(album, saved, images,
     assert again["left_out"]["left~2/0.png"] == "the same bytes as left/0.png" and again["vectors"] == 4
 
 
+def test_a_table_whose_files_lie_elsewhere(album, saved, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tables").mkdir()
+    table, out = tmp_path / "tables" / "list.csv", str(tmp_path / "i")
+    table.write_text("filepath\nleft/0.png\nright/5.png\n")
+    monkeypatch.chdir(album)
+    build = ["index", "build", str(table), "--model", str(saved), "--out", out]
+    vectors = ["embed", str(table), "--model", str(saved), "--out", str(tmp_path / "e")]
+    for command in (build, vectors):
+        assert main(command) == 2
+        assert "found from the working folder; add --data-root . (" in capsys.readouterr().err
+        assert main([*command, "--data-root", "."]) == 0
+    assert main(["index", "add", out, str(table)]) == 0  # the index has recorded the folder
+    from_vectors = str(tmp_path / "v")
+    build_index(vectors=str(tmp_path / "e"), model=str(saved), output=from_vectors)
+    monkeypatch.chdir(tmp_path)
+    for index in (out, from_vectors):
+        assert index_refresh(index) == {"added": 0, "dropped": 0, "kept": 2, "renamed": 0}
+        search_images(index, "a seven", cache=str(tmp_path / "t.sqlite"), sheet=str(tmp_path / "s.html"))
+        assert (tmp_path / "s.html").read_text("utf-8").count("data:image/png") == 2
+    with pytest.raises(ValueError, match=r"data_root='\.' is for a source, which is missing"):
+        index_add(out, data_root=".")
+
+
 def test_an_index_keeps_its_dtype(album, saved, tmp_path):
     build = {"source": str(album), "model": str(saved), "output": str(tmp_path / "i")}
     build_index(**build, dtype="int8")

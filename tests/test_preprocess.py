@@ -369,5 +369,5 @@ def test_a_progressive_jpeg_of_many_scans_is_refused(rng):
     sound = content.getvalue()
     assert module.decode_image(io.BytesIO(sound), "sound").size == (64, 64)
     last = sound[sound.rindex(b"\xff\xda") : -2]
-    with pytest.raises(ValueError, match="slow is cut off or damaged: 310 scans; at most 64 are decoded"):
+    with pytest.raises(ValueError, match="slow is cut off or damaged: more than 64 scans"):
         module.decode_image(io.BytesIO(sound[:-2] + last * 300 + sound[-2:]), "slow")

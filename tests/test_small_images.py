@@ -1,5 +1,8 @@
 """Models of images under 16 pixels, whose last downsampling layers have stride 1: saved, loaded, exported, trained."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import predict
@@ -13,6 +16,10 @@ from zoo.weights.describe import describe
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
 ROW = Variant((1, 1, 1, 1), (8, 8, 16, 16))
+
+
+HOW_TO = Path(__file__).parent.parent / "docs" / "how-to" / "small-images.md"
+LINE = re.compile(r"(?:from )?(\d+)(?: to (\d+))? +(\d) +(\d, \d, \d) +(?:from )?(\d+)(?: to (\d+))? +([\d.]+|–)")
 
 
 def strides(model):
@@ -47,6 +54,17 @@ def test_exported_and_refused_elsewhere(tmp_path):
     model = create_convnext_v1(ROW, 3, (64, 64, 3), stem_stride=4, downsample_strides=(2, 2, 1))
     with pytest.raises(ValueError, match="overlapping downsampling False"):
         zoo.export_weights(model, tmp_path / "timm", format="timm")
+
+
+def test_the_tables_of_strides_agree_with_the_code():
+    page = HOW_TO.read_text("utf-8").replace("|", " ")
+    in_docstring, on_page = (LINE.findall(text) for text in (create_convnext_v1.__doc__, page))
+    assert in_docstring == on_page and len(on_page) == 7
+    for first, last, stem, downsampling, least, most, _ in on_page:
+        for side, map_side in ((first, least), (last or first, most or least)):
+            shape = (int(side), int(side) + 9, 3)
+            assert convnext.resolve_strides(ROW, shape) == (int(stem), tuple(map(int, downsampling.split(","))))
+            assert create_convnext_v1(ROW, 3, shape, include_top=False).output_shape[1] == int(map_side)
 
 
 def test_flops_follow_the_strides():

@@ -141,8 +141,8 @@ def test_random_weights_are_named(folders, tmp_path, capsys):
     zoo.create_model("convnext_atto", input_shape=(32, 32, 3))
     zoo.create_model("resnet18", input_shape=(32, 32, 3), num_classes=2)
     run(tmp_path / "a", train_data=folders)
-    described = config(model="facebook/convnext-tiny-224")
-    classify._load(None, described)
+    classify._load(None, config(model="facebook/convnext-tiny-224"))
+    classify._load(None, read_config(EXAMPLES / "convnext_example.json"))  # with the sizes of that model
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "convnext_atto: random weights; published: d2_in1k (weights='d2_in1k')."
     assert lines[1].startswith("resnet18: random weights; published: ")
@@ -150,6 +150,15 @@ def test_random_weights_are_named(folders, tmp_path, capsys):
         "A convnextv2 of other sizes: random weights; none are published.",
         next(line for line in lines if line.startswith("convnext_tiny: random weights; published: ")),
     ]
+
+
+@once
+@pytest.mark.parametrize("folder", ["a", "begun"])
+def test_random_weights_are_named_unless_a_checkpoint_replaces_them(folder, plain, folders, tmp_path, capsys):
+    shutil.copytree(plain[0], tmp_path / "begun")
+    load._print_once.cache_clear()
+    run(tmp_path / folder, train_data=folders, resume=True)
+    assert ("random weights" in capsys.readouterr().err) == (folder == "a")
 
 
 @pytest.mark.once

@@ -72,7 +72,7 @@ def test_keys_and_defaults_of_a_classifier():
 def test_flags_of_a_classifier_replace_keys():
     found = parse("train classify", "--config", "c.json", "--epochs", "3")
     names = {"train_data", "validation_data", "weights", "output", "layer_decay", "devices", "seed"}
-    names |= {"checkpoint_activations", "coordinator", "processes", "process_id"}
+    names |= {"checkpoint_activations", "coordinator", "processes", "process_id", "data_root"}
     assert found == {"config": "c.json", "resume": False, "allow_code": False, "epochs": 3, **dict.fromkeys(names)}
 
 

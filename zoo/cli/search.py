@@ -3,6 +3,7 @@
 from zoo.cli.command import BATCH_SIZE, PAIR, Command, argument, positive
 
 SOURCE = argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards")
+DATA_ROOT = argument("--data-root", metavar="DIR", help="base folder for a table's paths (default: its folder)")
 RUNTIME = argument(
     "--runtime", choices=("keras", "onnx", "tensorrt"), default="keras", help="what runs the towers (default keras)"
 )
@@ -38,6 +39,7 @@ COMMANDS = {
                 metavar="DIR",
                 help="folder; the same command resumes an interrupted run",
             ),
+            DATA_ROOT,
             RUNTIME,
             PRECISION,
             BATCH_SIZE,
@@ -75,7 +77,7 @@ COMMANDS = {
             argument("--image-key", default="filepath", metavar="COLUMN", help="image column (default filepath)"),
             argument("--caption-key", metavar="COLUMN", help="caption column (default: caption, if it is there)"),
             argument("--label-key", metavar="COLUMN", help="column of classes"),
-            argument("--data-root", metavar="DIR", help="base folder for a table's paths (default: its folder)"),
+            DATA_ROOT,
         ),
         examples=("zoo data pack captions.csv shards --shuffle-seed 0",),
     ),
@@ -88,6 +90,7 @@ COMMANDS = {
             argument("--vectors", metavar="DIR", help="instead of a source: folder written by zoo embed"),
             PAIR,
             argument("--output", "--out", required=True, metavar="INDEX", help="folder; an existing index is resumed"),
+            DATA_ROOT,
             argument(
                 "--dtype", choices=("float32", "float16", "int8"), help="storage of the vectors (default float32)"
             ),
@@ -106,6 +109,7 @@ COMMANDS = {
             INDEX,
             argument("source", nargs="?", help="folder, table or shards (default: the sources of the index)"),
             INDEX_MODEL,
+            DATA_ROOT,
             BATCH_SIZE,
         ),
         backend="batches",

@@ -20,7 +20,8 @@ from zoo.training.config import (
 
 RESUME = argument("--resume", action="store_true", help="resume from the newest checkpoint in the output folder")
 CLASSIFY = (
-    *("train_data", "validation_data", "weights", "output", "epochs", "layer_decay", "checkpoint_activations"),
+    *("train_data", "validation_data", "data_root", "weights", "output", "epochs", "layer_decay"),
+    "checkpoint_activations",
     *("devices", "coordinator", "processes", "process_id", "seed"),
 )
 LOCAL_PROCESSES = argument(

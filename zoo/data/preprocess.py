@@ -33,6 +33,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 RESIZE_MODES = ("shortest", "squash", "longest")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: 256 MiB of RGB
+START_OF_SCAN = b"\xff\xda"
 MAX_SCANS = 64  # of a progressive JPEG; encoders write about 10, and each takes as long as a whole baseline image
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 WHITE = BACKGROUNDS["white"]
@@ -210,10 +211,12 @@ def _check_scans(image: Image.Image, file: BinaryIO) -> None:
         return
     place = file.tell()
     file.seek(0)
-    scans = file.read().count(b"\xff\xda")
+    scans, last = 0, b""
+    while scans <= MAX_SCANS and (part := file.read(1 << 20)):  # a file of many scans is not read to its end
+        scans, last = scans + (last + part).count(START_OF_SCAN), part[-1:]
     file.seek(place)
     if scans > MAX_SCANS:
-        raise ValueError(f"{scans} scans; at most {MAX_SCANS} are decoded")
+        raise ValueError(f"more than {MAX_SCANS} scans, which would take long to decode")
 
 
 def flatten(image: Image.Image, background: str | tuple[int, int, int] | None = None) -> Image.Image:

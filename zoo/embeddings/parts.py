@@ -55,6 +55,7 @@ PLAN_FIELDS = {
     "preprocessing": OBJECT,
     "part_size": Field.integer(0, 1 << 40),
     "parts": Field.integer(0, 10**6),
+    "data_root": Field(lambda value: value is None or isinstance(value, str), "a folder, or null"),
 }
 
 
@@ -70,6 +71,7 @@ class Plan:
         preprocessing: of the images.
         part_size: images in a part; 0 where a part is a tar shard.
         parts: number of parts.
+        data_root: base folder for the paths in a table; None for the table's folder.
     """
 
     source: str
@@ -80,13 +82,14 @@ class Plan:
     preprocessing: dict[str, Any]
     part_size: int
     parts: int
+    data_root: str | None = None
 
 
 class Embeddings(NamedTuple):
     """The content of a folder.
 
     Args:
-        source, model, runtime, precision: as in `Plan`.
+        source, model, runtime, precision, data_root: as in `Plan`.
         parts: iterator of `Part`; each file is compared with its digest before it is used.
     """
 
@@ -95,6 +98,7 @@ class Embeddings(NamedTuple):
     runtime: str
     precision: str
     parts: "Iterator[Part]"
+    data_root: str | None = None
 
 
 class Part(NamedTuple):
@@ -136,7 +140,7 @@ def start_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> None:
 
 def read_plan(folder: Path) -> Plan:
     """Return the plan of a folder; ValueError if it is damaged."""
-    return Plan(**read_json(folder / PLAN, PLAN_FIELDS))
+    return Plan(**read_json(folder / PLAN, PLAN_FIELDS, optional={"data_root"}))
 
 
 def _require_same(folder: Path, there: Plan, plan: Plan) -> None:
@@ -216,7 +220,7 @@ def read_parts(folder: str | Path) -> Embeddings:
             raise ValueError(f"{folder}: {missing} of {plan.parts} parts are missing; run the same zoo embed again")
         paths = (_commit_path(folder, number) for number in range(plan.parts))
         parts = (_read_part(folder, _read_entry(path), path.name) for path in paths)
-        return Embeddings(plan.source, plan.model, plan.runtime, plan.precision, parts)
+        return Embeddings(plan.source, plan.model, plan.runtime, plan.precision, parts, plan.data_root)
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no embeddings; zoo embed writes them")
     manifest = read_json(folder / MANIFEST, MANIFEST_FIELDS)

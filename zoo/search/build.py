@@ -12,10 +12,10 @@ from zoo.data.records import image_digest
 from zoo.embeddings import Index
 from zoo.embeddings.parts import Embeddings, read_parts
 from zoo.inference.pipeline import ClipPipeline
-from zoo.search.embed import PORTION, Portion, embed_portions, open_images
+from zoo.search.embed import PORTION, Portion, embed_portions, open_images, recorded_root
 from zoo.search.lance_store import LanceStore
 from zoo.utils.strict_json import check_fields, is_utf8, object_of, text
-from zoo.utils.text import shown
+from zoo.utils.text import quoted, shown
 
 DUPLICATE = "the same bytes as "
 # Facts of an index that the commands use; users of `Index` may keep others.
@@ -24,6 +24,7 @@ FACTS = {
     "runtime": text(100),
     "precision": text(100),
     "sources": object_of(text()),
+    "data_roots": object_of(text()),
     "left_out": object_of(text()),
 }
 SUBJECTS = (
@@ -47,6 +48,7 @@ def build_index(
     model: str,
     output: str,
     vectors: str | None = None,
+    data_root: str | None = None,
     dtype: str | None = None,
     batch_size: int = 64,
     runtime: str = "keras",
@@ -63,6 +65,7 @@ def build_index(
         model: name or path of a pair.
         output: folder of the index.
         vectors: in place of a source, a folder that `zoo embed` has written with this model.
+        data_root: base folder for the paths in a table, which the index records; default: the table's folder.
         dtype: dtype of the stored vectors; by default float32, or that of the existing index.
         batch_size, runtime, precision: options of `ClipPipeline`. The index records runtime and precision.
         pipeline: that of the model with these options, if there is one already.
@@ -73,7 +76,8 @@ def build_index(
     if (source is None) == (vectors is None):
         raise ValueError("an index is built either of a source or of the vectors of zoo embed (--vectors)")
     stored = None if vectors is None else read_parts(vectors)
-    records = None if source is None else open_images(source)
+    root = _absolute_root(source, data_root)
+    records = None if source is None else open_images(source, root)
     if stored is not None:
         runtime, precision = stored.runtime, stored.precision
     if pipeline is None:
@@ -93,13 +97,13 @@ def build_index(
     if stored is not None:
         _add_parts(index, stored)
     elif source is not None and records is not None:
-        add_images(index, pipeline, source, records)
+        add_images(index, pipeline, source, records, data_root=root)
     return index.info()
 
 
 def _add_parts(index: Index, stored: Embeddings) -> None:
     """Add embeddings on disk that the index does not have, one part per commit."""
-    prefix, facts = _source_prefix(index, stored.source)
+    prefix, facts = _source_prefix(index, stored.source, stored.data_root)
     for part in stored.parts:
         there = index.places(prefix + name for name in part.ids)
         rows = [row for row, name in enumerate(part.ids) if prefix + name not in there]
@@ -120,18 +124,33 @@ def facts_of(index: "Index | LanceStore") -> dict:
     return facts
 
 
-def index_add(index: str, source: str | None = None, *, model: str | None = None, batch_size: int = 64) -> dict:
+def index_add(
+    index: str,
+    source: str | None = None,
+    *,
+    model: str | None = None,
+    data_root: str | None = None,
+    batch_size: int = 64,
+) -> dict:
     """Add the new images of a source, or of the index's own sources, and return `Index.info`: `zoo index add`.
 
     Args:
-        source: see `build_index`.
+        source, data_root: see `build_index`.
         model: the pair that built the index; by default the one that the index records.
     """
     opened = Index.open(index)
+    root = _absolute_root(source, data_root)
     pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
     for place in [source] if source else list(facts_of(opened).get("sources", {}).values()):
-        add_images(opened, pipeline, place, open_images(place))
+        place_root = root or recorded_root(facts_of(opened), place)
+        add_images(opened, pipeline, place, open_images(place, place_root), data_root=place_root)
     return opened.info()
+
+
+def _absolute_root(source: str | None, data_root: str | None) -> str | None:
+    if source is None and data_root is not None:
+        raise ValueError(f"data_root={quoted(data_root)} is for a source, which is missing")
+    return None if data_root is None else os.path.abspath(data_root)
 
 
 def open_pipeline(index: "Index | LanceStore", model: str | None = None, **options) -> ClipPipeline:
@@ -179,31 +198,40 @@ def index_refresh(index: str, source: str | None = None, *, model: str | None = 
         names = shown(", ".join(sources)) or "not recorded"
         raise ValueError(f"{shown(source)} is not a source of {shown(index)}; its sources are {names}")
     places = [source] if source else sources
-    opened_sources = [(place, open_images(place)) for place in places]  # all can be read, before anything is changed
+    roots = {place: recorded_root(facts_of(opened), place) for place in places}
+    # All can be read, before anything is changed.
+    opened_sources = [(place, open_images(place, roots[place])) for place in places]
     pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
     before = len(opened)
     counts = {"added": 0, "dropped": 0, "renamed": 0}
     for place, records in opened_sources:
-        for name, count in add_images(opened, pipeline, place, records, drop=True).items():
+        for name, count in add_images(opened, pipeline, place, records, data_root=roots[place], drop=True).items():
             counts[name] += count
     kept = before - counts["dropped"]
     return {"added": counts["added"], "dropped": counts["dropped"], "kept": kept, "renamed": counts["renamed"]}
 
 
 def add_images(
-    index: Index, pipeline: ClipPipeline, source: str | Path, records: Dataset, *, drop: bool = False
+    index: Index,
+    pipeline: ClipPipeline,
+    source: str | Path,
+    records: Dataset,
+    *,
+    data_root: str | None = None,
+    drop: bool = False,
 ) -> dict[str, int]:
     """Add the images of a source that the index does not have, one portion per commit.
 
     A new name whose image has the digest of one that is gone takes over its embedding.
 
     Args:
+        data_root: absolute path of the records' data root, which the index records.
         drop: remove the images that the source does not have any more.
 
     Returns:
         {"added", "dropped", "renamed"}: numbers of images.
     """
-    prefix, facts = _source_prefix(index, str(Path(source).resolve()))
+    prefix, facts = _source_prefix(index, str(Path(source).resolve()), data_root)
     names = {prefix + name for name in records.names}
     gone = set(_of_source(index, prefix, index.iterate_ids())) - names
     duplicates = _duplicates(index)
@@ -296,20 +324,24 @@ def _record(index: Index, facts: dict) -> None:
         index.set_facts(facts)
 
 
-def _source_prefix(index: Index, place: str) -> tuple[str, dict]:
+def _source_prefix(index: Index, place: str, data_root: str | None) -> tuple[str, dict]:
     """Return the prefix of the ids of a source's images, and facts to write with the first of them, if it is new.
 
     The prefix is "" for the first source, the name of a further one.
     """
-    sources = facts_of(index).get("sources", {})
+    recorded = facts_of(index)
+    sources, facts = recorded.get("sources", {}), {}
+    if data_root != recorded_root(recorded, place):
+        roots = recorded.get("data_roots", {}) | {str(Path(place).resolve()): data_root}
+        facts["data_roots"] = {known: root for known, root in roots.items() if root is not None}
     for prefix, known in sources.items():
         if known == place:
-            return prefix, {}
+            return prefix, facts
     name, number = Path(place).name, 2
     prefix = f"{name}/" if sources else ""
     while prefix in sources or prefix and any(identity.startswith(prefix) for identity in index.iterate_ids()):
         prefix, number = f"{name}~{number}/", number + 1
-    return prefix, {"sources": {**sources, prefix: place}}
+    return prefix, {**facts, "sources": {**sources, prefix: place}}
 
 
 def _duplicates(index: Index) -> dict[str, str]:

@@ -21,7 +21,7 @@ def index_duplicates(index: str, *, threshold: float = 0.95, sheet: str | None =
     opened = Index.open(index)
     groups = opened.duplicates(threshold)
     if sheet is not None:
-        draw_groups(Path(sheet), groups[:MOST_DRAWN], facts_of(opened).get("sources", {}))
+        draw_groups(Path(sheet), groups[:MOST_DRAWN], facts_of(opened))
     return [[{"id": identity, "score": score} for identity, score in group] for group in groups]
 
 

@@ -1,7 +1,7 @@
 """Embed the images of a source: portion by portion for an index, in parts on one machine or many for `zoo embed`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from zoo.inference.encoder import Embedded, Encoder
 from zoo.inference.pipeline import ClipPipeline
 from zoo.utils.files import lock, make_folder
 from zoo.utils.strict_json import is_utf8
+from zoo.utils.text import quoted
 
 PORTION = 1024  # images between two commits of an index, and in a part
 
@@ -39,9 +40,18 @@ class Portion(NamedTuple):
     left_out: dict[str, str]
 
 
-def open_images(source: str | Path) -> Dataset:
-    """Return the images of a folder, table or tar shards, each name once, with their metadata."""
-    return open_dataset(source, needs="images", metadata=True, plugins=True).unique()
+def open_images(source: str | Path, data_root: str | None = None) -> Dataset:
+    """Return the images of a folder, table or tar shards, each name once, with their metadata.
+
+    Args:
+        data_root: base folder for the paths in a table; default: the table's folder.
+    """
+    return open_dataset(source, needs="images", data_root=data_root, metadata=True, plugins=True).unique()
+
+
+def recorded_root(facts: Mapping[str, Any], source: str | Path) -> str | None:
+    """Return the data root that the facts of an index record for a source; None for the table's folder."""
+    return facts.get("data_roots", {}).get(str(Path(source).resolve()))
 
 
 def embed_portions(encoder: Encoder, records: Dataset, *, progress: bool = True) -> Iterator[Portion]:
@@ -91,14 +101,20 @@ class Partition:
     Args:
         source: what `open_dataset` takes, or the URL of an object store.
         part_size: images in a part.
+        data_root: as in `open_images`.
+
+    Raises:
+        ValueError: a data root for the URL of an object store.
     """
 
-    def __init__(self, source: str, part_size: int = PORTION):
+    def __init__(self, source: str, part_size: int = PORTION, data_root: str | None = None):
         pattern = shard_pattern(source)
         self.records: Dataset | None = None
         self.shards: list[tuple[str, int]] = []
         if pattern is None:
-            self.records = open_remote(source).unique() if is_remote(source) else open_images(source)
+            if is_remote(source) and data_root is not None:
+                raise ValueError(f"data_root={quoted(data_root)} is for a table on this machine, not for a URL")
+            self.records = open_remote(source).unique() if is_remote(source) else open_images(source, data_root)
             self.part_size, self.parts = part_size, -(-len(self.records) // part_size)
             self.names = digest(self.records.names)
         else:
@@ -143,6 +159,7 @@ class Job:
     model: str
     folder: str
     options: dict[str, Any]
+    data_root: str | None = None
 
 
 class Worker:
@@ -155,7 +172,7 @@ class Worker:
     def __init__(self, job: Job, pipeline: ClipPipeline | None = None, partition: Partition | None = None):
         self.folder = Path(job.folder)
         self.plan = read_plan(self.folder)
-        self.partition = partition or Partition(job.source, self.plan.part_size or PORTION)
+        self.partition = partition or Partition(job.source, self.plan.part_size or PORTION, job.data_root)
         self.pipeline = pipeline or ClipPipeline(job.model, cache=False, **job.options)
         for what, here, planned in (
             ("the images of " + repr(job.source), self.partition.names, self.plan.names),
@@ -196,6 +213,7 @@ def embed_images(
     *,
     model: str,
     output: str,
+    data_root: str | None = None,
     batch_size: int = 64,
     runtime: str = "keras",
     precision: str = "float32",
@@ -215,6 +233,7 @@ def embed_images(
             one of them in an object store that fsspec knows.
         model: name or path of a pair.
         output: folder, created if missing; all workers must see it.
+        data_root: base folder for the paths in a table; default: the table's folder.
         batch_size, runtime, precision: options of `ClipPipeline`.
         engine: "local", or "ray" for Ray actors.
         workers: processes, or actors with one CPU each (and one GPU where the cluster has any).
@@ -232,12 +251,15 @@ def embed_images(
 
     check_engine(engine, workers, address)
     options: dict[str, Any] = {"batch_size": batch_size, "runtime": runtime, "precision": precision}
-    job = Job(source if is_remote(source) else _absolute(source), _absolute(model), os.path.abspath(output), options)
-    partition = Partition(job.source, part_size)
+    root = None if data_root is None else os.path.abspath(data_root)
+    where = source if is_remote(source) else _absolute(source)
+    job = Job(where, _absolute(model), os.path.abspath(output), options, root)
+    partition = Partition(job.source, part_size, root)
     pipeline = ClipPipeline(model, cache=False, **options)
     spec = {name: repr(value) for name, value in asdict(pipeline.encoder.spec).items()}
     plan = Plan(
         source=job.source,
+        data_root=root,
         names=partition.names,
         model=pipeline.fingerprint,
         runtime=runtime,

@@ -54,7 +54,7 @@ def export_index(index: str, *, to: str, ann: bool = False) -> dict:
     opened = Index.open(index)
     if not len(opened):
         raise ValueError(f"{shown(index)} holds no vectors")
-    facts = {"weights", "runtime", "precision", "sources"} & opened.facts.keys()
+    facts = {"weights", "runtime", "precision", "sources", "data_roots"} & opened.facts.keys()
     about = {"format": FORMAT, "facts": json.dumps({name: opened.facts[name] for name in sorted(facts)})}
     about |= {"model": opened.model} if opened.model else {}
     columns = [("id", arrow.string()), ("vector", arrow.list_(arrow.float16(), opened.dim))]

@@ -84,7 +84,7 @@ def search_images(
             found = [(name, float(score), entries[name][1]) for name, score in zip(ids, scores, strict=True)]
     if sheet is not None:
         matches = [(name, score) for name, score, _ in found]
-        draw_sheet(Path(sheet), query or Path(image or "").name, matches, facts_of(opened).get("sources", {}))
+        draw_sheet(Path(sheet), query or Path(image or "").name, matches, facts_of(opened))
     return [Match(rank, *row) for rank, row in enumerate(found, 1)]
 
 

@@ -6,13 +6,14 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from zoo.data import Dataset, open_record
 from zoo.data.preprocess import to_display
-from zoo.search.embed import open_images
+from zoo.search.embed import open_images, recorded_root
 from zoo.utils.report import SheetRow, plot_sheet, section, write_page
 from zoo.utils.text import quoted, shown
 
@@ -31,24 +32,24 @@ def check_sheet_path(path: Path) -> None:
         raise FileNotFoundError(f"No folder {quoted(str(path.parent))} to write {shown(path.name)} into.")
 
 
-def draw_sheet(path: Path, text: str, matches: Sequence[tuple[str, float]], sources: Mapping[str, str]) -> None:
+def draw_sheet(path: Path, text: str, matches: Sequence[tuple[str, float]], facts: Mapping[str, Any]) -> None:
     """Write a sheet of matches, reading the images from their sources.
 
     Args:
         text: title.
         matches: (id, score), best first.
-        sources: {prefix of ids: source}, as the index records them.
+        facts: of the index, with its sources.
 
     Raises:
         ValueError: no match, or none whose image can be read. Single unreadable images cause a warning.
     """
     if not matches:
         raise ValueError("the search found nothing, so there is no sheet to draw")
-    (found,) = _read_groups([matches], sources)
+    (found,) = _read_groups([matches], facts)
     _write(path, text, f"{len(found)} images, best first", [(f"“{text}”", found)])
 
 
-def draw_groups(path: Path, groups: Sequence[Sequence[tuple[str, float]]], sources: Mapping[str, str]) -> None:
+def draw_groups(path: Path, groups: Sequence[Sequence[tuple[str, float]]], facts: Mapping[str, Any]) -> None:
     """Write a sheet of groups of images with the cosines of near-duplicates, as `draw_sheet` does.
 
     Args:
@@ -56,7 +57,7 @@ def draw_groups(path: Path, groups: Sequence[Sequence[tuple[str, float]]], sourc
     """
     if not groups:
         raise ValueError("there are no near-duplicates, so there is no sheet to draw")
-    found = _read_groups(groups, sources)
+    found = _read_groups(groups, facts)
     _write(path, "Near-duplicates", f"{len(found)} groups", [(f"{len(group)} images", group) for group in found])
 
 
@@ -78,9 +79,9 @@ def _write(path: Path, title: str, lead: str, groups: Sequence[tuple[str, Sequen
     plot_sheet(path, rows)
 
 
-def _read_groups(groups: Sequence[Sequence[tuple[str, float]]], sources: Mapping[str, str]) -> list[list[Found]]:
+def _read_groups(groups: Sequence[Sequence[tuple[str, float]]], facts: Mapping[str, Any]) -> list[list[Found]]:
     """Return the groups with their images; those that cannot be read are left out with a warning."""
-    records, found, reasons = records_by_id(sources), [], []
+    records, found, reasons = records_by_id(facts), [], []
     for group in groups:
         read = []
         for identity, score in group:
@@ -92,17 +93,17 @@ def _read_groups(groups: Sequence[Sequence[tuple[str, float]]], sources: Mapping
         if read:
             found.append(read)
     if not found:
-        where = ", ".join(sources.values()) or "any source of the index"
+        where = ", ".join(facts.get("sources", {}).values()) or "any source of the index"
         raise ValueError(f"none of the images found can be read from {where}; {reasons[0]}")
     return found
 
 
-def records_by_id(sources: Mapping[str, str]) -> dict[str, tuple[Dataset, int]]:
-    """Return {id: (records, index)} of all images that the sources still have."""
+def records_by_id(facts: Mapping[str, Any]) -> dict[str, tuple[Dataset, int]]:
+    """Return {id: (records, index)} of all images that the sources of an index still have; `facts` are the index's."""
     found: dict[str, tuple[Dataset, int]] = {}
-    for prefix, place in sources.items():
+    for prefix, place in facts.get("sources", {}).items():
         try:
-            records = open_images(place)
+            records = open_images(place, recorded_root(facts, place))
         except (OSError, ValueError):  # reported for each match that is missing
             continue
         found |= {prefix + name: (records, i) for i, name in enumerate(records.names)}

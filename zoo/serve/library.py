@@ -76,7 +76,7 @@ class Snapshot:
                 self._thumbnails.move_to_end(number)
                 return self._thumbnails[number]
             if self._records is None:
-                self._records = records_by_id(facts_of(self.index).get("sources", {}))
+                self._records = records_by_id(facts_of(self.index))
             records, place = self._records[self.index.id_of(number)]
         image = open_record(records.record(place), max_pixels=self._max_pixels, least_size=(THUMBNAIL, THUMBNAIL))
         data = _draw(image)

@@ -45,7 +45,7 @@ from zoo.utils.arrays import pad_rows
 from zoo.utils.files import atomic_write
 from zoo.utils.text import quoted, shown
 from zoo.weights import ModelConfig, classes, detect_format, load_checkpoint, read_weights
-from zoo.weights.config import default_arguments
+from zoo.weights.config import default_arguments, name_of
 from zoo.weights.load import announce_random
 from zoo.weights.schema import RESNET, field_error
 
@@ -117,7 +117,7 @@ def _train(config: ClassifierConfig, resume: bool) -> Outcome:
     held_out = _open_held_out(config, dataset, data)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    with training_scope(config):
+    with training_scope(config, resume):
         model, description = create_classifier(config, count)
         assert description.preprocess is not None
         spec = training_spec(description.preprocess, output)
@@ -227,7 +227,8 @@ def _load(model, config) -> None:
     entry, _ = named_model(config)
     weights = config.weights or (entry and entry.tag)
     if weights is None:
-        announce_random(f"A {config.model_type} of other sizes" if entry is None or config.architecture else entry.name)
+        variant, family = describe_model(config)[0], config.model_type
+        announce_random(name_of(family, variant, f"A {family} of other sizes"))
         return
     path = weights if entry is None else registry.weight_file(entry.name, weights)
     checkpoint = read_weights(path)

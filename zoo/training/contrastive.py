@@ -77,7 +77,7 @@ def _train(config: ContrastiveConfig) -> Outcome:
     held_out = None if config.validation_data is None else _open_held_out(config, columns)
     tokenize = Tokenize(config.context_length)
     output = Path(config.output)
-    with training_scope(config):
+    with training_scope(config, config.resume):
         pair = create_pair(config)
         pair.image_encoder.trainable, pair.text_encoder.trainable = not config.lock_image, not config.lock_text
         spec = training_spec(preprocessing(pair), output)

@@ -79,7 +79,7 @@ def _pretrain(config: PretrainConfig) -> Outcome:
     output = Path(config.output)
     if config.devices not in (None, 1) and isinstance(model, keras.Model):
         raise ValueError(f"devices={config.devices}: an existing model is on one device; give its name")
-    with training_scope(config):
+    with training_scope(config, config.resume):
         fcmae = create(config)
         spec = training_spec(preprocessing(fcmae), output)
         output.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from zoo.training.checkpoint import CHECKPOINTS, first_epochs, newest_identity, 
 from zoo.training.config import TrainConfig
 from zoo.training.devices import data_parallel
 from zoo.training.optimizer import SkipNonFinite
+from zoo.weights.load import announced
 
 BAD_SAMPLES, BAD_HELD_OUT = "bad_samples.jsonl", "bad_validation_samples.jsonl"
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -31,15 +32,20 @@ def check_rates(config: TrainConfig, *names: str) -> None:
 
 
 @contextlib.contextmanager
-def training_scope(config: TrainConfig) -> Iterator[None]:
+def training_scope(config: TrainConfig, resume: bool) -> Iterator[None]:
     """Create models on the config's devices, with its precision and seed. Weights are float32.
+
+    Args:
+        resume: whether a checkpoint, if there is one, replaces the weights; then none are announced as random.
 
     Raises:
         ValueError: an unknown precision, or devices that are not there.
     """
     if config.precision not in POLICIES:
         raise ValueError(f"precision={config.precision!r}; it must be one of {', '.join(POLICIES)}")
-    with data_parallel(config.devices, config.batch_size):
+    replaced = resume and bool(newest_progress(Path(config.output) / CHECKPOINTS))
+    announces = processes.is_first() and not replaced
+    with data_parallel(config.devices, config.batch_size), announced(announces):
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(POLICIES[config.precision])
         try:

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import os
 import platform
@@ -64,6 +66,8 @@ def choose_backend(name: str | None = None, trains: bool = False) -> str:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not trains:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    if QUIET_TENSORFLOW not in sys.meta_path:
+        sys.meta_path.insert(0, QUIET_TENSORFLOW)
     with quiet_stderr():
         import keras
     if keras.backend.backend() != name:
@@ -138,6 +142,24 @@ def quiet_stderr() -> Iterator[None]:
             held.seek(0)
             os.write(saved, held.read())
             raise
+
+
+class QuietImport(importlib.abc.MetaPathFinder):
+    """Finds one package, which then loads without what its native libraries print."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def find_spec(self, name, path=None, target=None):
+        """Return the spec of the package, of which `exec_module` is quiet; None for other names."""
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name == self.name else None
+        if spec is not None and spec.loader is not None:
+            quiet = quiet_stderr()(spec.loader.exec_module)
+            spec.loader.exec_module = quiet  # type: ignore[method-assign]
+        return spec
+
+
+QUIET_TENSORFLOW = QuietImport("tensorflow")  # Keras imports it on every backend, when it sets a seed or saves a model
 
 
 def foreign_owners() -> list[tuple[str, str]]:

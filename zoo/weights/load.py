@@ -1,10 +1,12 @@
 """Checkpoints into models: weights into a model that exists, or a config and a checkpoint into a new model."""
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ FROM_FILE = (
     "init_logit_bias",
 )  # what a bare name leaves open
 
+_announcing = contextvars.ContextVar("_announcing", default=True)
 HEADLESS = "The file has no classifier, so the model has none; num_classes=K adds a newly initialized one."
 
 
@@ -253,11 +256,23 @@ def announce(name: str, licence: str | None) -> None:
 
 def announce_random(name: str) -> None:
     """Print on stderr, once a process, that a model has random weights, and which are published for its name."""
+    if not _announcing.get():
+        return
     known = list(tags(name))
     listed = (
         f"published: {', '.join(known[:4])}{', …' if len(known) > 4 else ''} (weights={known[0]!r})" if known else ""
     )
     _print_once(f"{name}: random weights; {listed or 'none are published'}.")
+
+
+@contextlib.contextmanager
+def announced(value: bool) -> Iterator[None]:
+    """Whether `announce_random` prints, for the duration of the block."""
+    token = _announcing.set(value)
+    try:
+        yield
+    finally:
+        _announcing.reset(token)
 
 
 @functools.cache
