@@ -329,8 +329,8 @@ def _source_prefix(index: Index, place: str, data_root: str | None) -> tuple[str
 
     The prefix is "" for the first source, the name of a further one.
     """
-    recorded = facts_of(index)
-    sources, facts = recorded.get("sources", {}), {}
+    recorded, facts = facts_of(index), dict[str, dict[str, str]]()
+    sources = recorded.get("sources", {})
     if data_root != recorded_root(recorded, place):
         roots = recorded.get("data_roots", {}) | {str(Path(place).resolve()): data_root}
         facts["data_roots"] = {known: root for known, root in roots.items() if root is not None}
