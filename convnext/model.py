@@ -88,8 +88,8 @@ def create_convnext_v1(
 
         side        stem    downsampling    last map    time
         from 128    4       2, 2, 2         from 4      1
-        64 to 127   2       2, 2, 2         4 to 8      4
-        32 to 63    1       2, 2, 2         4 to 7      10
+        63 to 127   2       2, 2, 2         4 to 8      4
+        32 to 62    1       2, 2, 2         4 to 7      10
         16 to 31    1       2, 2, 2         2 to 3      –
         8 to 15     1       2, 2, 1         2 to 3      –
         4 to 7      1       2, 1, 1         2 to 3      –
