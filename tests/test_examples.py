@@ -1,8 +1,6 @@
-"""Every numbered example runs with --smoke: in this process, which saves starting a backend, and one in its own."""
+"""Every numbered example runs with --smoke, in this process, which saves starting a backend."""
 
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,39 +15,36 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 
 
-def run(script, *arguments, cwd):
-    """Run an example in another folder, so that it writes nothing into the checkout; return its output."""
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=600,
-    )
-    assert done.returncode == 0, f"{script.name} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+LONG = "10_first_document"
 
 
-def example(start):
-    (script,) = (path for path in EXAMPLES if path.name.startswith(start))
-    return script
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """A function that runs an example in another folder, so that it writes nothing into the checkout."""
+
+    def run(script, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        runpy.run_path(str(script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
-def test_smoke(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), "--smoke"])
-    runpy.run_path(str(script), run_name="__main__")
-    assert capsys.readouterr().out.strip()
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == LONG else []) for path in EXAMPLES],
+)
+def test_smoke(script, run):
+    assert run(script, "--smoke").strip()
 
 
 def test_the_examples_are_numbered():
     assert [path.name[:2] for path in EXAMPLES] == [f"{number:02}" for number in range(1, len(EXAMPLES) + 1)]
 
 
-def test_classify_loads_a_weight_file(tmp_path):
+def test_classify_loads_a_weight_file(tmp_path, run):
     zoo.save(create_convnext_v2("atto", 7), tmp_path / "seven.safetensors")
-    printed = run(example("01"), "--smoke", "--weights", "seven.safetensors", cwd=tmp_path)
+    printed = run(EXAMPLES[0], "--smoke", "--weights", "seven.safetensors")
     assert "Most probable classes with seven.safetensors:" in printed
     assert "random weights" not in printed

@@ -66,8 +66,13 @@ for name in {(*SAVED, *HDF5)!r}:
     assert kinds["fcmae.keras"] == "convnext.fcmae FCMAE"
 
 
-@pytest.mark.once
-@pytest.mark.parametrize("first", ["from convnext import create_convnext_v2", "import convnext.model, keras"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param("from convnext import create_convnext_v2", marks=pytest.mark.slow),
+        "import convnext.model, keras",
+    ],
+)
 def test_a_module_of_ours_may_be_what_imports_keras(first):
     done = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
