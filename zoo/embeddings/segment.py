@@ -20,6 +20,7 @@ from zoo.utils.text import quoted, shown
 
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 BLOCK_BYTES = 1 << 20  # of vectors converted to float32 at a time, to stay in the processor's cache
+LARGER = 16  # times, blocks for as many queries: BLAS's threads wait for each other at the end of each
 COPY_BYTES = 8 << 20  # read at a time where segments are merged or checked
 INT8_MAX = 127
 SIGN_AND_LOWEST = np.array(0x8FFFE000, np.uint32).view(np.int32)  # bits of a float32
@@ -96,13 +97,15 @@ class Segment:
         found = inner_products(rows, queries[0])[None] if len(queries) == 1 else queries @ rows.T
         return found if self.scales is None else found * self.scales[part]
 
-    def parts(self, places: np.ndarray | None = None) -> Iterator[tuple[np.ndarray | slice, np.ndarray | slice]]:
+    def parts(
+        self, places: np.ndarray | None = None, queries: int = 1
+    ) -> Iterator[tuple[np.ndarray | slice, np.ndarray | slice]]:
         """Yield (offsets, positions) block by block: of all vectors, or of those at ascending places of the index.
 
         Positions count from 0, in all vectors of the index or in `places`. All of a float32 segment is one block,
-        since nothing is copied.
+        since nothing is copied. For many queries blocks are larger.
         """
-        size = max(1, BLOCK_BYTES // (4 * self._dim))
+        size = max(1, BLOCK_BYTES * min(queries, LARGER) // (4 * self._dim))
         if places is None:
             size = self.count if self.matrix.dtype == np.float32 else size
             for start in range(0, self.count, size):

@@ -71,7 +71,7 @@ class Vectors:
         """Return the inner products with all vectors, or those at ascending places, float32 (Q, N), block by block."""
         scores = np.empty((len(queries), self.total if places is None else len(places)), np.float32)
         for segment in self.segments:
-            for part, positions in segment.parts(places):
+            for part, positions in segment.parts(places, len(queries)):
                 scores[:, positions] = segment.products(queries, part)
         return self.finite(scores)
 
