@@ -474,7 +474,7 @@ def good_index(folder: Path) -> None:
     notes = [{"folder": str(i)} for i in range(40)]
     index = Index.build(vectors, folder / "index", metadata=notes, dtype=dtype, facts={"sources": {"": "/x"}})
     index.add(vectors[:5] + 1, ids=[f"more {i}" for i in range(5)])
-    index.accelerate("float16")
+    index.accelerate("int8")
     index.remove(["7"])
 
 

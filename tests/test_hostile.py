@@ -81,7 +81,7 @@ def link(path, target):
 @pytest.fixture
 def index(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    Index.build(vectors, tmp_path / "index", metadata=[{"n": i} for i in range(40)]).accelerate("float16")
+    Index.build(vectors, tmp_path / "index", metadata=[{"n": i} for i in range(40)]).accelerate("int8")
     return tmp_path / "index"
 
 
@@ -92,7 +92,7 @@ def test_the_lock_of_an_index_is_no_link(index, precious):
     assert precious.read_text() == SECRET
 
 
-@pytest.mark.parametrize("kind", ["float16", "hnsw"])
+@pytest.mark.parametrize("kind", ["int8", "hnsw"])
 def test_an_accelerator_takes_the_place_of_a_link(index, precious, kind):
     for end in ("bin", "json"):
         link(index / f"accelerator-{kind}.{end}", precious)
@@ -105,7 +105,7 @@ def test_vectors_of_nan_hide_nothing(index):
     rows = np.fromfile(path, "<f4")
     rows[:8] = np.nan
     rows.tofile(path)
-    (index / "accelerator-float16.json").unlink()
+    (index / "accelerator-int8.json").unlink()
     with refused(index, "damaged: 1 of its vectors are NaN or infinite"):
         Index.open(index).search(np.ones(8, np.float32), 5)
 
@@ -196,14 +196,14 @@ def test_a_pipe_in_an_index_does_not_block(index, tmp_path, name):
 
 def test_a_pipe_as_an_accelerator_does_not_block(index):
     for end in ("bin", "json"):
-        (index / f"accelerator-float16.{end}").unlink()
-        os.mkfifo(index / f"accelerator-float16.{end}")
+        (index / f"accelerator-int8.{end}").unlink()
+        os.mkfifo(index / f"accelerator-int8.{end}")
     assert Index.open(index).accelerators() == []
     assert len(Index.open(index).search(np.ones(8, np.float32), 5)[0]) == 5
 
 
 def test_the_digest_of_an_accelerator_is_printed_escaped(index):
-    path = index / "accelerator-float16.json"
+    path = index / "accelerator-int8.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "\x1b[2J"}))
     with refused(index, r"its digest is not \\x1b\[2J"):
         Index.open(index).verify()
