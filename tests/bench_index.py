@@ -31,6 +31,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 400_000])
     parser.add_argument("--folder", help="folder for the index, which stays and is continued; default: a temporary one")
     parser.add_argument("--random-ids", action="store_true", help="ids in no order")
+    parser.add_argument("--quick", action="store_true", help="repeat vectors, without metadata, up to a size")
     parser.add_argument("--open", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.open:
@@ -45,8 +46,8 @@ def main(arguments=None) -> None:
         size = len(index)
         for wanted in options.sizes:
             while size < wanted:
-                count = min(PORTION, wanted - size)
-                add(index, size, count, options.random_ids)
+                count = min((10 if options.quick else 1) * PORTION, wanted - size)
+                fill(index, size, count) if options.quick else add(index, size, count, options.random_ids)
                 size += count
             print(f"## {size:,} vectors", flush=True)
             taken = []
@@ -72,6 +73,11 @@ def main(arguments=None) -> None:
 def unit(rng, count: int) -> np.ndarray:
     rows = rng.standard_normal((count, DIM), np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def fill(index: Index, first: int, count: int) -> None:
+    ids = [f"photos/{i // 1000:05d}/IMG_{i:08d}.jpg" for i in range(first, first + count)]
+    index.add(np.resize(unit(np.random.default_rng(0), 1000), (count, DIM)), ids=ids)
 
 
 def add(index: Index, first: int, count: int, random_ids: bool) -> float:
