@@ -19,7 +19,7 @@ def clip_loss(logits, labels=None):
     targets = positives / ops.sum(positives, axis=-1, keepdims=True)  # symmetric: rows and columns agree
     rows, columns = ops.log_softmax(logits, axis=-1), ops.log_softmax(logits, axis=0)
     image_to_text = -ops.mean(ops.sum(targets * rows, axis=1))
-    text_to_image = -ops.mean(ops.sum(ops.transpose(targets) * columns, axis=0))
+    text_to_image = -ops.mean(ops.sum(targets * columns, axis=0))
     return (image_to_text + text_to_image) / 2
 
 

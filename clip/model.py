@@ -182,7 +182,7 @@ class CLIP(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
         _check_no_targets(y, sample_weight)
         check_keys(x)
-        logits = self.logits(y_pred["image_embeddings"], y_pred["text_embeddings"])
+        logits = _divided_by_rows(self.logits(y_pred["image_embeddings"], y_pred["text_embeddings"]))
         labels = x.get("label")
         self.accuracy_tracker.update_state(in_batch_accuracy(logits, labels))
         self.logit_scale_tracker.update_state(ops.exp(self.logit_scale.logit_scale))
@@ -237,6 +237,14 @@ def _give_own_paths(image_tower, text_tower):
         return
     for tower in (image_tower, text_tower):
         put_in_scope(tower, tower.name)
+
+
+def _divided_by_rows(logits):
+    """Let each device of a `keras.distribution` compute the rows of its own images: N² / P numbers of N²."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return logits
+    return keras.distribution.distribute_tensor(logits, distribution.get_data_layout(logits.shape))
 
 
 def in_batch_accuracy(logits, labels=None):

@@ -1,6 +1,6 @@
 """Scaling of training from one process to two, one core each: steps/s of the same global batch, in alternating rounds.
 
-    KERAS_BACKEND=jax python tests/bench_processes.py [--rounds 3] [--batch-size 64] [--image-size 64]
+    python tests/bench_processes.py [--backend jax] [--rounds 3] [--batch-size 64] [--image-size 64]
 
 Trains ConvNeXt V2 Atto's pair on captioned photographs through `zoo train contrastive`, alone on one core and with
 `--local-processes 2` on two. The efficiency is the speed of two over twice the speed of one. The first epoch, in which
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--backend", default="jax", choices=("jax", "torch"))
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,8 +56,9 @@ def write_table(folder: Path, count: int) -> Path:
 
 def step(table: Path, output: Path, processes: int, options: argparse.Namespace) -> float:
     """Return the seconds of a step, the median over the epochs after the first."""
-    command = [sys.executable, "-m", "zoo", "train", "contrastive", "--model", "convnext_v2_atto", "--backend", "jax"]
-    command += ["--train-data", str(table), "--output", str(output), "--image-size", str(options.image_size)]
+    command = [sys.executable, "-m", "zoo", "train", "contrastive", "--model", "convnext_v2_atto"]
+    command += ["--backend", options.backend, "--train-data", str(table), "--output", str(output)]
+    command += ["--image-size", str(options.image_size)]
     command += ["--batch-size", str(options.batch_size), "--epochs", str(options.epochs), "--log-every", "1"]
     command += ["--context-length", "16", "--save-every", "1000", "--threads", "1"]
     command += ["--local-processes", str(processes)] if processes > 1 else []

@@ -3,15 +3,17 @@
     python tests/bench_search.py vectors --count 100000 --accelerate int8 hnsw
     python tests/bench_search.py pipeline --backend tensorflow --model convnext_v2_tiny [--runtime onnx]
     python tests/bench_search.py usearch --count 100000
+    python tests/bench_search.py stores --count 100000
 
 `vectors` writes an index of synthetic vectors in another process, and searches it. Random vectors are the worst case
 for a graph, because all distances are similar; `--vectors low-rank` draws them near a subspace of 32 dimensions, which
 is closer to the embeddings of trained pairs. `usearch` compares an index with usearch's own exact search and graph,
-without ours around it. `pipeline` needs no trained weights: the time does not depend on them.
+without ours around it; `stores` compares an index, its graph and a Lance data set of it. `pipeline` needs no trained weights: the time does not depend on them.
 """
 
 import argparse
 import ctypes
+import functools
 import io
 import json
 import multiprocessing
@@ -20,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,6 +87,11 @@ def main(arguments=None) -> None:
     )
     compared.add_argument("--expansion", type=int, nargs="+", default=[64, 128, 256], metavar="N")
     compared.add_argument("--rounds", type=int, default=MANY, help="of one exact search")
+    stores = jobs.add_parser("stores")
+    stores.add_argument("--count", type=int, default=100_000)
+    stores.add_argument("--probes", type=int, nargs="*", default=[8, 16, 32, 64], help="partitions that a search reads")
+    stores.add_argument("--queries", type=int, default=50)
+    stores.add_argument("--folder", help="folder for the index and the data set; existing ones are searched")
     pipeline = jobs.add_parser("pipeline")
     pipeline.add_argument("--backend", default=os.environ.get("KERAS_BACKEND", "tensorflow"))
     pipeline.add_argument("--model", default="convnext_v2_tiny")
@@ -93,11 +100,12 @@ def main(arguments=None) -> None:
     pipeline.add_argument("--rounds", type=int, default=20)
     nothing = jobs.add_parser("nothing")
     nothing.add_argument("--model", required=True, help="model.safetensors of zoo demo")
-    for job in (vectors, compared, pipeline, nothing):
+    for job in (vectors, compared, stores, pipeline, nothing):
         job.add_argument("--json", action="store_true")
     options = vars(parser.parse_args(arguments))
     as_json = options.pop("json")
-    job = {"vectors": time_vectors, "usearch": compare_usearch, "pipeline": time_pipeline, "nothing": measure_nothing}
+    job = {"vectors": time_vectors, "usearch": compare_usearch, "stores": time_stores}
+    job |= {"pipeline": time_pipeline, "nothing": measure_nothing}
     figures = job[options.pop("job")](**options)
     if as_json:
         print(json.dumps([figure._asdict() for figure in figures]))
@@ -125,11 +133,7 @@ def milliseconds(function, rounds: int, clock=time.perf_counter) -> tuple[float,
 def time_vectors(count, vectors, dtype, accelerate, connectivity, expansion, queries, folder) -> list[Figure]:
     with tempfile.TemporaryDirectory() as scratch:
         path = folder or f"{scratch}/index"
-        if not Path(path).exists():
-            child = multiprocessing.get_context("spawn").Process(target=write_index, args=(path, count, vectors, dtype))
-            child.start()
-            child.join()
-        index = Index.open(path)
+        index = open_index(path, count, vectors, dtype)
         queries_timed, warm_up = np.split(draw(vectors, (1 + WARM_UP) * queries, seed=1), [queries])
         figures = [*time_search(index, queries_timed, f"{count:,} × {DIM} {vectors}, {dtype}")]
         for kind in accelerate:
@@ -278,6 +282,62 @@ def read_status(field: str) -> float:
     """Return a field of the process' status, MiB (Linux)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[field].split()[0]) / 1024
+
+
+# Stores.
+
+
+def time_stores(count: int, probes: list[int], queries: int, folder: str | None) -> Iterator[Figure]:
+    """Compare an index of low-rank vectors in float16 with its graph and its Lance data set, of the same numbers."""
+    from zoo.search.lance_store import LanceStore, export_index
+
+    asked = draw("low-rank", queries, seed=1)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(folder or scratch, "index")
+        data = path.with_suffix(".lance")
+        index = open_index(str(path), count, "low-rank", "float16")
+        for name, there, write in (
+            ("Lance with IVF_PQ", data.exists(), lambda: export_index(str(path), to=str(data), ann=True)),
+            ("graph", index._accelerator("hnsw") is not None, lambda: index.accelerate("hnsw", connectivity=32)),
+        ):
+            start = time.perf_counter()
+            if not there:
+                write()
+                yield Figure(f"writing: {name}", time.perf_counter() - start, "s")
+        store = LanceStore(data)
+        searches: dict[str, Callable] = {
+            "index, exact": lambda query: list(zip(*index.search(query, 10), strict=True)),
+            "index, usearch HNSW": lambda query: list(zip(*index.search(query, 10, approximate=128), strict=True)),
+            "Lance, exact": lambda query: store.search(query, 10, approximate=False),
+        }
+        for number in probes:
+            searches[f"Lance, nprobes {number}"] = functools.partial(store.search, k=10, probes=number)
+        exact = [searches["index, exact"](query) for query in asked]
+        for name, search in searches.items():
+            yield from compare_store(name, search, asked, exact)
+
+
+def compare_store(name: str, search: Callable, queries: np.ndarray, exact: list) -> Iterator[Figure]:
+    """Time a search, and compare its results (id, score, …) with the exact ones."""
+    middle, slow = milliseconds(lambda i: search(queries[i]), len(queries))
+    found = [search(query) for query in queries]
+    both = list(zip(found, exact, strict=True))
+    same = [len({row[0] for row in rows} & {row[0] for row in best}) / 10 for rows, best in both]
+    scores = [[[row[1] for row in rows] for rows in side] for side in (found, exact)]
+    yield Figure(f"{name}: p50", middle, "ms")
+    yield Figure(f"{name}: p99", slow, "ms")
+    yield Figure(f"{name}: recall@10", statistics.mean(same), "", "≥ 0.95")
+    yield Figure(f"{name}: largest difference of the ten scores", float(np.abs(np.subtract(*scores)).max()), "")
+    yield Figure(f"{name}: memory, besides mapped files", read_status("RssAnon"), "MiB")
+
+
+def open_index(path: str, count: int, vectors: str, dtype: str) -> Index:
+    """Return the index at a path, written by another process if there is none."""
+    if not Path(path).exists():
+        child = multiprocessing.get_context("spawn").Process(target=write_index, args=(path, count, vectors, dtype))
+        child.start()
+        child.join()
+    return Index.open(path)
 
 
 # Queries that match nothing.

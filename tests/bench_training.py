@@ -22,7 +22,8 @@ from pathlib import Path
 
 from zoo.bench.cases import Case
 from zoo.bench.timing import ratios, take_turns
-from zoo.data import CLASSIFICATION, CONTRASTIVE, Batches, read_csv
+from zoo.data import CLASSIFICATION, CONTRASTIVE, Batches, open_dataset
+from zoo.data.pack import pack
 from zoo.data.preprocess import PreprocessSpec
 from zoo.data.throughput import write_photographs
 from zoo.utils.env import keep_freed_memory
@@ -44,22 +45,23 @@ def main(arguments=None):
     parser.add_argument("--backend", default="torch,jax,tensorflow", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=4, help="rounds per side (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="pipeline threads (default %(default)s)")
+    parser.add_argument("--shards", action="store_true", help="read two tar shards instead of files and a table")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        return serve(*options.child, options.threads)
+        return serve(*options.child, options.threads, options.shards)
     print(f"| {' | '.join(COLUMNS)} |", f"|---|---|{'--:|' * 5}", sep="\n", flush=True)
     for case in options.case.split(","):
-        for line in measure(case, options.backend.split(","), options.rounds, options.threads):
+        for line in measure(case, options.backend.split(","), options.rounds, options.threads, options.shards):
             print(line, flush=True)
 
 
-def measure(case, backends, rounds, threads):
+def measure(case, backends, rounds, threads, shards):
     """Yield the table rows: the peer, then our backends."""
     peer = CASES[case]["peer"]
-    sides = {peer: Side(case, peer, threads)}
+    sides = {peer: Side(case, peer, threads, shards)}
     try:
-        sides |= {backend: Side(case, backend, threads) for backend in backends}
+        sides |= {backend: Side(case, backend, threads, shards) for backend in backends}
         steps = take_turns({name: lambda side=side: side.turn(STEP) for name, side in sides.items()}, rounds)
         yield f"| {case} | {peer}, torch | {rate(steps[peer]):.1f} | 1 | | | |"
         for backend in backends:
@@ -82,8 +84,8 @@ def rate(turns):
 class Side:
     """The process of one side, warmed up and waiting for its next round."""
 
-    def __init__(self, case, side, threads):
-        command = [sys.executable, __file__, "--child", case, side, "--threads", str(threads)]
+    def __init__(self, case, side, threads, shards):
+        command = [sys.executable, __file__, "--child", case, side, "--threads", str(threads)] + ["--shards"] * shards
         backend = "torch" if side in {row["peer"] for row in CASES.values()} else side
         environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -106,11 +108,11 @@ class Side:
 # The child.
 
 
-def serve(case, side, threads):
+def serve(case, side, threads, shards):
     """Answer each line on stdin, the name of a job, with its seconds per step."""
     keep_freed_memory()  # as `zoo train` does; for the peer too, so that allocators are not compared
     with tempfile.TemporaryDirectory() as scratch:
-        table = write(Path(scratch), BATCH)
+        table = write(Path(scratch), BATCH, shards)
         jobs = create_ours(case, table, threads) if side != CASES[case]["peer"] else create_peer(case, table)
         jobs[STEP](STEPS)
         for line in sys.stdin:
@@ -121,12 +123,15 @@ def serve(case, side, threads):
             print(json.dumps([(time.perf_counter() - start) / steps]), flush=True)
 
 
-def write(folder, count):
-    """Write photographs and a CSV with captions and classes; return its path."""
+def write(folder, count, shards):
+    """Write photographs and a CSV with captions and classes, or two shards of them; return the path."""
     write_photographs(folder, count)
     rows = [f'{path.relative_to(folder)},"{CAPTION}",{path.parent.name}' for path in sorted(folder.rglob("*.jpg"))]
     (folder / "train.csv").write_text("\n".join(["filepath,caption,class", *rows]))
-    return folder / "train.csv"
+    if not shards:
+        return folder / "train.csv"
+    pack(str(folder / "train.csv"), str(folder / "shards"), shard_size=count // 2, label_key="class")
+    return folder / "shards" / "shard-{000000..000001}.tar"
 
 
 def create_batches(case, table, threads, **options):
@@ -135,8 +140,9 @@ def create_batches(case, table, threads, **options):
 
     spec, options = PreprocessSpec(CASES[case]["image_size"]), {"batch_size": BATCH, "threads": threads, **options}
     if case == "pair":
-        return Batches(read_csv(table), spec, augment=CONTRASTIVE, tokenize=Tokenize(), **options)
-    return Batches(read_csv(table, caption_key=None, label_key="class"), spec, augment=CLASSIFICATION, **options)
+        return Batches(open_dataset(table, needs="captions"), spec, augment=CONTRASTIVE, tokenize=Tokenize(), **options)
+    column = "class" if table.suffix == ".csv" else None
+    return Batches(open_dataset(table, needs="labels", label_key=column), spec, augment=CLASSIFICATION, **options)
 
 
 class Repeat:
@@ -152,12 +158,13 @@ class Repeat:
 def create_ours(case, table, threads):
     """Return {job: function of the number of steps}, with the model and optimizer of `zoo train`."""
     from zoo.training.loop import Steps
+    from zoo.training.processes import Watch
 
     model = create_model(case)
     arrange = (lambda batch: batch) if case == "pair" else (lambda batch: (batch["images"], batch["label"]))
 
     def fit(source, steps):
-        model.fit(Steps(source, range(steps), arrange), shuffle=False, verbose=0)
+        model.fit(Steps(source, range(steps), arrange, Watch(Path())), shuffle=False, verbose=0)
 
     def make(steps):
         with create_batches(case, table, threads, prefetch=0) as batches:

@@ -18,13 +18,14 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @functools.cache
 def digits(count: int, size: int = 16) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """(uint8 (N, size, size, 3), captions, int32 (N,)) of scikit-learn's handwritten digits, the first N."""
+    """(uint8 (N, size, size, 3), captions, int32 (N,)) of scikit-learn's digits, the first N; after 1,797 again."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    gray = 255 - np.rint(data.images[:count] * (255 / 16)).astype(np.uint8)
+    rows = np.arange(count) % len(data.images)
+    gray = 255 - np.rint(data.images[rows] * (255 / 16)).astype(np.uint8)
     images = [Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC).convert("RGB") for g in gray]
-    labels = data.target[:count].astype(np.int32)
+    labels = data.target[rows].astype(np.int32)
     captions = tuple(f'a handwritten {WORDS[label]}, the "{i}"th' for i, label in enumerate(labels))
     return np.stack([np.asarray(image) for image in images]), captions, labels
 

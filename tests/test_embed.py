@@ -269,24 +269,33 @@ def test_images_behind_a_url(saved, album, images, tmp_path):
 
 RAY_RUN = """
 import sys
+from zoo.search import engines
 from zoo.search.embed import embed_images
-source, model, output, address = sys.argv[1:]
-embed_images(source, model=model, output=output, engine="ray", workers=4, address=address, part_size=10, batch_size=10)
+source, model, output, address, given = sys.argv[1:]
+give = engines.Actors.give
+def give_and_note(self, number):
+    print(number, file=open(given, "a"))
+    give(self, number)
+engines.Actors.give = give_and_note
+embed_images(source, model=model, output=output, engine="ray", workers=4, address=address, part_size=50, batch_size=50)
 """
+REDONE = {"actor": 1, "node": 2, "driver": 4}  # parts, at most: one a worker that dies
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["actor", "driver", "node"])
 def test_a_ray_cluster_embeds_every_image_once_though_something_dies(victim, saved, tmp_path):
-    """Two nodes of two workers each, on loopback; 400 images in 40 parts."""
+    """Two nodes of two workers each, on loopback; 2,000 images in 40 parts."""
     ray = pytest.importorskip("ray")
+    import psutil  # which Ray brings
     from ray.cluster_utils import Cluster
 
-    source = str(write_class_folders(tmp_path / "images", 400))
-    embed_images(source, model=str(saved), output=str(tmp_path / "whole"), part_size=10, batch_size=10)
+    source = str(write_class_folders(tmp_path / "images", 2000))
+    embed_images(source, model=str(saved), output=str(tmp_path / "whole"), part_size=50, batch_size=50)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     second = cluster.add_node(num_cpus=2)
-    command = [sys.executable, "-c", RAY_RUN, source, str(saved), str(tmp_path / "e"), cluster.address]
+    given = tmp_path / "given"
+    command = [sys.executable, "-c", RAY_RUN, source, str(saved), str(tmp_path / "e"), cluster.address, str(given)]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 200
@@ -299,16 +308,18 @@ def test_a_ray_cluster_embeds_every_image_once_though_something_dies(victim, sav
             driver.wait()
             driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         else:
-            pid = int(subprocess.check_output(["pgrep", "-f", "ray::Worker"], text=True).split()[0])
-            os.kill(pid, signal.SIGKILL)
+            started = psutil.Process().children(recursive=True)
+            next(one for one in started if "ray::Worker" in " ".join(one.cmdline())).kill()
         errors = driver.communicate(timeout=300)[1]
         assert driver.returncode == 0, errors
     finally:
         driver.kill()
         cluster.shutdown()
         ray.shutdown()
+    assert 40 <= len(given.read_text().split()) <= 40 + REDONE[victim]
     there, expected = all_parts(tmp_path / "e"), all_parts(tmp_path / "whole")
     assert there.keys() == expected.keys()
+    assert len(there) == 2000
     for name, (vector, digest) in expected.items():
         assert there[name][1] == digest
         np.testing.assert_allclose(there[name][0], vector, atol=1e-6)

@@ -21,7 +21,7 @@ SHARED = {  # option: default, of every mode
     **{"image_key": "filepath", "data_root": None, "batch_size": 32, "epochs": 10, "image_size": None},
     **{"stem_stride": None, "weights": None, "weight_decay": 0.05, "warmup_steps": None, "precision": "float32"},
     **{"checkpoint_activations": False, "ema": None, "validation_data": None, "validate_every": None},
-    **{"devices": None, "save_every": None, "report_to": None, "log_every": 10, "max_skipped": 10},
+    **{"devices": None, "model_axis": None, "save_every": None, "report_to": None, "log_every": 10, "max_skipped": 10},
     **{"max_bad_fraction": 0.01, "threads": None, "seed": 0},
     **{"coordinator": None, "processes": None, "process_id": None},
 }
@@ -71,7 +71,7 @@ def test_keys_and_defaults_of_a_classifier():
 
 def test_flags_of_a_classifier_replace_keys():
     found = parse("train classify", "--config", "c.json", "--epochs", "3")
-    names = {"train_data", "validation_data", "weights", "output", "layer_decay", "devices", "seed"}
+    names = {"train_data", "validation_data", "weights", "output", "layer_decay", "devices", "model_axis", "seed"}
     names |= {"checkpoint_activations", "coordinator", "processes", "process_id", "data_root"}
     assert found == {"config": "c.json", "resume": False, "allow_code": False, "epochs": 3, **dict.fromkeys(names)}
 

@@ -132,6 +132,7 @@ PRETRAIN = {
 
 REFUSED = {  # one device and one process are here; test_training_devices and test_training_processes have more
     "--devices": (["4"], "devices=4"),
+    "--model-axis": (["4"], "model_axis=4"),
     "--coordinator": (["127.0.0.1:1"], "coordinator, processes and process_id belong together"),
     "--processes": (["2"], "coordinator, processes and process_id belong together"),
     "--process-id": (["1"], "coordinator, processes and process_id belong together"),

@@ -80,6 +80,7 @@ RESNET_KEYS = {
 REFUSED_KEYS = {
     "layer_norm_eps": Row(1e-3, "layer_norm_eps is 0.001. Allowed: 1e-6"),
     "devices": Row(4, "devices=4"),
+    "model_axis": Row(4, "model_axis=4"),
     "coordinator": Row("127.0.0.1:1", "coordinator, processes and process_id belong together"),
     "processes": Row(2, "coordinator, processes and process_id belong together"),
     "process_id": Row(1, "coordinator, processes and process_id belong together"),

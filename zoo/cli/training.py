@@ -22,7 +22,7 @@ RESUME = argument("--resume", action="store_true", help="resume from the newest 
 CLASSIFY = (
     *("train_data", "validation_data", "data_root", "weights", "output", "epochs", "layer_decay"),
     "checkpoint_activations",
-    *("devices", "coordinator", "processes", "process_id", "seed"),
+    *("devices", "model_axis", "coordinator", "processes", "process_id", "seed"),
 )
 LOCAL_PROCESSES = argument(
     "--local-processes",

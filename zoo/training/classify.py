@@ -53,7 +53,16 @@ IMAGE_SIZE = 224
 CLASSES = "classes.json"
 NOT_IDENTITY = {
     *("output", "train_data", "validation_data", "data_root", "report_to"),
-    *("threads", "devices", "save_every", "log_every", "validate_every", "max_skipped", "max_bad_fraction"),
+    *(
+        "threads",
+        "devices",
+        "model_axis",
+        "save_every",
+        "log_every",
+        "validate_every",
+        "max_skipped",
+        "max_bad_fraction",
+    ),
     "checkpoint_activations",
     *("coordinator", "processes", "process_id"),
 }

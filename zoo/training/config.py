@@ -157,9 +157,10 @@ class TrainConfig:
         None, "threads that decode images; default: the cores, at most 8", minimum=1, aliases=("workers",)
     )
     devices: int | None = option(None, "JAX devices that share each batch; default: 1", metavar="N", minimum=1)
-    coordinator: str | None = option(
-        None, "address of the first of several processes, HOST:PORT; JAX only", metavar="HOST:PORT"
+    model_axis: int | None = option(
+        None, "JAX devices that share one copy of the weights, for large towers; default: 1", metavar="N", minimum=1
     )
+    coordinator: str | None = option(None, "address of the first of several processes, HOST:PORT", metavar="HOST:PORT")
     processes: int | None = option(None, "number of processes that share each batch", metavar="N", minimum=1)
     process_id: int | None = option(None, "number of this process, from 0", metavar="N")
     seed: int = option(0, "seed of weights, order and augmentation")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 import clip
@@ -22,6 +21,7 @@ from zoo.training.result import finished, write_model
 from zoo.training.setup import (
     BAD_HELD_OUT,
     BAD_SAMPLES,
+    check_not_existing,
     check_rates,
     compile_options,
     compile_resumable,
@@ -32,7 +32,7 @@ from zoo.training.setup import (
     training_scope,
     training_spec,
 )
-from zoo.training.two_pass import accumulate_gradients
+from zoo.training.two_pass import EMBEDDINGS, accumulate_gradients
 from zoo.training.validation import PairValidation
 from zoo.weights.schema import CLIP
 
@@ -91,6 +91,7 @@ def _train(config: ContrastiveConfig) -> Outcome:
             optimizer = create_optimizer(config.learning_rate, steps, **rates)
             loss: dict[str, Any] = {"loss": config.loss, "distill_weight": config.distill_weight}
             compile_resumable(pair, optimizer, **compile_options(config), **loss)
+            _compare_with_all(pair)
             if config.accumulate > 1:
                 accumulate_gradients(pair, config.accumulate)
             validate = None if held_out is None else _validation(pair, config, held_out, spec, tokenize)
@@ -135,8 +136,7 @@ def _check(config: ContrastiveConfig) -> None:
         raise ValueError(f"loss={config.loss!r}; it must be one of {', '.join(LOSSES)}")
     if config.accumulate < 1 or config.batch_size % config.accumulate:
         raise ValueError(f"accumulate={config.accumulate} must be positive and divide batch_size={config.batch_size}")
-    if config.devices not in (None, 1) and any(isinstance(m, keras.Model) for m in (config.model, config.teacher)):
-        raise ValueError(f"devices={config.devices}: an existing model is on one device; give its name or file")
+    check_not_existing(config, config.model, config.teacher)
     if config.lock_image and config.lock_text:
         raise ValueError("lock_image and lock_text together leave nothing to train")
     if not 2 <= config.context_length <= MAX_CONTEXT:
@@ -166,6 +166,19 @@ def create_pair(config: ContrastiveConfig) -> clip.CLIP:
             f"{model!r} is a classifier; contrastive training needs a CLIP model, such as clip/convnext_v2_tiny"
         )
     return registry.create_model(model, weights=config.weights, **options)
+
+
+def _compare_with_all(pair: clip.CLIP) -> None:
+    """Let the loss compare the pairs of all processes, where each computes on its own part of a batch: on PyTorch."""
+    compute_loss = pair.compute_loss
+
+    def compute_whole_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        whole = {name: processes.gather(y_pred[name]) for name in EMBEDDINGS}
+        labels = {name: processes.gather(x[name]) for name in ("label",) if name in x}
+        return compute_loss({**x, **labels}, y, whole, sample_weight, training)
+
+    if processes.gathers():
+        pair.compute_loss = compute_whole_loss
 
 
 def _open_held_out(config: ContrastiveConfig, columns: dict) -> Dataset:

@@ -1,48 +1,77 @@
-"""Data parallelism on JAX: devices share each batch; loss, gradient and statistics are those of the whole batch.
+"""Several JAX devices, through `keras.distribution`: they share each batch, and with a model axis each Dense kernel.
 
-XLA sees the whole arrays (`keras.distribution`), so a contrastive batch keeps all of its negatives.
+XLA sees the whole arrays, so loss, gradient and statistics are those of the whole batch, and a contrastive batch keeps
+all of its negatives.
 """
 
 import contextlib
 
 import keras
+import numpy as np
 from keras import distribution
 
 from zoo.training import processes
 
+BATCH, MODEL = "batch", "model"
+
+
+class _DividedKernels(distribution.ModelParallel):
+    """Divides the kernels (C, units) of Dense layers by their units among the devices of the mesh's axis MODEL, where
+    they can be divided equally, and with them the optimizer's moments."""
+
+    def get_variable_layout(self, variable):
+        divides = variable.name == "kernel" and len(variable.shape) == 2
+        if divides and variable.shape[1] % self.device_mesh.shape[1] == 0:
+            return distribution.TensorLayout((None, MODEL), self.device_mesh)
+        return super().get_variable_layout(variable)
+
 
 @contextlib.contextmanager
-def data_parallel(devices: int | None, batch_size: int):
-    """Models created in the block train on several devices, each with all weights and a part of each batch.
+def parallel(devices: int | None, batch_size: int, model_axis: int | None = None):
+    """Models created in the block train on several devices.
 
     Args:
-        devices: number of JAX devices, the first that JAX lists; None or 1 for one device on any backend. With several
-            processes, all devices of all processes.
+        devices: number of JAX devices, the first that JAX lists; None or 1 for `model_axis` of them, without it for one
+            device on any backend. With several processes, all devices of all processes.
         batch_size: over all devices.
+        model_axis: number of devices that share one copy of the weights, a divisor of `devices`; None or 1 if each
+            has all weights.
 
     Raises:
-        ValueError: another backend, too few devices, or a batch size that they do not divide.
+        ValueError: another backend, too few devices, or a number that does not divide the other.
     """
-    if processes.count() > 1:
+    backend, axis = keras.backend.backend(), model_axis or 1
+    count = axis if devices in (None, 1) else devices
+    if processes.count() > 1 and backend == "jax":
         with distribution.DataParallel(devices=distribution.list_devices(), auto_shard_dataset=False).scope():
             yield
         return
-    if devices in (None, 1):
+    if count == 1:
         yield
         return
-    backend = keras.backend.backend()
+    given = f"devices={devices}" if axis == 1 else f"model_axis={axis}"
     if backend != "jax":
-        raise ValueError(f"devices={devices} needs JAX, and the backend is {backend}; run with --backend jax")
+        raise ValueError(f"{given} needs JAX, and the backend is {backend}; run with --backend jax")
     there = distribution.list_devices()
-    if not 1 <= devices <= len(there):
+    if not 1 <= count <= len(there):
         raise ValueError(
-            f"devices={devices}, and JAX sees {len(there)}: {', '.join(there)}. For virtual ones on a CPU set "
+            f"{given}, and JAX sees {len(there)}: {', '.join(there)}. For virtual ones on a CPU set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=N before it starts"
         )
-    if batch_size % devices:
-        raise ValueError(f"batch_size={batch_size} must be a multiple of devices={devices}")
-    with distribution.DataParallel(devices=there[:devices], auto_shard_dataset=False).scope():
+    if count % axis:
+        raise ValueError(f"devices={count} must be a multiple of model_axis={axis}")
+    if batch_size % (count // axis):
+        raise ValueError(f"batch_size={batch_size} must be a multiple of devices={count // axis}")
+    with _distribution(np.array(there[:count]), axis).scope():
         yield
+
+
+def _distribution(devices: np.ndarray, axis: int) -> distribution.DataParallel | distribution.ModelParallel:
+    if axis == 1:
+        return distribution.DataParallel(devices=list(devices), auto_shard_dataset=False)
+    mesh = distribution.DeviceMesh((len(devices) // axis, axis), (BATCH, MODEL), devices)
+    options = {"batch_dim_name": BATCH, "auto_shard_dataset": False}
+    return _DividedKernels(layout_map=distribution.LayoutMap(mesh), **options)
 
 
 @contextlib.contextmanager

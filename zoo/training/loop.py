@@ -289,6 +289,7 @@ class _Run(keras.callbacks.Callback):
 
     def save(self) -> None:
         """Write a checkpoint; of several processes the first does. If that fails, say so and continue."""
+        processes.average(self.model.metrics_variables)
         if not processes.is_first():
             return
         groups = self._variable_groups().items()
@@ -414,7 +415,7 @@ class _Run(keras.callbacks.Callback):
             return
         rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
-        row = {**logs, "learning_rate": rate}
+        row = {**processes.average_logs(logs), "learning_rate": rate}
         self.bar.stateful_metrics = set(row)  # not averaged again
         self.bar.update((self.position - 1) % self.batches.steps + 1, values=[(k, v) for k, v in row.items()])
         row["skipped"] = self.skipped

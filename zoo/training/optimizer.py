@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from convnext import AdamW
+from zoo.training import processes
 
 PACKAGE = "convnext_clip_zoo"  # as in clip and convnext; it never changes
 
@@ -116,6 +117,7 @@ class SkipNonFinite(keras.optimizers.Optimizer):
         if not self.built:
             self.build(list(trainable_variables))
         grads = [_whole(grad) for grad in grads]
+        processes.average(grads)
         variables = list(self.trained if trainable_variables is None else trainable_variables)
         ops.cond(_all_finite(grads), lambda: self._accept(grads, variables), self._refuse)
 

@@ -24,6 +24,7 @@ from zoo.training.result import finished, write_model
 from zoo.training.setup import (
     BAD_HELD_OUT,
     BAD_SAMPLES,
+    check_not_existing,
     check_rates,
     compile_options,
     compile_resumable,
@@ -77,8 +78,7 @@ def _pretrain(config: PretrainConfig) -> Outcome:
     columns: dict[str, Any] = {"image_key": config.image_key, "data_root": config.data_root}
     dataset = open_dataset(train_data, needs="images", **columns)
     output = Path(config.output)
-    if config.devices not in (None, 1) and isinstance(model, keras.Model):
-        raise ValueError(f"devices={config.devices}: an existing model is on one device; give its name")
+    check_not_existing(config, model)
     with training_scope(config, config.resume):
         fcmae = create(config)
         spec = training_spec(preprocessing(fcmae), output)

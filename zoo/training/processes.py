@@ -1,11 +1,12 @@
-"""Training on several processes, of one machine or many, with JAX: each reads its part of every batch, and XLA sees one
-global batch, so that losses, gradients and statistics are those of the whole.
+"""Training on several processes, of one machine or many: each reads its part of every batch, and losses and gradients
+are those of the whole. `process_groups` connects them.
 
 The first process alone writes files; all processes take every decision together. `Watch` ends a run whose processes
 wait for one that is stuck, and names it.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -14,47 +15,40 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
-import numpy as np
 
+from convnext import changed_by_call
 from zoo.training.config import TrainConfig
+from zoo.training.process_groups import GROUPS, JaxGroup, TorchGroup, from_torchrun
 from zoo.utils.env import available_cores
 from zoo.utils.files import atomic_write, make_folder
 from zoo.utils.strict_json import OBJECT, read_json
 
-HEARTBEAT = 30  # seconds after which JAX counts a silent process as dead
 STUCK = 600.0  # seconds without a step after which a run ends; the first step of each function compiles
 REPORT = 5.0  # seconds between two reports of a process
 VALIDATING = "validating"  # what takes as long as its data are many, and is not watched
 FAILED, STUCK_CODE = 1, 70
 FLAGS = ("--coordinator", "--processes", "--process-id")
 
+_group: JaxGroup | TorchGroup | None = None
+
 
 def count() -> int:
     """Return the number of processes of this run."""
-    return _distributed().process_count() if _joined else 1
+    return 1 if _group is None else _group.count
 
 
 def rank() -> int:
     """Return the number of this process, 0 for the first."""
-    return _distributed().process_index() if _joined else 0
+    return 0 if _group is None else _group.rank
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes."""
     return rank() == 0
-
-
-_joined = False
-
-
-def _distributed():
-    import jax
-
-    return jax
 
 
 @contextlib.contextmanager
@@ -63,36 +57,33 @@ def joined(config: TrainConfig) -> Iterator[None]:
 
     A process that fails ends at once, so that the others do not wait for it.
 
+    Args:
+        config: with coordinator, processes and process_id; without them, a process of torchrun has torchrun's.
+
     Raises:
         ValueError: options that do not fit each other.
     """
+    if config.coordinator is config.processes is config.process_id is None:
+        config = dataclasses.replace(config, **from_torchrun())
     if not _check(config):
         yield
         return
-    global _joined
-    jax = _distributed()
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    own = {"coordinator_bind_address": config.coordinator} if config.process_id == 0 else {}
+    global _group
+    coordinator, number, process_id = config.coordinator, config.processes, config.process_id
+    assert coordinator is not None and number is not None and process_id is not None
     try:
-        jax.distributed.initialize(
-            config.coordinator,
-            config.processes,
-            config.process_id,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            **own,
-        )
-    except RuntimeError as error:
-        raise ValueError(f"process {config.process_id} cannot join the run at {config.coordinator}: {error}") from None
-    _joined = True
+        _group = GROUPS[keras.backend.backend()](coordinator, number, process_id)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"process {process_id} cannot join the run at {coordinator}: {error}") from None
     silent = contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(open(os.devnull, "w"))  # noqa: SIM115
     try:
         with silent:
             yield
+        _group.close()
     except Exception as error:
         print(f"zoo: process {rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(FAILED)
-    jax.distributed.shutdown()
-    _joined = False
+    _group = None
 
 
 def _check(config: TrainConfig) -> bool:
@@ -103,40 +94,96 @@ def _check(config: TrainConfig) -> bool:
     if len(given) < 3:
         raise ValueError(f"{', '.join(given)}: coordinator, processes and process_id belong together")
     backend = keras.backend.backend()
-    if backend != "jax":
-        raise ValueError(f"processes={config.processes} needs JAX, not {backend}; run with --backend jax")
-    processes, process_id = config.processes, config.process_id
-    assert processes is not None and process_id is not None
+    if backend not in GROUPS:
+        raise ValueError(f"processes={config.processes} needs JAX or PyTorch, not {backend}; run with --backend jax")
+    coordinator, processes, process_id = config.coordinator, config.processes, config.process_id
+    assert coordinator is not None and processes is not None and process_id is not None
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"coordinator={coordinator!r}; it must be HOST:PORT")
     if not 0 <= process_id < processes:
         raise ValueError(f"process_id={process_id}; it must be from 0 to processes - 1 = {processes - 1}")
     if config.batch_size % processes:
         raise ValueError(f"batch_size={config.batch_size} must be a multiple of processes={processes}")
+    chunks = getattr(config, "accumulate", 1)
     refused = {
         "devices": (config.devices not in (None, 1), "every process uses all of its own devices"),
-        "accumulate": (getattr(config, "accumulate", 1) > 1, "its chunks would be cut across processes"),
+        "model_axis": (config.model_axis not in (None, 1), "every process writes or reads whole weights"),
+        "accumulate": (chunks > 1 and backend == "jax", "its chunks would be cut across processes"),
         "teacher": (getattr(config, "teacher", None) is not None, "it runs outside the step, on one process's images"),
     }
     for name, (is_given, why) in refused.items():
         if is_given:
             raise ValueError(f"{name} cannot be used with several processes: {why}")
+    if config.batch_size // processes % chunks:
+        raise ValueError(f"accumulate={chunks} must divide the {config.batch_size // processes} pairs of a process")
     return processes > 1
 
 
 def barrier(name: str) -> None:
     """Wait until all processes are here."""
-    if _joined:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
+    if _group is not None:
+        _group.barrier(name)
 
 
 def total(number: int) -> int:
     """Return the sum of a number over all processes, which all must ask for."""
-    if not _joined:
-        return number
-    from jax.experimental import multihost_utils
+    return number if _group is None else _group.total(number)
 
-    return int(np.sum(multihost_utils.process_allgather(np.array([number]))))
+
+# On PyTorch a process computes on its own part of a batch; on JAX, arrays are the whole batch's.
+
+
+def gathers() -> bool:
+    """Whether processes have to exchange what they compute."""
+    return isinstance(_group, TorchGroup)
+
+
+def gather(rows):
+    """Return the rows of all processes, on PyTorch; see `TorchGroup.gather`."""
+    return _group.gather(rows) if isinstance(_group, TorchGroup) else rows
+
+
+def average(values: Sequence) -> None:
+    """Replace tensors or variables by their means over the processes, on PyTorch; None stays."""
+    if isinstance(_group, TorchGroup):
+        _group.average([getattr(value, "value", value) for value in values if value is not None])
+
+
+def average_logs(logs: Mapping[str, float]) -> dict[str, float]:
+    """Return the means of metrics over the processes, on PyTorch."""
+    if not isinstance(_group, TorchGroup):
+        return dict(logs)
+    import torch
+
+    values = torch.tensor([float(value) for value in logs.values()], dtype=torch.float64)
+    _group.average([values])
+    return dict(zip(logs, values.tolist(), strict=True))
+
+
+def begin_together(model: keras.Model) -> None:
+    """Give all processes the weights of the first, on PyTorch.
+
+    Raises:
+        ValueError: the model has a layer whose result depends on the whole batch or is drawn at random, so that the run
+            would differ from that of one process.
+    """
+    if not isinstance(_group, TorchGroup):
+        return
+    trained = {variable.path.rpartition("/")[0] for variable in model.trainable_variables}
+    for variable in changed_by_call(model.non_trainable_variables):
+        layer = variable.path.rpartition("/")[0]
+        if variable.name == "seed_generator_state":
+            raise ValueError(
+                f"{layer} draws random numbers for a batch (dropout, stochastic depth, masks), which several PyTorch "
+                "processes would draw for their parts; use a rate of 0, one process, or --backend jax"
+            )
+        if layer in trained:
+            raise ValueError(
+                f"{layer} is a BatchNorm, whose statistics would be those of one process's part of a batch; freeze it, "
+                "use one process, or --backend jax, where they are the whole batch's"
+            )
+    _group.take_over([variable.value for variable in model.variables])
 
 
 def own_name(name: str) -> str:
@@ -161,7 +208,7 @@ class Watch:
         self.folder, self.seconds = output / "processes", seconds
         self.position, self.doing, self.since = 0, "starting", time.monotonic()
         self._end = threading.Event()
-        if _joined:
+        if _group is not None:
             make_folder(self.folder)
             threading.Thread(target=self._watch, daemon=True).start()
 

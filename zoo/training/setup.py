@@ -14,7 +14,7 @@ from zoo.data.preprocess import PreprocessSpec
 from zoo.training import processes
 from zoo.training.checkpoint import CHECKPOINTS, first_epochs, newest_identity, newest_progress
 from zoo.training.config import TrainConfig
-from zoo.training.devices import data_parallel
+from zoo.training.devices import parallel
 from zoo.training.optimizer import SkipNonFinite
 from zoo.weights.load import announced
 
@@ -31,6 +31,15 @@ def check_rates(config: TrainConfig, *names: str) -> None:
             raise ValueError(f"{name}={value!r}; it must be a number of at least 0")
 
 
+def check_not_existing(config: TrainConfig, *models: Any) -> None:
+    """Raise ValueError if a run on several devices is given a `keras.Model` in place of a name."""
+    for name in ("devices", "model_axis"):
+        if getattr(config, name) not in (None, 1) and any(isinstance(model, keras.Model) for model in models):
+            raise ValueError(
+                f"{name}={getattr(config, name)}: an existing model is on one device; give its name or file"
+            )
+
+
 @contextlib.contextmanager
 def training_scope(config: TrainConfig, resume: bool) -> Iterator[None]:
     """Create models on the config's devices, with its precision and seed. Weights are float32.
@@ -45,7 +54,7 @@ def training_scope(config: TrainConfig, resume: bool) -> Iterator[None]:
         raise ValueError(f"precision={config.precision!r}; it must be one of {', '.join(POLICIES)}")
     replaced = resume and bool(newest_progress(Path(config.output) / CHECKPOINTS))
     announces = processes.is_first() and not replaced
-    with data_parallel(config.devices, config.batch_size), announced(announces):
+    with parallel(config.devices, config.batch_size, config.model_axis), announced(announces):
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(POLICIES[config.precision])
         try:
@@ -126,10 +135,14 @@ def compile_resumable(
         ema, factors: as in `SkipNonFinite`.
         checkpoint_activations: whether blocks are computed again in the backward pass.
         options: options of `model.compile`.
+
+    Raises:
+        ValueError: a model that several processes cannot train exactly.
     """
     if checkpoint_activations:
         convnext.checkpoint_activations(model)
     scale = FLOAT16_SCALE if precision == "float16" else None
     guarded = SkipNonFinite(optimizer, initial_scale=scale, ema=ema, factors=factors)
     model.compile(guarded, auto_scale_loss=False, **options)
+    processes.begin_together(model)
     model.optimizer.build(model.trainable_variables)  # inside the step, TensorFlow would trace the step twice
