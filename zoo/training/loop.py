@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -415,7 +416,7 @@ class _Run(keras.callbacks.Callback):
             return
         rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
-        row = {**processes.average_logs(logs), "learning_rate": rate}
+        row: dict[str, Any] = {**processes.average_logs(logs), "learning_rate": rate}
         self.bar.stateful_metrics = set(row)  # not averaged again
         self.bar.update((self.position - 1) % self.batches.steps + 1, values=[(k, v) for k, v in row.items()])
         row["skipped"] = self.skipped

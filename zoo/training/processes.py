@@ -63,7 +63,7 @@ def joined(config: TrainConfig) -> Iterator[None]:
     Raises:
         ValueError: options that do not fit each other.
     """
-    if config.coordinator is config.processes is config.process_id is None:
+    if config.coordinator is None and config.processes is None and config.process_id is None:
         config = dataclasses.replace(config, **from_torchrun())
     if not _check(config):
         yield
