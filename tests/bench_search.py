@@ -8,7 +8,8 @@
 `vectors` writes an index of synthetic vectors in another process, and searches it. Random vectors are the worst case
 for a graph, because all distances are similar; `--vectors low-rank` draws them near a subspace of 32 dimensions, which
 is closer to the embeddings of trained pairs. `usearch` compares an index with usearch's own exact search and graph,
-without ours around it; `stores` compares an index, its graph and a Lance data set of it. `pipeline` needs no trained weights: the time does not depend on them.
+without ours around it; `stores` compares an index, its graph and a Lance data set of it. `pipeline` needs no trained
+weights: the time does not depend on them.
 """
 
 import argparse
