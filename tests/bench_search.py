@@ -299,7 +299,7 @@ def time_stores(count: int, probes: list[int], queries: int, folder: str | None)
         index = open_index(str(path), count, "low-rank", "float16")
         for name, there, write in (
             ("Lance with IVF_PQ", data.exists(), lambda: export_index(str(path), to=str(data), ann=True)),
-            ("graph", index._accelerator("hnsw") is not None, lambda: index.accelerate("hnsw", connectivity=32)),
+            ("graph", "hnsw" in index.accelerators(), lambda: index.accelerate("hnsw", connectivity=32)),
         ):
             start = time.perf_counter()
             if not there:
