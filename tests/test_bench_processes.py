@@ -45,11 +45,19 @@ def test_a_worker_reports_why_it_failed():
         Worker(Case("resnet50", library="nobody"))
 
 
-@pytest.mark.parametrize("peer", ["none", pytest.param("timm", marks=pytest.mark.slow)])
-def test_a_smoke_run_from_command_to_files(tmp_path, peer):
-    """The only run with real processes: our model, and timm's, on torch at 32 pixels."""
+def test_a_worker_times_a_case():
+    size = {"image_size": 32, "batch_size": 2, "threads": 1, "is_short": True}
+    with contextlib.closing(Worker(Case("convnextv2_atto", backend="torch", mode="eager", **size))) as worker:
+        assert worker.ready["parameters"] == model_info("convnextv2_atto").parameters
+        (seconds,) = worker.take_turn()
+    assert seconds > 0 and worker.last["host_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_a_smoke_run_from_command_to_files(tmp_path):
+    """The whole command: our model and timm's on torch, at 32 pixels."""
     shim = Path(__file__).resolve().parent / "peer_shim"
-    words = f"convnextv2_atto --backend torch --peer {peer} --threads 1 --smoke --json --output"
+    words = "convnextv2_atto --backend torch --peer timm --threads 1 --smoke --json --output"
     done = subprocess.run(
         [sys.executable, "-m", "zoo", "bench", *words.split(), str(tmp_path)],
         cwd=shim.parent.parent,
@@ -60,9 +68,7 @@ def test_a_smoke_run_from_command_to_files(tmp_path, peer):
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert [result["case"]["library"] for result in report["results"]] == (
-        ["zoo"] if peer == "none" else ["zoo", "timm"]
-    )
+    assert [result["case"]["library"] for result in report["results"]] == ["zoo", "timm"]
     for result in report["results"]:
         assert result["error"] is None
         assert result["parameters"] == model_info("convnextv2_atto").parameters
@@ -70,11 +76,8 @@ def test_a_smoke_run_from_command_to_files(tmp_path, peer):
         assert result["items_per_second"] == pytest.approx(2 / result["p50"])
         assert 0 < result["share"] < 1
         assert min(result[key] for key in ("build_seconds", "first_seconds", "p90", "host_bytes", "library_bytes")) > 0
+    (ratio,) = report["ratios"]
+    assert (ratio["case"], ratio["other"]) == (0, 1)
+    assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert set(report["rates"]) == {"torch, float32"}
-    table = (tmp_path / "bench.md").read_text(encoding="utf-8")
-    assert "convnextv2_atto" in table
-    if peer == "timm":
-        (ratio,) = report["ratios"]
-        assert (ratio["case"], ratio["other"]) == (0, 1)
-        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-        assert "| convnextv2_atto | timm | torch |" in table
+    assert "| convnextv2_atto | timm | torch |" in (tmp_path / "bench.md").read_text(encoding="utf-8")
