@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -139,6 +140,17 @@ def test_a_crashed_run_resumes_from_its_last_checkpoint(alone, tmp_path):
     pair, _ = run(tmp_path, resume=True)
     assert same(state(pair), expected)
     assert [row for row in rows(tmp_path) if "loss" in row] == [row for row in rows(folder) if "loss" in row]
+
+
+def test_a_run_resumes_bit_for_bit_between_two_epochs(alone, tmp_path):
+    folder, expected, _ = alone
+    run(tmp_path, config=RunConfig(epochs=2, save_every=5, log_every=2))
+    last = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    shutil.rmtree(last)
+    assert newest_checkpoint(tmp_path / "checkpoints").progress["position"] == 5
+    pair, _ = run(tmp_path, resume=True)
+    assert same(state(pair), expected)
+    assert rows(tmp_path) == [row for row in rows(folder) if "loss" in row]
 
 
 @pytest.mark.once

@@ -218,6 +218,7 @@ class _Run(keras.callbacks.Callback):
         self.first_epochs = config.epochs
         self.said_skipped = self.logged = 0  # updates that a line has named; step of the last row
         self.watch = processes.Watch(output)
+        self.random = random_state()  # of the next step
 
     @property
     def finished(self) -> bool:
@@ -333,7 +334,10 @@ class _Run(keras.callbacks.Callback):
         set_random_state({name.removeprefix(f"{RANDOM}/"): found.state[name] for name in outside})
         for name, variable in expected.items():
             variable.assign(found.state[name])
-        self.metrics = [found.state[name] for name in expected if name.startswith("metrics/")]  # `fit` resets them
+        self.random = random_state()
+        self.metrics = None
+        if position % self.batches.steps:  # within an epoch; `fit` resets them
+            self.metrics = [found.state[name] for name in expected if name.startswith("metrics/")]
         self.position, self.left_out = position, left_out
         self.first_epochs = first_epochs(found.progress) or self.config.epochs
         self.said_skipped, self.logged = self.skipped, self.position
@@ -356,7 +360,6 @@ class _Run(keras.callbacks.Callback):
         self.places, self.in_trouble = places, False
         self.bar = keras.utils.Progbar(self.batches.steps, verbose=_verbosity(), unit_name="step")
         self.started = time.perf_counter()
-        self.random = random_state()
         print(f"Epoch {epoch + 1}/{self.config.epochs}", flush=True)
         try:
             self.model.fit(data, shuffle=False, verbose=0, callbacks=[self])
@@ -394,6 +397,8 @@ class _Run(keras.callbacks.Callback):
         self.stopping = stops and not self.finished
         if due(self.config.save_every, ends) and not self._in_a_row() or self.stopping or self.finished:
             self.save()
+        if ends:
+            self.random = random_state()  # as a checkpoint at this step holds it
         if self.over:
             self.model.stop_training = True
 
