@@ -240,7 +240,7 @@ def _give_own_paths(image_tower, text_tower):
 
 
 def _divided_by_rows(logits):
-    """Let each device of a `keras.distribution` compute the rows of its own images: N² / P numbers of N²."""
+    """Let each of the P devices of a `keras.distribution` compute the rows of its own images: N² / P of N² logits."""
     distribution = keras.distribution.distribution()
     if distribution is None:
         return logits

@@ -165,7 +165,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class LayerNormalization(keras.layers.LayerNormalization):
-    """Keras' layer, with derivatives of every order on TensorFlow, see `_moments`. Same result."""
+    """Keras' layer, with the same result and, on TensorFlow, correct derivatives of every order (see `_moments`)."""
 
     def call(self, inputs):
         is_last = self.axis in (-1, [-1], len(inputs.shape) - 1, [len(inputs.shape) - 1])
@@ -183,7 +183,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' layer, with derivatives of every order on TensorFlow, see `_moments`. Same result."""
+    """Keras' layer, with the same result and, on TensorFlow, correct derivatives of every order (see `_moments`)."""
 
     def call(self, inputs, training=None, mask=None):
         takes_moments = training and self.trainable and mask is None and not (self.synchronized or self.renorm)
@@ -200,9 +200,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def _moments(x: Any, axes: Any, keepdims: bool = False) -> tuple[Any, Any]:
-    """Return (mean, variance).
+    """Return (mean, variance), with correct derivatives of every order.
 
-    `tf.nn.moments` holds the mean in its variance constant, by which second derivatives are wrong without a message.
+    `tf.nn.moments` treats the mean inside its variance as a constant, so its second derivatives are silently wrong.
     """
     mean, variance = ops.moments(x, axes, keepdims=keepdims)
     return mean, variance - ops.square(mean - ops.stop_gradient(mean))  # the term is 0, its second derivative is not

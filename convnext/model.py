@@ -83,8 +83,8 @@ def create_convnext_v1(
     Raises:
         ValueError: an unknown variant or option, or an input too small for the last feature map.
 
-    What "auto" chooses for the shorter side of the images, with four stages; weights fit everywhere. The last column
-    is the time of a training step relative to stem stride 4, which leaves no map of images under 32 pixels:
+    What "auto" chooses for the shorter side of the images, with four stages; weights load at every stride. The last
+    column is the time of a training step relative to stem stride 4, which would leave images under 32 pixels no map:
 
         side        stem    downsampling    last map    time
         from 128    4       2, 2, 2         from 4      1

@@ -1,12 +1,12 @@
-"""Five operations, each with the fastest implementation for the backend and device: affine, conv2d, depthwise_conv2d,
-attention and grn.
+"""Five operations, each computed by the fastest implementation for the backend and device: affine, conv2d,
+depthwise_conv2d, attention and grn.
 
 `reference.py` says what each computes. `jax_cpu.py`, `tensorflow_cpu.py` and `torch_cpu.py` hold faster
 implementations with the measurements that justify them; where one does not apply to a call (by dtype, device, shape
 or transform), the reference runs. On Keras' other backends only the reference runs.
 
 `CONVNEXT_KERNELS=reference` in the environment, or `with use_reference():`, turns all faster implementations off;
-`use_reference("attention")` those of one operation.
+`use_reference("attention")` turns off those of one operation.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _off = frozenset(OPERATIONS if _starts_with_reference() else ())
 
 @contextlib.contextmanager
 def use_reference(*operations: str) -> Iterator[None]:
-    """Turn faster implementations off inside a `with` block, in the whole process: of the named operations, or all.
+    """Turn off the faster implementations of the named operations, or of all, in the whole process, inside a block.
 
     A function compiled before (by `jax.jit`, `tf.function` or `torch.compile`, and so by `predict` and `fit`) keeps the
     implementations with which it was compiled.
@@ -83,7 +83,7 @@ def _form(operation: str) -> Callable[..., Any]:
 
 
 def in_use() -> dict[str, str]:
-    """Return {operation: file of the implementation tried first}; "reference" where no faster one is used."""
+    """Return {operation: module of the implementation that is tried first}; "reference" where no faster one is used."""
     file = _faster.__name__.rpartition(".")[2]
     return {name: "reference" if _form(name) is getattr(reference, name) else file for name in OPERATIONS}
 

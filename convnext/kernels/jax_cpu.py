@@ -1,4 +1,5 @@
-"""Faster implementations on JAX's CPU: depthwise convolution as multiply–adds, patches as rows, attention heads first.
+"""Faster implementations for JAX on a CPU: depthwise convolution as multiply–adds, convolutions of separate patches as
+matrix products, attention with the heads as first axis.
 
 XLA's own depthwise convolution takes 10 to 40 times as long on a CPU. Gradients of a product over (B, H, W, C) take up
 to twice as long as over the (B·H·W, C) view, and Keras' exact GELU by erfc longer than by erf. Measured by
@@ -56,7 +57,7 @@ def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
 
 
 def attention(qkv: Any, causal: bool) -> Any:
-    """On a CPU, in float32 and in float16, which JAX's own operator does not compute there: heads first."""
+    """On a CPU, with the heads as first axis: in float32, and in float16, which JAX's own operator does not support."""
     dtype = keras.backend.standardize_dtype(qkv.dtype)
     is_faster = dtype in ("float32", "float16") and has_only_cpus()
     return attend_heads_first(qkv, causal) if is_faster else reference.attention(qkv, causal)

@@ -1,4 +1,4 @@
-"""What each kernel computes, in `keras.ops` alone, as the papers write it; tests compare the faster ones with it.
+"""What each kernel computes, in `keras.ops` alone and as the papers write it. Tests compare the faster kernels with it.
 
 Arguments are tensors or variables of one dtype, the result has the dtype of x.
 """
@@ -70,10 +70,10 @@ def _convolve(operator: Callable[..., Any], x: Any, kernel: Any, bias: Any, geom
 
 
 def with_a_row(x: Any) -> Any:
-    """Return x, (B, …), with one sample of zeros if its batch is empty. A graph may have to ask that when it runs.
+    """Return x, (B, …), with one sample of zeros if its batch is empty. In a graph B may be known only when it runs.
 
-    TensorFlow's convolution on a CPU returns an empty batch in the shape of x, and takes padding of the batch for
-    padding of the maps.
+    TensorFlow's convolution on a CPU returns an empty batch in the shape of x. The sample is concatenated, because
+    TensorFlow takes a padding of the batch axis for one of the feature maps.
     """
     batch, *sides = ops.shape(x)
     missing = int(batch == 0) if isinstance(batch, int) else ops.cast(ops.equal(batch, 0), "int32")

@@ -1,10 +1,11 @@
-"""Faster implementations on TensorFlow's CPU: gradients of products, GELU, attention heads first, patches as rows.
+"""Faster implementations for TensorFlow on a CPU: gradients of products, GELU, attention with the heads as first axis,
+convolutions of separate patches as matrix products.
 
 For a kernel with fewer outputs than inputs, TensorFlow computes its gradient xᵀ · gradient slower than
 (gradientᵀ · x)ᵀ, and its GELU gradient makes more passes over memory than needed. With explicit gradients a layer of
 ConvNeXt-Tiny's first stage is 1.19× (product) and 1.10× (GELU) as fast; of the last stage, which has few rows and large
-kernels, 0.93× and 1.02×. Measured by KERAS_BACKEND=tensorflow python tests/bench_layers.py. GRN has
-no faster implementation, nor have convolutions that overlap.
+kernels, 0.93× and 1.02×. Measured by KERAS_BACKEND=tensorflow python tests/bench_layers.py. GRN and convolutions whose
+patches overlap have no faster implementation.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
 
 
 def attention(qkv: Any, causal: bool) -> Any:
-    """In float32 on a CPU: heads first."""
+    """In float32 on a CPU: with the heads as first axis."""
     return attend_heads_first(qkv, causal) if computes_in_float32_on_cpu(qkv) else reference.attention(qkv, causal)
 
 

@@ -1,7 +1,7 @@
 """`zoo bench --preset serve`: `zoo serve` under load, with the load on the same cores.
 
-The server is a process of its own. The clients are threads of this one; each keeps its connection. The same calls
-without HTTP, those over HTTP and those to another server take turns in several rounds, so that other load on the
+The server is a process of its own. The clients are threads of this one; each keeps its connection open. Calls without
+HTTP, the same calls over HTTP, and those to another server take turns in several rounds, so that other load on the
 machine affects all of them.
 """
 
@@ -36,9 +36,9 @@ from zoo.utils.files import atomic_write
 INDEX_SIZE, TOP_K = 10_000, 10
 CLIENTS = 16
 PER_REQUEST = 8  # images of a large request
-CALLS, ROUNDS = 200, 5  # of one client, for a median; of all turns
-IMAGES, SIDE = 64, 256  # different ones; pixels of a side
-TURN_SECONDS, MAX_IMAGES = 4.0, 2048  # of the images in one turn
+CALLS, ROUNDS = 200, 5  # single calls for a median; rounds of all turns
+IMAGES, SIDE = 64, 256  # distinct images; pixels per side
+TURN_SECONDS, MAX_IMAGES = 4.0, 2048  # of one turn: the time without HTTP, and the most images
 SMOKE_BATCH = 4
 START_SECONDS = 600.0
 LISTENING = re.compile(r"Open http://([\d.]+):(\d+)")
@@ -66,9 +66,9 @@ class ServeReport:
 
     Args:
         machine: processor, cores, load and versions.
-        model: name of the pair, the runtime, the precision and the rounds.
+        model: name of the CLIP model, the runtime, the precision and the number of rounds.
         figures: {what: value}; the names say the unit.
-        peer: the same of another server, {} without one.
+        peer: the same for another server; {} without one.
     """
 
     machine: dict
@@ -105,11 +105,11 @@ def bench_serving(
 
     Args:
         name: name or path of a pair; by default one like the demo's, with random weights.
-        backend, runtime, precision: as of `zoo serve`.
-        peer_url: address of another server with OpenAI's embeddings and `modality`, such as infinity-emb's, which
-            gets the same requests.
-        rounds: turns of each load, default 5.
-        smoke: a tiny run.
+        backend, runtime, precision: as for `zoo serve`.
+        peer_url: address of another server that gets the same requests; it takes OpenAI's embeddings requests with
+            `modality`, as infinity-emb does.
+        rounds: turns of each load; default 5, or 1 with `smoke`.
+        smoke: make a short run.
         output: folder for serve.md and serve.json.
     """
     keep_freed_memory()  # as in `zoo serve`
@@ -251,12 +251,12 @@ class Connections:
 
     @classmethod
     def to(cls, url: str) -> "Connections":
-        """Return those to http://host:port/prefix."""
+        """Return connections to http://host:port/prefix."""
         address = urllib.parse.urlsplit(url)
         return cls(address.hostname or "", address.port or 80, address.path)
 
     def fresh(self) -> "Connections":
-        """Return the same with a connection of its own."""
+        """Return connections to the same server, with a new connection."""
         return Connections(*self._place, self._prefix)
 
     def get(self, path: str) -> int:
@@ -410,7 +410,7 @@ def _figures_of(server: str, turns: dict[tuple[str, str], list[Turn]], direct: _
 
 
 def _ratios(turns: dict[tuple[str, str], list[Turn]], rounds: int) -> dict[str, float]:
-    """Return our rates in relation to those without HTTP and the peer's: medians over rounds."""
+    """Return our rates divided by those without HTTP and by the peer's: medians over rounds."""
     figures = {}
     for load, (what, *_) in LOADS.items():
         ours = turns["ours", load]

@@ -77,7 +77,7 @@ COMMANDS = {
                 type=positive,
                 default=250_000,
                 metavar="N",
-                help="refuse data with more captions, whose comparison takes long (default 250000)",
+                help="refuse data with more captions, because the work grows with their square (default 250000)",
             ),
             RESULTS,
         ),

@@ -3,7 +3,7 @@
 from zoo.cli.command import BATCH_SIZE, PAIR, Command, argument, positive
 
 SOURCE = argument("source", help="folder of images, CSV or TSV with a column filepath, or tar shards")
-DATA_ROOT = argument("--data-root", metavar="DIR", help="base folder for a table's paths (default: its folder)")
+DATA_ROOT = argument("--data-root", metavar="DIR", help="base folder for paths in a table (default: that of the table)")
 RUNTIME = argument(
     "--runtime", choices=("keras", "onnx", "tensorrt"), default="keras", help="what runs the towers (default keras)"
 )
@@ -187,7 +187,7 @@ COMMANDS = {
                 "--kind",
                 choices=("float16", "int8", "hnsw"),
                 default="int8",
-                help="int8 (float16 means the same): a smaller copy of the vectors, results stay exact; hnsw: a graph, "
+                help="int8 (float16 means the same): a smaller copy of the vectors, with exact results; hnsw: a graph "
                 "for searches with --approximate (default int8)",
             ),
         ),

@@ -11,7 +11,7 @@ from zoo.data.records import Dataset
 from zoo.data.tables import MAX_PATH, Rows, caption_list, table_dataset
 from zoo.utils.text import quoted, shown
 
-MAX_JSON_BYTES = 1 << 30  # read as a whole; the captions of COCO's training images have about 90 MB
+MAX_JSON_BYTES = 1 << 30  # read as a whole; the captions of COCO's training images take about 90 MB
 IMAGE_KEYS, CAPTION_KEYS = ("file_name", "image", "filepath", "path"), ("caption", "captions", "text")
 METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's image folders
 

@@ -13,7 +13,7 @@ from zoo.data.records import BadSample, Dataset, Record, digest
 from zoo.utils.text import quoted
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-MAX_TEXT_BYTES = 1 << 20  # of a file with a caption, which has a few hundred characters as a rule
+MAX_TEXT_BYTES = 1 << 20  # of a file with a caption, which usually has a few hundred characters
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
 MAX_NAMED = 5  # folders, in a message
 

@@ -23,7 +23,7 @@ def open_with_plugin(
 
     Args:
         name: for messages.
-        file_name: with the extension that tells a RAW from a TIFF file where rawpy is missing; default: `name`.
+        file_name: name of the file, by default `name`. If rawpy is missing, its extension tells RAW files from TIFF.
 
     Raises:
         ValueError: the decoder is missing, the file is damaged, or a RAW file has more than `max_pixels`.

@@ -177,7 +177,7 @@ def decode_image(
 
     Args:
         name: for error messages.
-        file_name: of the file, if `name` is not its name: its extension may tell what is missing to read it.
+        file_name: name of the file, if `name` is not; see `open_with_plugin`.
         least_size: sufficient (width, height): a JPEG at least twice as large is decoded at 1/2, 1/4 or 1/8, which is
             faster and gives slightly different pixels.
     """

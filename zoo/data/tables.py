@@ -19,7 +19,7 @@ from zoo.data.rows import RowReader, find_encoding
 
 SEPARATORS = (",", "\t", ";", "|")
 MAX_PARQUET_BYTES = 4 << 30  # of the columns, which are held in memory
-MAX_CLASSES = 1_000_000  # arrays of this length are made of the labels
+MAX_CLASSES = 1_000_000  # arrays of this length are made for the labels
 MAX_PATH = 4096  # characters, as on Linux
 MAX_SHOWN, MAX_SHOWN_COLUMNS = 40, 8  # characters and columns, in a message
 

@@ -1,8 +1,8 @@
-"""Accelerators of an index, built from its vectors and kept beside them: a copy in int8 and a graph.
+"""Accelerators of an index, built from its vectors and stored in its folder: a copy in int8 and a graph.
 
-`int8` is a copy of a quarter of the size, scanned completely by usearch. The error of every copied row is known, so a
-search can tell when no row left out can be among the best; the candidates are then scored with the original vectors,
-and the result is exact. `hnsw` is a graph (see `Graph`), which reads a few thousand rows and is approximate.
+`int8` is a copy with a byte per number, which usearch scans completely. The largest error of a copied row is known, so
+a search can tell when no other row can be among the best. The candidates are scored with the original vectors, and the
+result is exact. `hnsw` is a graph (see `Graph`); a search reads a few thousand of its rows and is approximate.
 
 An accelerator records the digests of the segments it was built from, and is ignored for others. It can be rebuilt at
 any time. usearch is imported at first use: `pip install "convnext-clip-zoo[search]"`.
@@ -28,8 +28,8 @@ from zoo.utils.text import quoted, shown
 
 KINDS = ("int8", "hnsw")
 ROUNDING = 1e-5  # bound for the rounding of usearch's cosines, ten times the largest measured
-CANDIDATES = {"int8": (256, 16), "hnsw": (64, 4)}  # first requested: minimum, and times k
-MORE_CANDIDATES = 8  # factor, where the first request was not enough
+CANDIDATES = {"int8": (256, 16), "hnsw": (64, 4)}  # in the first request: at least so many, and so many times k
+MORE_CANDIDATES = 8  # factor of each further request
 
 COUNT = Field.integer(1, 1 << 40)
 FACTS = {
@@ -197,7 +197,7 @@ class Accelerators:
         return made
 
     def _unfinished(self, covers: Sequence[str], **options) -> Accelerator | None:
-        """Return an undamaged graph of the first of these segments that the others can be added to, else None."""
+        """Return a graph of the first of these segments, if it is undamaged and can be extended to all; else None."""
         begun = Accelerator.open(self._store.path, "hnsw", covers, self._store.dim)
         if begun is None or len(begun.facts.covers) == len(covers):
             return None

@@ -29,7 +29,7 @@ class Entries:
 
     @property
     def facts(self) -> dict:
-        """The further facts."""
+        """What was given as `facts`, and under "left_out" the images that were left out, with their reasons."""
         self._store.current()
         facts, left_out = self._store.facts, self._store.catalogue.left_out()
         return facts | ({"left_out": left_out} if left_out or "left_out" in facts else {})
@@ -77,14 +77,14 @@ class Entries:
         return {name: (place, text) for place, (name, text) in entries if name in wanted}
 
     def id_of(self, place: int) -> str:
-        """Return the id at a place; KeyError for one that was never given, or whose vector was removed."""
+        """Return the id at a place; KeyError if there never was a vector there, or if it was removed."""
         vectors = self._store.current()
         if not 0 <= place < vectors.total or contains(vectors.removed, np.array([place]))[0]:
             raise KeyError(f"the index has no vector at place {place}")
         return self._store.catalogue.entries(np.array([place]))[place][0]
 
     def ids_by(self, key: str, values: Iterable) -> dict:
-        """Return {value: the first id whose metadata has it under a key} of those texts or numbers that exist."""
+        """Return {value: the first id whose metadata has it under `key`} for the texts or numbers that occur there."""
         vectors, values = self._store.current(), list(values)
         terms = [term for value in values for term in value_terms(key, value) or ()]
         found: dict = {}

@@ -1,7 +1,7 @@
 """An index of vectors on disk: exact search over memory-mapped matrices, with atomic writes.
 
-An index is a folder of segments (`zoo.embeddings.segment`) and a catalogue (`zoo.embeddings.catalogue`); how they are
-read and written together is in `zoo.embeddings.store`.
+An index is a folder of segments (`zoo.embeddings.segment`) and a catalogue (`zoo.embeddings.catalogue`);
+`zoo.embeddings.store` reads and writes them together.
 
 Storage: float32 is searched in place. float16 halves the size and int8, with one scale per row, quarters it; both are
 converted block by block, so memory stays near one block. `accelerate` adds files that make searches faster.
@@ -233,7 +233,7 @@ class Index(Entries):
 
         Args:
             kind: "int8", a copy with exact results; or "hnsw", a graph for `search(…, approximate=True)`. "float16"
-                means "int8": a copy in float16 was never faster.
+                means "int8", because a copy in float16 was never faster.
             options: options of the graph: `connectivity` (32) and `expansion` (128).
 
         Returns:

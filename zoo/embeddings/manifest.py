@@ -92,7 +92,7 @@ def _list(path: Path, what: str, entry: dict) -> list:
     file = path / f"{what}-{entry['name']}.json"
     kind = str if what == "ids" else dict
     try:
-        values = json.loads(read_file(file, max_bytes=LARGEST))  # metadata may hold NaN: it was written so
+        values = json.loads(read_file(file, max_bytes=LARGEST))  # the earlier layout allowed NaN in metadata
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{shown(file)} is damaged: {shown(error)}") from error
     if not isinstance(values, list) or len(values) != entry["count"] or not all(isinstance(v, kind) for v in values):

@@ -1,4 +1,4 @@
-"""The files of an index, as one process holds them: the catalogue, the segments, and one writer at a time.
+"""The files of an index, as one process sees them: the catalogue and the segments. One process writes at a time.
 
 The catalogue is written last, in one transaction; files that it does not list are ignored. So a killed writer leaves
 the index unchanged. An add writes a new segment, whatever the size of the index; a thread then merges small segments,
@@ -106,7 +106,7 @@ class Store:
         return Segment(self.path, row, self.dim, self.dtype, make)
 
     def current(self) -> Vectors:
-        """Return the vectors, after another process' writes."""
+        """Return the vectors, with what other processes have written."""
         if self.catalogue.version() != self._version:
             with self._lock:
                 self._reload()
@@ -168,7 +168,7 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Vectors]:
-        """Hold the index for one writer, with what others wrote before.
+        """Lock the index for writing, and yield the vectors with what others wrote before.
 
         Raises:
             Locked: another process holds it for longer than LOCK_SECONDS.
@@ -274,7 +274,7 @@ class Store:
     def _merge_group(self, group: list[Segment]) -> None:
         """Replace segments by one with the same places; nothing if that is not possible now."""
         with contextlib.suppress(OSError, ValueError):
-            with self.writing():  # a number of its own, so that no other file has the name
+            with self.writing():  # reserves a number, so that no other file gets the name
                 number = self.catalogue.info()["next"]
                 with self.catalogue.transaction():
                     self.catalogue.set_info({"next": number + 1})

@@ -10,12 +10,12 @@ from zoo.embeddings.segment import BLOCK_BYTES, Segment
 from zoo.embeddings.terms import contains
 from zoo.utils.text import shown
 
-DIRECT = 8  # a filter that leaves less than one in so many vectors is answered from those alone
+DIRECT = 8  # if a filter leaves at most one in so many vectors, only those are scored
 
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """What a search needs, which later writes do not change.
+    """The vectors that a search reads; later writes do not change them.
 
     A place is the number of a vector in the order they were added, whether or not earlier ones were removed.
 

@@ -1,4 +1,4 @@
-"""Filters of a search: which vectors have the metadata that are asked for.
+"""Filters of a search: which vectors have the metadata that `where` asks for.
 
 A mapping is answered by binary search in the sorted terms of the segments, without reading metadata. A function, and
 values without terms (None, lists), are tested on the metadata themselves.

@@ -15,7 +15,7 @@ import numpy as np
 from zoo.utils.arrays import ACTIVATIONS
 
 BLOCK = 1024  # queries per block
-MOST_SCORES = 1 << 24  # of a block of queries with all candidates, which with what is made of them takes about 300 MB
+MOST_SCORES = 1 << 24  # of a block of queries with all candidates; with intermediate results they take about 300 MB
 
 
 # Classification: scores (N, K), labels (N,).

@@ -23,8 +23,8 @@ from zoo.utils.report import SheetRow, percent, plot_sheet
 from zoo.utils.text import shown
 
 MAX_QUERIES, MAX_RESULTS = 6, 6  # on the sheet
-# Records: each caption is compared with every image and each image with every caption. The largest test set in common
-# use, COCO's, has 25,000.
+# Captions: each is compared with every image, and each image with every caption. The largest test set in common use,
+# COCO's, has 25,000.
 MAX_ROWS = 250_000
 
 
@@ -118,8 +118,8 @@ def evaluate_retrieval(
     """Return the metrics of retrieval among captioned records, and their embeddings; ValueError for too many."""
     if len(records) > max_rows:
         raise ValueError(
-            f"{shown(name)} has {len(records):,} captions; at most {max_rows:,} are compared, since the work grows "
-            "with the square. Evaluate a part of them, or raise max_rows (--max-rows)."
+            f"{shown(name)} has {len(records):,} captions; at most {max_rows:,} are compared, because the work "
+            "grows with their square. Evaluate a part of them, or raise max_rows (--max-rows)."
         )
     pairs, bad = encode_pairs(encoder, records, progress=progress)
     result = RetrievalResult(

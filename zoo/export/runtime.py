@@ -146,7 +146,7 @@ def start_session(model, *, threads=None, providers=None):
     options.intra_op_num_threads = threads or available_cores()  # ONNX Runtime's default ignores CPU affinity
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")  # leave the cores to others between runs
-    options.log_severity_level = 4  # its errors are raised; printed, names in a file could hold terminal codes
+    options.log_severity_level = 4  # errors are raised anyway; printed names from a file could hold terminal codes
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, options, providers=choose_providers(providers))

@@ -118,7 +118,7 @@ def _not_read(_: int) -> Record:
 
 
 def facts_of(index: "Index | LanceStore") -> dict:
-    """Return the facts of an index; ValueError if one that the commands use is not as they wrote it."""
+    """Return the facts of an index; ValueError if one that the commands use is not of the type that they write."""
     facts = index.facts
     check_fields(facts, FACTS, index.path.name, "facts", optional=FACTS, others=True)
     return facts
@@ -255,7 +255,7 @@ def add_images(
 
 
 def _rename(index: Index, prefix: str, new: Dataset, gone: set[str], facts: dict) -> dict[str, str]:
-    """Give the embeddings of images that are gone to new names with the same bytes; return {new id: old id}.
+    """Move the embeddings of images that are gone to new names of the same bytes; return {new id: old id}.
 
     `facts`: see `_source_prefix`.
     """
@@ -319,7 +319,7 @@ def _commit(index: Index, prefix: str, records: Dataset, portion: Portion, facts
 
 
 def _record(index: Index, facts: dict) -> None:
-    """Write facts that no portion was written with."""
+    """Write the facts that have not been written with a portion."""
     if facts:
         index.set_facts(facts)
 

@@ -169,7 +169,7 @@ def create_pair(config: ContrastiveConfig) -> clip.CLIP:
 
 
 def _compare_with_all(pair: clip.CLIP) -> None:
-    """Let the loss compare the pairs of all processes, where each computes on its own part of a batch: on PyTorch."""
+    """Let the loss compare the pairs of all processes; on PyTorch, where each computes on its own part of a batch."""
     compute_loss = pair.compute_loss
 
     def compute_whole_loss(x=None, y=None, y_pred=None, sample_weight=None, training=True):

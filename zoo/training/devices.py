@@ -1,4 +1,4 @@
-"""Several JAX devices, through `keras.distribution`: they share each batch, and with a model axis each Dense kernel.
+"""Several JAX devices, through `keras.distribution`: they divide each batch, and with a model axis each Dense kernel.
 
 XLA sees the whole arrays, so loss, gradient and statistics are those of the whole batch, and a contrastive batch keeps
 all of its negatives.
@@ -31,14 +31,15 @@ def parallel(devices: int | None, batch_size: int, model_axis: int | None = None
     """Models created in the block train on several devices.
 
     Args:
-        devices: number of JAX devices, the first that JAX lists; None or 1 for `model_axis` of them, without it for one
-            device on any backend. With several processes, all devices of all processes.
+        devices: number of JAX devices, from the start of JAX's list. None or 1 takes `model_axis` devices or, without
+            a model axis, one device on any backend. Several processes use all devices of all processes.
         batch_size: over all devices.
         model_axis: number of devices that share one copy of the weights, a divisor of `devices`; None or 1 if each
             has all weights.
 
     Raises:
-        ValueError: another backend, too few devices, or a number that does not divide the other.
+        ValueError: another backend, too few devices, or devices not a multiple of `model_axis`, or batch_size not of
+            `devices` / `model_axis`.
     """
     backend, axis = keras.backend.backend(), model_axis or 1
     count = axis if devices in (None, 1) else devices
@@ -61,7 +62,8 @@ def parallel(devices: int | None, batch_size: int, model_axis: int | None = None
     if count % axis:
         raise ValueError(f"devices={count} must be a multiple of model_axis={axis}")
     if batch_size % (count // axis):
-        raise ValueError(f"batch_size={batch_size} must be a multiple of devices={count // axis}")
+        parts = f"devices={count}" if axis == 1 else f"devices / model_axis = {count // axis}"
+        raise ValueError(f"batch_size={batch_size} must be a multiple of {parts}")
     with _distribution(np.array(there[:count]), axis).scope():
         yield
 

@@ -16,7 +16,7 @@ import numpy as np
 HEARTBEAT = 30  # seconds after which JAX counts a silent process as dead
 JOIN = 300  # seconds that PyTorch's processes wait for each other at the start
 LOOPBACK = ("127.0.0.1", "localhost")
-TORCHRUN = {"processes": "WORLD_SIZE", "process_id": "RANK"}  # what torchrun sets, besides the address
+TORCHRUN = {"processes": "WORLD_SIZE", "process_id": "RANK"}  # option → variable that torchrun sets
 
 
 class JaxGroup:
@@ -101,7 +101,7 @@ class TorchGroup:
 
         If each process differentiates the same function of the result, the mean of their gradients of any weight is
         the gradient of the whole: the part that passes through a process's own rows exists on it alone, and counts P
-        times; the part that does not, as the logit scale's, exists on all.
+        times; the part that does not, such as that of the logit scale, exists on all.
         """
         import torch
 
@@ -124,7 +124,7 @@ class TorchGroup:
                 tensor.copy_(part.view_as(tensor))
 
     def take_over(self, tensors: Sequence) -> None:
-        """Replace tensors by those of the first process."""
+        """Replace tensors by the first process's."""
         for tensor in tensors:
             self.distributed.broadcast(tensor.detach(), 0)
 

@@ -58,7 +58,8 @@ def joined(config: TrainConfig) -> Iterator[None]:
     A process that fails ends at once, so that the others do not wait for it.
 
     Args:
-        config: with coordinator, processes and process_id; without them, a process of torchrun has torchrun's.
+        config: with coordinator, processes and process_id; without them, torchrun's values are used if it started
+            this process.
 
     Raises:
         ValueError: options that do not fit each other.
@@ -109,7 +110,7 @@ def _check(config: TrainConfig) -> bool:
     refused = {
         "devices": (config.devices not in (None, 1), "every process uses all of its own devices"),
         "model_axis": (config.model_axis not in (None, 1), "every process writes or reads whole weights"),
-        "accumulate": (chunks > 1 and backend == "jax", "its chunks would be cut across processes"),
+        "accumulate": (chunks > 1 and backend == "jax", "a chunk would span several processes"),
         "teacher": (getattr(config, "teacher", None) is not None, "it runs outside the step, on one process's images"),
     }
     for name, (is_given, why) in refused.items():
@@ -131,11 +132,11 @@ def total(number: int) -> int:
     return number if _group is None else _group.total(number)
 
 
-# On PyTorch a process computes on its own part of a batch; on JAX, arrays are the whole batch's.
+# On PyTorch a process computes on its own part of a batch; on JAX, arrays hold the whole batch.
 
 
 def gathers() -> bool:
-    """Whether processes have to exchange what they compute."""
+    """Whether processes exchange embeddings and gradients: those of PyTorch."""
     return isinstance(_group, TorchGroup)
 
 
@@ -145,7 +146,7 @@ def gather(rows):
 
 
 def average(values: Sequence) -> None:
-    """Replace tensors or variables by their means over the processes, on PyTorch; None stays."""
+    """Replace tensors or variables by their means over the processes, on PyTorch; None is skipped."""
     if isinstance(_group, TorchGroup):
         _group.average([getattr(value, "value", value) for value in values if value is not None])
 
@@ -175,13 +176,13 @@ def begin_together(model: keras.Model) -> None:
         layer = variable.path.rpartition("/")[0]
         if variable.name == "seed_generator_state":
             raise ValueError(
-                f"{layer} draws random numbers for a batch (dropout, stochastic depth, masks), which several PyTorch "
-                "processes would draw for their parts; use a rate of 0, one process, or --backend jax"
+                f"{layer} draws random numbers for a batch (dropout, stochastic depth, masks); each PyTorch process "
+                "would draw them for its own part of the batch. Use a rate of 0, one process, or --backend jax"
             )
         if layer in trained:
             raise ValueError(
-                f"{layer} is a BatchNorm, whose statistics would be those of one process's part of a batch; freeze it, "
-                "use one process, or --backend jax, where they are the whole batch's"
+                f"{layer} is a BatchNorm, whose statistics would be those of one process's part of a batch. Freeze it, "
+                "use one process, or use --backend jax, which takes the statistics of the whole batch"
             )
     _group.take_over([variable.value for variable in model.variables])
 

@@ -36,7 +36,7 @@ def check_not_existing(config: TrainConfig, *models: Any) -> None:
     for name in ("devices", "model_axis"):
         if getattr(config, name) not in (None, 1) and any(isinstance(model, keras.Model) for model in models):
             raise ValueError(
-                f"{name}={getattr(config, name)}: an existing model is on one device; give its name or file"
+                f"{name}={getattr(config, name)}: an existing model is on one device; give a model name or a file"
             )
 
 
@@ -137,7 +137,7 @@ def compile_resumable(
         options: options of `model.compile`.
 
     Raises:
-        ValueError: a model that several processes cannot train exactly.
+        ValueError: a model that several processes cannot train as one process would.
     """
     if checkpoint_activations:
         convnext.checkpoint_activations(model)

@@ -145,13 +145,13 @@ def quiet_stderr() -> Iterator[None]:
 
 
 class QuietImport(importlib.abc.MetaPathFinder):
-    """Finds one package, which then loads without what its native libraries print."""
+    """Finds one package, and hides what its native libraries print while it is imported."""
 
     def __init__(self, name: str):
         self.name = name
 
     def find_spec(self, name, path=None, target=None):
-        """Return the spec of the package, of which `exec_module` is quiet; None for other names."""
+        """Return the spec of the package, with a loader that prints nothing; None for other names."""
         spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name == self.name else None
         if spec is not None and spec.loader is not None:
             quiet = quiet_stderr()(spec.loader.exec_module)

@@ -188,7 +188,7 @@ TICK_DISTANCE = 0.1  # least distance of two ticks, as a share of a logarithmic 
 MOST_NUMBERED = 20  # rows or columns; numbers in more cells are not legible
 MOST_CLASSES = 1000  # of a confusion matrix, as many as ImageNet has; the plot is 1,600 pixels wide
 MOST_NAMED = 100  # ticks; with more the names overlap, and matplotlib takes milliseconds for each
-LONGEST_LABEL = 300  # characters of a name or caption that are drawn; about ten lines beside an image
+LONGEST_LABEL = 300  # characters of a name or caption that are drawn; about ten lines next to an image
 PLOT_STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 IMAGE_SIZE = 224  # of the classifiers' published counts
 STEM_STRIDE, DOWNSAMPLE_STRIDE = 4, 2  # of all published ConvNeXts
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
-# Pixels that the preprocessing of a file may make: of a model of any size; of one of a fixed size, LARGEST_RATIO times
-# as many, for models that crop or pool them, and LEAST_PIXELS in any case.
+# Limits of the pixels that the preprocessing in a file makes: at most MOST_PIXELS; for a model with a fixed input size
+# also LARGEST_RATIO times its input, since models may crop or pool. LEAST_PIXELS are always allowed.
 MOST_PIXELS, LARGEST_RATIO, LEAST_PIXELS = 4096**2, 16, 512**2
 
 
@@ -181,7 +181,7 @@ class ModelConfig:
             raise field_error(filename, "preprocess.image_size", [height, width], allowed)
 
     def check_size(self, tensors: Mapping[str, Any], filename: str) -> None:
-        """ValueError if it has more weights or blocks than the file; nothing is allocated. See `check_pixels`."""
+        """ValueError if it has more weights or blocks than the file, or fails `check_pixels`; nothing is allocated."""
         self.check_pixels(filename)
         held, needed = count_numbers(tensors), self.count_weights()
         if needed > held or self._blocks() > len(tensors):

@@ -267,7 +267,7 @@ def announce_random(name: str) -> None:
 
 @contextlib.contextmanager
 def announced(value: bool) -> Iterator[None]:
-    """Whether `announce_random` prints, for the duration of the block."""
+    """Set whether `announce_random` prints, inside the block."""
     token = _announcing.set(value)
     try:
         yield

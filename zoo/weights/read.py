@@ -31,7 +31,7 @@ STEPS = "n_averaged"  # torch's AveragedModel counts its steps beside the weight
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's, in front of every key
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
 SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
-LARGEST_INDEX = 64 << 20  # bytes of the list of shards: a hundred or so for each tensor
+LARGEST_INDEX = 64 << 20  # bytes of the list of shards, which has about a hundred for each tensor
 
 
 class LazyTensors(Mapping):
