@@ -53,10 +53,10 @@ TARGETS = {
     "cached search, median ms": "≤ 3",
     "cached search, HTTP's own part, ms": "≤ 2",
     "search by a new sentence, median ms": "≤ 20",
-    f"images/s, {LARGE}, of those without HTTP": "≥ 0.9",
+    f"images/s, {LARGE}, relative to no HTTP": "≥ 0.9",
     f"{MIXED}, largest difference from single calls": "≤ 1e-5",
-    f"images/s, {SMALL}, of the peer's": "≥ 1.5",
-    f"an image, {SMALL}, p99 ms, of the peer's": "≤ 0.5",
+    f"images/s, {SMALL}, relative to the peer": "≥ 1.5",
+    f"an image, {SMALL}, p99 ms, relative to the peer": "≤ 0.5",
 }
 
 
@@ -131,7 +131,7 @@ def bench_serving(
     figures |= _figures_of("ours", turns, direct) | _ratios(turns, rounds)
     if memory is not None:
         figures["memory of the server, largest MB"] = memory / 1e6
-    title = f"{model}, {backend if runtime == 'keras' else runtime}, {precision}, {rounds} rounds"
+    title = f"{model}, {backend if runtime == 'keras' else runtime}, {precision}, {rounds} round{'s' * (rounds != 1)}"
     report = ServeReport(machine, title, {key: round(value, 8) for key, value in figures.items()}, peer)
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -393,7 +393,7 @@ def _figures_of(server: str, turns: dict[tuple[str, str], list[Turn]], direct: _
     figures = {}
     if server == "ours":
         figures[f"images/s, {DIRECT}"] = statistics.median(map(_rate, turns["", DIRECT]))
-        figures[f"{DIRECT}, CPU ms an image"] = _cpu_ms(turns["", DIRECT], "clients")
+        figures[f"{DIRECT}: CPU ms per image"] = _cpu_ms(turns["", DIRECT], "clients")
     for load, timed in LOADS.items():
         own = turns[server, load]
         figures[f"images/s, {load}"] = statistics.median(map(_rate, own))
@@ -403,7 +403,7 @@ def _figures_of(server: str, turns: dict[tuple[str, str], list[Turn]], direct: _
             figures[f"{what}, {load}, p99 ms"] = 1e3 * float(np.percentile(seconds, 99))
         if server == "ours":
             for side in ("server", "clients"):
-                figures[f"{load}, CPU ms of the {side} an image"] = _cpu_ms(own, side)
+                figures[f"{load}, {side}: CPU ms per image"] = _cpu_ms(own, side)
     replies = turns[server, MIXED][0].replies[: 2 * CLIENTS]
     worst = max(float(np.abs(_vector(reply) - direct.embed_one(reply.request)).max()) for reply in replies)
     return figures | {f"{MIXED}, largest difference from single calls": worst}
@@ -416,12 +416,12 @@ def _ratios(turns: dict[tuple[str, str], list[Turn]], rounds: int) -> dict[str, 
         ours = turns["ours", load]
         if load != MIXED:
             shares = [_rate(ours[i]) / _rate(turns["", DIRECT][i]) for i in range(rounds)]
-            figures[f"images/s, {load}, of those without HTTP"] = statistics.median(shares)
+            figures[f"images/s, {load}, relative to no HTTP"] = statistics.median(shares)
         if peer := turns.get(("peer", load)):
             gains = [_rate(ours[i]) / _rate(peer[i]) for i in range(rounds)]
-            figures[f"images/s, {load}, of the peer's"] = statistics.median(gains)
+            figures[f"images/s, {load}, relative to the peer"] = statistics.median(gains)
             tails = [float(np.percentile(_latencies(side, what), 99)) for side in (ours, peer)]
-            figures[f"{what}, {load}, p99 ms, of the peer's"] = tails[0] / tails[1]
+            figures[f"{what}, {load}, p99 ms, relative to the peer"] = tails[0] / tails[1]
     return figures
 
 
