@@ -51,8 +51,8 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
 
 def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
     """In float32 on a CPU, where patches do not overlap: one matrix product."""
-    form = convolve_patches if is_product_of_patches(x, kernel, geometry) else reference.conv2d
-    return form(x, kernel, bias, geometry)
+    convolve = convolve_patches if is_product_of_patches(x, kernel, geometry) else reference.conv2d
+    return convolve(x, kernel, bias, geometry)
 
 
 def attention(qkv: Any, causal: bool) -> Any:
