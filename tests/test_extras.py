@@ -27,8 +27,8 @@ def python(tmp_path_factory):
     borrowed = [entry for entry in sys.path if Path(entry).name == "site-packages"]
     (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     executable = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", executable, "install", "--no-deps", *EXTRAS]
-    if subprocess.run(pip).returncode:
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", executable, "install", "--no-deps"]
+    if subprocess.run([*pip, "-c", ROOT / "constraints.txt", *EXTRAS]).returncode:
         pytest.skip("keras-hub and tf2onnx cannot be downloaded")
     return str(executable)
 
