@@ -263,11 +263,12 @@ APPLES = {
     "MobileCLIP-S0_narrow": clip.Pair(40, 96, clip.MCi(**NARROW_MCI), MCT),
     "MobileCLIP-B_narrow": clip.Pair(40, 64, clip.ViT(**STEM_VIT, stem_padding=1), CAUSAL),
 }
-NAMED = [name for name in clip.VARIANTS if name.startswith("MobileCLIP") and name != "MobileCLIP-S0"]
+APART = ("MobileCLIP-S0", "MobileCLIP2-S2", "MobileCLIP2-B")  # below; architectures of the first version
+NAMED = [name for name in clip.VARIANTS if name.startswith("MobileCLIP") and name not in APART]
 
 
 def cases():
-    """Every `Case` of MobileCLIP; the named rows are whole, and for `--full`."""
+    """Every `Case` of MobileCLIP; the named rows, each once, are whole and for `--full`."""
     for label, row in NARROW.items():
         yield own_case("open_clip", row, label)
     for label, row in APPLES.items():
