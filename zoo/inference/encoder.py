@@ -26,6 +26,7 @@ LENGTHS = (8, 16, 32, 77)  # tokens; a text is cut to the first that holds it
 TEXT_BATCH_SIZE = 256
 MAX_THREADS = 8
 MIN_GAIN = 1.05  # in images/s, for `fastest_batch` to double the batch
+LONG_ENOUGH = 0.5  # seconds of a batch
 
 
 class Embedded(NamedTuple):
@@ -211,27 +212,25 @@ def is_causal(model) -> bool:
 
 def fastest_batch(encoder: Encoder, largest: int = 64) -> int:
     """Return the fastest batch size by measurement: doubled until two doublings in a row gain less than 5 %, since one
-    may be slow because of other processes."""
+    may be slow because of other processes, or until a batch takes LONG_ENOUGH, where a larger one can gain little."""
     image = encoder.spec.eval_transform()(np.zeros((8, 8, 3), np.uint8))
-    best, rate = 1, _throughput(encoder, image, 1)
-    size = 2
-    while size <= min(largest, 4 * best):
-        faster = _throughput(encoder, image, size)
-        if faster >= MIN_GAIN * rate:
-            best, rate = size, faster
+    best, rate, size, seconds = 1, 0.0, 1, 0.0
+    while size <= min(largest, 4 * best) and seconds < LONG_ENOUGH:
+        seconds = _seconds(encoder, np.repeat(image[None], size, axis=0))
+        if size / seconds >= MIN_GAIN * rate:
+            best, rate = size, size / seconds
         size *= 2
     return best
 
 
-def _throughput(encoder: Encoder, image: np.ndarray, size: int) -> float:
-    """Return images/s without compilation."""
-    batch = np.repeat(image[None], size, axis=0)
+def _seconds(encoder: Encoder, batch: np.ndarray) -> float:
+    """Return the time of a batch, without compilation."""
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
         encoder.images(batch)
         seconds.append(time.perf_counter() - start)
-    return size / min(seconds[2:])
+    return min(seconds[2:])
 
 
 def prepare_batches(
