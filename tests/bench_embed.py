@@ -17,8 +17,8 @@ from pathlib import Path
 
 import zoo
 from clip import create_clip
+from zoo.bench.uses import write_photographs
 from zoo.data.preprocess import PreprocessSpec
-from zoo.data.throughput import write_photographs
 
 PART = 50
 
@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "images"
         folder.mkdir()
-        write_photographs(folder, options.images)
+        write_photographs(options.images, folder)
         model = Path(scratch) / "pair.safetensors"
         pair = create_clip("convnext_v2_atto")
         zoo.save(pair, model, preprocess=PreprocessSpec(image_size=pair.image_encoder.input_shape[1]))

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from zoo.data.throughput import write_photographs
+from zoo.bench.uses import write_photographs
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
 
 def write_table(folder: Path, count: int) -> Path:
     """Write photographs and a table with a caption of each."""
-    write_photographs(folder, count)
+    write_photographs(count, folder)
     path = folder / "train.csv"
     with open(path, "w", newline="") as file:
         rows = csv.writer(file)

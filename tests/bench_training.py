@@ -22,10 +22,10 @@ from pathlib import Path
 
 from zoo.bench.cases import Case
 from zoo.bench.timing import ratios, take_turns
+from zoo.bench.uses import write_photographs
 from zoo.data import CLASSIFICATION, CONTRASTIVE, Batches, open_dataset
 from zoo.data.pack import pack
 from zoo.data.preprocess import PreprocessSpec
-from zoo.data.throughput import write_photographs
 from zoo.utils.env import keep_freed_memory
 
 BATCH = 64
@@ -125,7 +125,7 @@ def serve(case, side, threads, shards):
 
 def write(folder, count, shards):
     """Write photographs and a CSV with captions and classes, or two shards of them; return the path."""
-    write_photographs(folder, count)
+    write_photographs(count, folder)
     rows = [f'{path.relative_to(folder)},"{CAPTION}",{path.parent.name}' for path in sorted(folder.rglob("*.jpg"))]
     (folder / "train.csv").write_text("\n".join(["filepath,caption,class", *rows]))
     if not shards:

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import bench_data
 import numpy as np
 import pytest
 from data_writers import WORDS, digits, write_class_folders, write_csv, write_shards
@@ -24,7 +25,6 @@ from zoo.data import (
     read_csv,
     read_folder,
     read_shards,
-    throughput,
 )
 from zoo.data.preprocess import PreprocessSpec, batch
 
@@ -401,10 +401,10 @@ def test_invalid_epochs_and_steps_are_refused():
 
 def test_throughput_is_compared_with_a_plain_loop(tmp_path):
     folder = write_class_folders(tmp_path, COUNT)
-    rates = throughput.measure(folder, image_size=16, threads=2, seconds=0.02)
+    rates = bench_data.measure(folder, image_size=16, threads=2, seconds=0.02)
     names = [f"{name}, {n} threads" for name in ("evaluation", "contrastive", "classification") for n in (1, 2)]
     assert list(rates) == ["plain PIL loop", *names] and all(rate > 0 for rate in rates.values())
     dataset, spec = read_folder(folder), PreprocessSpec(image_size=12)
-    plain = next(iter(throughput.plain_loop(dataset, folder, spec)))["images"]
-    with Batches(dataset, spec, batch_size=throughput.BATCH_SIZE, shuffle=False) as batches:
+    plain = next(iter(bench_data.plain_loop(dataset, folder, spec)))["images"]
+    with Batches(dataset, spec, batch_size=bench_data.BATCH_SIZE, shuffle=False) as batches:
         assert np.allclose(plain, batches[0]["images"], rtol=0, atol=1e-5)

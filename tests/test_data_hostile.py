@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from data_writers import digits, encode, write_captioned_folder, write_class_folders, write_csv, write_shards, write_tar
 
-from zoo.data import BadSample, Batches, read_csv, read_folder, read_shards
-from zoo.data.paths import inside, read_file
+from zoo.data import BadSample, Batches, open_dataset, read_coco, read_csv, read_folder, read_shards
 from zoo.data.preprocess import PreprocessSpec
+from zoo.data.records import inside
+from zoo.utils.files import read_file
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = PreprocessSpec(image_size=16)
@@ -248,6 +249,70 @@ def test_captions_are_bounded_and_json_is_not_trusted(tmp_path):
     ):
         with pytest.raises(BadSample, match=reason):
             dataset.record(i)
+
+
+DEEP = b"[" * 100 + b"]" * 100
+HOSTILE_VALUES = {
+    b"[" * 200_000: "nested more than 64 levels|not JSON",
+    DEEP: "nested more than 64 levels deep",
+    b"9" * 5000: "has more than 64 bits",
+    b"NaN": "NaN is not a number that JSON has",
+    b"1e999": "is too large",
+    b'"\xff"': "not JSON",
+}
+
+
+def test_a_hostile_line_of_a_metadata_file_is_a_bad_record(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(digits(1)[0][0]))
+    good = b'{"file_name": "a.png", "text": "fine"}'
+    wrong = {b'{"file_name": "a.png", "text": "x", "n": %s}' % value: said for value, said in HOSTILE_VALUES.items()}
+    wrong |= {b"[]": "Allowed: an object", b'{"file_name": "a.png", "text": "\\ud800"}': "text is not UTF-8"}
+    wrong |= {b'{"file_name": ["a.png"], "text": "x"}': "file_name is list", b'{"file_name": "a.png"}': "no text"}
+    (tmp_path / "metadata.jsonl").write_bytes(b"\n".join([good, *wrong, good]))
+    dataset = open_dataset(tmp_path, needs="captions", metadata=True)
+    assert len(dataset) == len(wrong) + 2
+    assert dataset.record(0).caption == dataset.record(len(wrong) + 1).caption == "fine"
+    for i, said in enumerate(wrong.values(), 1):
+        with pytest.raises(BadSample, match=said):
+            dataset.record(i)
+        assert dataset.names[i] == f"metadata.jsonl line {i + 1}"
+
+
+@pytest.mark.parametrize(
+    "images, annotations, message",
+    [
+        *((b"%s" % value, b"[]", said) for value, said in HOSTILE_VALUES.items()),
+        (b'[{"id": [1], "file_name": "a.png"}]', b"[]", "an object with id and file_name"),
+        (b'[{"id": 1}]', b"[]", "an object with id and file_name"),
+        (b"[]", b'[{"image_id": {}, "caption": "x"}]', "an object with image_id and caption"),
+        (b"[]", b'{"image_id": 1}', "annotations is"),
+    ],
+)
+def test_a_hostile_coco_file_is_refused_in_one_line(tmp_path, images, annotations, message):
+    (tmp_path / "captions.json").write_bytes(b'{"info": 1, "images": %s, "annotations": %s}' % (images, annotations))
+    with pytest.raises(ValueError, match=f"is not a caption file of COCO.*({message})") as caught:
+        open_dataset(tmp_path / "captions.json", needs="captions")
+    assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
+
+
+def test_rows_of_a_coco_file_may_be_bad(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(digits(1)[0][0]))
+    notes = '{"image_id": 1, "caption": "fine"}, {"image_id": 2, "caption": "x"}, {"image_id": 1, "caption": " "}'
+    images = '{"id": 1, "file_name": "a.png"}, {"id": 3, "file_name": 5}'
+    notes += ', {"image_id": 3, "caption": "x"}, {"image_id": 1, "caption": {"a": 1}}'
+    (tmp_path / "captions.json").write_text(f'{{"images": [{images}], "annotations": [{notes}]}}')
+    dataset = read_coco(tmp_path / "captions.json")
+    assert dataset.record(0).caption == "fine" and dataset.names[1] == "captions.json annotation 1"
+    for i, said in enumerate(("no image of its", "no caption", "image of its image_id is int", "no caption"), 1):
+        with pytest.raises(BadSample, match=said):
+            dataset.record(i)
+
+
+def test_a_pipe_for_a_table_in_json_is_refused(tmp_path):
+    for name in ("captions.json", "rows.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match="is not a regular file; it is a FIFO"):
+            open_dataset(tmp_path / name)
 
 
 def test_captions_beside_images_are_bounded(tmp_path):

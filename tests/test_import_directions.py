@@ -47,8 +47,7 @@ ORDER = {
     "zoo": [
         *("utils.env", "utils.text", "utils.files", "utils.strict_json", "utils.database", "utils"),
         *("data.plugins", "data.preprocess"),
-        *("data.paths", "data.tar", "data.records", "data.rows", "data.folders", "data.tables"),
-        *("data.annotations", "data.shards"),
+        *("data.tar", "data.records", "data.rows", "data.folders", "data.tables", "data.shards"),
         *("data.rand_augment", "data.augment", "data.mix", "data.bad_samples", "data.batches"),
         *("data.digits", "data.benchmarks", "data.sources", "data.datasets", "data"),
         *("weights.published", "weights.download", "weights.layouts", "weights.read", "weights.write"),

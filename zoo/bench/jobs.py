@@ -20,7 +20,7 @@ from zoo.bench.cases import CAPTIONS, OURS, PEERS, SEARCHES, WHOLE, Case
 from zoo.bench.machine import keras_device, on_cuda, torch_device, wait_for_cuda
 from zoo.bench.timing import timed
 from zoo.inference.forward import create_predictor, jit_forward, trace_forward
-from zoo.inference.torch_graph import compile_torch
+from zoo.inference.torch_graph import compile_graph, graph_of
 
 SEED = 0
 CLASSES = 1000
@@ -275,7 +275,7 @@ def _torch_forward(model, x, case):
         return model(x, training=False)
 
     if case.mode == "compiled":  # our models as `zoo.create_predictor` compiles them, peers by torch.compile
-        forward = compile_torch(forward, x) if case.library == OURS else torch.compile(forward)
+        forward = compile_graph(graph_of(forward, x), x) if case.library == OURS else torch.compile(forward)
 
     def call():
         with torch.no_grad():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from zoo.bench.cases import Case
 from zoo.utils.arrays import unit_rows
@@ -52,12 +53,20 @@ CLASS_NAMES = [f"thing number {i}" for i in range(100)]
 PROMPT = "a photo of a {}."
 
 
-def write_photographs(count: int) -> list[str]:
-    """Write `count` JPEG copies of scikit-learn's photographs to a folder removed at exit; return their paths."""
-    from zoo.data.throughput import write_photographs as write
+def write_photographs(count: int, folder: str | Path | None = None) -> list[str]:
+    """Write JPEG copies of scikit-learn's two photographs (640 × 427) and return their paths.
 
-    folder = Path(_temporary_folder())
-    write(folder, count)
+    Args:
+        folder: by default one that is removed at exit.
+    """
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    folder = Path(folder or _temporary_folder())
+    for i in range(count):
+        path = folder / str(i % 2) / f"{i:05d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        photographs[i % 2].save(path, quality=90)
     return sorted(map(str, folder.rglob("*.jpg")))
 
 

@@ -6,7 +6,6 @@ a function of (seed, epoch, step). Input may be damaged or hostile: a record tha
 logged and replaced, and no file outside the data root is opened.
 """
 
-from zoo.data.annotations import read_coco, read_jsonl
 from zoo.data.augment import CLASSIFICATION, CONTRASTIVE, Augment
 from zoo.data.bad_samples import BadSamples, TooManyBadSamples
 from zoo.data.batches import Batches
@@ -16,7 +15,7 @@ from zoo.data.rand_augment import RandAugment
 from zoo.data.records import BadSample, Dataset, Record, from_arrays, open_record
 from zoo.data.shards import read_shards
 from zoo.data.sources import open_dataset
-from zoo.data.tables import read_csv, read_parquet
+from zoo.data.tables import read_coco, read_csv, read_jsonl, read_parquet
 
 __all__ = [
     "CLASSIFICATION",

@@ -4,20 +4,18 @@ Distributions are those of timm (`timm/data/transforms.py`, `random_erasing.py`)
 References: Szegedy et al., arXiv 1409.4842, section 6 (crops); Zhong et al., arXiv 1708.04896 (erasing).
 """
 
-import dataclasses
-import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from zoo.data.preprocess import PreprocessSpec, flatten, preprocess
+from zoo.data.preprocess import PreprocessSpec, flatten, normalize, to_rgb
 from zoo.data.rand_augment import RandAugment
 
-ATTEMPTS = 10
-RATIO = (3 / 4, 4 / 3)
-ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
+_ATTEMPTS = 10
+_RATIO = (3 / 4, 4 / 3)
+_ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Augment:
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = RATIO
+    ratio: tuple[float, float] = _RATIO
     flip: float = 0.5
     rand_augment: RandAugment | None = None
     erase: float = 0.0
@@ -59,24 +57,17 @@ class Augment:
     def __call__(self, image: Image.Image, rng: np.random.Generator, spec: PreprocessSpec) -> np.ndarray:
         """Return float32 (H, W, 3) of spec.size, normalised, of a PIL image of any mode."""
         resample = Image.Resampling[spec.interpolation.upper()]
-        image = flatten(image, spec.background)
-        image = image if image.mode == "RGB" else image.convert("RGB")
+        image = to_rgb(flatten(image, spec.background))
         image = random_resized_crop(image, rng, spec.size, scale=self.scale, ratio=self.ratio, resample=resample)
         image = random_flip(image, rng, self.flip)
         if self.rand_augment is not None:
             red, green, blue = (min(255, round(255 * mean)) for mean in spec.mean)
             image = self.rand_augment(image, rng, fill=(red, green, blue), resample=resample)
-        return random_erase(preprocess(image, _only_normalize(spec)), rng, self.erase)
+        return random_erase(normalize(np.asarray(image), spec), rng, self.erase)
 
 
 CONTRASTIVE = Augment(scale=(0.9, 1.0), flip=0.0)  # as in open_clip; no flip, because captions say left and right
 CLASSIFICATION = Augment(rand_augment=RandAugment(), erase=0.25)  # as in ConvNeXt's recipe: arXiv 2201.03545, table 5
-
-
-@functools.lru_cache(maxsize=16)
-def _only_normalize(spec: PreprocessSpec) -> PreprocessSpec:
-    """Return a spec without resize and crop for images of spec.size."""
-    return dataclasses.replace(spec, crop_pct=1.0, resize_mode="squash")
 
 
 def random_resized_crop(
@@ -85,7 +76,7 @@ def random_resized_crop(
     size: tuple[int, int],
     *,
     scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = RATIO,
+    ratio: tuple[float, float] = _RATIO,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
     """Return a random crop, resized to `size` (H, W)."""
@@ -97,10 +88,10 @@ def random_resized_crop(
 def draw_crop(rng: np.random.Generator, width: int, height: int, *, scale, ratio) -> tuple[int, int, int, int]:
     """Return (left, top, width, height) with uniform area, log-uniform ratio and uniform position.
 
-    If none of ATTEMPTS fits into the image, it is the largest central part with an allowed ratio.
+    If no attempt fits into the image, it is the largest central part with an allowed ratio.
     """
     low, high = ratio
-    for _ in range(ATTEMPTS):
+    for _ in range(_ATTEMPTS):
         area = rng.uniform(*scale) * width * height
         aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -128,9 +119,9 @@ def random_erase(pixels: np.ndarray, rng: np.random.Generator, probability: floa
     height, width, channels = pixels.shape
     if rng.random() >= probability:
         return pixels
-    for _ in range(ATTEMPTS):
-        area = rng.uniform(*ERASED_AREA) * height * width
-        aspect = math.exp(rng.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
+    for _ in range(_ATTEMPTS):
+        area = rng.uniform(*_ERASED_AREA) * height * width
+        aspect = math.exp(rng.uniform(math.log(_ERASED_ASPECT[0]), math.log(_ERASED_ASPECT[1])))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)

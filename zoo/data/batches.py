@@ -186,7 +186,9 @@ class Batches:
             else:
                 row = {"images": self.augment(image, _stream(self.seed, AUGMENT, epoch, index), self.spec)}
             if self.tokenize is not None:
-                row["tokens"] = np.asarray(self.tokenize([self._caption(record, epoch, index)]), np.int32)[0]
+                own = record.caption or ""
+                text = own if self.caption is None else self.caption(record, _stream(self.seed, CAPTION, epoch, index))
+                row["tokens"] = np.asarray(self.tokenize([text]), np.int32)[0]
         except (ValueError, OSError) as error:
             raise BadSample(str(error)) from error
         if self.dataset.labels is not None:
@@ -278,11 +280,6 @@ class Batches:
             raise TooManyBadSamples(f"all {len(order)} samples are bad")
         return None
 
-    def _caption(self, record: Record, epoch: int, index: int) -> str:
-        if self.caption is None:
-            return record.caption or ""
-        return self.caption(record, _stream(self.seed, CAPTION, epoch, index))
-
     def _collate(self, images: np.ndarray, samples: list[Sample], epoch: int, step: int) -> Sample:
         batch = {"images": images}
         if self.tokenize is not None and samples:
@@ -307,4 +304,5 @@ def _name(function: Any) -> str:
 
 
 def default_threads() -> int:
+    """Return the number of threads that read and prepare images."""
     return min(MAX_THREADS, available_cores())

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -26,39 +26,39 @@ from zoo.utils.files import check_unpacked, most_unpacked, open_file, read_file
 from zoo.utils.text import shown
 
 MAX_BYTES = 512 << 20  # of one uncompressed member; CIFAR's largest has 154 MB, MNIST's 47 MB
-MAX_OPCODES = 1_000_000  # of a CIFAR batch; with the names of 50,000 files they are about 200,000
-CIFAR_SIDE = 32
-CIFAR_LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
-CIFAR_FILES = {
+_MAX_OPCODES = 1_000_000  # of a CIFAR batch; with the names of 50,000 files they are about 200,000
+_CIFAR_SIDE = 32
+_CIFAR_LABELS = {"cifar10": b"labels", "cifar100": b"fine_labels"}
+_CIFAR_FILES = {
     ("cifar10", "test"): ("test_batch",),
     ("cifar10", "train"): tuple(f"data_batch_{i}" for i in range(1, 6)),
     ("cifar100", "test"): ("test",),
     ("cifar100", "train"): ("train",),
 }
-IDX_PREFIXES = {"test": "t10k", "train": "train"}
-IDX_FILES = ("t10k-images-idx3-ubyte*", "t10k-images.idx3-ubyte*")
-LAYOUTS = {  # name: (archives and folders, as published or as torchvision and Keras unpack them; files)
+_IDX_PREFIXES = {"test": "t10k", "train": "train"}
+_IDX_FILES = ("t10k-images-idx3-ubyte*", "t10k-images.idx3-ubyte*")
+_LAYOUTS = {  # name: (archives and folders, as published or as torchvision and Keras unpack them; files)
     "cifar10": (("cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar10.npz"), ("test_batch",)),
     "cifar100": (("cifar-100-python.tar.gz", "cifar-100-python", "cifar100.npz"), ("test",)),
-    "mnist": (("mnist.npz", "MNIST/raw", "MNIST", "raw"), IDX_FILES),
-    "fashion_mnist": (("fashion_mnist.npz", "FashionMNIST/raw", "FashionMNIST", "raw"), IDX_FILES),
+    "mnist": (("mnist.npz", "MNIST/raw", "MNIST", "raw"), _IDX_FILES),
+    "fashion_mnist": (("fashion_mnist.npz", "FashionMNIST/raw", "FashionMNIST", "raw"), _IDX_FILES),
 }
-IDX_UBYTE = 0x08
-GOOGLE = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-TORONTO = "https://www.cs.toronto.edu/~kriz/"
+_IDX_UBYTE = 0x08
+_GOOGLE = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
+_TORONTO = "https://www.cs.toronto.edu/~kriz/"
 ORIGINS = {  # file: (URL, SHA-256 or MD5), as in Keras 3.15 and torchvision 0.26
     "cifar10": {
-        "cifar-10-python.tar.gz": (TORONTO, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")
+        "cifar-10-python.tar.gz": (_TORONTO, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")
     },
     "cifar100": {
-        "cifar-100-python.tar.gz": (TORONTO, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7")
+        "cifar-100-python.tar.gz": (_TORONTO, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7")
     },
-    "mnist": {"mnist.npz": (GOOGLE, "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1")},
+    "mnist": {"mnist.npz": (_GOOGLE, "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1")},
     "fashion_mnist": {
-        "t10k-images-idx3-ubyte.gz": (GOOGLE, "bef4ecab320f06d8554ea6380940ec79"),
-        "t10k-labels-idx1-ubyte.gz": (GOOGLE, "bb300cfdad3c16e7a12a480ee83cd310"),
-        "train-images-idx3-ubyte.gz": (GOOGLE, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-        "train-labels-idx1-ubyte.gz": (GOOGLE, "25c81989df183df01b3e8a0aad5dffbe"),
+        "t10k-images-idx3-ubyte.gz": (_GOOGLE, "bef4ecab320f06d8554ea6380940ec79"),
+        "t10k-labels-idx1-ubyte.gz": (_GOOGLE, "bb300cfdad3c16e7a12a480ee83cd310"),
+        "train-images-idx3-ubyte.gz": (_GOOGLE, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        "train-labels-idx1-ubyte.gz": (_GOOGLE, "25c81989df183df01b3e8a0aad5dffbe"),
     },
 }
 
@@ -97,12 +97,12 @@ def _cached(name: str) -> Path:
 
 
 def find_files(folder: Path, name: str) -> Path | None:
-    """Return the path of a data set's original files in a folder, in any of LAYOUTS; None if there are none."""
-    places, files = LAYOUTS[name]
-    for path in (folder / place for place in places):
+    """Return the path of a data set's original files in a folder, in any known layout; None if there are none."""
+    places, files = _LAYOUTS[name]
+    for path in (*(folder / place for place in places), folder):
         if path.is_file() or any(list(path.glob(file)) for file in files):
             return path
-    return folder if any(list(folder.glob(file)) for file in files) else None
+    return None
 
 
 def _original(path: str | Path, name: str) -> Path:
@@ -130,17 +130,17 @@ def read_cifar(path: str | Path, name: str, split: str = "test") -> Arrays:
     path = _original(path, name)
     if path.suffix == ".npz":
         return _from_npz(path, split)
-    parts = [_read_batch(path, file, name) for file in CIFAR_FILES[name, split]]
+    parts = [_read_batch(path, file, name) for file in _CIFAR_FILES[name, split]]
     images, labels = zip(*parts, strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
 def _read_batch(path: Path, file: str, name: str) -> Arrays:
     batch = _unpickle(_member(path, file), path)
-    data, key = batch.get(b"data"), CIFAR_LABELS[name]
-    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * CIFAR_SIDE**2 or key not in batch:
+    data, key = batch.get(b"data"), _CIFAR_LABELS[name]
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * _CIFAR_SIDE**2 or key not in batch:
         raise ValueError(f"{path} is not a {name} batch: data (N, 3072) and {key.decode()} are needed")
-    images = data.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
+    images = data.reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(0, 2, 3, 1)
     return _checked(np.ascontiguousarray(images), batch[key], path)
 
 
@@ -160,7 +160,7 @@ def read_mnist(path: str | Path, split: str = "test", name: str = "mnist") -> Ar
     if path.suffix == ".npz":
         return _from_npz(path, split)
     path = path.parent if path.is_file() else path
-    names = (f"{IDX_PREFIXES[split]}-{what}-ubyte" for what in ("images-idx3", "labels-idx1"))
+    names = (f"{_IDX_PREFIXES[split]}-{what}-ubyte" for what in ("images-idx3", "labels-idx1"))
     images, labels = (_read_idx(_idx_file(path, name)) for name in names)
     return _checked(images, labels, path)
 
@@ -193,8 +193,11 @@ def _from_npz(path: Path, split: str) -> Arrays:
 
 def _read_npy(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
     """Return the array of one member, no larger than its bytes, whatever its header declares."""
+    size = archive.getinfo(f"{key}.npy").file_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: {key} has {size} bytes; at most {MAX_BYTES} are allowed")
     with archive.open(f"{key}.npy") as member:
-        file = io.BytesIO(_read_all(member, f"{path}: {key}"))
+        file = io.BytesIO(member.read(size))  # without a size, zipfile would unpack 2 GB before it compares
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, fortran, dtype = headers[np.lib.format.read_magic(file)](file)
@@ -244,13 +247,6 @@ def _unpacked(path: Path) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, unpacked)
 
 
-def _read_all(file: IO[bytes] | gzip.GzipFile, name) -> bytes:
-    data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{name} has more than {MAX_BYTES} bytes")
-    return data
-
-
 class _Array:
     """Stand-in for a pickled array: keeps the state that NumPy would fill it with."""
 
@@ -277,7 +273,7 @@ def _encode(text, encoding):
     return text.encode("latin-1")
 
 
-STAND_INS = {
+_STAND_INS = {
     ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy", "ndarray"): None,
@@ -288,9 +284,9 @@ STAND_INS = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module, name) not in STAND_INS:
+        if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which a CIFAR batch does not")
-        return STAND_INS[module, name]
+        return _STAND_INS[module, name]
 
 
 def _unpickle(data: bytes, path: Path) -> dict:
@@ -300,7 +296,8 @@ def _unpickle(data: bytes, path: Path) -> dict:
         batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(batch, dict):
             raise pickle.UnpicklingError(f"it is a {type(batch).__name__}")
-        return {_key(key): _array(value) if isinstance(value, _Array) else value for key, value in batch.items()}
+        named = {key.encode("latin-1") if isinstance(key, str) else key: value for key, value in batch.items()}
+        return {key: _array(value) if isinstance(value, _Array) else value for key, value in named.items()}
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{shown(path)} is not a CIFAR batch: {shown(error)}") from error
 
@@ -308,12 +305,8 @@ def _unpickle(data: bytes, path: Path) -> dict:
 def _check_opcodes(data: bytes) -> None:
     """Raise ValueError for a pickle that would fill memory: too many steps, or a large place in its list of objects."""
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if count > MAX_OPCODES or (opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > MAX_OPCODES):
-            raise pickle.UnpicklingError(f"it has more than {MAX_OPCODES} steps or objects")
-
-
-def _key(key) -> bytes:
-    return key.encode("latin-1") if isinstance(key, str) else key
+        if count > _MAX_OPCODES or (opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MAX_OPCODES):
+            raise pickle.UnpicklingError(f"it has more than {_MAX_OPCODES} steps or objects")
 
 
 def _array(stand_in: _Array) -> np.ndarray:
@@ -344,7 +337,7 @@ def _read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     sides = data[3] if len(data) > 3 else 0
-    if data[:3] != bytes([0, 0, IDX_UBYTE]) or len(data) < 4 + 4 * sides:
+    if data[:3] != bytes([0, 0, _IDX_UBYTE]) or len(data) < 4 + 4 * sides:
         raise ValueError(f"{path} is not an idx file of bytes; it begins with {data[:4]!r}")
     shape = tuple(np.frombuffer(data, ">u4", sides, 4).tolist())
     if math.prod(shape) != len(data) - 4 - 4 * sides:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clip import CLASS_NAMES, TEMPLATES
+from clip import TEMPLATES
 from zoo.data.benchmarks import ORIGINS
 from zoo.data.folders import read_folder
 from zoo.data.records import Dataset
@@ -18,16 +18,16 @@ from zoo.utils.files import read_file
 from zoo.utils.strict_json import parse_json
 from zoo.utils.text import quoted, shown
 
-MAX_NAMES_BYTES = 64 << 20  # of a file of class names or templates
+_MAX_NAMES_BYTES = 64 << 20  # of a file of class names or templates
 
-DEFAULT_TEMPLATES = {  # of CLASS_NAMES' data sets
+_DEFAULT_TEMPLATES = {  # of CLASS_NAMES' data sets
     "digits": "digits",
     "mnist": "mnist",
     "fashion_mnist": "simple",
     "cifar10": "cifar",
     "cifar100": "cifar",
 }
-NAMES = (*DEFAULT_TEMPLATES, "folder:DIR", "shards:GLOB")
+NAMES = (*_DEFAULT_TEMPLATES, "folder:DIR", "shards:GLOB")
 
 
 @dataclass(frozen=True)
@@ -80,30 +80,29 @@ def load_labelled(
     given, prompts = read_names(class_names)
     if prompts and templates:
         raise ValueError("these classes have complete prompts; templates cannot be given as well")
-    records, known = _records(name, data, given, split)
-    names = given or known
+    records = _records(name, data, given, split)
+    names = given or records.class_names
     if records.labels is None:
         raise ValueError(f"{name!r} has no labels; a folder for each class, or .cls in shards, is needed")
     if names is None:
         raise ValueError(f"{name!r} has numbers as labels; name them with class_names (--class-names FILE)")
     if records.labels.max() >= len(names):
         raise ValueError(f"{name!r} has labels up to {records.labels.max()}, but {len(names)} class names")
-    chosen = () if prompts else find_templates(templates or DEFAULT_TEMPLATES.get(name, "simple"))
+    chosen = () if prompts else find_templates(templates or _DEFAULT_TEMPLATES.get(name, "simple"))
     return Labelled(name, replace(records, class_names=tuple(names)), tuple(names), chosen, prompts)
 
 
-def _records(name: str, data, names, split: str) -> tuple[Dataset, Sequence[str] | None]:
+def _records(name: str, data, names, split: str) -> Dataset:
     kind, _, where = name.partition(":")
-    if name not in DEFAULT_TEMPLATES and not (kind in ("folder", "shards") and where):
+    if name not in _DEFAULT_TEMPLATES and not (kind in ("folder", "shards") and where):
         raise ValueError(f"Unknown data set {name!r}. Allowed: {', '.join(NAMES)}.")
     if data is not None and name not in ORIGINS:
         raise ValueError(f"data={str(data)!r} is for {', '.join(ORIGINS)}; {name!r} takes no data")
     if kind == "folder":
-        records = _class_folders(where, names)
-        return records, records.class_names
+        return _class_folders(where, names)
     if kind == "shards":
-        return read_shards(where, class_names=names), None
-    return open_benchmark(name, data, split), CLASS_NAMES[name]
+        return read_shards(where, class_names=names)
+    return open_benchmark(name, data, split)
 
 
 def _class_folders(where: str, names: Sequence[str] | None) -> Dataset:
@@ -166,7 +165,7 @@ def _read_lines(source: str | Path | Sequence[str], what: str) -> tuple[str, ...
 def _content(path: str | Path, opening: str) -> Sequence[str] | Mapping:
     """Return the non-blank lines of a file, or its JSON if it begins with one of `opening`."""
     try:
-        text = read_file(path, max_bytes=MAX_NAMES_BYTES, follow=True).decode("utf-8-sig")
+        text = read_file(path, max_bytes=_MAX_NAMES_BYTES, follow=True).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{shown(path)} is not UTF-8: {shown(error)}") from None
     if not text.lstrip().startswith(tuple(opening)):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 IMAGE_SIZE = 32
-HELD_OUT_IMAGES, SPLIT_SEED = 360, 0
+_HELD_OUT_IMAGES, _SPLIT_SEED = 360, 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def load_split(train_images: int | None = None) -> tuple[Digits, Digits]:
     labels = data.target.astype(np.int32)
     images = np.stack([draw(gray) for gray in data.images])
     train, held_out = train_test_split(
-        np.arange(len(labels)), test_size=HELD_OUT_IMAGES, stratify=labels, random_state=SPLIT_SEED
+        np.arange(len(labels)), test_size=_HELD_OUT_IMAGES, stratify=labels, random_state=_SPLIT_SEED
     )
     train, held_out = train[:train_images], np.sort(held_out)
     return Digits(images[train], labels[train], train), Digits(images[held_out], labels[held_out], held_out)

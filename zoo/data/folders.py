@@ -2,20 +2,20 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from zoo.data.paths import inside, read_file
 from zoo.data.plugins import EXTENSIONS as PLUGIN_EXTENSIONS
-from zoo.data.records import BadSample, Dataset, Record, digest
+from zoo.data.records import BadSample, Dataset, Record, digest, inside
+from zoo.utils.files import read_file
 from zoo.utils.text import quoted
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_TEXT_BYTES = 1 << 20  # of a file with a caption, which usually has a few hundred characters
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}
-MAX_NAMED = 5  # folders, in a message
+_MAX_NAMED = 5  # folders, in a message
 
 
 def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -> Dataset:
@@ -32,13 +32,7 @@ def read_folder(path: str | Path, *, class_names: Sequence[str] | None = None) -
     Raises:
         ValueError: no images, or images with neither captions nor class folders.
     """
-    root = os.path.realpath(path)
-    if not os.path.isdir(root):
-        raise ValueError(f"{quoted(str(path))} is not a folder")
-    files = list(_walk(root))
-    images = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
-    if not images:
-        raise ValueError(_no_images(path, files))
+    root, (images, files) = os.path.realpath(path), _find(path, IMAGE_EXTENSIONS)
     texts = {name for name in files if name.endswith(".txt")}
     if any(_text_of(name) in texts for name in images):
         return _captioned(root, images)
@@ -55,35 +49,41 @@ def read_images(path: str | Path, *, plugins: bool = False) -> Dataset:
         ValueError: not a folder, or no images.
     """
     root = os.path.realpath(path)
-    images = image_names(root, (*IMAGE_EXTENSIONS, *PLUGIN_EXTENSIONS) if plugins else IMAGE_EXTENSIONS)
+    images, _ = _find(path, (*IMAGE_EXTENSIONS, *PLUGIN_EXTENSIONS) if plugins else IMAGE_EXTENSIONS)
+    return image_dataset(images, lambda name: read_file(inside(root, name)))
+
+
+def image_dataset(names: list[str], read: Callable[[str], bytes]) -> Dataset:
+    """Return image files by name, without captions or labels."""
     return Dataset(
-        images,
-        lambda i: Record(read_file(inside(root, images[i])), images[i]),
-        digest(images),
-        metadata=lambda i: _folder_of(images[i]),
+        names,
+        lambda i: Record(read(names[i]), names[i]),
+        digest(names),
+        metadata=lambda i: _folder_of(names[i]),
     )
 
 
-def image_names(root: str | Path, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> list[str]:
-    """Return the relative paths of the image files below a folder, in sorted order; ValueError if there are none."""
-    if not os.path.isdir(root):
-        raise ValueError(f"{quoted(str(root))} is not a folder")
-    files = list(_walk(str(root)))
-    names = [name for name in files if name.lower().endswith(extensions)]
-    if not names:
-        raise ValueError(_no_images(root, files, extensions))
-    return names
+def _find(path: str | Path, extensions: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the relative paths of the image files below a folder, and of all files, in sorted order.
 
-
-def _no_images(path: str | Path, files: Sequence[str], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> str:
-    """The error for a folder without images, with what to name where it holds tables or shards."""
+    Raises:
+        ValueError: not a folder, or no images; the message says what to name where it holds tables or shards.
+    """
+    if not os.path.isdir(path):
+        raise ValueError(f"{quoted(str(path))} is not a folder")
+    files = list(_walk(str(path)))
+    images = [name for name in files if name.lower().endswith(extensions)]
+    if images:
+        return images, files
     for extension in (".parquet", ".tar", ".csv", ".tsv"):
         found = [name for name in files if name.lower().endswith(extension)]
         if found:
             which = found[0] if len(found) == 1 or extension not in (".parquet", ".tar") else f"*{extension}"
             pattern = os.path.join(path, os.path.dirname(found[0]), os.path.basename(which))
-            return f"{quoted(str(path))} holds no images, but {extension} files; name them, as {quoted(pattern)}"
-    return f"{quoted(str(path))} holds no images; allowed are {extensions}"
+            raise ValueError(
+                f"{quoted(str(path))} holds no images, but {extension} files; name them, as {quoted(pattern)}"
+            )
+    raise ValueError(f"{quoted(str(path))} holds no images; allowed are {extensions}")
 
 
 def _folder_of(image: str) -> dict[str, str]:
@@ -133,9 +133,8 @@ def _name_empty(root: str, class_names: Sequence[str]) -> None:
     """Warn of the folders in `root` that hold no images."""
     empty = sorted({e.name for e in os.scandir(root) if e.is_dir() and not _is_hidden(e.name)} - set(class_names))
     if empty:
-        named = ", ".join(map(repr, empty[:MAX_NAMED])) + f" and {len(empty) - MAX_NAMED} more" * (
-            len(empty) > MAX_NAMED
-        )
+        more = f" and {len(empty) - _MAX_NAMED} more" if len(empty) > _MAX_NAMED else ""
+        named = ", ".join(map(repr, empty[:_MAX_NAMED])) + more
         warnings.warn(f"no images, and so no class, in {named} of {quoted(root)}", stacklevel=4)
 
 
@@ -156,11 +155,5 @@ def _classes(root: str, images: list[str], class_names: Sequence[str] | None) ->
             raise BadSample(f"its folder is not among the {len(number_of)} known classes")
         return Record(read_file(inside(root, images[i])), images[i], label=int(labels[i]))
 
-    return Dataset(
-        images,
-        read,
-        digest([*class_names, *images]),
-        labels=labels,
-        class_names=tuple(class_names),
-        metadata=lambda i: _folder_of(images[i]),
-    )
+    fingerprint = digest([*class_names, *images])
+    return Dataset(images, read, fingerprint, False, labels, tuple(class_names), lambda i: _folder_of(images[i]))

@@ -17,8 +17,8 @@ from zoo.utils.progress import show_progress
 
 SHARD_SIZE = 1000  # samples; a part of `zoo embed` and of a shuffled read
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}  # of the formats that are read
-LISTING = "shards.json"
-OWN_KEYS = ("filepath", "caption", "captions", "label")  # of a sample's .json
+_LISTING = "shards.json"
+_OWN_KEYS = ("filepath", "caption", "captions", "label")  # of a sample's .json
 
 
 def pack(
@@ -57,7 +57,7 @@ def pack(
     if Path(output).exists():
         raise FileExistsError(f"{output!r} already exists; shards are written into a new folder")
     records = _open(source, image_key, caption_key, label_key, data_root)
-    samples = _samples(records)
+    samples = list(records.rows_by_name().values())
     if shuffle_seed is not None:
         samples = [samples[i] for i in np.random.default_rng(shuffle_seed).permutation(len(samples))]
     left_out: dict[str, str] = {}
@@ -75,7 +75,7 @@ def pack(
                 f"none of the {len(left_out)} images of {source!r} can be read; the first, {name!r}: {reason}"
             )
         listing = {"source": str(source), "shards": shards, "left_out": left_out}
-        (folder / LISTING).write_text(json.dumps(listing, indent=1, ensure_ascii=False), "utf-8")
+        (folder / _LISTING).write_text(json.dumps(listing, indent=1, ensure_ascii=False), "utf-8")
         if records.class_names:
             (folder / "classes.txt").write_text("".join(f"{name}\n" for name in records.class_names), "utf-8")
     size = sum(shard["bytes"] for shard in shards)
@@ -93,14 +93,6 @@ def _open(source: str, image_key: str, caption_key: str | None, label_key: str |
         if "has no column 'caption'" not in str(error):
             raise
         return open_dataset(source, caption_key=None, **columns)
-
-
-def _samples(records: Dataset) -> list[list[int]]:
-    """Return the records of each image, in the order of its first."""
-    of_name: dict[str, list[int]] = {}
-    for i, name in enumerate(records.names):
-        of_name.setdefault(name, []).append(i)
-    return list(of_name.values())
 
 
 def _write_shard(
@@ -130,7 +122,7 @@ def _members(records: Dataset, rows: Sequence[int], name: str) -> Iterator[tuple
     yield _image(read[0])
     captions = list(dict.fromkeys(record.caption for record in read if record.caption is not None))
     notes: dict[str, Any] = {"filepath": name}
-    notes |= {key: value for key, value in records.metadata(rows[0]).items() if key not in OWN_KEYS}
+    notes |= {key: value for key, value in records.metadata(rows[0]).items() if key not in _OWN_KEYS}
     if len(captions) == 1:
         yield "txt", captions[0].encode()
     elif captions:

@@ -10,10 +10,10 @@ from PIL import Image, features
 
 EXTENSIONS = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
 HEAD = 16  # bytes
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-AVIF_BRANDS = (b"avif", b"avis")
-TIFF_HEADS = (b"II*\0", b"MM\0*")  # of most RAW files too
-RAW_HEADS = (*TIFF_HEADS, b"IIU\0", b"IIRO", b"IIRS", b"FUJIFILMCCD-RAW")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+_TIFF_HEADS = (b"II*\0", b"MM\0*")  # of most RAW files too
+_RAW_HEADS = (*_TIFF_HEADS, b"IIU\0", b"IIRO", b"IIRS", b"FUJIFILMCCD-RAW")
 
 
 def open_with_plugin(
@@ -32,15 +32,15 @@ def open_with_plugin(
     head = file.read(HEAD)
     file.seek(place)
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
-    if brand in HEIC_BRANDS:
+    if brand in _HEIC_BRANDS:
         return _open_heic(file, name)
-    if brand in AVIF_BRANDS:
+    if brand in _AVIF_BRANDS:
         if not features.check("avif"):
             raise ValueError(f"{name} is an AVIF file, and this Pillow was built without AVIF")
         return _open(file, name, "AVIF")
-    if brand == b"crx " or head.startswith(RAW_HEADS):
+    if brand == b"crx " or head.startswith(_RAW_HEADS):
         is_raw = Path(file_name or name).suffix.lower() in EXTENSIONS
-        return _develop(file, name, max_pixels, may_be_tiff=head.startswith(TIFF_HEADS), named_raw=is_raw)
+        return _develop(file, name, max_pixels, may_be_tiff=head.startswith(_TIFF_HEADS), named_raw=is_raw)
     return None
 
 

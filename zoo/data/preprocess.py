@@ -33,11 +33,11 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 RESIZE_MODES = ("shortest", "squash", "longest")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 89_478_485  # Pillow's own warning level: 256 MiB of RGB
-START_OF_SCAN = b"\xff\xda"
+_START_OF_SCAN = b"\xff\xda"
 MAX_SCANS = 64  # of a progressive JPEG; encoders write about 10, and each takes as long as a whole baseline image
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
-WHITE = BACKGROUNDS["white"]
-GREYS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits
+_WHITE = BACKGROUNDS["white"]
+_GREYS = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,7 +129,7 @@ def preprocess(image: Image.Image | np.ndarray, spec: PreprocessSpec) -> np.ndar
     """
     image = flatten(_as_pil(image), spec.background)
     if spec.rgb_first or not isinstance(spec.fill, int):
-        image = _rgb(image)
+        image = to_rgb(image)
     size = _resized_size(spec, *image.size)
     if max(size[0] * size[1], spec.size[0] * spec.size[1]) > MAX_PIXELS:
         raise ValueError(
@@ -137,7 +137,7 @@ def preprocess(image: Image.Image | np.ndarray, spec: PreprocessSpec) -> np.ndar
         )
     image = image.resize(size, Image.Resampling[spec.interpolation.upper()])
     image = _center_crop(_pad(image, *spec.size, spec.fill), *spec.size)
-    return _normalize(np.asarray(_rgb(image)), spec)
+    return normalize(np.asarray(to_rgb(image)), spec)
 
 
 def batch(images: Iterable[Image.Image | np.ndarray], spec: PreprocessSpec) -> np.ndarray:
@@ -213,7 +213,7 @@ def _check_scans(image: Image.Image, file: BinaryIO) -> None:
     file.seek(0)
     scans, last = 0, b""
     while scans <= MAX_SCANS and (part := file.read(1 << 20)):  # a file of many scans is not read to its end
-        scans, last = scans + (last + part).count(START_OF_SCAN), part[-1:]
+        scans, last = scans + (last + part).count(_START_OF_SCAN), part[-1:]
     file.seek(place)
     if scans > MAX_SCANS:
         raise ValueError(f"more than {MAX_SCANS} scans, which would take long to decode")
@@ -228,7 +228,7 @@ def flatten(image: Image.Image, background: str | tuple[int, int, int] | None = 
     Args:
         background: as in `PreprocessSpec`. None keeps the transparency; the first image that has any causes a warning.
     """
-    if image.mode in GREYS:
+    if image.mode in _GREYS:
         return _scale_greys(image)
     if not image.has_transparency_data:
         return image
@@ -247,7 +247,7 @@ def _layers(image: Image.Image) -> Image.Image:
 
 def to_display(image: Image.Image) -> np.ndarray:
     """Return what a viewer shows of an image, uint8 (H, W, 3): transparency is put on white."""
-    return np.asarray(_rgb(flatten(image, WHITE)))
+    return np.asarray(to_rgb(flatten(image, _WHITE)))
 
 
 def _scale_greys(image: Image.Image) -> Image.Image:
@@ -295,7 +295,7 @@ def _as_pil(image: Image.Image | np.ndarray) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy an RGB image
 
 
@@ -332,7 +332,7 @@ def _center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _normalize(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+def normalize(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     """Return uint8 (H, W, 3) as normalised float32. Each of the three operations rounds to float32, as in torch."""
     height, width, channels = pixels.shape
     # By rows, because broadcasting over a last axis of three is four times slower.

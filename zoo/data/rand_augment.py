@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-HIGHEST = 10  # magnitude
-DEGREES, SHEAR, SHIFT, ENHANCE, ADDED = 30.0, 0.3, 0.45, 0.9, 110
+_HIGHEST = 10  # magnitude
+_DEGREES, _SHEAR, _SHIFT, _ENHANCE, _ADDED = 30.0, 0.3, 0.45, 0.9, 110
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RandAugment:
     probability: float = 0.5
 
     def __post_init__(self):
-        if not 0 <= self.magnitude <= HIGHEST or self.magnitude_std < 0:
+        if not 0 <= self.magnitude <= _HIGHEST or self.magnitude_std < 0:
             raise ValueError(f"magnitude={self.magnitude!r}, magnitude_std={self.magnitude_std!r}; allowed are 0 to 10")
         if self.operations < 0 or not 0 <= self.probability <= 1:
             raise ValueError(f"operations={self.operations!r}, probability={self.probability!r}; allowed are 0...1")
@@ -49,7 +49,7 @@ class RandAugment:
         names = list(OPERATIONS)
         for chosen in rng.integers(len(names), size=self.operations):
             if rng.random() < self.probability:
-                magnitude = min(HIGHEST, max(0.0, rng.normal(self.magnitude, self.magnitude_std)))
+                magnitude = min(_HIGHEST, max(0.0, rng.normal(self.magnitude, self.magnitude_std)))
                 sign = 1 if rng.random() < 0.5 else -1
                 image = apply(names[chosen], image, magnitude, sign, fill=fill, resample=resample)
         return image
@@ -57,11 +57,11 @@ class RandAugment:
 
 def apply(name: str, image: Image.Image, magnitude: float, sign: int, *, fill, resample) -> Image.Image:
     """Apply one of OPERATIONS at a magnitude of 0 to 10; `sign`, 1 or -1, is the direction of symmetric ones."""
-    return OPERATIONS[name](image, magnitude / HIGHEST, sign, {"resample": resample, "fillcolor": fill})
+    return OPERATIONS[name](image, magnitude / _HIGHEST, sign, {"resample": resample, "fillcolor": fill})
 
 
 def _rotate(image, level, sign, moved):
-    return image.rotate(sign * level * DEGREES, **moved)
+    return image.rotate(sign * level * _DEGREES, **moved)
 
 
 def _affine(coefficients: Callable) -> Callable:
@@ -75,7 +75,7 @@ def _affine(coefficients: Callable) -> Callable:
 
 def _enhance(kind: Callable) -> Callable:
     """Return an operation that strengthens or weakens a property of the image."""
-    return lambda image, level, sign, _: kind(image).enhance(max(0.1, 1.0 + sign * (level * ENHANCE)))
+    return lambda image, level, sign, _: kind(image).enhance(max(0.1, 1.0 + sign * (level * _ENHANCE)))
 
 
 def _posterize(image, level, *_):
@@ -87,7 +87,7 @@ def _solarize(image, level, *_):
 
 
 def _solarize_add(image, level, *_):
-    added = min(128, int(level * ADDED))
+    added = min(128, int(level * _ADDED))
     return image.point([min(255, i + added) if i < 128 else i for i in range(256)] * 3)
 
 
@@ -103,8 +103,8 @@ OPERATIONS = {
     "Contrast": _enhance(ImageEnhance.Contrast),
     "Brightness": _enhance(ImageEnhance.Brightness),
     "Sharpness": _enhance(ImageEnhance.Sharpness),
-    "ShearX": _affine(lambda level, *_: (1, level * SHEAR, 0, 0, 1, 0)),
-    "ShearY": _affine(lambda level, *_: (1, 0, 0, level * SHEAR, 1, 0)),
-    "TranslateX": _affine(lambda level, width, _: (1, 0, level * SHIFT * width, 0, 1, 0)),
-    "TranslateY": _affine(lambda level, _, height: (1, 0, 0, 0, 1, level * SHIFT * height)),
+    "ShearX": _affine(lambda level, *_: (1, level * _SHEAR, 0, 0, 1, 0)),
+    "ShearY": _affine(lambda level, *_: (1, 0, 0, level * _SHEAR, 1, 0)),
+    "TranslateX": _affine(lambda level, width, _: (1, 0, level * _SHIFT * width, 0, 1, 0)),
+    "TranslateY": _affine(lambda level, _, height: (1, 0, 0, 0, 1, level * _SHIFT * height)),
 }

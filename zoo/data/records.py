@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from zoo.data.preprocess import MAX_PIXELS, decode_image
+from zoo.utils.text import quoted
 
 # System errors that say nothing about the record, which may be read the next time.
-MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT}
+_MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT}
 
 MISSING = "the file does not exist"
 
@@ -38,7 +40,7 @@ class Record:
     label: int | None = None
 
 
-def no_metadata(_: int) -> dict[str, str]:
+def _no_metadata(_: int) -> dict[str, str]:
     return {}
 
 
@@ -62,7 +64,7 @@ class Dataset:
     captions: bool = False
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
-    metadata: Callable[[int], dict[str, str]] = no_metadata
+    metadata: Callable[[int], dict[str, str]] = _no_metadata
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,7 +84,7 @@ class Dataset:
         except FileNotFoundError:
             raise BadSample(MISSING) from None
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+            if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
                 raise
             raise BadSample(str(error)) from error
 
@@ -100,10 +102,17 @@ class Dataset:
             metadata=lambda i: self.metadata(int(places[i])),
         )
 
+    def rows_by_name(self) -> dict[str, list[int]]:
+        """Return {name: its records}, in the order of the first ones."""
+        rows: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            rows.setdefault(name, []).append(i)
+        return rows
+
     def unique(self) -> "Dataset":
         """Return the first record of each name, in order."""
-        firsts = {name: i for i, name in reversed(list(enumerate(self.names)))}
-        return self if len(firsts) == len(self) else self.subset(sorted(firsts.values()))
+        rows = self.rows_by_name()
+        return self if len(rows) == len(self) else self.subset(first for first, *_ in rows.values())
 
     def with_image_labels(self) -> "Dataset":
         """Return the same records with the number of their image as the label; itself if no name is there twice.
@@ -159,7 +168,8 @@ def from_arrays(
     shapes = [str(image.shape) for image in images]
     parts = [*shapes, *images, *(captions or ()), b"" if classes is None else classes]
     names = [f"image {i}" for i in range(len(images))]
-    return Dataset(names, read, digest(parts), captions is not None, classes, _tuple(class_names))
+    names_of_classes = None if class_names is None else tuple(class_names)
+    return Dataset(names, read, digest(parts), captions is not None, classes, names_of_classes)
 
 
 def check_labels(labels: Sequence[int] | np.ndarray, class_names: Sequence[str] | None) -> np.ndarray:
@@ -226,5 +236,27 @@ def _check_palette(image: Image.Image) -> None:
         raise BadSample(f"the image names colour {highest} of a palette of {colors}")
 
 
-def _tuple(values: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if values is None else tuple(values)
+def refuse_url(name: str) -> None:
+    """Raise ValueError for a URL or a shell command, which other readers would open."""
+    if "://" in name or name.startswith("pipe:"):
+        raise ValueError(f"{quoted(name)} is a URL or a command; only files are read")
+
+
+def inside(root: str, name: str) -> str:
+    """Return the real path of `name`, relative to `root`.
+
+    Args:
+        root: a real path, from `os.path.realpath`.
+
+    Raises:
+        ValueError: the path leaves `root` (`..`, an absolute path, a symbolic link), or is a URL.
+    """
+    refuse_url(name)
+    path = os.path.realpath(os.path.join(root, name))
+    try:
+        contained = os.path.commonpath([root, path]) == root
+    except ValueError:  # another drive
+        contained = False
+    if not contained:
+        raise ValueError(f"{quoted(name)} leaves the data root {quoted(root)}")
+    return path

@@ -6,7 +6,6 @@ adlfs) have to be installed.
 
 import glob
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo.data.folders import IMAGE_EXTENSIONS
-from zoo.data.paths import MAX_FILE_BYTES
-from zoo.data.records import BadSample, Dataset, Record, digest
+from zoo.data.folders import IMAGE_EXTENSIONS, image_dataset
+from zoo.data.records import BadSample, Dataset, Record
 from zoo.data.shards import expand_braces
 from zoo.data.sources import open_dataset
+from zoo.utils.files import MAX_FILE_BYTES
 
-MAX_STAGED_BYTES = 64 << 30  # of one table or shard, which is copied to a temporary file while it is read
+_MAX_STAGED_BYTES = 64 << 30  # of one table or shard, which is copied to a temporary file while it is read
 
 
 def is_remote(source: str | Path) -> bool:
@@ -61,15 +60,12 @@ def staged(url: str) -> Iterator[Path]:
     """Copy a remote file to a temporary folder for the duration of the block."""
     files, path = _connect(url)
     size = files.size(path)
-    if size is not None and size > MAX_STAGED_BYTES:
-        raise ValueError(f"{url!r} has {size} bytes; at most {MAX_STAGED_BYTES} are copied. Use smaller shards")
-    folder = tempfile.mkdtemp(prefix="zoo-remote-")
-    try:
+    if size is not None and size > _MAX_STAGED_BYTES:
+        raise ValueError(f"{url!r} has {size} bytes; at most {_MAX_STAGED_BYTES} are copied. Use smaller shards")
+    with tempfile.TemporaryDirectory(prefix="zoo-remote-", ignore_cleanup_errors=True) as folder:
         local = Path(folder) / path.rstrip("/").rpartition("/")[2]
         files.get_file(path, str(local))
         yield local
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_remote(url: str) -> Dataset:
@@ -83,20 +79,11 @@ def open_remote(url: str) -> Dataset:
         return _table(url, files, path)
     root = path.rstrip("/")
     inside = (name[len(root) :].lstrip("/") for name in files.find(root))
-    names = sorted(name for name in inside if name.lower().endswith(IMAGE_EXTENSIONS) and not _is_hidden(name))
+    visible = (name for name in inside if not name.startswith(".") and "/." not in name)
+    names = sorted(name for name in visible if name.lower().endswith(IMAGE_EXTENSIONS))
     if not names:
         raise ValueError(f"{url!r} holds no images; allowed are {IMAGE_EXTENSIONS}")
-    fetch = _fetcher(files, root)
-    return Dataset(
-        names,
-        lambda i: Record(fetch(names[i]), names[i]),
-        digest(names),
-        metadata=lambda i: {"folder": names[i].rpartition("/")[0]},
-    )
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+    return image_dataset(names, _fetcher(files, root))
 
 
 def _table(url: str, files, path: str) -> Dataset:

@@ -11,9 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-MAX_LINES = 1000  # of one row
-MAX_FIELD = 1 << 30  # characters; the line is in memory anyway
-BYTE_ORDER_MARKS = (  # UTF-32 first, because its little-endian mark begins with that of UTF-16
+_MAX_LINES = 1000  # of one row
+_MAX_FIELD = 1 << 30  # characters; the line is in memory anyway
+_BYTE_ORDER_MARKS = (  # UTF-32 first, because its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -30,7 +30,7 @@ def find_encoding(path: str | os.PathLike) -> str:
     """
     with open(path, "rb") as file:
         head = file.readline(1024)
-    for mark, encoding in BYTE_ORDER_MARKS:
+    for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding
     if b"\0" in head:
@@ -61,7 +61,7 @@ class RowReader:
 
     def __iter__(self) -> Iterator[tuple[int, list[str] | str]]:
         with _field_limit:
-            before = csv.field_size_limit(MAX_FIELD)
+            before = csv.field_size_limit(_MAX_FIELD)
             try:
                 yield from self._rows()
             finally:
@@ -116,14 +116,12 @@ class RowReader:
         """Return (fields, number of further lines) of the row that `first` begins; None if it is not one row."""
         more: list[str] = []
         while not more or more[-1].count('"') % 2 == 0:  # doubled quotes do not close the field
+            if len(more) == _MAX_LINES:
+                return None
             if len(more) == len(self._ahead):
-                line = next(self._lines, None)
-                if line is None or len(more) == MAX_LINES:
-                    self._ahead.extend([] if line is None else [line])
+                if (line := next(self._lines, None)) is None:
                     return None
                 self._ahead.append(line)
-            elif len(more) == MAX_LINES:
-                return None
             more.append(self._ahead[len(more)])
         try:
             fields = next(self._reader(["".join([first, *more])], strict=True))

@@ -4,6 +4,7 @@ Members with the same path up to the first dot of the file name are one sample: 
 The headers are read once; after that, a record takes one seek and one read, so shards can be shuffled like files.
 """
 
+import contextlib
 import glob
 import itertools
 import math
@@ -15,31 +16,30 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.folders import IMAGE_EXTENSIONS, MAX_TEXT_BYTES, read_caption
-from zoo.data.paths import MAX_FILE_BYTES, check_regular, refuse_url
-from zoo.data.records import BadSample, Dataset, Record, check_labels, digest
+from zoo.data.records import BadSample, Dataset, Record, check_labels, digest, refuse_url
 from zoo.data.tar import Member, read_members
-from zoo.utils.files import open_file
+from zoo.utils.files import MAX_FILE_BYTES, check_regular, open_file
 from zoo.utils.strict_json import parse_json
 from zoo.utils.text import quoted
 
-IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)
-EXTENSIONS = (*IMAGES, "txt", "json", "cls")  # others are ignored
+_IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)
+_EXTENSIONS = (*_IMAGES, "txt", "json", "cls")  # others are ignored
 MAX_SHARDS = 1_000_000  # of one pattern, whose names are looked up one by one; several patterns may be given
 MAX_BRACES = 8  # in one pattern; each may multiply the number of names
-BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
-LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
+_LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 
 
 class _Sample(dict):
-    """{extension: Member} of one sample; `wrong` is its problem, if any."""
+    """{extension: Member} of one sample in the shard at a path; `wrong` is its problem, if any."""
 
-    def __init__(self, shard: int, key: str, wrong: str | None = None):
+    def __init__(self, shard: str, key: str, wrong: str | None = None):
         super().__init__()
         self.shard, self.key, self.wrong = shard, key, wrong
 
     def add(self, extension: str, member: Member) -> None:
-        cap = MAX_FILE_BYTES if extension in IMAGES else MAX_TEXT_BYTES
+        cap = MAX_FILE_BYTES if extension in _IMAGES else MAX_TEXT_BYTES
         if extension in self:
             self.wrong = f"two members with the extension .{extension}"
         elif not member.regular:
@@ -49,8 +49,31 @@ class _Sample(dict):
         self[extension] = member
 
     @property
+    def name(self) -> str:
+        return f"{os.path.basename(self.shard)}/{self.key}"
+
+    @property
     def image(self) -> Member | None:
-        return next((self[extension] for extension in IMAGES if extension in self), None)
+        return next((self[extension] for extension in _IMAGES if extension in self), None)
+
+    def read(self, member: Member) -> bytes:
+        """Return the bytes of a member."""
+        with open(self.shard, "rb", buffering=0) as file:
+            file.seek(member.offset)
+            data = file.read(member.size)
+        if len(data) < member.size:
+            raise BadSample("the shard became shorter")
+        return data
+
+    def notes(self) -> dict:
+        """Return the content of the .json, or {}."""
+        if "json" not in self:
+            return {}
+        try:
+            notes = parse_json(self.read(self["json"]), self.key)
+        except ValueError:
+            raise BadSample("the .json is damaged") from None
+        return notes if isinstance(notes, dict) else {}
 
 
 def read_shards(pattern: str | Path | Sequence[str | Path], *, class_names: Sequence[str] | None = None) -> Dataset:
@@ -70,21 +93,22 @@ def read_shards(pattern: str | Path | Sequence[str | Path], *, class_names: Sequ
     """
     patterns = [pattern] if isinstance(pattern, (str, Path)) else list(pattern)
     shards = [shard for part in patterns for shard in find_shards(str(part))]
-    samples = [sample for i, shard in enumerate(shards) for sample in _scan(i, shard)]
+    samples = [sample for shard in shards for sample in _scan(shard)]
     if all(sample.wrong is not None for sample in samples):
         reason = f": {samples[0].wrong}" if samples else ""
         others = f" or {len(shards) - 1} more" * (len(shards) > 1)
         raise ValueError(f"no samples in {quoted(shards[0])}{others}{reason}")
-    return _dataset(shards, samples, class_names)
+    return _dataset(samples, class_names)
 
 
-def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
-    there = {extension for sample in samples for extension in sample}.union(_first_notes(shards, samples))
+def _dataset(samples: list[_Sample], class_names: Sequence[str] | None) -> Dataset:
+    first = _first_notes(samples)
+    there = {extension for sample in samples for extension in sample}.union(first)
     captions = not there.isdisjoint({"txt", "caption", "captions"})
     numbers = [0] * len(samples)  # of each record's caption
-    if captions and isinstance(_captions_of(_first_notes(shards, samples)), list):
-        samples, numbers = _one_per_caption(shards, samples)
-    labels = None if there.isdisjoint({"cls", "label"}) else _labels(shards, samples, class_names)
+    if captions and isinstance(_captions_of(first), list):
+        samples, numbers = _one_per_caption(samples)
+    labels = None if there.isdisjoint({"cls", "label"}) else _labels(samples, class_names)
 
     def read(i: int) -> Record:
         sample = samples[i]
@@ -92,14 +116,14 @@ def _dataset(shards: list[str], samples: list[_Sample], class_names) -> Dataset:
         if sample.wrong is not None or image is None:
             raise BadSample(sample.wrong or "no image")
         if captions:
-            caption = _caption(shards, sample, numbers[i])
+            caption = _caption(sample, numbers[i])
         if labels is not None:
             label = int(labels[i])
             if label < 0:
                 raise BadSample("no label, or a label that is not a class")
-        return Record(_read(shards[sample.shard], image), names[i], caption, label)
+        return Record(sample.read(image), names[i], caption, label)
 
-    names = [f"{os.path.basename(shards[sample.shard])}/{sample.key}" for sample in samples]
+    names = [sample.name for sample in samples]
     layout = (
         f"{name} {ext} {m.size}" for name, sample in zip(names, samples, strict=True) for ext, m in sample.items()
     )
@@ -132,7 +156,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
         ValueError: more than MAX_BRACES braces, or more than MAX_SHARDS expansions.
     """
     texts, choices, start = [], [], 0
-    for brace in BRACES.finditer(pattern):
+    for brace in _BRACES.finditer(pattern):
         texts.append(pattern[start : brace.start()])
         choices.append(_choices(brace[1]))
         start = brace.end()
@@ -145,7 +169,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _choices(brace: str) -> Sequence[str]:
-    numbers = RANGE.fullmatch(brace)
+    numbers = _RANGE.fullmatch(brace)
     if numbers is None:
         return brace.split(",")
     first, last = numbers.groups()
@@ -155,7 +179,7 @@ def _choices(brace: str) -> Sequence[str]:
     return [f"{i:0{len(first)}d}" for i in places]
 
 
-def _scan(number: int, shard: str) -> list[_Sample]:
+def _scan(shard: str) -> list[_Sample]:
     """Return the samples of one shard; damage to the shard is one more, bad, sample."""
     samples: list[_Sample] = []
     with open_file(shard) as file:
@@ -163,49 +187,27 @@ def _scan(number: int, shard: str) -> list[_Sample]:
             for member in read_members(file):
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
-                if not stem or extension.lower() not in EXTENSIONS:
+                if not stem or extension.lower() not in _EXTENSIONS:
                     continue
                 key = f"{folder}/{stem}" if folder else stem
                 if not samples or samples[-1].key != key:
                     leaves = member.name.startswith("/") or ".." in folder.split("/")
-                    samples.append(_Sample(number, key, "its name leaves the shard" if leaves else None))
+                    samples.append(_Sample(shard, key, "its name leaves the shard" if leaves else None))
                 samples[-1].add(extension.lower(), member)
         except ValueError as error:
-            samples.append(_Sample(number, "", wrong=f"the shard is {error}"))
+            samples.append(_Sample(shard, "", wrong=f"the shard is {error}"))
     for sample in samples:
         if sample.wrong is None and sample.image is None:
             sample.wrong = f"no image among .{', .'.join(sample)}"
     return samples
 
 
-def _read(shard: str, member: Member) -> bytes:
-    with open(shard, "rb", buffering=0) as file:
-        file.seek(member.offset)
-        data = file.read(member.size)
-    if len(data) < member.size:
-        raise BadSample("the shard became shorter")
-    return data
-
-
-def _notes(shards: list[str], sample: _Sample) -> dict:
-    """Return the content of a sample's .json, or {}."""
-    if "json" not in sample:
-        return {}
-    try:
-        notes = parse_json(_read(shards[sample.shard], sample["json"]), sample.key)
-    except ValueError:
-        raise BadSample("the .json is damaged") from None
-    return notes if isinstance(notes, dict) else {}
-
-
-def _first_notes(shards: list[str], samples: list[_Sample]) -> dict:
+def _first_notes(samples: list[_Sample]) -> dict:
     """Return the content of the first readable .json."""
     for sample in samples:
         if sample.wrong is None and "json" in sample:
-            try:
-                return _notes(shards, sample)
-            except BadSample:
-                continue
+            with contextlib.suppress(BadSample):
+                return sample.notes()
     return {}
 
 
@@ -213,27 +215,25 @@ def _captions_of(notes: dict) -> object:
     return notes.get("caption", notes.get("captions"))
 
 
-def _one_per_caption(shards: list[str], samples: list[_Sample]) -> tuple[list[_Sample], list[int]]:
+def _one_per_caption(samples: list[_Sample]) -> tuple[list[_Sample], list[int]]:
     """Return each sample as often as it has captions in its .json, and the number of each record's caption."""
     repeated: list[_Sample] = []
     numbers: list[int] = []
     for sample in samples:
         count = 1
-        if sample.wrong is None and "json" in sample and "txt" not in sample:
-            try:
-                found = _captions_of(_notes(shards, sample))
+        if sample.wrong is None and "txt" not in sample:
+            with contextlib.suppress(BadSample):  # raised again when the record is read
+                found = _captions_of(sample.notes())
                 count = max(1, len(found)) if isinstance(found, list) else 1
-            except BadSample:  # said when the record is read
-                pass
         repeated += [sample] * count
         numbers += range(count)
     return repeated, numbers
 
 
-def _caption(shards: list[str], sample: _Sample, number: int) -> str:
+def _caption(sample: _Sample, number: int) -> str:
     if "txt" in sample:
-        return read_caption(_read(shards[sample.shard], sample["txt"]))
-    caption = _captions_of(_notes(shards, sample))
+        return read_caption(sample.read(sample["txt"]))
+    caption = _captions_of(sample.notes())
     if isinstance(caption, list):
         caption = caption[number] if number < len(caption) else None
     if not isinstance(caption, str) or not caption.strip():
@@ -241,23 +241,19 @@ def _caption(shards: list[str], sample: _Sample, number: int) -> str:
     return caption
 
 
-def _labels(shards: list[str], samples: list[_Sample], class_names) -> np.ndarray:
+def _labels(samples: list[_Sample], class_names: Sequence[str] | None) -> np.ndarray:
     """Return int32 (N,), -1 for a missing or invalid label."""
     labels = np.full(len(samples), -1, np.int32)
     for i, sample in enumerate(samples):
-        try:
-            labels[i] = _label(shards, sample, class_names)
-        except ValueError:
-            continue
+        if sample.wrong is None:
+            with contextlib.suppress(ValueError):
+                labels[i] = check_labels([_label(sample)], class_names)[0]
     return labels
 
 
-def _label(shards: list[str], sample: _Sample, class_names) -> int:
-    if sample.wrong is not None:
-        return -1
+def _label(sample: _Sample) -> int:
     if "cls" in sample:
-        digits = _read(shards[sample.shard], sample["cls"])
-        number = int(digits) if LABEL.fullmatch(digits) else None
-    else:
-        number = _notes(shards, sample).get("label")
-    return int(check_labels([number] if isinstance(number, int) else [-1], class_names)[0])
+        digits = sample.read(sample["cls"])
+        return int(digits) if _LABEL.fullmatch(digits) else -1
+    number = sample.notes().get("label")
+    return number if isinstance(number, int) else -1

@@ -2,25 +2,37 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from zoo.data.annotations import CAPTION_KEYS, IMAGE_KEYS, METADATA, jsonl_fields, read_coco, read_jsonl
+from clip import CLASS_NAMES
 from zoo.data.benchmarks import ORIGINS, read_benchmark
 from zoo.data.digits import load_split
 from zoo.data.folders import read_folder, read_images
-from zoo.data.paths import refuse_url
-from zoo.data.records import MISSING, BadSample, Dataset, from_arrays
+from zoo.data.records import MISSING, BadSample, Dataset, from_arrays, refuse_url
 from zoo.data.shards import read_shards
-from zoo.data.tables import csv_columns, parquet_columns, read_csv, read_parquet
+from zoo.data.tables import (
+    CAPTION_KEYS,
+    IMAGE_KEYS,
+    csv_columns,
+    jsonl_fields,
+    parquet_columns,
+    read_coco,
+    read_csv,
+    read_jsonl,
+    read_parquet,
+)
 from zoo.utils.text import quoted, shown
 
-BENCHMARKS = ("digits", *ORIGINS)
-TABLES = (".csv", ".tsv", ".txt")
-ROWS = (*TABLES, ".parquet", ".jsonl")  # files whose rows name images
-IMAGE_KEY = "filepath"  # the default of a table
-TRIED = 20  # first rows, of which one has to be readable
-COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
+_TABLES: dict[str, tuple[Callable, Callable]] = {  # files whose rows name images: (reader, names of their columns)
+    **dict.fromkeys((".csv", ".tsv", ".txt"), (read_csv, csv_columns)),
+    ".parquet": (read_parquet, parquet_columns),
+    ".jsonl": (read_jsonl, jsonl_fields),
+}
+_METADATA = ("metadata.jsonl", "metadata.csv")  # of Hugging Face's image folders
+_IMAGE_KEY = "filepath"  # the default of a table
+_TRIED = 20  # first rows, of which one has to be readable
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
 
 
 def open_dataset(
@@ -58,7 +70,7 @@ def open_dataset(
         check_rows: read the first rows of a table, of which one has to be usable.
 
     Raises:
-        ValueError: a URL, a file of another kind, data without what `needs` says, or a table whose first TRIED rows are
+        ValueError: a URL, a file of another kind, data without what `needs` says, or a table whose first 20 rows are
             all unusable. FileNotFoundError: no such path.
     """
     if needs not in (None, "captions", "labels", "images"):
@@ -71,7 +83,7 @@ def open_dataset(
             columns |= {"label_key": None, "class_names": None}
         keys = (image_key, caption_key if needs in (None, "captions") else None)
         dataset = _read(path, needs, keys, columns, split, plugins)
-        if check_rows and isinstance(path, str | Path) and str(path).lower().endswith(ROWS):
+        if check_rows and isinstance(path, str | Path) and str(path).lower().endswith(tuple(_TABLES)):
             _check_first_rows(dataset, str(path), os.path.dirname(path) if data_root is None else str(data_root))
     if needs == "images":
         return dataset.without_labels()
@@ -86,33 +98,44 @@ def _read(path, needs: str | None, keys: tuple[str, str | None], columns: dict, 
     class_names = columns["class_names"]
     if isinstance(path, Sequence) and not isinstance(path, str):
         return read_shards(path, class_names=class_names)
-    name = str(path)
+    name, suffix = str(path), Path(path).suffix.lower()
     shards = shard_pattern(name)
     if shards is not None:
         return read_shards(shards, class_names=class_names)
     refuse_url(name)
     if not os.path.exists(path):
-        if name in BENCHMARKS:
+        if name in ("digits", *ORIGINS):
             return open_benchmark(name, columns["data_root"], split)
-        if name.lower().endswith(".parquet") and (files := sorted(glob.glob(name))):
-            return read_parquet(files, *_known_keys(keys, parquet_columns(files[0])), **columns)
+        if suffix == ".parquet" and (files := sorted(glob.glob(name))):
+            return _read_table(files, keys, columns)
         raise FileNotFoundError(f"{quoted(name)} does not exist")
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         if needs == "images":
             return read_images(path, plugins=plugins)
         return _read_metadata(Path(path), needs, keys, columns) or read_folder(path, class_names=class_names)
-    if name.lower().endswith(".parquet"):
-        return read_parquet(path, *_known_keys(keys, parquet_columns(path)), **columns)
-    if name.lower().endswith(TABLES):
-        return read_csv(path, *keys, **columns)
-    if name.lower().endswith(".jsonl"):
-        return _read_jsonl(path, keys, columns)
-    if name.lower().endswith(".json"):
+    if suffix in _TABLES:
+        return _read_table(path, keys, columns)
+    if suffix == ".json":
         return read_coco(path, data_root=columns["data_root"])
-    if name.lower().endswith(COMPRESSED):
+    if suffix in _COMPRESSED:
         raise ValueError(f"{quoted(name)} is compressed; unpack it first, for instance with gunzip, unzip or zstd -d")
-    kinds = ", ".join((*TABLES, ".parquet", ".jsonl", ".json", ".tar"))
+    kinds = ", ".join((*_TABLES, ".json", ".tar"))
     raise ValueError(f"{quoted(name)} is not a data set; allowed are {kinds} and a folder")
+
+
+def _read_table(
+    path: str | Path | list[str], keys: tuple[str, str | None], columns: dict, *, usual: bool = False
+) -> Dataset:
+    """Return the records of a table, or of several parquet files.
+
+    Args:
+        usual: whether the usual names of columns are tried in a CSV file too.
+    """
+    file = path[0] if isinstance(path, list) else path
+    read, names_of = _TABLES[Path(file).suffix.lower()]
+    if usual or read is not read_csv:
+        keys = _known_keys(keys, names_of(file))
+    return read(path, *keys, **columns)
 
 
 def shard_pattern(source: str | Path) -> str | None:
@@ -131,7 +154,7 @@ def shard_pattern(source: str | Path) -> str | None:
 def _known_keys(keys: tuple[str, str | None], names: Sequence[str]) -> tuple[str, str | None]:
     """The keys of image and caption, or, where the default is no column, the usual names that are."""
     image, caption = keys
-    if image == IMAGE_KEY and image not in names:
+    if image == _IMAGE_KEY and image not in names:
         image = next((key for key in IMAGE_KEYS if key in names), image)
     if caption == "caption" and caption not in names:
         caption = next((key for key in CAPTION_KEYS if key in names), caption)
@@ -140,27 +163,24 @@ def _known_keys(keys: tuple[str, str | None], names: Sequence[str]) -> tuple[str
 
 def _read_metadata(folder: Path, needs: str | None, keys: tuple[str, str | None], columns: dict) -> Dataset | None:
     """The records of a folder's metadata.jsonl or metadata.csv; None where it has neither, or not the column needed."""
-    file = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    file = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
     if file is None or not (needs == "captions" or columns["label_key"]):
         return None
-    names = csv_columns(file) if file.suffix == ".csv" else jsonl_fields(file)
-    if needs != "captions" and columns["label_key"] not in names:
+    if needs != "captions" and columns["label_key"] not in _TABLES[file.suffix][1](file):
         return None
-    if file.suffix == ".csv":
-        return read_csv(file, *_known_keys(keys, names), **columns)
-    return _read_jsonl(file, keys, columns)
+    return _read_table(file, keys, columns, usual=True)
 
 
 def _check_first_rows(dataset: Dataset, path: str, root: str) -> None:
     """Raise ValueError if all of the first rows are bad, with what is wrong and the root that files are found from."""
     problem = ""
-    for i in range(min(TRIED, len(dataset))):
+    for i in range(min(_TRIED, len(dataset))):
         try:
             dataset.record(i)
             return
         except BadSample as error:
             problem = problem or str(error)
-    count, first = min(TRIED, len(dataset)), dataset.names[0]
+    count, first = min(_TRIED, len(dataset)), dataset.names[0]
     if os.path.isfile(first):
         is_absolute = os.path.isabs(first)
         folders = [os.path.dirname(name) for name in dataset.names[:count] if os.path.isabs(name)]
@@ -175,15 +195,8 @@ def _check_first_rows(dataset: Dataset, path: str, root: str) -> None:
     raise ValueError(f"{shown(path)}: {rows}; {quoted(first)}: {shown(problem)}{hint}")
 
 
-def _read_jsonl(path, keys: tuple[str, str | None], columns: dict) -> Dataset:
-    image_key = None if keys[0] == IMAGE_KEY else keys[0]
-    return read_jsonl(path, image_key, keys[1], **columns)
-
-
 def open_benchmark(name: str, data: str | Path | None = None, split: str = "test") -> Dataset:
-    """Return the labelled images of one of BENCHMARKS; see `open_dataset`."""
-    from clip import CLASS_NAMES
-
+    """Return the labelled images of a benchmark; see `open_dataset`."""
     if name == "digits":
         part = load_split()[split == "test"]
         return from_arrays(part.images, labels=part.labels, class_names=CLASS_NAMES[name])

@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 BLOCK = 512
 MAX_HEADER_BYTES = 1 << 20  # of a long name, or of pax keys
-REGULAR, WITHOUT_DATA = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
-LONG_NAME, PAX, GLOBAL, GNU_SPARSE = b"L", b"x", b"g", b"S"
+_REGULAR, _WITHOUT_DATA = (b"0", b"\0", b"7"), (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
+_LONG_NAME, _PAX, _GLOBAL, _GNU_SPARSE = b"L", b"x", b"g", b"S"
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,24 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
         _check_sum(header, position)
         kind, size = header[156:157], _number(header[124:136])
         data = position + BLOCK
-        if kind == GNU_SPARSE:
+        if kind == _GNU_SPARSE:
             data = _skip_sparse_map(file, header, data)
-        elif kind in REGULAR:
+        elif kind in _REGULAR:
             size = int(keys.get("size", size))
-        elif kind in WITHOUT_DATA:
+        elif kind in _WITHOUT_DATA:
             size = 0
         if data + size > end:
             raise ValueError(f"cut off: the member at byte {position} ends at {data + size}, the file at {end}")
-        if kind in (LONG_NAME, PAX):
+        if kind in (_LONG_NAME, _PAX):
             content = _read_header(file, size, position)
-            if kind == LONG_NAME:
+            if kind == _LONG_NAME:
                 long_name = _text(content)
             else:
                 keys |= _pax_keys(content, position)
-        elif kind != GLOBAL:  # a global header holds no names
+        elif kind != _GLOBAL:  # a global header holds no names
             sparse = any(key.startswith("GNU.sparse") for key in keys)
             name = keys.get("path") or long_name or _short_name(header)
-            yield Member(name, data, size, kind in REGULAR and not sparse and not name.endswith("/"))
+            yield Member(name, data, size, kind in _REGULAR and not sparse and not name.endswith("/"))
             long_name, keys = None, {}
         position = data + -(-size // BLOCK) * BLOCK
 
@@ -80,7 +80,7 @@ def _check_sum(header: bytes, position: int) -> None:
 
 
 def _remedy(header: bytes, position: int) -> str:
-    kind = next((kind for mark, kind in COMPRESSED.items() if position == 0 and header.startswith(mark)), None)
+    kind = next((kind for mark, kind in _COMPRESSED.items() if position == 0 and header.startswith(mark)), None)
     return f": it is compressed with {kind}; unpack it first ({kind} -d)" if kind else ""
 
 

@@ -20,9 +20,9 @@ from zoo.inference.encoder import Encoder
 from zoo.inference.stored import open_encoder
 from zoo.utils.report import percent, plot_confusion
 
-STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty
-HELD_OUT = 0.2  # share of the training images on which C is chosen
-MAX_ITERATIONS = 1000
+_STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty
+_HELD_OUT = 0.2  # share of the training images on which C is chosen
+_MAX_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,17 @@ def _embedded(encoder: Encoder, data: Labelled, progress: bool) -> tuple[np.ndar
 
 
 def _choose_strength(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
-    """Return the C of STRENGTHS that is best on a held-out fifth of the images; of ties the strongest penalty.
+    """Return the C that is best on a held-out fifth of the images; of ties the strongest penalty.
 
     Where the other images are all of one class, it is scikit-learn's default, 1.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    count = max(1, round(HELD_OUT * len(labels)))
+    count = max(1, round(_HELD_OUT * len(labels)))
     held_out, rest = order[:count], order[count:]
     if len(np.unique(labels[rest])) < 2:
         return 1.0
-    scores = [fit(features[rest], labels[rest], c).score(features[held_out], labels[held_out]) for c in STRENGTHS]
-    return STRENGTHS[int(np.argmax(scores))]
+    scores = [fit(features[rest], labels[rest], c).score(features[held_out], labels[held_out]) for c in _STRENGTHS]
+    return _STRENGTHS[int(np.argmax(scores))]
 
 
 def fit(features: np.ndarray, labels: np.ndarray, strength: float):
@@ -121,7 +121,7 @@ def fit(features: np.ndarray, labels: np.ndarray, strength: float):
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise ImportError("A linear probe needs scikit-learn: pip install 'convnext-clip-zoo[report]'") from None
-    return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS).fit(features, labels)
+    return LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS).fit(features, labels)
 
 
 def run(

@@ -350,12 +350,10 @@ def precision_at_k(scores: np.ndarray, positives: np.ndarray, k: int) -> float:
         positives: bool (Q, M).
         k: 1 to M.
     """
-    scores, positives = np.asarray(scores), np.asarray(positives, bool)
-    _check_finite(scores)
-    if not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"k={k}; it must be between 1 and the {scores.shape[1]} candidates")
-    order = np.lexsort((positives, -scores), axis=1)[:, :k]  # a negative ranks before a positive with the same score
-    return float(np.take_along_axis(positives, order, axis=1).mean())
+    found = _ranked(scores, positives)
+    if not 1 <= k <= found.shape[1]:
+        raise ValueError(f"k={k}; it must be between 1 and the {found.shape[1]} candidates")
+    return float(found[:, :k].mean())
 
 
 def retrieval_curves(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -369,12 +367,17 @@ def retrieval_curves(scores: np.ndarray, positives: np.ndarray) -> tuple[np.ndar
         scores: float (Q, M), finite.
         positives: bool (Q, M), at least one per row. Negatives rank before positives with the same score.
     """
+    found = _ranked(scores, positives).cumsum(axis=1)
+    cuts = np.arange(1, found.shape[1] + 1)
+    return (found / cuts).mean(axis=0), (found / found[:, -1:]).mean(axis=0)
+
+
+def _ranked(scores: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """Return whether each query's candidate at each rank is a positive: bool (Q, M)."""
     scores, positives = np.asarray(scores), np.asarray(positives, bool)
     _check_finite(scores)
-    order = np.lexsort((positives, -scores), axis=1)
-    found = np.take_along_axis(positives, order, axis=1).cumsum(axis=1)
-    cuts = np.arange(1, scores.shape[1] + 1)
-    return (found / cuts).mean(axis=0), (found / found[:, -1:]).mean(axis=0)
+    order = np.lexsort((positives, -scores), axis=1)  # a negative ranks before a positive with the same score
+    return np.take_along_axis(positives, order, axis=1)
 
 
 # Embeddings: unit rows (N, D).

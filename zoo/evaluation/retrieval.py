@@ -22,7 +22,7 @@ from zoo.inference.stored import open_encoder
 from zoo.utils.report import SheetRow, percent, plot_sheet
 from zoo.utils.text import shown
 
-MAX_QUERIES, MAX_RESULTS = 6, 6  # on the sheet
+_MAX_QUERIES, _MAX_RESULTS = 6, 6  # on the sheet
 # Captions: each is compared with every image, and each image with every caption. The largest test set in common use,
 # COCO's, has 25,000.
 MAX_ROWS = 250_000
@@ -79,9 +79,7 @@ def read_pairs(path: str | Path, *, image_key: str = "filepath", caption_key: st
 
 def encode_pairs(encoder: Encoder, records: Dataset, *, progress: bool = False) -> tuple[Pairs, dict]:
     """Return (`Pairs`, {record: reason} of the records left out). An image with several captions is embedded once."""
-    rows_of: dict[str, list[int]] = {}
-    for row, name in enumerate(records.names):
-        rows_of.setdefault(name, []).append(row)
+    rows_of = records.rows_by_name()
     firsts = np.array([rows[0] for rows in rows_of.values()])
     images, kept, reasons = embed_readable(encoder, records.subset(firsts), progress=progress)
     bad = {records.names[firsts[i]]: reason for i, reason in reasons.items()}
@@ -187,11 +185,11 @@ def run(
 
 def _draw_searches(path: Path, records: Dataset, pairs: Pairs) -> None:
     """Draw a few captions, each with its best matches; the correct image has a green frame."""
-    chosen = np.unique(np.linspace(0, len(pairs.captions) - 1, MAX_QUERIES).astype(int))
+    chosen = np.unique(np.linspace(0, len(pairs.captions) - 1, _MAX_QUERIES).astype(int))
     rows = []
     for query in chosen:
         cosines = pairs.images @ pairs.texts[query]
-        best = np.argsort(-cosines, kind="stable")[:MAX_RESULTS]
+        best = np.argsort(-cosines, kind="stable")[:_MAX_RESULTS]
         found = [to_display(open_record(records.record(int(pairs.places[i])))) for i in best]
         notes = [f"{cosines[i]:.2f}" for i in best]
         rows.append(SheetRow(f"“{pairs.captions[query]}”", found, notes, best == pairs.owners[query]))

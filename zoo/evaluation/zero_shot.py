@@ -24,7 +24,7 @@ from zoo.utils.report import SheetRow, percent, plot_confusion, plot_sheet
 from zoo.weights.load import announce_random
 from zoo.weights.schema import CLIP
 
-MAX_MISTAKES = 8  # on the sheet
+_MAX_MISTAKES = 8  # on the sheet
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def run(
         output: folder for zero_shot.json, confusion.png and, if there are mistakes, mistakes.png.
     """
     labelled = load_labelled(dataset, data, class_names=class_names, templates=templates)
-    encoder = open_encoder(create_random(model) if random_weights else model, embeddings, batch_size=batch_size)
+    encoder = open_encoder(_create_random(model) if random_weights else model, embeddings, batch_size=batch_size)
     result, logits, kept = evaluate_zero_shot(encoder, labelled, progress=True)
     if output is not None:
         folder = Path(output)
@@ -131,7 +131,7 @@ def run(
     return result
 
 
-def create_random(name: str) -> LoadedPair:
+def _create_random(name: str) -> LoadedPair:
     """Return a CLIP model by name with random weights, and its name's preprocessing, else OpenAI's.
 
     Raises:
@@ -151,7 +151,7 @@ def draw_mistakes(path: Path, data: Labelled, logits: np.ndarray, kept: np.ndarr
     """Draw the most confident mistakes, each with its true and its predicted class; no file without mistakes."""
     labels, predictions = data.labels[kept], logits.argmax(axis=1)
     margin = logits.max(axis=1) - logits[np.arange(len(labels)), labels]
-    worst = [int(i) for i in np.argsort(-margin, kind="stable")[:MAX_MISTAKES] if predictions[i] != labels[i]]
+    worst = [int(i) for i in np.argsort(-margin, kind="stable")[:_MAX_MISTAKES] if predictions[i] != labels[i]]
     if not worst:
         return
     images = [to_display(open_record(data.records.record(int(kept[i])))) for i in worst]

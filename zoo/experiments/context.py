@@ -11,6 +11,7 @@ from PIL import Image
 from zoo.data import open_record
 from zoo.data.benchmarks import ORIGINS, find_files
 from zoo.data.datasets import Labelled, load_labelled
+from zoo.data.folders import read_images
 from zoo.data.preprocess import to_display
 from zoo.data.records import Record
 from zoo.evaluation.results import embed_readable
@@ -169,9 +170,7 @@ class Context:
 
 def has_class_folders(folder: Path) -> bool:
     """Return whether every image of a folder is in a subfolder."""
-    from zoo.data.folders import image_names
-
-    return all("/" in name for name in image_names(folder))
+    return all("/" in name for name in read_images(folder).names)
 
 
 def known_labels(data: Labelled) -> np.ndarray:

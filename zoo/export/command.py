@@ -1,7 +1,6 @@
 """The command `zoo export`: load the model, write the file, report how it compares."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import inspect
 import re
@@ -11,18 +10,22 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import keras
 import numpy as np
 
-from zoo.data.preprocess import batch
+from clip import CLASS_NAMES, TEMPLATES
+from zoo.data import open_dataset, open_record
 from zoo.export.emit import input_name
 from zoo.export.exporter import ExportReport, check_request, export_onnx, place, take_part
 from zoo.export.graph import FLOAT32
-from zoo.export.verify import TOLERANCES, keras_outputs, random_inputs, sentences, to_layout
+from zoo.export.verify import TOLERANCES, keras_outputs, prepare_images, random_inputs, sentences
+from zoo.models.registry import create_model, load, model_info
+from zoo.weights.locate import SUFFIXES
 
 KERAS = "keras"
-EXPORTERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx"}  # what Keras' exporter converts with; torch has its own
-NAMES_OPERATOR = re.compile(r"(?:Exporting the operator|Tensorflow op|Unsupported op|No conversion function)\b.*")
-NO_PREPROCESSING = (
+_EXPORTERS = {"tensorflow": "tf2onnx", "jax": "jax2onnx"}  # what Keras' exporter converts with; torch has its own
+_NAMES_OPERATOR = re.compile(r"(?:Exporting the operator|Tensorflow op|Unsupported op|No conversion function)\b.*")
+_NO_PREPROCESSING = (
     "has no stored preprocessing. Store it: zoo.save(model, 'model.safetensors', preprocess=PreprocessSpec(…))."
 )
 MAX_IMAGES = 64  # used of a calibration set
@@ -82,9 +85,9 @@ def export(
     tolerance = check_request(output, precision, tolerance, verify)
     if via == KERAS:
         _check_keras_exporter()
-    model, spec = find_model(name, weights)
+    model, spec = _find_model(name, weights)
     if include_preprocessing and spec is None:
-        raise ValueError(f"{name!r} {NO_PREPROCESSING}")
+        raise ValueError(f"{name!r} {_NO_PREPROCESSING}")
     names, templates = class_list(classes)
     exported = take_part(model, part, names, templates)
     images = calibration and read_images(exported, calibration, spec, include_preprocessing, layout)
@@ -110,37 +113,29 @@ def read_images(model, path, spec, as_pixels, layout):
         FileNotFoundError: no such path.
         ValueError: no images there, an unreadable image, a model without an image input or without preprocessing.
     """
-    from zoo.data import open_dataset
-    from zoo.data.records import open_record
-
     dataset = open_dataset(path, needs="images")
     if not any(len(tensor.shape) == 4 for tensor in model.inputs):
         raise ValueError(f"--calibration needs a model with an image input; {model.name!r} has none.")
     if spec is None:
-        raise ValueError(f"{model.name!r} {NO_PREPROCESSING}")
-    if as_pixels:
-        spec = dataclasses.replace(spec, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+        raise ValueError(f"{model.name!r} {_NO_PREPROCESSING}")
     records = (dataset.record(index) for index in range(min(len(dataset), MAX_IMAGES)))
-    images = batch([open_record(record) for record in records], spec)
-    images = to_layout(np.rint(images).astype(np.uint8) if as_pixels else images, layout)
+    images = prepare_images([open_record(record) for record in records], spec, as_pixels, layout)
     return {
-        input_name(model, tensor): images if len(tensor.shape) == 4 else captions(model, tensor, len(images))
+        input_name(model, tensor): images if len(tensor.shape) == 4 else _captions(model, tensor, len(images))
         for tensor in model.inputs
     }
 
 
-def captions(model, tensor, count):
+def _captions(model, tensor, count):
     """Return int32 (count, L) for a text input."""
     rows = sentences(model, tensor.shape[1])
-    rows = random_inputs(model, None, "NHWC")[input_name(model, tensor)] if rows is None else rows
+    if rows is None:
+        rows = random_inputs(model, None, "NHWC")[input_name(model, tensor)]
     return rows[np.arange(count) % len(rows)]
 
 
-def find_model(name, weights):
+def _find_model(name, weights):
     """Return (model, `PreprocessSpec` or None) of a name or a file."""
-    from zoo.models.registry import create_model, load, model_info
-    from zoo.weights.locate import SUFFIXES
-
     path = Path(name)
     is_file = path.exists() or path.suffix in SUFFIXES or str(name).startswith("hf-hub:")
     if weights is None and (is_file or "." in str(name)):
@@ -153,8 +148,6 @@ def class_list(classes):
     """Return (names, templates or None) of --classes; (None, None) if it is not given."""
     if classes is None:
         return None, None
-    from clip import CLASS_NAMES, TEMPLATES
-
     if classes in CLASS_NAMES:
         return CLASS_NAMES[classes], TEMPLATES.get(classes)
     names = [name.strip() for name in classes.split(",") if name.strip()]
@@ -179,10 +172,8 @@ def _refuse_for_keras(**options):
 
 def _check_keras_exporter():
     """Raise ImportError, which says what to install, if Keras' exporter lacks a library on this backend."""
-    import keras
-
     backend = keras.backend.backend()
-    library = EXPORTERS.get(backend)
+    library = _EXPORTERS.get(backend)
     if library is not None and importlib.util.find_spec(library) is None:
         extra = "'convnext-clip-zoo[tf2onnx]'" if library == "tf2onnx" else library
         raise ImportError(
@@ -215,8 +206,6 @@ def _exportable_operations():
     """Let a backend compute by operators that Keras' exporter can write: on torch it refuses Keras' own
     LayerNormalization, whose sizes Keras reads from the traced tensor, and `take_along_axis`; on TensorFlow the exact
     GELU, which is by erfc."""
-    import keras
-
     backend = keras.backend.backend()
     if backend == "torch":
         import torch
@@ -254,7 +243,7 @@ def _exportable_operations():
 def _reason_of(error):
     """Return an exporter's error in one line; of a long one the part that names the operator at fault."""
     text = " ".join(str(error).split())
-    named = NAMES_OPERATOR.search(text)
+    named = _NAMES_OPERATOR.search(text)
     return f"{type(error).__name__}: {(named[0] if named else text)[:200]}"
 
 

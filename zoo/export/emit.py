@@ -15,12 +15,12 @@ from zoo.export.rules import rule_of
 from zoo.export.rules_clip import l2_normalize, pair_logits
 from zoo.models.folding import check_functional, fold_with_affine
 
-PRODUCER = "convnext-clip-zoo"
-IR_VERSION = {17: 8, 20: 9}
-SMALL = 1024  # bytes; smaller weights stay in the model even if the others go to a file of their own
-CLASSIFIERS = ("head_fc", "zero_shot_head")  # names of the heads in `convnext` and `clip`
-SIDE_NAMES = {4: ("batch", "height", "width"), 2: ("batch", "length")}
-PAIR_SIDES = {"tokens": ("texts", "length"), "text_embeddings": ("texts",), "logits": ("batch", "texts")}
+_PRODUCER = "convnext-clip-zoo"
+_IR_VERSION = {17: 8, 20: 9}
+_SMALL = 1024  # bytes; smaller weights stay in the model even if the others go to a file of their own
+_CLASSIFIERS = ("head_fc", "zero_shot_head")  # names of the heads in `convnext` and `clip`
+_SIDE_NAMES = {4: ("batch", "height", "width"), 2: ("batch", "length")}
+_PAIR_SIDES = {"tokens": ("texts", "length"), "text_embeddings": ("texts",), "logits": ("batch", "texts")}
 
 
 def emit(
@@ -54,7 +54,7 @@ def emit(
     Raises:
         ValueError: an unknown option, a layer without a rule, or an option that does not fit the model's outputs.
     """
-    check_options(model, precision, opset, layout, normalize, logits)
+    _check_options(model, precision, opset, layout, normalize, logits)
     has_images = any(len(tensor.shape) == 4 for tensor in model.inputs)
     affine = _pixel_affine(preprocess) if preprocess and has_images else None
     absorbed = False
@@ -64,13 +64,13 @@ def emit(
     graph.name = model.name
     inputs = [_input(graph, model, tensor, layout, preprocess) for tensor in model.inputs]
     values = [_prepare(graph, value, None if absorbed else affine) for value in inputs]
-    results = run(graph, model, values)
+    results = _run(graph, model, values)
     graph.inputs = {value.name: _declared(value, layout) for value in inputs}
     graph.outputs = _finish(graph, model, results, normalize=normalize, logits=logits)
     return graph
 
 
-def check_options(model, precision, opset, layout, normalize, logits):
+def _check_options(model, precision, opset, layout, normalize, logits):
     """Raise ValueError for options that are unknown or do not fit the model."""
     _check_layers(model)
     is_pair = hasattr(model, "image_encoder")
@@ -100,7 +100,7 @@ def _ends_in_classifier(model):
         return _ends_in_classifier(last)
     activation = getattr(last, "activation", None)
     is_probability = activation in (keras.activations.softmax, keras.activations.sigmoid)
-    return last.name in CLASSIFIERS or is_probability or isinstance(last, keras.layers.Softmax)
+    return last.name in _CLASSIFIERS or is_probability or isinstance(last, keras.layers.Softmax)
 
 
 def _check_layers(model):
@@ -140,7 +140,7 @@ def _prepare(graph, value, affine):
     return graph.op("Add", [graph.op("Mul", [value, factor]), shift], name="pixels")
 
 
-def run(graph, model, values, path=""):
+def _run(graph, model, values, path=""):
     """Emit a functional model; return the values of its outputs in their structure."""
     calls, inputs, outputs, _ = graph_of(model)
     known = {id(tensor): value for tensor, value in zip(inputs, values, strict=True)}
@@ -149,17 +149,14 @@ def run(graph, model, values, path=""):
         args, kwargs = call.fill_in(known)
         scope = f"{path}{layer.name}"
         if isinstance(layer, keras.Model):
-            results = run(graph, layer, _in_order(layer, args), f"{scope}/")
+            results = _run(graph, layer, _in_order(layer, args), f"{scope}/")
         else:
             graph.scope = scope
-            kwargs = {key: value for key, value in kwargs.items() if _holds_value(value)}
+            flat = {key: keras.tree.flatten(value) for key, value in kwargs.items()}
+            kwargs = {key: kwargs[key] for key, parts in flat.items() if any(isinstance(p, Value) for p in parts)}
             results = rule_of(layer)(graph, layer, *args, **kwargs)
         known |= {id(t): v for t, v in zip(call.outputs, keras.tree.flatten(results), strict=True)}
     return keras.tree.pack_sequence_as(model.output, [known[id(tensor)] for tensor in outputs])
-
-
-def _holds_value(argument):
-    return any(isinstance(part, Value) for part in keras.tree.flatten(argument))
 
 
 def _in_order(model, args):
@@ -184,7 +181,9 @@ def _finish(graph, model, results, *, normalize, logits):
         graph.scope = name
         value = graph.cast(graph.to(graph.settled(value), LAST), FLOAT32)
         final = graph.op("Identity", [value], name="out")
-        named[name] = _rename(graph, final, name)
+        kind, inputs, _, label, attributes = graph.nodes[-1]
+        graph.nodes[-1] = (kind, inputs, [name], label, attributes)
+        named[name] = dataclasses.replace(final, name=name)
     return named
 
 
@@ -199,13 +198,6 @@ def named_outputs(results):
     prefix = [] if isinstance(results, Mapping) else ["output"]
     flat = keras.tree.flatten_with_path(results)
     return {"_".join([*prefix, *map(str, path)]): result for path, result in flat}
-
-
-def _rename(graph, value, name):
-    """Rename the last node's result to the output's name."""
-    kind, inputs, _, label, attributes = graph.nodes[-1]
-    graph.nodes[-1] = (kind, inputs, [name], label, attributes)
-    return dataclasses.replace(value, name=name)
 
 
 def _declared(value, layout):
@@ -229,13 +221,13 @@ def to_proto(graph, store=None):
         helper.make_node(kind, names, results, name=label, **attributes)
         for kind, names, results, label, attributes in graph.nodes
     ]
-    named_sides = PAIR_SIDES if "text_embeddings" in graph.outputs else {}  # texts and images may differ in number
+    named_sides = _PAIR_SIDES if "text_embeddings" in graph.outputs else {}  # texts and images may differ in number
     declared = [
         [_value_info(value, name, named_sides.get(name)) for name, value in values.items()]
         for values in (graph.inputs, graph.outputs)
     ]
     opset = [helper.make_operatorsetid("", graph.opset)]
-    options = {"opset_imports": opset, "ir_version": IR_VERSION[graph.opset], "producer_name": PRODUCER}
+    options = {"opset_imports": opset, "ir_version": _IR_VERSION[graph.opset], "producer_name": _PRODUCER}
     model = helper.make_model(helper.make_graph(nodes, graph.name, *declared), **options)
     used = {name for node in nodes for name in node.input}
     for name in list(graph.weights):
@@ -249,7 +241,7 @@ def _value_info(value, name, sides):
     """Return the declaration of an input or output; dimensions that are not fixed get names."""
     from onnx import helper
 
-    names = sides or SIDE_NAMES.get(len(value.shape), ("batch",))
+    names = sides or _SIDE_NAMES.get(len(value.shape), ("batch",))
     if value.form == FIRST:
         names = ("batch", None, "height", "width")
     shape = [names[axis] if side is None and axis < len(names) else side for axis, side in enumerate(value.shape)]
@@ -263,7 +255,7 @@ def _fill(tensor, name, array, store):
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(array.dtype)
     tensor.dims.extend(array.shape)
-    if store is None or array.nbytes < SMALL:
+    if store is None or array.nbytes < _SMALL:
         tensor.raw_data = array.tobytes()
         return
     tensor.data_location = TensorProto.EXTERNAL

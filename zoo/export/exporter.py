@@ -7,20 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
+
+from clip import zero_shot_classifier
 from zoo.data.preprocess import PreprocessSpec
 from zoo.export import verify as verification
+from zoo.export.emit import emit, to_proto
 from zoo.export.graph import FLOAT32
 from zoo.export.runtime import check_installed
 from zoo.export.verify import TOLERANCES, Check
 from zoo.utils.files import atomic_write, sha256
 
-if TYPE_CHECKING:
-    import keras
-
 EXTERNAL_LIMIT = 1_900_000_000  # bytes; more weights do not fit into one protobuf message (2 GB)
-ALIGNMENT = 4096  # bytes; of each array in the weights file, so that it can be memory-mapped
+_ALIGNMENT = 4096  # bytes; of each array in the weights file, so that it can be memory-mapped
 PARTS = ("image", "text", "pair", "zero-shot")
 
 
@@ -70,7 +71,7 @@ class ExportReport:
 
 
 def export_onnx(
-    model: "keras.Model",
+    model: keras.Model,
     path: str | Path,
     *,
     precision: str = FLOAT32,
@@ -122,8 +123,6 @@ def export_onnx(
         ValueError: an option that does not fit, a layer without a rule, or a file that exceeds the tolerance; an
             existing file is unchanged. FileNotFoundError: no such folder. ImportError: onnx or onnxruntime is missing.
     """
-    from zoo.export.emit import emit
-
     path = Path(path)
     tolerance = check_request(path, precision, tolerance, verify)
     model = take_part(model, part, class_names, templates)
@@ -164,8 +163,6 @@ def take_part(model, part, class_names=None, templates=None):
     if (part == "zero-shot") != (class_names is not None):
         raise ValueError(f"part='zero-shot' and class_names need each other, got part={part!r}, {class_names=}.")
     if part == "zero-shot":
-        from clip import zero_shot_classifier
-
         return zero_shot_classifier(model, class_names, **({"templates": templates} if templates else {}))
     return getattr(model, f"{part}_encoder") if part in ("image", "text") else model
 
@@ -197,8 +194,6 @@ def place(model, write, path, check, started, weight_bytes=0, *, precision, opse
 
 
 def _serialize(graph, store=None):
-    from zoo.export.emit import to_proto
-
     return to_proto(graph, store).SerializeToString(deterministic=True)
 
 
@@ -217,7 +212,7 @@ def _weights_beside(graph, path):
     with atomic_write(weights) as file:
 
         def store(array):
-            file.write(bytes(-file.tell() % ALIGNMENT))
+            file.write(bytes(-file.tell() % _ALIGNMENT))
             offset = file.tell()
             file.write(array.data)
             return {"location": weights.name, "offset": offset, "length": array.nbytes}

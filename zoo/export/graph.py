@@ -14,7 +14,7 @@ LAST, FIRST, FLAT = "last", "first", "flat"
 FLOAT32, FLOAT16, INT32, INT64, INT8, UINT8 = "float32", "float16", "int32", "int64", "int8", "uint8"
 PRECISIONS = (FLOAT32, FLOAT16, INT8)
 OPSETS = (17, 20)
-TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+_TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ class Graph:
         self.inputs: dict = {}
         self.outputs: dict = {}
         self.name = ""
-        self._made_by: dict = {}  # tensor → index of its node
-        self._converted: dict = {}
+        self._made: dict = {}  # the results of `once`
         self._taken: set = set()
 
     def op(self, kind, inputs, *, like=None, outputs=1, name=None, **attributes):
@@ -92,8 +91,6 @@ class Graph:
         label = self._unique(f"{self.scope}/{name or kind}")
         results = [label if outputs == 1 else f"{label}:{index}" for index in range(outputs)]
         attributes = {key: value for key, value in attributes.items() if value is not None}
-        for result in results:
-            self._made_by[result] = len(self.nodes)
         self.nodes.append((kind, names, results, label, attributes))
         values = [dataclasses.replace(template, name=result, pads=None, parts=()) for result in results]
         return values[0] if outputs == 1 else values
@@ -126,9 +123,6 @@ class Graph:
         self.weights.setdefault(label, array)
         return label
 
-    def ones(self, size, dtype=FLOAT32):
-        return self.constant(np.ones(size), dtype)
-
     @property
     def nbytes(self):
         """Bytes of all weights."""
@@ -136,35 +130,36 @@ class Graph:
 
     def maker(self, value):
         """Return the operator that made a value; None for an input."""
-        index = self._made_by.get(value.name)
-        return None if index is None else self.nodes[index][0]
+        return next((kind for kind, _, results, *_ in self.nodes if value.name in results), None)
+
+    def once(self, key, make):
+        """Return `make()`, called once per key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def cast(self, value, dtype):
-        """Return `value` in a dtype."""
+        """Return `value` in a dtype; each conversion is emitted once."""
         if value.dtype == dtype:
             return value
         value = self.settled(value)
-        key = (value.name, dtype)
-        if key not in self._converted:
+
+        def convert():
             import onnx
 
             code = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-            result = self.op("Cast", [value], to=int(code))
-            self._converted[key] = dataclasses.replace(result, dtype=dtype)
-        return self._converted[key]
+            return dataclasses.replace(self.op("Cast", [value], to=int(code)), dtype=dtype)
+
+        return self.once((value.name, dtype), convert)
 
     def to(self, value, form):
         """Return `value` in a form; each conversion is emitted once."""
         value = self.settled(value)
         if value.form == form or len(value.shape) < 3:
             return value
-        key = (value.name, form)
-        if key not in self._converted:
-            if FIRST in (value.form, form) and FLAT in (value.form, form):
-                self._converted[key] = self.to(self.to(value, LAST), form)
-            else:
-                self._converted[key] = self._convert(value, form)
-        return self._converted[key]
+        if FIRST in (value.form, form) and FLAT in (value.form, form):
+            return self.to(self.to(value, LAST), form)
+        return self.once((value.name, form), lambda: self._convert(value, form))
 
     def _convert(self, value, form):
         if form == FLAT:
@@ -173,13 +168,16 @@ class Graph:
         if value.form == FLAT:
             whole = self.op("Reshape", [value, self.full_shape(value)], name="unflatten")
             return dataclasses.replace(whole, form=LAST)
-        order = TO_FIRST if form == FIRST else TO_LAST
+        order = _TO_FIRST if form == FIRST else _TO_LAST
         return dataclasses.replace(self.op("Transpose", [value], perm=order), form=form)
 
     def settled(self, value):
         """Return `value` in one piece and with its padding."""
         if value.parts:
-            return self._joined(value)
+            parts = [self.to(part, LAST) for part in value.parts]
+            key = ("joined", *(part.name for part in value.parts))
+            whole = self.once(key, lambda: self.op("Concat", parts, axis=1, name="joined"))
+            return dataclasses.replace(whole, shape=value.shape, like=None)
         if not value.pads:
             return value
         above, left, below, right = value.pads
@@ -195,12 +193,6 @@ class Graph:
         parts = tuple(dataclasses.replace(part, shape=shape, like=None) for part in parts)
         return dataclasses.replace(value, name="", form=LAST, like=None, parts=parts)
 
-    def _joined(self, value):
-        key = ("joined", *(part.name for part in value.parts))
-        parts = [self.to(part, LAST) for part in value.parts]
-        whole = self.once(key, lambda: self.op("Concat", parts, axis=1, name="joined"))
-        return dataclasses.replace(whole, shape=value.shape, like=None)
-
     def reshape(self, value, shape, name="Reshape"):
         """Reshape `value`, −1 for one inferred and 0 for an unchanged dimension; the result has form LAST."""
         result = self.op("Reshape", [value, self.constant(shape, INT64)], name=name)
@@ -213,27 +205,16 @@ class Graph:
         middle = value.shape[1:-1]
         if None not in middle:
             return self.constant([-1, *middle, *inner], INT64)
-        return self._dynamic_shape(value, inner)
 
-    def _dynamic_shape(self, value, inner):
-        key = ("shape", value.like, inner)
-        if key not in self._converted:
-            sides = self.sides(value)
-            parts = [self.constant([-1], INT64), sides, self.constant(inner, INT64)]
-            self._converted[key] = self.op("Concat", parts, like=value, axis=0, name="shape").name
-        return self._converted[key]
+        def join():
+            parts = [self.constant([-1], INT64), self.sides(value), self.constant(inner, INT64)]
+            return self.op("Concat", parts, like=value, axis=0, name="shape").name
+
+        return self.once(("shape", value.like, inner), join)
 
     def sides(self, value):
         """Return the name of the shape tensor of a value without batch and channels."""
-        source = value.like or value.name
-        key = ("sides", source)
-        if key not in self._converted:
-            sides = self.op("Shape", [source], like=value, start=1, end=len(value.shape) - 1, name="sides")
-            self._converted[key] = sides.name
-        return self._converted[key]
-
-    def once(self, key, make):
-        """Return `make()`, called once per key."""
-        if key not in self._converted:
-            self._converted[key] = make()
-        return self._converted[key]
+        source, end = value.like or value.name, len(value.shape) - 1
+        return self.once(
+            ("sides", source), lambda: self.op("Shape", [source], like=value, start=1, end=end, name="sides").name
+        )

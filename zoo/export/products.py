@@ -9,7 +9,7 @@ import numpy as np
 
 from zoo.export.graph import FLAT, FLOAT16, FLOAT32, INT8, INT32, INT64, LAST, UINT8
 
-NARROW = 512  # input channels; from here on `_times_widening` does not pay
+_NARROW = 512  # input channels; from here on `_times_widening` does not pay
 PART = 640_000  # bytes of one image's result; larger widening products are split
 
 
@@ -19,7 +19,7 @@ def product(graph, x, kernel, bias, name="kernel"):
     x = graph.split(x, count) if count > 1 else x
     x = each(x, lambda part: graph.to(part, FLAT))
     has_rows = any(side != 1 for side in x.shape[1:-1])  # several rows per image
-    widens = kernel.shape[0] < min(kernel.shape[1], NARROW)
+    widens = kernel.shape[0] < min(kernel.shape[1], _NARROW)
     if graph.precision == INT8 and has_rows:
         times = _times_int8(graph, kernel, bias, name)
     elif graph.precision == FLOAT32 and has_rows and bias is not None and widens:

@@ -17,9 +17,9 @@ from zoo.export.products import each, product, tiles
 from zoo.models.folding import BRANCHES, batch_norm_affine, to_numpy
 
 Rule = Callable[..., Any]
-RULES: dict[type | str, Rule] = {}  # layer class, or its name in OWN_PACKAGES → rule
-ACTIVATIONS: dict[Callable | str, Rule] = {}  # activation function, or its name in OWN_PACKAGES → rule
-OWN_PACKAGES = ("keras", "convnext", "clip")
+RULES: dict[type | str, Rule] = {}  # layer class, or its name in our packages or Keras → rule
+ACTIVATIONS: dict[Callable | str, Rule] = {}  # activation function, or its name in our packages or Keras → rule
+_OWN_PACKAGES = ("keras", "convnext", "clip")
 
 
 def register_emission(target: Callable) -> Callable[[Rule], Rule]:
@@ -50,8 +50,8 @@ def _register(*keys, rules=RULES):
 
 
 def _find(target, rules):
-    """Return the rule of a class or function, or None. Names count only for classes and functions of OWN_PACKAGES."""
-    own = getattr(target, "__module__", "").partition(".")[0] in OWN_PACKAGES
+    """Return the rule of a class or function, or None. Names count only for classes and functions of these packages."""
+    own = getattr(target, "__module__", "").partition(".")[0] in _OWN_PACKAGES
     return rules.get(target) or (rules.get(target.__name__) if own else None)
 
 
@@ -188,7 +188,11 @@ def layer_norm(graph, layer, x):
         raise ValueError(f"Layer {layer.name!r} must normalise the last axis and centre, got axis={layer.axis!r}.")
     x = graph.to(x, LAST if x.form == FIRST else x.form)
     wide = graph.cast(x, FLOAT32)
-    scale = graph.weight(to_numpy(layer.gamma), "gamma", FLOAT32) if layer.scale else graph.ones(x.channels)
+    scale = (
+        graph.weight(to_numpy(layer.gamma), "gamma", FLOAT32)
+        if layer.scale
+        else graph.constant(np.ones(x.channels), FLOAT32)
+    )
     shift = [graph.weight(to_numpy(layer.beta), "beta", FLOAT32)] if layer.center else []
     y = graph.op("LayerNormalization", [wide, scale, *shift], axis=-1, epsilon=float(layer.epsilon))
     return graph.cast(y, x.dtype)
@@ -277,44 +281,25 @@ def activate(graph, x, function):
     return each(x, lambda part: rule(graph, part))
 
 
-@register_emission(keras.activations.linear)
-def linear(graph, x):  # noqa: ARG001
-    return x
+def _one_node(kind: str, **attributes) -> Rule:
+    """Return the rule of an activation that is one ONNX operator."""
+    return lambda graph, x: graph.op(kind, [graph.settled(x)], **attributes)
 
 
-@register_emission(keras.activations.relu)
-def relu(graph, x):
-    return graph.op("Relu", [graph.settled(x)])
-
-
-@register_emission(keras.activations.sigmoid)
-def sigmoid(graph, x):
-    return graph.op("Sigmoid", [graph.settled(x)])
-
-
-@register_emission(keras.activations.tanh)
-def tanh(graph, x):
-    return graph.op("Tanh", [graph.settled(x)])
+ACTIVATIONS |= {
+    keras.activations.linear: lambda _, x: x,
+    keras.activations.relu: _one_node("Relu"),
+    keras.activations.sigmoid: _one_node("Sigmoid"),
+    keras.activations.tanh: _one_node("Tanh"),
+    keras.activations.elu: _one_node("Elu"),
+    keras.activations.selu: _one_node("Selu"),
+    keras.activations.leaky_relu: _one_node("LeakyRelu", alpha=0.2),
+}
 
 
 @register_emission(keras.activations.silu)
 def silu(graph, x):
     return graph.op("Mul", [x, graph.op("Sigmoid", [graph.settled(x)])])
-
-
-@register_emission(keras.activations.elu)
-def elu(graph, x):
-    return graph.op("Elu", [graph.settled(x)])
-
-
-@register_emission(keras.activations.selu)
-def selu(graph, x):
-    return graph.op("Selu", [graph.settled(x)])
-
-
-@register_emission(keras.activations.leaky_relu)
-def leaky_relu(graph, x):
-    return graph.op("LeakyRelu", [graph.settled(x)], alpha=0.2)
 
 
 @register_emission(keras.activations.relu6)
@@ -344,18 +329,10 @@ def softmax(graph, x):
     return graph.cast(graph.op("Softmax", [graph.cast(x, FLOAT32)], axis=-1), x.dtype)
 
 
-@_register("Add")
-def add(graph, layer, values):  # noqa: ARG001
-    return elementwise(graph, "Add", values)
-
-
-@_register("Multiply")
-def multiply(graph, layer, values):  # noqa: ARG001
-    return elementwise(graph, "Mul", values)
-
-
-def elementwise(graph, kind, values):
-    """Combine values of one rank in the form that moves least data; sides of 1 broadcast as in Keras."""
+@_register("Add", "Multiply")
+def combine(graph, layer, values):
+    """Add or multiply values of one rank in the form that moves least data; sides of 1 broadcast as in Keras."""
+    kind = "Add" if isinstance(layer, keras.layers.Add) else "Mul"
     values = [graph.settled(value) for value in values]
     forms = {value.form for value in values}
     if len({value.shape[1:] for value in values}) > 1:  # small values follow the largest; FLAT does not broadcast
@@ -410,15 +387,9 @@ def _global_pooling(graph, layer, x):
     return graph.cast(dataclasses.replace(y, shape=shape, form=form, like=None), x.dtype)
 
 
-@_register("Flatten")
-def flatten(graph, layer, x):
-    y = graph.reshape(graph.to(x, LAST), [0, -1])
-    return dataclasses.replace(y, shape=tuple(layer.output.shape))
-
-
-@_register("Reshape")
+@_register("Flatten", "Reshape")
 def reshape(graph, layer, x):
-    y = graph.reshape(graph.to(x, LAST), [0, *layer.target_shape])
+    y = graph.reshape(graph.to(x, LAST), [0, *getattr(layer, "target_shape", (-1,))])
     return dataclasses.replace(y, shape=tuple(layer.output.shape))
 
 

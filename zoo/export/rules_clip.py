@@ -10,7 +10,7 @@ from zoo.export.products import product
 from zoo.export.rules import ACTIVATIONS, _register, activate, reduce, softmax
 from zoo.models.folding import to_numpy
 
-SMALLEST_NORM = 1e-12  # as in clip.layers.l2_normalize, which clips the square at 1e-24
+_SMALLEST_NORM = 1e-12  # as in clip.layers.l2_normalize, which clips the square at 1e-24
 
 
 @_register("quick_gelu", rules=ACTIVATIONS)
@@ -142,7 +142,7 @@ def l2_normalize(graph, x):
     """x / ‖x‖₂ over the last axis, in float32."""
     x = graph.cast(x, FLOAT32)
     norm = reduce(graph, "ReduceL2", x, (-1,))
-    return graph.op("Div", [x, graph.op("Max", [norm, graph.constant(SMALLEST_NORM, FLOAT32)])], name="normalized")
+    return graph.op("Div", [x, graph.op("Max", [norm, graph.constant(_SMALLEST_NORM, FLOAT32)])], name="normalized")
 
 
 @_register("LogitScale")

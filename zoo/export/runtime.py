@@ -12,10 +12,10 @@ from zoo.utils.env import available_cores
 from zoo.utils.files import check_regular
 from zoo.utils.text import quoted, shown
 
-DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
+_DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 FIRST_RUN_SECONDS = 120.0  # a file may hold a loop without end; a large model takes about 10 s for a batch on one core
-PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
-TENSORRT = ("TensorrtExecutionProvider", *PREFERRED)  # each takes the nodes that those before it cannot run
+_PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+_TENSORRT = ("TensorrtExecutionProvider", *_PREFERRED)  # each takes the nodes that those before it cannot run
 
 
 class OnnxModel:
@@ -120,7 +120,7 @@ class OnnxModel:
         if array.ndim != len(entry.shape) or any(isinstance(side, int) and side != given for side, given in sides):
             wanted = ", ".join(map(shown, entry.shape))
             raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}.")
-        dtype = DTYPES.get(entry.type)
+        dtype = _DTYPES.get(entry.type)
         if dtype is None or array.dtype == dtype:
             return np.ascontiguousarray(array)
         if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
@@ -158,13 +158,13 @@ def start_session(model, *, threads=None, providers=None):
 
 
 def choose_providers(requested=None):
-    """Return the requested providers, or by default the available ones of PREFERRED."""
+    """Return the requested providers, or by default CUDA if available, and the CPU."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
     if requested == "tensorrt":
-        requested = [name for name in TENSORRT if name in available or name == TENSORRT[0]]
+        requested = [name for name in _TENSORRT if name in available or name == _TENSORRT[0]]
     missing = [name for name in requested or () if name not in available]
     if missing:
         raise ValueError(f"This ONNX Runtime has no {', '.join(missing)}. Available: {', '.join(available)}.")
-    return list(requested or [name for name in PREFERRED if name in available])
+    return list(requested or [name for name in _PREFERRED if name in available])

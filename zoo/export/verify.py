@@ -1,6 +1,7 @@
 """Compare an ONNX file with its Keras model: on random and real inputs, at batch 1 and 3."""
 
 import contextlib
+import dataclasses
 import importlib.util
 from dataclasses import dataclass
 from typing import Any
@@ -8,18 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec, batch
 from zoo.export.emit import input_name, named_outputs
 from zoo.export.graph import FLOAT16, FLOAT32, INT8
 from zoo.export.runtime import OnnxModel
 from zoo.utils.arrays import unit_rows
 
-RANDOM = "random"
-BATCH = 3
-SEED = 0
+_RANDOM = "random"
+_BATCH = 3
+_SEED = 0
 TOLERANCES = {FLOAT32: 1e-4, FLOAT16: 1e-3, INT8: 1e-3}  # for the error in float32, for 1 − cosine in the others
-OPEN_SIDE = 64  # pixels, for models of any image size
-OPEN_LENGTH = 16  # tokens, for models of any text length
+_OPEN_SIDE = 64  # pixels, for models of any image size
+_OPEN_LENGTH = 16  # tokens, for models of any text length
 SENTENCES = ("a photo of a temple.", "a photo of a flower", "a drawing of a small boat on a lake, seen from above")
 
 
@@ -77,21 +78,23 @@ def verify(
         A list of `Check`, one for each kind of input, batch and output.
     """
     onnx_model = OnnxModel(path, seconds=None)
-    kinds = {RANDOM: random_inputs(model, preprocess, layout)}
-    kinds |= _real_inputs(model, preprocess, layout) if calibration is None else {"given": named(model, calibration)}
+    kinds = {_RANDOM: random_inputs(model, preprocess, layout)}
+    kinds |= _real_inputs(model, preprocess, layout) if calibration is None else {"given": _named(model, calibration)}
     checks = []
     for kind, feed in kinds.items():
         say(f"Comparing with {model.name}: {kind}", progress)
-        feed = {name: array[:BATCH] for name, array in feed.items()} if logits else feed  # logits span one batch
+        feed = {name: array[:_BATCH] for name, array in feed.items()} if logits else feed  # logits span one batch
         expected = keras_outputs(model, feed, preprocess, layout)
         expected |= {name: unit_rows(value) for name, value in expected.items()} if normalize else {}
-        for batch in (1, BATCH):
-            rows = 1 if batch == 1 else len(next(iter(feed.values())))
-            theirs = {name: value[:rows] for name, value in expected.items()}
-            theirs |= {"logits": pair_logits(model, theirs)} if logits else {}
-            ours = predict(onnx_model, {name: array[:rows] for name, array in feed.items()}, batch)
+        for rows in (1, _BATCH):
+            few = slice(1 if rows == 1 else None)
+            theirs = {name: value[few] for name, value in expected.items()}
+            if logits:
+                pair = (theirs["image_embeddings"], theirs["text_embeddings"])
+                theirs["logits"] = keras.ops.convert_to_numpy(model.logits(*pair))
+            ours = _predict(onnx_model, {name: array[few] for name, array in feed.items()}, rows)
             ours = ours if set(ours) == set(theirs) else dict(zip(theirs, ours.values(), strict=True))
-            checks += [compare(kind, batch, name, ours[name], theirs[name]) for name in theirs]
+            checks += [compare(kind, rows, name, ours[name], theirs[name]) for name in theirs]
     return checks
 
 
@@ -104,7 +107,7 @@ def note_on(model, checks):
     """Return what a file was not compared on, and why; "" if nothing."""
     if not checks:
         return "The file was not compared with the model."
-    if any(check.inputs != RANDOM for check in checks):
+    if any(check.inputs != _RANDOM for check in checks):
         return ""
     takes_photographs = any(len(tensor.shape) == 4 and tensor.shape[-1] == 3 for tensor in model.inputs)
     if takes_photographs and importlib.util.find_spec("sklearn") is None:
@@ -114,7 +117,7 @@ def note_on(model, checks):
     return f"Compared on random inputs only: {why}. Use calibration to compare on your own inputs."
 
 
-def predict(onnx_model, feed, batch):
+def _predict(onnx_model, feed, batch):
     """Return {output: array}; inputs are matched by name, or by order if an exporter renamed them."""
     if set(feed) != set(onnx_model.inputs):
         feed = dict(zip(onnx_model.inputs, feed.values(), strict=True))
@@ -128,13 +131,8 @@ def keras_outputs(model, feed, preprocess, layout):
     x: Any = named
     if not isinstance(model.input, dict):
         x = list(named.values()) if isinstance(model.input, list) else next(iter(named.values()))
-    outputs = named_outputs(model.predict(x, batch_size=BATCH, verbose=0))
+    outputs = named_outputs(model.predict(x, batch_size=_BATCH, verbose=0))
     return {name: np.asarray(value, np.float32) for name, value in outputs.items()}
-
-
-def pair_logits(model, embeddings):
-    """Return the logits (N, M) of a pair's embeddings."""
-    return keras.ops.convert_to_numpy(model.logits(embeddings["image_embeddings"], embeddings["text_embeddings"]))
 
 
 def _to_model_input(array, preprocess, layout):
@@ -159,7 +157,7 @@ def compare(kind, batch, name, ours, theirs):
     return Check(kind, batch, name, error, cosine, top1)
 
 
-def named(model, calibration):
+def _named(model, calibration):
     """Return the user's calibration inputs as {input: array}."""
     if isinstance(calibration, dict):
         return calibration
@@ -171,43 +169,43 @@ def named(model, calibration):
 
 def random_inputs(model, preprocess, layout):
     """Return {input: array} of three rows: noise, or token ids with the end-of-text id at random positions."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(_SEED)
     feed = {}
     for tensor in model.inputs:
         name, shape = input_name(model, tensor), tensor.shape[1:]
         if len(shape) == 1 and keras.backend.is_int_dtype(tensor.dtype):
-            feed[name] = _random_tokens(model, shape[0] or OPEN_LENGTH, rng)
+            feed[name] = _random_tokens(model, shape[0] or _OPEN_LENGTH, rng)
         elif preprocess and len(shape) == 3:
-            feed[name] = to_layout(rng.integers(0, 256, (BATCH, *_open_shape(shape)), np.uint8), layout)
+            feed[name] = _to_layout(rng.integers(0, 256, (_BATCH, *_open_shape(shape)), np.uint8), layout)
         else:
-            feed[name] = to_layout(rng.standard_normal((BATCH, *_open_shape(shape)), np.float32), layout)
+            feed[name] = _to_layout(rng.standard_normal((_BATCH, *_open_shape(shape)), np.float32), layout)
     return feed
 
 
 def _open_shape(shape):
-    """Return an input shape with OPEN_SIDE for sizes that are None."""
-    return tuple(side or OPEN_SIDE for side in shape)
+    """Return an input shape with 64 pixels for sizes that are None."""
+    return tuple(side or _OPEN_SIDE for side in shape)
 
 
-def to_layout(images, layout):
+def _to_layout(images, layout):
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if images.ndim == 4 and layout == "NCHW" else images
 
 
 def _random_tokens(model, length, rng):
     """Return int32 (3, L): random ids, the last one of the vocabulary once in each row."""
-    size = vocabulary_size(model)
-    length = min(length, context_length(model) or length)
-    tokens = rng.integers(1, size - 1, (BATCH, length)).astype(np.int32)
-    tokens[np.arange(BATCH), rng.integers(1, length, BATCH)] = size - 1
+    size = _vocabulary_size(model)
+    length = min(length, _context_length(model) or length)
+    tokens = rng.integers(1, size - 1, (_BATCH, length)).astype(np.int32)
+    tokens[np.arange(_BATCH), rng.integers(1, length, _BATCH)] = size - 1
     return tokens
 
 
-def vocabulary_size(model):
+def _vocabulary_size(model):
     """Return the rows of the model's first embedding table; 100 without one."""
     return next((layer.input_dim for layer in _flat_layers(model) if hasattr(layer, "input_dim")), 100)
 
 
-def context_length(model):
+def _context_length(model):
     """Return the positions of the last positional embedding; None without one."""
     tables = [layer for layer in _flat_layers(model) if hasattr(layer, "positional_embedding")]
     lengths = [layer.length for layer in tables if hasattr(layer, "length")]
@@ -226,8 +224,7 @@ def _real_inputs(model, preprocess, layout):
     for tensor in model.inputs:
         name, shape = input_name(model, tensor), tensor.shape[1:]
         if len(shape) == 3 and shape[-1] == 3:
-            images = photographs(_open_shape(shape), preprocess)
-            feed[name] = None if images is None else to_layout(images, layout)
+            feed[name] = _photographs(_open_shape(shape)[:2], preprocess, layout)
             kinds.append("photographs")
         elif len(shape) == 1 and keras.backend.is_int_dtype(tensor.dtype):
             feed[name] = sentences(model, shape[0])
@@ -236,23 +233,29 @@ def _real_inputs(model, preprocess, layout):
     return {" and ".join(kinds): feed} if whole else {}
 
 
-def photographs(shape, preprocess):
-    """Return three of scikit-learn's photographs, normalised or uint8; None if scikit-learn is not installed."""
+def _photographs(size, preprocess, layout):
+    """Return three of scikit-learn's photographs as the file takes them; None if scikit-learn is not installed."""
     with contextlib.suppress(ImportError):
         from sklearn.datasets import load_sample_images
 
         temple, flower = load_sample_images().images
-        mean, std = ((0.0,) * 3, (1 / 255,) * 3) if preprocess else (IMAGENET_MEAN, IMAGENET_STD)
-        transform = PreprocessSpec(image_size=tuple(shape[:2]), mean=mean, std=std).eval_transform()
-        images = np.stack([transform(image) for image in (temple, flower, flower[:, ::-1].copy())])
-        return np.rint(images).astype(np.uint8) if preprocess else images
+        spec = PreprocessSpec(image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return prepare_images((temple, flower, flower[:, ::-1].copy()), spec, bool(preprocess), layout)
     return None
+
+
+def prepare_images(images, spec, as_pixels, layout):
+    """Return images as a file takes them: normalised float32, or uint8 pixels if the file has the preprocessing."""
+    if as_pixels:
+        raw = dataclasses.replace(spec, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+        return _to_layout(np.rint(batch(images, raw)).astype(np.uint8), layout)
+    return _to_layout(batch(images, spec), layout)
 
 
 def sentences(model, length):
     """Return three captions as CLIP's token ids (3, L); None if the model has another vocabulary."""
     from clip import Text, tokenize
 
-    if vocabulary_size(model) != Text.vocabulary_size:
+    if _vocabulary_size(model) != Text.vocabulary_size:
         return None
-    return tokenize(list(SENTENCES), context_length=length or context_length(model) or OPEN_LENGTH, truncate=True)
+    return tokenize(list(SENTENCES), context_length=length or _context_length(model) or _OPEN_LENGTH, truncate=True)

@@ -15,17 +15,16 @@ import numpy as np
 
 from clip import Tokenizer, as_tokenize, tokenize
 from zoo.data import Batches, Dataset
+from zoo.data.batches import default_threads
 from zoo.data.preprocess import PreprocessSpec
 from zoo.inference.forward import Forward, compile_forward
 from zoo.models import load_pair
 from zoo.utils.arrays import pad_rows, unit_rows
-from zoo.utils.env import available_cores
 from zoo.utils.progress import show_progress
 
-LENGTHS = (8, 16, 32, 77)  # tokens; a text is cut to the first that holds it
+_LENGTHS = (8, 16, 32, 77)  # tokens; a text is cut to the first that holds it
 TEXT_BATCH_SIZE = 256
-MAX_THREADS = 8
-MIN_GAIN = 1.05  # in images/s, for `fastest_batch` to double the batch
+_MIN_GAIN = 1.05  # in images/s, for `fastest_batch` to double the batch
 LONG_ENOUGH = 0.5  # seconds of a batch
 
 
@@ -154,7 +153,7 @@ class Encoder:
 
     def lengths(self, full: int) -> list[int]:
         """Return the lengths that rows of `full` tokens may be cut to, ascending."""
-        return [*(length for length in LENGTHS if self.shortens and length < full), full]
+        return [*(length for length in _LENGTHS if self.shortens and length < full), full]
 
     def _run(self, function: Forward, batch: np.ndarray, max_rows: int) -> np.ndarray:
         """Return float32 (B, D); where shapes are fixed, of the batch padded to a power of two."""
@@ -217,7 +216,7 @@ def fastest_batch(encoder: Encoder, largest: int = 64) -> int:
     best, rate, size, seconds = 1, 0.0, 1, 0.0
     while size <= min(largest, 4 * best) and seconds < LONG_ENOUGH:
         seconds = _seconds(encoder, np.repeat(image[None], size, axis=0))
-        if size / seconds >= MIN_GAIN * rate:
+        if size / seconds >= _MIN_GAIN * rate:
             best, rate = size, size / seconds
         size *= 2
     return best
@@ -240,8 +239,7 @@ def prepare_batches(
 
     An exception of `prepare` is raised here.
     """
-    threads = threads or min(MAX_THREADS, available_cores())
-    with ThreadPoolExecutor(threads, thread_name_prefix="zoo-encode") as pool:
+    with ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="zoo-encode") as pool:
         ahead: list[list] = []
         for first in range(0, len(images), batch_size):
             ahead.append([pool.submit(prepare, image) for image in images[first : first + batch_size]])

@@ -5,9 +5,11 @@ TensorFlow, a copy of the inputs into a data set. Both read the model's weights 
 that is trained further.
 """
 
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -70,6 +72,22 @@ def compile_forward(model, batch_size: int | None = None) -> Forward:
 
     compiler = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}.get(keras.backend.backend(), _others)
     return compiler(model, batch_size)
+
+
+def onnx_forward(model, precision: str, providers: list[str] | str | None = None) -> Forward:
+    """Return a Keras model as a function that runs in ONNX Runtime, exported through a temporary file.
+
+    Args:
+        model: `keras.Model` with one input and one output, as `export_onnx` takes it.
+        precision, providers: as in `export_onnx` and `OnnxModel`.
+    """
+    from zoo.export import OnnxModel, export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, path, precision=precision, verify=False)
+        loaded = OnnxModel(path, providers=providers, seconds=None)
+    return lambda rows: loaded.predict(rows, batch_size=len(rows))
 
 
 def jit_forward(model) -> Callable:

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +13,14 @@ from PIL import Image
 
 from clip import check_classes
 from zoo.data.preprocess import PreprocessSpec, decode_image, open_image, preprocess
+from zoo.data.records import refuse_url
 from zoo.embeddings import Index, TextCache, combine, parse_query
 from zoo.embeddings.where import Where
 from zoo.inference.classifier import Classifier, create_classifier
-from zoo.inference.encoder import (
-    Encoder,
-    fastest_batch,
-    keras_encoder,
-    prepare_batches,
-    show_progress,
-)
-from zoo.inference.forward import compile_forward
+from zoo.inference.encoder import Encoder, fastest_batch, keras_encoder, prepare_batches
+from zoo.inference.forward import Forward, compile_forward, onnx_forward
 from zoo.models import load_pair
+from zoo.utils.progress import show_progress
 from zoo.weights.describe import describe
 
 RUNTIMES = ("keras", "onnx", "tensorrt")
@@ -34,9 +29,9 @@ PRECISIONS = {
     "onnx": ("float32", "float16", "int8"),
     "tensorrt": ("float32", "float16"),
 }
-MAX_CLASSIFIERS = 16  # kept
-BYTES = bytes | bytearray | memoryview
-MAX_CHANNELS = 4
+_MAX_CLASSIFIERS = 16  # kept
+_BYTES = bytes | bytearray | memoryview
+_MAX_CHANNELS = 4
 
 
 class ClipPipeline:
@@ -173,7 +168,7 @@ class ClipPipeline:
         names, templates = check_classes(labels, templates)
         key = (tuple(names.items()) if isinstance(names, dict) else names, templates, activation)
         if key not in self._classifiers:
-            if len(self._classifiers) >= MAX_CLASSIFIERS:
+            if len(self._classifiers) >= _MAX_CLASSIFIERS:
                 self._classifiers.pop(next(iter(self._classifiers)))
             self._classifiers[key] = create_classifier(self, names, templates, activation=activation)
         return self._classifiers[key]
@@ -234,13 +229,12 @@ def _open_any(image) -> Image.Image | np.ndarray:
     """Return the image of a path, PIL image, array, bytes or binary file, for `preprocess`."""
     if isinstance(image, Image.Image | np.ndarray):
         return image
-    if isinstance(image, BYTES):
+    if isinstance(image, _BYTES):
         return decode_image(io.BytesIO(image), "the image")
     if hasattr(image, "read"):
         return decode_image(image, getattr(image, "name", "the image"))
     if isinstance(image, str | os.PathLike):
-        if "://" in str(image):
-            raise ValueError(f"{str(image)!r} is a URL; only files are read")
+        refuse_url(str(image))
         return open_image(Path(image))
     raise TypeError(f"image is {type(image).__name__}; allowed are a path, PIL image, uint8 array, bytes, binary file")
 
@@ -257,7 +251,7 @@ def weights_digest(model) -> str:
     return total.hexdigest()
 
 
-BRANCHES = ("conv_kxk", "conv_scale", "large_conv", "small_conv")
+_BRANCHES = ("conv_kxk", "conv_scale", "large_conv", "small_conv")
 
 
 def _path_in_digest(model, variable) -> str:
@@ -265,7 +259,7 @@ def _path_in_digest(model, variable) -> str:
 
     Earlier versions had no such names in paths, and the digests in caches and indices that they wrote have to stay.
     """
-    added = (model.image_encoder.name, model.text_encoder.name, *BRANCHES)
+    added = (model.image_encoder.name, model.text_encoder.name, *_BRANCHES)
     return "/".join(part for part in variable.path.split("/") if part not in added)
 
 
@@ -295,46 +289,30 @@ def _encoder(
 ) -> tuple[Encoder, str]:
     """Return a pair's encoder, and a digest of everything its embeddings depend on."""
     model, spec, tokenizer, _ = load_pair(model_or_name, preprocess=spec)
+    own = _in_precision(model, precision) if runtime == "keras" else model
+    encoder = keras_encoder(own, spec, tokenizer=tokenizer, batch_size=batch_size)
     if runtime != "keras":
-        providers = "tensorrt" if runtime == "tensorrt" else None
-        encoder = _onnx_encoder(model, spec, tokenizer, batch_size, precision, providers)
-    else:
-        encoder = _keras_encoder(_in_precision(model, precision), spec, tokenizer, batch_size, fold)
+        encoder = replace(encoder, **_onnx_towers(model, runtime, precision), fixed=False)
+    elif fold:
+        from zoo.models import fold as fold_weights
+
+        towers = fold_weights(own)
+        images, texts = compile_forward(towers.image_encoder), compile_forward(towers.text_encoder)
+        encoder = replace(encoder, images=images, texts=texts)
     name = getattr(encoder.tokenizer, "__qualname__", repr(encoder.tokenizer))
     facts = f"{weights_digest(model)}|{name}|{spec}|{runtime}|{precision}"
     return encoder, hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _keras_encoder(model, spec, tokenizer, batch_size: int, fold: bool) -> Encoder:
-    encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
-    if not fold:
-        return encoder
-    from zoo.models import fold as fold_weights
-
-    folded = fold_weights(model)
-    return replace(encoder, images=compile_forward(folded.image_encoder), texts=compile_forward(folded.text_encoder))
-
-
-def _onnx_encoder(model, spec, tokenizer, batch_size: int, precision: str, providers: str | None) -> Encoder:
-    """Return an encoder whose towers run in ONNX Runtime, exported to temporary files."""
-    from zoo.export import OnnxModel, export_onnx
+def _onnx_towers(model, runtime: str, precision: str) -> dict[str, Forward]:
+    """Return {"images", "texts"}: the towers in ONNX Runtime."""
     from zoo.export.runtime import check_installed, choose_providers
 
     check_installed("onnx", "onnxruntime")
+    providers = "tensorrt" if runtime == "tensorrt" else None
     choose_providers(providers)  # fails before the export does
-    encoder = keras_encoder(model, spec, tokenizer=tokenizer, batch_size=batch_size)
-    with tempfile.TemporaryDirectory() as folder:
-        towers = {}
-        for part in ("image", "text"):
-            path = Path(folder) / f"{part}.onnx"
-            export_onnx(model, path, part=part, precision=precision, verify=False)
-            towers[part] = OnnxModel(path, providers=providers, seconds=None)
-    return replace(
-        encoder,
-        images=lambda batch: towers["image"].predict(batch, batch_size=len(batch)),
-        texts=lambda tokens: towers["text"].predict(tokens, batch_size=len(tokens)),
-        fixed=False,
-    )
+    towers = {"images": model.image_encoder, "texts": model.text_encoder}
+    return {name: onnx_forward(tower, precision, providers) for name, tower in towers.items()}
 
 
 def _open_cache(cache) -> TextCache | None:
@@ -344,7 +322,7 @@ def _open_cache(cache) -> TextCache | None:
 
 
 def _as_list(images) -> list:
-    one = isinstance(images, BYTES | str | os.PathLike | Image.Image) or hasattr(images, "read")
+    one = isinstance(images, _BYTES | str | os.PathLike | Image.Image) or hasattr(images, "read")
     if isinstance(images, np.ndarray):  # (H, W) or (H, W, C), not (N, H, W)
-        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] <= MAX_CHANNELS)
+        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] <= _MAX_CHANNELS)
     return [images] if one else list(images)

@@ -8,7 +8,7 @@ a traced graph with `torch.compile`.
 import functools
 from collections.abc import Callable
 
-MAX_PACKED_ROWS = 128  # with more rows, reading the weights is a small part, and a second copy does not pay
+_MAX_PACKED_ROWS = 128  # with more rows, reading the weights is a small part, and a second copy does not pay
 
 
 class PackedWeight:
@@ -62,7 +62,7 @@ def _extract_weights(graph) -> list:
     for node in [node for node in graph.graph.nodes if node.target is product]:
         rows, kernel = node.args[:2]
         is_weight = kernel.target is transpose and kernel.args[0].op == "get_attr"
-        if is_weight and rows.meta["val"].shape[0] <= MAX_PACKED_ROWS:
+        if is_weight and rows.meta["val"].shape[0] <= _MAX_PACKED_ROWS:
             weights.append(getattr(graph, kernel.args[0].target))
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(f"packed_{len(weights)}")
@@ -72,24 +72,18 @@ def _extract_weights(graph) -> list:
     return weights
 
 
-def compile_torch(function: Callable, x) -> Callable:
-    """Return a torch function without gradients, compiled as one graph for inputs of x's shape.
+def graph_of(function: Callable, x):
+    """Return the graph of a torch function without gradients, traced for inputs of x's shape.
 
     `torch.compile` alone breaks a Keras model into pieces with Python between them, and leaves most of them
-    uncompiled. Here it compiles the list of torch operators of one traced call.
+    uncompiled. `compile_graph` compiles the list of torch operators of one traced call.
 
     Args:
         function: function of tensors in a structure like x's.
-        x: an example input, on which the compiled function is run once.
 
     Raises:
-        Exception: any exception of tracing or of the compiler.
+        Exception: any exception of tracing.
     """
-    return compile_graph(graph_of(function, x), x)
-
-
-def graph_of(function: Callable, x):
-    """Return the traced graph of a torch function for inputs of x's shape."""
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 

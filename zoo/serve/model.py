@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from zoo.embeddings.expression import combine, parse_query
 from zoo.embeddings.text_cache import make_key
 from zoo.inference.classifier import Classifier
 from zoo.inference.encoder import Encoder, fastest_batch
-from zoo.inference.forward import CALLS_MANY_ROWS, CALLS_ONE_ROW, Forward, compile_forward
+from zoo.inference.forward import CALLS_MANY_ROWS, CALLS_ONE_ROW, Forward, compile_forward, onnx_forward
 from zoo.inference.pipeline import ClipPipeline
 from zoo.models import load
 from zoo.serve.batching import Batcher, Full, Kind
@@ -71,22 +69,12 @@ def open_model(
     if spec is None:
         raise ValueError(f"The preprocessing of {name_or_path!r} is unknown, so images cannot be prepared for it.")
     if runtime == "onnx":
-        forward = _onnx_forward(loaded.model, precision)
+        forward = onnx_forward(loaded.model, precision)
     elif precision == "float32":
         forward = compile_forward(loaded.model)
     else:
         raise ValueError(f"precision={precision!r}; a classifier with runtime='keras' is served in float32")
     return ClassifierModel(forward, spec, loaded.info.name, batch_size)
-
-
-def _onnx_forward(model: Any, precision: str) -> Forward:
-    from zoo.export import OnnxModel, export_onnx
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(model, path, precision=precision, verify=False)
-        loaded = OnnxModel(path, seconds=None)
-    return lambda batch: loaded.predict(batch, batch_size=len(batch))
 
 
 class ServedModel:

@@ -1,6 +1,6 @@
 """Throughput of the batches in images/s, compared with a plain PIL loop over the same files.
 
-    python -m zoo.data.throughput [--folder IMAGES] [--count 256] [--image-size 224] [--threads N]
+    python tests/bench_data.py [--folder IMAGES] [--count 256] [--image-size 224] [--threads N]
 
 Without a folder, the images are copies of scikit-learn's two sample photographs (640 x 427).
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from zoo.bench.uses import write_photographs
 from zoo.data.augment import CLASSIFICATION, CONTRASTIVE
 from zoo.data.batches import Batches, default_threads
 from zoo.data.folders import read_folder
@@ -68,20 +69,9 @@ def _rate(batches: Iterable[dict], seconds: float) -> float:
     return images / passed
 
 
-def write_photographs(folder: Path, count: int) -> None:
-    """Write JPEG files of scikit-learn's two photographs."""
-    from sklearn.datasets import load_sample_images
-
-    photographs = load_sample_images().images
-    for i in range(count):
-        path = folder / str(i % 2) / f"{i:05d}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(photographs[i % 2]).save(path, quality=90)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Print one JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m zoo.data.throughput", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python tests/bench_data.py", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", help="images to read (default: scikit-learn's photographs)")
     parser.add_argument("--count", type=int, default=256, help="photographs to write (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=224, help="image side in pixels (default %(default)s)")
@@ -91,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = chosen.folder or scratch
         if not chosen.folder:
-            write_photographs(Path(scratch), chosen.count)
+            write_photographs(chosen.count, scratch)
         rates = measure(folder, image_size=chosen.image_size, threads=chosen.threads, seconds=chosen.seconds)
     print(json.dumps({name: round(rate, 1) for name, rate in rates.items()}, indent=1))
 
