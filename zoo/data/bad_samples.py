@@ -9,7 +9,7 @@ from zoo.utils.files import LineFile, check_written, read_file
 from zoo.utils.strict_json import parse_json
 from zoo.utils.text import quoted, shown
 
-MAX_NAMED = 3  # in the message
+_MAX_NAMED = 3  # in the message
 
 
 class TooManyBadSamples(ValueError):
@@ -75,7 +75,7 @@ class BadSamples:
     def _complaint(self) -> str:
         first = [
             f"{quoted(self._names[i], 200)}: {shown(reason, 300)}"
-            for i, reason in list(self._reasons.items())[:MAX_NAMED]
+            for i, reason in list(self._reasons.items())[:_MAX_NAMED]
         ]
         count, total = len(self._reasons), len(self._names)
         where = "" if self.path is None else f" All are in {shown(self.path)}."

@@ -23,9 +23,9 @@ from zoo.data.preprocess import MAX_PIXELS, PreprocessSpec, preprocess
 from zoo.data.records import BadSample, Dataset, Record, digest, open_record
 from zoo.utils.env import available_cores
 
-ORDER, AUGMENT, CAPTION, MIX = range(4)  # purposes of random streams
+_ORDER, _AUGMENT, _CAPTION, _MIX = range(4)  # purposes of random streams
 CHUNK = 8  # samples per task of a thread
-MAX_THREADS = 8
+_MAX_THREADS = 8
 
 Sample = dict[str, np.ndarray]
 Row = tuple[int, Sample]  # a record's number and what it becomes
@@ -184,10 +184,10 @@ class Batches:
             if self.augment is None:
                 row = {"images": preprocess(image, self.spec)}
             else:
-                row = {"images": self.augment(image, _stream(self.seed, AUGMENT, epoch, index), self.spec)}
+                row = {"images": self.augment(image, _stream(self.seed, _AUGMENT, epoch, index), self.spec)}
             if self.tokenize is not None:
                 own = record.caption or ""
-                text = own if self.caption is None else self.caption(record, _stream(self.seed, CAPTION, epoch, index))
+                text = own if self.caption is None else self.caption(record, _stream(self.seed, _CAPTION, epoch, index))
                 row["tokens"] = np.asarray(self.tokenize([text]), np.int32)[0]
         except (ValueError, OSError) as error:
             raise BadSample(str(error)) from error
@@ -286,12 +286,12 @@ class Batches:
             batch["tokens"] = np.stack([sample["tokens"] for sample in samples])
         if self.dataset.labels is not None:
             batch["label"] = np.array([sample["label"] for sample in samples], np.int32)
-        return batch if self.mix is None else self.mix(batch, _stream(self.seed, MIX, epoch, step))
+        return batch if self.mix is None else self.mix(batch, _stream(self.seed, _MIX, epoch, step))
 
 
 def _draw_order(count: int, seed: int, shuffle: bool, epoch: int) -> np.ndarray:
     """Return the records in the order of an epoch, int64 (N,)."""
-    return _stream(seed, ORDER, epoch).permutation(count) if shuffle else np.arange(count)
+    return _stream(seed, _ORDER, epoch).permutation(count) if shuffle else np.arange(count)
 
 
 def _stream(seed: int, purpose: int, *place: int) -> np.random.Generator:
@@ -305,4 +305,4 @@ def _name(function: Any) -> str:
 
 def default_threads() -> int:
     """Return the number of threads that read and prepare images."""
-    return min(MAX_THREADS, available_cores())
+    return min(_MAX_THREADS, available_cores())

@@ -175,12 +175,19 @@ def _others(model, _) -> Forward:
 
 
 def _compiled_at_first_call(forward: Callable) -> Callable:
-    made = None
+    """Return a torch function that is compiled when it is first called, if that is possible."""
+    made: Callable | None = None
 
     def run(x):
         nonlocal made
         if made is None:
-            made = _compiled_if_possible(forward, x)
+            made = forward
+            try:
+                made = graph_of(forward, x)
+                made = compile_graph(made, x)
+            except Exception as error:  # of the compiler, or of tracing a custom layer
+                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                warnings.warn(f"torch.compile failed, so the model runs uncompiled. {reason}", stacklevel=5)
         return made(x)
 
     return run
@@ -196,16 +203,6 @@ def _without_gradients(run: Callable) -> Forward:
             return run(ops.convert_to_tensor(x)).cpu().numpy()
 
     return call
-
-
-def _compiled_if_possible(function: Callable, x) -> Callable:
-    try:
-        function = graph_of(function, x)
-        return compile_graph(function, x)
-    except Exception as error:  # of the compiler, or of tracing a custom layer
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        warnings.warn(f"torch.compile failed, so the model runs uncompiled. {reason}", stacklevel=6)
-        return function
 
 
 def by_shape(function: Callable, specialise: Callable, *, max_rows: int = 1) -> Callable:
