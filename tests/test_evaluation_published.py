@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from published_files import idx, python2_batch, rows_of, write_archive, write_cifar10, write_cifar100, write_mnist
 
-from zoo.data.benchmarks import read_cifar, read_mnist
+from zoo.data.benchmarks import read_benchmark
 from zoo.data.datasets import load_labelled
 
 
@@ -39,14 +39,14 @@ def test_cifar_as_python_2_wrote_it(layout, labelled, tmp_path):
         "inner folder": tmp_path,
         "file": inner / "test_batch",
     }[layout]
-    same(read_cifar(path, "cifar10"), labelled)
+    same(read_benchmark("cifar10", path), labelled)
 
 
 def test_the_published_archives(labelled, tmp_path):
-    same(read_cifar(write_cifar10(tmp_path, *labelled), "cifar10"), labelled)
-    same(read_cifar(tmp_path / "cifar-10-python.tar.gz", "cifar10", "train"), labelled)
+    same(read_benchmark("cifar10", write_cifar10(tmp_path, *labelled)), labelled)
+    same(read_benchmark("cifar10", tmp_path / "cifar-10-python.tar.gz", "train"), labelled)
     for split in ("test", "train"):
-        same(read_cifar(write_cifar100(tmp_path, *labelled), "cifar100", split), labelled)
+        same(read_benchmark("cifar100", write_cifar100(tmp_path, *labelled), split), labelled)
     data = load_labelled("cifar100", tmp_path / "cifar-100-python.tar.gz")
     assert (len(data.records), len(data.class_names), data.class_names[9], len(data.templates)) == (
         6,
@@ -60,12 +60,12 @@ def test_the_published_archives(labelled, tmp_path):
 def test_cifar_as_python_3_writes_it(protocol, labelled, tmp_path):
     batch = {"data": rows_of(labelled[0]), "fine_labels": labelled[1].tolist(), "coarse_labels": [0] * 6}
     (tmp_path / "test").write_bytes(pickle.dumps(batch, protocol))
-    same(read_cifar(tmp_path, "cifar100"), labelled)
+    same(read_benchmark("cifar100", tmp_path), labelled)
 
 
 def test_the_training_split_is_five_batches_in_order(labelled, tmp_path):
     parts = {f"x/data_batch_{i}": python2_batch(rows_of(labelled[0][[i]]), [i]) for i in range(1, 6)}
-    images, labels = read_cifar(write_archive(tmp_path / "c.tar.gz", parts), "cifar10", "train")
+    images, labels = read_benchmark("cifar10", write_archive(tmp_path / "c.tar.gz", parts), "train")
     np.testing.assert_array_equal(images, labelled[0][1:])
     assert labels.tolist() == [1, 2, 3, 4, 5]
 
@@ -99,7 +99,7 @@ def test_what_is_no_batch_is_refused_and_nothing_runs(content, message, tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_cifar(tmp_path, "cifar10")
+        read_benchmark("cifar10", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["test_batch"]
 
 
@@ -111,13 +111,13 @@ def test_archives_without_the_batch_are_refused(name, content, message, tmp_path
     path = tmp_path / name
     write_archive(path, {"other": b"x"}) if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        read_cifar(path, "cifar10")
+        read_benchmark("cifar10", path)
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
 def test_mnist(end, rng, tmp_path):
     images, labels = rng.integers(0, 256, (5, 28, 28), np.uint8), np.array([7, 2, 1, 0, 4], np.uint8)
-    same(read_mnist(write_mnist(tmp_path, images, labels, end)), (images, labels))
+    same(read_benchmark("mnist", write_mnist(tmp_path, images, labels, end)), (images, labels))
     data = load_labelled("mnist", tmp_path)
     assert (len(data.records), data.class_names[7], data.templates) == (5, "7", ('a photo of the number: "{}".',))
     np.testing.assert_array_equal(data.records.record(0).image, images[0])
@@ -161,8 +161,8 @@ def test_no_damaged_byte_of_a_packed_file_lets_another_error_through(rng, tmp_pa
     write_mnist(tmp_path, rng.integers(0, 256, (3, 4, 4), np.uint8), labels)
     packed = write_archive(tmp_path / "c.tar.gz", {"test_batch": python2_batch(ONE, [1])})
     for path, read in (
-        (tmp_path / "t10k-images-idx3-ubyte.gz", lambda: read_mnist(tmp_path)),
-        (packed, lambda: read_cifar(packed, "cifar10")),
+        (tmp_path / "t10k-images-idx3-ubyte.gz", lambda: read_benchmark("mnist", tmp_path)),
+        (packed, lambda: read_benchmark("cifar10", packed)),
     ):
         whole, refused = path.read_bytes(), 0
         for place in range(len(whole)):
@@ -189,11 +189,11 @@ def test_damaged_idx_files_are_refused(images, message, tmp_path):
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(images)
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(1, np.uint8)))
     with pytest.raises(ValueError, match=message):
-        read_mnist(tmp_path)
+        read_benchmark("mnist", tmp_path)
 
 
 def test_npz(labelled, tmp_path):
     np.savez(tmp_path / "c.npz", x_test=labelled[0], y_test=labelled[1][:, None])
-    same(read_cifar(tmp_path / "c.npz", "cifar10"), labelled)
+    same(read_benchmark("cifar10", tmp_path / "c.npz"), labelled)
     with pytest.raises(ValueError, match="no x_train and y_train"):
-        read_cifar(tmp_path / "c.npz", "cifar10", "train")
+        read_benchmark("cifar10", tmp_path / "c.npz", "train")

@@ -28,7 +28,7 @@ import pytest
 import convnext
 from zoo import cli
 from zoo.data import read_shards
-from zoo.data.benchmarks import read_cifar, read_mnist
+from zoo.data.benchmarks import read_benchmark
 from zoo.data.preprocess import PreprocessSpec
 from zoo.embeddings import Index, TextCache
 from zoo.export.runtime import OnnxModel
@@ -490,19 +490,19 @@ def test_a_cifar_archive_with_an_endless_name_is_refused(tmp_path):
         for _ in range(1 << 7):
             file.write(bytes(1 << 20))
     with refused(tmp_path, "damaged archive"):
-        read_cifar(tmp_path / "c.tar.gz", "cifar10")
+        read_benchmark("cifar10", tmp_path / "c.tar.gz")
 
 
 def test_a_cifar_batch_that_would_fill_memory_is_refused(tmp_path):
     (tmp_path / "test_batch").write_bytes(b"\x80\x02N" + b"r" + struct.pack("<I", 1 << 30) + b".")
     with refused(tmp_path, "not a CIFAR batch"):
-        read_cifar(tmp_path / "test_batch", "cifar10")
+        read_benchmark("cifar10", tmp_path / "test_batch")
 
 
 def test_labels_of_mnist_beyond_32_bits_are_refused(tmp_path):
     np.savez(tmp_path / "m.npz", x_test=np.zeros((1, 28, 28), np.uint8), y_test=np.array([2**40]))
     with refused(tmp_path, "labels .* are not integers"):
-        read_mnist(tmp_path / "m.npz")
+        read_benchmark("mnist", tmp_path / "m.npz")
 
 
 # Preprocessing.

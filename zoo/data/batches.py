@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class _Job:
     futures: list[Future]
 
 
+@dataclass(repr=False, eq=False)
 class Batches:
     """Batches of a data set for every epoch: `batch(epoch, step)`, or `batches[i]` counted through all epochs.
 
@@ -74,38 +75,35 @@ class Batches:
         TooManyBadSamples: by `batch`.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        spec: PreprocessSpec,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = True,
-        augment: Callable[[Image.Image, np.random.Generator, PreprocessSpec], np.ndarray] | None = None,
-        mix: Mix | None = None,
-        tokenize: Callable[[list[str]], np.ndarray] | None = None,
-        caption: Callable[[Record, np.random.Generator], str] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = True,
-        replace_bad: bool = True,
-        bad_samples: str | Path | None = None,
-        max_bad_fraction: float = 0.01,
-        threads: int | None = None,
-        prefetch: int = 2,
-        max_pixels: int = MAX_PIXELS,
-    ):
-        self.dataset, self.spec, self.batch_size, self.seed, self.shuffle = dataset, spec, batch_size, seed, shuffle
-        self.augment, self.mix, self.tokenize, self.caption = augment, mix, tokenize, caption
-        self.rank, self.world_size, self.drop_last, self.replace_bad = rank, world_size, drop_last, replace_bad
-        self.threads, self.prefetch, self.max_pixels = threads or default_threads(), prefetch, max_pixels
+    dataset: Dataset
+    spec: PreprocessSpec
+    _: KW_ONLY
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    augment: Callable[[Image.Image, np.random.Generator, PreprocessSpec], np.ndarray] | None = None
+    mix: Mix | None = None
+    tokenize: Callable[[list[str]], np.ndarray] | None = None
+    caption: Callable[[Record, np.random.Generator], str] | None = None
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = True
+    replace_bad: bool = True
+    bad_samples: str | Path | None = None
+    max_bad_fraction: float = 0.01
+    threads: int | None = None
+    prefetch: int = 2
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        self.threads = self.threads or default_threads()
         self._check()
-        self.bad = BadSamples(dataset.names, bad_samples, max_bad_fraction)
+        self.bad = BadSamples(self.dataset.names, self.bad_samples, self.max_bad_fraction)
         self._seen_bad: set[int] = set()
         self._lock = threading.Lock()
         self._jobs: dict[tuple[int, int], _Job] = {}
-        self._order = functools.lru_cache(maxsize=2)(functools.partial(_draw_order, len(dataset), seed, shuffle))
+        order = functools.partial(_draw_order, len(self.dataset), self.seed, self.shuffle)
+        self._order = functools.lru_cache(maxsize=2)(order)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="zoo-data")
         self._end = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
 

@@ -69,15 +69,26 @@ def read_benchmark(name: str, path: str | Path | None = None, split: str = "test
     """Return the images of a benchmark, uint8 (N, H, W) or (N, H, W, 3), and its labels, int32 (N,).
 
     Args:
-        name: a key of ORIGINS.
-        path: the original files; see `read_cifar` and `read_mnist`. Unless given, Keras' cache, downloaded if needed.
+        name: a key of ORIGINS; "cifar100" gives the fine labels.
+        path: the original files, or a folder with them; unless given, Keras' cache, downloaded if needed. Of CIFAR the
+            published `.tar.gz`, the folder in it, or one batch file. Of MNIST and Fashion-MNIST a folder with
+            t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (train-… for the training images), each plain or `.gz`,
+            or one of these files. Of each an `.npz` with x_test and y_test.
         split: "test" or "train".
 
     Raises:
         ValueError: no such files, damaged files, or a failed download.
     """
-    path = path or _cached(name)
-    return read_cifar(path, name, split) if name.startswith("cifar") else read_mnist(path, split, name)
+    path = _original(path or _cached(name), name)
+    if path.suffix == ".npz":
+        return _from_npz(path, split)
+    if name in _CIFAR_LABELS:
+        images, labels = zip(*(_read_batch(path, file, name) for file in _CIFAR_FILES[name, split]), strict=True)
+        return np.concatenate(images), np.concatenate(labels)
+    folder = path.parent if path.is_file() else path
+    files = (f"{_IDX_PREFIXES[split]}-{what}-ubyte" for what in ("images-idx3", "labels-idx1"))
+    pixels, classes = (_read_idx(_idx_file(folder, file)) for file in files)
+    return _checked(pixels, classes, folder)
 
 
 def _cached(name: str) -> Path:
@@ -115,26 +126,6 @@ def _original(path: str | Path, name: str) -> Path:
     return (path.is_dir() and find_files(path, name)) or path
 
 
-def read_cifar(path: str | Path, name: str, split: str = "test") -> Arrays:
-    """Return the images of a split, uint8 (N, 32, 32, 3), and the labels, int32 (N,).
-
-    Args:
-        path: the published `.tar.gz`, the folder in it, a folder with either, one batch file, or an `.npz` with x_test
-            and y_test.
-        name: "cifar10", or "cifar100" for the fine labels.
-        split: "test" or "train".
-
-    Raises:
-        ValueError: the file is missing, or not a CIFAR batch.
-    """
-    path = _original(path, name)
-    if path.suffix == ".npz":
-        return _from_npz(path, split)
-    parts = [_read_batch(path, file, name) for file in _CIFAR_FILES[name, split]]
-    images, labels = zip(*parts, strict=True)
-    return np.concatenate(images), np.concatenate(labels)
-
-
 def _read_batch(path: Path, file: str, name: str) -> Arrays:
     batch = _unpickle(_member(path, file), path)
     data, key = batch.get(b"data"), _CIFAR_LABELS[name]
@@ -142,27 +133,6 @@ def _read_batch(path: Path, file: str, name: str) -> Arrays:
         raise ValueError(f"{path} is not a {name} batch: data (N, 3072) and {key.decode()} are needed")
     images = data.reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(0, 2, 3, 1)
     return _checked(np.ascontiguousarray(images), batch[key], path)
-
-
-def read_mnist(path: str | Path, split: str = "test", name: str = "mnist") -> Arrays:
-    """Return the images of a split of MNIST or Fashion-MNIST, uint8 (N, 28, 28), and the labels, int32 (N,).
-
-    Args:
-        path: a folder with t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (train-… for the training images), each
-            plain or `.gz`; one of these files; an `.npz` with x_test and y_test; or a folder with either.
-        name: "mnist" or "fashion_mnist".
-        split: "test" or "train".
-
-    Raises:
-        ValueError: missing files, or files whose size does not match their header.
-    """
-    path = _original(path, name)
-    if path.suffix == ".npz":
-        return _from_npz(path, split)
-    path = path.parent if path.is_file() else path
-    names = (f"{_IDX_PREFIXES[split]}-{what}-ubyte" for what in ("images-idx3", "labels-idx1"))
-    images, labels = (_read_idx(_idx_file(path, name)) for name in names)
-    return _checked(images, labels, path)
 
 
 def _checked(images: np.ndarray, labels, path: Path) -> Arrays:

@@ -67,7 +67,7 @@ def load_labelled(
     Args:
         name: "digits" (the 360 held-out images of scikit-learn's digits), "cifar10", "cifar100", "mnist",
             "fashion_mnist", "folder:DIR" (one folder per class) or "shards:GLOB" (tar shards with .cls).
-        data: the original files; see `read_cifar` and `read_mnist`. Default: Keras' cache, downloaded if needed.
+        data: the original files; see `read_benchmark`. Default: Keras' cache, downloaded if needed.
         class_names: a sequence, or {name: its complete prompts}, which excludes templates; or a file with one name per
             line, or with either in JSON. Default: the data set's. For a folder: its class folders in the order of the
             labels, or other names for all of them in sorted order.

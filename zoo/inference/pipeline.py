@@ -292,27 +292,28 @@ def _encoder(
     own = _in_precision(model, precision) if runtime == "keras" else model
     encoder = keras_encoder(own, spec, tokenizer=tokenizer, batch_size=batch_size)
     if runtime != "keras":
-        encoder = replace(encoder, **_onnx_towers(model, runtime, precision), fixed=False)
+        images, texts = _onnx_towers(model, runtime, precision)
+        encoder = replace(encoder, images=images, texts=texts, fixed=False)
     elif fold:
         from zoo.models import fold as fold_weights
 
-        towers = fold_weights(own)
-        images, texts = compile_forward(towers.image_encoder), compile_forward(towers.text_encoder)
+        folded = fold_weights(own)
+        images, texts = compile_forward(folded.image_encoder), compile_forward(folded.text_encoder)
         encoder = replace(encoder, images=images, texts=texts)
     name = getattr(encoder.tokenizer, "__qualname__", repr(encoder.tokenizer))
     facts = f"{weights_digest(model)}|{name}|{spec}|{runtime}|{precision}"
     return encoder, hashlib.sha256(facts.encode()).hexdigest()
 
 
-def _onnx_towers(model, runtime: str, precision: str) -> dict[str, Forward]:
-    """Return {"images", "texts"}: the towers in ONNX Runtime."""
+def _onnx_towers(model, runtime: str, precision: str) -> tuple[Forward, Forward]:
+    """Return the image tower and the text tower, run by ONNX Runtime."""
     from zoo.export.runtime import check_installed, choose_providers
 
     check_installed("onnx", "onnxruntime")
     providers = "tensorrt" if runtime == "tensorrt" else None
     choose_providers(providers)  # fails before the export does
-    towers = {"images": model.image_encoder, "texts": model.text_encoder}
-    return {name: onnx_forward(tower, precision, providers) for name, tower in towers.items()}
+    images, texts = (onnx_forward(tower, precision, providers) for tower in (model.image_encoder, model.text_encoder))
+    return images, texts
 
 
 def _open_cache(cache) -> TextCache | None:
