@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from zoo.data.plugins import open_with_plugin
+from zoo.utils.files import open_file
 from zoo.utils.text import quoted, shown
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -158,10 +159,7 @@ def open_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     Raises:
         ValueError: another format, more than `max_pixels`, or a file that is cut off or damaged.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():  # a pipe or device may never end
-        raise ValueError(f"{shown(path)} is not a regular file")
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return decode_image(file, path, max_pixels=max_pixels)
 
 

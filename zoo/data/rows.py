@@ -10,6 +10,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from zoo.utils.files import open_file
 
 _MAX_LINES = 1000  # of one row
 _MAX_FIELD = 1 << 30  # characters; the line is in memory anyway
@@ -22,13 +25,13 @@ _BYTE_ORDER_MARKS = (  # UTF-32 first, because its little-endian mark begins wit
 _field_limit = threading.Lock()  # csv has one limit for the whole process
 
 
-def find_encoding(path: str | os.PathLike) -> str:
+def find_encoding(path: str | Path) -> str:
     """Return "utf-8-sig", or the encoding that a byte order mark names.
 
     Raises:
-        ValueError: zero bytes in the header without such a mark, as in UTF-16.
+        ValueError: not a regular file, or zero bytes in the header without such a mark, as in UTF-16.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         head = file.readline(1024)
     for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):

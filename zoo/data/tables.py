@@ -195,7 +195,6 @@ def read_csv(
         ValueError: a missing column, no rows, or not a regular file. A quote that nothing closes causes a warning.
     """
     path = Path(path)
-    check_regular(path, os.stat(path))
     encoding = find_encoding(path)
     unknown_bytes = "surrogateescape" if encoding == "utf-8-sig" else "strict"
     try:
@@ -214,7 +213,6 @@ def read_csv(
 
 def csv_columns(path: str | Path) -> list[str]:
     """Return the names in the header of a CSV or TSV file, whose separator is the one that gives most of them."""
-    check_regular(path, os.stat(path))
     with open(path, encoding=find_encoding(path), errors="replace", newline="") as file:
         header = file.readline()
     return max(([cell.strip() for cell in _cells(header, mark, path)] for mark in _SEPARATORS), key=len)

@@ -192,7 +192,9 @@ def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         try:
-            with _exportable_operations():
+            with contextlib.ExitStack() as patched:
+                for operator in _exportable_operations():
+                    patched.enter_context(mock.patch.object(*operator))
                 model.export(file, format="onnx", verbose=False, opset_version=opset)
         except Exception as error:  # the backends' exporters raise different classes
             raise ValueError(f"Keras' exporter failed on {model.name!r}: {_reason_of(error)}") from error
@@ -201,11 +203,12 @@ def export_via_keras(model, path, *, opset, tolerance=TOLERANCES[FLOAT32]):
     return place(model, lambda target: target.write(data), path, {"progress": True}, started, **facts)
 
 
-@contextlib.contextmanager
 def _exportable_operations():
-    """Let a backend compute by operators that Keras' exporter can write: on torch it refuses Keras' own
-    LayerNormalization, whose sizes Keras reads from the traced tensor, and `take_along_axis`; on TensorFlow the exact
-    GELU, which is by erfc."""
+    """Return (module, name, replacement) of a backend's operators that Keras' exporter cannot write.
+
+    On torch these are Keras' own LayerNormalization, whose sizes Keras reads from the traced tensor, and
+    `take_along_axis`; on TensorFlow the exact GELU, which is by erfc.
+    """
     backend = keras.backend.backend()
     if backend == "torch":
         import torch
@@ -219,12 +222,8 @@ def _exportable_operations():
             sizes = [(indices if axis == dim % x.ndim else x).shape[axis] for axis in range(x.ndim)]
             return torch.gather(x, dim, indices.expand(sizes))
 
-        with (
-            mock.patch.object(torch.nn.functional, "layer_norm", with_constants),
-            mock.patch.object(torch, "take_along_dim", by_gather),
-        ):
-            yield
-    elif backend == "tensorflow":
+        return [(torch.nn.functional, "layer_norm", with_constants), (torch, "take_along_dim", by_gather)]
+    if backend == "tensorflow":
         import tensorflow as tf
 
         gelu = tf.nn.gelu
@@ -234,10 +233,8 @@ def _exportable_operations():
                 return gelu(features, approximate, name)
             return 0.5 * features * (1.0 + tf.math.erf(features * tf.cast(0.5**0.5, features.dtype)))
 
-        with mock.patch.object(tf.nn, "gelu", by_erf):
-            yield
-    else:
-        yield
+        return [(tf.nn, "gelu", by_erf)]
+    return []
 
 
 def _reason_of(error):
