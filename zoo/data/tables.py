@@ -60,9 +60,10 @@ class _Table:
         """
         if isinstance(image, dict):
             image = image.get("bytes") or image.get("path")
-        given = caption if isinstance(caption, list) else [_as_text(caption)]
-        captions: list[str | None] = [text for text in given if isinstance(text, str) and text.strip()]
-        captions, label = captions or [None], _as_text(label)
+        captions: list[str | None] = [_as_text(caption)]
+        if isinstance(caption, list):
+            captions = [text for text in caption if isinstance(text, str) and text.strip()] or [None]
+        label = _as_text(label)
         image_key, caption_key, label_key = self.keys
         for key, value in ((image_key, image), *((caption_key, text) for text in captions), (label_key, label)):
             longest = _MAX_PATH if key == image_key else MAX_TEXT_BYTES
