@@ -292,7 +292,7 @@ def test_parquet_gives_the_same_records(tmp_path, holds):
 def test_parquet_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ImportError, match="pip install pyarrow"):
+    with pytest.raises(ImportError, match=r"needs pyarrow\. Install with: pip install 'convnext-clip-zoo\[parquet\]'"):
         read_parquet(tmp_path / "t.parquet")
 
 

@@ -114,7 +114,7 @@ def test_missing_libraries_are_reported_before_any_work(library, tmp_path, monke
     path = tmp_path / "model.onnx"
     path.write_bytes(b"")
     monkeypatch.setitem(sys.modules, library, None)
-    missing = rf"need {library}: pip install 'convnext-clip-zoo\[onnx\]'"
+    missing = rf"ONNX needs {library}. Install with: pip install 'convnext-clip-zoo\[onnx\]'"
     with pytest.raises(ImportError, match=missing):
         zoo.export_onnx(None, path)
     with pytest.raises(ImportError, match=missing):

@@ -17,6 +17,7 @@ from zoo.data.folders import IMAGE_EXTENSIONS, image_dataset
 from zoo.data.records import BadSample, Dataset, Record
 from zoo.data.shards import expand_braces
 from zoo.data.sources import open_dataset
+from zoo.utils.env import require_packages
 from zoo.utils.files import MAX_FILE_BYTES
 
 _MAX_STAGED_BYTES = 64 << 30  # of one table or shard, which is copied to a temporary file while it is read
@@ -29,10 +30,9 @@ def is_remote(source: str | Path) -> bool:
 
 def _connect(url: str) -> tuple[Any, str]:
     """Return (fsspec file system, path in it)."""
-    try:
-        import fsspec
-    except ImportError:
-        raise ImportError(f"{url!r} needs fsspec. Install with: pip install 'convnext-clip-zoo[scale]'") from None
+    require_packages(repr(url), ("fsspec",), extras="scale")
+    import fsspec
+
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:  # a package that is not installed names itself

@@ -16,6 +16,7 @@ from clip import Field
 from zoo.data.folders import MAX_TEXT_BYTES
 from zoo.data.records import BadSample, Dataset, Record, digest, inside
 from zoo.data.rows import RowReader, find_encoding
+from zoo.utils.env import require_packages
 from zoo.utils.files import check_regular, open_file, read_file
 from zoo.utils.strict_json import OBJECT, is_utf8, list_of, parse_json, read_json
 from zoo.utils.text import quoted, shown
@@ -322,10 +323,9 @@ def read_parquet(
 
 
 def _open_parquet(path: Path):
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise ImportError("Reading parquet needs pyarrow. Install with: pip install pyarrow") from None
+    require_packages("Reading parquet", ("pyarrow",), extras="parquet")
+    import pyarrow.parquet as parquet
+
     check_regular(path, os.stat(path))
     return parquet.ParquetFile(path)
 

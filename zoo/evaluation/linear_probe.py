@@ -18,6 +18,7 @@ from zoo.evaluation.metrics import confusion, mean_per_class_recall, wilson_inte
 from zoo.evaluation.results import embed_readable, format_left_out, write_result
 from zoo.inference.encoder import Encoder
 from zoo.inference.stored import open_encoder
+from zoo.utils.env import require_packages
 from zoo.utils.report import percent, plot_confusion
 
 _STRENGTHS = tuple(float(c) for c in np.logspace(-2, 4, 7))  # scikit-learn's C, the inverse of the penalty
@@ -117,10 +118,9 @@ def _choose_strength(features: np.ndarray, labels: np.ndarray, seed: int = 0) ->
 
 def fit(features: np.ndarray, labels: np.ndarray, strength: float):
     """Return scikit-learn's logistic regression, fitted to features float32 (N, D) and labels int (N,)."""
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise ImportError("A linear probe needs scikit-learn: pip install 'convnext-clip-zoo[report]'") from None
+    require_packages("A linear probe", ("sklearn",), extras="report")
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS).fit(features, labels)
 
 

@@ -16,8 +16,8 @@ from zoo.data.preprocess import PreprocessSpec
 from zoo.export import verify as verification
 from zoo.export.emit import emit, to_proto
 from zoo.export.graph import FLOAT32
-from zoo.export.runtime import check_installed
 from zoo.export.verify import TOLERANCES, Check
+from zoo.utils.env import require_packages
 from zoo.utils.files import atomic_write, sha256
 
 EXTERNAL_LIMIT = 1_900_000_000  # bytes; more weights do not fit into one protobuf message (2 GB)
@@ -137,7 +137,7 @@ def export_onnx(
 
 def check_request(path, precision=FLOAT32, tolerance=None, verify=True):
     """Check, before any work, that a file can be written and verified; return the tolerance."""
-    check_installed("onnx", *(["onnxruntime"] if verify else []))
+    require_packages("ONNX", ("onnx", "onnxruntime") if verify else ("onnx",), extras="onnx")
     if path.is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder; the path of a file is needed.")
     if not path.parent.is_dir():

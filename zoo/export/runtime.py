@@ -1,6 +1,5 @@
 """Inference with ONNX Runtime."""
 
-import importlib.util
 import os
 import threading
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.utils.env import available_cores
+from zoo.utils.env import available_cores, require_packages
 from zoo.utils.files import check_regular
 from zoo.utils.text import quoted, shown
 
@@ -130,16 +129,9 @@ class OnnxModel:
         return np.ascontiguousarray(array.astype(dtype))
 
 
-def check_installed(*libraries):
-    """Raise ImportError if a library is missing; the message says what to install."""
-    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install 'convnext-clip-zoo[onnx]'")
-
-
 def start_session(model, *, threads=None, providers=None):
     """Return an `onnxruntime.InferenceSession` of a path or of bytes."""
-    check_installed("onnxruntime")
+    require_packages("ONNX", ("onnxruntime",), extras="onnx")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -20,6 +20,7 @@ from zoo.inference.classifier import Classifier, create_classifier
 from zoo.inference.encoder import Encoder, fastest_batch, keras_encoder, prepare_batches
 from zoo.inference.forward import Forward, compile_forward, onnx_forward
 from zoo.models import load_pair
+from zoo.utils.env import require_packages
 from zoo.utils.progress import show_progress
 from zoo.weights.describe import describe
 
@@ -307,9 +308,9 @@ def _encoder(
 
 def _onnx_towers(model, runtime: str, precision: str) -> tuple[Forward, Forward]:
     """Return the image tower and the text tower, run by ONNX Runtime."""
-    from zoo.export.runtime import check_installed, choose_providers
+    from zoo.export.runtime import choose_providers
 
-    check_installed("onnx", "onnxruntime")
+    require_packages("ONNX", ("onnx", "onnxruntime"), extras="onnx")
     providers = "tensorrt" if runtime == "tensorrt" else None
     choose_providers(providers)  # fails before the export does
     images, texts = (onnx_forward(tower, precision, providers) for tower in (model.image_encoder, model.text_encoder))
