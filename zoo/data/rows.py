@@ -72,7 +72,7 @@ class RowReader:
 
     def _rows(self) -> Iterator[tuple[int, list[str] | str]]:
         number = 1  # the header's
-        while (line := self._next_line()) is not None:
+        while (line := self._ahead.popleft() if self._ahead else next(self._lines, None)) is not None:
             number += 1
             if not line.strip("\r\n"):
                 continue
@@ -95,9 +95,6 @@ class RowReader:
             self.unclosed.append(number)
             fields = self._split(line)
             yield number, fields if len(fields) == self._columns else "a quote opens a field and nothing closes it"
-
-    def _next_line(self) -> str | None:
-        return self._ahead.popleft() if self._ahead else next(self._lines, None)
 
     def _parse(self, line: str) -> tuple[list[str], bool]:
         """Return (fields, whether a quote is open at the end)."""

@@ -223,7 +223,9 @@ def csv_columns(path: str | Path) -> list[str]:
 def _read_lines(file, path: Path, keys: Keys, separator, metadata: bool) -> tuple[_Table, list[int]]:
     """Return the rows of an open table, and the lines with a quote that nothing closes."""
     header_line = file.readline()
-    separator = separator or _detect_separator(header_line, keys, path)
+    if separator is None:  # the one with which the header has most of the keys; the first one on a tie
+        found = {mark: {cell.strip() for cell in _cells(header_line, mark, path)} for mark in _SEPARATORS}
+        separator = max(_SEPARATORS, key=lambda mark: len(found[mark] & set(keys)))
     cells = _cells(header_line, separator, path)
     header = [cell.strip() for cell in cells]
     columns = [None if key is None else _column(key, header, path) for key in keys]
@@ -264,11 +266,6 @@ def _cells(header: str, separator: str, path: str | Path) -> list[str]:
         return next(csv.reader([header], delimiter=separator), [])
     except csv.Error as error:  # which is no ValueError
         raise ValueError(f"{path} does not begin with the names of columns: {error}") from None
-
-
-def _detect_separator(header: str, keys: Keys, path: Path) -> str:
-    """Return the separator with which the header has most of the keys; the first one on a tie."""
-    return max(_SEPARATORS, key=lambda mark: len(set(keys) & {cell.strip() for cell in _cells(header, mark, path)}))
 
 
 def _column(key: str, header: list[str], path) -> int:

@@ -250,18 +250,14 @@ def reduce(graph, kind, x, axes, keepdims=1):
 
 @_register("Activation", "ReLU", "Softmax")
 def activation(graph, layer, x):
-    if isinstance(layer, keras.layers.ReLU):
-        return activate(graph, x, _plain_relu(layer))
     if isinstance(layer, keras.layers.Softmax):
         return softmax(graph, x)
-    return activate(graph, x, layer.activation)
-
-
-def _plain_relu(layer):
+    if not isinstance(layer, keras.layers.ReLU):
+        return activate(graph, x, layer.activation)
     if layer.max_value is not None or layer.negative_slope or layer.threshold:
         options = "max_value, negative_slope or threshold"
         raise ValueError(f"Layer {layer.name!r} is a ReLU with {options}, which has no ONNX rule.")
-    return keras.activations.relu
+    return activate(graph, x, keras.activations.relu)
 
 
 def activate(graph, x, function):

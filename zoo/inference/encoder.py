@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -171,12 +171,16 @@ def keras_encoder(
     """Return the `Encoder` of a `clip.CLIP` on the current backend. It follows the model's weights."""
     import keras
 
+    layer = model.logit_scale
+    bias = getattr(layer, "logit_bias", None)
     return Encoder(
         compile_forward(model.image_encoder),
         compile_forward(model.text_encoder),
         spec,
         int(model.image_encoder.output_shape[-1]),
-        **_scale_and_bias(model),
+        scale=float(np.exp(keras.ops.convert_to_numpy(layer.logit_scale))),
+        bias=0.0 if bias is None else float(keras.ops.convert_to_numpy(bias)),
+        activation="softmax" if bias is None else "sigmoid",
         shortens=is_causal(model),
         fixed=keras.backend.backend() == "jax",
         batch_size=batch_size,
@@ -189,19 +193,6 @@ def load_encoder(model_or_name, *, preprocess: PreprocessSpec | None = None, bat
     """Return the `Encoder` of what `zoo.models.load_pair` takes, and raise what it raises."""
     pair = load_pair(model_or_name, preprocess=preprocess)
     return keras_encoder(pair.model, pair.preprocess, tokenizer=pair.tokenizer, batch_size=batch_size)
-
-
-def _scale_and_bias(model) -> dict[str, Any]:
-    """Return {"scale": exp(logit_scale), "bias", "activation"} of a `clip.CLIP`."""
-    import keras
-
-    layer = model.logit_scale
-    bias = getattr(layer, "logit_bias", None)
-    return {
-        "scale": float(np.exp(keras.ops.convert_to_numpy(layer.logit_scale))),
-        "bias": 0.0 if bias is None else float(keras.ops.convert_to_numpy(bias)),
-        "activation": "softmax" if bias is None else "sigmoid",
-    }
 
 
 def is_causal(model) -> bool:

@@ -1,7 +1,7 @@
 """`StoredEncoder`: a pair whose image embeddings were made before, by `zoo embed`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -75,5 +75,4 @@ def open_encoder(
             raise ValueError(f"{folder} was embedded by another model than {pipeline.encoder.name!r}")
         for part in stored.parts:
             vector_of |= zip(part.digests, part.vectors, strict=True)
-    known = {entry.name: getattr(pipeline.encoder, entry.name) for entry in fields(Encoder)}
-    return StoredEncoder(**known, vector_of=vector_of)
+    return StoredEncoder(**vars(pipeline.encoder), vector_of=vector_of)
