@@ -223,7 +223,7 @@ def csv_columns(path: str | Path) -> list[str]:
 def _read_lines(file, path: Path, keys: Keys, separator, metadata: bool) -> tuple[_Table, list[int]]:
     """Return the rows of an open table, and the lines with a quote that nothing closes."""
     header_line = file.readline()
-    if separator is None:  # the one with which the header has most of the keys; the first one on a tie
+    if not separator:  # the one with which the header has most of the keys; the first one on a tie
         found = {mark: {cell.strip() for cell in _cells(header_line, mark, path)} for mark in _SEPARATORS}
         separator = max(_SEPARATORS, key=lambda mark: len(found[mark] & set(keys)))
     cells = _cells(header_line, separator, path)

@@ -189,9 +189,9 @@ def keras_encoder(
     )
 
 
-def load_encoder(model_or_name, *, preprocess: PreprocessSpec | None = None, batch_size: int = 64) -> Encoder:
+def load_encoder(model_or_name, *, batch_size: int = 64) -> Encoder:
     """Return the `Encoder` of what `zoo.models.load_pair` takes, and raise what it raises."""
-    pair = load_pair(model_or_name, preprocess=preprocess)
+    pair = load_pair(model_or_name)
     return keras_encoder(pair.model, pair.preprocess, tokenizer=pair.tokenizer, batch_size=batch_size)
 
 
