@@ -148,6 +148,8 @@ HOSTILE = {
     "empty": (lambda folder, _: bytes_file(folder, b""), NOT_WEIGHTS),
     "a web page": (lambda folder, _: bytes_file(folder, b"<html>404</html>"), NOT_WEIGHTS),
     "a Git LFS pointer": (lambda folder, _: bytes_file(folder, b"version https://git-lfs"), NOT_WEIGHTS),
+    "the beginning of a zip file": (lambda folder, _: bytes_file(folder, b"PK"), "damaged zip"),
+    "a zip file in name": (lambda folder, _: bytes_file(folder, b"PK\x03\x04 no zip"), "damaged zip"),
     "a bare pickle": (lambda folder, _: bytes_file(folder, pickle.dumps(Bomb(folder / "ran"))), NOT_WEIGHTS),
     "torch, a pickle that opens a file": (
         lambda folder, _: torch_file(folder, {"model": Bomb(folder / "ran")}),
@@ -205,6 +207,11 @@ HOSTILE = {
         lambda folder, t: sharded(folder, t, dict.fromkeys([*t, "more"], "one.safetensors")),
         "disagree about 1 keys, e.g. 'more'",
     ),
+    "shards, a list for a name": (
+        lambda folder, t: sharded(folder, t, {"x": ["one.safetensors"]}),
+        "no usable 'weight_map'",
+    ),
+    "shards, a list for a map": (lambda folder, t: sharded(folder, t, []), "no usable 'weight_map'"),
     "shards, an index without end": (lambda folder, t: sharded(folder, t, "[" * 100_000), "no usable 'weight_map'"),
     "another architecture": (
         lambda folder, _: safetensors(folder, {"conv1.weight": np.zeros((4, 3, 7, 7), np.float32)}),

@@ -2,11 +2,8 @@
 
 import argparse
 import fractions
-import io
 import json
-import pickle
 import struct
-import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -73,32 +70,12 @@ def test_damage_in_one_member_of_an_npz_is_reported_when_it_is_read(tmp_path):
         tensors["bad"]
 
 
-def write_shards(folder, weight_map):
-    save_file({"a.weight": TENSORS["a.weight"]}, folder / "one.safetensors")
-    save_file({"b": TENSORS["b"]}, folder / "two.safetensors")
-    path = folder / "m.safetensors.index.json"
-    path.write_text(json.dumps({"weight_map": weight_map}))
-    return path
-
-
 def test_shards(tmp_path):
-    path = write_shards(tmp_path, {"a.weight": "one.safetensors", "b": "two.safetensors"})
+    save_file({"a.weight": TENSORS["a.weight"]}, tmp_path / "one.safetensors")
+    save_file({"b": TENSORS["b"]}, tmp_path / "two.safetensors")
+    path = tmp_path / "m.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"a.weight": "one.safetensors", "b": "two.safetensors"}}))
     assert_same(read_checkpoint(path).tensors)
-
-
-@pytest.mark.parametrize(
-    ("weight_map", "message"),
-    [
-        ({"a.weight": "../one.safetensors"}, "'../one.safetensors'"),
-        ({"a.weight": "three.safetensors"}, "'three.safetensors'"),
-        ({"a.weight": "one.safetensors", "c": "one.safetensors"}, "'c'"),
-        ({"a.weight": ["one.safetensors"]}, "weight_map"),
-        ([], "weight_map"),
-    ],
-)
-def test_shards_that_do_not_fit_their_index(tmp_path, weight_map, message):
-    with pytest.raises(ValueError, match=message):
-        read_checkpoint(write_shards(tmp_path, weight_map))
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "module"])
@@ -172,57 +149,6 @@ def test_the_options_of_a_training_script_are_the_only_objects(tmp_path):
         ValueError, match=r"fraction.pth .* it holds objects of fractions\.Fraction, which are not read"
     ):
         read_checkpoint(tmp_path / "fraction.pth")
-
-
-class Bomb:
-    """Unpickling it would write a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-def test_a_pickle_inside_a_torch_file_runs_nothing(tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({"state_dict": Bomb(tmp_path / "ran")}, tmp_path / "m.pth")
-    with pytest.raises(ValueError, match=r"m\.pth is not a plain torch checkpoint"):
-        read_checkpoint(tmp_path / "m.pth")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_bare_pickle_is_refused_unread(tmp_path):
-    (tmp_path / "m.pth").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-    with pytest.raises(ValueError, match="not a supported weight file"):
-        read_checkpoint(tmp_path / "m.pth")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_objects_in_an_npz_run_nothing(tmp_path):
-    objects = np.array([Bomb(tmp_path / "ran")], dtype=object)
-    np.savez(tmp_path / "m.npz", x=objects, allow_pickle=True)
-    with pytest.raises(ValueError, match="declares"):
-        read_checkpoint(tmp_path / "m.npz")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_an_npz_that_declares_more_than_it_has_is_refused_before_it_is_allocated(tmp_path):
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
-    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
-        archive.writestr("x.npy", buffer.getvalue())
-    with pytest.raises(ValueError, match="does not fit"):
-        read_checkpoint(tmp_path / "m.npz")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"PK", b"PK\x03\x04 no zip", b"<html>not found</html>", b"version https://git-lfs"]
-)
-def test_what_is_no_weight_file(tmp_path, content):
-    (tmp_path / "m.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"m\.safetensors"):
-        read_checkpoint(tmp_path / "m.safetensors")
 
 
 def test_a_missing_file_says_where(tmp_path):

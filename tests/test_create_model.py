@@ -7,7 +7,7 @@ from test_save_load import MODELS, fill, values
 import convnext
 import zoo
 from zoo.weights import export_tensors, write_safetensors
-from zoo.weights.engine import match_slots
+from zoo.weights.engine import fitting_format
 from zoo.weights.sources import timm
 
 pytestmark = pytest.mark.backend
@@ -124,7 +124,7 @@ def test_a_file_of_ours_brings_its_image_size(tmp_path):
 def test_a_file_without_a_classifier_makes_a_model_without_one(tmp_path, name, pooling):
     """timm's files of num_classes=0 and, without the last norm, of features_only."""
     source = fill(zoo.create_model(name, include_top=False, pooling=pooling, input_shape=(32, 32, 3)))
-    library = next(known for known in timm.FORMATS if not match_slots(source, known)[1])
+    library = fitting_format(source, timm.FORMATS)
     path = tmp_path / "headless.safetensors"
     write_safetensors(path, export_tensors(source, library), {})
     with pytest.warns(UserWarning, match="no classifier, so the model has none"):

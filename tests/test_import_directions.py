@@ -50,9 +50,8 @@ ORDER = {
         *("data.tar", "data.records", "data.rows", "data.folders", "data.tables", "data.shards"),
         *("data.rand_augment", "data.augment", "data.mix", "data.bad_samples", "data.batches"),
         *("data.digits", "data.benchmarks", "data.sources", "data.datasets", "data"),
-        *("weights.published", "weights.download", "weights.layouts", "weights.read", "weights.write"),
+        *("weights.published", "weights.download", "weights.layouts", "weights.write", "weights.read"),
         *(
-            "weights.positions",
             "weights.fitting",
             "weights.engine",
             "weights.schema",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import declare_torchvision_operators
 
-from zoo.weights.positions import cubic_weights, grid_sides, resize_grid
+from zoo.weights.fitting import cubic_weights, grid_sides, resize_grid
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import importlib  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import clip  # noqa: E402
+import convnext  # noqa: E402 (registers the classes of saved models with Keras)
 
 clip.register_opener("zoo.models.openai:load")
 
@@ -48,20 +49,13 @@ __all__ = [
 ]  # noqa: F822
 
 
-def _called_here(name):
-    import convnext
-
-    return "" if name.startswith("_") else convnext.called_here(name)
-
-
 def __getattr__(name):
     if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{_called_here(name)}".removesuffix("."))
+        hint = "" if name.startswith("_") else convnext.called_here(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{hint}".removesuffix("."))
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__():
     return sorted({*globals(), *__all__})
 
-
-importlib.import_module("convnext")  # registers the classes of saved models with Keras

@@ -23,6 +23,7 @@ from zoo.weights import (
 )
 from zoo.weights.config import ModelConfig, check_activation, name_of, named_preprocess
 from zoo.weights.describe import describe
+from zoo.weights.engine import fitting_format
 from zoo.weights.locate import has_config, locate
 from zoo.weights.sources import target_of
 
@@ -178,8 +179,9 @@ def export_weights(
     config = describe(model)
     preprocess = preprocess or known.preprocess or named_preprocess(config.family, config.arguments)
     config = dataclasses.replace(config, preprocess=preprocess, licence=known.licence)
-    target = target_of(model, config, format)
-    tensors = _with_counters(export_tensors(model, target.format))
+    target = target_of(config, format)
+    library = fitting_format(model, target.formats)
+    tensors = _with_counters(export_tensors(model, library))
     if path.suffix == "":
         path.mkdir(parents=True, exist_ok=True)
         path /= target.weights
@@ -188,7 +190,7 @@ def export_weights(
     for file in configs:
         with atomic_write(file, "w") as stream:
             json.dump(target.configs[file.name], stream, indent=2)
-    return WeightExport(target.format.name, len(tensors), tuple(str(file) for file in (path, *configs)))
+    return WeightExport(library.name, len(tensors), tuple(str(file) for file in (path, *configs)))
 
 
 def _with_counters(tensors):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from clip import CLIP
 from convnext.keras_internals import graph_of, is_functional
 
 # Class of a layer → prefix of the kernel and bias of the product at its end (OUT) or its beginning (IN).
@@ -69,8 +70,6 @@ def check_functional(model):
 
 def _fold_pair(model, affine):
     """A CLIP of folded towers with the same logit scale."""
-    from clip import CLIP
-
     image_tower, absorbed = fold_with_affine(model.image_encoder, affine)
     text_tower, _ = fold_with_affine(model.text_encoder, None)
     options = {"init_logit_scale": model.init_logit_scale, "init_logit_bias": model.init_logit_bias}
@@ -206,10 +205,7 @@ class Net:
         """The layer whose product is read, unchanged, by this layer alone; None if there is none."""
         (source,) = self.sources[layer]
         fits = type(source).__name__ in LINEAR_OUT and self.is_called_once(source) and self.users[source] == [layer]
-        return source if fits and self._is_linear(source) else None
-
-    def _is_linear(self, layer):
-        return self.draft(layer).config.get("activation") in (None, "linear")
+        return source if fits and self.draft(source).config.get("activation") in (None, "linear") else None
 
     def products_after(self, layer):
         """The users of this layer if each begins with a product without padding; else ()."""
@@ -233,7 +229,9 @@ class Net:
     def build(self):
         """Build the folded model."""
         made, old = {}, {}
-        inputs = keras.tree.map_structure(_same_input, self.model.input)
+        inputs = keras.tree.map_structure(
+            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), self.model.input
+        )
 
         def clone(layer):
             if layer not in made:
@@ -262,10 +260,6 @@ class Net:
             self.absorbed.append(absorbed)
             return new
         return self.draft(layer).make() if isinstance(layer, keras.Layer) else layer
-
-
-def _same_input(tensor):
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
 
 
 @dataclass
@@ -395,16 +389,9 @@ def _place_of_input(graph, layer):
     return next((i for i, tensor in enumerate(graph.inputs) if graph.source(tensor) is layer), None)
 
 
-def drop(net, layer):
-    """Layers without effect in inference are removed."""
-    net.skip(layer)
-
-
 # Class of a layer → rule. A rule gets the net and a layer that is called once.
 FOLDS: dict[str, Callable] = {
-    "Dropout": drop,
-    "SpatialDropout2D": drop,
-    "GaussianNoise": drop,
+    **dict.fromkeys(("Dropout", "SpatialDropout2D", "GaussianNoise"), Net.skip),  # without effect in inference
     "LayerScale": _fold_scale,
     "BatchNormalization": _fold_batch_norm,
     "LayerNormalization": _fold_norm,

@@ -3,10 +3,12 @@
 import dataclasses
 from dataclasses import dataclass
 
+import clip
+import convnext
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from zoo.models.names import config_of, find
 from zoo.weights.config import ModelConfig
-from zoo.weights.published import Weights, restriction, tags
+from zoo.weights.published import Weights, restriction
 from zoo.weights.schema import CLIP, RESNET
 
 PAPERS = {
@@ -67,11 +69,9 @@ def model_info(name: str) -> ModelInfo:
         return info_of(config)
     height, width, _ = config.input_shape
     assert height is not None and height == width
-    spec = PreprocessSpec(height)
+    spec = config.preprocess or PreprocessSpec(height)
     if entry.family != CLIP:
         spec = dataclasses.replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=CROP_PCT, rgb_first=True)
-    elif tags(entry.name):
-        spec = next(iter(tags(entry.name).values())).preprocess
     licence = f"code Apache-2.0; published weights {PUBLISHED_LICENCES[entry.family]}"
     return info_of(dataclasses.replace(config, preprocess=spec, licence=licence))
 
@@ -106,9 +106,6 @@ def _paper(config):
 
 
 def _flops(config):
-    import clip
-    import convnext
-
     height, width, channels = config.input_shape
     if height is None or height != width:
         return None

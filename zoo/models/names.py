@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 from typing import NamedTuple
 
+import clip
 from convnext import called_here
 from zoo.utils.text import quoted
 from zoo.weights.config import ModelConfig, catalogue
@@ -133,15 +134,11 @@ def config_of(entry: Entry) -> ModelConfig:
 
 def spelled_activation(entry: Entry) -> str | None:
     """Activation that the spelling of a pair's name requires ("ViT-B-32-quickgelu"), or None."""
-    import clip
-
     return clip.canonical_name(entry.builder_name)[1] if entry.family == CLIP else None
 
 
 def _pair_label(name):
     """The table's spelling of a pair's name, which may be OpenAI's ("ViT-B/32"), or None."""
-    import clip
-
     try:
         return clip.canonical_name(name)[0]
     except ValueError:

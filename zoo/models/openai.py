@@ -2,18 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import clip
 from zoo.models.registry import load_pair
-
-if TYPE_CHECKING:
-    import clip
 
 
 def load(name: str) -> tuple["clip.CLIP", Callable]:
     """Return (model, preprocess); see `clip.load`."""
-    import clip
-
     if name in clip.available_models():
         name = f"{name}.openai"
     elif "." not in name and not Path(name).exists():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import clip
 from convnext import called_here
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models.info import ModelInfo, info_of, model_info
@@ -17,15 +18,13 @@ from zoo.utils.text import quoted, shown
 from zoo.weights import create_with_weights, export_tensors, native, read_weights, write_safetensors
 from zoo.weights.config import ModelConfig, builder_of, check_activation, named_preprocess
 from zoo.weights.describe import describe, trainable_weights
-from zoo.weights.load import announce_random, load_own
+from zoo.weights.load import announce_random
 from zoo.weights.locate import SUFFIXES, config_beside, fetch_published, has_config, is_path, locate
 from zoo.weights.published import find_weights, tags
 from zoo.weights.schema import CLIP
 
 if TYPE_CHECKING:
     import keras
-
-    import clip
 
 __all__ = [
     "Loaded",
@@ -196,10 +195,9 @@ def save(
         )
     config = describe(model)
     known = native.recall(model)
-    preprocess = preprocess or known.preprocess
+    preprocess = preprocess or known.preprocess or named_preprocess(config.family, config.arguments)
     if preprocess is None and config.family == CLIP:
-        preprocess = named_preprocess(config.family, config.arguments)
-        preprocess = preprocess or PreprocessSpec(image_size=config.arguments["image_size"])
+        preprocess = PreprocessSpec(image_size=config.arguments["image_size"])
     config = dataclasses.replace(
         config, preprocess=preprocess, licence=licence or known.licence, source=source or known.source
     )
@@ -230,7 +228,8 @@ def load(name_or_path: str | Path, *, ema: bool = True) -> Loaded:
     if os.path.exists(path) and not path.is_dir():
         return _load_file(path, ema)
     if has_config(name_or_path):
-        return _load_configured(*locate(name_or_path), ema)
+        config, path = locate(name_or_path)
+        return _load_configured(config, read_weights(path, ema=ema))
     try:
         entry = find(str(name_or_path))  # OpenAI's names have a "/": "ViT-B/32.openai"
     except ValueError:
@@ -239,7 +238,8 @@ def load(name_or_path: str | Path, *, ema: bool = True) -> Loaded:
         raise
     if entry.tag is None:
         raise ValueError(_without_weights(entry))
-    return _load_configured(*_published(entry), ema)
+    config, path = _published(entry)
+    return _load_configured(config, read_weights(path, ema=ema))
 
 
 def _without_weights(entry):
@@ -250,31 +250,24 @@ def _without_weights(entry):
 
 def _load_file(path, ema):
     checkpoint = read_weights(path, ema=ema)
-    if native.is_own(checkpoint):
-        model, config = load_own(checkpoint)
-        return _loaded(model, config, model.name)
-    if described := config_beside(path):
-        return _load_configured(described, path, ema)
-    raise ValueError(
-        f"{shown(path.name)} was not written by zoo.save, so it does not describe its model. "
-        f"Name the model: create_model(name, weights={quoted(str(path))})."
-    )
+    config = native.parse(checkpoint) if native.is_own(checkpoint) else config_beside(path)
+    if config is None:
+        raise ValueError(
+            f"{shown(path.name)} was not written by zoo.save, so it does not describe its model. "
+            f"Name the model: create_model(name, weights={quoted(str(path))})."
+        )
+    return _load_configured(config, checkpoint)
 
 
-def _load_configured(config, path, ema):
-    model, config = create_with_weights(config, read_weights(path, ema=ema))
-    return _loaded(model, config, config.origin if config.published else model.name)
-
-
-def _loaded(model, config, name):
+def _load_configured(config, checkpoint):
+    model, config = create_with_weights(config, checkpoint)
+    name = config.origin if config.published else model.name
     spec, info = config.preprocess, info_of(config, name, trainable_weights(model))
     return Loaded(model, spec and spec.eval_transform(), _tokenizer(model), info)
 
 
 def _load_keras(path):
     import keras
-
-    import clip
 
     check_keras(path)
     try:
@@ -291,8 +284,6 @@ def _load_keras(path):
 
 
 def _tokenizer(model):
-    import clip
-
     return clip.tokenize if isinstance(model, clip.CLIP) else None
 
 

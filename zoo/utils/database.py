@@ -23,12 +23,6 @@ MOST_OBJECTS = 64  # tables and indices that are looked at
 SIDECARS = ("", "-wal", "-shm", "-journal")
 
 
-def _check_files(path: str | Path) -> None:
-    """Raise ValueError if a SQLite file, or a file that SQLite keeps beside it, is a link or no regular file."""
-    for sidecar in SIDECARS:
-        check_written(f"{os.fspath(path)}{sidecar}")
-
-
 def open_database(
     path: str | Path,
     statements: Collection[str],
@@ -54,10 +48,11 @@ def open_database(
         ValueError: a link, no regular file, or a schema other than ours.
         sqlite3.Error: of SQLite: no such file, damage, a lock held too long.
     """
-    _check_files(path)
+    for sidecar in SIDECARS:
+        check_written(f"{os.fspath(path)}{sidecar}")
     connection = _connect(Path(path), "rwc" if create else "rw" if write else "ro", timeout)
     try:
-        connection.text_factory = _to_text  # a damaged text is not UTF-8
+        connection.text_factory = lambda text: text.decode(errors="replace")  # a damaged text is not UTF-8
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
@@ -90,10 +85,6 @@ def _connect(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
     if mode == "ro" and not any(os.path.lexists(f"{os.fspath(path)}{end}") for end in SIDECARS[1:]):
         uri += "&immutable=1"  # no process is writing: SQLite then needs no file beside it
     return sqlite3.connect(uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True)
-
-
-def _to_text(text: bytes) -> str:
-    return text.decode(errors="replace")
 
 
 class _Steps:

@@ -115,13 +115,12 @@ def read_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES, follow: bool
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[Any]:
     """Open a file whose content replaces `path` when the block ends without an error, see `atomic_path`.
 
     Args:
         path: its folder must exist.
-        mode: "wb", or "w" for text.
-        options: options of `open`; text is UTF-8 with "\\n" line ends by default.
+        mode: "wb", or "w" for text, UTF-8 with "\\n" line ends.
 
     Yields:
         The file object to write to.
@@ -131,9 +130,8 @@ def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"mode must be 'wb' or 'w', got {mode!r}: an atomic write replaces the whole file.")
-    if mode == "w":
-        options = {"encoding": "utf-8", "newline": "\n", **options}
-    with atomic_path(path) as temporary, open(temporary, mode.replace("w", "x"), **options) as file:
+    text: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"} if mode == "w" else {}
+    with atomic_path(path) as temporary, open(temporary, mode.replace("w", "x"), **text) as file:
         yield file
 
 
@@ -152,7 +150,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     before = None if target.is_symlink() or not target.exists() else os.lstat(target)
     if before is not None:
         check_regular(target, before)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{target.name}")
+    temporary = temporary_path(target)
     try:
         yield temporary
         _sync_file(temporary)
@@ -176,8 +174,7 @@ def create_once(path: str | Path, text: str) -> bool:
     try:
         with open(temporary, "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _sync_file(temporary)
         os.link(temporary, target)  # unlike a rename, fails where the file exists
     except FileExistsError:
         return False
@@ -189,8 +186,8 @@ def create_once(path: str | Path, text: str) -> bool:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a new name beside a path, which `remove_leftovers` knows."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
+    """Return a new name of the same suffix beside a path, which `remove_leftovers` knows."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import html
 import re
 import struct
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -360,14 +361,9 @@ def plot_similarity(
             write_cells(ax, cosines, lambda c: f"{c:.2f}", dark=cosines > low + 0.75 * (high - low))
         _name_ticks(ax, [""] * rows, captions)
         for row, image in enumerate(images):
-            _draw_tick_image(ax, row, image)
-
-
-def _draw_tick_image(ax: "Axes", row: int, image: np.ndarray) -> None:
-    """Draw an image left of a row, as its label."""
-    inset = ax.inset_axes((-1.5, row - 0.45, 0.9, 0.9), transform=ax.transData)
-    inset.imshow(image)
-    inset.set_axis_off()
+            inset = ax.inset_axes((-1.5, row - 0.45, 0.9, 0.9), transform=ax.transData)  # left of the row, as its label
+            inset.imshow(image)
+            inset.set_axis_off()
 
 
 @dataclass(frozen=True)
@@ -395,7 +391,8 @@ def plot_sheet(path: str | Path, rows: Sequence[SheetRow]) -> None:
         for r, row in enumerate(rows):
             label = canvas.add_subplot(grid[r, 0])
             label.set_axis_off()
-            label.text(1, 0.5, _wrap(row.text[:LONGEST_LABEL], 30), ha="right", va="center", transform=label.transAxes)
+            text = "\n".join(textwrap.wrap(row.text[:LONGEST_LABEL], 30))
+            label.text(1, 0.5, text, ha="right", va="center", transform=label.transAxes)
             for c, image in enumerate(row.images):
                 ax = canvas.add_subplot(grid[r, c + 1])
                 _draw_image(
@@ -439,12 +436,6 @@ def _name_ticks(ax: "Axes", rows: Sequence[str], columns: Sequence[str]) -> None
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if longest > 4 else {}
     ax.set_xticks(range(len(columns)), columns, **slant)
     ax.set_yticks(range(len(rows)), rows)
-
-
-def _wrap(text: str, width: int) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width))
 
 
 def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import clip
+import convnext
 from zoo.data.preprocess import PreprocessSpec
 from zoo.weights.published import Weights, tags
 from zoo.weights.read import count_numbers
@@ -19,8 +21,6 @@ from zoo.weights.schema import CLIP, RESNET, field_error
 
 if TYPE_CHECKING:
     import keras
-
-    import clip
 
 IMAGE_SIZE = 224  # of the classifiers' published counts
 STEM_STRIDE, DOWNSAMPLE_STRIDE = 4, 2  # of all published ConvNeXts
@@ -153,9 +153,6 @@ class ModelConfig:
 
     def count_weights(self) -> int:
         """Number of trainable weights, computed without building the model."""
-        import clip
-        import convnext
-
         arguments, row = self.arguments, self.row
         if self.family == CLIP:
             pair = dataclasses.replace(row, image_size=arguments["image_size"])
@@ -201,9 +198,6 @@ def _depth(row):
 @functools.cache
 def catalogue() -> dict[str, tuple[str, str]]:
     """{name: (family, label in the family's table)} of every architecture, in the order of the tables."""
-    import clip
-    import convnext
-
     classifiers = {
         f"{family}{label}" if family == RESNET else f"{family}_{label}": (family, label)
         for family, table in convnext.TABLES.items()
@@ -219,9 +213,6 @@ def name_of(family: str, label: object, default: str) -> str:
 
 def builder_of(family: str) -> Callable:
     """The function that builds a family's models."""
-    import clip
-    import convnext
-
     builders: dict[str, Callable] = {
         "convnext": convnext.create_convnext_v1,
         "convnextv2": convnext.create_convnext_v2,
@@ -233,30 +224,23 @@ def builder_of(family: str) -> Callable:
 
 def row_of(family: str, variant: str | dict[str, Any]) -> Any:
     """Row of a family's table by name, or a custom row from the dict of its fields."""
-    import clip
-    from convnext import TABLES, ResNetVariant, Variant
-
     if isinstance(variant, str):
-        return clip.VARIANTS[variant] if family == CLIP else TABLES[family][variant]
+        return clip.VARIANTS[variant] if family == CLIP else convnext.TABLES[family][variant]
     if family == CLIP:
         return clip.Pair.from_dict(variant)
     row: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in variant.items()}
-    return (ResNetVariant if family == RESNET else Variant)(**row)
+    return (convnext.ResNetVariant if family == RESNET else convnext.Variant)(**row)
 
 
 def variant_of(family: str, row: Any) -> str | dict[str, Any]:
     """Inverse of `row_of` for classifiers: the table's name of a row, or its fields as JSON has them."""
-    from convnext import TABLES
-
-    label = next((label for label, known in TABLES[family].items() if known == row), None)
+    label = next((label for label, known in convnext.TABLES[family].items() if known == row), None)
     fields = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(row).items()}
     return label or fields
 
 
 def _pair_label(pair):
     """Name of the table's row with these towers, of the same image size if there is one, or None."""
-    import clip
-
     towers = (pair.embed_dim, pair.image, pair.text)
     rows = {label: row for label, row in clip.VARIANTS.items() if (row.embed_dim, row.image, row.text) == towers}
     same_size = [label for label, row in rows.items() if row.image_size == pair.image_size]
@@ -265,10 +249,8 @@ def _pair_label(pair):
 
 def default_arguments(family: str, variant: str | dict[str, Any], name: str) -> dict[str, Any]:
     """Every argument of a family's builder, with the values that published weights need."""
-    import clip
-
     if family == CLIP:
-        pair = clip.VARIANTS[variant] if isinstance(variant, str) else clip.Pair.from_dict(variant)
+        pair = row_of(family, variant)
         return {
             "variant": variant,
             "image_size": pair.image_size,

@@ -8,6 +8,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+import convnext
 from zoo.weights.config import DOWNSAMPLE_STRIDE, ModelConfig, row_of, variant_of
 from zoo.weights.schema import CLIP, RESNET, check_arguments
 
@@ -25,8 +26,6 @@ def describe(model: "keras.Model") -> ModelConfig:
         arguments = _pair_arguments(model)
         check_arguments(CLIP, arguments, f"model {model.name!r}")
         return ModelConfig(CLIP, arguments, origin=model.name)
-    import convnext
-
     layers = convnext.layers_by_name(model)
     try:
         if "stem_conv" in layers:
@@ -152,8 +151,6 @@ def _check_same_layers(model, config):
 
 
 def _layer_configs(model):
-    import convnext
-
     configs = {}
     for name, layer in convnext.layers_by_name(model).items():
         config = layer.get_config()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import convnext
 from zoo.utils.text import shown
 from zoo.weights.fitting import fit_tensors
 from zoo.weights.layouts import Layout, torch_tensors
@@ -48,6 +49,11 @@ class Format:
     refused: tuple[tuple[str, str], ...] = ()
     tensors: Callable = torch_tensors
     remarks: Callable = lambda _: ()
+
+
+def joined(*paths):
+    """Rules of layers that are named like their modules, with "_" for "."."""
+    return tuple((path, path.replace(".", "_")) for path in paths)
 
 
 def under(source, rules):
@@ -202,6 +208,11 @@ def export_tensors(model, target):
     return tensors
 
 
+def fitting_format(model, formats):
+    """The first of `formats` that names every variable of a model, else the first of them."""
+    return next((known for known in formats if not match_slots(model, known)[1]), formats[0])
+
+
 def classes(tensors, source):
     """Number of classes K of a checkpoint's classifier, or None without a classifier."""
     for path, name, *_ in source.parts.get("image", ()):
@@ -247,8 +258,6 @@ def model_parts(model):
 
     The names are those of `convnext.layers_by_name`.
     """
-    import convnext
-
     if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
         parts = {"image": model.image_encoder, "text": model.text_encoder}
     elif hasattr(model, "encoder") and hasattr(model, "decoder"):  # convnext.FCMAE

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clip import layer_weights
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -22,23 +24,24 @@ class Layout:
     to_theirs: Callable[[np.ndarray], list]
 
 
-def _one(to_ours, to_theirs):
+def one(to_ours, to_theirs):
+    """A `Layout` of one array of the checkpoint."""
     return Layout(lambda arrays: to_ours(arrays[0]), lambda array: [to_theirs(array)])
 
 
-SAME = _one(lambda a: a, lambda a: a)
-LINEAR = _one(np.transpose, np.transpose)  # (O, I) ↔ (I, O)
-POINTWISE = _one(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])  # (O, I, 1, 1) ↔ (I, O)
-CONV = _one(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW ↔ HWIO
-SPREAD_AFTER = _one(lambda a: a[:, 0, 0], lambda a: a[:, None, None])  # (C, 1, 1) ↔ (C,)
-SPREAD = _one(lambda a: a[0, 0, 0], lambda a: a[None, None, None])  # (1, 1, 1, C) ↔ (C,)
+SAME = one(lambda a: a, lambda a: a)
+LINEAR = one(np.transpose, np.transpose)  # (O, I) ↔ (I, O)
+POINTWISE = one(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])  # (O, I, 1, 1) ↔ (I, O)
+CONV = one(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW ↔ HWIO
+SPREAD_AFTER = one(lambda a: a[:, 0, 0], lambda a: a[:, None, None])  # (C, 1, 1) ↔ (C,)
+SPREAD = one(lambda a: a[0, 0, 0], lambda a: a[None, None, None])  # (1, 1, 1, C) ↔ (C,)
 THREE_LINEAR = Layout(lambda arrays: np.concatenate(arrays).T, lambda a: np.split(a.T, 3))  # 3 × (W, W) ↔ (W, 3W)
 THREE = Layout(np.concatenate, lambda a: np.split(a, 3))  # 3 × (W,) ↔ (3W,)
 
 
 def under_ones(axes):
     """(1, …, 1, *shape) ↔ shape, with `axes` leading ones."""
-    return _one(lambda a: a.reshape(a.shape[axes:]), lambda a: a[(None,) * axes])
+    return one(lambda a: a.reshape(a.shape[axes:]), lambda a: a[(None,) * axes])
 
 
 def _all_zero(array):
@@ -52,7 +55,7 @@ ZERO = Layout(lambda _: np.zeros((), np.float32), _all_zero)  # nothing ↔ zero
 
 def depthwise(multiplier):
     """(C·M, 1, k, k) ↔ (k, k, C, M): of torch's outputs, c·M + m is the m-th of channel c."""
-    return _one(
+    return one(
         lambda a: a.reshape(-1, multiplier, *a.shape[2:]).transpose(2, 3, 0, 1),
         lambda a: a.transpose(2, 3, 0, 1).reshape(-1, 1, *a.shape[:2]),
     )
@@ -78,25 +81,19 @@ def _linear(weight, bias, prefix="", layout=LINEAR):
     return (Tensor((weight,), f"{prefix}kernel", layout), Tensor((bias,), f"{prefix}bias"))
 
 
-def _projection(name):
-    """A Dense sublayer of the same name in both."""
-    return _linear(f"{name}.weight", f"{name}.bias", f"{name}.")
+def _inside(path, entries, variable=None):
+    """The entries of a sublayer: prefix `path` for the checkpoint's names, `variable` (or the same) for ours."""
+    return tuple(
+        Tensor(tuple(f"{path}.{name}" for name in entry.names), f"{variable or path}.{entry.variable}", entry.layout)
+        for entry in entries
+    )
 
 
 _BIAS = Tensor(("bias",), "bias")
+_DENSE = _linear("weight", "bias")
 _AFFINE = (Tensor(("weight",), "gamma"), Tensor(("bias",), "beta"))
-_OUT_PROJ = _projection("out_proj")
-
 _BATCH_NORM = (*_AFFINE, Tensor(("running_mean",), "moving_mean"), Tensor(("running_var",), "moving_variance"))
-
-
-def inside(path, entries, variable=None):
-    """The entries of a sublayer: prefix `path` for the checkpoint's names, `variable` (or the same) for ours."""
-    ours = path if variable is None else variable
-    return tuple(
-        Tensor(tuple(f"{path}.{name}" for name in entry.names), f"{ours}.{entry.variable}", entry.layout)
-        for entry in entries
-    )
+_OUT_PROJ = _inside("out_proj", _DENSE)
 
 
 def _depthwise(layer):
@@ -106,13 +103,13 @@ def _depthwise(layer):
 def _branches(layer):
     """A multi-branch convolution of `clip.towers.branches` in timm's names, and its re-parameterised form."""
     kernel = (Tensor(("weight",), "kernel", CONV), _BIAS) if layer.filters else _depthwise(layer)
-    conv_norm = (*inside("conv", kernel), *inside("bn", _BATCH_NORM))
-    one_of_many = (*inside("conv_kxk.0", conv_norm, "conv_kxk"), *inside("conv_scale", conv_norm))
-    mobile_one = (*one_of_many, *inside("identity", _BATCH_NORM))
-    large_kernel = (*inside("large_conv", conv_norm), *inside("small_conv", conv_norm))
-    mixer = (*inside("norm.identity", _BATCH_NORM, "norm"), *inside("mixer", mobile_one))
+    conv_norm = (*_inside("conv", kernel), *_inside("bn", _BATCH_NORM))
+    one_of_many = (*_inside("conv_kxk.0", conv_norm, "conv_kxk"), *_inside("conv_scale", conv_norm))
+    mobile_one = (*one_of_many, *_inside("identity", _BATCH_NORM))
+    large_kernel = (*_inside("large_conv", conv_norm), *_inside("small_conv", conv_norm))
+    mixer = (*_inside("norm.identity", _BATCH_NORM, "norm"), *_inside("mixer", mobile_one))
     scale = (Tensor(("layer_scale.gamma",), "layer_scale.gamma", SPREAD_AFTER),)
-    return (*mobile_one, *large_kernel, *mixer, *scale, *inside("pos_enc", kernel), *inside("reparam_conv", kernel))
+    return (*mobile_one, *large_kernel, *mixer, *scale, *_inside("pos_enc", kernel), *_inside("reparam_conv", kernel))
 
 
 # class of the layer → its tensors, as torch modules name them, or a function of the layer
@@ -120,7 +117,7 @@ TENSORS = {
     "Branches": _branches,
     "Conv2D": (Tensor(("weight",), "kernel", CONV), _BIAS),
     "DepthwiseConv2D": _depthwise,
-    "Dense": _linear("weight", "bias"),
+    "Dense": _DENSE,
     "LayerNormalization": _AFFINE,
     "BatchNormalization": _BATCH_NORM,
     "GRN": _AFFINE,
@@ -131,7 +128,7 @@ TENSORS = {
     "SelfAttention": (*_linear("in_proj_weight", "in_proj_bias", "in_proj."), *_OUT_PROJ),
     "AttentionPool": (
         Tensor(("positional_embedding",), "positional_embedding"),
-        *(tensor for letter in "qkvc" for tensor in _projection(f"{letter}_proj")),
+        *(tensor for letter in "qkvc" for tensor in _inside(f"{letter}_proj", _DENSE)),
     ),
     "LogitScale": (Tensor(("logit_scale",), "logit_scale"), Tensor(("logit_bias",), "logit_bias")),
 }
@@ -145,8 +142,8 @@ NO_BIAS = Tensor((), "bias", ZERO)
 SCALE_2D = (Tensor(("gamma",), "gamma", SPREAD_AFTER),)
 TIMM_POOL = (
     Tensor(("pos_embed",), "positional_embedding"),
-    *(t for name in "qkv" for t in _linear(f"{name}.weight", f"{name}.bias", f"{name}_proj.")),
-    *_linear("proj.weight", "proj.bias", "c_proj."),
+    *(tensor for letter in "qkv" for tensor in _inside(letter, _DENSE, f"{letter}_proj")),
+    *_inside("proj", _DENSE, "c_proj"),
 )
 SPREAD_GRN = (Tensor(("weight",), "gamma", SPREAD), Tensor(("bias",), "beta", SPREAD))
 SPREAD_GRN_GREEK = (Tensor(("gamma",), "gamma", SPREAD), Tensor(("beta",), "beta", SPREAD))
@@ -159,8 +156,7 @@ SEPARATE_QKV = (
 
 def qkv(fused, out):
     """Tensors of a `SelfAttention` whose projections are the modules `fused` and `out`."""
-    projections = ((fused, "in_proj."), (out, "out_proj."))
-    return tuple(entry for name, ours in projections for entry in _linear(f"{name}.weight", f"{name}.bias", ours))
+    return (*_inside(fused, _DENSE, "in_proj"), *_inside(out, _DENSE, "out_proj"))
 
 
 QKV = qkv("qkv", "proj")
@@ -171,8 +167,6 @@ def torch_tensors(layer):
 
     Classes of registered towers are known too. An entry whose variable the layer does not have is skipped.
     """
-    from clip import layer_weights
-
     for name in (cls.__name__ for cls in type(layer).__mro__):
         if name in TENSORS:
             entries = TENSORS[name]

@@ -23,13 +23,7 @@ from zoo.weights.sources import FORMATS
 if TYPE_CHECKING:
     import keras
 
-FROM_FILE = (
-    "stem_stride",
-    "input_shape",
-    "image_size",
-    "activation",
-    "init_logit_bias",
-)  # what a bare name leaves open
+FROM_FILE = ("stem_stride", "input_shape", "image_size", "activation", "init_logit_bias")  # what a bare name leaves open
 
 _announcing = contextvars.ContextVar("_announcing", default=True)
 HEADLESS = "The file has no classifier, so the model has none; num_classes=K adds a newly initialized one."
@@ -126,23 +120,6 @@ def _check_model_activation(model, checkpoint, trained=None):
     return ()
 
 
-def load_own(checkpoint: Checkpoint) -> tuple["keras.Model", ModelConfig]:
-    """Return the model in a file of `zoo.save`, and its config.
-
-    Raises:
-        ValueError: the metadata is invalid, or does not fit the tensors.
-    """
-    config, name = native.parse(checkpoint), checkpoint.path.name
-    config.check_size(checkpoint.tensors, name)
-    try:
-        model = config.build(saved=True)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: architecture.arguments describe no model: {shown(error)}") from error
-    load_checkpoint(model, checkpoint)
-    announce(name, config.licence)
-    return model, config
-
-
 def create_with_weights(
     config: ModelConfig, checkpoint: Checkpoint, overrides: dict[str, Any] | None = None
 ) -> tuple["keras.Model", ModelConfig]:
@@ -159,10 +136,11 @@ def create_with_weights(
         ValueError: the weights do not fit, or were trained with another activation than is requested.
     """
     overrides = overrides or {}
+    own = native.parse(checkpoint) if native.is_own(checkpoint) else None
     if config.from_weights:
         check_activation(config.origin, config.arguments.get("activation"), overrides.get("activation"))
-    fitted, fresh = _fit(config, checkpoint, overrides)
-    model = _build(fitted, overrides)
+    fitted, fresh = _fit(config, own, checkpoint, overrides)
+    model = _build(fitted, overrides, saved=config == own)
     is_known = config.from_weights or "activation" in overrides
     activation = fitted.arguments.get("activation") if is_known else None
     report = load_checkpoint(model, checkpoint, fresh=fresh, activation=activation)
@@ -170,21 +148,22 @@ def create_with_weights(
     asked = () if not headless or "include_top" in overrides else (HEADLESS,)
     for note in (*report.notes, *asked):
         warnings.warn(f"{shown(checkpoint.path.name)}: {note}", stacklevel=3)
-    fitted = _with_provenance(fitted, checkpoint, report.format)
+    if fitted != own:
+        fitted = _with_provenance(fitted, own, checkpoint, report.format)
     native.remember(model, fitted)
     announce(config.origin if config.published else checkpoint.path.name, fitted.licence)
     return model, fitted
 
 
-def _fit(config, checkpoint, overrides):
+def _fit(config, own, checkpoint, overrides):
     """(config to build, {new layer: reason}) from the config, the content of the file, and the overrides."""
-    arguments = {**config.arguments, **_arguments_in_file(config, checkpoint)}
+    arguments = {**config.arguments, **_arguments_in_file(config, own)}
     in_file = has_norm = None
     if config.family != CLIP:
         source = detect_format(checkpoint)
         in_file = classes(checkpoint.tensors, source)
         has_norm = config.family == RESNET or holds(checkpoint.tensors, source, "head_norm")
-        arguments |= {} if _describes_itself(config, checkpoint) else _head_in_file(in_file, has_norm)
+        arguments |= {} if config == own else _head_in_file(in_file, has_norm)
     if config.from_weights and config.published is None:  # a foreign config: nothing larger than the file is allocated
         dataclasses.replace(config, arguments=arguments).check_size(checkpoint.tensors, checkpoint.path.name)
     if "num_classes" in overrides:
@@ -194,19 +173,13 @@ def _fit(config, checkpoint, overrides):
     return dataclasses.replace(config, arguments=arguments), fresh
 
 
-def _arguments_in_file(config, checkpoint):
+def _arguments_in_file(config, own):
     """Arguments that a file of our own format adds to a name."""
-    if not native.is_own(checkpoint):
+    if own is None:
         return {}
-    own = native.parse(checkpoint).arguments
     left_open = [key for key in FROM_FILE if key != "activation" or not config.from_weights]
-    found = {key: own[key] for key in left_open if key in own and key in config.arguments}
-    return found | {key: own[key] for key in OPTIONAL if key in own}
-
-
-def _describes_itself(config, checkpoint):
-    """Whether the config is that of a file of our own format."""
-    return native.is_own(checkpoint) and config.from_weights and config.published is None
+    found = {key: own.arguments[key] for key in left_open if key in own.arguments and key in config.arguments}
+    return found | {key: own.arguments[key] for key in OPTIONAL if key in own.arguments}
 
 
 def _head_in_file(in_file, has_norm):
@@ -225,19 +198,19 @@ def _new_layers(arguments, overrides, in_file, has_norm):
     return fresh
 
 
-def _build(config, overrides):
+def _build(config, overrides, saved):
     try:
-        return config.build()
+        return config.build(saved=saved)
     except (TypeError, ValueError) as error:
         if overrides or not config.from_weights:
             raise
-        raise ValueError(f"{config.origin} describes no model: {shown(error)}") from error
+        what = ": architecture.arguments describe" if saved else " describes"
+        raise ValueError(f"{config.origin}{what} no model: {shown(error)}") from error
 
 
-def _with_provenance(config, checkpoint, source_format):
+def _with_provenance(config, own, checkpoint, source_format):
     """The config with the provenance of the weights; a file of our own format brings its own."""
-    if native.is_own(checkpoint):
-        own = native.parse(checkpoint)
+    if own:
         kept = {key: getattr(own, key) or getattr(config, key) for key in ("preprocess", "licence", "source")}
     else:
         digest = recorded(checkpoint.path)

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from zoo.utils.files import check_regular, check_unpacked, open_file
+from zoo.utils.files import check_unpacked, open_file
 from zoo.utils.strict_json import object_of, read_json, text
 from zoo.utils.text import quoted, shown
+from zoo.weights.write import DTYPES
 
 OLDEST_TORCH = (2, 10)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")  # around the weights in checkpoints
@@ -30,7 +31,6 @@ AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_di
 STEPS = "n_averaged"  # torch's AveragedModel counts its steps beside the weights
 PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's, in front of every key
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
-SAFETENSORS_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 LARGEST_INDEX = 64 << 20  # bytes of the list of shards, which has about a hundred for each tensor
 
 
@@ -122,25 +122,21 @@ def read_checkpoint(path: str | Path, *, ema: bool = True) -> Checkpoint:
     path = Path(path)
     if not os.path.exists(path) or path.is_dir():
         raise FileNotFoundError(f"No weight file at {quoted(str(path))}.")
-    check_regular(path, path.stat())
-    reader = _reader(path)
-    tensors, metadata, *notes = reader(path, ema) if reader is _read_zip else reader(path)
-    return Checkpoint(_plain_keys(tensors), metadata, path, tuple(notes))
-
-
-def _reader(path):
     with open_file(path) as file:
         head = file.read(9)
+    notes: tuple[str, ...] = ()
     if head[:2] == b"PK":
-        return _read_zip
-    if path.suffix == ".json":
-        return _read_sharded
-    if len(head) == 9 and head[8:] == b"{":
-        return _read_safetensors
-    raise ValueError(
-        f"{shown(path.name)} is not a supported weight file. Supported: .safetensors, .safetensors.index.json, .npz, "
-        f"and the zip files that torch.save writes. It starts with {quoted(head)}."
-    )
+        tensors, metadata, notes = _read_zip(path, ema)
+    elif path.suffix == ".json":
+        tensors, metadata = _read_sharded(path)
+    elif len(head) == 9 and head[8:] == b"{":
+        tensors, metadata = _read_safetensors(path)
+    else:
+        raise ValueError(
+            f"{shown(path.name)} is not a supported weight file. Supported: .safetensors, .safetensors.index.json, "
+            f".npz, and the zip files that torch.save writes. It starts with {quoted(head)}."
+        )
+    return Checkpoint(_plain_keys(tensors), metadata, path, notes)
 
 
 def _read_safetensors(path):
@@ -161,9 +157,10 @@ def _read_safetensors(path):
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, TypeError, AttributeError) as error:
         raise unsound(error) from error
-    foreign = sorted({entry.get_dtype() for entry in slices.values()} - SAFETENSORS_TYPES)
+    supported = set(DTYPES.values())
+    foreign = sorted({entry.get_dtype() for entry in slices.values()} - supported)
     if foreign:
-        raise unsound(f"it holds {', '.join(foreign)}; supported: {', '.join(sorted(SAFETENSORS_TYPES))}")
+        raise unsound(f"it holds {', '.join(foreign)}; supported: {', '.join(sorted(supported))}")
     shapes = {key: tuple(entry.get_shape()) for key, entry in slices.items()}
     return LazyTensors(shapes, read), file.metadata() or {}
 
@@ -216,10 +213,12 @@ def _read_zip(path, ema):
                 "read. Look for a .safetensors copy of it."
             )
         if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-            tensors, notes = _read_torch(path, _is_stored(archive), ema)
-            return tensors, {}, *notes
+            # Only members that are not compressed, as torch.save writes them, can be memory-mapped.
+            can_map = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+            tensors, notes = _read_torch(path, can_map, ema)
+            return tensors, {}, notes
         if names and all(name.endswith(".npy") for name in names):
-            return _read_npz(path), {}
+            return _read_npz(path), {}, ()
     raise ValueError(
         f"{shown(path.name)} is a zip file, but neither .npz nor a torch checkpoint. It holds {shown(names[:5])}."
     )
@@ -276,11 +275,6 @@ def _invalid_npy(name):
         yield
     except (ValueError, KeyError) as error:
         raise ValueError(f"{shown(name)} in the .npz file is not a valid array: {shown(error)}") from error
-
-
-def _is_stored(archive):
-    """Whether no member is compressed, as torch.save writes them: only then a member can be memory-mapped."""
-    return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
 
 
 def _read_torch(path, can_map, ema):

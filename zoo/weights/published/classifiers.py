@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD, PreprocessSpec
-from zoo.weights.published.rows import TIMM_FILES, Weights
+from zoo.weights.published import Weights
 
 IMAGENET = PreprocessSpec(224, IMAGENET_MEAN, IMAGENET_STD, rgb_first=True)
 HALF = dataclasses.replace(IMAGENET, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -38,7 +38,6 @@ PLAIN = at(224, 0.875)
 AT_256 = at(256, 1.0, base=CLIP)
 TORCHVISION = at(224, 0.875, base=BILINEAR) | {"licence": "BSD-3-Clause"}
 TORCHVISION_2 = at(176, 0.875, 224, 0.965, base=BILINEAR) | {"licence": "BSD-3-Clause"}
-YFCC, INSTAGRAM = "fb_ssl_yfcc100m_ft_in1k", "fb_swsl_ig1b_ft_in1k"
 SEMI_SUPERVISED = at(224, 0.875, base=BILINEAR) | {"licence": "CC-BY-NC-4.0"}
 IN12K, IN22K = {"classes": 11821}, {"classes": 21841}
 FCMAE = {"classes": 0, "head_norm": False}
@@ -48,158 +47,67 @@ TOWER = {"classes": 640, "embedding": True}
 XXL_TOWER = {"classes": 1024, "embedding": True}
 BAMBOO = {"classes": 0, "licence": "not stated"}
 
-# (start of the name, licence): [sizes, tags, preprocessing, differences]
+# (start of the name, licence): [(tags, sizes, preprocessing, differences)]; a size has its score behind a colon
 GROUPS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
     ("convnext_", "Apache-2.0"): [
-        ("atto",                         "d2_in1k",                              SMALL),
-        ("femto pico",                   "d1_in1k",                              SMALL),
-        ("nano",                         "in12k_ft_in1k d1h_in1k",               CLOSE),
-        ("nano",                         "r384_in12k_ft_in1k",                   at(384, 1.0)),
-        ("nano",                         "in12k",                                at(224, 0.95), IN12K),
-        ("nano",                         "r384_in12k r384_ad_in12k",             at(384, 1.0), IN12K),
-        ("tiny small",                   "in12k_ft_in1k",                        CLOSE),
-        ("tiny small",                   "in12k_ft_in1k_384",                    squashed(384)),
-        ("tiny small",                   "in12k",                                at(224, 0.95), IN12K),
-        ("tiny small base large",        "fb_in1k",                              USUAL),
-        ("tiny small base large xlarge", "fb_in22k_ft_in1k",                     USUAL),
-        ("tiny small base large xlarge", "fb_in22k_ft_in1k_384",                 squashed(384)),
-        ("tiny small base large xlarge", "fb_in22k",                             PLAIN, IN22K),
-        ("tiny small base large",        "dinov3_lvd1689m",                      at(224, 1.0), DINO),
-        ("tiny small base",              "eupe_lvd1689m",                        at(256, 1.0), EUPE),
-        ("base",                         "clip_laion2b_augreg_ft_in12k_in1k",    AT_256),
-        ("base",                         "clip_laion2b_augreg_ft_in12k_in1k_384", squashed(384, CLIP)),
-        ("base",                         "clip_laion2b_augreg_ft_in1k",          AT_256),
-        ("base",                         "clip_laiona_augreg_ft_in1k_384",       at(384, 1.0, base=CLIP)),
-        ("base",                         "clip_laion2b_augreg_ft_in12k",         AT_256, IN12K),
-        ("base",                         "clip_laion2b clip_laion2b_augreg",     AT_256, TOWER),
-        ("base",                         "clip_laiona",                          AT_256, TOWER),
-        ("base",                         "clip_laiona_320 clip_laiona_augreg_320", at(320, 1.0, base=CLIP), TOWER),
-        ("xxlarge",                      "clip_laion2b_soup_ft_in1k",            AT_256),
-        ("xxlarge",                      "clip_laion2b_soup_ft_in12k",           AT_256, IN12K),
-        ("xxlarge",                      "clip_laion2b_soup clip_laion2b_rewind", AT_256, XXL_TOWER),
+        ("d2_in1k", "atto:75.67", SMALL),
+        ("d1_in1k", "femto:77.5 pico:79.52", SMALL),
+        ("in12k_ft_in1k", "nano:82.306", CLOSE),
+        ("d1h_in1k", "nano:80.76", CLOSE),
+        ("r384_in12k_ft_in1k", "nano:83.334", at(384, 1.0)),
+        ("in12k", "nano", at(224, 0.95), IN12K),
+        ("r384_in12k r384_ad_in12k", "nano", at(384, 1.0), IN12K),
+        ("in12k_ft_in1k", "tiny:84.192 small:85.164", CLOSE),
+        ("in12k_ft_in1k_384", "tiny:85.154 small:86.186", squashed(384)),
+        ("in12k", "tiny small", at(224, 0.95), IN12K),
+        ("fb_in1k", "tiny:82.1 small:83.1 base:83.8 large:84.3", USUAL),
+        ("fb_in22k_ft_in1k", "tiny:82.9 small:84.6 base:85.8 large:86.6 xlarge:87.0", USUAL),
+        ("fb_in22k_ft_in1k_384", "tiny:84.098 small:85.752 base:86.826 large:87.456 xlarge:87.8", squashed(384)),
+        ("fb_in22k", "tiny small base large xlarge", PLAIN, IN22K),
+        ("dinov3_lvd1689m", "tiny small base large", at(224, 1.0), DINO),
+        ("eupe_lvd1689m", "tiny small base", at(256, 1.0), EUPE),
+        ("clip_laion2b_augreg_ft_in12k_in1k", "base:86.378", AT_256),
+        ("clip_laion2b_augreg_ft_in12k_in1k_384", "base:87.144", squashed(384, CLIP)),
+        ("clip_laion2b_augreg_ft_in1k", "base:86.184", AT_256),
+        ("clip_laiona_augreg_ft_in1k_384", "base:86.49", at(384, 1.0, base=CLIP)),
+        ("clip_laion2b_augreg_ft_in12k", "base", AT_256, IN12K),
+        ("clip_laion2b clip_laion2b_augreg clip_laiona", "base", AT_256, TOWER),
+        ("clip_laiona_320 clip_laiona_augreg_320", "base", at(320, 1.0, base=CLIP), TOWER),
+        ("clip_laion2b_soup_ft_in1k", "xxlarge:88.622", AT_256),
+        ("clip_laion2b_soup_ft_in12k", "xxlarge", AT_256, IN12K),
+        ("clip_laion2b_soup clip_laion2b_rewind", "xxlarge", AT_256, XXL_TOWER),
     ],
     ("convnextv2_", "CC-BY-NC-4.0"): [
-        ("atto femto pico",              "fcmae_ft_in1k",                        SMALL),
-        ("nano tiny base large huge",    "fcmae_ft_in1k",                        USUAL),
-        ("nano tiny base large",         "fcmae_ft_in22k_in1k",                  USUAL),
-        ("nano tiny base large huge",    "fcmae_ft_in22k_in1k_384",              squashed(384)),
-        ("huge",                         "fcmae_ft_in22k_in1k_512",              squashed(512)),
-        ("atto femto pico nano",         "fcmae",                                PLAIN, FCMAE),
-        ("tiny base large huge",         "fcmae",                                PLAIN, FCMAE),
+        ("fcmae_ft_in1k", "atto:76.7 femto:78.5 pico:80.3", SMALL),
+        ("fcmae_ft_in1k", "nano:81.9 tiny:83.0 base:84.9 large:85.8 huge:86.3", USUAL),
+        ("fcmae_ft_in22k_in1k", "nano:82.1 tiny:83.9 base:86.8 large:87.3", USUAL),
+        ("fcmae_ft_in22k_in1k_384", "nano:83.366 tiny:85.098 base:87.638 large:88.18 huge:88.7", squashed(384)),
+        ("fcmae_ft_in22k_in1k_512", "huge:88.9", squashed(512)),
+        ("fcmae", "atto femto pico nano tiny base large huge", PLAIN, FCMAE),
     ],
     ("resnet", "Apache-2.0"): [
-        ("18 34 50 101 152",             "a1_in1k a2_in1k",                      CLOSE),
-        ("18 34 50 101 152",             "a3_in1k",                              LOW),
-        ("50",                           "a1h_in1k",                             at(176, 0.9, 224, 1.0)),
-        ("101 152",                      "a1h_in1k",                             CLOSE),
-        ("50",                           "b1k_in1k b2k_in1k c1_in1k c2_in1k",    CLOSE),
-        ("50",                           "d_in1k",                               CLOSE),
-        ("50",                           "ram_in1k ra_in1k bt_in1k",             SMALL),
-        ("34",                           "bt_in1k",                              SMALL),
-        ("34",                           "ra4_e3600_r224_in1k",                  at(224, 0.9, 288, 1.0, HALF)),
-        ("50",                           "am_in1k",                              PLAIN),
-        ("18 34 50 101 152",             "gluon_in1k",                           PLAIN),
-        ("18 34 50 101 152",             "tv_in1k",                              TORCHVISION),
-        ("50 101 152",                   "tv2_in1k",                             TORCHVISION_2),
-        ("18 50",                        f"{YFCC} {INSTAGRAM}",                  SEMI_SUPERVISED),
-        ("50",                           "bamboo",                               at(224, 1.0), BAMBOO),
+        ("a1_in1k", "18:71.504 34:76.42 50:80.382 101:81.494 152:81.998", CLOSE),
+        ("a2_in1k", "18:70.634 34:75.52 50:79.828 101:81.344 152:81.764", CLOSE),
+        ("a3_in1k", "18:65.67 34:70.58 50:75.994 101:77.928 152:78.896", LOW),
+        ("a1h_in1k", "50:79.264", at(176, 0.9, 224, 1.0)),
+        ("a1h_in1k", "101:81.95 152:82.818", CLOSE),
+        ("b1k_in1k", "50:79.564", CLOSE),
+        ("b2k_in1k", "50:79.388", CLOSE),
+        ("c1_in1k", "50:79.766", CLOSE),
+        ("c2_in1k", "50:79.868", CLOSE),
+        ("d_in1k", "50:79.904", CLOSE),
+        ("ram_in1k", "50:79.034", SMALL),
+        ("ra_in1k", "50:78.82", SMALL),
+        ("bt_in1k", "34:75.176 50:78.444", SMALL),
+        ("ra4_e3600_r224_in1k", "34:77.492", at(224, 0.9, 288, 1.0, HALF)),
+        ("am_in1k", "50:79.004", PLAIN),
+        ("gluon_in1k", "18:70.844 34:74.574 50:77.58 101:79.306 152:79.712", PLAIN),
+        ("tv_in1k", "18:69.752 34:73.298 50:76.156 101:77.404 152:78.33", TORCHVISION),
+        ("tv2_in1k", "50:80.846 101:79.908 152:80.222", TORCHVISION_2),
+        ("fb_ssl_yfcc100m_ft_in1k", "18:72.636 50:79.252", SEMI_SUPERVISED),
+        ("fb_swsl_ig1b_ft_in1k", "18:73.286 50:81.146", SEMI_SUPERVISED),
+        ("bamboo", "50", at(224, 1.0), BAMBOO),
     ],
-}  # fmt: skip
-
-SCORES = {
-    "convnext_atto.d2_in1k": 75.67,
-    "convnext_femto.d1_in1k": 77.5,
-    "convnext_pico.d1_in1k": 79.52,
-    "convnext_nano.in12k_ft_in1k": 82.306,
-    "convnext_nano.d1h_in1k": 80.76,
-    "convnext_nano.r384_in12k_ft_in1k": 83.334,
-    "convnext_tiny.in12k_ft_in1k": 84.192,
-    "convnext_small.in12k_ft_in1k": 85.164,
-    "convnext_tiny.in12k_ft_in1k_384": 85.154,
-    "convnext_small.in12k_ft_in1k_384": 86.186,
-    "convnext_tiny.fb_in1k": 82.1,
-    "convnext_small.fb_in1k": 83.1,
-    "convnext_base.fb_in1k": 83.8,
-    "convnext_large.fb_in1k": 84.3,
-    "convnext_tiny.fb_in22k_ft_in1k": 82.9,
-    "convnext_small.fb_in22k_ft_in1k": 84.6,
-    "convnext_base.fb_in22k_ft_in1k": 85.8,
-    "convnext_large.fb_in22k_ft_in1k": 86.6,
-    "convnext_xlarge.fb_in22k_ft_in1k": 87.0,
-    "convnext_tiny.fb_in22k_ft_in1k_384": 84.098,
-    "convnext_small.fb_in22k_ft_in1k_384": 85.752,
-    "convnext_base.fb_in22k_ft_in1k_384": 86.826,
-    "convnext_large.fb_in22k_ft_in1k_384": 87.456,
-    "convnext_xlarge.fb_in22k_ft_in1k_384": 87.8,
-    "convnext_base.clip_laion2b_augreg_ft_in12k_in1k": 86.378,
-    "convnext_base.clip_laion2b_augreg_ft_in12k_in1k_384": 87.144,
-    "convnext_base.clip_laion2b_augreg_ft_in1k": 86.184,
-    "convnext_base.clip_laiona_augreg_ft_in1k_384": 86.49,
-    "convnext_xxlarge.clip_laion2b_soup_ft_in1k": 88.622,
-    "convnextv2_atto.fcmae_ft_in1k": 76.7,
-    "convnextv2_femto.fcmae_ft_in1k": 78.5,
-    "convnextv2_pico.fcmae_ft_in1k": 80.3,
-    "convnextv2_nano.fcmae_ft_in1k": 81.9,
-    "convnextv2_tiny.fcmae_ft_in1k": 83.0,
-    "convnextv2_base.fcmae_ft_in1k": 84.9,
-    "convnextv2_large.fcmae_ft_in1k": 85.8,
-    "convnextv2_huge.fcmae_ft_in1k": 86.3,
-    "convnextv2_nano.fcmae_ft_in22k_in1k": 82.1,
-    "convnextv2_tiny.fcmae_ft_in22k_in1k": 83.9,
-    "convnextv2_base.fcmae_ft_in22k_in1k": 86.8,
-    "convnextv2_large.fcmae_ft_in22k_in1k": 87.3,
-    "convnextv2_nano.fcmae_ft_in22k_in1k_384": 83.366,
-    "convnextv2_tiny.fcmae_ft_in22k_in1k_384": 85.098,
-    "convnextv2_base.fcmae_ft_in22k_in1k_384": 87.638,
-    "convnextv2_large.fcmae_ft_in22k_in1k_384": 88.18,
-    "convnextv2_huge.fcmae_ft_in22k_in1k_384": 88.7,
-    "convnextv2_huge.fcmae_ft_in22k_in1k_512": 88.9,
-    "resnet18.a1_in1k": 71.504,
-    "resnet18.a2_in1k": 70.634,
-    "resnet34.a1_in1k": 76.42,
-    "resnet34.a2_in1k": 75.52,
-    "resnet50.a1_in1k": 80.382,
-    "resnet50.a2_in1k": 79.828,
-    "resnet101.a1_in1k": 81.494,
-    "resnet101.a2_in1k": 81.344,
-    "resnet152.a1_in1k": 81.998,
-    "resnet152.a2_in1k": 81.764,
-    "resnet18.a3_in1k": 65.67,
-    "resnet34.a3_in1k": 70.58,
-    "resnet50.a3_in1k": 75.994,
-    "resnet101.a3_in1k": 77.928,
-    "resnet152.a3_in1k": 78.896,
-    "resnet50.a1h_in1k": 79.264,
-    "resnet101.a1h_in1k": 81.95,
-    "resnet152.a1h_in1k": 82.818,
-    "resnet50.b1k_in1k": 79.564,
-    "resnet50.b2k_in1k": 79.388,
-    "resnet50.c1_in1k": 79.766,
-    "resnet50.c2_in1k": 79.868,
-    "resnet50.d_in1k": 79.904,
-    "resnet50.ram_in1k": 79.034,
-    "resnet50.ra_in1k": 78.82,
-    "resnet50.bt_in1k": 78.444,
-    "resnet34.bt_in1k": 75.176,
-    "resnet34.ra4_e3600_r224_in1k": 77.492,
-    "resnet50.am_in1k": 79.004,
-    "resnet18.gluon_in1k": 70.844,
-    "resnet34.gluon_in1k": 74.574,
-    "resnet50.gluon_in1k": 77.58,
-    "resnet101.gluon_in1k": 79.306,
-    "resnet152.gluon_in1k": 79.712,
-    "resnet18.tv_in1k": 69.752,
-    "resnet34.tv_in1k": 73.298,
-    "resnet50.tv_in1k": 76.156,
-    "resnet101.tv_in1k": 77.404,
-    "resnet152.tv_in1k": 78.33,
-    "resnet50.tv2_in1k": 80.846,
-    "resnet101.tv2_in1k": 79.908,
-    "resnet152.tv2_in1k": 80.222,
-    "resnet18.fb_ssl_yfcc100m_ft_in1k": 72.636,
-    "resnet18.fb_swsl_ig1b_ft_in1k": 73.286,
-    "resnet50.fb_ssl_yfcc100m_ft_in1k": 79.252,
-    "resnet50.fb_swsl_ig1b_ft_in1k": 81.146,
 }
 
 # SHA-256 of model.safetensors, from the file's page, https://huggingface.co/timm/NAME.TAG/blob/main/model.safetensors,
@@ -228,20 +136,17 @@ DIGESTS = {
 def rows() -> Iterator[Weights]:
     """Every `Weights` of GROUPS, in order."""
     for (family, licence), groups in GROUPS.items():
-        for sizes, tags, *fields in groups:
+        for tags, sizes, *fields in groups:
             own = {key: value for part in fields for key, value in part.items()}
-            for size, tag in product(sizes.split(), tags.split()):
-                yield _row(f"{family}{size}", tag, {"licence": licence, "classes": 1000, **own})
-
-
-def _row(name, tag, fields):
-    full_name = f"{name}.{tag}"
-    return Weights(
-        name,
-        tag,
-        repository=f"timm/{full_name}",
-        files=TIMM_FILES,
-        score=SCORES.get(full_name),
-        sha256=DIGESTS.get(full_name),
-        **fields,
-    )
+            for entry, tag in product(sizes.split(), tags.split()):
+                size, _, score = entry.partition(":")
+                full_name = f"{family}{size}.{tag}"
+                yield Weights(
+                    f"{family}{size}",
+                    tag,
+                    repository=f"timm/{full_name}",
+                    files=("model.safetensors", "pytorch_model.bin"),
+                    score=float(score) if score else None,
+                    sha256=DIGESTS.get(full_name),
+                    **{"licence": licence, "classes": 1000, **own},
+                )

@@ -4,16 +4,13 @@ A new library is a file with a `SOURCE`, and a line in SOURCES.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.utils.text import shown
 from zoo.weights.config import ModelConfig
 from zoo.weights.schema import CLIP, RESNET, check_arguments, field_error
 from zoo.weights.sources import apple, facebook, open_clip, timm, torchvision, transformers
 from zoo.weights.sources.source import Find, Source, Target, read_object
-
-if TYPE_CHECKING:
-    import keras
 
 __all__ = ["FORMATS", "LIBRARIES", "SOURCES", "Source", "Target", "find_config", "read_config", "target_of"]
 
@@ -80,11 +77,10 @@ def _beside(path, name):
     return other if other.is_file() else None
 
 
-def target_of(model: "keras.Model", config: ModelConfig, library: str) -> Target:
+def target_of(config: ModelConfig, library: str) -> Target:
     """Return the `Target` of a model for one of LIBRARIES.
 
     Args:
-        model: that `config` describes.
         config: config of the model, with its preprocessing and licence.
         library: one of LIBRARIES.
 
@@ -104,7 +100,7 @@ def target_of(model: "keras.Model", config: ModelConfig, library: str) -> Target
                 f"{library}'s {FAMILY_NAMES[family]} has {fact} {fixed}, and this model has {facts[fact]}: "
                 "its outputs would differ there."
             )
-    return source.target(model, config)
+    return source.target(config)
 
 
 def _facts(config: ModelConfig) -> dict[str, Any]:

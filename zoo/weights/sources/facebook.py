@@ -6,15 +6,10 @@ order, biases and GRN parameters as (1, C).
 """
 
 import math
-from typing import TYPE_CHECKING
-
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format, under
-from zoo.weights.layouts import CONV_1X1, SPREAD_GRN_GREEK, Layout, Tensor
+from zoo.weights.layouts import CONV_1X1, SPREAD_GRN_GREEK, Tensor, one, under_ones
 from zoo.weights.sources.source import PAPER_CONVNEXT, Source, Target
-
-if TYPE_CHECKING:
-    import keras
 
 CONVNEXT = (
     ("downsample_layers.0.0", "stem_conv"),
@@ -37,17 +32,12 @@ def _sides(kernel):
     return kernel.reshape(side, side, *kernel.shape[1:])
 
 
-def _row(array):
-    return [array[None]]
-
-
-ROW = Layout(lambda arrays: arrays[0][0], _row)  # (1, C) ↔ (C,)
-SPARSE = Layout(  # (W·H, I, O) ↔ (H, W, I, O)
-    lambda arrays: _sides(arrays[0]).swapaxes(0, 1), lambda a: [a.swapaxes(0, 1).reshape(-1, *a.shape[2:])]
+ROW = under_ones(1)  # (1, C) ↔ (C,)
+SPARSE = one(  # (W·H, I, O) ↔ (H, W, I, O)
+    lambda a: _sides(a).swapaxes(0, 1), lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:])
 )
-SPARSE_DEPTHWISE = Layout(  # (W·H, C) ↔ (H, W, C, 1)
-    lambda arrays: _sides(arrays[0]).swapaxes(0, 1)[..., None],
-    lambda a: [a[..., 0].swapaxes(0, 1).reshape(-1, a.shape[2])],
+SPARSE_DEPTHWISE = one(  # (W·H, C) ↔ (H, W, C, 1)
+    lambda a: _sides(a).swapaxes(0, 1)[..., None], lambda a: a[..., 0].swapaxes(0, 1).reshape(-1, a.shape[2])
 )
 SPARSE_CONV = (Tensor(("kernel",), "kernel", SPARSE), Tensor(("bias",), "bias", ROW))
 SPARSE_DWCONV = (Tensor(("kernel",), "kernel", SPARSE_DEPTHWISE), Tensor(("bias",), "bias", ROW))
@@ -64,7 +54,7 @@ SPARSE_ENCODER = (
     ("stages.{s}.{b}.grn", "stages_{s}_blocks_{b}_grn", SPARSE_GRN),
     ("stages.{s}.{b}.pwconv2.linear", "stages_{s}_blocks_{b}_pwconv2"),
 )
-TOKEN = Layout(lambda arrays: arrays[0][0, :, 0, 0], lambda a: [a[None, :, None, None]])  # (1, C, 1, 1) ↔ (C,)
+TOKEN = one(lambda a: a[0, :, 0, 0], lambda a: a[None, :, None, None])  # (1, C, 1, 1) ↔ (C,)
 DECODER = (  # of `convnext.create_fcmae`; dense, like the authors'
     ("proj", "proj", CONV_1X1),
     ("mask_token", "mask_token", (Tensor(("",), "token", TOKEN),)),
@@ -87,14 +77,17 @@ FORMATS = (
 )
 
 
-def target(_model: "keras.Model", _config: ModelConfig) -> Target:
+def target(_: ModelConfig) -> Target:
     """A classifier or trunk for the authors' code."""
-    return Target(FACEBOOK)
+    return Target((FACEBOOK,))
 
 
 SOURCE = Source(
     "facebook",
     FORMATS,
-    fixed={"convnext": PAPER_CONVNEXT, "convnextv2": {**PAPER_CONVNEXT, "LayerScale": False}},
+    fixed={
+        "convnext": {**PAPER_CONVNEXT, "stages": 4},
+        "convnextv2": {**PAPER_CONVNEXT, "stages": 4, "LayerScale": False},
+    },
     target=target,
 )

@@ -5,61 +5,37 @@ OpenAI's ResNet, or under `visual.trunk.` a tower of timm's.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from clip import Field, tower_of
+import clip
+import convnext
 from zoo.data.preprocess import PreprocessSpec
 from zoo.utils.text import shown
 from zoo.weights.config import ModelConfig
-from zoo.weights.engine import Format, match_slots, under
+from zoo.weights.engine import Format, joined, under
 from zoo.weights.layouts import LOGIT_BIAS, LOGIT_SCALE, MATRIX
 from zoo.weights.published import OPEN_CLIP_FILES
 from zoo.weights.schema import CLIP, field_error
 from zoo.weights.sources.source import Find, Source, Target, check_fixed, integer, integers, read_spec, section
-from zoo.weights.sources.timm import CONV_MLP, NUM_BATCHES, TOWERS, convnext_trunk
-
-if TYPE_CHECKING:
-    import keras
-
+from zoo.weights.sources.timm import CONV_MLP, NUM_BATCHES, RESNET_TRUNK, TOWERS, convnext_trunk
 
 # Tensor names.
 
-BLOCKS = (
-    ("transformer.resblocks.{i}.ln_1", "transformer_resblocks_{i}_ln_1"),
-    ("transformer.resblocks.{i}.attn", "transformer_resblocks_{i}_attn"),
-    ("transformer.resblocks.{i}.ln_2", "transformer_resblocks_{i}_ln_2"),
-    ("transformer.resblocks.{i}.mlp.c_fc", "transformer_resblocks_{i}_mlp_c_fc"),
-    ("transformer.resblocks.{i}.mlp.c_proj", "transformer_resblocks_{i}_mlp_c_proj"),
+BLOCKS = joined(
+    *(f"transformer.resblocks.{{i}}.{name}" for name in ("ln_1", "attn", "ln_2", "mlp.c_fc", "mlp.c_proj"))
 )
 TEXT = (
-    ("token_embedding", "token_embedding"),
-    ("positional_embedding", "positional_embedding"),
+    *joined("token_embedding", "positional_embedding", "ln_final"),
     *BLOCKS,
-    ("ln_final", "ln_final"),
     ("text_projection", "text_projection", MATRIX),
 )
 VIT = (
-    ("conv1", "conv1"),
-    ("class_embedding", "class_embedding"),
-    ("positional_embedding", "positional_embedding"),
-    ("ln_pre", "ln_pre"),
+    *joined("conv1", "class_embedding", "positional_embedding", "ln_pre", "ln_post"),
     *BLOCKS,
-    ("ln_post", "ln_post"),
     ("proj", "proj", MATRIX),
 )
-RESNET = (
-    ("conv{k}", "conv{k}"),
-    ("bn{k}", "bn{k}"),
-    ("layer{s}.{b}.conv{k}", "layer{s}_{b}_conv{k}"),
-    ("layer{s}.{b}.bn{k}", "layer{s}_{b}_bn{k}"),
-    ("layer{s}.{b}.downsample.{k}", "layer{s}_{b}_downsample_{k}"),
-    ("attnpool", "attnpool"),
-)
-PROJECTION = (
-    ("head.proj", "head_proj"),
-    ("head.mlp.fc1", "head_mlp_fc1"),
-    ("head.mlp.fc2", "head_mlp_fc2"),
-)
+RESNET = (*RESNET_TRUNK, *joined("attnpool"))
+PROJECTION = joined("head.proj", "head.mlp.fc1", "head.mlp.fc2")
 PAIR = (
     ("logit_scale", "logit_scale", LOGIT_SCALE),
     ("logit_bias", "logit_scale", LOGIT_BIAS),
@@ -79,23 +55,24 @@ def _convnext(fc1_rank):
     return {"trunk.stem.0.weight": 4, "trunk.stages.0.blocks.0.mlp.fc1.weight": fc1_rank}, rules
 
 
-def _formats(tower, signature, rules):
-    """A whole pair in both layouts, and the image tower alone, which is the state dict of `model.visual`."""
-    in_pair = {f"visual.{key}": rank for key, rank in signature.items()}
-    parts = {"image": under("visual.", rules), "text": TEXT, "pair": PAIR}
-    custom = {**in_pair, "text.token_embedding.weight": 2}
-    yield Format(f"{CUSTOM_TEXT} with {tower}", custom, {**parts, "text": under("text.", TEXT)}, IGNORED)
-    yield Format(f"open_clip with {tower}", in_pair, parts, IGNORED)
-    yield Format(f"open_clip's image tower, {tower}", signature, {"image": rules}, (NUM_BATCHES,))
+def _formats(tower, signature, rules, trunk=""):
+    """A whole pair in both layouts, and the image tower alone, which is the state dict of `model.visual`.
+
+    With `trunk`, "trunk.", the image tower is timm's: its pairs have the text tower as a module of its own.
+    """
+    alone, image = {f"{trunk}{key}": rank for key, rank in signature.items()}, under(trunk, rules)
+    in_pair = {f"visual.{key}": rank for key, rank in alone.items()}
+    parts = {"image": under("visual.", image), "text": TEXT, "pair": PAIR}
+    custom = {**parts, "text": under("text.", TEXT)}
+    if not trunk:
+        yield Format(f"{CUSTOM_TEXT} with {tower}", {**in_pair, "text.token_embedding.weight": 2}, custom, IGNORED)
+    yield Format(f"open_clip with {tower}", in_pair, custom if trunk else parts, IGNORED)
+    yield Format(f"open_clip's image tower, {tower}", alone, {"image": image}, (NUM_BATCHES,))
 
 
-def _custom_text_formats(tower, signature, rules):
-    """The same with an image tower of timm's, whose pairs have the text tower as a module of its own."""
-    in_pair = {f"visual.trunk.{key}": rank for key, rank in signature.items()}
-    parts = {"image": under("visual.trunk.", rules), "text": under("text.", TEXT), "pair": PAIR}
-    yield Format(f"open_clip with {tower}", in_pair, parts, IGNORED)
-    alone = {f"trunk.{key}": rank for key, rank in signature.items()}
-    yield Format(f"open_clip's image tower, {tower}", alone, {"image": under("trunk.", rules)}, (NUM_BATCHES,))
+def _text_format(name, prefix):
+    keys = {f"{prefix}token_embedding.weight": 2, f"{prefix}ln_final.weight": 1}
+    return Format(name, keys, {"text": under(prefix, TEXT), "pair": PAIR}, IGNORED)
 
 
 CUSTOM_TEXT = "open_clip's custom-text layout"
@@ -104,19 +81,9 @@ FORMATS = (
     *_formats("a ResNet", {"conv1.weight": 4, "attnpool.q_proj.weight": 2}, RESNET),
     *_formats("a ConvNeXt", *_convnext(fc1_rank=2)),
     *_formats("a ConvNeXt with conv_mlp", *_convnext(fc1_rank=4)),
-    *(known for tower in TOWERS for known in _custom_text_formats(*tower)),
-    Format(
-        "open_clip's text tower",
-        {"token_embedding.weight": 2, "ln_final.weight": 1},
-        {"text": TEXT, "pair": PAIR},
-        IGNORED,
-    ),
-    Format(
-        "the text tower of open_clip's custom-text layout",
-        {"text.token_embedding.weight": 2, "text.ln_final.weight": 1},
-        {"text": under("text.", TEXT), "pair": PAIR},
-        IGNORED,
-    ),
+    *(known for tower in TOWERS for known in _formats(*tower, "trunk.")),
+    _text_format("open_clip's text tower", ""),
+    _text_format(f"the text tower of {CUSTOM_TEXT}", "text."),
 )
 
 # timm's names of MobileCLIP's image towers → a row of `clip.VARIANTS` that has the tower
@@ -138,29 +105,16 @@ def timm_pool(name: str) -> str:
 
 # Configuration read: {"model_cfg", "preprocess_cfg"}.
 
-PREPROCESS = {
-    "mean": "mean",
-    "std": "std",
-    "interpolation": "interpolation",
-    "resize_mode": "resize_mode",
-    "fill_color": "fill",
-}
+PREPROCESS = {"fill_color": "fill", **{key: key for key in ("mean", "std", "interpolation", "resize_mode")}}
 
 # Fields with only one allowed value (FIXED_…), and fields that are read below or matter for training alone (FREE_…).
 FIXED_BLOCK = {
-    "ls_init_value": None,
-    "final_ln_after_pool": False,
-    "act_kwargs": None,
-    "norm_kwargs": None,
     "block_type": "default",
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
-    "scale_attn_inner": False,
-    "scale_attn": False,
-    "scale_fc": False,
+    **dict.fromkeys(("ls_init_value", "act_kwargs", "norm_kwargs"), None),
+    **dict.fromkeys(("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "scaled_cosine_attn"), False),
+    **dict.fromkeys(("final_ln_after_pool", "qk_norm"), False),
 }
-RATIO = Field.number(0, 1024)
+RATIO = clip.Field.number(0, 1024)
 FIXED_VISION = {
     **FIXED_BLOCK,
     "attentional_pool": False,
@@ -208,8 +162,6 @@ def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
 
 
 def _read_pair(model, filename):
-    import clip
-
     vision, text = section(model, "vision_cfg", filename), section(model, "text_cfg", filename)
     check_fixed(vision, FIXED_VISION, FREE_VISION, filename, "vision_cfg.")
     check_fixed(text, FIXED_TEXT, FREE_TEXT, filename, "text_cfg.")
@@ -230,8 +182,6 @@ def _read_image_size(vision, filename):
 
 
 def _read_image(vision, filename):
-    import clip
-
     if vision.get("timm_model_name"):
         return _read_timm_tower(vision, filename)
     width, ratio = integer(vision, "width", 768, filename, "vision_cfg."), vision.get("mlp_ratio", 4.0)
@@ -252,9 +202,6 @@ def _read_image(vision, filename):
 
 
 def _read_timm_tower(vision, filename):
-    import clip
-    import convnext
-
     name, pool, projection = (vision.get(f"timm_{key}") for key in ("model_name", "pool", "proj"))
     if isinstance(name, str) and name in TIMM_TOWERS:
         fixed = {"timm_pool": timm_pool(name)}
@@ -272,8 +219,6 @@ def _read_timm_tower(vision, filename):
 
 
 def _read_text(text, filename):
-    import clip
-
     width, heads, layers, length, vocabulary = (
         integer(text, key, default, filename, "text_cfg.")
         for key, default in {"width": 512, "heads": 8, "layers": 12, "context_length": 77, "vocab_size": 49408}.items()
@@ -294,7 +239,7 @@ FREE_IN_VIT = ("head_width", "mlp_ratio")
 FREE_IN_TEXT = ("context_length", "vocabulary_size")
 
 
-def target(model: "keras.Model", config: ModelConfig) -> Target:
+def target(config: ModelConfig) -> Target:
     """A pair for open_clip.
 
     Raises:
@@ -302,46 +247,34 @@ def target(model: "keras.Model", config: ModelConfig) -> Target:
     """
     arguments, pair = config.arguments, config.row
     spec = config.preprocess or PreprocessSpec(image_size=arguments["image_size"])
-    written = {"model_cfg": _written_model(model, pair, arguments), "preprocess_cfg": _written_preprocess(spec)}
-    return Target(_pair_format(model, pair), OPEN_CLIP_FILES[0], {"open_clip_config.json": written})
-
-
-def _pair_format(model, pair):
-    """The first format of a whole pair that has a name for every variable."""
+    written = {"model_cfg": _written_model(pair, arguments), "preprocess_cfg": _written_preprocess(spec)}
     has_conv_mlp = getattr(pair.image, "variant", None) in CONV_MLP
-    wholes = [known for known in FORMATS if known.name.startswith("open_clip with")]
-    fitting = [known for known in wholes if known.name.endswith("conv_mlp") == has_conv_mlp]
-    return next((known for known in fitting if not match_slots(model, known)[1]), fitting[0])
+    wholes = (known for known in FORMATS if known.name.startswith("open_clip with"))
+    formats = tuple(known for known in wholes if known.name.endswith("conv_mlp") == has_conv_mlp)
+    return Target(formats, OPEN_CLIP_FILES[0], {"open_clip_config.json": written})
 
 
 def _timm_name(image):
     """timm's name of MobileCLIP's image towers, else None."""
-    import clip
-
     return next((name for name, label in TIMM_TOWERS.items() if clip.VARIANTS[label].image == image), None)
 
 
-def _written_model(model, pair, arguments):
+def _written_model(pair, arguments):
     bias = arguments["init_logit_bias"]
     return {
         "embed_dim": pair.embed_dim,
         "quick_gelu": arguments["activation"] == "quick_gelu",
         "custom_text": _timm_name(pair.image) is not None,
-        "vision_cfg": {"image_size": arguments["image_size"], **_written_vision(model, pair.image)},
+        "vision_cfg": {"image_size": arguments["image_size"], **_written_vision(pair.image, arguments)},
         "text_cfg": _written_text(pair.text),
         **({} if bias is None else {"init_logit_bias": bias}),
     }
 
 
-def _written_vision(model, image):
-    kind = tower_of(image).kind
+def _written_vision(image, arguments):
+    kind = clip.tower_of(image).kind
     if kind == "convnext":
-        stem = model.image_encoder.get_layer("stem_conv")
-        if stem.strides != stem.kernel_size:
-            raise ValueError(
-                f"open_clip's ConvNeXt has a stem of stride {stem.kernel_size[0]}, and this model's has "
-                f"{stem.strides[0]}: its outputs would differ there."
-            )
+        _check_stem(convnext.TABLES[image.family][image.variant], arguments)
         return _timm_cfg(f"{image.family}_{image.variant}", "", image.projection)
     if kind == "resnet":
         return {"layers": list(image.layers), "width": image.width, "patch_size": None}
@@ -349,6 +282,17 @@ def _written_vision(model, image):
         return _timm_cfg(name, timm_pool(name), None)
     check_plain(image, "vit", "open_clip", FREE_IN_VIT)
     return {field: getattr(image, field) for field in ("width", "layers", "patch_size", *FREE_IN_VIT)}
+
+
+def _check_stem(row, arguments):
+    """ValueError for a ConvNeXt whose stem is not of open_clip's stride."""
+    size, own = arguments["image_size"], arguments["stem_stride"] or "auto"
+    stride = convnext.resolve_stem_stride(row, (size, size, 3), own)
+    if stride != row.patch_size:
+        raise ValueError(
+            f"open_clip's ConvNeXt has a stem of stride {row.patch_size}, and this model's has {stride}: its outputs "
+            "would differ there."
+        )
 
 
 def _timm_cfg(name, pool, projection):
@@ -383,7 +327,7 @@ def check_plain(tower: Any, kind: str, library: str, free: tuple[str, ...]) -> N
         library: for the message.
         free: fields that may have any value; the others must have their defaults.
     """
-    if tower_of(tower).kind != kind:
+    if clip.tower_of(tower).kind != kind:
         raise ValueError(f"{library} has no tower {type(tower).__name__}: {tower}.")
     for field in dataclasses.fields(tower):
         value, usual = getattr(tower, field.name), field.default

@@ -7,16 +7,13 @@ with the field that differs.
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoo.data.preprocess import PreprocessSpec
 from zoo.utils.strict_json import OBJECT, read_json
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format
 from zoo.weights.schema import LARGEST_SIZE, field_error
-
-if TYPE_CHECKING:
-    import keras
 
 LARGEST_CONFIG = 4 << 20  # bytes; the names of 21,841 classes take one million
 MOST_STAGES = 16  # of a backbone; published ones have 4
@@ -31,18 +28,14 @@ class Target:
     """How one model is written for one library.
 
     Args:
-        format: names of its tensors.
+        formats: names of its tensors; the first that names every variable of a model is written.
         weights: file that the library looks for in a folder.
         configs: file name → content, as JSON has it.
     """
 
-    format: Format
+    formats: tuple[Format, ...]
     weights: str = "model.safetensors"
     configs: dict[str, dict] = field(default_factory=dict)
-
-
-def _no_target(model, config):
-    raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Source:
             model of this package has.
         fixed: family → {fact: value} that the library's classes fix whatever the configuration says, for every family
             that can be exported. A model that differs is refused: its outputs would not be the same there.
-        target: (model, its `ModelConfig`) → `Target`, for families in `fixed`.
+        target: `ModelConfig` of a model → `Target`, for families in `fixed`.
     """
 
     name: str
@@ -69,18 +62,14 @@ class Source:
     recognises: Callable[[dict], bool] = lambda _: False
     read: Callable[[dict, str, Find], ModelConfig] | None = None
     fixed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    target: "Callable[[keras.Model, ModelConfig], Target]" = _no_target
+    target: Callable[[ModelConfig], Target] = lambda _: Target(())
 
 
 # Facts that `fixed` of several libraries have in common.
 ANY_CONVNEXT = {"overlapping stem": False, "overlapping downsampling": False, "head norm": True}
 PAPER_CONVNEXT = {
-    "overlapping stem": False,
-    "overlapping downsampling": False,
-    "stages": 4,
-    "patch size": 4,
-    "epsilon": 1e-6,
-    "activation": "gelu",
+    **{"overlapping stem": False, "overlapping downsampling": False},
+    **{"patch size": 4, "epsilon": 1e-6, "activation": "gelu"},
 }
 PAPER_RESNET = {"stages": 4, "patch size": 7, "stem width": 64, "epsilon": 1e-5, "activation": "relu"}
 

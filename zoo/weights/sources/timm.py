@@ -5,12 +5,10 @@ torchvision's ResNet has the same tensor names as timm's.
 
 import dataclasses
 import difflib
-from typing import TYPE_CHECKING
-
 from convnext import ACTIVATIONS
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from zoo.weights.config import ModelConfig, catalogue, default_arguments, row_of, variant_of
-from zoo.weights.engine import Format
+from zoo.weights.engine import Format, joined
 from zoo.weights.layouts import CONV_1X1, QKV, SCALE_2D, TIMM_POOL, Tensor, under_ones
 from zoo.weights.published import spelled_licence
 from zoo.weights.schema import CLIP, RESNET, field_error
@@ -27,9 +25,6 @@ from zoo.weights.sources.source import (
     read_spec,
     section,
 )
-
-if TYPE_CHECKING:
-    import keras
 
 # Tensor names.
 
@@ -60,14 +55,8 @@ def convnext_trunk(conv_mlp, joint="."):
     )
 
 
-RESNET_RULES = (
-    ("conv1", "conv1"),
-    ("bn1", "bn1"),
-    ("layer{s}.{b}.conv{k}", "layer{s}_{b}_conv{k}"),
-    ("layer{s}.{b}.bn{k}", "layer{s}_{b}_bn{k}"),
-    ("layer{s}.{b}.downsample.0", "layer{s}_{b}_downsample_0"),
-    ("layer{s}.{b}.downsample.1", "layer{s}_{b}_downsample_1"),
-    ("fc", "head_fc"),
+RESNET_TRUNK = joined(
+    "conv{k}", "bn{k}", "layer{s}.{b}.conv{k}", "layer{s}.{b}.bn{k}", "layer{s}.{b}.downsample.{k}"
 )
 
 # Image towers of CLIP models.
@@ -164,7 +153,7 @@ CONVNEXT_CONV_MLP = _convnext("timm ConvNeXt with conv_mlp", fc1_rank=4)
 RESNET_FORMAT = Format(
     "timm or torchvision ResNet",
     {"conv1.weight": 4, "layer1.0.conv1.weight": 4},
-    {"image": RESNET_RULES},
+    {"image": (*RESNET_TRUNK, ("fc", "head_fc"))},
     (NUM_BATCHES,),
 )
 FORMATS = (
@@ -255,13 +244,13 @@ def _read_preprocess(pretrained, channels, filename):
 MODULES = {"convnext": ("stem.0", "head.fc"), "convnextv2": ("stem.0", "head.fc"), RESNET: ("conv1", "fc")}
 
 
-def target(_: "keras.Model", config: ModelConfig) -> Target:
+def target(config: ModelConfig) -> Target:
     """A classifier or trunk for timm."""
     configs = {"config.json": written_config(config)}
     if config.family == RESNET:
-        return Target(RESNET_FORMAT, configs=configs)
+        return Target((RESNET_FORMAT,), configs=configs)
     has_conv_mlp = config.arguments["variant"] in CONV_MLP  # timm's own class, used for custom rows, has none
-    return Target(CONVNEXT_CONV_MLP if has_conv_mlp else CONVNEXT, configs=configs)
+    return Target((CONVNEXT_CONV_MLP if has_conv_mlp else CONVNEXT,), configs=configs)
 
 
 def written_config(config: ModelConfig) -> dict:

@@ -1,16 +1,11 @@
 """torchvision: ConvNeXt, and ResNet, whose tensor names are timm's. It has no configuration files."""
 
-from typing import TYPE_CHECKING
-
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format
 from zoo.weights.layouts import SPREAD_AFTER, Tensor
 from zoo.weights.schema import RESNET
-from zoo.weights.sources.source import PAPER_RESNET, Source, Target
+from zoo.weights.sources.source import PAPER_CONVNEXT, PAPER_RESNET, Source, Target
 from zoo.weights.sources.timm import RESNET_FORMAT
-
-if TYPE_CHECKING:
-    import keras
 
 # Stages and downsampling layers are numbered in one list; LayerScale has the shape (C, 1, 1).
 COLUMN = (Tensor(("",), "gamma", SPREAD_AFTER),)
@@ -32,25 +27,16 @@ CONVNEXT = Format(
 )
 
 
-def target(_: "keras.Model", config: ModelConfig) -> Target:
+def target(config: ModelConfig) -> Target:
     """A classifier for torchvision."""
-    return Target(RESNET_FORMAT if config.family == RESNET else CONVNEXT)
+    return Target((RESNET_FORMAT if config.family == RESNET else CONVNEXT,))
 
 
 SOURCE = Source(
     "torchvision",
     (CONVNEXT,),
     fixed={
-        "convnext": {
-            **{
-                "overlapping stem": False,
-                "overlapping downsampling": False,
-                "patch size": 4,
-                "epsilon": 1e-6,
-                "activation": "gelu",
-            },
-            **{"LayerScale": True, "classifier": True, "channels": 3},
-        },
+        "convnext": {**PAPER_CONVNEXT, "LayerScale": True, "classifier": True, "channels": 3},
         RESNET: {**PAPER_RESNET, "widths": (64, 128, 256, 512), "classifier": True, "channels": 3},
     },
     target=target,

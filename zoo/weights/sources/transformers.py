@@ -5,7 +5,8 @@ transformers' default epsilon of ConvNeXt's last norm is 1e-12. It is not in the
 
 from typing import TYPE_CHECKING, Any
 
-from clip import Field
+import clip
+import convnext
 from zoo.weights.config import ModelConfig, default_arguments, name_of, variant_of
 from zoo.weights.engine import Format, under
 from zoo.weights.layouts import LOGIT_SCALE, SEPARATE_QKV, SPREAD_GRN
@@ -25,11 +26,6 @@ from zoo.weights.sources.source import (
     section,
 )
 from zoo.weights.sources.timm import NUM_BATCHES
-
-if TYPE_CHECKING:
-    import keras
-
-    import clip
 
 # Tensor names.
 
@@ -118,7 +114,7 @@ PROCESSOR = "processor_config.json"  # of transformers 5, which writes the image
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 SQUASHED_FROM = 384  # pixels: from this size on the processor of ConvNeXt resizes both sides and does not crop
 EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
-NUMBER = Field.number().or_null()
+NUMBER = clip.Field.number().or_null()
 
 
 def read_config(values: dict, filename: str, find: Find) -> ModelConfig:
@@ -143,8 +139,6 @@ def read_config(values: dict, filename: str, find: Find) -> ModelConfig:
 
 
 def _read_convnext(values, filename):
-    import convnext
-
     epsilon = values.get("layer_norm_eps", 1e-12)
     if epsilon not in (1e-12, 1e-6):
         raise field_error(filename, "layer_norm_eps", epsilon, "1e-6, or 1e-12, which is read as 1e-6")
@@ -162,8 +156,6 @@ def _read_convnext(values, filename):
 
 
 def _read_resnet(values, filename):
-    import convnext
-
     fixed = {"downsample_in_first_stage": False, "downsample_in_bottleneck": False}
     check_fixed({key: values[key] for key in fixed if key in values}, fixed, (), filename)
     block = values.get("layer_type", "bottleneck")
@@ -181,8 +173,6 @@ def _read_resnet(values, filename):
 
 
 def _read_pair(values, filename):
-    import clip
-
     vision, text = (
         section(values, key, filename) | (section(values, f"{key}_dict", filename) if values.get(f"{key}_dict") else {})
         for key in ("vision_config", "text_config")
@@ -218,16 +208,12 @@ def _heads(config, name, width, heads, filename):
 
 def _read_mlp_ratio(width, hidden):
     """`mlp_ratio` of a table row, a rounded decimal, where it gives the same hidden size; else the exact ratio."""
-    import clip
-
     rows = [row.image for row in clip.VARIANTS.values() if clip.tower_of(row.image).kind == "vit"]
     ratios = [*(row.mlp_ratio for row in rows if row.width == width), hidden / width, (hidden + 0.5) / width]
     return next(ratio for ratio in ratios if int(width * ratio) == hidden)
 
 
 def _read_text(text, filename):
-    import clip
-
     width = integer(text, "hidden_size", 512, filename)
     hidden = integer(text, "intermediate_size", 2048, filename)
     if hidden != 4 * width:
@@ -294,7 +280,7 @@ def _side(size, filename):
 END_OF_TEXT = 49407  # the largest token id; text features are taken at its position
 
 
-def target(_: "keras.Model", config: ModelConfig) -> Target:
+def target(config: ModelConfig) -> Target:
     """A model for transformers.
 
     Raises:
@@ -302,7 +288,8 @@ def target(_: "keras.Model", config: ModelConfig) -> Target:
     """
     arguments, family, row = config.arguments, config.family, config.row
     if family == CLIP:
-        return Target(PAIR, configs={"config.json": clip_config(row, arguments["image_size"], arguments["activation"])})
+        written = clip_config(row, arguments["image_size"], arguments["activation"])
+        return Target((PAIR,), configs={"config.json": written})
     has_classifier = arguments["include_top"]
     name, classifier, trunk = {
         "convnext": ("ConvNext", CONVNEXT_V1, CONVNEXT_TRUNK),
@@ -318,7 +305,7 @@ def target(_: "keras.Model", config: ModelConfig) -> Target:
         **({"num_labels": arguments["num_classes"]} if has_classifier else {}),
         **(_written_resnet(row) if family == RESNET else _written_convnext(row, family, arguments)),
     }
-    return Target(classifier if has_classifier else trunk, configs={"config.json": written})
+    return Target((classifier if has_classifier else trunk,), configs={"config.json": written})
 
 
 def _written_resnet(row):
@@ -347,8 +334,6 @@ def clip_config(pair: "clip.Pair", image_size: int, activation: str) -> dict[str
     Raises:
         ValueError: transformers has no such tower.
     """
-    import clip
-
     image, text = pair.image, pair.text
     if clip.tower_of(image).kind != "vit":
         raise ValueError(
