@@ -20,10 +20,10 @@ from convnext.keras_internals import graph_of, is_functional
 # Class of a layer → prefix of the kernel and bias of the product at its end (OUT) or its beginning (IN).
 BRANCHES = ("MobileOneConv2D", "RepLargeKernelConv2D", "RepMixer", "RepConditionalPosEnc")  # each equals a convolution
 LINEAR = {"Dense": "", "Conv2D": "", "DepthwiseConv2D": ""}
-LINEAR_OUT = {**LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
-LINEAR_IN = {**LINEAR, "SelfAttention": "in_proj."}
-BIAS_OPTIONS = {"": "use_bias", "in_proj.": "in_bias"}  # option that says whether the product has a bias
-ALONE = ("Dense", "Add", "LayerScale", "Activation", "Dropout")  # act on each token of (B, L, W) separately
+_LINEAR_OUT = {**LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
+_LINEAR_IN = {**LINEAR, "SelfAttention": "in_proj."}
+_BIAS_OPTIONS = {"": "use_bias", "in_proj.": "in_bias"}  # option that says whether the product has a bias
+_ALONE = ("Dense", "Add", "LayerScale", "Activation", "Dropout")  # act on each token of (B, L, W) separately
 OUTPUT = "output"  # among a layer's users, where its result is an output of the model
 
 
@@ -53,7 +53,7 @@ def fold_with_affine(model, affine):
     if hasattr(model, "image_encoder") and hasattr(model, "text_encoder"):
         return _fold_pair(model, affine)
     check_functional(model)
-    net = Net(model)
+    net = _Net(model)
     absorbed = affine is not None and _absorb_input(net, affine)
     for layer in list(net.users):
         rule = FOLDS.get(type(layer).__name__)
@@ -79,7 +79,7 @@ def _fold_pair(model, affine):
 
 
 @dataclass
-class Draft:
+class _Draft:
     """A layer of the folded model before it is created: config, and the weights that differ.
 
     Weights are named by the attributes that lead to them, "kernel" or "in_proj.kernel", and are float64.
@@ -104,7 +104,7 @@ class Draft:
 
     def bias(self, prefix, size):
         """Bias of a product, created with zeros where it has none."""
-        option = BIAS_OPTIONS.get(prefix)
+        option = _BIAS_OPTIONS.get(prefix)
         if option and not self.config[option]:
             self.weights[f"{prefix}bias"] = np.zeros(size)
             self.config[option] = True
@@ -112,7 +112,7 @@ class Draft:
 
     def scale_output(self, factor, shift=0.0):
         """Replace the product by factor · product + shift, (C,) each."""
-        prefix = LINEAR_OUT[self.kind]
+        prefix = _LINEAR_OUT[self.kind]
         kernel, bias = self[f"{prefix}kernel"], self.bias(prefix, factor.size)
         depthwise = kernel.ndim == 4 and self.is_depthwise
         per_output = factor.reshape(kernel.shape[2:]) if depthwise else factor
@@ -120,7 +120,7 @@ class Draft:
 
     def scale_input(self, factor, shift):
         """Let the product take x in place of factor · x + shift, (C,) each."""
-        prefix = LINEAR_IN[self.kind]
+        prefix = _LINEAR_IN[self.kind]
         kernel = self[f"{prefix}kernel"]
         depthwise = kernel.ndim == 4 and self.is_depthwise
         summed = (0, 1) if depthwise else tuple(range(kernel.ndim - 1))
@@ -150,7 +150,7 @@ def _attribute(layer, variable):
     return variable.path.split(f"{layer.name}/", 1)[-1].replace("/", ".")
 
 
-class Net:
+class _Net:
     """A model's layers, the users of each, and the drafts of the folded layers.
 
     Attributes:
@@ -168,7 +168,7 @@ class Net:
         self.skipped: set = set()
         self.nested: dict = {}  # nested model → affine to fold into it, or None
         self.absorbed: list = []
-        self.early: dict = {}  # layer → the EarlyToken to insert before it
+        self.early: dict = {}  # layer → the _EarlyToken to insert before it
         for call in self.graph.calls:
             self._connect(call)
         for tensor in self.graph.outputs:
@@ -188,7 +188,7 @@ class Net:
 
     def draft(self, layer):
         if layer not in self.drafts:
-            self.drafts[layer] = Draft(layer, layer.get_config())
+            self.drafts[layer] = _Draft(layer, layer.get_config())
         return self.drafts[layer]
 
     def skip(self, layer):
@@ -204,7 +204,7 @@ class Net:
     def product_before(self, layer):
         """The layer whose product is read, unchanged, by this layer alone; None if there is none."""
         (source,) = self.sources[layer]
-        fits = type(source).__name__ in LINEAR_OUT and self.is_called_once(source) and self.users[source] == [layer]
+        fits = type(source).__name__ in _LINEAR_OUT and self.is_called_once(source) and self.users[source] == [layer]
         return source if fits and self.draft(source).config.get("activation") in (None, "linear") else None
 
     def products_after(self, layer):
@@ -221,7 +221,7 @@ class Net:
                 yield user
 
     def _takes_affine(self, user):
-        if user is OUTPUT or type(user).__name__ not in LINEAR_IN or not self.is_called_once(user):
+        if user is OUTPUT or type(user).__name__ not in _LINEAR_IN or not self.is_called_once(user):
             return False
         config = self.draft(user).config
         return config.get("padding", "valid") == "valid" and config.get("groups", 1) == 1
@@ -263,7 +263,7 @@ class Net:
 
 
 @dataclass
-class EarlyToken:
+class _EarlyToken:
     """A SelectToken moved before layers that it followed.
 
     Attributes:
@@ -375,13 +375,13 @@ def _select_token_early(net, layer):
     read = {source for other in after for source in net.sources[other]} - after
     places = [_place_of_input(net.graph, source) for source in net.sources[layer][1:]]
     if len(read) == 1 and None not in places:
-        net.early |= dict.fromkeys(after, EarlyToken(layer, *places or [None]))
+        net.early |= dict.fromkeys(after, _EarlyToken(layer, *places or [None]))
         net.skipped.add(layer)
 
 
 def _sees_tokens_alone(layer):
     name = type(layer).__name__
-    return name in ALONE or (name == "LayerNormalization" and layer.axis in (-1, [-1]))
+    return name in _ALONE or (name == "LayerNormalization" and layer.axis in (-1, [-1]))
 
 
 def _place_of_input(graph, layer):
@@ -391,7 +391,7 @@ def _place_of_input(graph, layer):
 
 # Class of a layer → rule. A rule gets the net and a layer that is called once.
 FOLDS: dict[str, Callable] = {
-    **dict.fromkeys(("Dropout", "SpatialDropout2D", "GaussianNoise"), Net.skip),  # without effect in inference
+    **dict.fromkeys(("Dropout", "SpatialDropout2D", "GaussianNoise"), _Net.skip),  # without effect in inference
     "LayerScale": _fold_scale,
     "BatchNormalization": _fold_batch_norm,
     "LayerNormalization": _fold_norm,

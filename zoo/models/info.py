@@ -11,20 +11,20 @@ from zoo.weights.config import ModelConfig
 from zoo.weights.published import Weights, restriction
 from zoo.weights.schema import CLIP, RESNET
 
-PAPERS = {
+_PAPERS = {
     "convnext": "arXiv:2201.03545",
     "convnextv2": "arXiv:2301.00808",
     RESNET: "arXiv:1512.03385",
     CLIP: "arXiv:2103.00020",
 }
-PAIR_PAPERS = {"MobileCLIP2-": "arXiv:2508.20691", "MobileCLIP-": "arXiv:2311.17049"}  # by the start of a pair's name
-PUBLISHED_LICENCES = {  # of the weights that others publish; none of them comes with this package
+_PAIR_PAPERS = {"MobileCLIP2-": "arXiv:2508.20691", "MobileCLIP-": "arXiv:2311.17049"}  # by the start of a pair's name
+_PUBLISHED_LICENCES = {  # of the weights that others publish; none of them comes with this package
     "convnext": "MIT (facebookresearch), Apache-2.0 (timm)",
     "convnextv2": "CC-BY-NC-4.0, not for commercial use",
     RESNET: "BSD-3-Clause (torchvision), Apache-2.0 (timm), by tag",
     CLIP: "MIT (OpenAI, LAION) and others, by tag",
 }
-CROP_PCT = 0.875  # timm's for classifiers at 224
+_CROP_PCT = 0.875  # timm's for classifiers at 224
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def model_info(name: str) -> ModelInfo:
     assert height is not None and height == width
     spec = config.preprocess or PreprocessSpec(height)
     if entry.family != CLIP:
-        spec = dataclasses.replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=CROP_PCT, rgb_first=True)
-    licence = f"code Apache-2.0; published weights {PUBLISHED_LICENCES[entry.family]}"
+        spec = dataclasses.replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=_CROP_PCT, rgb_first=True)
+    licence = f"code Apache-2.0; published weights {_PUBLISHED_LICENCES[entry.family]}"
     return info_of(dataclasses.replace(config, preprocess=spec, licence=licence))
 
 
@@ -102,7 +102,7 @@ def info_of(config: ModelConfig, name: str | None = None, parameters: int | None
 def _paper(config):
     """arXiv number of the architecture's paper."""
     variant = str(config.arguments["variant"])
-    return next((paper for start, paper in PAIR_PAPERS.items() if variant.startswith(start)), PAPERS[config.family])
+    return next((paper for start, paper in _PAIR_PAPERS.items() if variant.startswith(start)), _PAPERS[config.family])
 
 
 def _flops(config):

@@ -14,12 +14,12 @@ from zoo.utils.files import check_unpacked, open_file
 from zoo.utils.strict_json import parse_json
 from zoo.utils.text import quoted, shown
 
-CONFIG, WEIGHTS = "config.json", "model.weights.h5"
+CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 LARGEST_CONFIG = 16 << 20  # bytes; that of the largest CLIP model has 1.5 MB
 FREE_SIZE = 1 << 16  # a number in a configuration may be this large, or as large as the longest side of an array
-NOT_SIZES = ("seed", "shared_object_id")  # numbers of any size
-MOST_MEMBERS = 10_000  # of an archive
-MOST_ARRAYS = 100_000  # arrays and groups in the weights: ten for each of 10,000 layers
+_NOT_SIZES = ("seed", "shared_object_id")  # numbers of any size
+_MOST_MEMBERS = 10_000  # of an archive
+_MOST_ARRAYS = 100_000  # arrays and groups in the weights: ten for each of 10,000 layers
 
 
 def check_keras(path: Path) -> None:
@@ -31,8 +31,8 @@ def check_keras(path: Path) -> None:
     try:
         with open_file(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            if len(members) > MOST_MEMBERS:
-                raise ValueError(f"{len(members)} members; at most {MOST_MEMBERS} are allowed")
+            if len(members) > _MOST_MEMBERS:
+                raise ValueError(f"{len(members)} members; at most {_MOST_MEMBERS} are allowed")
             check_unpacked(path, sum(member.file_size for member in members))
             largest = max(FREE_SIZE, _longest_side(archive, path))
             if archive.getinfo(CONFIG).file_size > LARGEST_CONFIG:
@@ -49,20 +49,20 @@ def _longest_side(archive: zipfile.ZipFile, path: Path) -> int:
     """Return the longest side of an array in the weights; ValueError if they would unpack to too much."""
     import h5py
 
-    if WEIGHTS not in archive.namelist():
+    if _WEIGHTS not in archive.namelist():
         return 0
     longest, size, count = 0, 0, 0
 
     def visit(_: str, found: Any) -> None:
         nonlocal longest, size, count
         count += 1
-        if count > MOST_ARRAYS:
-            raise ValueError(f"{WEIGHTS} has more than {MOST_ARRAYS} arrays and groups")
+        if count > _MOST_ARRAYS:
+            raise ValueError(f"{_WEIGHTS} has more than {_MOST_ARRAYS} arrays and groups")
         if isinstance(found, h5py.Dataset) and found.shape is not None:
             chunk = math.prod(found.chunks or ())  # may be larger than the array, and is unpacked as a whole
             longest, size = max([longest, *found.shape]), size + max(found.size, chunk) * found.dtype.itemsize
 
-    with archive.open(WEIGHTS) as member, h5py.File(member, "r") as weights:
+    with archive.open(_WEIGHTS) as member, h5py.File(member, "r") as weights:
         weights.visititems(visit)
     check_unpacked(path, size)
     return longest
@@ -79,5 +79,5 @@ def _check_config(config: Any, largest: int, name: str) -> None:
             waiting += value.items()
         elif isinstance(value, list):
             waiting += [(key, item) for item in value]
-        elif isinstance(value, int) and abs(value) > largest and key not in NOT_SIZES:
+        elif isinstance(value, int) and abs(value) > largest and key not in _NOT_SIZES:
             raise ValueError(f"{shown(name)}: {shown(key)} in {CONFIG} is {value}; at most {largest} is allowed")

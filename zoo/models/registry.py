@@ -122,11 +122,11 @@ def create_model(
     return create_with_weights(config, read_weights(path, ema=ema), builder_args)[0]
 
 
-NOT_FOR_NAMES = {"variant", "num_classes", "image_tower", "text_tower", "name"}
+_NOT_FOR_NAMES = {"variant", "num_classes", "image_tower", "text_tower", "name"}
 
 
 def _check_builder_args(builder, builder_args, entry):
-    allowed = [name for name in inspect.signature(builder).parameters if name not in NOT_FOR_NAMES]
+    allowed = [name for name in inspect.signature(builder).parameters if name not in _NOT_FOR_NAMES]
     for name in builder_args:
         if name not in allowed:
             nearest = difflib.get_close_matches(name[:100], allowed, n=1, cutoff=0.0)[0]

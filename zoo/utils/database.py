@@ -18,9 +18,9 @@ LONGEST_VALUE = 16 << 20  # bytes of one value or row; the longest of ours, a li
 # Instructions of SQLite's virtual machine, about a minute of work, for all statements of a connection that only reads.
 # Reading every row of a cache of 1 GB takes a thousandth of it.
 MOST_STEPS = 1_000_000_000
-STEPS_AT_ONCE = 1_000_000  # between two looks at the count
-MOST_OBJECTS = 64  # tables and indices that are looked at
-SIDECARS = ("", "-wal", "-shm", "-journal")
+_STEPS_AT_ONCE = 1_000_000  # between two looks at the count
+_MOST_OBJECTS = 64  # tables and indices that are looked at
+_SIDECARS = ("", "-wal", "-shm", "-journal")
 
 
 def open_database(
@@ -48,7 +48,7 @@ def open_database(
         ValueError: a link, no regular file, or a schema other than ours.
         sqlite3.Error: of SQLite: no such file, damage, a lock held too long.
     """
-    for sidecar in SIDECARS:
+    for sidecar in _SIDECARS:
         check_written(f"{os.fspath(path)}{sidecar}")
     connection = _connect(Path(path), "rwc" if create else "rw" if write else "ro", timeout)
     try:
@@ -58,7 +58,7 @@ def open_database(
         connection.execute("PRAGMA cell_size_check=ON")
         if not write:
             connection.execute("PRAGMA query_only=ON")
-            connection.set_progress_handler(_Steps(), STEPS_AT_ONCE)
+            connection.set_progress_handler(_Steps(), _STEPS_AT_ONCE)
         not_ours = f"{shown(path)} is not {what}"
         present = _check_schema(connection, statements, not_ours)
         for statement in statements:
@@ -82,7 +82,7 @@ def check_pages(connection: sqlite3.Connection) -> None:
 
 def _connect(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    if mode == "ro" and not any(os.path.lexists(f"{os.fspath(path)}{end}") for end in SIDECARS[1:]):
+    if mode == "ro" and not any(os.path.lexists(f"{os.fspath(path)}{end}") for end in _SIDECARS[1:]):
         uri += "&immutable=1"  # no process is writing: SQLite then needs no file beside it
     return sqlite3.connect(uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True)
 
@@ -94,7 +94,7 @@ class _Steps:
         self.done = 0
 
     def __call__(self) -> bool:
-        self.done += STEPS_AT_ONCE
+        self.done += _STEPS_AT_ONCE
         return self.done > MOST_STEPS
 
 
@@ -105,7 +105,7 @@ def _check_schema(connection: sqlite3.Connection, statements: Iterable[str], not
     """
     known, present = set(statements), set()
     query = "SELECT type, name, sql FROM sqlite_master LIMIT ?"
-    for kind, name, sql in connection.execute(query, [MOST_OBJECTS]):
+    for kind, name, sql in connection.execute(query, [_MOST_OBJECTS]):
         if kind == "index" and sql is None and str(name).startswith("sqlite_autoindex_"):
             continue
         if sql in known:

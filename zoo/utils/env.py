@@ -66,8 +66,8 @@ def choose_backend(name: str | None = None, trains: bool = False) -> str:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not trains:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    if QUIET_TENSORFLOW not in sys.meta_path:
-        sys.meta_path.insert(0, QUIET_TENSORFLOW)
+    if _QUIET_TENSORFLOW not in sys.meta_path:
+        sys.meta_path.insert(0, _QUIET_TENSORFLOW)
     with quiet_stderr():
         import keras
     if keras.backend.backend() != name:
@@ -106,7 +106,7 @@ def describe_runtime() -> dict[str, Any]:
     }
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
@@ -123,7 +123,7 @@ def keep_freed_memory() -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    settings = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1))
+    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
     return mallopt is not None and all([mallopt(*setting) for setting in settings])
 
 
@@ -159,7 +159,7 @@ class QuietImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-QUIET_TENSORFLOW = QuietImport("tensorflow")  # Keras imports it on every backend, when it sets a seed or saves a model
+_QUIET_TENSORFLOW = QuietImport("tensorflow")  # Keras imports it on every backend, when it sets a seed or saves a model
 
 
 def foreign_owners() -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ from zoo.utils.text import shown
 
 CHUNK = 1 << 20
 TEMPORARY_PREFIX = ".tmp-"
-LOCKED_BYTE = 1 << 30  # Windows makes locked bytes unreadable, and the first ones hold the owner's process id
+_LOCKED_BYTE = 1 << 30  # Windows makes locked bytes unreadable, and the first ones hold the owner's process id
 MAX_FILE_BYTES = 256 << 20  # read as a whole: an image, a member of a shard
 # O_NONBLOCK: a pipe that took the file's place after the check does not block.
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
@@ -346,7 +346,7 @@ def _try_lock(descriptor: int) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
-            os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
+            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
             os.lseek(descriptor, 0, os.SEEK_SET)
         else:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURE = re.compile(r"[\d.,]+( ?(%|×|s|ms|µs|MB|M))?|–")
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CSS_PIXELS_PER_INCH, DPI = 96, 144
 
 STYLE = """
@@ -62,7 +62,7 @@ summary { cursor: pointer; color: var(--accent); margin: .6rem 0; }
 @media print { body { background: #ffffff; } figure, .tiles, table, pre { break-inside: avoid; } }
 """
 
-PAGE = """<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -90,7 +90,7 @@ def page(title: str, *blocks: str, lead: str = "") -> str:
     """
     heading = f"<h1>{html.escape(title)}</h1>"
     opening = [f'<p class="lead">{html.escape(lead)}</p>'] if lead else []
-    return PAGE.format(title=html.escape(title), style=STYLE, content="\n".join([heading, *opening, *blocks]))
+    return _PAGE.format(title=html.escape(title), style=STYLE, content="\n".join([heading, *opening, *blocks]))
 
 
 def write_page(path: str | Path, title: str, *blocks: str, lead: str = "") -> None:
@@ -159,8 +159,8 @@ def png_size(data: bytes) -> tuple[int, int]:
     Raises:
         ValueError: the data is not a PNG.
     """
-    if not data.startswith(PNG_SIGNATURE):
-        raise ValueError(f"not a PNG: it begins with {data[:8]!r}; a PNG begins with {PNG_SIGNATURE!r}")
+    if not data.startswith(_PNG_SIGNATURE):
+        raise ValueError(f"not a PNG: it begins with {data[:8]!r}; a PNG begins with {_PNG_SIGNATURE!r}")
     return struct.unpack(">II", data[16:24])
 
 
@@ -181,16 +181,16 @@ def percent(share: float) -> str:
 
 # Plots.
 
-BLUE, ORANGE, GREEN, RED, GREY = "#24527a", "#d1702a", "#2e8b57", "#c0392b", "#8a94a0"
-COLORS = (BLUE, ORANGE, GREEN, RED, "#7a4fa3", "#4a9aa8")
-MOST_IN_A_ROW = 6  # panels
-MOST_TICKS = 10  # with more positions matplotlib chooses the ticks
-TICK_DISTANCE = 0.1  # least distance of two ticks, as a share of a logarithmic axis
+BLUE, _ORANGE, GREEN, RED, GREY = "#24527a", "#d1702a", "#2e8b57", "#c0392b", "#8a94a0"
+COLORS = (BLUE, _ORANGE, GREEN, RED, "#7a4fa3", "#4a9aa8")
+_MOST_IN_A_ROW = 6  # panels
+_MOST_TICKS = 10  # with more positions matplotlib chooses the ticks
+_TICK_DISTANCE = 0.1  # least distance of two ticks, as a share of a logarithmic axis
 MOST_NUMBERED = 20  # rows or columns; numbers in more cells are not legible
 MOST_CLASSES = 1000  # of a confusion matrix, as many as ImageNet has; the plot is 1,600 pixels wide
 MOST_NAMED = 100  # ticks; with more the names overlap, and matplotlib takes milliseconds for each
 LONGEST_LABEL = 300  # characters of a name or caption that are drawn; about ten lines next to an image
-PLOT_STYLE = {
+_PLOT_STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -215,7 +215,7 @@ def drawing(path: str | Path, width: float, height: float) -> "Iterator[Figure]"
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(PLOT_STYLE):
+    with matplotlib.rc_context(_PLOT_STYLE):
         canvas = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         yield canvas
         with atomic_write(path) as file:
@@ -251,7 +251,7 @@ class Panel:
 
 def plot_panels(path: str | Path, panels: Sequence[Panel]) -> None:
     """Plot curves side by side, at most six plots in a row."""
-    rows = -(-len(panels) // MOST_IN_A_ROW)
+    rows = -(-len(panels) // _MOST_IN_A_ROW)
     columns = -(-len(panels) // rows)
     with drawing(path, 3.15 * columns, 2.9 * rows) as canvas:
         canvas.get_layout_engine().set(wspace=0.06)
@@ -270,12 +270,12 @@ def _draw_panel(ax: "Axes", panel: Panel) -> None:
         ax.plot(x, y, color=color, label=label, marker=dots, markersize=3.5, linewidth=1.8)
     for label, level in panel.levels.items():
         ax.axhline(level, color=GREY, linestyle="--", linewidth=1.2, label=label)
-    for (label, mark), color in zip(panel.marks.items(), (GREY, ORANGE), strict=False):
+    for (label, mark), color in zip(panel.marks.items(), (GREY, _ORANGE), strict=False):
         ax.axvline(mark, color=color, linestyle=":", linewidth=1.6, label=label)
     if panel.log_x:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        if len(panel.x) <= MOST_TICKS:
+        if len(panel.x) <= _MOST_TICKS:
             ax.set_xticks(ticks_apart(sorted(panel.x)))
             ax.minorticks_off()
     elif np.all(np.mod(panel.x, 1) == 0):
@@ -294,7 +294,7 @@ def show_percent(axis: Any) -> None:
 
 def ticks_apart(x: Sequence[float]) -> list[float]:
     """Return the ascending positions on a logarithmic axis whose labels do not overlap."""
-    least = TICK_DISTANCE * np.log(x[-1] / x[0])
+    least = _TICK_DISTANCE * np.log(x[-1] / x[0])
     kept = [x[0]]
     for position in x[1:]:
         if np.log(position / kept[-1]) >= least:

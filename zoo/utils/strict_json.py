@@ -17,7 +17,7 @@ from zoo.utils.text import quoted, shown
 
 LARGEST_JSON = 64 << 20  # bytes of a file; an index of a million images has ids of 30 MB
 DEEPEST = 64  # levels of arrays and objects; configurations of published models have at most 6
-LONGEST_NUMBER = 40  # characters; a float64 has at most 24, an integer of 64 bits 20
+_LONGEST_NUMBER = 40  # characters; a float64 has at most 24, an integer of 64 bits 20
 LARGEST_INTEGER = (1 << 64) - 1
 
 Schema = Field | Mapping[str, Field]
@@ -141,7 +141,7 @@ def field_error(filename: str, field: str, value: object, allowed: str) -> Value
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > LONGEST_NUMBER or abs(number := int(digits)) > LARGEST_INTEGER:
+    if len(digits) > _LONGEST_NUMBER or abs(number := int(digits)) > LARGEST_INTEGER:
         raise ValueError(f"the integer {shown(digits, 24)} has more than 64 bits")
     return number
 

@@ -128,7 +128,7 @@ def _activation_name(layer):
     return None if name == "linear" else name
 
 
-UNCOMPARED = {"name", "dtype", "trainable", "units", "filters"}  # sizes are compared by the number of weights
+_UNCOMPARED = {"name", "dtype", "trainable", "units", "filters"}  # sizes are compared by the number of weights
 
 
 def _check_same_layers(model, config):
@@ -154,7 +154,7 @@ def _layer_configs(model):
     configs = {}
     for name, layer in convnext.layers_by_name(model).items():
         config = layer.get_config()
-        kept = {key: config[key] for key in config if key not in UNCOMPARED and not key.endswith("initializer")}
+        kept = {key: config[key] for key in config if key not in _UNCOMPARED and not key.endswith("initializer")}
         configs[name] = (type(layer).__name__, kept)
     return configs
 

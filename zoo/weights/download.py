@@ -20,7 +20,7 @@ from zoo.utils.text import quoted, shown
 RECORD = ".sha256"  # appended to a file's name; the content has sha256sum's format
 DIGEST = re.compile("[0-9a-f]{64}")
 REACHED_WITHIN = 4.0  # seconds to connect to the hub, or to the proxy before it
-PORTS = {"http": 80, "https": 443}
+_PORTS = {"http": 80, "https": 443}
 
 
 def fetch(repository: str, files: tuple[str, ...], *, revision: str | None = None, digest: str | None = None) -> Path:
@@ -66,7 +66,7 @@ def fetch_file(repository: str, name: str, *, revision: str | None = None, offli
         if not (offline or hub.constants.HF_HUB_OFFLINE):
             _connect(hub.constants.ENDPOINT)
         return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
-    except (hub.errors.LocalEntryNotFoundError, Unreachable) as error:
+    except (hub.errors.LocalEntryNotFoundError, _Unreachable) as error:
         raise ConnectionError(_not_cached(hub, repository, name, error)) from error
     except hub.errors.EntryNotFoundError:
         return None
@@ -82,13 +82,13 @@ def fetch_file(repository: str, name: str, *, revision: str | None = None, offli
         ) from error
 
 
-class Unreachable(OSError):
+class _Unreachable(OSError):
     """No connection to the hub."""
 
 
 @functools.cache  # of successes: an exception is not kept
 def _connect(endpoint: str) -> None:
-    """Raise Unreachable if no connection is made in time; huggingface_hub would retry five times first."""
+    """Raise _Unreachable if no connection is made in time; huggingface_hub would retry five times first."""
     url = urllib.parse.urlsplit(endpoint)
     proxy = urllib.request.getproxies().get(url.scheme)
     if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
@@ -97,7 +97,7 @@ def _connect(endpoint: str) -> None:
 
     def attempt():
         try:
-            port = url.port or PORTS.get(url.scheme, 80)
+            port = url.port or _PORTS.get(url.scheme, 80)
             socket.create_connection((url.hostname or "", port), timeout=REACHED_WITHIN).close()
             problems.append(None)
         except OSError as error:
@@ -107,9 +107,9 @@ def _connect(endpoint: str) -> None:
     thread.start()
     thread.join(REACHED_WITHIN)
     if not problems:
-        raise Unreachable(f"{url.hostname} did not answer within {REACHED_WITHIN:g} s")
+        raise _Unreachable(f"{url.hostname} did not answer within {REACHED_WITHIN:g} s")
     if problems[0] is not None:
-        raise Unreachable(f"{url.hostname}: {problems[0]}") from problems[0]
+        raise _Unreachable(f"{url.hostname}: {problems[0]}") from problems[0]
 
 
 def _hub():

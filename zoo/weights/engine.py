@@ -23,7 +23,7 @@ from zoo.weights.layouts import Layout, torch_tensors
 from zoo.weights.read import shapes_of
 
 LOGIT_BIAS = "logit_scale/logit_bias"
-LISTED = 20  # names printed of a long list in an error
+_LISTED = 20  # names printed of a long list in an error
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def classes(tensors, source):
     """Number of classes K of a checkpoint's classifier, or None without a classifier."""
     for path, name, *_ in source.parts.get("image", ()):
         if _match(name, "head_fc") is not None:
-            shape = shapes_of(tensors).get(f"{_fill(path, {ANY: 'head_fc'})}.bias")
+            shape = shapes_of(tensors).get(f"{_fill(path, {_ANY: 'head_fc'})}.bias")
             return None if shape is None else math.prod(shape)
     return None
 
@@ -230,7 +230,7 @@ def holds(tensors, source, layer):
 def match_slots(model, source):
     """([Slot, …], [name of a variable without a rule, …]); every variable of the model is in exactly one of them."""
     slots, unmapped = [], []
-    for part, layers in model_parts(model).items():
+    for part, layers in _model_parts(model).items():
         rules = source.parts.get(part, ())
         for name, layer in layers.items():
             matched = _layer_slots(part, name, layer, rules, source)
@@ -253,7 +253,7 @@ def _refuse_doubles(slots, source):
             raise ValueError(f"Two rules of {source.name} claim the same: {_listing(doubles)}.")
 
 
-def model_parts(model):
+def _model_parts(model):
     """{"image" | "text" | "pair" | "decoder": {name: layer with weights}} of a pair, a tower, a classifier or an FCMAE.
 
     The names are those of `convnext.layers_by_name`.
@@ -291,8 +291,8 @@ def _attribute(layer, path):
     return layer
 
 
-PLACEHOLDER = re.compile(r"\{(\d*)([a-z]|\*)(?:\+(\d+))?\}")  # {2s+1}: factor, letter, offset
-ANY = "any"
+_PLACEHOLDER = re.compile(r"\{(\d*)([a-z]|\*)(?:\+(\d+))?\}")  # {2s+1}: factor, letter, offset
+_ANY = "any"
 
 
 def _match(template, name):
@@ -303,7 +303,7 @@ def _match(template, name):
         return None
     values = {}
     for letter, (factor, offset) in holes.items():
-        values[letter], rest = (match[letter], 0) if letter == ANY else divmod(int(match[letter]) - offset, factor)
+        values[letter], rest = (match[letter], 0) if letter == _ANY else divmod(int(match[letter]) - offset, factor)
         if rest:
             return None
     return values
@@ -312,23 +312,23 @@ def _match(template, name):
 @functools.cache
 def _compile(template):
     pattern, holes, end = "", {}, 0
-    for hole in PLACEHOLDER.finditer(template):
-        letter = ANY if hole[2] == "*" else hole[2]
-        pattern += re.escape(template[end : hole.start()]) + f"(?P<{letter}>{'.+' if letter == ANY else '[0-9]+'})"
+    for hole in _PLACEHOLDER.finditer(template):
+        letter = _ANY if hole[2] == "*" else hole[2]
+        pattern += re.escape(template[end : hole.start()]) + f"(?P<{letter}>{'.+' if letter == _ANY else '[0-9]+'})"
         holes[letter], end = (int(hole[1] or 1), int(hole[3] or 0)), hole.end()
     return re.compile(pattern + re.escape(template[end:])), holes
 
 
 def _fill(template, values):
-    return PLACEHOLDER.sub(
-        lambda hole: values[ANY] if hole[2] == "*" else str(values[hole[2]] * int(hole[1] or 1) + int(hole[3] or 0)),
+    return _PLACEHOLDER.sub(
+        lambda hole: values[_ANY] if hole[2] == "*" else str(values[hole[2]] * int(hole[1] or 1) + int(hole[3] or 0)),
         template,
     )
 
 
 def _explain(keys, model, source, fresh):
     """({key: reason}, [unexplained key, …]) of the keys that no variable of the model uses."""
-    names = {part: set(layers) for part, layers in model_parts(model).items()}
+    names = {part: set(layers) for part, layers in _model_parts(model).items()}
     ignored, unexplained = {}, []
     for key in keys:
         reason = next((why for pattern, why in source.ignored if _match(pattern, key) is not None), None)
@@ -336,8 +336,8 @@ def _explain(keys, model, source, fresh):
         if reason is None and name in fresh:
             reason = "newly initialized layer"
         elif reason is None and part is not None and part not in names:
-            reason = f"{PART_NAMES[part]}, which this model does not have"
-        elif reason is None and part is not None and name.startswith("head_") and not names[part].intersection(HEADS):
+            reason = f"{_PART_NAMES[part]}, which this model does not have"
+        elif reason is None and part is not None and name.startswith("head_") and not names[part].intersection(_HEADS):
             reason = "head, which this model does not have"
         if reason:
             ignored[key] = reason
@@ -346,8 +346,8 @@ def _explain(keys, model, source, fresh):
     return ignored, unexplained
 
 
-HEADS = ("head_fc", "head_proj", "head_mlp_fc1")
-PART_NAMES = {
+_HEADS = ("head_fc", "head_proj", "head_mlp_fc1")
+_PART_NAMES = {
     **{"image": "image tower", "text": "text tower", "pair": "logit scale"},
     "decoder": "decoder of masked pretraining",
 }
@@ -389,5 +389,5 @@ def _complaint(filename, source, found, missing, unexpected, wrong):
 
 def _listing(names, separator=", "):
     names = list(names)
-    text = separator.join(names[:LISTED])
-    return f"{text}{separator}… and {len(names) - LISTED} more" if len(names) > LISTED else text
+    text = separator.join(names[:_LISTED])
+    return f"{text}{separator}… and {len(names) - _LISTED} more" if len(names) > _LISTED else text

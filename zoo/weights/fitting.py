@@ -14,7 +14,7 @@ import numpy as np
 
 STEMS = ("stem_conv/kernel", "conv1/kernel")  # first convolutions of ConvNeXt and ResNet
 RGB = 3
-SHARPNESS = -0.5  # a of the cubic kernel, as in PIL; 2 × 2 pixels of support on each side
+_SHARPNESS = -0.5  # a of the cubic kernel, as in PIL; 2 × 2 pixels of support on each side
 
 
 def fit_tensors(slots, tensors):
@@ -108,8 +108,8 @@ def cubic_weights(old, new):
 
 
 def cubic(x):
-    """Keys' kernel with a = SHARPNESS: 1 at 0, 0 at ±1 and from ±2 on."""
-    a, x = SHARPNESS, np.abs(x)
+    """Keys' kernel with a = _SHARPNESS: 1 at 0, 0 at ±1 and from ±2 on."""
+    a, x = _SHARPNESS, np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))

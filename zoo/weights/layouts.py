@@ -31,12 +31,12 @@ def one(to_ours, to_theirs):
 
 SAME = one(lambda a: a, lambda a: a)
 LINEAR = one(np.transpose, np.transpose)  # (O, I) ↔ (I, O)
-POINTWISE = one(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])  # (O, I, 1, 1) ↔ (I, O)
-CONV = one(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW ↔ HWIO
+_POINTWISE = one(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])  # (O, I, 1, 1) ↔ (I, O)
+_CONV = one(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW ↔ HWIO
 SPREAD_AFTER = one(lambda a: a[:, 0, 0], lambda a: a[:, None, None])  # (C, 1, 1) ↔ (C,)
 SPREAD = one(lambda a: a[0, 0, 0], lambda a: a[None, None, None])  # (1, 1, 1, C) ↔ (C,)
-THREE_LINEAR = Layout(lambda arrays: np.concatenate(arrays).T, lambda a: np.split(a.T, 3))  # 3 × (W, W) ↔ (W, 3W)
-THREE = Layout(np.concatenate, lambda a: np.split(a, 3))  # 3 × (W,) ↔ (3W,)
+_THREE_LINEAR = Layout(lambda arrays: np.concatenate(arrays).T, lambda a: np.split(a.T, 3))  # 3 × (W, W) ↔ (W, 3W)
+_THREE = Layout(np.concatenate, lambda a: np.split(a, 3))  # 3 × (W,) ↔ (3W,)
 
 
 def under_ones(axes):
@@ -102,7 +102,7 @@ def _depthwise(layer):
 
 def _branches(layer):
     """A multi-branch convolution of `clip.towers.branches` in timm's names, and its re-parameterised form."""
-    kernel = (Tensor(("weight",), "kernel", CONV), _BIAS) if layer.filters else _depthwise(layer)
+    kernel = (Tensor(("weight",), "kernel", _CONV), _BIAS) if layer.filters else _depthwise(layer)
     conv_norm = (*_inside("conv", kernel), *_inside("bn", _BATCH_NORM))
     one_of_many = (*_inside("conv_kxk.0", conv_norm, "conv_kxk"), *_inside("conv_scale", conv_norm))
     mobile_one = (*one_of_many, *_inside("identity", _BATCH_NORM))
@@ -115,7 +115,7 @@ def _branches(layer):
 # class of the layer → its tensors, as torch modules name them, or a function of the layer
 TENSORS = {
     "Branches": _branches,
-    "Conv2D": (Tensor(("weight",), "kernel", CONV), _BIAS),
+    "Conv2D": (Tensor(("weight",), "kernel", _CONV), _BIAS),
     "DepthwiseConv2D": _depthwise,
     "Dense": _DENSE,
     "LayerNormalization": _AFFINE,
@@ -135,7 +135,7 @@ TENSORS = {
 
 # Third column of a rule, where a library differs from the above.
 MATRIX = (Tensor(("",), "kernel"),)  # a bare (I, O) parameter
-CONV_1X1 = _linear("weight", "bias", layout=POINTWISE)  # a 1×1 convolution for a Dense layer
+CONV_1X1 = _linear("weight", "bias", layout=_POINTWISE)  # a 1×1 convolution for a Dense layer
 LOGIT_SCALE = (Tensor(("",), "logit_scale"),)
 LOGIT_BIAS = (Tensor(("",), "logit_bias"),)
 NO_BIAS = Tensor((), "bias", ZERO)
@@ -148,8 +148,8 @@ TIMM_POOL = (
 SPREAD_GRN = (Tensor(("weight",), "gamma", SPREAD), Tensor(("bias",), "beta", SPREAD))
 SPREAD_GRN_GREEK = (Tensor(("gamma",), "gamma", SPREAD), Tensor(("beta",), "beta", SPREAD))
 SEPARATE_QKV = (
-    Tensor(("q_proj.weight", "k_proj.weight", "v_proj.weight"), "in_proj.kernel", THREE_LINEAR),
-    Tensor(("q_proj.bias", "k_proj.bias", "v_proj.bias"), "in_proj.bias", THREE),
+    Tensor(("q_proj.weight", "k_proj.weight", "v_proj.weight"), "in_proj.kernel", _THREE_LINEAR),
+    Tensor(("q_proj.bias", "k_proj.bias", "v_proj.bias"), "in_proj.bias", _THREE),
     *_OUT_PROJ,
 )
 

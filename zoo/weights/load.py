@@ -23,10 +23,11 @@ from zoo.weights.sources import FORMATS
 if TYPE_CHECKING:
     import keras
 
-FROM_FILE = ("stem_stride", "input_shape", "image_size", "activation", "init_logit_bias")  # what a bare name leaves open
+# What a bare name leaves open.
+_FROM_FILE = ("stem_stride", "input_shape", "image_size", "activation", "init_logit_bias")
 
 _announcing = contextvars.ContextVar("_announcing", default=True)
-HEADLESS = "The file has no classifier, so the model has none; num_classes=K adds a newly initialized one."
+_HEADLESS = "The file has no classifier, so the model has none; num_classes=K adds a newly initialized one."
 
 
 def load_weights(model: "keras.Model", path: str | Path, *, strict: bool = True, ema: bool = True) -> LoadReport:
@@ -145,13 +146,13 @@ def create_with_weights(
     activation = fitted.arguments.get("activation") if is_known else None
     report = load_checkpoint(model, checkpoint, fresh=fresh, activation=activation)
     headless = config.family != CLIP and config.arguments["include_top"] and not fitted.arguments["include_top"]
-    asked = () if not headless or "include_top" in overrides else (HEADLESS,)
+    asked = () if not headless or "include_top" in overrides else (_HEADLESS,)
     for note in (*report.notes, *asked):
         warnings.warn(f"{shown(checkpoint.path.name)}: {note}", stacklevel=3)
     if fitted != own:
         fitted = _with_provenance(fitted, own, checkpoint, report.format)
     native.remember(model, fitted)
-    announce(config.origin if config.published else checkpoint.path.name, fitted.licence)
+    _announce(config.origin if config.published else checkpoint.path.name, fitted.licence)
     return model, fitted
 
 
@@ -177,7 +178,7 @@ def _arguments_in_file(config, own):
     """Arguments that a file of our own format adds to a name."""
     if own is None:
         return {}
-    left_open = [key for key in FROM_FILE if key != "activation" or not config.from_weights]
+    left_open = [key for key in _FROM_FILE if key != "activation" or not config.from_weights]
     found = {key: own.arguments[key] for key in left_open if key in own.arguments and key in config.arguments}
     return found | {key: own.arguments[key] for key in OPTIONAL if key in own.arguments}
 
@@ -220,7 +221,7 @@ def _with_provenance(config, own, checkpoint, source_format):
     return dataclasses.replace(config, preprocess=preprocess, **kept)
 
 
-def announce(name: str, licence: str | None) -> None:
+def _announce(name: str, licence: str | None) -> None:
     """Print on stderr, once a process, what a licence of weights restricts."""
     remark = restriction(licence)
     if remark:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import keras
 
 FORMAT = "convnext-clip-zoo"
-FORMAT_VERSION = "1"
-SOURCE_FIELDS = {"name", "sha256", "format"}
-PREPROCESS_FIELDS = {"image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct"}  # of version 1
+_FORMAT_VERSION = "1"
+_SOURCE_FIELDS = {"name", "sha256", "format"}
+_PREPROCESS_FIELDS = {"image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct"}  # of version 1
 
 CLASSIFIER = Format(FORMAT, {}, {"image": (("{*}", "{*}"),)}, tensors=own_tensors)
 PAIR = Format(
@@ -54,7 +54,7 @@ def to_metadata(config: ModelConfig) -> dict[str, str]:
     """Metadata of a saved model, str → str."""
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": _FORMAT_VERSION,
         "architecture": _dumps({"arguments": config.arguments, "family": config.family}),
         "preprocess": _dumps(config.preprocess and config.preprocess.to_dict()),
         "activation": config.activation,
@@ -77,8 +77,8 @@ def parse(checkpoint: Checkpoint) -> ModelConfig:
     if metadata.get("format") != FORMAT:
         allowed = f"{FORMAT!r}; only zoo.save writes such files"
         raise field_error(filename, "format", metadata.get("format"), allowed)
-    if metadata.get("format_version") != FORMAT_VERSION:
-        allowed = f"{FORMAT_VERSION!r}; a newer version of this package may read it"
+    if metadata.get("format_version") != _FORMAT_VERSION:
+        allowed = f"{_FORMAT_VERSION!r}; a newer version of this package may read it"
         raise field_error(filename, "format_version", metadata.get("format_version"), allowed)
     architecture = _loads(metadata, "architecture", filename)
     if not isinstance(architecture, dict) or set(architecture) != {"family", "arguments"}:
@@ -110,8 +110,8 @@ def _loads(metadata: Mapping[str, str], field: str, filename: str) -> Any:
 def _parse_preprocess(value, filename):
     if value is None:
         return None
-    if not isinstance(value, dict) or not set(value) >= PREPROCESS_FIELDS:
-        allowed = f"null or an object with {', '.join(sorted(PREPROCESS_FIELDS))}"
+    if not isinstance(value, dict) or not set(value) >= _PREPROCESS_FIELDS:
+        allowed = f"null or an object with {', '.join(sorted(_PREPROCESS_FIELDS))}"
         raise field_error(filename, "preprocess", value, allowed)
     try:
         return PreprocessSpec.from_dict(value)
@@ -125,8 +125,8 @@ def _parse_source(metadata, filename):
     value = _loads(metadata, "source", filename)
     fields = value if isinstance(value, dict) else {}
     are_texts = all(isinstance(text, str) and text.isprintable() for text in fields.values())
-    if set(fields) != SOURCE_FIELDS or not are_texts:
-        raise field_error(filename, "source", value, f"an object of texts: {', '.join(sorted(SOURCE_FIELDS))}")
+    if set(fields) != _SOURCE_FIELDS or not are_texts:
+        raise field_error(filename, "source", value, f"an object of texts: {', '.join(sorted(_SOURCE_FIELDS))}")
     return value
 
 

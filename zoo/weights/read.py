@@ -25,13 +25,13 @@ from zoo.utils.strict_json import object_of, read_json, text
 from zoo.utils.text import quoted, shown
 from zoo.weights.write import DTYPES
 
-OLDEST_TORCH = (2, 10)
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")  # around the weights in checkpoints
+_OLDEST_TORCH = (2, 10)
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")  # around the weights in checkpoints
 AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "params_ema")  # moving averages
 STEPS = "n_averaged"  # torch's AveragedModel counts its steps beside the weights
-PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's, in front of every key
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
-LARGEST_INDEX = 64 << 20  # bytes of the list of shards, which has about a hundred for each tensor
+_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's, in front of every key
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
+_LARGEST_INDEX = 64 << 20  # bytes of the list of shards, which has about a hundred for each tensor
 
 
 class LazyTensors(Mapping):
@@ -169,10 +169,10 @@ def shard_map(index: Path) -> dict[str, set[str]]:
     """{name of a shard: its keys} of a `.safetensors.index.json` file, sorted by name.
 
     Raises:
-        ValueError: it is larger than LARGEST_INDEX or has no usable "weight_map".
+        ValueError: it is larger than _LARGEST_INDEX or has no usable "weight_map".
     """
     try:
-        found = read_json(index, {"weight_map": object_of(text(1000))}, others=True, max_bytes=LARGEST_INDEX)
+        found = read_json(index, {"weight_map": object_of(text(1000))}, others=True, max_bytes=_LARGEST_INDEX)
     except ValueError as error:
         raise ValueError(
             f"{shown(index.name)} is not the index of a sharded checkpoint: no usable 'weight_map'. {shown(error)}"
@@ -229,7 +229,7 @@ def _damaged_zip(path):
     """Re-raise zipfile's errors as a ValueError with the file's name."""
     try:
         yield
-    except ZIP_ERRORS as error:
+    except _ZIP_ERRORS as error:
         raise ValueError(f"{shown(path.name)} is a damaged zip file: {shown(error)}") from error
 
 
@@ -288,7 +288,7 @@ def _read_torch(path, can_map, ema):
         ) from error
     state, notes = _unwrap(content, ema, path.name)
     if not state:
-        names = ", ".join(WRAPPERS + AVERAGED)
+        names = ", ".join(_WRAPPERS + AVERAGED)
         raise ValueError(f"{shown(path.name)} holds no weights, neither at its top nor under {names}.")
     for key, value in state.items():
         _check_plain(torch, key, value, path)
@@ -318,7 +318,7 @@ def _recent_torch():
             'A torch checkpoint can only be read with torch: pip install "torch>=2.10", or use a .safetensors copy.'
         ) from error
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < OLDEST_TORCH:
+    if version < _OLDEST_TORCH:
         raise ImportError(
             f"torch {torch.__version__} is not safe for loading checkpoints from elsewhere. "
             'Install "torch>=2.10", or use a .safetensors copy.'
@@ -333,7 +333,7 @@ def _unwrap(content, ema, filename):
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and hasattr(value, "detach")}
         raw, averaged = (
             next((name for name in names if isinstance(content.get(name), Mapping) and content[name]), None)
-            for names in (WRAPPERS, AVERAGED)
+            for names in (_WRAPPERS, AVERAGED)
         )
         if tensors or not (raw or averaged):
             return tensors, notes
@@ -373,6 +373,6 @@ def _to_numpy(torch, value):
 
 def _plain_keys(tensors):
     """`tensors` without the prefix that wrappers put in front of every key."""
-    while (prefix := tensors.shared_prefix()) in PREFIXES:
+    while (prefix := tensors.shared_prefix()) in _PREFIXES:
         tensors = tensors.without_prefix(prefix)
     return tensors

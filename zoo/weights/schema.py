@@ -22,9 +22,9 @@ def _is_shape(value):
 SIDE = Field.integer(1, 4096)  # pixels: an image of 4096 × 4096 takes 200 MB; published models take up to 1024
 LARGEST_SIZE = 1 << 20  # of a width or depth, far above any published model; the weights in the file bound them further
 SIZE = Field.integer(1, LARGEST_SIZE)
-STRIDE = Field.integer(1, 64)
+_STRIDE = Field.integer(1, 64)
 RATE = EPSILON = Field.number(0, 1)
-BACKBONE_ACTIVATION = Field.one_of(*(name for name, use in ACTIVATIONS.items() if use.backbone))
+_BACKBONE_ACTIVATION = Field.one_of(*(name for name, use in ACTIVATIONS.items() if use.backbone))
 TRANSFORMER_ACTIVATION = Field.one_of(*(name for name, use in ACTIVATIONS.items() if use.transformer))
 
 CLASSIFIER = {
@@ -32,25 +32,25 @@ CLASSIFIER = {
     "input_shape": Field(_is_shape, "[height or null, width or null, channels]"),
     "include_top": Field.flag(),
     "pooling": Field.one_of("avg", "max").or_null(),
-    "classifier_activation": BACKBONE_ACTIVATION.or_null(),
+    "classifier_activation": _BACKBONE_ACTIVATION.or_null(),
     "name": Field.name(),
 }
 CONVNEXT = {
     **CLASSIFIER,
-    "stem_stride": STRIDE,
+    "stem_stride": _STRIDE,
     "layer_scale_init_value": Field.number().or_null(),
     "drop_path_rate": RATE,
     "dropout_rate": RATE,
 }
 PAIR = {
     "image_size": SIDE,
-    "stem_stride": STRIDE.or_null(),
+    "stem_stride": _STRIDE.or_null(),
     "activation": TRANSFORMER_ACTIVATION,
     "init_logit_scale": Field.number(0, 5),  # ln 100 = 4.6
     "init_logit_bias": Field.number().or_null(),
     "name": Field.name(),
 }
-OPTIONAL = {"downsample_strides": STRIDE.list()}  # written where they are not all 2
+OPTIONAL = {"downsample_strides": _STRIDE.list()}  # written where they are not all 2
 SCHEMA = {"convnext": CONVNEXT, "convnextv2": CONVNEXT, RESNET: CLASSIFIER, CLIP: PAIR}
 
 # Fields of a custom row.
@@ -58,11 +58,11 @@ ROW = {
     "depths": SIZE.list(),
     "dims": SIZE.list(),
     "epsilon": EPSILON,
-    "activation": BACKBONE_ACTIVATION,
-    "patch_size": STRIDE,
+    "activation": _BACKBONE_ACTIVATION,
+    "patch_size": _STRIDE,
 }
 RESNET_ROW = {**ROW, "block": Field.one_of("basic", "bottleneck"), "stem_dim": SIZE}
-PAIR_ROW = {
+_PAIR_ROW = {
     "embed_dim": SIZE,
     "image_size": SIDE,
     "image": OBJECT,
@@ -99,7 +99,7 @@ def check_arguments(family: Any, arguments: Any, filename: str) -> None:
 
 
 def _check_pair(row, field, filename):
-    check_fields(row, PAIR_ROW, filename, field)
+    check_fields(row, _PAIR_ROW, filename, field)
     for side, default in (("image", {}), ("text", {"kind": "text"})):  # the usual text tower's kind is not written
         fields, towers = {**default, **row[side]}, list_towers(side)
         kind = fields.get("kind")

@@ -16,7 +16,7 @@ OPENAI = PreprocessSpec()
 HALF = PreprocessSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 BILINEAR = PreprocessSpec(interpolation="bilinear")
 PIXELS = PreprocessSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
-SQUASHED = PreprocessSpec(resize_mode="squash")
+_SQUASHED = PreprocessSpec(resize_mode="squash")
 
 
 class Group(NamedTuple):
@@ -74,7 +74,7 @@ GROUPS = (
         ("ViT-L-14.dfn2b", 81.41, "DFN2B-CLIP-ViT-L-14"),
     ]),
     Group("Apple-ASCL", "apple/", [("ViT-L-14.dfn2b_s39b", None, "DFN2B-CLIP-ViT-L-14-39B")]),
-    Group("Apple-ASCL", "apple/", activation="quick_gelu", preprocess=SQUASHED, rows=[
+    Group("Apple-ASCL", "apple/", activation="quick_gelu", preprocess=_SQUASHED, rows=[
         ("ViT-H-14.dfn5b", 83.44, "DFN5B-CLIP-ViT-H-14"),
         ("ViT-H-14-378.dfn5b", 84.37, "DFN5B-CLIP-ViT-H-14-378"),
     ]),

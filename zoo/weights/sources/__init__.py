@@ -18,7 +18,7 @@ __all__ = ["FORMATS", "LIBRARIES", "SOURCES", "Source", "Target", "find_config",
 SOURCES = tuple(module.SOURCE for module in (open_clip, apple, transformers, timm, torchvision, facebook))
 FORMATS = tuple(known for source in SOURCES for known in source.formats)
 LIBRARIES = tuple(source.name for source in SOURCES if source.fixed)  # that models can be exported for
-FAMILY_NAMES = {"convnext": "ConvNeXt", "convnextv2": "ConvNeXt-V2", RESNET: "ResNet", CLIP: "image–text pair"}
+_FAMILY_NAMES = {"convnext": "ConvNeXt", "convnextv2": "ConvNeXt-V2", RESNET: "ResNet", CLIP: "image–text pair"}
 
 # configuration file → weight files that may stand beside it
 LAYOUTS = {source.config: source.weights for source in SOURCES if source.config}
@@ -92,12 +92,12 @@ def target_of(config: ModelConfig, library: str) -> Target:
     source, family = next(source for source in SOURCES if source.name == library), config.family
     if family not in source.fixed:
         known = [source.name for source in SOURCES if family in source.fixed]
-        raise ValueError(f"{library} has no {FAMILY_NAMES[family]}. Formats for this model: {', '.join(known)}.")
+        raise ValueError(f"{library} has no {_FAMILY_NAMES[family]}. Formats for this model: {', '.join(known)}.")
     facts = {} if family == CLIP else _facts(config)
     for fact, fixed in source.fixed[family].items():
         if facts[fact] != fixed:
             raise ValueError(
-                f"{library}'s {FAMILY_NAMES[family]} has {fact} {fixed}, and this model has {facts[fact]}: "
+                f"{library}'s {_FAMILY_NAMES[family]} has {fact} {fixed}, and this model has {facts[fact]}: "
                 "its outputs would differ there."
             )
     return source.target(config)

@@ -21,16 +21,16 @@ from zoo.weights.sources.timm import (
 
 # Stages and the layers before them are numbered in one list:
 # stage 0, downsampling, stage 1, downsampling, stage 2, downsampling, positional encoding, stage 3.
-SCALE_BARE = tuple(dataclasses.replace(entry, names=("",)) for entry in SCALE_2D)
-POSITIONS = (Tensor(("",), "positional_embedding", under_ones(2)),)
+_SCALE_BARE = tuple(dataclasses.replace(entry, names=("",)) for entry in SCALE_2D)
+_POSITIONS = (Tensor(("",), "positional_embedding", under_ones(2)),)
 PROJECTION = (*MATRIX, NO_BIAS)
 
 
 def _apple_stage(network, stage):
-    return fastvit_blocks(f"network.{network}.{{b}}", f"stages_{stage}_blocks_{{b}}", "convffn", SCALE_BARE)
+    return fastvit_blocks(f"network.{network}.{{b}}", f"stages_{stage}_blocks_{{b}}", "convffn", _SCALE_BARE)
 
 
-APPLE_MCI = (
+_APPLE_MCI = (
     ("patch_embed.{k}", "stem_{k}"),
     *_apple_stage(0, 0),
     *fastvit_downsample("network.1", "stages_1_downsample"),
@@ -55,20 +55,20 @@ APPLE_VIT = (
     ("patch_emb.{k}.block.conv", "stem_{k}_conv"),
     ("patch_emb.{k}.block.norm", "stem_{k}_bn"),
     ("cls_token", "class_embedding", CLASS_TOKEN),
-    ("pos_embed.pos_embed.pos_embed", "positional_embedding", POSITIONS),
+    ("pos_embed.pos_embed.pos_embed", "positional_embedding", _POSITIONS),
     *APPLE_BLOCKS,
     ("post_transformer_norm", "ln_post"),
     ("classifier.proj", "proj", PROJECTION),
 )
 APPLE_TEXT = (
     ("embedding_layer", "token_embedding"),
-    ("positional_embedding.pos_embed.pos_embed", "positional_embedding", POSITIONS),
+    ("positional_embedding.pos_embed.pos_embed", "positional_embedding", _POSITIONS),
     *APPLE_BLOCKS,
-    *mixer_block("transformer.{i}", "transformer_resblocks_{i}", "convffn", SCALE_BARE),
+    *mixer_block("transformer.{i}", "transformer_resblocks_{i}", "convffn", _SCALE_BARE),
     ("final_layer_norm", "ln_final"),
     ("projection_layer", "text_projection", MATRIX),
 )
-APPLE_NAMES = {
+_APPLE_NAMES = {
     "conv_kxk": "rbr_conv",
     "conv_scale": "rbr_scale",
     "identity": "rbr_skip",
@@ -80,7 +80,7 @@ APPLE_NAMES = {
 
 def _apple_tensors(layer):
     """`torch_tensors` under the names that Apple gives to a convolution's branches."""
-    names = {**APPLE_NAMES, "reparam_conv": "lkb_reparam"} if hasattr(layer, "small_kernel") else APPLE_NAMES
+    names = {**_APPLE_NAMES, "reparam_conv": "lkb_reparam"} if hasattr(layer, "small_kernel") else _APPLE_NAMES
     return tuple(
         dataclasses.replace(entry, names=tuple(_rename(name, names) for name in entry.names))
         for entry in torch_tensors(layer)
@@ -111,8 +111,8 @@ def _apple(tower, signature, rules, **fields):
 
 
 FORMATS = (
-    _apple("an MCi", {"patch_embed.0.rbr_conv.0.conv.weight": 4}, APPLE_MCI),
-    _apple("a re-parameterised MCi", {"patch_embed.0.reparam_conv.weight": 4}, APPLE_MCI),
+    _apple("an MCi", {"patch_embed.0.rbr_conv.0.conv.weight": 4}, _APPLE_MCI),
+    _apple("a re-parameterised MCi", {"patch_embed.0.reparam_conv.weight": 4}, _APPLE_MCI),
     _apple("a ViT", {"patch_emb.0.block.conv.weight": 4}, APPLE_VIT, remarks=_difference),
     Format(
         "Apple's MobileCLIP text tower",

@@ -6,6 +6,7 @@ order, biases and GRN parameters as (1, C).
 """
 
 import math
+
 from zoo.weights.config import ModelConfig
 from zoo.weights.engine import Format, under
 from zoo.weights.layouts import CONV_1X1, SPREAD_GRN_GREEK, Tensor, one, under_ones
@@ -39,19 +40,19 @@ SPARSE = one(  # (W·H, I, O) ↔ (H, W, I, O)
 SPARSE_DEPTHWISE = one(  # (W·H, C) ↔ (H, W, C, 1)
     lambda a: _sides(a).swapaxes(0, 1)[..., None], lambda a: a[..., 0].swapaxes(0, 1).reshape(-1, a.shape[2])
 )
-SPARSE_CONV = (Tensor(("kernel",), "kernel", SPARSE), Tensor(("bias",), "bias", ROW))
-SPARSE_DWCONV = (Tensor(("kernel",), "kernel", SPARSE_DEPTHWISE), Tensor(("bias",), "bias", ROW))
-SPARSE_GRN = (Tensor(("gamma",), "gamma", ROW), Tensor(("beta",), "beta", ROW))
+_SPARSE_CONV = (Tensor(("kernel",), "kernel", SPARSE), Tensor(("bias",), "bias", ROW))
+_SPARSE_DWCONV = (Tensor(("kernel",), "kernel", SPARSE_DEPTHWISE), Tensor(("bias",), "bias", ROW))
+_SPARSE_GRN = (Tensor(("gamma",), "gamma", ROW), Tensor(("beta",), "beta", ROW))
 
-SPARSE_ENCODER = (
+_SPARSE_ENCODER = (
     ("downsample_layers.0.0", "stem_conv"),
     ("downsample_layers.0.1", "stem_norm"),
     ("downsample_layers.{s}.0.ln", "stages_{s}_downsample_norm"),
-    ("downsample_layers.{s}.1", "stages_{s}_downsample_conv", SPARSE_CONV),
-    ("stages.{s}.{b}.dwconv", "stages_{s}_blocks_{b}_dwconv", SPARSE_DWCONV),
+    ("downsample_layers.{s}.1", "stages_{s}_downsample_conv", _SPARSE_CONV),
+    ("stages.{s}.{b}.dwconv", "stages_{s}_blocks_{b}_dwconv", _SPARSE_DWCONV),
     ("stages.{s}.{b}.norm.ln", "stages_{s}_blocks_{b}_norm"),
     ("stages.{s}.{b}.pwconv1.linear", "stages_{s}_blocks_{b}_pwconv1"),
-    ("stages.{s}.{b}.grn", "stages_{s}_blocks_{b}_grn", SPARSE_GRN),
+    ("stages.{s}.{b}.grn", "stages_{s}_blocks_{b}_grn", _SPARSE_GRN),
     ("stages.{s}.{b}.pwconv2.linear", "stages_{s}_blocks_{b}_pwconv2"),
 )
 TOKEN = one(lambda a: a[0, :, 0, 0], lambda a: a[None, :, None, None])  # (1, C, 1, 1) ↔ (C,)
@@ -66,20 +67,20 @@ DECODER = (  # of `convnext.create_fcmae`; dense, like the authors'
     ("pred", "pred", CONV_1X1),
 )
 
-FACEBOOK = Format("facebookresearch ConvNeXt", {"downsample_layers.0.0.weight": 4}, {"image": CONVNEXT})
+_FACEBOOK = Format("facebookresearch ConvNeXt", {"downsample_layers.0.0.weight": 4}, {"image": CONVNEXT})
 FORMATS = (
-    FACEBOOK,
+    _FACEBOOK,
     Format(
         "facebookresearch FCMAE with sparse layers",
         {"encoder.downsample_layers.0.0.weight": 4, "encoder.stages.0.0.dwconv.kernel": 2},
-        {"image": under("encoder.", SPARSE_ENCODER), "decoder": DECODER},
+        {"image": under("encoder.", _SPARSE_ENCODER), "decoder": DECODER},
     ),
 )
 
 
 def target(_: ModelConfig) -> Target:
     """A classifier or trunk for the authors' code."""
-    return Target((FACEBOOK,))
+    return Target((_FACEBOOK,))
 
 
 SOURCE = Source(

@@ -21,9 +21,7 @@ from zoo.weights.sources.timm import CONV_MLP, NUM_BATCHES, RESNET_TRUNK, TOWERS
 
 # Tensor names.
 
-BLOCKS = joined(
-    *(f"transformer.resblocks.{{i}}.{name}" for name in ("ln_1", "attn", "ln_2", "mlp.c_fc", "mlp.c_proj"))
-)
+BLOCKS = joined(*(f"transformer.resblocks.{{i}}.{name}" for name in ("ln_1", "attn", "ln_2", "mlp.c_fc", "mlp.c_proj")))
 TEXT = (
     *joined("token_embedding", "positional_embedding", "ln_final"),
     *BLOCKS,
@@ -40,12 +38,12 @@ PAIR = (
     ("logit_scale", "logit_scale", LOGIT_SCALE),
     ("logit_bias", "logit_scale", LOGIT_BIAS),
 )
-ARCHIVE = "a setting that OpenAI's archives store beside the weights"
-MASK = "the causal mask, which is computed"
+_ARCHIVE = "a setting that OpenAI's archives store beside the weights"
+_MASK = "the causal mask, which is computed"
 IGNORED = (
     NUM_BATCHES,
-    *((key, ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size")),
-    *((key, MASK) for key in ("attn_mask", "text.attn_mask")),
+    *((key, _ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size")),
+    *((key, _MASK) for key in ("attn_mask", "text.attn_mask")),
 )
 
 
@@ -65,7 +63,7 @@ def _formats(tower, signature, rules, trunk=""):
     parts = {"image": under("visual.", image), "text": TEXT, "pair": PAIR}
     custom = {**parts, "text": under("text.", TEXT)}
     if not trunk:
-        yield Format(f"{CUSTOM_TEXT} with {tower}", {**in_pair, "text.token_embedding.weight": 2}, custom, IGNORED)
+        yield Format(f"{_CUSTOM_TEXT} with {tower}", {**in_pair, "text.token_embedding.weight": 2}, custom, IGNORED)
     yield Format(f"open_clip with {tower}", in_pair, custom if trunk else parts, IGNORED)
     yield Format(f"open_clip's image tower, {tower}", alone, {"image": image}, (NUM_BATCHES,))
 
@@ -75,7 +73,7 @@ def _text_format(name, prefix):
     return Format(name, keys, {"text": under(prefix, TEXT), "pair": PAIR}, IGNORED)
 
 
-CUSTOM_TEXT = "open_clip's custom-text layout"
+_CUSTOM_TEXT = "open_clip's custom-text layout"
 FORMATS = (
     *_formats("a ViT", {"conv1.weight": 4, "class_embedding": 1}, VIT),
     *_formats("a ResNet", {"conv1.weight": 4, "attnpool.q_proj.weight": 2}, RESNET),
@@ -83,11 +81,11 @@ FORMATS = (
     *_formats("a ConvNeXt with conv_mlp", *_convnext(fc1_rank=4)),
     *(known for tower in TOWERS for known in _formats(*tower, "trunk.")),
     _text_format("open_clip's text tower", ""),
-    _text_format(f"the text tower of {CUSTOM_TEXT}", "text."),
+    _text_format(f"the text tower of {_CUSTOM_TEXT}", "text."),
 )
 
 # timm's names of MobileCLIP's image towers → a row of `clip.VARIANTS` that has the tower
-TIMM_TOWERS = {
+_TIMM_TOWERS = {
     "fastvit_mci0": "MobileCLIP2-S0",
     "fastvit_mci1": "MobileCLIP-S1",
     "fastvit_mci2": "MobileCLIP-S2",
@@ -99,7 +97,7 @@ TIMM_TOWERS = {
 
 
 def timm_pool(name: str) -> str:
-    """`timm_pool` of a tower of TIMM_TOWERS."""
+    """`timm_pool` of a tower of _TIMM_TOWERS."""
     return "avg" if name.startswith("fastvit") else "token"
 
 
@@ -108,29 +106,29 @@ def timm_pool(name: str) -> str:
 PREPROCESS = {"fill_color": "fill", **{key: key for key in ("mean", "std", "interpolation", "resize_mode")}}
 
 # Fields with only one allowed value (FIXED_…), and fields that are read below or matter for training alone (FREE_…).
-FIXED_BLOCK = {
+_FIXED_BLOCK = {
     "block_type": "default",
     **dict.fromkeys(("ls_init_value", "act_kwargs", "norm_kwargs"), None),
     **dict.fromkeys(("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "scaled_cosine_attn"), False),
     **dict.fromkeys(("final_ln_after_pool", "qk_norm"), False),
 }
 RATIO = clip.Field.number(0, 1024)
-FIXED_VISION = {
-    **FIXED_BLOCK,
+_FIXED_VISION = {
+    **_FIXED_BLOCK,
     "attentional_pool": False,
     "no_ln_pre": False,
     "pos_embed_type": "learnable",
     "pool_type": "tok",
     "timm_proj_bias": False,
 }
-FREE_VISION = {
+_FREE_VISION = {
     *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"),
     *("timm_model_name", "timm_pool", "timm_proj"),
     *("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_dropout"),
     *("attn_pooler_queries", "attn_pooler_heads", "output_tokens"),
 }
-FIXED_TEXT = {
-    **FIXED_BLOCK,
+_FIXED_TEXT = {
+    **_FIXED_BLOCK,
     "mlp_ratio": 4.0,
     "embed_cls": False,
     "pad_id": 0,
@@ -138,11 +136,11 @@ FIXED_TEXT = {
     "proj_type": "linear",
     "proj_bias": False,
 }
-FREE_TEXT = {
+_FREE_TEXT = {
     *("width", "heads", "layers", "context_length", "vocab_size", "no_causal_mask", "output_tokens", "eos_id"),
     *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 }
-FREE_MODEL = {
+_FREE_MODEL = {
     *("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias"),
     *("custom_text", "cast_dtype", "output_dict", "nonscalar_logit_scale"),
 }
@@ -155,7 +153,7 @@ def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
         ValueError: it describes a pair that this package does not make; the message names the field.
     """
     model = section(values, "model_cfg", filename)
-    check_fixed(model, {}, FREE_MODEL, filename, "model_cfg.")
+    check_fixed(model, {}, _FREE_MODEL, filename, "model_cfg.")
     pair = _read_pair(model, filename)
     preprocess = _read_preprocess(values, pair.image_size, filename)
     return ModelConfig.from_pair(pair, preprocess, filename, init_logit_bias=model.get("init_logit_bias"))
@@ -163,8 +161,8 @@ def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
 
 def _read_pair(model, filename):
     vision, text = section(model, "vision_cfg", filename), section(model, "text_cfg", filename)
-    check_fixed(vision, FIXED_VISION, FREE_VISION, filename, "vision_cfg.")
-    check_fixed(text, FIXED_TEXT, FREE_TEXT, filename, "text_cfg.")
+    check_fixed(vision, _FIXED_VISION, _FREE_VISION, filename, "vision_cfg.")
+    check_fixed(text, _FIXED_TEXT, _FREE_TEXT, filename, "text_cfg.")
     return clip.Pair(
         integer(model, "embed_dim", None, filename, "model_cfg."),
         _read_image_size(vision, filename),
@@ -203,13 +201,13 @@ def _read_image(vision, filename):
 
 def _read_timm_tower(vision, filename):
     name, pool, projection = (vision.get(f"timm_{key}") for key in ("model_name", "pool", "proj"))
-    if isinstance(name, str) and name in TIMM_TOWERS:
+    if isinstance(name, str) and name in _TIMM_TOWERS:
         fixed = {"timm_pool": timm_pool(name)}
         check_fixed({"timm_pool": pool, "timm_proj": projection}, fixed, (), filename, "vision_cfg.")
-        return clip.VARIANTS[TIMM_TOWERS[name]].image
+        return clip.VARIANTS[_TIMM_TOWERS[name]].image
     family, _, variant = str(name).partition("_")
     if family not in ("convnext", "convnextv2") or variant not in convnext.TABLES[family]:
-        known = "convnext_*, convnextv2_*, " + ", ".join(TIMM_TOWERS)
+        known = "convnext_*, convnextv2_*, " + ", ".join(_TIMM_TOWERS)
         raise field_error(filename, "vision_cfg.timm_model_name", name, known)
     if pool:
         raise field_error(filename, "vision_cfg.timm_pool", pool, "'' for a ConvNeXt")
@@ -256,7 +254,7 @@ def target(config: ModelConfig) -> Target:
 
 def _timm_name(image):
     """timm's name of MobileCLIP's image towers, else None."""
-    return next((name for name, label in TIMM_TOWERS.items() if clip.VARIANTS[label].image == image), None)
+    return next((name for name, label in _TIMM_TOWERS.items() if clip.VARIANTS[label].image == image), None)
 
 
 def _written_model(pair, arguments):

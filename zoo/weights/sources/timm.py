@@ -5,6 +5,7 @@ torchvision's ResNet has the same tensor names as timm's.
 
 import dataclasses
 import difflib
+
 from convnext import ACTIVATIONS
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from zoo.weights.config import ModelConfig, catalogue, default_arguments, row_of, variant_of
@@ -55,14 +56,12 @@ def convnext_trunk(conv_mlp, joint="."):
     )
 
 
-RESNET_TRUNK = joined(
-    "conv{k}", "bn{k}", "layer{s}.{b}.conv{k}", "layer{s}.{b}.bn{k}", "layer{s}.{b}.downsample.{k}"
-)
+RESNET_TRUNK = joined("conv{k}", "bn{k}", "layer{s}.{b}.conv{k}", "layer{s}.{b}.bn{k}", "layer{s}.{b}.downsample.{k}")
 
 # Image towers of CLIP models.
 
 SIZES = ((1, "1x1"), (2, "kxk"), (3, "1x1"))  # kernels of a bottleneck, in timm's names
-CLIP_RESNET_RULES = (
+_CLIP_RESNET_RULES = (
     ("stem.conv{k}.conv", "conv{k}"),
     ("stem.conv{k}.bn", "bn{k}"),
     *((f"stages.{{s}}.{{b}}.conv{k}_{size}.conv", f"layer{{s+1}}_{{b}}_conv{k}") for k, size in SIZES),
@@ -104,7 +103,7 @@ def fastvit_downsample(path, name):
     return (f"{path}.proj.{{k}}", f"{name}_proj_{{k}}"), *squeeze_excite(f"{path}.proj.0.se", f"{name}_proj_0")
 
 
-FASTVIT_RULES = (
+_FASTVIT_RULES = (
     ("stem.{k}", "stem_{k}"),
     *fastvit_downsample("stages.{s}.downsample", "stages_{s}_downsample"),
     ("stages.{s}.pos_emb", "stages_{s}_pos_emb"),
@@ -114,7 +113,7 @@ FASTVIT_RULES = (
     ("head.fc", "head_proj"),
 )
 CLASS_TOKEN = (Tensor(("",), "class_embedding", under_ones(2)),)
-VIT_RULES = (
+_VIT_RULES = (
     ("patch_embed.proj", "conv1"),
     ("patch_embed.backbone.{k}.conv", "stem_{k}_conv"),
     ("patch_embed.backbone.{k}.bn", "stem_{k}_bn"),
@@ -130,9 +129,9 @@ VIT_RULES = (
     ("head", "proj"),
 )
 TOWERS = (  # what open_clip, under a prefix, and timm alone have: (tower, signature, rules)
-    ("a FastViT", {"stem.0.conv_kxk.0.conv.weight": 4}, FASTVIT_RULES),
-    ("a re-parameterised FastViT", {"stem.0.reparam_conv.weight": 4}, FASTVIT_RULES),
-    ("a timm ViT", {"cls_token": 3, "blocks.0.attn.qkv.weight": 2}, VIT_RULES),
+    ("a FastViT", {"stem.0.conv_kxk.0.conv.weight": 4}, _FASTVIT_RULES),
+    ("a re-parameterised FastViT", {"stem.0.reparam_conv.weight": 4}, _FASTVIT_RULES),
+    ("a timm ViT", {"cls_token": 3, "blocks.0.attn.qkv.weight": 2}, _VIT_RULES),
 )
 
 REFUSED = (
@@ -165,7 +164,7 @@ FORMATS = (
     Format(
         "timm's ResNet with an attention pool",
         {"stem.conv1.conv.weight": 4, "head.pos_embed": 2},
-        {"image": CLIP_RESNET_RULES},
+        {"image": _CLIP_RESNET_RULES},
         (NUM_BATCHES,),
     ),
     *(Format(f"timm's trunk, {name}", keys, {"image": rules}, (NUM_BATCHES,)) for name, keys, rules in TOWERS),
@@ -173,14 +172,14 @@ FORMATS = (
 
 # Configuration read: `config.json` with an architecture by name, its `model_args` and its `pretrained_cfg`.
 
-MODEL_ARGS = {  # arguments of timm's builders that our rows can vary
+_MODEL_ARGS = {  # arguments of timm's builders that our rows can vary
     **dict.fromkeys(
         ("convnext", "convnextv2"),
         ("depths", "dims", "patch_size", "norm_eps", "act_layer", "ls_init_value", "in_chans"),
     ),
     RESNET: ("layers", "channels", "in_chans"),
 }
-CROP_MODES = {"center": "shortest", "squash": "squash"}  # timm's crop_mode → our resize_mode
+_CROP_MODES = {"center": "shortest", "squash": "squash"}  # timm's crop_mode → our resize_mode
 DEFAULTS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic", "crop_pct": 0.875}  # timm's
 
 
@@ -198,7 +197,7 @@ def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
         allowed = f"a classifier of `zoo list`{', such as ' if near else ''}{near}"
         raise field_error(filename, "architecture", values["architecture"], allowed)
     model_args = section(values, "model_args", filename) if values.get("model_args") else {}
-    check_fixed(model_args, {}, MODEL_ARGS[family], filename, "model_args.")
+    check_fixed(model_args, {}, _MODEL_ARGS[family], filename, "model_args.")
     pretrained = section(values, "pretrained_cfg", filename) if "pretrained_cfg" in values else values
     channels = integer(model_args, "in_chans", 3, filename, "model_args.")
     size, preprocess = _read_preprocess(pretrained, channels, filename)
@@ -229,12 +228,12 @@ def _read_preprocess(pretrained, channels, filename):
     if not isinstance(size, list) or len(size) != 3 or size[0] != channels:
         raise field_error(filename, "input_size", size, f"[{channels}, height, width]")
     mode = pretrained.get("crop_mode") or "center"
-    if not isinstance(mode, str) or mode not in CROP_MODES:
-        raise field_error(filename, "crop_mode", mode, " or ".join(CROP_MODES))
+    if not isinstance(mode, str) or mode not in _CROP_MODES:
+        raise field_error(filename, "crop_mode", mode, " or ".join(_CROP_MODES))
     _, height, width = size
     fields = DEFAULTS | {key: pretrained[key] for key in DEFAULTS if pretrained.get(key) is not None}
     fields |= {"image_size": height if height == width else (height, width)}
-    fields |= {"resize_mode": CROP_MODES[mode], "rgb_first": True}
+    fields |= {"resize_mode": _CROP_MODES[mode], "rgb_first": True}
     return (height, width), read_spec(fields, filename)
 
 
@@ -246,14 +245,14 @@ MODULES = {"convnext": ("stem.0", "head.fc"), "convnextv2": ("stem.0", "head.fc"
 
 def target(config: ModelConfig) -> Target:
     """A classifier or trunk for timm."""
-    configs = {"config.json": written_config(config)}
+    configs = {"config.json": _written_config(config)}
     if config.family == RESNET:
         return Target((RESNET_FORMAT,), configs=configs)
     has_conv_mlp = config.arguments["variant"] in CONV_MLP  # timm's own class, used for custom rows, has none
     return Target((CONVNEXT_CONV_MLP if has_conv_mlp else CONVNEXT,), configs=configs)
 
 
-def written_config(config: ModelConfig) -> dict:
+def _written_config(config: ModelConfig) -> dict:
     """`config.json` of a classifier or trunk.
 
     A custom row becomes timm's model of that kind with `model_args`, which timm passes to its builder. Without
@@ -311,7 +310,7 @@ def _written_architecture(config):
 
 
 def _written_preprocess(spec):
-    crop_modes = {ours: theirs for theirs, ours in CROP_MODES.items()}
+    crop_modes = {ours: theirs for theirs, ours in _CROP_MODES.items()}
     if spec.resize_mode not in crop_modes:
         raise ValueError(f"timm has no resize_mode {spec.resize_mode!r}. Allowed: {', '.join(crop_modes)}.")
     return {

@@ -1,9 +1,9 @@
-"""transformers: ConvNext, ConvNextV2, ResNet and CLIP models, `config.json` with PREPROCESSOR or PROCESSOR.
+"""transformers: ConvNext, ConvNextV2, ResNet and CLIP models, `config.json` with _PREPROCESSOR or _PROCESSOR.
 
 transformers' default epsilon of ConvNeXt's last norm is 1e-12. It is not in the weights; ours is the papers' 1e-6.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import clip
 import convnext
@@ -44,7 +44,7 @@ CONVNEXT_RULES = (
 )
 
 # `layer.{k}` counts the convolutions of a block from 0, our names from 1.
-RESNET_RULES = (
+_RESNET_RULES = (
     ("embedder.embedder.convolution", "conv1"),
     ("embedder.embedder.normalization", "bn1"),
     ("encoder.stages.{s}.layers.{b}.layer.{k}.convolution", "layer{s+1}_{b}_conv{k+1}"),
@@ -60,7 +60,7 @@ BLOCKS = (
     ("encoder.layers.{i}.mlp.fc1", "transformer_resblocks_{i}_mlp_c_fc"),
     ("encoder.layers.{i}.mlp.fc2", "transformer_resblocks_{i}_mlp_c_proj"),
 )
-VISION = (
+_VISION = (
     ("embeddings.patch_embedding", "conv1"),
     ("embeddings.class_embedding", "class_embedding"),
     ("embeddings.position_embedding.weight", "positional_embedding"),
@@ -74,10 +74,10 @@ TEXT = (
     *BLOCKS,
     ("final_layer_norm", "ln_final"),
 )
-POSITION_IDS = ("{*}.embeddings.position_ids", "the numbers 0, 1, 2, …, not weights")
+_POSITION_IDS = ("{*}.embeddings.position_ids", "the numbers 0, 1, 2, …, not weights")
 
-CLIP_RULES = {
-    "image": (*under("vision_model.", VISION), ("visual_projection", "proj")),
+_CLIP_RULES = {
+    "image": (*under("vision_model.", _VISION), ("visual_projection", "proj")),
     "text": (*under("text_model.", TEXT), ("text_projection", "text_projection")),
     "pair": (("logit_scale", "logit_scale", LOGIT_SCALE),),
 }
@@ -89,30 +89,30 @@ def _classifier(name, prefix, rules, first, classifier):
     return Format(f"transformers {name}", {f"{prefix}{first}": 4}, parts, (NUM_BATCHES,))
 
 
-PATCHES, STEM = "embeddings.patch_embeddings.weight", "embedder.embedder.convolution.weight"
-CONVNEXT_V1 = _classifier("ConvNeXt", "convnext.", CONVNEXT_RULES, PATCHES, "classifier")
-CONVNEXT_V2 = _classifier("ConvNeXt-V2", "convnextv2.", CONVNEXT_RULES, PATCHES, "classifier")
-CONVNEXT_TRUNK = _classifier("ConvNeXt or ConvNeXt-V2", "", CONVNEXT_RULES, PATCHES, "classifier")
-RESNET_CLASSIFIER = _classifier("ResNet", "resnet.", RESNET_RULES, STEM, "classifier.1")
-RESNET_TRUNK = _classifier("ResNet", "", RESNET_RULES, STEM, "classifier.1")
-PAIR = Format("transformers CLIP", {"vision_model.embeddings.patch_embedding.weight": 4}, CLIP_RULES, (POSITION_IDS,))
+_PATCHES, STEM = "embeddings.patch_embeddings.weight", "embedder.embedder.convolution.weight"
+_CONVNEXT_V1 = _classifier("ConvNeXt", "convnext.", CONVNEXT_RULES, _PATCHES, "classifier")
+_CONVNEXT_V2 = _classifier("ConvNeXt-V2", "convnextv2.", CONVNEXT_RULES, _PATCHES, "classifier")
+_CONVNEXT_TRUNK = _classifier("ConvNeXt or ConvNeXt-V2", "", CONVNEXT_RULES, _PATCHES, "classifier")
+_RESNET_CLASSIFIER = _classifier("ResNet", "resnet.", _RESNET_RULES, STEM, "classifier.1")
+RESNET_TRUNK = _classifier("ResNet", "", _RESNET_RULES, STEM, "classifier.1")
+PAIR = Format("transformers CLIP", {"vision_model.embeddings.patch_embedding.weight": 4}, _CLIP_RULES, (_POSITION_IDS,))
 
 FORMATS = (
     PAIR,
-    Format("transformers CLIP", {"text_model.embeddings.token_embedding.weight": 2}, CLIP_RULES, (POSITION_IDS,)),
-    CONVNEXT_V1,
-    CONVNEXT_V2,
-    CONVNEXT_TRUNK,
-    RESNET_CLASSIFIER,
+    Format("transformers CLIP", {"text_model.embeddings.token_embedding.weight": 2}, _CLIP_RULES, (_POSITION_IDS,)),
+    _CONVNEXT_V1,
+    _CONVNEXT_V2,
+    _CONVNEXT_TRUNK,
+    _RESNET_CLASSIFIER,
     RESNET_TRUNK,
 )
 
 # Configuration read.
 
-PREPROCESSOR = "preprocessor_config.json"
-PROCESSOR = "processor_config.json"  # of transformers 5, which writes the image processor inside; it is read first
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-SQUASHED_FROM = 384  # pixels: from this size on the processor of ConvNeXt resizes both sides and does not crop
+_PREPROCESSOR = "preprocessor_config.json"
+_PROCESSOR = "processor_config.json"  # of transformers 5, which writes the image processor inside; it is read first
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_SQUASHED_FROM = 384  # pixels: from this size on the processor of ConvNeXt resizes both sides and does not crop
 EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
 NUMBER = clip.Field.number().or_null()
 
@@ -237,12 +237,12 @@ def _read_activation(vision, text, filename):
 
 def _read_preprocess(find):
     """A `PreprocessSpec`, or None where there is no file or it relies on transformers' defaults."""
-    path = find(PROCESSOR)
+    path = find(_PROCESSOR)
     values = read_object(path) if path else {}
     if values.get("image_processor") is not None:
-        return _spec_of(section(values, "image_processor", PROCESSOR), PROCESSOR)
-    path = find(PREPROCESSOR)
-    return _spec_of(read_object(path), PREPROCESSOR) if path else None
+        return _spec_of(section(values, "image_processor", _PROCESSOR), _PROCESSOR)
+    path = find(_PREPROCESSOR)
+    return _spec_of(read_object(path), _PREPROCESSOR) if path else None
 
 
 def _spec_of(values, filename):
@@ -250,16 +250,16 @@ def _spec_of(values, filename):
     if any(values.get(key) is None for key in ("size", "resample", "image_mean", "image_std")):
         return None
     size, crop, resample = _side(values["size"], filename), values.get("crop_size"), values["resample"]
-    if not isinstance(resample, int) or resample not in RESAMPLING:
-        raise field_error(filename, "resample", resample, f"one of {', '.join(map(str, RESAMPLING))}")
+    if not isinstance(resample, int) or resample not in _RESAMPLING:
+        raise field_error(filename, "resample", resample, f"one of {', '.join(map(str, _RESAMPLING))}")
     fields = {
         "mean": values["image_mean"],
         "std": values["image_std"],
-        "interpolation": RESAMPLING[resample],
+        "interpolation": _RESAMPLING[resample],
         "rgb_first": True,
     }
     if values.get("crop_pct") is not None:
-        is_small = size < SQUASHED_FROM
+        is_small = size < _SQUASHED_FROM
         fields |= {"crop_pct": values["crop_pct"]} if is_small else {"resize_mode": "squash"}
     target = _side(crop, filename) if crop and values.get("do_center_crop") else size
     if target != size:
@@ -292,9 +292,9 @@ def target(config: ModelConfig) -> Target:
         return Target((PAIR,), configs={"config.json": written})
     has_classifier = arguments["include_top"]
     name, classifier, trunk = {
-        "convnext": ("ConvNext", CONVNEXT_V1, CONVNEXT_TRUNK),
-        "convnextv2": ("ConvNextV2", CONVNEXT_V2, CONVNEXT_TRUNK),
-        RESNET: ("ResNet", RESNET_CLASSIFIER, RESNET_TRUNK),
+        "convnext": ("ConvNext", _CONVNEXT_V1, _CONVNEXT_TRUNK),
+        "convnextv2": ("ConvNextV2", _CONVNEXT_V2, _CONVNEXT_TRUNK),
+        RESNET: ("ResNet", _RESNET_CLASSIFIER, RESNET_TRUNK),
     }[family]
     written = {
         "architectures": [f"{name}{'ForImageClassification' if has_classifier else 'Model'}"],
