@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LIBRARIES", "Conversion", "WeightExport", "convert", "export_weights"]
 
 # Fields of the preprocessing that a configuration and the table of published weights must agree on.
-COMPARED = ("image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct")
+_COMPARED = ("image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _agree(named: ModelConfig, described: ModelConfig) -> ModelConfig:
     if named.published is None:
         return described
     check_activation(named.origin, named.arguments.get("activation"), described.arguments.get("activation"))
-    for field in COMPARED if described.preprocess else ():
+    for field in _COMPARED if described.preprocess else ():
         one, other = getattr(named.preprocess, field), getattr(described.preprocess, field)
         if one != other:
             raise ValueError(

@@ -19,12 +19,12 @@ from convnext.keras_internals import graph_of, is_functional
 
 # Class of a layer → prefix of the kernel and bias of the product at its end (OUT) or its beginning (IN).
 BRANCHES = ("MobileOneConv2D", "RepLargeKernelConv2D", "RepMixer", "RepConditionalPosEnc")  # each equals a convolution
-LINEAR = {"Dense": "", "Conv2D": "", "DepthwiseConv2D": ""}
-_LINEAR_OUT = {**LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
-_LINEAR_IN = {**LINEAR, "SelfAttention": "in_proj."}
+_LINEAR = {"Dense": "", "Conv2D": "", "DepthwiseConv2D": ""}
+_LINEAR_OUT = {**_LINEAR, "SelfAttention": "out_proj.", **dict.fromkeys(BRANCHES, "reparam_conv.")}
+_LINEAR_IN = {**_LINEAR, "SelfAttention": "in_proj."}
 _BIAS_OPTIONS = {"": "use_bias", "in_proj.": "in_bias"}  # option that says whether the product has a bias
 _ALONE = ("Dense", "Add", "LayerScale", "Activation", "Dropout")  # act on each token of (B, L, W) separately
-OUTPUT = "output"  # among a layer's users, where its result is an output of the model
+_OUTPUT = "output"  # among a layer's users, where its result is an output of the model
 
 
 def fold(model: keras.Model) -> keras.Model:
@@ -172,7 +172,7 @@ class _Net:
         for call in self.graph.calls:
             self._connect(call)
         for tensor in self.graph.outputs:
-            self.users[self.graph.source(tensor)].append(OUTPUT)
+            self.users[self.graph.source(tensor)].append(_OUTPUT)
 
     def _connect(self, call):
         operation = call.operation
@@ -198,7 +198,7 @@ class _Net:
         at = self.users[source].index(layer)
         self.users[source][at : at + 1] = self.users[layer]
         for user in self.users[layer]:
-            if user is not OUTPUT:
+            if user is not _OUTPUT:
                 self.sources[user] = [source if other is layer else other for other in self.sources[user]]
 
     def product_before(self, layer):
@@ -221,7 +221,7 @@ class _Net:
                 yield user
 
     def _takes_affine(self, user):
-        if user is OUTPUT or type(user).__name__ not in _LINEAR_IN or not self.is_called_once(user):
+        if user is _OUTPUT or type(user).__name__ not in _LINEAR_IN or not self.is_called_once(user):
             return False
         config = self.draft(user).config
         return config.get("padding", "valid") == "valid" and config.get("groups", 1) == 1
@@ -354,7 +354,7 @@ def _fold_grn(net, layer):
         net.draft(layer).weights["beta"] = np.zeros_like(beta)
 
 
-def fold_branches(net, layer):
+def _fold_branches(net, layer):
     """Multi-branch convolution: the one convolution that it equals."""
     kernel, bias = layer.folded()
     draft = net.draft(layer)
@@ -397,7 +397,7 @@ FOLDS: dict[str, Callable] = {
     "LayerNormalization": _fold_norm,
     "GRN": _fold_grn,
     "SelectToken": _select_token_early,
-    **dict.fromkeys(BRANCHES, fold_branches),
+    **dict.fromkeys(BRANCHES, _fold_branches),
 }
 
 

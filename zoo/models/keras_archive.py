@@ -14,7 +14,7 @@ from zoo.utils.files import check_unpacked, open_file
 from zoo.utils.strict_json import parse_json
 from zoo.utils.text import quoted, shown
 
-CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 LARGEST_CONFIG = 16 << 20  # bytes; that of the largest CLIP model has 1.5 MB
 FREE_SIZE = 1 << 16  # a number in a configuration may be this large, or as large as the longest side of an array
 _NOT_SIZES = ("seed", "shared_object_id")  # numbers of any size
@@ -35,9 +35,9 @@ def check_keras(path: Path) -> None:
                 raise ValueError(f"{len(members)} members; at most {_MOST_MEMBERS} are allowed")
             check_unpacked(path, sum(member.file_size for member in members))
             largest = max(FREE_SIZE, _longest_side(archive, path))
-            if archive.getinfo(CONFIG).file_size > LARGEST_CONFIG:
-                raise ValueError(f"{CONFIG} has {archive.getinfo(CONFIG).file_size} bytes; at most {LARGEST_CONFIG}")
-            config = parse_json(archive.read(CONFIG), CONFIG)
+            if archive.getinfo(_CONFIG).file_size > LARGEST_CONFIG:
+                raise ValueError(f"{_CONFIG} has {archive.getinfo(_CONFIG).file_size} bytes; at most {LARGEST_CONFIG}")
+            config = parse_json(archive.read(_CONFIG), _CONFIG)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{shown(path.name)} is not a .keras file, or a damaged one: {shown(error)}") from error
     except ValueError as error:
@@ -71,7 +71,7 @@ def _longest_side(archive: zipfile.ZipFile, path: Path) -> int:
 def _check_config(config: Any, largest: int, name: str) -> None:
     """Raise ValueError for a number above `largest`, and for a model or layer whose description is no object."""
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
-        raise ValueError(f"{shown(name)}: {CONFIG} is {quoted(config, 200)}; it must describe a Keras model")
+        raise ValueError(f"{shown(name)}: {_CONFIG} is {quoted(config, 200)}; it must describe a Keras model")
     waiting = [("", config["config"])]  # the optimizer's numbers, beside it, are of steps
     while waiting:
         key, value = waiting.pop()
@@ -80,4 +80,4 @@ def _check_config(config: Any, largest: int, name: str) -> None:
         elif isinstance(value, list):
             waiting += [(key, item) for item in value]
         elif isinstance(value, int) and abs(value) > largest and key not in _NOT_SIZES:
-            raise ValueError(f"{shown(name)}: {shown(key)} in {CONFIG} is {value}; at most {largest} is allowed")
+            raise ValueError(f"{shown(name)}: {shown(key)} in {_CONFIG} is {value}; at most {largest} is allowed")

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from zoo.utils.text import shown
 
-CHUNK = 1 << 20
+_CHUNK = 1 << 20
 TEMPORARY_PREFIX = ".tmp-"
 _LOCKED_BYTE = 1 << 30  # Windows makes locked bytes unreadable, and the first ones hold the owner's process id
 MAX_FILE_BYTES = 256 << 20  # read as a whole: an image, a member of a shard
@@ -245,7 +245,7 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 digest of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open_file(path) as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIGURE = re.compile(r"[\d.,]+( ?(%|×|s|ms|µs|MB|M))?|–")
+_FIGURE = re.compile(r"[\d.,]+( ?(%|×|s|ms|µs|MB|M))?|–")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CSS_PIXELS_PER_INCH, DPI = 96, 144
 
@@ -140,7 +140,7 @@ def _row(tag: str, cells: Sequence[object], numeric: Sequence[bool]) -> str:
 
 
 def _is_figure(cell: object) -> bool:
-    return not isinstance(cell, str) or FIGURE.fullmatch(cell) is not None
+    return not isinstance(cell, str) or _FIGURE.fullmatch(cell) is not None
 
 
 def figure(png: str | Path, caption: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 LONGEST = 500  # characters of one value in a message
 LONGEST_LINE = 4000  # of a message, which may name several values
-LARGEST_INTEGER = 1 << 256  # larger ones are not written out
+_LARGEST_INTEGER = 1 << 256  # larger ones are not written out
 
 
 def shown(value: object, longest: int = LONGEST) -> str:
@@ -66,7 +66,7 @@ class _Repr(reprlib.Repr):
         return repr(x) if len(x) <= LONGEST else f"{x[:LONGEST]!r}…"
 
     def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002
-        return repr(x) if abs(x) < LARGEST_INTEGER else f"an integer of {x.bit_length()} bits"
+        return repr(x) if abs(x) < _LARGEST_INTEGER else f"an integer of {x.bit_length()} bits"
 
     def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002
         return repr(x) if len(x) <= LONGEST else f"{x[:LONGEST]!r}…"

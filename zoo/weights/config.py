@@ -22,9 +22,9 @@ from zoo.weights.schema import CLIP, RESNET, field_error
 if TYPE_CHECKING:
     import keras
 
-IMAGE_SIZE = 224  # of the classifiers' published counts
-STEM_STRIDE, DOWNSAMPLE_STRIDE = 4, 2  # of all published ConvNeXts
-INIT_LOGIT_SCALE = math.log(1 / 0.07)
+_IMAGE_SIZE = 224  # of the classifiers' published counts
+_STEM_STRIDE, DOWNSAMPLE_STRIDE = 4, 2  # of all published ConvNeXts
+_INIT_LOGIT_SCALE = math.log(1 / 0.07)
 # Limits of the pixels that the preprocessing in a file makes: at most MOST_PIXELS; for a model with a fixed input size
 # also LARGEST_RATIO times its input, since models may crop or pool. LEAST_PIXELS are always allowed.
 MOST_PIXELS, LARGEST_RATIO, LEAST_PIXELS = 4096**2, 16, 512**2
@@ -254,16 +254,16 @@ def default_arguments(family: str, variant: str | dict[str, Any], name: str) -> 
         return {
             "variant": variant,
             "image_size": pair.image_size,
-            "stem_stride": STEM_STRIDE if "stem_stride" in clip.tower_of(pair.image).options else None,
+            "stem_stride": _STEM_STRIDE if "stem_stride" in clip.tower_of(pair.image).options else None,
             "activation": pair.activation,
-            "init_logit_scale": INIT_LOGIT_SCALE,
+            "init_logit_scale": _INIT_LOGIT_SCALE,
             "init_logit_bias": None,
             "name": variant if isinstance(variant, str) else CLIP,
         }
     common = {
         "variant": variant,
         "num_classes": 1000,
-        "input_shape": [IMAGE_SIZE, IMAGE_SIZE, 3],
+        "input_shape": [_IMAGE_SIZE, _IMAGE_SIZE, 3],
         "include_top": True,
         "pooling": None,
         "classifier_activation": "softmax",
@@ -273,7 +273,7 @@ def default_arguments(family: str, variant: str | dict[str, Any], name: str) -> 
         return common
     return {
         **common,
-        "stem_stride": STEM_STRIDE,
+        "stem_stride": _STEM_STRIDE,
         "layer_scale_init_value": 1e-6 if family == "convnext" else None,
         "drop_path_rate": 0.0,
         "dropout_rate": 0.0,

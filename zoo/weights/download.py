@@ -18,7 +18,7 @@ from zoo.utils.files import atomic_write, sha256
 from zoo.utils.text import quoted, shown
 
 RECORD = ".sha256"  # appended to a file's name; the content has sha256sum's format
-DIGEST = re.compile("[0-9a-f]{64}")
+_DIGEST = re.compile("[0-9a-f]{64}")
 REACHED_WITHIN = 4.0  # seconds to connect to the hub, or to the proxy before it
 _PORTS = {"http": 80, "https": 443}
 
@@ -187,4 +187,4 @@ def _read_record(record):
 def _announced(path):
     """The hub's digest of a large file, which names its content in the cache; None for a small file."""
     name = path.resolve().name
-    return name if path.is_symlink() and DIGEST.fullmatch(name) else None
+    return name if path.is_symlink() and _DIGEST.fullmatch(name) else None

@@ -22,7 +22,7 @@ from zoo.weights.fitting import fit_tensors
 from zoo.weights.layouts import Layout, torch_tensors
 from zoo.weights.read import shapes_of
 
-LOGIT_BIAS = "logit_scale/logit_bias"
+_LOGIT_BIAS = "logit_scale/logit_bias"
 _LISTED = 20  # names printed of a long list in an error
 
 
@@ -151,7 +151,7 @@ def load_tensors(model, tensors, source, *, strict=True, fresh=(), filename="The
     for slot in slots:
         if all(key in tensors for key in slot.keys) and slot.layer not in fresh:
             found.append(slot)
-        elif slot.name == LOGIT_BIAS:  # of sigmoid training, which starts from weights of softmax training
+        elif slot.name == _LOGIT_BIAS:  # of sigmoid training, which starts from weights of softmax training
             start = float(np.asarray(ops.convert_to_numpy(slot.variable.value)))
             kept.append(f"The file has no logit bias; the model's, {start:g}, is kept.")
         elif slot.layer not in fresh:

@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-STEMS = ("stem_conv/kernel", "conv1/kernel")  # first convolutions of ConvNeXt and ResNet
-RGB = 3
+_STEMS = ("stem_conv/kernel", "conv1/kernel")  # first convolutions of ConvNeXt and ResNet
+_RGB = 3
 _SHARPNESS = -0.5  # a of the cubic kernel, as in PIL; 2 × 2 pixels of support on each side
 
 
@@ -29,7 +29,7 @@ def fit_tensors(slots, tensors):
     """
     fitted, notes = {}, []
     for slot in slots:
-        is_grid, is_stem = slot.name.endswith("/positional_embedding"), slot.name in STEMS
+        is_grid, is_stem = slot.name.endswith("/positional_embedding"), slot.name in _STEMS
         if slot.part == "image" and (is_grid or is_stem):
             (key,), (shape,) = slot.keys, slot.shapes()
             value = tensors[key]
@@ -48,14 +48,14 @@ def fit_tensors(slots, tensors):
 def _fit_stem(kernel, shape):
     """(kernel for the model's channels, how it was made) from the file's for RGB, or None where it does not fit."""
     channels = shape[2]
-    if kernel.shape != (*shape[:2], RGB, shape[3]):
+    if kernel.shape != (*shape[:2], _RGB, shape[3]):
         return None
     if channels == 1:
         fitted, how = kernel.sum(axis=2, keepdims=True), "the sum of red, green and blue"
     else:
-        fitted = kernel[:, :, np.arange(channels) % RGB] * np.float32(RGB / channels)
+        fitted = kernel[:, :, np.arange(channels) % _RGB] * np.float32(_RGB / channels)
         how = f"red, green and blue in turn, times 3/{channels}"
-    return fitted, f"the file's {RGB} channels became the model's {channels}: {how}"
+    return fitted, f"the file's {_RGB} channels became the model's {channels}: {how}"
 
 
 def _fit_grid(embedding, shape):
@@ -103,11 +103,11 @@ def cubic_weights(old, new):
         first = max(int(centre - 2 * stretch + np.float32(0.5)), 0)
         last = min(int(centre + 2 * stretch + np.float32(0.5)), old)
         places = np.arange(first, last, dtype=np.float32)
-        weights[row, first:last] = cubic((places - centre + np.float32(0.5)) / stretch)
+        weights[row, first:last] = _cubic((places - centre + np.float32(0.5)) / stretch)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def cubic(x):
+def _cubic(x):
     """Keys' kernel with a = _SHARPNESS: 1 at 0, 0 at ±1 and from ±2 on."""
     a, x = _SHARPNESS, np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1

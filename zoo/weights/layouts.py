@@ -29,12 +29,12 @@ def one(to_ours, to_theirs):
     return Layout(lambda arrays: to_ours(arrays[0]), lambda array: [to_theirs(array)])
 
 
-SAME = one(lambda a: a, lambda a: a)
-LINEAR = one(np.transpose, np.transpose)  # (O, I) ↔ (I, O)
+_SAME = one(lambda a: a, lambda a: a)
+_LINEAR = one(np.transpose, np.transpose)  # (O, I) ↔ (I, O)
 _POINTWISE = one(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])  # (O, I, 1, 1) ↔ (I, O)
 _CONV = one(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # OIHW ↔ HWIO
 SPREAD_AFTER = one(lambda a: a[:, 0, 0], lambda a: a[:, None, None])  # (C, 1, 1) ↔ (C,)
-SPREAD = one(lambda a: a[0, 0, 0], lambda a: a[None, None, None])  # (1, 1, 1, C) ↔ (C,)
+_SPREAD = one(lambda a: a[0, 0, 0], lambda a: a[None, None, None])  # (1, 1, 1, C) ↔ (C,)
 _THREE_LINEAR = Layout(lambda arrays: np.concatenate(arrays).T, lambda a: np.split(a.T, 3))  # 3 × (W, W) ↔ (W, 3W)
 _THREE = Layout(np.concatenate, lambda a: np.split(a, 3))  # 3 × (W,) ↔ (3W,)
 
@@ -74,10 +74,10 @@ class Tensor:
 
     names: tuple[str, ...]
     variable: str
-    layout: Layout = SAME
+    layout: Layout = _SAME
 
 
-def _linear(weight, bias, prefix="", layout=LINEAR):
+def _linear(weight, bias, prefix="", layout=_LINEAR):
     return (Tensor((weight,), f"{prefix}kernel", layout), Tensor((bias,), f"{prefix}bias"))
 
 
@@ -145,8 +145,8 @@ TIMM_POOL = (
     *(tensor for letter in "qkv" for tensor in _inside(letter, _DENSE, f"{letter}_proj")),
     *_inside("proj", _DENSE, "c_proj"),
 )
-SPREAD_GRN = (Tensor(("weight",), "gamma", SPREAD), Tensor(("bias",), "beta", SPREAD))
-SPREAD_GRN_GREEK = (Tensor(("gamma",), "gamma", SPREAD), Tensor(("beta",), "beta", SPREAD))
+SPREAD_GRN = (Tensor(("weight",), "gamma", _SPREAD), Tensor(("bias",), "beta", _SPREAD))
+SPREAD_GRN_GREEK = (Tensor(("gamma",), "gamma", _SPREAD), Tensor(("beta",), "beta", _SPREAD))
 SEPARATE_QKV = (
     Tensor(("q_proj.weight", "k_proj.weight", "v_proj.weight"), "in_proj.kernel", _THREE_LINEAR),
     Tensor(("q_proj.bias", "k_proj.bias", "v_proj.bias"), "in_proj.bias", _THREE),

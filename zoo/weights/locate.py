@@ -10,7 +10,7 @@ from zoo.weights.read import shard_map
 from zoo.weights.sources import LAYOUTS, find_config, read_config
 from zoo.weights.sources.source import SHARD_INDEX
 
-HUB = "hf-hub:"
+_HUB = "hf-hub:"
 SUFFIXES = (".safetensors", ".keras", ".json", ".npz", ".pt", ".pth", ".bin", ".h5")
 
 
@@ -21,7 +21,7 @@ def is_path(name: str | Path) -> bool:
 
 def has_config(where: str | Path) -> bool:
     """Whether weights come with a configuration: an existing folder, or "hf-hub:owner/name"."""
-    return str(where).startswith(HUB) or os.path.isdir(where)
+    return str(where).startswith(_HUB) or os.path.isdir(where)
 
 
 def fetch_published(row: Weights) -> Path:
@@ -36,9 +36,9 @@ def locate(where: str | Path) -> tuple[ModelConfig, Path]:
         FileNotFoundError: there is no configuration, or no weights beside it.
         ValueError: the configuration describes a model that this package does not make.
     """
-    if not str(where).startswith(HUB):
+    if not str(where).startswith(_HUB):
         return find_config(str(where), lambda name: path if os.path.isfile(path := Path(where, name)) else None)
-    repository, _, tag = str(where).removeprefix(HUB).partition("@")
+    repository, _, tag = str(where).removeprefix(_HUB).partition("@")
     revision = tag or None
 
     def find(name):

@@ -27,8 +27,8 @@ _FORMAT_VERSION = "1"
 _SOURCE_FIELDS = {"name", "sha256", "format"}
 _PREPROCESS_FIELDS = {"image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct"}  # of version 1
 
-CLASSIFIER = Format(FORMAT, {}, {"image": (("{*}", "{*}"),)}, tensors=own_tensors)
-PAIR = Format(
+_CLASSIFIER = Format(FORMAT, {}, {"image": (("{*}", "{*}"),)}, tensors=own_tensors)
+_PAIR = Format(
     FORMAT,
     {},
     {
@@ -42,7 +42,7 @@ PAIR = Format(
 
 def format_of(family: str) -> Format:
     """The `Format` of a family's saved models."""
-    return PAIR if family == CLIP else CLASSIFIER
+    return _PAIR if family == CLIP else _CLASSIFIER
 
 
 def is_own(checkpoint: Checkpoint) -> bool:

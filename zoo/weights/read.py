@@ -27,8 +27,8 @@ from zoo.weights.write import DTYPES
 
 _OLDEST_TORCH = (2, 10)
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "params")  # around the weights in checkpoints
-AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "params_ema")  # moving averages
-STEPS = "n_averaged"  # torch's AveragedModel counts its steps beside the weights
+_AVERAGED = ("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "params_ema")  # moving averages
+_STEPS = "n_averaged"  # torch's AveragedModel counts its steps beside the weights
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's, in front of every key
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, UnicodeDecodeError, OSError, EOFError, RuntimeError)
 _LARGEST_INDEX = 64 << 20  # bytes of the list of shards, which has about a hundred for each tensor
@@ -288,7 +288,7 @@ def _read_torch(path, can_map, ema):
         ) from error
     state, notes = _unwrap(content, ema, path.name)
     if not state:
-        names = ", ".join(_WRAPPERS + AVERAGED)
+        names = ", ".join(_WRAPPERS + _AVERAGED)
         raise ValueError(f"{shown(path.name)} holds no weights, neither at its top nor under {names}.")
     for key, value in state.items():
         _check_plain(torch, key, value, path)
@@ -333,7 +333,7 @@ def _unwrap(content, ema, filename):
         tensors = {key: value for key, value in content.items() if isinstance(key, str) and hasattr(value, "detach")}
         raw, averaged = (
             next((name for name in names if isinstance(content.get(name), Mapping) and content[name]), None)
-            for names in (_WRAPPERS, AVERAGED)
+            for names in (_WRAPPERS, _AVERAGED)
         )
         if tensors or not (raw or averaged):
             return tensors, notes
@@ -348,7 +348,7 @@ def _unwrap(content, ema, filename):
             choice = f"the {kind} ones, {quoted(chosen)}, are taken, not {quoted(other)}{hint}"
             notes += (f"The file holds raw and averaged weights: {choice}.",)
         content = content[averaged if averaged and ema else raw]
-        content = {key: value for key, value in content.items() if key != STEPS}
+        content = {key: value for key, value in content.items() if key != _STEPS}
     return {}, notes
 
 

@@ -21,13 +21,13 @@ def _is_shape(value):
 
 SIDE = Field.integer(1, 4096)  # pixels: an image of 4096 × 4096 takes 200 MB; published models take up to 1024
 LARGEST_SIZE = 1 << 20  # of a width or depth, far above any published model; the weights in the file bound them further
-SIZE = Field.integer(1, LARGEST_SIZE)
+_SIZE = Field.integer(1, LARGEST_SIZE)
 _STRIDE = Field.integer(1, 64)
-RATE = EPSILON = Field.number(0, 1)
+_RATE = _EPSILON = Field.number(0, 1)
 _BACKBONE_ACTIVATION = Field.one_of(*(name for name, use in ACTIVATIONS.items() if use.backbone))
 TRANSFORMER_ACTIVATION = Field.one_of(*(name for name, use in ACTIVATIONS.items() if use.transformer))
 
-CLASSIFIER = {
+_CLASSIFIER = {
     "num_classes": Field.integer(1, 10**7),
     "input_shape": Field(_is_shape, "[height or null, width or null, channels]"),
     "include_top": Field.flag(),
@@ -35,14 +35,14 @@ CLASSIFIER = {
     "classifier_activation": _BACKBONE_ACTIVATION.or_null(),
     "name": Field.name(),
 }
-CONVNEXT = {
-    **CLASSIFIER,
+_CONVNEXT = {
+    **_CLASSIFIER,
     "stem_stride": _STRIDE,
     "layer_scale_init_value": Field.number().or_null(),
-    "drop_path_rate": RATE,
-    "dropout_rate": RATE,
+    "drop_path_rate": _RATE,
+    "dropout_rate": _RATE,
 }
-PAIR = {
+_PAIR = {
     "image_size": SIDE,
     "stem_stride": _STRIDE.or_null(),
     "activation": TRANSFORMER_ACTIVATION,
@@ -51,19 +51,19 @@ PAIR = {
     "name": Field.name(),
 }
 OPTIONAL = {"downsample_strides": _STRIDE.list()}  # written where they are not all 2
-SCHEMA = {"convnext": CONVNEXT, "convnextv2": CONVNEXT, RESNET: CLASSIFIER, CLIP: PAIR}
+_SCHEMA = {"convnext": _CONVNEXT, "convnextv2": _CONVNEXT, RESNET: _CLASSIFIER, CLIP: _PAIR}
 
 # Fields of a custom row.
-ROW = {
-    "depths": SIZE.list(),
-    "dims": SIZE.list(),
-    "epsilon": EPSILON,
+_ROW = {
+    "depths": _SIZE.list(),
+    "dims": _SIZE.list(),
+    "epsilon": _EPSILON,
     "activation": _BACKBONE_ACTIVATION,
     "patch_size": _STRIDE,
 }
-RESNET_ROW = {**ROW, "block": Field.one_of("basic", "bottleneck"), "stem_dim": SIZE}
+_RESNET_ROW = {**_ROW, "block": Field.one_of("basic", "bottleneck"), "stem_dim": _SIZE}
 _PAIR_ROW = {
-    "embed_dim": SIZE,
+    "embed_dim": _SIZE,
     "image_size": SIDE,
     "image": OBJECT,
     "text": OBJECT,
@@ -79,17 +79,17 @@ def check_arguments(family: Any, arguments: Any, filename: str) -> None:
         arguments: arguments of the family's builder, as JSON has them.
         filename: for the message.
     """
-    if not isinstance(family, str) or family not in SCHEMA:
-        raise field_error(filename, "architecture.family", family, ", ".join(SCHEMA))
-    schema = {"variant": ANYTHING, **SCHEMA[family]}
-    if SCHEMA[family] is CONVNEXT and isinstance(arguments, dict):
+    if not isinstance(family, str) or family not in _SCHEMA:
+        raise field_error(filename, "architecture.family", family, ", ".join(_SCHEMA))
+    schema = {"variant": ANYTHING, **_SCHEMA[family]}
+    if _SCHEMA[family] is _CONVNEXT and isinstance(arguments, dict):
         schema |= {key: field for key, field in OPTIONAL.items() if key in arguments}
     check_fields(arguments, schema, filename, "architecture.arguments")
     variant, field = arguments["variant"], "architecture.arguments.variant"
     if isinstance(variant, dict) and family == CLIP:
         _check_pair(variant, field, filename)
     elif isinstance(variant, dict):
-        check_fields(variant, RESNET_ROW if family == RESNET else ROW, filename, field)
+        check_fields(variant, _RESNET_ROW if family == RESNET else _ROW, filename, field)
         if len(variant["depths"]) != len(variant["dims"]):
             raise field_error(filename, field, variant, "as many dims as depths")
     else:

@@ -11,7 +11,7 @@ from zoo.data.preprocess import PreprocessSpec
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
-FREE = ("MIT", "Apache-2.0", "BSD-3-Clause")
+_FREE = ("MIT", "Apache-2.0", "BSD-3-Clause")
 # Licences of weights that restrict their use, and how.
 RESTRICTED = {
     "CC-BY-NC-4.0": "not for commercial use",
@@ -75,7 +75,7 @@ def spelled_licence(text: object) -> str | None:
     """A licence in this table's spelling ("apache-2.0" → "Apache-2.0"); an unknown one is returned unchanged."""
     if not isinstance(text, str) or not text:
         return None
-    return next((known for known in (*FREE, *RESTRICTED) if text.lower().startswith(known.lower())), text)
+    return next((known for known in (*_FREE, *RESTRICTED) if text.lower().startswith(known.lower())), text)
 
 
 @functools.cache

@@ -13,34 +13,34 @@ from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI
 from zoo.weights.published import Weights
 
 _IMAGENET = PreprocessSpec(224, IMAGENET_MEAN, IMAGENET_STD, rgb_first=True)
-HALF = dataclasses.replace(_IMAGENET, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-BILINEAR = dataclasses.replace(_IMAGENET, interpolation="bilinear")
-CLIP = dataclasses.replace(_IMAGENET, mean=OPENAI_MEAN, std=OPENAI_STD)
+_HALF = dataclasses.replace(_IMAGENET, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+_BILINEAR = dataclasses.replace(_IMAGENET, interpolation="bilinear")
+_CLIP = dataclasses.replace(_IMAGENET, mean=OPENAI_MEAN, std=OPENAI_STD)
 
 
-def at(size, crop_pct, test_size=None, test_crop_pct=None, base=_IMAGENET, mode="shortest"):
+def _at(size, crop_pct, test_size=None, test_crop_pct=None, base=_IMAGENET, mode="shortest"):
     """{"preprocess", "test"} of images of `size` pixels, tested at `test_size`."""
     spec = dataclasses.replace(base, image_size=size, crop_pct=crop_pct, resize_mode=mode)
     test = test_size and dataclasses.replace(spec, image_size=test_size, crop_pct=test_crop_pct)
     return {"preprocess": spec, "test": test}
 
 
-def squashed(size, base=_IMAGENET):
-    return at(size, 1.0, base=base, mode="squash")
+def _squashed(size, base=_IMAGENET):
+    return _at(size, 1.0, base=base, mode="squash")
 
 
 # Fields shared by sets of weights: preprocessing, and differences from 1000 classes and the family's licence.
-SMALL = at(224, 0.875, 288, 0.95)
-_USUAL = at(224, 0.875, 288, 1.0)
-_CLOSE = at(224, 0.95, 288, 1.0)
-_LOW = at(160, 0.95, 224, 0.95)
-PLAIN = at(224, 0.875)
-_AT_256 = at(256, 1.0, base=CLIP)
-_TORCHVISION = at(224, 0.875, base=BILINEAR) | {"licence": "BSD-3-Clause"}
-_TORCHVISION_2 = at(176, 0.875, 224, 0.965, base=BILINEAR) | {"licence": "BSD-3-Clause"}
-_SEMI_SUPERVISED = at(224, 0.875, base=BILINEAR) | {"licence": "CC-BY-NC-4.0"}
+_SMALL = _at(224, 0.875, 288, 0.95)
+_USUAL = _at(224, 0.875, 288, 1.0)
+_CLOSE = _at(224, 0.95, 288, 1.0)
+_LOW = _at(160, 0.95, 224, 0.95)
+_PLAIN = _at(224, 0.875)
+_AT_256 = _at(256, 1.0, base=_CLIP)
+_TORCHVISION = _at(224, 0.875, base=_BILINEAR) | {"licence": "BSD-3-Clause"}
+_TORCHVISION_2 = _at(176, 0.875, 224, 0.965, base=_BILINEAR) | {"licence": "BSD-3-Clause"}
+_SEMI_SUPERVISED = _at(224, 0.875, base=_BILINEAR) | {"licence": "CC-BY-NC-4.0"}
 _IN12K, _IN22K = {"classes": 11821}, {"classes": 21841}
-FCMAE = {"classes": 0, "head_norm": False}
+_FCMAE = {"classes": 0, "head_norm": False}
 _DINO = {"classes": 0, "licence": "DINOv3"}
 _EUPE = {"classes": 0, "licence": "FAIR-Noncommercial-Research"}
 _TOWER = {"classes": 640, "embedding": True}
@@ -48,65 +48,65 @@ _XXL_TOWER = {"classes": 1024, "embedding": True}
 _BAMBOO = {"classes": 0, "licence": "not stated"}
 
 # (start of the name, licence): [(tags, sizes, preprocessing, differences)]; a size has its score behind a colon
-GROUPS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
+_GROUPS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
     ("convnext_", "Apache-2.0"): [
-        ("d2_in1k", "atto:75.67", SMALL),
-        ("d1_in1k", "femto:77.5 pico:79.52", SMALL),
+        ("d2_in1k", "atto:75.67", _SMALL),
+        ("d1_in1k", "femto:77.5 pico:79.52", _SMALL),
         ("in12k_ft_in1k", "nano:82.306", _CLOSE),
         ("d1h_in1k", "nano:80.76", _CLOSE),
-        ("r384_in12k_ft_in1k", "nano:83.334", at(384, 1.0)),
-        ("in12k", "nano", at(224, 0.95), _IN12K),
-        ("r384_in12k r384_ad_in12k", "nano", at(384, 1.0), _IN12K),
+        ("r384_in12k_ft_in1k", "nano:83.334", _at(384, 1.0)),
+        ("in12k", "nano", _at(224, 0.95), _IN12K),
+        ("r384_in12k r384_ad_in12k", "nano", _at(384, 1.0), _IN12K),
         ("in12k_ft_in1k", "tiny:84.192 small:85.164", _CLOSE),
-        ("in12k_ft_in1k_384", "tiny:85.154 small:86.186", squashed(384)),
-        ("in12k", "tiny small", at(224, 0.95), _IN12K),
+        ("in12k_ft_in1k_384", "tiny:85.154 small:86.186", _squashed(384)),
+        ("in12k", "tiny small", _at(224, 0.95), _IN12K),
         ("fb_in1k", "tiny:82.1 small:83.1 base:83.8 large:84.3", _USUAL),
         ("fb_in22k_ft_in1k", "tiny:82.9 small:84.6 base:85.8 large:86.6 xlarge:87.0", _USUAL),
-        ("fb_in22k_ft_in1k_384", "tiny:84.098 small:85.752 base:86.826 large:87.456 xlarge:87.8", squashed(384)),
-        ("fb_in22k", "tiny small base large xlarge", PLAIN, _IN22K),
-        ("dinov3_lvd1689m", "tiny small base large", at(224, 1.0), _DINO),
-        ("eupe_lvd1689m", "tiny small base", at(256, 1.0), _EUPE),
+        ("fb_in22k_ft_in1k_384", "tiny:84.098 small:85.752 base:86.826 large:87.456 xlarge:87.8", _squashed(384)),
+        ("fb_in22k", "tiny small base large xlarge", _PLAIN, _IN22K),
+        ("dinov3_lvd1689m", "tiny small base large", _at(224, 1.0), _DINO),
+        ("eupe_lvd1689m", "tiny small base", _at(256, 1.0), _EUPE),
         ("clip_laion2b_augreg_ft_in12k_in1k", "base:86.378", _AT_256),
-        ("clip_laion2b_augreg_ft_in12k_in1k_384", "base:87.144", squashed(384, CLIP)),
+        ("clip_laion2b_augreg_ft_in12k_in1k_384", "base:87.144", _squashed(384, _CLIP)),
         ("clip_laion2b_augreg_ft_in1k", "base:86.184", _AT_256),
-        ("clip_laiona_augreg_ft_in1k_384", "base:86.49", at(384, 1.0, base=CLIP)),
+        ("clip_laiona_augreg_ft_in1k_384", "base:86.49", _at(384, 1.0, base=_CLIP)),
         ("clip_laion2b_augreg_ft_in12k", "base", _AT_256, _IN12K),
         ("clip_laion2b clip_laion2b_augreg clip_laiona", "base", _AT_256, _TOWER),
-        ("clip_laiona_320 clip_laiona_augreg_320", "base", at(320, 1.0, base=CLIP), _TOWER),
+        ("clip_laiona_320 clip_laiona_augreg_320", "base", _at(320, 1.0, base=_CLIP), _TOWER),
         ("clip_laion2b_soup_ft_in1k", "xxlarge:88.622", _AT_256),
         ("clip_laion2b_soup_ft_in12k", "xxlarge", _AT_256, _IN12K),
         ("clip_laion2b_soup clip_laion2b_rewind", "xxlarge", _AT_256, _XXL_TOWER),
     ],
     ("convnextv2_", "CC-BY-NC-4.0"): [
-        ("fcmae_ft_in1k", "atto:76.7 femto:78.5 pico:80.3", SMALL),
+        ("fcmae_ft_in1k", "atto:76.7 femto:78.5 pico:80.3", _SMALL),
         ("fcmae_ft_in1k", "nano:81.9 tiny:83.0 base:84.9 large:85.8 huge:86.3", _USUAL),
         ("fcmae_ft_in22k_in1k", "nano:82.1 tiny:83.9 base:86.8 large:87.3", _USUAL),
-        ("fcmae_ft_in22k_in1k_384", "nano:83.366 tiny:85.098 base:87.638 large:88.18 huge:88.7", squashed(384)),
-        ("fcmae_ft_in22k_in1k_512", "huge:88.9", squashed(512)),
-        ("fcmae", "atto femto pico nano tiny base large huge", PLAIN, FCMAE),
+        ("fcmae_ft_in22k_in1k_384", "nano:83.366 tiny:85.098 base:87.638 large:88.18 huge:88.7", _squashed(384)),
+        ("fcmae_ft_in22k_in1k_512", "huge:88.9", _squashed(512)),
+        ("fcmae", "atto femto pico nano tiny base large huge", _PLAIN, _FCMAE),
     ],
     ("resnet", "Apache-2.0"): [
         ("a1_in1k", "18:71.504 34:76.42 50:80.382 101:81.494 152:81.998", _CLOSE),
         ("a2_in1k", "18:70.634 34:75.52 50:79.828 101:81.344 152:81.764", _CLOSE),
         ("a3_in1k", "18:65.67 34:70.58 50:75.994 101:77.928 152:78.896", _LOW),
-        ("a1h_in1k", "50:79.264", at(176, 0.9, 224, 1.0)),
+        ("a1h_in1k", "50:79.264", _at(176, 0.9, 224, 1.0)),
         ("a1h_in1k", "101:81.95 152:82.818", _CLOSE),
         ("b1k_in1k", "50:79.564", _CLOSE),
         ("b2k_in1k", "50:79.388", _CLOSE),
         ("c1_in1k", "50:79.766", _CLOSE),
         ("c2_in1k", "50:79.868", _CLOSE),
         ("d_in1k", "50:79.904", _CLOSE),
-        ("ram_in1k", "50:79.034", SMALL),
-        ("ra_in1k", "50:78.82", SMALL),
-        ("bt_in1k", "34:75.176 50:78.444", SMALL),
-        ("ra4_e3600_r224_in1k", "34:77.492", at(224, 0.9, 288, 1.0, HALF)),
-        ("am_in1k", "50:79.004", PLAIN),
-        ("gluon_in1k", "18:70.844 34:74.574 50:77.58 101:79.306 152:79.712", PLAIN),
+        ("ram_in1k", "50:79.034", _SMALL),
+        ("ra_in1k", "50:78.82", _SMALL),
+        ("bt_in1k", "34:75.176 50:78.444", _SMALL),
+        ("ra4_e3600_r224_in1k", "34:77.492", _at(224, 0.9, 288, 1.0, _HALF)),
+        ("am_in1k", "50:79.004", _PLAIN),
+        ("gluon_in1k", "18:70.844 34:74.574 50:77.58 101:79.306 152:79.712", _PLAIN),
         ("tv_in1k", "18:69.752 34:73.298 50:76.156 101:77.404 152:78.33", _TORCHVISION),
         ("tv2_in1k", "50:80.846 101:79.908 152:80.222", _TORCHVISION_2),
         ("fb_ssl_yfcc100m_ft_in1k", "18:72.636 50:79.252", _SEMI_SUPERVISED),
         ("fb_swsl_ig1b_ft_in1k", "18:73.286 50:81.146", _SEMI_SUPERVISED),
-        ("bamboo", "50", at(224, 1.0), _BAMBOO),
+        ("bamboo", "50", _at(224, 1.0), _BAMBOO),
     ],
 }
 
@@ -134,8 +134,8 @@ DIGESTS = {
 
 
 def rows() -> Iterator[Weights]:
-    """Every `Weights` of GROUPS, in order."""
-    for (family, licence), groups in GROUPS.items():
+    """Every `Weights` of _GROUPS, in order."""
+    for (family, licence), groups in _GROUPS.items():
         for tags, sizes, *fields in groups:
             own = {key: value for part in fields for key, value in part.items()}
             for entry, tag in product(sizes.split(), tags.split()):

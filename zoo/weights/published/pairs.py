@@ -12,14 +12,14 @@ import clip
 from zoo.data.preprocess import PreprocessSpec
 from zoo.weights.published import OPEN_CLIP_FILES, Weights
 
-OPENAI = PreprocessSpec()
-HALF = PreprocessSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-BILINEAR = PreprocessSpec(interpolation="bilinear")
-PIXELS = PreprocessSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
+_OPENAI = PreprocessSpec()
+_HALF = PreprocessSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+_BILINEAR = PreprocessSpec(interpolation="bilinear")
+_PIXELS = PreprocessSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear")
 _SQUASHED = PreprocessSpec(resize_mode="squash")
 
 
-class Group(NamedTuple):
+class _Group(NamedTuple):
     """Weights that differ only in the repository.
 
     Fields:
@@ -35,12 +35,12 @@ class Group(NamedTuple):
     owner: str
     rows: list[tuple[str, float | None, str]]
     activation: str = "gelu"
-    preprocess: PreprocessSpec = OPENAI
+    preprocess: PreprocessSpec = _OPENAI
     files: tuple[str, ...] = OPEN_CLIP_FILES
 
 
-GROUPS = (
-    Group("MIT", "timm/", activation="quick_gelu", rows=[
+_GROUPS = (
+    _Group("MIT", "timm/", activation="quick_gelu", rows=[
         ("RN50.openai", 59.82, "resnet50_clip.openai"),
         ("RN50.yfcc15m", 32.75, "resnet50_clip.yfcc15m"),
         ("RN50.cc12m", 36.47, "resnet50_clip.cc12m"),
@@ -56,7 +56,7 @@ GROUPS = (
         ("ViT-B-32.laion400m_e31", 62.94, "vit_base_patch32_clip_224.laion400m_e31"),
         ("ViT-B-32.laion400m_e32", 62.93, "vit_base_patch32_clip_224.laion400m_e32"),
     ]),
-    Group("CC-BY-NC-4.0", "timm/", activation="quick_gelu", rows=[
+    _Group("CC-BY-NC-4.0", "timm/", activation="quick_gelu", rows=[
         ("ViT-B-32.metaclip_400m", 65.58, "vit_base_patch32_clip_224.metaclip_400m"),
         ("ViT-B-32.metaclip_fullcc", 67.66, "vit_base_patch32_clip_224.metaclip_2pt5b"),
         ("ViT-B-16.metaclip_400m", 70.80, "vit_base_patch16_clip_224.metaclip_400m"),
@@ -66,19 +66,19 @@ GROUPS = (
         ("ViT-H-14.metaclip_fullcc", 80.51, "vit_huge_patch14_clip_224.metaclip_2pt5b"),
         ("ViT-bigG-14.metaclip_fullcc", None, "vit_gigantic_patch14_clip_224.metaclip_2pt5b"),
     ]),
-    Group("CC-BY-NC-4.0", "timm/", [
+    _Group("CC-BY-NC-4.0", "timm/", [
         ("ViT-H-14.metaclip_altogether", None, "vit_huge_patch14_clip_224.metaclip_altogether"),
     ]),
-    Group("Apple-ASCL", "apple/", activation="quick_gelu", rows=[
+    _Group("Apple-ASCL", "apple/", activation="quick_gelu", rows=[
         ("ViT-B-16.dfn2b", 76.24, "DFN2B-CLIP-ViT-B-16"),
         ("ViT-L-14.dfn2b", 81.41, "DFN2B-CLIP-ViT-L-14"),
     ]),
-    Group("Apple-ASCL", "apple/", [("ViT-L-14.dfn2b_s39b", None, "DFN2B-CLIP-ViT-L-14-39B")]),
-    Group("Apple-ASCL", "apple/", activation="quick_gelu", preprocess=_SQUASHED, rows=[
+    _Group("Apple-ASCL", "apple/", [("ViT-L-14.dfn2b_s39b", None, "DFN2B-CLIP-ViT-L-14-39B")]),
+    _Group("Apple-ASCL", "apple/", activation="quick_gelu", preprocess=_SQUASHED, rows=[
         ("ViT-H-14.dfn5b", 83.44, "DFN5B-CLIP-ViT-H-14"),
         ("ViT-H-14-378.dfn5b", 84.37, "DFN5B-CLIP-ViT-H-14-378"),
     ]),
-    Group("MIT", "timm/", [
+    _Group("MIT", "timm/", [
         ("ViT-B-32.laion2b_e16", 65.65, "vit_base_patch32_clip_224.laion2b_e16"),
         ("ViT-B-16.laion400m_e31", 66.98, "vit_base_patch16_clip_224.laion400m_e31"),
         ("ViT-B-16.laion400m_e32", 67.05, "vit_base_patch16_clip_224.laion400m_e32"),
@@ -87,7 +87,7 @@ GROUPS = (
         ("ViT-L-14.laion400m_e31", 72.71, "vit_large_patch14_clip_224.laion400m_e31"),
         ("ViT-L-14.laion400m_e32", 72.77, "vit_large_patch14_clip_224.laion400m_e32"),
     ]),
-    Group("MIT", "laion/CLIP-", [
+    _Group("MIT", "laion/CLIP-", [
         ("ViT-B-32.laion2b_s34b_b79k", 66.56, "ViT-B-32-laion2B-s34B-b79K"),
         ("ViT-B-32.datacomp_xl_s13b_b90k", 69.17, "ViT-B-32-DataComp.XL-s13B-b90K"),
         ("ViT-B-32.datacomp_m_s128m_b4k", 29.72, "ViT-B-32-DataComp.M-s128M-b4K"),
@@ -135,26 +135,26 @@ GROUPS = (
         ("convnext_xxlarge.laion2b_s34b_b82k_augreg_rewind", 79.31, "convnext_xxlarge-laion2B-s34B-b82K-augreg-rewind"),
         ("convnext_xxlarge.laion2b_s34b_b82k_augreg_soup", 79.47, "convnext_xxlarge-laion2B-s34B-b82K-augreg-soup"),
     ]),
-    Group("Apple-AMLR", "apple/", preprocess=PIXELS, files=("mobileclip_s0.pt",), rows=[
+    _Group("Apple-AMLR", "apple/", preprocess=_PIXELS, files=("mobileclip_s0.pt",), rows=[
         ("MobileCLIP-S0.datacompdr", 67.79, "MobileCLIP-S0"),  # in Apple's own naming; open_clip has no such tower
     ]),
-    Group("Apple-AMLR", "apple/", preprocess=PIXELS, rows=[
+    _Group("Apple-AMLR", "apple/", preprocess=_PIXELS, rows=[
         ("MobileCLIP-S1.datacompdr", 72.62, "MobileCLIP-S1-OpenCLIP"),
         ("MobileCLIP-S2.datacompdr", 74.44, "MobileCLIP-S2-OpenCLIP"),
         ("MobileCLIP-B.datacompdr", 76.82, "MobileCLIP-B-OpenCLIP"),
         ("MobileCLIP-B.datacompdr_lt", 77.22, "MobileCLIP-B-LT-OpenCLIP"),
     ]),
-    Group("Apple-AMLR", "timm/", preprocess=PIXELS, rows=[
+    _Group("Apple-AMLR", "timm/", preprocess=_PIXELS, rows=[
         ("MobileCLIP2-S0.dfndr2b", 71.53, "MobileCLIP2-S0-OpenCLIP"),
         ("MobileCLIP2-S2.dfndr2b", 77.24, "MobileCLIP2-S2-OpenCLIP"),
         ("MobileCLIP2-B.dfndr2b", 79.41, "MobileCLIP2-B-OpenCLIP"),
     ]),
-    Group("Apple-AMLR", "timm/", preprocess=BILINEAR, rows=[
+    _Group("Apple-AMLR", "timm/", preprocess=_BILINEAR, rows=[
         ("MobileCLIP2-S3.dfndr2b", 80.68, "MobileCLIP2-S3-OpenCLIP"),
         ("MobileCLIP2-S4.dfndr2b", 81.85, "MobileCLIP2-S4-OpenCLIP"),
     ]),
-    Group("Apple-AMLR", "timm/", [("MobileCLIP2-L-14.dfndr2b", 81.90, "MobileCLIP2-L-14-OpenCLIP")]),
-    Group("MIT", "laion/CLIP-", preprocess=HALF, rows=[
+    _Group("Apple-AMLR", "timm/", [("MobileCLIP2-L-14.dfndr2b", 81.90, "MobileCLIP2-L-14-OpenCLIP")]),
+    _Group("MIT", "laion/CLIP-", preprocess=_HALF, rows=[
         ("ViT-L-14.laion2b_s32b_b82k", 75.25, "ViT-L-14-laion2B-s32B-b82K"),
     ]),
 )  # fmt: skip
@@ -169,8 +169,8 @@ DIGESTS = {
 
 
 def rows() -> Iterator[Weights]:
-    """Every `Weights` of GROUPS, in order."""
-    for group in GROUPS:
+    """Every `Weights` of _GROUPS, in order."""
+    for group in _GROUPS:
         for full_name, score, repository in group.rows:
             label, _, tag = full_name.partition(".")
             size = clip.VARIANTS[label].image_size

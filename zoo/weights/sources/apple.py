@@ -23,7 +23,7 @@ from zoo.weights.sources.timm import (
 # stage 0, downsampling, stage 1, downsampling, stage 2, downsampling, positional encoding, stage 3.
 _SCALE_BARE = tuple(dataclasses.replace(entry, names=("",)) for entry in SCALE_2D)
 _POSITIONS = (Tensor(("",), "positional_embedding", under_ones(2)),)
-PROJECTION = (*MATRIX, NO_BIAS)
+_PROJECTION = (*MATRIX, NO_BIAS)
 
 
 def _apple_stage(network, stage):
@@ -42,28 +42,28 @@ _APPLE_MCI = (
     *_apple_stage(7, 3),
     ("conv_exp", "final_conv"),
     *squeeze_excite("conv_exp.se", "final_conv", "reduce", "expand"),
-    ("head.proj", "head_proj", PROJECTION),
+    ("head.proj", "head_proj", _PROJECTION),
 )
-APPLE_BLOCKS = (
+_APPLE_BLOCKS = (
     ("transformer.{i}.pre_norm_mha.0", "transformer_resblocks_{i}_ln_1"),
     ("transformer.{i}.pre_norm_mha.1", "transformer_resblocks_{i}_attn", qkv("qkv_proj", "out_proj")),
     ("transformer.{i}.pre_norm_ffn.0", "transformer_resblocks_{i}_ln_2"),
     ("transformer.{i}.pre_norm_ffn.1", "transformer_resblocks_{i}_mlp_c_fc"),
     ("transformer.{i}.pre_norm_ffn.4", "transformer_resblocks_{i}_mlp_c_proj"),
 )
-APPLE_VIT = (
+_APPLE_VIT = (
     ("patch_emb.{k}.block.conv", "stem_{k}_conv"),
     ("patch_emb.{k}.block.norm", "stem_{k}_bn"),
     ("cls_token", "class_embedding", CLASS_TOKEN),
     ("pos_embed.pos_embed.pos_embed", "positional_embedding", _POSITIONS),
-    *APPLE_BLOCKS,
+    *_APPLE_BLOCKS,
     ("post_transformer_norm", "ln_post"),
-    ("classifier.proj", "proj", PROJECTION),
+    ("classifier.proj", "proj", _PROJECTION),
 )
-APPLE_TEXT = (
+_APPLE_TEXT = (
     ("embedding_layer", "token_embedding"),
     ("positional_embedding.pos_embed.pos_embed", "positional_embedding", _POSITIONS),
-    *APPLE_BLOCKS,
+    *_APPLE_BLOCKS,
     *mixer_block("transformer.{i}", "transformer_resblocks_{i}", "convffn", _SCALE_BARE),
     ("final_layer_norm", "ln_final"),
     ("projection_layer", "text_projection", MATRIX),
@@ -105,7 +105,7 @@ def _difference(model):
 
 
 def _apple(tower, signature, rules, **fields):
-    parts = {"image": under("image_encoder.model.", rules), "text": under("text_encoder.", APPLE_TEXT), "pair": PAIR}
+    parts = {"image": under("image_encoder.model.", rules), "text": under("text_encoder.", _APPLE_TEXT), "pair": PAIR}
     keys = {f"image_encoder.model.{key}": rank for key, rank in signature.items()}
     return Format(f"Apple's MobileCLIP with {tower}", keys, parts, (NUM_BATCHES,), tensors=_apple_tensors, **fields)
 
@@ -113,11 +113,11 @@ def _apple(tower, signature, rules, **fields):
 FORMATS = (
     _apple("an MCi", {"patch_embed.0.rbr_conv.0.conv.weight": 4}, _APPLE_MCI),
     _apple("a re-parameterised MCi", {"patch_embed.0.reparam_conv.weight": 4}, _APPLE_MCI),
-    _apple("a ViT", {"patch_emb.0.block.conv.weight": 4}, APPLE_VIT, remarks=_difference),
+    _apple("a ViT", {"patch_emb.0.block.conv.weight": 4}, _APPLE_VIT, remarks=_difference),
     Format(
         "Apple's MobileCLIP text tower",
         {"text_encoder.embedding_layer.weight": 2},
-        {"text": under("text_encoder.", APPLE_TEXT), "pair": PAIR},
+        {"text": under("text_encoder.", _APPLE_TEXT), "pair": PAIR},
         (NUM_BATCHES,),
         tensors=_apple_tensors,
     ),

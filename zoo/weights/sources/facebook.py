@@ -12,7 +12,7 @@ from zoo.weights.engine import Format, under
 from zoo.weights.layouts import CONV_1X1, SPREAD_GRN_GREEK, Tensor, one, under_ones
 from zoo.weights.sources.source import PAPER_CONVNEXT, Source, Target
 
-CONVNEXT = (
+_CONVNEXT = (
     ("downsample_layers.0.0", "stem_conv"),
     ("downsample_layers.0.1", "stem_norm"),
     ("downsample_layers.{s}.0", "stages_{s}_downsample_norm"),
@@ -33,16 +33,16 @@ def _sides(kernel):
     return kernel.reshape(side, side, *kernel.shape[1:])
 
 
-ROW = under_ones(1)  # (1, C) ↔ (C,)
+_ROW = under_ones(1)  # (1, C) ↔ (C,)
 SPARSE = one(  # (W·H, I, O) ↔ (H, W, I, O)
     lambda a: _sides(a).swapaxes(0, 1), lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:])
 )
 SPARSE_DEPTHWISE = one(  # (W·H, C) ↔ (H, W, C, 1)
     lambda a: _sides(a).swapaxes(0, 1)[..., None], lambda a: a[..., 0].swapaxes(0, 1).reshape(-1, a.shape[2])
 )
-_SPARSE_CONV = (Tensor(("kernel",), "kernel", SPARSE), Tensor(("bias",), "bias", ROW))
-_SPARSE_DWCONV = (Tensor(("kernel",), "kernel", SPARSE_DEPTHWISE), Tensor(("bias",), "bias", ROW))
-_SPARSE_GRN = (Tensor(("gamma",), "gamma", ROW), Tensor(("beta",), "beta", ROW))
+_SPARSE_CONV = (Tensor(("kernel",), "kernel", SPARSE), Tensor(("bias",), "bias", _ROW))
+_SPARSE_DWCONV = (Tensor(("kernel",), "kernel", SPARSE_DEPTHWISE), Tensor(("bias",), "bias", _ROW))
+_SPARSE_GRN = (Tensor(("gamma",), "gamma", _ROW), Tensor(("beta",), "beta", _ROW))
 
 _SPARSE_ENCODER = (
     ("downsample_layers.0.0", "stem_conv"),
@@ -55,10 +55,10 @@ _SPARSE_ENCODER = (
     ("stages.{s}.{b}.grn", "stages_{s}_blocks_{b}_grn", _SPARSE_GRN),
     ("stages.{s}.{b}.pwconv2.linear", "stages_{s}_blocks_{b}_pwconv2"),
 )
-TOKEN = one(lambda a: a[0, :, 0, 0], lambda a: a[None, :, None, None])  # (1, C, 1, 1) ↔ (C,)
-DECODER = (  # of `convnext.create_fcmae`; dense, like the authors'
+_TOKEN = one(lambda a: a[0, :, 0, 0], lambda a: a[None, :, None, None])  # (1, C, 1, 1) ↔ (C,)
+_DECODER = (  # of `convnext.create_fcmae`; dense, like the authors'
     ("proj", "proj", CONV_1X1),
-    ("mask_token", "mask_token", (Tensor(("",), "token", TOKEN),)),
+    ("mask_token", "mask_token", (Tensor(("",), "token", _TOKEN),)),
     ("decoder.{b}.dwconv", "decoder_blocks_{b}_dwconv"),
     ("decoder.{b}.norm", "decoder_blocks_{b}_norm"),
     ("decoder.{b}.pwconv1", "decoder_blocks_{b}_pwconv1"),
@@ -67,18 +67,18 @@ DECODER = (  # of `convnext.create_fcmae`; dense, like the authors'
     ("pred", "pred", CONV_1X1),
 )
 
-_FACEBOOK = Format("facebookresearch ConvNeXt", {"downsample_layers.0.0.weight": 4}, {"image": CONVNEXT})
+_FACEBOOK = Format("facebookresearch ConvNeXt", {"downsample_layers.0.0.weight": 4}, {"image": _CONVNEXT})
 FORMATS = (
     _FACEBOOK,
     Format(
         "facebookresearch FCMAE with sparse layers",
         {"encoder.downsample_layers.0.0.weight": 4, "encoder.stages.0.0.dwconv.kernel": 2},
-        {"image": under("encoder.", _SPARSE_ENCODER), "decoder": DECODER},
+        {"image": under("encoder.", _SPARSE_ENCODER), "decoder": _DECODER},
     ),
 )
 
 
-def target(_: ModelConfig) -> Target:
+def _target(_: ModelConfig) -> Target:
     """A classifier or trunk for the authors' code."""
     return Target((_FACEBOOK,))
 
@@ -90,5 +90,5 @@ SOURCE = Source(
         "convnext": {**PAPER_CONVNEXT, "stages": 4},
         "convnextv2": {**PAPER_CONVNEXT, "stages": 4, "LayerScale": False},
     },
-    target=target,
+    target=_target,
 )

@@ -21,26 +21,28 @@ from zoo.weights.sources.timm import CONV_MLP, NUM_BATCHES, RESNET_TRUNK, TOWERS
 
 # Tensor names.
 
-BLOCKS = joined(*(f"transformer.resblocks.{{i}}.{name}" for name in ("ln_1", "attn", "ln_2", "mlp.c_fc", "mlp.c_proj")))
-TEXT = (
+_BLOCKS = joined(
+    *(f"transformer.resblocks.{{i}}.{name}" for name in ("ln_1", "attn", "ln_2", "mlp.c_fc", "mlp.c_proj"))
+)
+_TEXT = (
     *joined("token_embedding", "positional_embedding", "ln_final"),
-    *BLOCKS,
+    *_BLOCKS,
     ("text_projection", "text_projection", MATRIX),
 )
-VIT = (
+_VIT = (
     *joined("conv1", "class_embedding", "positional_embedding", "ln_pre", "ln_post"),
-    *BLOCKS,
+    *_BLOCKS,
     ("proj", "proj", MATRIX),
 )
-RESNET = (*RESNET_TRUNK, *joined("attnpool"))
-PROJECTION = joined("head.proj", "head.mlp.fc1", "head.mlp.fc2")
+_RESNET = (*RESNET_TRUNK, *joined("attnpool"))
+_PROJECTION = joined("head.proj", "head.mlp.fc1", "head.mlp.fc2")
 PAIR = (
     ("logit_scale", "logit_scale", LOGIT_SCALE),
     ("logit_bias", "logit_scale", LOGIT_BIAS),
 )
 _ARCHIVE = "a setting that OpenAI's archives store beside the weights"
 _MASK = "the causal mask, which is computed"
-IGNORED = (
+_IGNORED = (
     NUM_BATCHES,
     *((key, _ARCHIVE) for key in ("input_resolution", "context_length", "vocab_size")),
     *((key, _MASK) for key in ("attn_mask", "text.attn_mask")),
@@ -49,7 +51,7 @@ IGNORED = (
 
 def _convnext(fc1_rank):
     """(signature, rules) of a ConvNeXt image tower."""
-    rules = (*under("trunk.", convnext_trunk(conv_mlp=fc1_rank == 4)), *PROJECTION)
+    rules = (*under("trunk.", convnext_trunk(conv_mlp=fc1_rank == 4)), *_PROJECTION)
     return {"trunk.stem.0.weight": 4, "trunk.stages.0.blocks.0.mlp.fc1.weight": fc1_rank}, rules
 
 
@@ -60,23 +62,23 @@ def _formats(tower, signature, rules, trunk=""):
     """
     alone, image = {f"{trunk}{key}": rank for key, rank in signature.items()}, under(trunk, rules)
     in_pair = {f"visual.{key}": rank for key, rank in alone.items()}
-    parts = {"image": under("visual.", image), "text": TEXT, "pair": PAIR}
-    custom = {**parts, "text": under("text.", TEXT)}
+    parts = {"image": under("visual.", image), "text": _TEXT, "pair": PAIR}
+    custom = {**parts, "text": under("text.", _TEXT)}
     if not trunk:
-        yield Format(f"{_CUSTOM_TEXT} with {tower}", {**in_pair, "text.token_embedding.weight": 2}, custom, IGNORED)
-    yield Format(f"open_clip with {tower}", in_pair, custom if trunk else parts, IGNORED)
+        yield Format(f"{_CUSTOM_TEXT} with {tower}", {**in_pair, "text.token_embedding.weight": 2}, custom, _IGNORED)
+    yield Format(f"open_clip with {tower}", in_pair, custom if trunk else parts, _IGNORED)
     yield Format(f"open_clip's image tower, {tower}", alone, {"image": image}, (NUM_BATCHES,))
 
 
 def _text_format(name, prefix):
     keys = {f"{prefix}token_embedding.weight": 2, f"{prefix}ln_final.weight": 1}
-    return Format(name, keys, {"text": under(prefix, TEXT), "pair": PAIR}, IGNORED)
+    return Format(name, keys, {"text": under(prefix, _TEXT), "pair": PAIR}, _IGNORED)
 
 
 _CUSTOM_TEXT = "open_clip's custom-text layout"
 FORMATS = (
-    *_formats("a ViT", {"conv1.weight": 4, "class_embedding": 1}, VIT),
-    *_formats("a ResNet", {"conv1.weight": 4, "attnpool.q_proj.weight": 2}, RESNET),
+    *_formats("a ViT", {"conv1.weight": 4, "class_embedding": 1}, _VIT),
+    *_formats("a ResNet", {"conv1.weight": 4, "attnpool.q_proj.weight": 2}, _RESNET),
     *_formats("a ConvNeXt", *_convnext(fc1_rank=2)),
     *_formats("a ConvNeXt with conv_mlp", *_convnext(fc1_rank=4)),
     *(known for tower in TOWERS for known in _formats(*tower, "trunk.")),
@@ -96,14 +98,14 @@ _TIMM_TOWERS = {
 }
 
 
-def timm_pool(name: str) -> str:
+def _timm_pool(name: str) -> str:
     """`timm_pool` of a tower of _TIMM_TOWERS."""
     return "avg" if name.startswith("fastvit") else "token"
 
 
 # Configuration read: {"model_cfg", "preprocess_cfg"}.
 
-PREPROCESS = {"fill_color": "fill", **{key: key for key in ("mean", "std", "interpolation", "resize_mode")}}
+_PREPROCESS = {"fill_color": "fill", **{key: key for key in ("mean", "std", "interpolation", "resize_mode")}}
 
 # Fields with only one allowed value (FIXED_…), and fields that are read below or matter for training alone (FREE_…).
 _FIXED_BLOCK = {
@@ -112,7 +114,7 @@ _FIXED_BLOCK = {
     **dict.fromkeys(("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "scaled_cosine_attn"), False),
     **dict.fromkeys(("final_ln_after_pool", "qk_norm"), False),
 }
-RATIO = clip.Field.number(0, 1024)
+_RATIO = clip.Field.number(0, 1024)
 _FIXED_VISION = {
     **_FIXED_BLOCK,
     "attentional_pool": False,
@@ -146,7 +148,7 @@ _FREE_MODEL = {
 }
 
 
-def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
+def _read_config(values: dict, filename: str, _: Find) -> ModelConfig:
     """The `ModelConfig` of an open_clip configuration.
 
     Raises:
@@ -183,8 +185,8 @@ def _read_image(vision, filename):
     if vision.get("timm_model_name"):
         return _read_timm_tower(vision, filename)
     width, ratio = integer(vision, "width", 768, filename, "vision_cfg."), vision.get("mlp_ratio", 4.0)
-    if not RATIO.allows(ratio):
-        raise field_error(filename, "vision_cfg.mlp_ratio", ratio, RATIO.allowed)
+    if not _RATIO.allows(ratio):
+        raise field_error(filename, "vision_cfg.mlp_ratio", ratio, _RATIO.allowed)
     try:
         if isinstance(vision.get("layers"), list):
             return clip.ResNet(integers(vision, "layers", (), filename), width)
@@ -202,7 +204,7 @@ def _read_image(vision, filename):
 def _read_timm_tower(vision, filename):
     name, pool, projection = (vision.get(f"timm_{key}") for key in ("model_name", "pool", "proj"))
     if isinstance(name, str) and name in _TIMM_TOWERS:
-        fixed = {"timm_pool": timm_pool(name)}
+        fixed = {"timm_pool": _timm_pool(name)}
         check_fixed({"timm_pool": pool, "timm_proj": projection}, fixed, (), filename, "vision_cfg.")
         return clip.VARIANTS[_TIMM_TOWERS[name]].image
     family, _, variant = str(name).partition("_")
@@ -226,8 +228,8 @@ def _read_text(text, filename):
 
 def _read_preprocess(values, image_size, filename):
     given = section(values, "preprocess_cfg", filename) if values.get("preprocess_cfg") else {}
-    check_fixed(given, {"mode": "RGB"}, {*PREPROCESS, "size"}, filename, "preprocess_cfg.")
-    fields = {PREPROCESS[key]: value for key, value in given.items() if key in PREPROCESS and value is not None}
+    check_fixed(given, {"mode": "RGB"}, {*_PREPROCESS, "size"}, filename, "preprocess_cfg.")
+    fields = {_PREPROCESS[key]: value for key, value in given.items() if key in _PREPROCESS and value is not None}
     return read_spec({"image_size": image_size, **fields}, f"{filename}: preprocess_cfg")
 
 
@@ -237,7 +239,7 @@ FREE_IN_VIT = ("head_width", "mlp_ratio")
 FREE_IN_TEXT = ("context_length", "vocabulary_size")
 
 
-def target(config: ModelConfig) -> Target:
+def _target(config: ModelConfig) -> Target:
     """A pair for open_clip.
 
     Raises:
@@ -277,7 +279,7 @@ def _written_vision(image, arguments):
     if kind == "resnet":
         return {"layers": list(image.layers), "width": image.width, "patch_size": None}
     if name := _timm_name(image):
-        return _timm_cfg(name, timm_pool(name), None)
+        return _timm_cfg(name, _timm_pool(name), None)
     check_plain(image, "vit", "open_clip", FREE_IN_VIT)
     return {field: getattr(image, field) for field in ("width", "layers", "patch_size", *FREE_IN_VIT)}
 
@@ -348,7 +350,7 @@ SOURCE = Source(
     "open_clip_config.json",
     OPEN_CLIP_FILES,
     recognises=lambda _: True,
-    read=read_config,
+    read=_read_config,
     fixed={CLIP: {}},
-    target=target,
+    target=_target,
 )

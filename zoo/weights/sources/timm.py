@@ -60,12 +60,12 @@ RESNET_TRUNK = joined("conv{k}", "bn{k}", "layer{s}.{b}.conv{k}", "layer{s}.{b}.
 
 # Image towers of CLIP models.
 
-SIZES = ((1, "1x1"), (2, "kxk"), (3, "1x1"))  # kernels of a bottleneck, in timm's names
+_SIZES = ((1, "1x1"), (2, "kxk"), (3, "1x1"))  # kernels of a bottleneck, in timm's names
 _CLIP_RESNET_RULES = (
     ("stem.conv{k}.conv", "conv{k}"),
     ("stem.conv{k}.bn", "bn{k}"),
-    *((f"stages.{{s}}.{{b}}.conv{k}_{size}.conv", f"layer{{s+1}}_{{b}}_conv{k}") for k, size in SIZES),
-    *((f"stages.{{s}}.{{b}}.conv{k}_{size}.bn", f"layer{{s+1}}_{{b}}_bn{k}") for k, size in SIZES),
+    *((f"stages.{{s}}.{{b}}.conv{k}_{size}.conv", f"layer{{s+1}}_{{b}}_conv{k}") for k, size in _SIZES),
+    *((f"stages.{{s}}.{{b}}.conv{k}_{size}.bn", f"layer{{s+1}}_{{b}}_bn{k}") for k, size in _SIZES),
     ("stages.{s}.{b}.shortcut.conv.conv", "layer{s+1}_{b}_downsample_0"),
     ("stages.{s}.{b}.shortcut.conv.bn", "layer{s+1}_{b}_downsample_1"),
     ("head", "attnpool", TIMM_POOL),
@@ -134,7 +134,7 @@ TOWERS = (  # what open_clip, under a prefix, and timm alone have: (tower, signa
     ("a timm ViT", {"cls_token": 3, "blocks.0.attn.qkv.weight": 2}, _VIT_RULES),
 )
 
-REFUSED = (
+_REFUSED = (
     ("head.pre_logits.{*}", "a hidden layer before the classifier"),
     ("norm_pre.{*}", "its last norm before the pooling"),
     ("stem.2.{*}", "a stem of several convolutions"),
@@ -144,7 +144,7 @@ REFUSED = (
 def _convnext(name, fc1_rank, joint="."):
     rules = (*convnext_trunk(fc1_rank == 4, joint), ("head.fc", "head_fc"))
     signature = {f"stem{joint}0.weight": 4, f"stages{joint}0.blocks.0.mlp.fc1.weight": fc1_rank}
-    return Format(name, signature, {"image": rules}, refused=REFUSED)
+    return Format(name, signature, {"image": rules}, refused=_REFUSED)
 
 
 CONVNEXT = _convnext("timm ConvNeXt", fc1_rank=2)
@@ -180,10 +180,10 @@ _MODEL_ARGS = {  # arguments of timm's builders that our rows can vary
     RESNET: ("layers", "channels", "in_chans"),
 }
 _CROP_MODES = {"center": "shortest", "squash": "squash"}  # timm's crop_mode → our resize_mode
-DEFAULTS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic", "crop_pct": 0.875}  # timm's
+_DEFAULTS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic", "crop_pct": 0.875}  # timm's
 
 
-def read_config(values: dict, filename: str, _: Find) -> ModelConfig:
+def _read_config(values: dict, filename: str, _: Find) -> ModelConfig:
     """The `ModelConfig` of a timm configuration; its older form has no "pretrained_cfg" and all fields at the top.
 
     Raises:
@@ -231,7 +231,7 @@ def _read_preprocess(pretrained, channels, filename):
     if not isinstance(mode, str) or mode not in _CROP_MODES:
         raise field_error(filename, "crop_mode", mode, " or ".join(_CROP_MODES))
     _, height, width = size
-    fields = DEFAULTS | {key: pretrained[key] for key in DEFAULTS if pretrained.get(key) is not None}
+    fields = _DEFAULTS | {key: pretrained[key] for key in _DEFAULTS if pretrained.get(key) is not None}
     fields |= {"image_size": height if height == width else (height, width)}
     fields |= {"resize_mode": _CROP_MODES[mode], "rgb_first": True}
     return (height, width), read_spec(fields, filename)
@@ -240,10 +240,10 @@ def _read_preprocess(pretrained, channels, filename):
 # Configuration written: what `timm.create_model("local-dir:…")` and `"hf-hub:…"` read beside the weights.
 
 # family → (first convolution, classifier), as timm names its modules
-MODULES = {"convnext": ("stem.0", "head.fc"), "convnextv2": ("stem.0", "head.fc"), RESNET: ("conv1", "fc")}
+_MODULES = {"convnext": ("stem.0", "head.fc"), "convnextv2": ("stem.0", "head.fc"), RESNET: ("conv1", "fc")}
 
 
-def target(config: ModelConfig) -> Target:
+def _target(config: ModelConfig) -> Target:
     """A classifier or trunk for timm."""
     configs = {"config.json": _written_config(config)}
     if config.family == RESNET:
@@ -267,7 +267,7 @@ def _written_config(config: ModelConfig) -> dict:
     if height is not None and width is not None:
         size = (height, width)
     classes = arguments["num_classes"] if arguments["include_top"] else 0
-    first, classifier = MODULES[family]
+    first, classifier = _MODULES[family]
     name, model_args = _written_architecture(config)
     model_args |= {"in_chans": channels} if channels != 3 else {}
     features = config.row.dims[-1] * (4 if getattr(config.row, "block", None) == "bottleneck" else 1)
@@ -328,11 +328,11 @@ SOURCE = Source(
     "config.json",
     TIMM_STYLE,
     recognises=lambda values: "architecture" in values,
-    read=read_config,
+    read=_read_config,
     fixed={
         "convnext": {**ANY_CONVNEXT, "stages": 4},
         "convnextv2": {**ANY_CONVNEXT, "stages": 4},
         RESNET: PAPER_RESNET,
     },
-    target=target,
+    target=_target,
 )

@@ -8,8 +8,8 @@ from zoo.weights.sources.source import PAPER_CONVNEXT, PAPER_RESNET, Source, Tar
 from zoo.weights.sources.timm import RESNET_FORMAT
 
 # Stages and downsampling layers are numbered in one list; LayerScale has the shape (C, 1, 1).
-COLUMN = (Tensor(("",), "gamma", SPREAD_AFTER),)
-CONVNEXT_RULES = (
+_COLUMN = (Tensor(("",), "gamma", SPREAD_AFTER),)
+_CONVNEXT_RULES = (
     ("features.0.0", "stem_conv"),
     ("features.0.1", "stem_norm"),
     ("features.{2s}.0", "stages_{s}_downsample_norm"),
@@ -18,26 +18,26 @@ CONVNEXT_RULES = (
     ("features.{2s+1}.{b}.block.2", "stages_{s}_blocks_{b}_norm"),
     ("features.{2s+1}.{b}.block.3", "stages_{s}_blocks_{b}_pwconv1"),
     ("features.{2s+1}.{b}.block.5", "stages_{s}_blocks_{b}_pwconv2"),
-    ("features.{2s+1}.{b}.layer_scale", "stages_{s}_blocks_{b}_gamma", COLUMN),
+    ("features.{2s+1}.{b}.layer_scale", "stages_{s}_blocks_{b}_gamma", _COLUMN),
     ("classifier.0", "head_norm"),
     ("classifier.2", "head_fc"),
 )
-CONVNEXT = Format(
-    "torchvision ConvNeXt", {"features.0.0.weight": 4, "features.1.0.block.0.weight": 4}, {"image": CONVNEXT_RULES}
+_CONVNEXT = Format(
+    "torchvision ConvNeXt", {"features.0.0.weight": 4, "features.1.0.block.0.weight": 4}, {"image": _CONVNEXT_RULES}
 )
 
 
-def target(config: ModelConfig) -> Target:
+def _target(config: ModelConfig) -> Target:
     """A classifier for torchvision."""
-    return Target((RESNET_FORMAT if config.family == RESNET else CONVNEXT,))
+    return Target((RESNET_FORMAT if config.family == RESNET else _CONVNEXT,))
 
 
 SOURCE = Source(
     "torchvision",
-    (CONVNEXT,),
+    (_CONVNEXT,),
     fixed={
         "convnext": {**PAPER_CONVNEXT, "LayerScale": True, "classifier": True, "channels": 3},
         RESNET: {**PAPER_RESNET, "widths": (64, 128, 256, 512), "classifier": True, "channels": 3},
     },
-    target=target,
+    target=_target,
 )

@@ -1,4 +1,4 @@
-"""transformers: ConvNext, ConvNextV2, ResNet and CLIP models, `config.json` with _PREPROCESSOR or _PROCESSOR.
+"""transformers: ConvNext, ConvNextV2, ResNet and CLIP models, `config.json` with the file of its processor.
 
 transformers' default epsilon of ConvNeXt's last norm is 1e-12. It is not in the weights; ours is the papers' 1e-6.
 """
@@ -29,7 +29,7 @@ from zoo.weights.sources.timm import NUM_BATCHES
 
 # Tensor names.
 
-CONVNEXT_RULES = (
+_CONVNEXT_RULES = (
     ("embeddings.patch_embeddings", "stem_conv"),
     ("embeddings.layernorm", "stem_norm"),
     ("encoder.stages.{s}.downsampling_layer.0", "stages_{s}_downsample_norm"),
@@ -53,7 +53,7 @@ _RESNET_RULES = (
     ("encoder.stages.{s}.layers.{b}.shortcut.normalization", "layer{s+1}_{b}_downsample_1"),
 )
 
-BLOCKS = (
+_BLOCKS = (
     ("encoder.layers.{i}.layer_norm1", "transformer_resblocks_{i}_ln_1"),
     ("encoder.layers.{i}.self_attn", "transformer_resblocks_{i}_attn", SEPARATE_QKV),
     ("encoder.layers.{i}.layer_norm2", "transformer_resblocks_{i}_ln_2"),
@@ -65,20 +65,20 @@ _VISION = (
     ("embeddings.class_embedding", "class_embedding"),
     ("embeddings.position_embedding.weight", "positional_embedding"),
     ("pre_layrnorm", "ln_pre"),  # [sic]
-    *BLOCKS,
+    *_BLOCKS,
     ("post_layernorm", "ln_post"),
 )
-TEXT = (
+_TEXT = (
     ("embeddings.token_embedding", "token_embedding"),
     ("embeddings.position_embedding.weight", "positional_embedding"),
-    *BLOCKS,
+    *_BLOCKS,
     ("final_layer_norm", "ln_final"),
 )
 _POSITION_IDS = ("{*}.embeddings.position_ids", "the numbers 0, 1, 2, …, not weights")
 
 _CLIP_RULES = {
     "image": (*under("vision_model.", _VISION), ("visual_projection", "proj")),
-    "text": (*under("text_model.", TEXT), ("text_projection", "text_projection")),
+    "text": (*under("text_model.", _TEXT), ("text_projection", "text_projection")),
     "pair": (("logit_scale", "logit_scale", LOGIT_SCALE),),
 }
 
@@ -89,22 +89,24 @@ def _classifier(name, prefix, rules, first, classifier):
     return Format(f"transformers {name}", {f"{prefix}{first}": 4}, parts, (NUM_BATCHES,))
 
 
-_PATCHES, STEM = "embeddings.patch_embeddings.weight", "embedder.embedder.convolution.weight"
-_CONVNEXT_V1 = _classifier("ConvNeXt", "convnext.", CONVNEXT_RULES, _PATCHES, "classifier")
-_CONVNEXT_V2 = _classifier("ConvNeXt-V2", "convnextv2.", CONVNEXT_RULES, _PATCHES, "classifier")
-_CONVNEXT_TRUNK = _classifier("ConvNeXt or ConvNeXt-V2", "", CONVNEXT_RULES, _PATCHES, "classifier")
-_RESNET_CLASSIFIER = _classifier("ResNet", "resnet.", _RESNET_RULES, STEM, "classifier.1")
-RESNET_TRUNK = _classifier("ResNet", "", _RESNET_RULES, STEM, "classifier.1")
-PAIR = Format("transformers CLIP", {"vision_model.embeddings.patch_embedding.weight": 4}, _CLIP_RULES, (_POSITION_IDS,))
+_PATCHES, _STEM = "embeddings.patch_embeddings.weight", "embedder.embedder.convolution.weight"
+_CONVNEXT_V1 = _classifier("ConvNeXt", "convnext.", _CONVNEXT_RULES, _PATCHES, "classifier")
+_CONVNEXT_V2 = _classifier("ConvNeXt-V2", "convnextv2.", _CONVNEXT_RULES, _PATCHES, "classifier")
+_CONVNEXT_TRUNK = _classifier("ConvNeXt or ConvNeXt-V2", "", _CONVNEXT_RULES, _PATCHES, "classifier")
+_RESNET_CLASSIFIER = _classifier("ResNet", "resnet.", _RESNET_RULES, _STEM, "classifier.1")
+_RESNET_TRUNK = _classifier("ResNet", "", _RESNET_RULES, _STEM, "classifier.1")
+_PAIR = Format(
+    "transformers CLIP", {"vision_model.embeddings.patch_embedding.weight": 4}, _CLIP_RULES, (_POSITION_IDS,)
+)
 
 FORMATS = (
-    PAIR,
+    _PAIR,
     Format("transformers CLIP", {"text_model.embeddings.token_embedding.weight": 2}, _CLIP_RULES, (_POSITION_IDS,)),
     _CONVNEXT_V1,
     _CONVNEXT_V2,
     _CONVNEXT_TRUNK,
     _RESNET_CLASSIFIER,
-    RESNET_TRUNK,
+    _RESNET_TRUNK,
 )
 
 # Configuration read.
@@ -113,11 +115,11 @@ _PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"  # of transformers 5, which writes the image processor inside; it is read first
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _SQUASHED_FROM = 384  # pixels: from this size on the processor of ConvNeXt resizes both sides and does not crop
-EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
-NUMBER = clip.Field.number().or_null()
+_EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
+_NUMBER = clip.Field.number().or_null()
 
 
-def read_config(values: dict, filename: str, find: Find) -> ModelConfig:
+def _read_config(values: dict, filename: str, find: Find) -> ModelConfig:
     """The `ModelConfig` of a transformers configuration; preprocessing is read from the file beside it.
 
     Raises:
@@ -149,8 +151,8 @@ def _read_convnext(values, filename):
         patch_size=integer(values, "patch_size", 4, filename),
     )
     scale = values.get("layer_scale_init_value", 1e-6) if values["model_type"] == "convnext" else None
-    if not NUMBER.allows(scale):
-        raise field_error(filename, "layer_scale_init_value", scale, NUMBER.allowed)
+    if not _NUMBER.allows(scale):
+        raise field_error(filename, "layer_scale_init_value", scale, _NUMBER.allowed)
     scale = scale if scale and scale > 0 else None
     return variant_of(values["model_type"], row), {"layer_scale_init_value": scale, "stem_stride": row.patch_size}
 
@@ -159,12 +161,12 @@ def _read_resnet(values, filename):
     fixed = {"downsample_in_first_stage": False, "downsample_in_bottleneck": False}
     check_fixed({key: values[key] for key in fixed if key in values}, fixed, (), filename)
     block = values.get("layer_type", "bottleneck")
-    if not isinstance(block, str) or block not in EXPANSION:
-        raise field_error(filename, "layer_type", block, " or ".join(EXPANSION))
+    if not isinstance(block, str) or block not in _EXPANSION:
+        raise field_error(filename, "layer_type", block, " or ".join(_EXPANSION))
     sizes = integers(values, "hidden_sizes", (256, 512, 1024, 2048), filename)
     row = convnext.ResNetVariant(
         integers(values, "depths", (3, 4, 6, 3), filename),
-        tuple(size // EXPANSION[block] for size in sizes),
+        tuple(size // _EXPANSION[block] for size in sizes),
         activation=values.get("hidden_act", "relu"),
         block=block,
         stem_dim=integer(values, "embedding_size", 64, filename),
@@ -277,10 +279,10 @@ def _side(size, filename):
 
 # Configuration written.
 
-END_OF_TEXT = 49407  # the largest token id; text features are taken at its position
+_END_OF_TEXT = 49407  # the largest token id; text features are taken at its position
 
 
-def target(config: ModelConfig) -> Target:
+def _target(config: ModelConfig) -> Target:
     """A model for transformers.
 
     Raises:
@@ -289,12 +291,12 @@ def target(config: ModelConfig) -> Target:
     arguments, family, row = config.arguments, config.family, config.row
     if family == CLIP:
         written = clip_config(row, arguments["image_size"], arguments["activation"])
-        return Target((PAIR,), configs={"config.json": written})
+        return Target((_PAIR,), configs={"config.json": written})
     has_classifier = arguments["include_top"]
     name, classifier, trunk = {
         "convnext": ("ConvNext", _CONVNEXT_V1, _CONVNEXT_TRUNK),
         "convnextv2": ("ConvNextV2", _CONVNEXT_V2, _CONVNEXT_TRUNK),
-        RESNET: ("ResNet", _RESNET_CLASSIFIER, RESNET_TRUNK),
+        RESNET: ("ResNet", _RESNET_CLASSIFIER, _RESNET_TRUNK),
     }[family]
     written = {
         "architectures": [f"{name}{'ForImageClassification' if has_classifier else 'Model'}"],
@@ -309,7 +311,7 @@ def target(config: ModelConfig) -> Target:
 
 
 def _written_resnet(row):
-    expansion = EXPANSION[row.block]
+    expansion = _EXPANSION[row.block]
     return {
         "embedding_size": row.stem_dim,
         "hidden_sizes": [dim * expansion for dim in row.dims],
@@ -363,8 +365,8 @@ def clip_config(pair: "clip.Pair", image_size: int, activation: str) -> dict[str
             "max_position_embeddings": text.context_length,
             "vocab_size": text.vocabulary_size,
             "hidden_act": activation,
-            "bos_token_id": END_OF_TEXT - 1,
-            "eos_token_id": END_OF_TEXT,
+            "bos_token_id": _END_OF_TEXT - 1,
+            "eos_token_id": _END_OF_TEXT,
             "projection_dim": pair.embed_dim,
         },
     }
@@ -376,12 +378,12 @@ SOURCE = Source(
     "config.json",
     TIMM_STYLE,
     recognises=lambda values: "model_type" in values,
-    read=read_config,
+    read=_read_config,
     fixed={
         "convnext": {**ANY_CONVNEXT, "epsilon": 1e-6},
         "convnextv2": {**ANY_CONVNEXT, "epsilon": 1e-6, "LayerScale": False},
         RESNET: {"patch size": 7, "epsilon": 1e-5},
         CLIP: {},
     },
-    target=target,
+    target=_target,
 )
