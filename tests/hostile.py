@@ -629,10 +629,15 @@ def change_run(folder: Path, rng: random.Random) -> None:
             path.write_bytes(
                 change_json(path.read_text(encoding="utf-8", errors="replace"), rng).encode("utf-8", "surrogatepass")
             )
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        for name in manifest["sha256"]:
-            manifest["sha256"][name] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
-        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        write_digests(checkpoint)
+
+
+def write_digests(checkpoint: Path) -> None:
+    """Write the right digests of a changed checkpoint."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    for name in manifest["sha256"]:
+        manifest["sha256"][name] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 @target(8, good_run, change_run)

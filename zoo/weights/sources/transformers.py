@@ -119,7 +119,7 @@ _EXPANSION = {"basic": 1, "bottleneck": 4}  # of the channels of a ResNet block
 _NUMBER = clip.Field.number().or_null()
 
 
-def _read_config(values: dict, filename: str, find: Find) -> ModelConfig:
+def read_config(values: dict, filename: str, find: Find) -> ModelConfig:
     """The `ModelConfig` of a transformers configuration; preprocessing is read from the file beside it.
 
     Raises:
@@ -378,7 +378,7 @@ SOURCE = Source(
     "config.json",
     TIMM_STYLE,
     recognises=lambda values: "model_type" in values,
-    read=_read_config,
+    read=read_config,
     fixed={
         "convnext": {**ANY_CONVNEXT, "epsilon": 1e-6},
         "convnextv2": {**ANY_CONVNEXT, "epsilon": 1e-6, "LayerScale": False},
