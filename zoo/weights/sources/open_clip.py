@@ -107,6 +107,16 @@ def _timm_pool(name: str) -> str:
 
 _PREPROCESS = {"fill_color": "fill", **{key: key for key in ("mean", "std", "interpolation", "resize_mode")}}
 
+# Field → open_clip's default; of a ViT the names are the same here.
+_VIT_FIELDS = {"width": 768, "layers": 12, "patch_size": 16, "head_width": 64}
+_TEXT_FIELDS = {  # open_clip's field → (ours, open_clip's default)
+    "context_length": ("context_length", 77),
+    "vocab_size": ("vocabulary_size", 49408),
+    "width": ("width", 512),
+    "heads": ("heads", 8),
+    "layers": ("layers", 12),
+}
+
 # Fields with only one allowed value (FIXED_…), and fields that are read below or matter for training alone (FREE_…).
 _FIXED_BLOCK = {
     "block_type": "default",
@@ -124,8 +134,7 @@ _FIXED_VISION = {
     "timm_proj_bias": False,
 }
 _FREE_VISION = {
-    *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"),
-    *("timm_model_name", "timm_pool", "timm_proj"),
+    *(*_VIT_FIELDS, "mlp_ratio", "image_size", "timm_model_name", "timm_pool", "timm_proj"),
     *("timm_model_pretrained", "timm_drop", "timm_drop_path", "patch_dropout"),
     *("attn_pooler_queries", "attn_pooler_heads", "output_tokens"),
 }
@@ -139,7 +148,7 @@ _FIXED_TEXT = {
     "proj_bias": False,
 }
 _FREE_TEXT = {
-    *("width", "heads", "layers", "context_length", "vocab_size", "no_causal_mask", "output_tokens", "eos_id"),
+    *(*_TEXT_FIELDS, "no_causal_mask", "output_tokens", "eos_id"),
     *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 }
 _FREE_MODEL = {
@@ -190,13 +199,8 @@ def _read_image(vision, filename):
     try:
         if isinstance(vision.get("layers"), list):
             return clip.ResNet(integers(vision, "layers", (), filename), width)
-        return clip.ViT(
-            width,
-            integer(vision, "layers", 12, filename, "vision_cfg."),
-            integer(vision, "patch_size", 16, filename, "vision_cfg."),
-            integer(vision, "head_width", 64, filename, "vision_cfg."),
-            ratio,
-        )
+        own = {key: integer(vision, key, default, filename, "vision_cfg.") for key, default in _VIT_FIELDS.items()}
+        return clip.ViT(**own, mlp_ratio=ratio)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{shown(filename)}: vision_cfg makes no image tower: {shown(error)}") from error
 
@@ -219,11 +223,10 @@ def _read_timm_tower(vision, filename):
 
 
 def _read_text(text, filename):
-    width, heads, layers, length, vocabulary = (
-        integer(text, key, default, filename, "text_cfg.")
-        for key, default in {"width": 512, "heads": 8, "layers": 12, "context_length": 77, "vocab_size": 49408}.items()
-    )
-    return clip.Text(width, heads, layers, length, vocabulary, causal=not text.get("no_causal_mask", False))
+    own = {
+        ours: integer(text, theirs, default, filename, "text_cfg.") for theirs, (ours, default) in _TEXT_FIELDS.items()
+    }
+    return clip.Text(**own, causal=not text.get("no_causal_mask", False))
 
 
 def _read_preprocess(values, image_size, filename):
@@ -281,7 +284,7 @@ def _written_vision(image, arguments):
     if name := _timm_name(image):
         return _timm_cfg(name, _timm_pool(name), None)
     check_plain(image, "vit", "open_clip", FREE_IN_VIT)
-    return {field: getattr(image, field) for field in ("width", "layers", "patch_size", *FREE_IN_VIT)}
+    return {field: getattr(image, field) for field in (*_VIT_FIELDS, "mlp_ratio")}
 
 
 def _check_stem(row, arguments):
@@ -309,11 +312,7 @@ def _timm_cfg(name, pool, projection):
 def _written_text(text):
     check_plain(text, "text", "open_clip", (*FREE_IN_TEXT, "causal"))
     return {
-        "context_length": text.context_length,
-        "vocab_size": text.vocabulary_size,
-        "width": text.width,
-        "heads": text.heads,
-        "layers": text.layers,
+        **{theirs: getattr(text, ours) for theirs, (ours, _) in _TEXT_FIELDS.items()},
         **({} if text.causal else {"no_causal_mask": True}),
     }
 
