@@ -199,7 +199,9 @@ def _read_image(vision, filename):
     try:
         if isinstance(vision.get("layers"), list):
             return clip.ResNet(integers(vision, "layers", (), filename), width)
-        own = {key: integer(vision, key, default, filename, "vision_cfg.") for key, default in _VIT_FIELDS.items()}
+        own: dict[str, Any] = {
+            key: integer(vision, key, default, filename, "vision_cfg.") for key, default in _VIT_FIELDS.items()
+        }
         return clip.ViT(**own, mlp_ratio=ratio)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{shown(filename)}: vision_cfg makes no image tower: {shown(error)}") from error
