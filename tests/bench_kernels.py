@@ -5,8 +5,9 @@
     python tests/bench_kernels.py --output build/kernels.jsonl --table                         # Markdown
 
 Models are ConvNeXt-Tiny V1 and V2 and the towers of ViT-B-32, in inference and in a training step with AdamW, for
-batches of 8 and 1; ResNet-50 for the convolution on a view, which the others do not have. The forms take turns within
-each round. Every result is written at once, and a run leaves out those that the file has.
+batches of 8 and 1; ResNet-50 for the convolution on a view, which the others do not have; and a training step of the
+demo's CLIP model for digits. The forms take turns within each round. Every result is written at once, and a run leaves
+out those that the file has.
 
 `--cpu-time` compares the processor time of one thread, which other processes on the machine hardly change.
 """
@@ -28,8 +29,10 @@ MODELS = {  # label: (zoo model, part)
     "ViT-B-32 image": ("clip/ViT-B-32", "image"),
     "ConvNeXtV2-Tiny": ("convnextv2_tiny", "classifier"),
     "ResNet-50": ("resnet50", "classifier"),
+    "digits' CLIP": ("clip/convnext_v2_atto", "pair"),
 }
 WORK = [(1, True), (8, False), (8, True), (1, False)]  # batch, training
+DIGITS, OF_DIGITS = "digits' CLIP", (64, True)
 ALL_ON = "all on"
 
 
@@ -68,10 +71,10 @@ def measure_missing(options):
     keep_freed_memory()
     backend, start = keras.backend.backend(), time.monotonic()
     done = {key_of(row) for row in read(options.output)}
-    for batch, train in WORK:
+    for batch, train in [*WORK, OF_DIGITS]:
         if (options.train and not train) or options.batch not in (None, batch):
             continue
-        for label in MODELS:
+        for label in [DIGITS] if (batch, train) == OF_DIGITS else [name for name in MODELS if name != DIGITS]:
             forms = {
                 form: switch
                 for form, (models, switch) in forms_of(backend).items()
@@ -91,7 +94,7 @@ def is_wanted(backend, form, patterns):
 
 
 WITHOUT_EFFECT = {  # training: forms that it does not reach
-    False: ("affine: gradients of the GELU", "affine: gradients of the product"),
+    False: tuple(f"affine: gradients of {what}" for what in ("the GELU", "the product", "both")),
     True: ("affine: GELU in oneDNN",),
 }
 KEYS = ("backend", "model", "batch", "train")
@@ -124,7 +127,8 @@ def forms_of(backend):
         for name, file in kernels.in_use().items()
         if file != "reference"
     }
-    return {**forms, **PARTS_OF[backend]()}
+    forms |= PARTS_OF[backend]()
+    return {form: ((*labels, DIGITS), switch) for form, (labels, switch) in forms.items()}
 
 
 @contextlib.contextmanager
@@ -172,6 +176,10 @@ def parts_on_tensorflow():
         "affine: gradients of the product": (
             CONVNEXT + VIT,
             functools.partial(replaced, tensorflow_cpu, _narrowing_product=lambda: tf.matmul),
+        ),
+        "affine: gradients of both": (
+            CONVNEXT + VIT,
+            functools.partial(replaced, tensorflow_cpu, gelu=by_erf, _narrowing_product=lambda: tf.matmul),
         ),
     }
 
@@ -243,9 +251,10 @@ def model_and_inputs(label, batch):
 
     name, part = MODELS[label]
     backend = keras.backend.backend()
-    case = Case(name, part=part, backend=backend, batch_size=batch, mode=DEFAULT_MODE[backend])
+    size = {"image_size": 32} if label == DIGITS else {}
+    case = Case(name, part=part, backend=backend, batch_size=batch, mode=DEFAULT_MODE[backend], **size)
     inputs = _draw_inputs(case)
-    return case, create_ours(case), inputs["tokens" if part == "text" else "images"]
+    return case, create_ours(case), inputs if label == DIGITS else inputs["tokens" if part == "text" else "images"]
 
 
 def forward_passes(label, batch):
@@ -261,8 +270,8 @@ def training_steps(label, batch):
     import numpy as np
 
     _, model, x = model_and_inputs(label, batch)
-    y = np.zeros((batch, *model.output_shape[1:]), np.float32)
-    model.compile("adamw", "mse")
+    y = None if label == DIGITS else np.zeros((batch, *model.output_shape[1:]), np.float32)
+    model.compile("adamw", "clip" if label == DIGITS else "mse")
 
     def make():
         compiled = []
@@ -280,7 +289,8 @@ def training_steps(label, batch):
 
 def table(rows):
     """Return the results as Markdown: a row for each form."""
-    columns = [f"{label}{', training' * train}, batch {batch}" for label in MODELS for batch, train in WORK]
+    works = [*WORK, OF_DIGITS]
+    columns = [f"{label}{', training' * train}, batch {batch}" for label in MODELS for batch, train in works]
     found = {}
     for row in rows:
         column = f"{row['model']}{', training' * row['train']}, batch {row['batch']}"

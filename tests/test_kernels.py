@@ -329,6 +329,18 @@ def test_long_sequences_and_accelerators_take_torchs_attention(length, monkeypat
     assert used
 
 
+@pytest.mark.only("torch")
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_attention_has_second_derivatives(causal, rng):
+    arrays = [rng.standard_normal((2, 130, 3, 2, 4)).astype("float32")]
+    found, expected = (
+        derivatives(functools.partial(attend, causal=causal), arrays, second=True)
+        for attend in (kernels.attention, shared.attend_heads_first)
+    )
+    assert_close(found, expected, 1e-4)
+    assert np.abs(found[-1]).max() > 0.1
+
+
 @pytest.mark.once
 def test_a_keras_without_a_faster_form_uses_the_reference():
     assert kernels._forms_of("numpy") is kernels._forms_of("openvino") is reference

@@ -25,6 +25,7 @@ from convnext.kernels import reference
 from convnext.kernels.reference import Geometry, at_least_float32, safe_sqrt, share_of_mean
 from convnext.kernels.shared import (
     as_rows,
+    attend_heads_first,
     computes_in_float32_on_cpu,
     has_separate_patches,
     is_gelu,
@@ -73,10 +74,17 @@ def depthwise_conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
 
 def attention(qkv: Any, causal: bool) -> Any:
     """In float32 on a CPU, up to SHORT tokens: two products. They have derivatives of every order; torch's operator has
-    the first reverse ones alone, so under torch.func and in forward mode products are taken for any length."""
+    the first reverse ones alone. So under torch.func and in forward mode products are taken for any length, and where
+    gradients are differentiated again, the gradients are those of products."""
+    import torch
+
     is_short = computes_in_float32_on_cpu(qkv) and qkv.shape[1] <= SHORT
-    takes_products = is_short or (is_eager_cpu(qkv) and is_transformed(qkv))
-    return attend_by_products(qkv, causal) if takes_products else reference.attention(qkv, causal)
+    if is_short or (is_eager_cpu(qkv) and is_transformed(qkv)):
+        return attend_by_products(qkv, causal)
+    outputs = reference.attention(qkv, causal)
+    if qkv.requires_grad and torch.is_grad_enabled() and is_eager() and not is_transformed(qkv):
+        return _gradients_by_products().apply(qkv, outputs, causal)
+    return outputs
 
 
 def grn(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
@@ -109,6 +117,33 @@ def attend_by_products(qkv: Any, causal: bool) -> Any:
     scores = torch.baddbmm(mask, query, key.transpose(1, 2), beta=int(causal), alpha=depth**-0.5)
     attended = torch.bmm(scores.softmax(-1), value)
     return attended.reshape(-1, qkv.shape[3], length, depth).transpose(1, 2)
+
+
+@functools.cache
+def _gradients_by_products() -> Any:
+    """Return the autograd function of (qkv, its attention, causal) that returns the attention.
+
+    Its gradient is that of the operator which computed the attention. Where gradients are recorded, to be
+    differentiated again (`create_graph=True`), it is that of products with the heads as first axis.
+    """
+    import torch
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, qkv: Any, attended: Any, causal: bool) -> Any:
+            ctx.save_for_backward(qkv)
+            ctx.causal = causal
+            return attended.view_as(attended)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return None, gradient, None
+            (qkv,) = ctx.saved_tensors
+            attended = attend_heads_first(qkv, ctx.causal)
+            return *torch.autograd.grad(attended, qkv, gradient, create_graph=True), None, None
+
+    return Attention
 
 
 def takes_a_view(kernel: Any, geometry: Geometry) -> bool:
@@ -175,10 +210,15 @@ def _uses_onednn(x: Any, kernel: Any, bias: Any) -> bool:
 
 
 def is_eager_cpu(x: Any) -> bool:
-    """Whether operations on a torch tensor run eagerly on a CPU, and are not traced into a graph."""
+    """Whether operations on a torch tensor run eagerly on a CPU."""
+    return x.device.type == "cpu" and is_eager()
+
+
+def is_eager() -> bool:
+    """Whether operations run as they are called, and are not traced into a graph."""
     import torch
 
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def is_transformed(*tensors: Any) -> bool:
