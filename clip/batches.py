@@ -3,7 +3,7 @@
 import copy
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -58,7 +58,7 @@ def checked(data: Any, vocabulary: int | None) -> Any:
     if isinstance(data, Mapping):
         check_batch(data, vocabulary)
     elif isinstance(data, types.GeneratorType):
-        return _checked_batches(data, check)
+        return (check(element) for element in data)
     elif isinstance(data, keras.utils.PyDataset):
         return _CheckedDataset(data, check)
     elif hasattr(data, "collate_fn"):  # torch's DataLoader
@@ -75,11 +75,6 @@ def _check_element(vocabulary: int | None, element: Any) -> Any:
     if isinstance(batch, Mapping):
         check_batch(batch, vocabulary)
     return element
-
-
-def _checked_batches(data: Iterable, check: Callable) -> Iterator:
-    for element in data:
-        yield check(element)
 
 
 def _collate(check: Callable, collate: Callable, samples: list) -> Any:

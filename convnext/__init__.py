@@ -80,45 +80,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 _PACKAGES = ("kernels",)
 _WITHOUT_KERAS = ("convnext.variants", "convnext.elsewhere")
 
-__all__ = [  # noqa: F822 (resolved in __getattr__)
-    "ACTIVATIONS",
-    "ELSEWHERE",
-    "FCMAE",
-    "GRN",
-    "TABLES",
-    "AdamW",
-    "BatchNormalization",
-    "Conv2D",
-    "Dense",
-    "DepthwiseConv2D",
-    "Functional",
-    "LayerNormalization",
-    "LayerScale",
-    "Normal",
-    "ResNetVariant",
-    "Variant",
-    "build_optimizer",
-    "call_layer",
-    "called_here",
-    "changed_by_call",
-    "checkpoint_activations",
-    "closest",
-    "computes_in_float32_on_cpu",
-    "create_convnext_v1",
-    "create_convnext_v2",
-    "create_fcmae",
-    "create_resnet",
-    "drop_path",
-    "feature_maps",
-    "flops",
-    "follow_remat_scope",
-    "kernels",
-    "layers_by_name",
-    "parameters",
-    "renamed",
-    "resolve_stem_stride",
-    "resolve_strides",
-]
+__all__ = sorted([*_MODULE_OF, *_PACKAGES])  # noqa: PLE0605
 
 
 def _called_here(name):

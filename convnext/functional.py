@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -138,9 +139,8 @@ def _split_into_blocks(graph: Graph, releases: Sequence[set[int]]) -> list[Block
         if len(live) <= 1:
             cuts.append(place + 1)
     ends = [end for begin, end in zip([0, *cuts], cuts, strict=False) if end - begin > 1]
-    last = len(graph.calls)
-    spans = [*zip([0, *ends], ends, strict=False), *([(ends[-1] if ends else 0, last)] if ends[-1:] != [last] else [])]
-    return [_block(graph, releases, begin, end, end in ends) for begin, end in spans]
+    rest = [] if ends[-1:] == [len(graph.calls)] else [len(graph.calls)]
+    return [_block(graph, releases, begin, end, end in ends) for begin, end in itertools.pairwise([0, *ends, *rest])]
 
 
 def _block(graph, releases, begin, end, is_recomputed):
@@ -215,11 +215,10 @@ class Functional(keras.Model):
         flat = tree.flatten(inputs)
         if any(x is None for x in flat):
             return None
-        pairs = list(zip(flat, self.inputs, strict=True))
+        pairs = zip(flat, self.inputs, strict=True)
         tensors = [ops.convert_to_tensor(x, dtype=own.dtype, sparse=own.sparse) for x, own in pairs]
-        return (
-            tensors if all(len(x.shape) == len(own.shape) for x, (_, own) in zip(tensors, pairs, strict=True)) else None
-        )
+        has_ranks = all(len(x.shape) == len(own.shape) for x, own in zip(tensors, self.inputs, strict=True))
+        return tensors if has_ranks else None
 
     def _run(self, tensors, training, in_blocks):
         """Return the outputs in their structure, computed call by call."""

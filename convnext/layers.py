@@ -5,6 +5,7 @@ Serialised layers register under the package string `convnext_clip_zoo`, which n
 """
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,22 +13,7 @@ import numpy as np
 from keras import ops
 
 from convnext import kernels
-from convnext.kernels import CHANNELS_LAST, at_least_float32
-
-__all__ = [
-    "CHANNELS_LAST",
-    "GRN",
-    "PACKAGE",
-    "BatchNormalization",
-    "Conv2D",
-    "Dense",
-    "DepthwiseConv2D",
-    "LayerNormalization",
-    "LayerScale",
-    "Normal",
-    "at_least_float32",
-    "drop_path",
-]
+from convnext.kernels import at_least_float32
 
 PACKAGE = "convnext_clip_zoo"
 
@@ -125,8 +111,7 @@ class Dense(keras.layers.Dense):
     """Keras' Dense, computed by `kernels.affine`: (…, C) → (…, units). Same result, faster on CPUs."""
 
     def call(self, inputs, training=None):
-        bias = self.bias if self.use_bias else None
-        return kernels.affine(inputs, self.kernel, bias, self.activation, training)
+        return kernels.affine(inputs, self.kernel, self.bias, self.activation, training)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -143,9 +128,7 @@ class Conv2D(keras.layers.Conv2D):
         kernels.store_conv2d_kernel(self.kernel, self.groups, _geometry(self))
 
     def call(self, inputs):
-        bias = self.bias if self.use_bias else None
-        outputs = kernels.conv2d(inputs, self.kernel, bias, _geometry(self))
-        return outputs if self.activation is None else self.activation(outputs)
+        return _convolved(self, kernels.conv2d, inputs)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -158,9 +141,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """
 
     def call(self, inputs):
-        bias = self.bias if self.use_bias else None
-        outputs = kernels.depthwise_conv2d(inputs, self.kernel, bias, _geometry(self))
-        return outputs if self.activation is None else self.activation(outputs)
+        return _convolved(self, kernels.depthwise_conv2d, inputs)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -206,6 +187,11 @@ def _moments(x: Any, axes: Any, keepdims: bool = False) -> tuple[Any, Any]:
     """
     mean, variance = ops.moments(x, axes, keepdims=keepdims)
     return mean, variance - ops.square(mean - ops.stop_gradient(mean))  # the term is 0, its second derivative is not
+
+
+def _convolved(layer: Any, kernel: Callable[..., Any], inputs: Any) -> Any:
+    outputs = kernel(inputs, layer.kernel, layer.bias, _geometry(layer))
+    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def _geometry(layer: Any) -> kernels.Geometry:

@@ -17,8 +17,8 @@ import keras
 from keras import layers
 
 from convnext.functional import Functional
+from convnext.kernels import CHANNELS_LAST
 from convnext.layers import (
-    CHANNELS_LAST,
     GRN,
     Conv2D,
     Dense,

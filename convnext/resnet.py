@@ -13,7 +13,8 @@ import keras
 from keras import layers
 
 from convnext.functional import Functional
-from convnext.layers import CHANNELS_LAST, BatchNormalization, Conv2D, Normal
+from convnext.kernels import CHANNELS_LAST
+from convnext.layers import BatchNormalization, Conv2D, Normal
 from convnext.model import (
     INPUT,
     Shape,
@@ -81,9 +82,8 @@ def stem(images, row, prefix):
     """(B, H, W, 3) → (B, H/4, W/4, stem_dim): 7×7 convolution of stride 2, max pooling of stride 2."""
     x = conv_norm(images, row.stem_dim, row.patch_size, 2, row, f"{prefix}conv1", f"{prefix}bn1")
     x = layers.Activation(row.activation, name=f"{prefix}act1")(x)
-    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name=f"{prefix}maxpool_pad")(
-        x
-    )  # after a ReLU, 0 pads like −∞
+    # after a ReLU, 0 pads like −∞
+    x = layers.ZeroPadding2D(1, data_format=CHANNELS_LAST, name=f"{prefix}maxpool_pad")(x)
     return layers.MaxPooling2D(3, strides=2, data_format=CHANNELS_LAST, name=f"{prefix}maxpool")(x)
 
 

@@ -148,7 +148,8 @@ def test_help(command, capsys):
     assert ended.value.code == 0
     assert COMMANDS[command].summary[1:] in " ".join(printed.split())
     assert "--json" in printed
-    assert ("--backend" in printed) == (COMMANDS[command].uses_backend or command in ("bench", "doctor", "parity"))
+    offered = COMMANDS[command].backend or command in ("bench", "doctor", "parity")
+    assert ("--backend" in printed) == bool(offered)
 
 
 @pytest.mark.parametrize("line", [line for command in COMMANDS.values() for line in command.examples])
@@ -227,11 +228,7 @@ def test_batch_commands_keep_freed_memory_before_a_backend_is_chosen(arguments, 
     + [(name, "training") for name in ("train contrastive", "train classify", "pretrain", "demo")],
 )
 def test_every_command_says_what_it_does_with_a_backend(command, level):
-    row = COMMANDS[command]
-    assert row.backend == level
-    assert row.uses_backend == (level is not None)
-    assert row.runs_batches == (level in ("batches", "training"))
-    assert row.trains == (level == "training")
+    assert COMMANDS[command].backend == level
 
 
 CHECK_FUNCTIONS = """

@@ -31,7 +31,6 @@ ORDER = {
         "fcmae",
     ],
     "clip": [
-        "lazy",
         "layers",
         "branches",
         "towers",
@@ -95,7 +94,6 @@ AT_IMPORT = {
     "convnext.elsewhere": set(),
     "convnext.variants": set(),
     "clip": {"keras", "numpy"},
-    "clip.lazy": set(),
     "clip.towers": set(),
     "clip.towers.branches": {"keras", "numpy"},  # layers, imported when a tower is built
     "clip.variants": set(),

@@ -11,21 +11,10 @@ arXiv:2303.14189. Published weights are for research only.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import convnext
-from clip.lazy import LazyModule
+from clip.towers.lazy import branches, keras, layers, parts
 from clip.towers.registry import COUNT, DEPTH, FLAG, RATIO, SIZE, Field, Tower, in_scope_of_name, register_tower
-
-if TYPE_CHECKING:
-    import keras
-    from keras import layers
-
-    from clip import layers as parts
-    from clip.towers import branches
-else:
-    keras, layers = LazyModule("keras"), LazyModule("keras.layers")
-    branches, parts = LazyModule("clip.towers.branches"), LazyModule("clip.layers")
 
 CHANNELS_LAST = "channels_last"
 NORMS = ("batch", "layer")

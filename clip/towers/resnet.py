@@ -9,19 +9,10 @@ Paper: arXiv:2103.00020, section 2.4.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import convnext
-from clip.lazy import LazyModule
+from clip.towers.lazy import keras, layers, parts
 from clip.towers.registry import DEPTH, SIZE, Tower, in_scope_of_name, register_tower
-
-if TYPE_CHECKING:
-    import keras
-    from keras import layers
-
-    from clip import layers as parts
-else:
-    keras, layers, parts = map(LazyModule, ("keras", "keras.layers", "clip.layers"))
 
 CHANNELS_LAST = "channels_last"
 EPSILON = 1e-5
@@ -81,7 +72,7 @@ def create_resnet_tower(
     for stage, depth in enumerate(resnet.layers):
         for number in range(depth):
             halves = stage > 0 and number == 0
-            x = residual(x, bottleneck, resnet.width * 2**stage, halves, f"layer{stage + 1}_{number}")
+            x = residual(x, resnet.width * 2**stage, halves, f"layer{stage + 1}_{number}")
     x = parts.AttentionPool(resnet.heads, embed_dim, name="attnpool")(x)  # (B, D)
     return convnext.Functional(images, x, name=name)
 
@@ -96,13 +87,13 @@ def stem(images, width):
     return halve(x, "avgpool")
 
 
-def residual(x, build_block, dim, halves, name):
+def residual(x, dim, halves, name):
     """(B, H, H, C) → (B, H, H, 4·dim), half the height and width if `halves`: a block plus its shortcut."""
     shortcut = x
     if x.shape[-1] != EXPANSION * dim:
         shortcut = halve(x, f"{name}_downsample_pool") if halves else x
         shortcut = conv_norm(shortcut, EXPANSION * dim, 1, f"{name}_downsample_0", f"{name}_downsample_1")
-    x = layers.Add(name=f"{name}_add")([build_block(x, dim, halves, name), shortcut])
+    x = layers.Add(name=f"{name}_add")([bottleneck(x, dim, halves, name), shortcut])
     return relu(x, f"{name}_out")
 
 
@@ -121,9 +112,7 @@ def conv_norm(x, dim, size, conv_name, norm_name, *, strides=1, padding="same", 
         strides=strides,
         padding=padding,
         use_bias=False,
-        kernel_initializer=convnext.Normal(
-            (3 * size * size * x.shape[-1]) ** -0.5
-        ),  # standard deviation of torch's default
+        kernel_initializer=convnext.Normal((3 * size * size * x.shape[-1]) ** -0.5),  # torch's default
         data_format=CHANNELS_LAST,
         name=conv_name,
     )(x)

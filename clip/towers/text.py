@@ -4,23 +4,12 @@ Papers: arXiv:2103.00020, section 2.4; arXiv:2311.17049, section 4.2.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import convnext
-from clip.lazy import LazyModule
+from clip.towers.lazy import branches, keras, layers, parts
 from clip.towers.mobileclip import LAYER_SCALE, conv_mlp
 from clip.towers.registry import DEPTH, FLAG, SIZE, Tower, in_scope_of_name, register_tower
 from clip.towers.vit import block_multiply_adds, block_parameters
-
-if TYPE_CHECKING:
-    import keras
-    from keras import layers
-
-    from clip import layers as parts
-    from clip.towers import branches
-else:
-    keras, layers = LazyModule("keras"), LazyModule("keras.layers")
-    branches, parts = LazyModule("clip.towers.branches"), LazyModule("clip.layers")
 
 VOCABULARY_SIZE = 49408
 CONTEXT_LENGTH = 77

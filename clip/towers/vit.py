@@ -6,21 +6,10 @@ position for the class token.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import convnext
-from clip.lazy import LazyModule
+from clip.towers.lazy import branches, keras, layers, parts
 from clip.towers.registry import COUNT, DEPTH, EPSILON, FLAG, RATIO, SIZE, Tower, in_scope_of_name, register_tower
-
-if TYPE_CHECKING:
-    import keras
-    from keras import layers
-
-    from clip import layers as parts
-    from clip.towers import branches
-else:
-    keras, layers = LazyModule("keras"), LazyModule("keras.layers")
-    branches, parts = LazyModule("clip.towers.branches"), LazyModule("clip.layers")
 
 STEM_STRIDES = (4, 2, 2)
 

@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes is not None:
         return _run_locally(processes, sys.argv[1:] if argv is None else argv)
     try:
-        if command.runs_batches:
+        if command.backend in ("batches", "training"):
             keep_freed_memory()
-        if command.uses_backend:
-            choose_backend(options.pop("backend"), command.trains)
+        if command.backend is not None:
+            choose_backend(options.pop("backend"), trains=command.backend == "training")
         with contextlib.redirect_stdout(progress), _plain_warnings():
             result = resolve(command.function)(**options)
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -159,7 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=name)
         for flags, options in command.arguments:
             sub.add_argument(*flags, **options)
-        if command.uses_backend:
+        if command.backend is not None:
             sub.add_argument(
                 "--backend", choices=BACKENDS, help="default: $KERAS_BACKEND, else the first one installed"
             )

@@ -29,18 +29,6 @@ class Command(NamedTuple):
     succeeded: str | None = None
     examples: tuple[str, ...] = ()
 
-    @property
-    def uses_backend(self) -> bool:
-        return self.backend is not None
-
-    @property
-    def runs_batches(self) -> bool:
-        return self.backend in ("batches", "training")
-
-    @property
-    def trains(self) -> bool:
-        return self.backend == "training"
-
 
 def argument(*flags: str, **options: Any) -> Argument:
     """What `argparse.ArgumentParser.add_argument` will be called with."""

@@ -2,13 +2,13 @@
 
 import math
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from zoo.bench.timing import timed
 from zoo.data.digits import Digits
 from zoo.data.preprocess import batch
 from zoo.demo.training import HELD_OUT_TEMPLATES, NUMERALS, PREPROCESS, WORDS
@@ -134,9 +134,5 @@ def export_classifier(classifier: keras.Model, folder: Path, predictions: Predic
 
 def _median_latency(model: OnnxModel, image: np.ndarray) -> float:
     """Return the median milliseconds of a prediction, without the first."""
-    seconds = []
-    for _ in range(1 + TIMED_RUNS):
-        start = time.perf_counter()
-        model.predict(image)
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds[1:])
+    _, *seconds = (timed(lambda: model.predict(image))[0] for _ in range(1 + TIMED_RUNS))
+    return 1000 * statistics.median(seconds)

@@ -72,7 +72,7 @@ def _create_groups(context: Context) -> list[Group]:
     digits = context.embedded("digits")
     firsts = [int(np.flatnonzero(digits.labels == label)[0]) for label in np.unique(digits.labels)]
     records = digits.data.records.subset(digits.kept[firsts])
-    truths: list = [digits.names[label] for label in known_labels(records)]
+    truths: list = [digits.names[label] for label in digits.labels[firsts]]
     groups = [Group("held-out digits", records, truths, digits.names, digits.data.templates)]
     photographs = _find_photographs()
     if photographs:
@@ -89,7 +89,7 @@ def _create_groups(context: Context) -> list[Group]:
 def _labelled_images(context: Context) -> Group:
     """Return the user's images in one folder per class."""
     own = context.embedded("own")
-    truths = [own.names[label] if label >= 0 else None for label in known_labels(own.data.records)]
+    truths = [own.names[label] if label >= 0 else None for label in own.data.labels]
     embedded = (own.vectors, own.kept, own.bad)
     return Group("of your images", own.data.records, truths, own.names, own.data.templates, embedded)
 
@@ -99,11 +99,6 @@ def _unlabelled_images(context: Context) -> Group:
     records = open_dataset(cast(Path, context.images), needs="images")
     names = tuple(context.class_names or EVERYDAY_NAMES)
     return Group("of your images", records, [None] * len(records), names, TEMPLATES["simple"])
-
-
-def known_labels(records: Dataset) -> np.ndarray:
-    """Return the labels of records that have some."""
-    return cast(np.ndarray, records.labels)
 
 
 def _find_photographs() -> list[Path]:

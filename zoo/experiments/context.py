@@ -62,7 +62,7 @@ class EmbeddedData:
     @property
     def labels(self) -> np.ndarray:
         """int (N,)."""
-        return known_labels(self.data)[self.kept]
+        return self.data.labels[self.kept]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,17 +173,9 @@ def has_class_folders(folder: Path) -> bool:
     return all("/" in name for name in read_images(folder).names)
 
 
-def known_labels(data: Labelled) -> np.ndarray:
-    """Return the labels of all records, int (N,); ValueError for a data set without labels."""
-    if data.records.labels is None:
-        raise ValueError(f"{data.name} has no labels")
-    return data.records.labels
-
-
 def _first_of_each(data: Labelled, count: int) -> Labelled:
     """Return the first `count` images of each class."""
-    labels = known_labels(data)
-    chosen = [i for label in np.unique(labels) for i in np.flatnonzero(labels == label)[:count]]
+    chosen = [i for label in np.unique(data.labels) for i in np.flatnonzero(data.labels == label)[:count]]
     return replace(data, records=data.records.subset(sorted(chosen)))
 
 

@@ -83,10 +83,10 @@ def _variant_facts(name: str) -> dict:
 
 def _group_by_kind(variants: list[dict]) -> dict[str, list[tuple[str, float, float]]]:
     """Return {kind of image tower: [(name, GFLOPs, millions of parameters)]}."""
-    groups: dict[str, list[tuple[str, float, float]]] = {kind: [] for kind in KINDS}
-    for row in variants:
-        groups[row["kind"]].append((row["name"], row["flops"] / 1e9, row["parameters"] / 1e6))
-    return groups
+    return {
+        kind: [(row["name"], row["flops"] / 1e9, row["parameters"] / 1e6) for row in variants if row["kind"] == kind]
+        for kind in KINDS
+    }
 
 
 def _facts_table(own: dict) -> dict[str, str]:
