@@ -326,8 +326,7 @@ def create_clip(
         "stem_stride": stem_stride,
         "activation": activation,
     }
-    given = {key: architecture[key] for key in ("image_size", "stem_stride", "activation")}
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in architecture.items() if key != "variant" and value is not None}
     image_tower, text_tower = _create_towers(pair, **given)
     return CLIP(image_tower, text_tower, architecture=architecture, name=name or label or "clip", **options)
 

@@ -123,10 +123,6 @@ class Conv2D(keras.layers.Conv2D):
     Input (B, H, W, C); weights: kernel (k, k, C, filters), bias (filters,).
     """
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        kernels.store_conv2d_kernel(self.kernel, self.groups, _geometry(self))
-
     def call(self, inputs):
         return _convolved(self, kernels.conv2d, inputs)
 
@@ -190,12 +186,9 @@ def _moments(x: Any, axes: Any, keepdims: bool = False) -> tuple[Any, Any]:
 
 
 def _convolved(layer: Any, kernel: Callable[..., Any], inputs: Any) -> Any:
-    outputs = kernel(inputs, layer.kernel, layer.bias, _geometry(layer))
+    geometry = kernels.Geometry(*(getattr(layer, name) for name in kernels.Geometry._fields))
+    outputs = kernel(inputs, layer.kernel, layer.bias, geometry)
     return outputs if layer.activation is None else layer.activation(outputs)
-
-
-def _geometry(layer: Any) -> kernels.Geometry:
-    return kernels.Geometry(*(getattr(layer, name) for name in kernels.Geometry._fields))
 
 
 def drop_path(rate: float, name: str) -> keras.layers.Layer:

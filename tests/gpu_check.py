@@ -47,6 +47,7 @@ MODELS = (  # ours, the peer, the part
     ("MobileCLIP-S2", "open_clip", "image"),
 )
 WORK = (("bfloat16", 256), ("bfloat16", 1), ("tfloat32", 256), ("bfloat16", 32), ("tfloat32", 1), ("tfloat32", 32))
+DRY_RUN = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}  # it measures nothing
 SEED_PRESETS = ("towers", "runtimes", "batching", "variants", "precision", "combined", "search", "cache")
 
 
@@ -183,6 +184,8 @@ def run_step(step, seconds, options, paths) -> bool:
     }
     if step.backend:
         environment["KERAS_BACKEND"] = step.backend
+    if options.dry_run:
+        environment |= DRY_RUN
     start = time.monotonic()
     with (options.output / "log.txt").open("a", encoding="utf-8") as log:
         print(f"\n== {step.name}", file=log, flush=True)
@@ -323,7 +326,7 @@ def timer(fields) -> Callable:
         from zoo.utils.env import available_cores
 
         facts = _facts_of(fields[0]["name"])
-        shape = {"threads": available_cores(), "is_short": options.dry_run}
+        shape = {"threads": 1 if options.dry_run else available_cores(), "is_short": options.dry_run}
         shape["image_size"] = 32 if options.dry_run else facts.image_size
         cases = [Case(**{**own, "name": facts.name}, **shape) for own in fields]
         if options.dry_run:  # compiling takes too long there; parity and kernels run JAX

@@ -228,20 +228,6 @@ def test_convolutions_take_any_batch_and_any_sides(rng):
             np.testing.assert_allclose(found, ops.convert_to_numpy(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.only("torch")
-def test_kernels_are_stored_in_torchs_order(rng):
-    import torch
-
-    layer = Conv2D(6, 3, padding="same")
-    layer.build((None, 8, 8, 4))
-    lies = lambda: layer.kernel.value.permute(3, 2, 0, 1).is_contiguous(memory_format=torch.channels_last)  # noqa: E731
-    assert lies()
-    kernel = rng.standard_normal((3, 3, 4, 6)).astype("float32")
-    layer.set_weights([kernel, np.zeros(6, "float32")])
-    assert lies()
-    np.testing.assert_array_equal(layer.get_weights()[0], kernel)
-
-
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("bfloat16", marks=wide)])
 def test_depthwise_half_precision(rng, policy):
     x = rng.standard_normal((2, 8, 8, 4)).astype("float32")

@@ -178,20 +178,19 @@ def find_tower(side: str, kind: str) -> Tower:
     return _TOWERS[side][kind]
 
 
+def _every_tower() -> list[Tower]:
+    return [tower for towers in _TOWERS.values() for tower in towers.values()]
+
+
 def tower_of(config: Any) -> Tower:
     """Return the tower that a config belongs to; ValueError when its class is not registered."""
-    for towers in _TOWERS.values():
-        for tower in towers.values():
-            if type(config) is tower.config:
-                return tower
-    known = ", ".join(tower.config.__name__ for towers in _TOWERS.values() for tower in towers.values())
+    for tower in _every_tower():
+        if type(config) is tower.config:
+            return tower
+    known = ", ".join(tower.config.__name__ for tower in _every_tower())
     raise ValueError(f"{type(config).__name__} is not the config of a registered tower. Registered: {known}.")
 
 
 def layer_weights(class_name: str) -> tuple[str, ...]:
     """Return `Tower.weights` of a layer class; () if no registered tower brings such a class."""
-    for towers in _TOWERS.values():
-        for tower in towers.values():
-            if class_name in tower.weights:
-                return tower.weights[class_name]
-    return ()
+    return next((tower.weights[class_name] for tower in _every_tower() if class_name in tower.weights), ())

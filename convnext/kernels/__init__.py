@@ -35,7 +35,6 @@ __all__ = [
     "depthwise_conv2d",
     "grn",
     "in_use",
-    "store_conv2d_kernel",
     "use_reference",
 ]
 
@@ -117,9 +116,3 @@ def attention(qkv: Any, causal: bool = False) -> Any:
 def grn(x: Any, gamma: Any, beta: Any, epsilon: float = 1e-6) -> Any:
     """Return global response normalization, see `reference.grn`: (B, H, W, C) → same."""
     return _form("grn")(x, gamma, beta, epsilon)
-
-
-def store_conv2d_kernel(variable: Any, groups: int, geometry: Geometry) -> None:
-    """Store a new variable (k, k, C, filters) in the memory order that the backend's `conv2d` reads; same values."""
-    if hasattr(_faster, "store_conv2d_kernel"):
-        _faster.store_conv2d_kernel(variable, groups, geometry)

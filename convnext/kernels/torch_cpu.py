@@ -1,5 +1,5 @@
 """Faster implementations for torch: matrix products by MKL or oneDNN, convolutions on views, attention in fewer
-operations, GRN image by image.
+operations.
 
 torch multiplies float32 matrices by MKL, which reaches half the peak of an AMD processor with AVX-512; oneDNN, which
 torch uses for convolutions, reaches nearly all of it: (392, 768) → (392, 3072) takes 7 ms instead of 17 on two cores.
@@ -22,17 +22,18 @@ import keras
 from keras import ops
 
 from convnext.kernels import reference
-from convnext.kernels.reference import Geometry, at_least_float32, safe_sqrt, share_of_mean
+from convnext.kernels.reference import Geometry, grn
 from convnext.kernels.shared import (
     as_rows,
     attend_heads_first,
     computes_in_float32_on_cpu,
-    has_separate_patches,
     is_gelu,
     is_product_of_patches,
     keeps_size,
     patches_as_rows,
 )
+
+__all__ = ["affine", "attention", "conv2d", "depthwise_conv2d", "grn"]
 
 MIN_ROWS = 8  # below, the call overhead of oneDNN dominates
 MAX_ROWS_AVX2 = 32  # up to here oneDNN is faster without AVX-512 too
@@ -54,7 +55,7 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
 
 def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
     """In float32 on a CPU, where patches do not overlap: one matrix product, up to twice as fast as torch's operator.
-    With even padding: torch's operator on a view, without copies."""
+    With even padding: torch's operator on a view. Keras' own copies its input, and torch.func.vmap cannot map it."""
     if is_product_of_patches(x, kernel, geometry):
         filters, (rows, sides) = kernel.shape[-1], patches_as_rows(x, kernel.shape[:2], geometry.strides)
         bias = None if bias is None else ops.convert_to_tensor(bias)
@@ -66,7 +67,8 @@ def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
 
 
 def depthwise_conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
-    """With stride 1 and same padding: torch's operator on a view, without copies."""
+    """With stride 1 and same padding: torch's operator on a view. Keras' own copies its input twice, and torch.func.vmap
+    cannot map it."""
     if kernel.shape[3] == 1 and keeps_size(kernel, geometry):
         return convolve_view(x, kernel, bias, DEPTHWISE_ORDER, geometry)
     return reference.depthwise_conv2d(x, kernel, bias, geometry)
@@ -85,24 +87,6 @@ def attention(qkv: Any, causal: bool) -> Any:
     if qkv.requires_grad and torch.is_grad_enabled() and is_eager() and not is_transformed(qkv):
         return _gradients_by_products().apply(qkv, outputs, causal)
     return outputs
-
-
-def grn(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    """Without gradients on a CPU the sums are taken image by image, which fit the cache; the rest is one pass over x,
-    on every device."""
-    import torch
-
-    given = keras.backend.standardize_dtype(x.dtype)
-    x, gamma, beta = (ops.cast(value, at_least_float32(given)) for value in (x, gamma, beta))
-    share = share_of_mean(safe_sqrt(sum_of_squares(x)), epsilon)
-    return ops.cast(torch.addcmul(beta, x, 1.0 + gamma * share), given)
-
-
-def sum_of_squares(x: Any) -> Any:
-    """Return each channel's sum of squares over its map, (B, H, W, C) → (B, 1, 1, C)."""
-    if len(x) and is_eager_cpu(x) and not x.requires_grad:
-        return ops.stack([ops.sum(ops.square(image), axis=(0, 1), keepdims=True) for image in x])
-    return ops.sum(ops.square(x), axis=(1, 2), keepdims=True)
 
 
 def attend_by_products(qkv: Any, causal: bool) -> Any:
@@ -168,19 +152,6 @@ def convolve_view(x: Any, kernel: Any, bias: Any, order: Sequence[int], geometry
         view, weight, bias, geometry.strides, pads, groups=x.shape[-1] // weight.shape[1]
     )
     return outputs.permute(0, 2, 3, 1)
-
-
-def store_conv2d_kernel(variable: Any, groups: int, geometry: Geometry) -> None:
-    """Store a kernel in the memory order of torch's convolution, which would otherwise copy it at every call."""
-    import torch
-
-    value = variable.value
-    if not isinstance(value, torch.Tensor) or value.device.type == "meta":
-        return
-    if takes_a_view(value, geometry) and not (groups == 1 and has_separate_patches(value, geometry)):
-        inverse = sorted(range(len(CONV2D_ORDER)), key=CONV2D_ORDER.__getitem__)
-        ordered = value.data.permute(CONV2D_ORDER).contiguous(memory_format=torch.channels_last)
-        value.data = ordered.permute(inverse)
 
 
 def product(x: Any, kernel: Any, bias: Any = None, gelu: bool = False) -> Any:

@@ -8,6 +8,8 @@ from zoo.experiments.published import published_accuracy
 from zoo.utils import report
 from zoo.utils.report import percent, plot_confusion
 
+SHUFFLES = 100  # of the labels
+
 
 def run(context: Context) -> Outcome:
     data = context.embedded("cifar10")
@@ -50,10 +52,10 @@ def run(context: Context) -> Outcome:
     return Outcome("CIFAR-10, zero-shot", (label, percent(result.accuracy)), metrics, tuple(blocks))
 
 
-def _shuffled_accuracy(logits: np.ndarray, labels: np.ndarray, seed: int, times: int = 100) -> float:
+def _shuffled_accuracy(logits: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """Return the mean accuracy of the same predictions against shuffled labels, which is chance level."""
     rng, predicted = np.random.default_rng(seed), logits.argmax(axis=1)
-    return float(np.mean([(predicted == rng.permutation(labels)).mean() for _ in range(times)]))
+    return float(np.mean([(predicted == rng.permutation(labels)).mean() for _ in range(SHUFFLES)]))
 
 
 def describe(result: ZeroShotResult, title: str, chance: float, published: float | None) -> str:

@@ -43,8 +43,8 @@ def run(context: Context) -> Outcome:
     plot_matrices(
         plots["matrices"],
         [
-            Matrix("Images: mean cosine between classes", class_cosines, data.names, data.names),
-            Matrix("Texts: cosine between classes", concept_cosines, concepts, concepts),
+            Matrix("Images: mean cosine between classes", class_cosines, data.names),
+            Matrix("Texts: cosine between classes", concept_cosines, concepts),
         ],
     )
     within, between = (_or_dash(metrics["image_image"][key], "{:.2f}".format) for key in ("within", "between"))

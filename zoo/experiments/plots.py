@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from zoo.utils.report import (
 LIGHT_BLUE = "#9db8cf"
 CLASS_COLORS = "tab10"
 SEARCH_RESULTS = 8  # images in a row of `search_row`
+MOST_GUESSES = 5  # images in a row of `plot_guesses`
+BINS = 25  # of a histogram
 
 
 @contextlib.contextmanager
@@ -91,9 +93,9 @@ class Guess:
     truth: str | None = None
 
 
-def plot_guesses(path: str | Path, guesses: Sequence[Guess], columns: int = 5) -> None:
+def plot_guesses(path: str | Path, guesses: Sequence[Guess]) -> None:
     """Plot images, each above bars for its most probable classes: green is the true class, red a wrong prediction."""
-    rows = -(-len(guesses) // columns)
+    rows = -(-len(guesses) // MOST_GUESSES)
     columns = -(-len(guesses) // rows)  # rows of similar length
     with drawing(path, 1.9 * columns, 2.15 * rows) as canvas:
         grid = canvas.add_gridspec(2 * rows, columns, height_ratios=[1.15, 1] * rows)
@@ -154,12 +156,11 @@ def plot_ranking(path: str | Path, rows: Sequence[Ranked], kinds: Sequence[str])
 
 @dataclass(frozen=True)
 class Matrix:
-    """A heat map of `plot_matrices`: float (N, M), NaN where undefined."""
+    """A heat map of `plot_matrices`: float (N, N), NaN where undefined, and N names."""
 
     title: str
     values: np.ndarray
-    rows: Sequence[str]
-    columns: Sequence[str]
+    names: Sequence[str]
 
 
 def plot_matrices(path: str | Path, matrices: Sequence[Matrix]) -> None:
@@ -170,14 +171,13 @@ def plot_matrices(path: str | Path, matrices: Sequence[Matrix]) -> None:
             known = values[np.isfinite(values)]
             low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
             ax.imshow(values, cmap="Blues", vmin=low, vmax=high + 0.25 * (high - low) + 1e-9)
-            side = max(values.shape)
+            side = len(values)
             if side <= MOST_NUMBERED // 2 + 2:
                 write_cells(ax, values, _short_cosine, dark=values > low + 0.72 * (high - low), fontsize=7)
             step = 1 if side <= 2 * MOST_NUMBERED else side // MOST_NUMBERED
-            ax.set_xticks(
-                range(0, values.shape[1], step), matrix.columns[::step], rotation=55, ha="right", rotation_mode="anchor"
-            )
-            ax.set_yticks(range(0, values.shape[0], step), matrix.rows[::step])
+            places, names = range(0, side, step), matrix.names[::step]
+            ax.set_xticks(places, names, rotation=55, ha="right", rotation_mode="anchor")
+            ax.set_yticks(places, names)
             ax.tick_params(length=0, labelsize=8.5)
             ax.set_title(matrix.title, loc="left")
             ax.grid(False)
@@ -191,22 +191,21 @@ def _short_cosine(value: float) -> str:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distributions of `plot_histograms` over one axis: {label: values}, with dotted marks {label: x}."""
+    """Distributions of `plot_histograms` over one axis: {label: values}."""
 
     title: str
     values: Mapping[str, np.ndarray]
     xlabel: str = "cosine"
-    marks: Mapping[str, float] = field(default_factory=dict)
     percent: bool = False
 
 
-def plot_histograms(path: str | Path, histograms: Sequence[Histogram], bins: int = 25) -> None:
+def plot_histograms(path: str | Path, histograms: Sequence[Histogram]) -> None:
     """Plot distributions side by side; the bins of each sum to 1."""
     with _axes_in_a_row(path, len(histograms), 9.6 if len(histograms) > 1 else 6.4, 3.1, wspace=0.05) as axes:
         for ax, histogram in zip(axes, histograms, strict=True):
             every = np.concatenate(list(histogram.values.values()))
             low, high = (every.min(), every.max()) if len(every) else (0.0, 1.0)
-            edges = np.linspace(low, high if high > low else low + 1e-3, bins + 1)
+            edges = np.linspace(low, high if high > low else low + 1e-3, BINS + 1)
             highest = 0.0
             for (label, values), color in zip(histogram.values.items(), COLORS, strict=False):
                 if not len(values):
@@ -217,8 +216,6 @@ def plot_histograms(path: str | Path, histograms: Sequence[Histogram], bins: int
                 highest = max(highest, share.max())
                 ax.stairs(share, edges, fill=True, color=color, alpha=0.3)
                 ax.stairs(share, edges, color=color, linewidth=1.4, label=label)
-            for (label, x), color in zip(histogram.marks.items(), COLORS, strict=False):
-                ax.axvline(x, color=color, linestyle=":", linewidth=1.6, label=label)
             if histogram.percent:
                 show_percent(ax.xaxis)
             show_percent(ax.yaxis)

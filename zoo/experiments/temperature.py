@@ -56,7 +56,7 @@ def run(context: Context) -> Outcome:
     return Outcome("Temperature and calibration", headline, metrics, describe(metrics, data.title, plots))
 
 
-def _sharpness(logits: np.ndarray, activation: str = "softmax") -> dict[str, float]:
+def _sharpness(logits: np.ndarray, activation: str) -> dict[str, float]:
     """Return the mean highest probability and the mean entropy, as a share of the largest possible entropy.
 
     Of the sigmoid, the entropy is the mean over the classes, each of which is or is not in the image.
