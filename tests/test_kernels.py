@@ -13,7 +13,7 @@ import pytest
 from keras import ops
 
 from convnext import Variant, create_convnext_v2, kernels
-from convnext.kernels import jax_cpu, reference, shared
+from convnext.kernels import reference, shared, torch_cpu
 
 pytestmark = pytest.mark.backend
 
@@ -163,7 +163,7 @@ def both(call, compute):
     """
     found = compute(call.function())
     if call.kernel == "attention" and BACKEND == "torch":
-        return found, compute(functools.partial(jax_cpu.attend_heads_first, **call.options))
+        return found, compute(functools.partial(shared.attend_heads_first, **call.options))
     with kernels.use_reference():
         return found, compute(call.function())
 
@@ -412,6 +412,6 @@ def test_unknown_value_of_the_switch(monkeypatch):
 
 @pytest.mark.once
 def test_separate_patches():
-    assert shared.has_separate_patches(np.zeros((2, 2, 3, 4)), HALVES)
-    assert not shared.has_separate_patches(np.zeros((3, 3, 3, 4)), HALVES)
-    assert not shared.has_separate_patches(np.zeros((2, 2, 3, 4)), HALVES._replace(padding="same"))
+    assert torch_cpu.has_separate_patches(np.zeros((2, 2, 3, 4)), HALVES)
+    assert not torch_cpu.has_separate_patches(np.zeros((3, 3, 3, 4)), HALVES)
+    assert not torch_cpu.has_separate_patches(np.zeros((2, 2, 3, 4)), HALVES._replace(padding="same"))

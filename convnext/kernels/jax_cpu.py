@@ -1,9 +1,9 @@
-"""Faster implementations for JAX on a CPU: depthwise convolution as multiply–adds, convolutions of separate patches as
-matrix products, attention with the heads as first axis.
+"""Faster implementations for JAX on a CPU: depthwise convolution as multiply–adds, attention with the heads as first
+axis.
 
 XLA's own depthwise convolution takes 10 to 40 times as long on a CPU. Gradients of a product over (B, H, W, C) take up
 to twice as long as over the (B·H·W, C) view, and Keras' exact GELU by erfc longer than by erf. Measured by
-KERAS_BACKEND=jax python tests/bench_layers.py. GRN has no faster implementation.
+KERAS_BACKEND=jax python tests/bench_layers.py. GRN and other convolutions have no faster implementation.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ import keras
 from keras import ops
 
 from convnext.kernels import reference
-from convnext.kernels.reference import Geometry, grn
+from convnext.kernels.reference import Geometry, conv2d, grn
 from convnext.kernels.shared import (
     as_maps,
     as_rows,
     attend_heads_first,
-    convolve_patches,
     gelu_by_erf,
     has_only_cpus,
     is_float32,
     is_gelu,
-    is_product_of_patches,
     keeps_size,
 )
 
@@ -48,12 +46,6 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
     else:
         outputs = reference.affine(rows, kernel, bias, activation)
     return as_maps(outputs, x)
-
-
-def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
-    """In float32 on a CPU, where patches do not overlap: one matrix product."""
-    convolve = convolve_patches if is_product_of_patches(x, kernel, geometry) else reference.conv2d
-    return convolve(x, kernel, bias, geometry)
 
 
 def attention(qkv: Any, causal: bool) -> Any:

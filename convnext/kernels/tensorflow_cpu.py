@@ -1,11 +1,10 @@
-"""Faster implementations for TensorFlow on a CPU: gradients of products, GELU, attention with the heads as first axis,
-convolutions of separate patches as matrix products.
+"""Faster implementation for TensorFlow on a CPU: gradients of products, GELU.
 
 For a kernel with fewer outputs than inputs, TensorFlow computes its gradient xᵀ · gradient slower than
 (gradientᵀ · x)ᵀ, and its GELU gradient makes more passes over memory than needed. With explicit gradients a layer of
 ConvNeXt-Tiny's first stage is 1.19× (product) and 1.10× (GELU) as fast; of the last stage, which has few rows and large
-kernels, 0.93× and 1.02×. Measured by KERAS_BACKEND=tensorflow python tests/bench_layers.py. GRN and convolutions whose
-patches overlap have no faster implementation.
+kernels, 0.93× and 1.02×. Measured by KERAS_BACKEND=tensorflow python tests/bench_layers.py. Other operations have no
+faster implementation.
 """
 
 from __future__ import annotations
@@ -16,17 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from convnext.kernels import reference
-from convnext.kernels.reference import Geometry, depthwise_conv2d, grn
-from convnext.kernels.shared import (
-    as_maps,
-    as_rows,
-    attend_heads_first,
-    computes_in_float32_on_cpu,
-    convolve_patches,
-    gelu_by_erf,
-    is_gelu,
-    is_product_of_patches,
-)
+from convnext.kernels.reference import attention, conv2d, depthwise_conv2d, grn
+from convnext.kernels.shared import as_maps, as_rows, computes_in_float32_on_cpu, gelu_by_erf, is_gelu
 
 __all__ = ["affine", "attention", "conv2d", "depthwise_conv2d", "grn"]
 
@@ -47,17 +37,6 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
     else:
         outputs = reference.affine(rows, kernel, bias, activation)
     return as_maps(outputs, x)
-
-
-def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
-    """In float32 on a CPU, where patches do not overlap: one matrix product."""
-    convolve = convolve_patches if is_product_of_patches(x, kernel, geometry) else reference.conv2d
-    return convolve(x, kernel, bias, geometry)
-
-
-def attention(qkv: Any, causal: bool) -> Any:
-    """In float32 on a CPU: with the heads as first axis."""
-    return attend_heads_first(qkv, causal) if computes_in_float32_on_cpu(qkv) else reference.attention(qkv, causal)
 
 
 def product(x: Any, kernel: Any, bias: Any = None) -> Any:

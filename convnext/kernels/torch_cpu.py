@@ -18,19 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 from keras import ops
 
 from convnext.kernels import reference
 from convnext.kernels.reference import Geometry, grn
 from convnext.kernels.shared import (
-    as_rows,
     attend_heads_first,
     computes_in_float32_on_cpu,
     is_gelu,
-    is_product_of_patches,
     keeps_size,
-    patches_as_rows,
 )
 
 __all__ = ["affine", "attention", "conv2d", "depthwise_conv2d", "grn"]
@@ -47,7 +43,7 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
     del training
     ends_in_gelu = is_gelu(activation)
     bias = None if bias is None else ops.convert_to_tensor(bias)
-    outputs = product(as_rows(x), ops.convert_to_tensor(kernel), bias, gelu=ends_in_gelu)
+    outputs = product(x.reshape(-1, x.shape[-1]), ops.convert_to_tensor(kernel), bias, gelu=ends_in_gelu)
     if activation is not None and not ends_in_gelu:
         outputs = activation(outputs)
     return outputs.reshape(*x.shape[:-1], outputs.shape[-1])
@@ -67,8 +63,8 @@ def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
 
 
 def depthwise_conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
-    """With stride 1 and same padding: torch's operator on a view. Keras' own copies its input twice, and torch.func.vmap
-    cannot map it."""
+    """With stride 1 and same padding: torch's operator on a view. Keras' own copies its input twice, and
+    torch.func.vmap cannot map it."""
     if kernel.shape[3] == 1 and keeps_size(kernel, geometry):
         return convolve_view(x, kernel, bias, DEPTHWISE_ORDER, geometry)
     return reference.depthwise_conv2d(x, kernel, bias, geometry)
@@ -128,6 +124,33 @@ def _gradients_by_products() -> Any:
             return *torch.autograd.grad(attended, qkv, gradient, create_graph=True), None, None
 
     return Attention
+
+
+def has_separate_patches(kernel: Any, geometry: Geometry) -> bool:
+    """Whether a convolution reads each position at most once: its stride is its size, or it is 1 × 1."""
+    size = tuple(kernel.shape[:2])
+    is_split = geometry.padding == "valid" and size == tuple(geometry.strides)
+    return geometry.is_plain and (size == (1, 1) or is_split)
+
+
+def is_product_of_patches(x: Any, kernel: Any, geometry: Geometry) -> bool:
+    """Whether a convolution is one matrix product: of separate patches, in one group, in float32 on a CPU."""
+    is_whole = x.shape[-1] == kernel.shape[2]
+    return is_whole and has_separate_patches(kernel, geometry) and computes_in_float32_on_cpu(x)
+
+
+def patches_as_rows(x: Any, kernel_size: Sequence[int], strides: Sequence[int]) -> tuple[Any, tuple[int, int]]:
+    """(B, H, W, C) → (B·h·w, k·k·C) patches of a kernel whose stride is its size, or of 1 × 1; also return (h, w).
+
+    Rows and columns past the last whole patch are dropped.
+    """
+    if tuple(kernel_size) == (1, 1) and tuple(strides) != (1, 1):
+        x = x[:, :: strides[0], :: strides[1]]
+    (kh, kw), (height, width, channels) = kernel_size, x.shape[1:]
+    h, w = height // kh, width // kw
+    if tuple(kernel_size) != (1, 1):
+        x = x[:, : h * kh, : w * kw].reshape(-1, h, kh, w, kw, channels).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, kh * kw * channels), (h, w)
 
 
 def takes_a_view(kernel: Any, geometry: Geometry) -> bool:
