@@ -40,8 +40,3 @@ from clip.towers.registry import (
 from clip.towers.resnet import ResNet
 from clip.towers.text import Text
 from clip.towers.vit import ViT
-
-__all__ = [
-    *("ConvNeXt", "Field", "MCi", "ResNet", "Text", "Tower", "ViT"),
-    *("find_tower", "in_scope_of_name", "layer_weights", "list_towers", "register_tower", "tower_of"),
-]

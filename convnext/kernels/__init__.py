@@ -24,20 +24,6 @@ from convnext.kernels import reference
 from convnext.kernels.reference import CHANNELS_LAST, PLAIN, Geometry, at_least_float32
 from convnext.kernels.shared import computes_in_float32_on_cpu
 
-__all__ = [
-    "CHANNELS_LAST",
-    "Geometry",
-    "affine",
-    "at_least_float32",
-    "attention",
-    "computes_in_float32_on_cpu",
-    "conv2d",
-    "depthwise_conv2d",
-    "grn",
-    "in_use",
-    "use_reference",
-]
-
 SWITCH = "CONVNEXT_KERNELS"
 OPERATIONS = ("affine", "conv2d", "depthwise_conv2d", "attention", "grn")
 
