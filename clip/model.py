@@ -146,27 +146,23 @@ class CLIP(keras.Model):
             ValueError: an unknown key, a token id beyond the vocabulary, labels of another shape than (N,), targets or
                 sample weights.
         """
-        args, kwargs = self._checked(keras.Model.fit, args, kwargs)
-        return super().fit(*args, **kwargs)
+        return self._on_checked_data(super().fit, args, kwargs)
 
     def evaluate(self, *args, **kwargs):
         """Return loss and metrics as `keras.Model.evaluate` does; checks and errors as in `fit`."""
-        args, kwargs = self._checked(keras.Model.evaluate, args, kwargs)
-        return super().evaluate(*args, **kwargs)
+        return self._on_checked_data(super().evaluate, args, kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """Make one step as `keras.Model.train_on_batch` does; checks and errors as in `fit`."""
-        args, kwargs = self._checked(keras.Model.train_on_batch, args, kwargs)
-        return super().train_on_batch(*args, **kwargs)
+        return self._on_checked_data(super().train_on_batch, args, kwargs)
 
     def test_on_batch(self, *args, **kwargs):
         """Return loss and metrics as `keras.Model.test_on_batch` does; checks and errors as in `fit`."""
-        args, kwargs = self._checked(keras.Model.test_on_batch, args, kwargs)
-        return super().test_on_batch(*args, **kwargs)
+        return self._on_checked_data(super().test_on_batch, args, kwargs)
 
-    def _checked(self, method, args, kwargs):
-        """Return the arguments of a method with its data checked, or such that batches are checked as they are made."""
-        bound = inspect.signature(method).bind(self, *args, **kwargs)
+    def _on_checked_data(self, method, args, kwargs):
+        """Call a method with its data checked, or such that batches are checked as they are made."""
+        bound = inspect.signature(method).bind(*args, **kwargs)
         given, vocabulary = bound.arguments, vocabulary_size(self.text_encoder)
         _check_no_targets(*(given.get(name) for name in ("y", "sample_weight", "class_weight")))
         if given.get("x") is not None:
@@ -177,7 +173,7 @@ class CLIP(keras.Model):
             given["validation_data"] = (checked(held_out[0], vocabulary), *held_out[1:])
         elif held_out is not None:
             given["validation_data"] = checked(held_out, vocabulary)
-        return bound.args[1:], bound.kwargs
+        return method(*bound.args, **bound.kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002
         _check_no_targets(y, sample_weight)

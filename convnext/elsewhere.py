@@ -261,21 +261,18 @@ def renamed(command: str) -> dict[str, str]:
 
 
 def _owner(library):
+    if library == DOCUMENTS:
+        return "The source documents'"
     name = library.removesuffix("'s command line")
-    return (
-        "The source documents'"
-        if library == DOCUMENTS
-        else name
-        if "'" in name
-        else f"{name}'"
-        if name[-1] == "s"
-        else f"{name}'s"
-    )
+    if "'" in name:
+        return name
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
 
 
 def _is(row):
-    note = f": {row.note}" if row.ours and row.note else f"has no counterpart: {row.note}" if not row.ours else ""
-    return f"is `{row.ours}` here{note}" if row.ours else note
+    if not row.ours:
+        return f"has no counterpart: {row.note}"
+    return f"is `{row.ours}` here{f': {row.note}' if row.note else ''}"
 
 
 def _key(text):
