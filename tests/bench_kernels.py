@@ -78,7 +78,9 @@ def measure_missing(options):
             forms = {
                 form: switch
                 for form, (models, switch) in forms_of(backend).items()
-                if label in models and form not in WITHOUT_EFFECT[train] and is_wanted(backend, form, options.forms)
+                if label in models
+                and not (train and form in NOT_IN_TRAINING)
+                and is_wanted(backend, form, options.forms)
             }
             key = (backend, label, batch, train)
             if not forms or key in done or time.monotonic() - start > options.seconds:
@@ -93,10 +95,7 @@ def is_wanted(backend, form, patterns):
     return any(fnmatch.fnmatch(name, pattern) for name in (form, f"{backend}/{form}") for pattern in patterns)
 
 
-WITHOUT_EFFECT = {  # training: forms that it does not reach
-    False: tuple(f"affine: gradients of {what}" for what in ("the GELU", "the product", "both")),
-    True: ("affine: GELU in oneDNN",),
-}
+NOT_IN_TRAINING = ("affine: GELU in oneDNN",)
 KEYS = ("backend", "model", "batch", "train")
 
 
@@ -162,24 +161,13 @@ def parts_on_jax():
 
 def parts_on_tensorflow():
     import keras
-    import tensorflow as tf
 
     from convnext.kernels import tensorflow_cpu
 
-    by_erf = tensorflow_cpu.gelu_by_erf
     return {
         "affine: GELU by erf": (
             CONVNEXT + VIT,
             functools.partial(replaced, tensorflow_cpu, gelu_by_erf=keras.activations.gelu),
-        ),
-        "affine: gradients of the GELU": (CONVNEXT + VIT, functools.partial(replaced, tensorflow_cpu, gelu=by_erf)),
-        "affine: gradients of the product": (
-            CONVNEXT + VIT,
-            functools.partial(replaced, tensorflow_cpu, _narrowing_product=lambda: tf.matmul),
-        ),
-        "affine: gradients of both": (
-            CONVNEXT + VIT,
-            functools.partial(replaced, tensorflow_cpu, gelu=by_erf, _narrowing_product=lambda: tf.matmul),
         ),
     }
 

@@ -273,12 +273,9 @@ def tensorflow_pairs(side, channels):
     ours, theirs = (built(layer(4 * channels), x) for layer in (Dense, keras.layers.Dense))
     graphs = [tf.function(layer) for layer in (ours, theirs)]
     yield "Dense: flat, of a map", *((lambda graph=graph: graph(x).numpy()) for graph in graphs)
-    rows, wide = maps(BATCH * side * side, channels), maps(BATCH * side * side, 4 * channels)
+    rows = maps(BATCH * side * side, channels)
     widens = [built(layer(4 * channels, "gelu"), rows) for layer in (Dense, keras.layers.Dense)]
-    narrows = [built(layer(channels), wide) for layer in (Dense, keras.layers.Dense)]
     yield "Dense with GELU: erf, erfc", *(_without_gradients(tf, layer, rows) for layer in widens)
-    yield "its gradients: written out, Keras'", *(_with_gradients(tf, layer, rows) for layer in widens)
-    yield f"Dense from {4 * channels}, gradients", *(_with_gradients(tf, layer, wide) for layer in narrows)
 
 
 def updates(number, *shape):
@@ -296,18 +293,6 @@ def updates(number, *shape):
 
 def _without_gradients(tf, layer, x):
     graph = tf.function(lambda x: layer(x)[0, 0])  # copies one value of the result only
-    return lambda: graph(x).numpy()
-
-
-def _with_gradients(tf, layer, x):
-    @tf.function
-    def graph(x):
-        variables = [x, *(weight.value for weight in layer.trainable_weights)]
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            outputs = layer(x, training=True)
-        return tf.add_n([tf.reshape(gradient, [-1])[0] for gradient in tape.gradient(outputs, variables)])
-
     return lambda: graph(x).numpy()
 
 

@@ -52,7 +52,6 @@ CALLS = [
     Call("affine", (5, 4), ((4, 7), (7,)), {"activation": keras.activations.gelu}),
     Call("affine", (3, 5, 7), ((7, 3), (3,)), {"activation": keras.activations.tanh}),
     Call("affine", (3, 5, 7), ((7, 3),)),
-    Call("affine", (5, 7), ((7, 3), (3,)), {"activation": keras.activations.gelu, "training": True}),
     Call("conv2d", (9, 8, 3), ((2, 2, 3, 5), (5,)), {"geometry": HALVES}),  # the last row is not a whole patch
     Call("conv2d", (5, 3, 4), ((1, 1, 4, 3), (3,)), {"geometry": HALVES._replace(padding="same")}),
     Call("conv2d", (5, 7, 4), ((3, 3, 2, 6), (6,)), {"geometry": SAME}),  # two groups

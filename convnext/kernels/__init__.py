@@ -73,15 +73,9 @@ def in_use() -> dict[str, str]:
     return {name: "reference" if _form(name) is getattr(reference, name) else file for name in OPERATIONS}
 
 
-def affine(
-    x: Any,
-    kernel: Any,
-    bias: Any = None,
-    activation: Callable[[Any], Any] | None = None,
-    training: bool | None = False,
-) -> Any:
+def affine(x: Any, kernel: Any, bias: Any = None, activation: Callable[[Any], Any] | None = None) -> Any:
     """Return φ(x W + b), see `reference.affine`: (…, C) → (…, units)."""
-    return _form("affine")(x, kernel, bias, activation, training)
+    return _form("affine")(x, kernel, bias, activation)
 
 
 def conv2d(x: Any, kernel: Any, bias: Any = None, geometry: Geometry = PLAIN) -> Any:

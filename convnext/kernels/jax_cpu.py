@@ -33,12 +33,11 @@ __all__ = ["affine", "attention", "conv2d", "depthwise_conv2d", "grn"]
 RUN = 14  # columns summed in one expression of the kernel's gradient; more compile longer without a gain
 
 
-def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | None, training: bool | None) -> Any:
+def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | None) -> Any:
     """One product of two matrices for any rank of x; in float32 GELU by erf. On every device.
 
     An open size is that of an export, which TensorFlow has to read, and JAX writes erf in a way that it cannot.
     """
-    del training
     rows = as_rows(x)
     is_exported = not all(isinstance(size, int) for size in x.shape)
     if is_float32(x) and is_gelu(activation) and not is_exported:

@@ -31,14 +31,8 @@ class Geometry(NamedTuple):
 PLAIN = Geometry()
 
 
-def affine(
-    x: Any, kernel: Any, bias: Any = None, activation: Callable[[Any], Any] | None = None, training: bool | None = False
-) -> Any:
-    """Return φ(x W + b): x (…, C), kernel W (C, units), bias b (units,) or None → (…, units).
-
-    `training` says whether gradients will be taken. It never changes the result; some implementations differ in speed.
-    """
-    del training
+def affine(x: Any, kernel: Any, bias: Any = None, activation: Callable[[Any], Any] | None = None) -> Any:
+    """Return φ(x W + b): x (…, C), kernel W (C, units), bias b (units,) or None → (…, units)."""
     outputs = ops.matmul(x, kernel)
     outputs = outputs if bias is None else ops.add(outputs, bias)
     return outputs if activation is None else activation(outputs)

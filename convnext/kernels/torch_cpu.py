@@ -38,9 +38,8 @@ CONV2D_ORDER = (3, 2, 0, 1)  # permutation of (k, k, C, filters) to torch's (fil
 DEPTHWISE_ORDER = (2, 3, 0, 1)  # and of (k, k, C, 1) to (C, 1, k, k)
 
 
-def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | None, training: bool | None) -> Any:
+def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | None) -> Any:
     """One operator for product and bias, on every device; in float32 on a CPU by `product`."""
-    del training
     ends_in_gelu = is_gelu(activation)
     bias = None if bias is None else ops.convert_to_tensor(bias)
     outputs = product(x.reshape(-1, x.shape[-1]), ops.convert_to_tensor(kernel), bias, gelu=ends_in_gelu)
