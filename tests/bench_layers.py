@@ -43,7 +43,7 @@ def main():
         compare("a model of 119 layers: its calls, Keras' | 1×32×32×3", *whole_model(), options.rounds)
     if backend == "tensorflow":
         compare("AdamW's update: in one operation, Keras' | 24×512×2048", *updates(24, 512, 2048), options.rounds)
-    for what, size, stride, side, channels, filters in CONVOLUTIONS if backend != "tensorflow" else ():
+    for what, size, stride, side, channels, filters in CONVOLUTIONS if backend == "torch" else ():
         for label, ours, other in convolutions(size, stride, side, channels, filters):
             compare(f"{what}{label} | {BATCH}×{side}×{side}×{channels}", ours, other, options.rounds)
     for length, heads, depth, causal in ATTENTION if backend == "torch" else ():
@@ -68,57 +68,13 @@ CONVOLUTIONS = (  # what, kernel, stride, side of the map, channels, filters
 
 def convolutions(size, stride, side, channels, filters):
     """Yield (label, ours, Keras'): forward, and the gradients of input and weights."""
+    import torch
+
     x = maps(BATCH, side, side, channels)
     options = {"strides": stride, "padding": "same" if stride == 1 else "valid"}
     layers = [built(cls(filters, size, **options), x) for cls in (Conv2D, keras.layers.Conv2D)]
-    yield ": ours, Keras'", *(forward_of(layer, x) for layer in layers)
-    yield ", its gradients: ours, Keras'", *(gradients_of(layer, x) for layer in layers)
-
-
-def forward_of(layer, x):
-    """Return a call of a built layer, compiled where the backend compiles."""
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
-
-        return _without(torch, layer, x)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        graph = tf.function(layer)
-        return lambda: graph(x).numpy()
-    import jax
-
-    weights = [weight.value for weight in layer.weights]
-    return _ended(jax, jax.jit(lambda weights, x: layer.stateless_call(weights, [], x)[0]), weights, x)
-
-
-def gradients_of(layer, x):
-    """Return a call of the forward pass and the gradients of input and weights, compiled where the backend compiles."""
-    backend = keras.backend.backend()
-    weights = [weight.value for weight in layer.weights]
-    if backend == "torch":
-        import torch
-
-        return _trained(torch, layer, x)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        @tf.function
-        def graph(x):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                outputs = layer(x)
-            return tape.gradient(outputs, [x, *weights])
-
-        return lambda: [gradient.numpy() for gradient in graph(x)]
-    import jax
-
-    def gradients(weights, x):
-        outputs, back = jax.vjp(lambda weights, x: layer.stateless_call(weights, [], x)[0], weights, x)
-        return back(outputs)
-
-    return _ended(jax, jax.jit(gradients), weights, x)
+    yield ": ours, Keras'", *(_without(torch, layer, x) for layer in layers)
+    yield ", its gradients: ours, Keras'", *(_trained(torch, layer, x) for layer in layers)
 
 
 def compare(label, ours, other, rounds):
@@ -139,11 +95,13 @@ def maps(*shape):
 
 def attention(length, heads, depth, causal):
     """Yield (label, ours, other): forward, and the gradient of queries, keys and values."""
+    import torch
+
     x = maps(BATCH, length, 3, heads, depth)
     forms = (torch_cpu.attend_by_products, reference.attention)
     layers = [built(Attention(attend, causal), x) for attend in forms]
-    yield "", *(forward_of(layer, x) for layer in layers)
-    yield ", its gradients", *(gradients_of(layer, x) for layer in layers)
+    yield "", *(_without(torch, layer, x) for layer in layers)
+    yield ", its gradients", *(_trained(torch, layer, x) for layer in layers)
 
 
 class Attention(keras.layers.Layer):

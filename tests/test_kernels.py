@@ -74,8 +74,6 @@ def every_form(monkeypatch):
     if BACKEND != "torch":
         yield
         return
-    from convnext.kernels import torch_cpu
-
     monkeypatch.setattr(torch_cpu, "is_intel", lambda: False)
     torch_cpu.onednn_rows.cache_clear()
     yield
