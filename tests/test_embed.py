@@ -167,15 +167,27 @@ def test_the_same_files_from_several_processes_though_one_is_killed(saved, tmp_p
 
 
 def test_a_part_that_kills_every_worker_ends_the_run_with_its_name(saved, tmp_path, monkeypatch):
-    class Dying(engines.Here):
+    class Dying:
+        def __init__(self, job, _):
+            self.worker, self.number = Worker(job), None
+
+        def idle(self):
+            return self.number is None
+
+        def give(self, number):
+            self.number = number
+
         def collect(self):
             number, self.number = self.number, None
             yield (number, "its worker died") if number == 1 else (number, self.worker.embed(number))
 
-    monkeypatch.setattr(engines, "Here", Dying)
+        def close(self):
+            pass
+
+    monkeypatch.setattr(engines, "Processes", Dying)
     source = str(write_class_folders(tmp_path / "images", 6))
     with pytest.raises(RuntimeError, match="part 1 ended its worker 3 times"):
-        embed_images(source, model=str(saved), output=str(tmp_path / "e"), part_size=2)
+        embed_images(source, model=str(saved), output=str(tmp_path / "e"), part_size=2, workers=2)
 
 
 def test_a_worker_that_finds_other_images_says_so(saved, album, tmp_path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from zoo.embeddings import accelerator, graph
-from zoo.embeddings.accelerator import CANDIDATES, KINDS, Accelerator
+from zoo.embeddings.accelerator import CANDIDATES, KINDS, Accelerator, Accelerators
+from zoo.embeddings.graph import Graph
 from zoo.embeddings.segment import quantize
 from zoo.embeddings.vectors import Vectors
 from zoo.search import Index
@@ -134,36 +135,45 @@ def test_recall_is_measured(tmp_path, rng):
     assert seen[0] < seen[1] == seen[2] < seen[3]
 
 
-def test_a_graph_is_extended(index, vectors, rng, monkeypatch):
+@pytest.fixture
+def begun(monkeypatch):
+    """The size of each graph that a build begins with."""
+    sizes, begin = [], Accelerators._begun_graph
+
+    def noted(*arguments, **options):
+        found = begin(*arguments, **options)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(Accelerators, "_begun_graph", noted)
+    return sizes
+
+
+def test_a_graph_is_extended(index, vectors, rng, begun):
     more = unit_rows(rng.standard_normal((500, DIM)))
     index.accelerate("hnsw")
     index.add(more)
-    added = []
-    write = accelerator._write_graph
-    counted = lambda path, blocks, graph: added.append(-len(graph)) or write(path, blocks, graph)  # noqa: E731
-    monkeypatch.setattr(accelerator, "_write_graph", counted)
-    assert index.accelerate("hnsw")["vectors"] == COUNT + 500 and added == [-COUNT]
+    assert index.accelerate("hnsw")["vectors"] == COUNT + 500 and begun == [0, COUNT]
     assert Index.open(index.path).search(more[3], 1, approximate=True)[0] == [str(COUNT + 3)]
     index.add(unit_rows(rng.standard_normal((5, DIM))))
-    assert index.accelerate("hnsw", connectivity=8)["vectors"] == COUNT + 505 and added[1:] == [0]  # rebuilt
+    assert index.accelerate("hnsw", connectivity=8)["vectors"] == COUNT + 505 and begun[2:] == [0]  # rebuilt
 
 
 def test_an_interrupted_graph_is_resumed(index, vectors, monkeypatch):
-    monkeypatch.setattr(graph, "PORTION", 1)
-    write = accelerator._write_graph
+    monkeypatch.setattr(accelerator, "PORTION", 1)
+    add = Graph.add
 
-    def killed(path, blocks, graph):
-        if len(graph):
+    def killed(self, unit):
+        if len(self) >= 1000:
             raise KeyboardInterrupt
-        write(path, blocks, graph)
+        add(self, unit)
 
-    monkeypatch.setattr(accelerator, "_write_graph", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Graph, "add", killed)
         index.accelerate("hnsw")
     again = Index.open(index.path)
     assert opened(again, "hnsw").facts.count == 1000 and again.verify() == COUNT
     assert again.search(vectors[2500], 1, approximate=True)[0] == ["2500"]  # vectors outside the graph are scanned
-    monkeypatch.setattr(accelerator, "_write_graph", write)
     facts = again.accelerate("hnsw")
     assert facts["vectors"] == COUNT and facts["recall_at_10"] > 0.95
 
@@ -212,13 +222,10 @@ def test_a_graph_of_few_directions_still_scores_with_the_vectors(tmp_path, rng):
     assert quantize(np.zeros((1, 4), np.float32))[0].tolist() == [[0] * 4]
 
 
-def test_a_graph_is_rebuilt_when_its_directions_no_longer_fit(tmp_path, rng, monkeypatch):
-    added, write = [], accelerator._write_graph
-    counted = lambda path, blocks, graph: added.append(len(graph)) or write(path, blocks, graph)  # noqa: E731
-    monkeypatch.setattr(accelerator, "_write_graph", counted)
+def test_a_graph_is_rebuilt_when_its_directions_no_longer_fit(tmp_path, rng, begun):
     index = Index.build(near_plane(rng, 1000), tmp_path / "i")
-    for seed, begun in ((0, [0]), (1, [0, 1000]), (1, [0, 1000, 0])):
-        assert index.accelerate("hnsw")["recall_at_10"] > 0.95 and added == begun
+    for seed, expected in ((0, [0]), (1, [0, 1000]), (1, [0, 1000, 0])):
+        assert index.accelerate("hnsw")["recall_at_10"] > 0.95 and begun == expected
         more = near_plane(rng, 1000, seed=seed)
         index.add(more, ids=[f"{len(begun)} {i}" for i in range(len(more))])
 

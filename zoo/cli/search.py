@@ -130,8 +130,8 @@ COMMANDS = {
     ),
     "index duplicates": Command(
         "find groups of images that are nearly the same",
-        "zoo.search.duplicates:index_duplicates",
-        "zoo.search.duplicates:to_text",
+        "zoo.search.build:index_duplicates",
+        "zoo.search.build:groups_to_text",
         (
             INDEX,
             argument(

@@ -8,15 +8,18 @@ An accelerator records the digests of the segments it was built from, and is ign
 any time. usearch is imported at first use: `pip install "convnext-clip-zoo[search]"`.
 """
 
+import contextlib
+import functools
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from clip import Field
-from zoo.embeddings.graph import EXPANSION, SAMPLE, Graph, portions, usearch
+from zoo.embeddings.graph import EXPANSION, Graph, usearch
 from zoo.embeddings.segment import inner_products, map_file, quantize
 from zoo.embeddings.store import Store
 from zoo.embeddings.terms import contains
@@ -30,6 +33,8 @@ KINDS = ("int8", "hnsw")
 ROUNDING = 1e-5  # bound for the rounding of usearch's cosines, ten times the largest measured
 CANDIDATES = {"int8": (256, 16), "hnsw": (64, 4)}  # in the first request: at least so many, and so many times k
 MORE_CANDIDATES = 8  # factor of each further request
+PORTION = 100_000  # vectors between two writes of a graph, from which a killed run resumes
+SAMPLE = 8192  # vectors that a graph's directions are computed from
 
 COUNT = Field.integer(1, 1 << 40)
 FACTS = {
@@ -50,28 +55,26 @@ class Facts:
     Args:
         covers: SHA-256 of each segment's vectors, in order.
         count, dim: number and dimension of the vectors.
-        error: for a copy, the largest distance between a unit vector and its stored form.
-        norms: the smallest and the largest length of the vectors.
         digest: SHA-256 of the accelerator.
+        error: for a copy, the largest distance between a unit vector and its stored form.
+        norms: for a copy, the smallest and the largest length of the vectors.
         directions: for a graph, the number of its directions.
     """
 
     covers: list[str]
     count: int
     dim: int
-    error: float
-    norms: tuple[float, float]
     digest: str
+    error: float = 0.0
+    norms: tuple[float, float] = (0.0, 0.0)
     directions: int = 0
 
 
 class Accelerator:
     """An accelerator, one of KINDS, of the first `facts.count` vectors of an index."""
 
-    def __init__(self, folder: Path, kind: str, facts: Facts, graph: Graph | None = None):
+    def __init__(self, folder: Path, kind: str, facts: Facts):
         self.kind, self.facts, self.path = kind, facts, _file(folder, kind)
-        self._matrix: np.ndarray | None = None
-        self._graph = graph
 
     @classmethod
     def open(cls, folder: Path, kind: str, covers: Sequence[str], dim: int) -> "Accelerator | None":
@@ -81,7 +84,7 @@ class Accelerator:
             facts = Facts(**read_json(file, FACTS, optional=("directions",)))
             fits = facts.dim == dim and len(facts.covers) > 0 and facts.covers == list(covers[: len(facts.covers)])
             return cls(folder, kind, facts) if fits and (kind == "int8" or facts.directions) else None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError):
             return None
 
     def search(
@@ -118,12 +121,11 @@ class Accelerator:
         length = float(np.linalg.norm(query))
         unit = (query / length)[None]
         if self.kind == "hnsw":
-            return self.open_graph().search(
-                unit[0], count, max(count, EXPANSION if expansion is True else expansion)
-            ), None
+            kept = max(count, EXPANSION if expansion is True else expansion)
+            return self.graph.search(unit[0], count, kept), None
         stored, _ = quantize(unit)
         library = usearch()
-        found = library.search(self._open_matrix(), stored[0], count, library.MetricKind.Cos, exact=True)
+        found = library.search(self._matrix, stored[0], count, library.MetricKind.Cos, exact=True)
         error = float(np.linalg.norm(unit_rows(stored) - unit))
         cosine = 1 - float(found.distances[-1]) + self.facts.error + error + ROUNDING
         return found.keys.astype(np.int64), length * cosine * self.facts.norms[cosine > 0]
@@ -134,17 +136,18 @@ class Accelerator:
             wanted = shown(self.facts.digest)
             raise ValueError(f"{shown(self.path)} is damaged: its digest is not {wanted}; build it again")
 
-    def _open_matrix(self) -> np.ndarray:
-        if self._matrix is None:
-            self._matrix = map_file(self.path, "|i1", (self.facts.count, self.facts.dim))
-        return self._matrix
+    @functools.cached_property
+    def _matrix(self) -> np.ndarray:
+        return map_file(self.path, "|i1", (self.facts.count, self.facts.dim))
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        return self.open_graph()
 
     def open_graph(self, *, adding: bool = False) -> Graph:
-        """Return the graph, opened at first use; ValueError for a damaged one, which usearch would not notice."""
-        if self._graph is None:
-            self.verify()
-            self._graph = Graph.open(self.path, (self.facts.dim, self.facts.directions), adding=adding)
-        return self._graph
+        """Return the graph; ValueError for a damaged one, which usearch would not notice."""
+        self.verify()
+        return Graph.open(self.path, (self.facts.dim, self.facts.directions), adding=adding)
 
 
 class Accelerators:
@@ -173,7 +176,7 @@ class Accelerators:
         return self.get("int8", vectors)
 
     def build(self, kind: str, **options) -> Accelerator:
-        """Write an accelerator of all vectors; a graph is written after each portion of them.
+        """Write an accelerator of all vectors and return it.
 
         Args:
             options: options of a graph, see `Graph.new`.
@@ -184,44 +187,53 @@ class Accelerators:
         if kind not in KINDS:
             raise ValueError(f"accelerator {quoted(kind)}; allowed are {', '.join(KINDS)}")
         usearch()
-        vectors, (covers, lasts), made = self._store.current(), self._covers(), None
-        self._opened, ends = (None, {}), [len(covers)]  # Windows does not replace a file that is mapped
-        if kind == "hnsw":
-            options["sample"] = vectors.sample(SAMPLE)
-            made = self._unfinished(covers, **options)
-            ends = portions(np.diff(lasts).tolist(), len(made.facts.covers) if made else 0)
-        for end in ends:
-            first = lasts[len(made.facts.covers)] if made else 0
-            made = self._write(kind, vectors.blocks(first, lasts[end]), covers[:end], made, **options)
-        assert made is not None
+        vectors = self._store.current()
+        self._opened = None, {}  # Windows does not replace a file that is mapped
+        return (self._build_graph if kind == "hnsw" else self._build_copy)(vectors, **options)
+
+    def _build_copy(self, vectors: Vectors) -> Accelerator:
+        error, shortest, longest = 0.0, math.inf, 0.0
+        with atomic_write(_file(self._store.path, "int8")) as file:
+            for rows in vectors.blocks():
+                lengths, unit = np.linalg.norm(rows, axis=1), unit_rows(rows)
+                stored, _ = quantize(unit)
+                file.write(stored.data)
+                error = max(error, float(np.linalg.norm(unit_rows(stored) - unit, axis=1).max()))
+                shortest, longest = min(shortest, float(lengths.min())), max(longest, float(lengths.max()))
+        covers, lasts = self._covers()
+        return self._describe("int8", covers, lasts[-1], error=error, norms=(shortest, longest))
+
+    def _build_graph(self, vectors: Vectors, **options) -> Accelerator:
+        """Build a graph, or extend one; it is written after each PORTION of vectors."""
+        covers, lasts = self._covers()
+        graph = self._begun_graph(covers, vectors.sample(SAMPLE), **options)
+        written = len(graph)
+        for end in range(lasts.index(written) + 1, len(lasts)):
+            for rows in vectors.blocks(len(graph), lasts[end]):
+                graph.add(unit_rows(rows))
+            if len(graph) - written >= PORTION or end == len(covers):
+                graph.save(_file(self._store.path, "hnsw"))
+                written, directions = len(graph), graph.directions.shape[1]
+                made = self._describe("hnsw", covers[:end], written, directions=directions)
         return made
 
-    def _unfinished(self, covers: Sequence[str], **options) -> Accelerator | None:
-        """Return a graph of the first of these segments, if it is undamaged and can be extended to all; else None."""
+    def _begun_graph(self, covers: Sequence[str], sample: np.ndarray, **options) -> Graph:
+        """Return the graph of the first of these segments, if it is undamaged and can be extended; else a new one."""
         begun = Accelerator.open(self._store.path, "hnsw", covers, self._store.dim)
-        if begun is None or len(begun.facts.covers) == len(covers):
-            return None
-        try:
-            graph = begun.open_graph(adding=True)
-        except (OSError, ValueError):
-            return None
-        return begun if graph.extends(**options) else None
+        with contextlib.suppress(OSError, ValueError):
+            if begun is not None and len(begun.facts.covers) < len(covers):
+                graph = begun.open_graph(adding=True)
+                if graph.extends(sample, **options):
+                    return graph
+        return Graph.new(sample, **options)
 
-    def _write(
-        self, kind: str, blocks: Iterable[np.ndarray], covers: list[str], begun: Accelerator | None, **options
-    ) -> Accelerator:
-        """Write an accelerator of blocks of vectors, float32 (n, D), that continues a graph or is new."""
-        path, measure, graph = _file(self._store.path, kind), _Measure(begun.facts if begun else None), None
-        if kind == "hnsw":
-            graph = begun.open_graph() if begun else Graph.new(**options)
-            _write_graph(path, map(measure.normalize, blocks), graph)
-        else:
-            _write_matrix(path, map(measure.quantize, blocks), **options)
-        norms, directions = (measure.shortest, measure.longest), graph.directions.shape[1] if graph else 0
-        facts = Facts(covers, measure.count, self._store.dim, measure.error, norms, sha256(path), directions)
+    def _describe(self, kind: str, covers: list[str], count: int, **measured) -> Accelerator:
+        """Write the description of an accelerator whose file has been written."""
+        path = _file(self._store.path, kind)
+        facts = Facts(covers, count, self._store.dim, sha256(path), **measured)
         with atomic_write(path.with_suffix(".json"), "w") as file:
             json.dump(asdict(facts), file)
-        return Accelerator(self._store.path, kind, facts, graph)
+        return Accelerator(self._store.path, kind, facts)
 
     def _covers(self) -> tuple[list[str], list[int]]:
         """Return the digests of what was added, in order, and the places where each begins, and the end."""
@@ -229,38 +241,5 @@ class Accelerators:
         return [added.vectors for added in history], [0, *(added.last for added in history)]
 
 
-class _Measure:
-    """The count, norms and errors of the rows that pass through it, continued from `facts`."""
-
-    def __init__(self, facts: Facts | None = None):
-        self.count, self.error = (facts.count, facts.error) if facts else (0, 0.0)
-        self.shortest, self.longest = facts.norms if facts else (float("inf"), 0.0)
-
-    def normalize(self, rows: np.ndarray) -> np.ndarray:
-        lengths = np.linalg.norm(rows, axis=1)
-        unit = unit_rows(rows)
-        self.count += len(rows)
-        self.shortest, self.longest = min(self.shortest, float(lengths.min())), max(self.longest, float(lengths.max()))
-        return unit
-
-    def quantize(self, rows: np.ndarray) -> np.ndarray:
-        unit = self.normalize(rows)
-        stored, _ = quantize(unit)
-        self.error = max(self.error, float(np.linalg.norm(unit_rows(stored) - unit, axis=1).max()))
-        return stored
-
-
 def _file(folder: Path, kind: str) -> Path:
     return folder / f"accelerator-{kind}.bin"
-
-
-def _write_matrix(path: Path, blocks: Iterable[np.ndarray]) -> None:
-    with atomic_write(path) as file:
-        for block in blocks:
-            file.write(np.ascontiguousarray(block).data)
-
-
-def _write_graph(path: Path, blocks: Iterable[np.ndarray], graph: Graph) -> None:
-    for block in blocks:
-        graph.add(block)
-    graph.save(path)

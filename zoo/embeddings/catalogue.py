@@ -21,7 +21,7 @@ import numpy as np
 from clip import Field
 from zoo.embeddings.segment import DTYPES, Row
 from zoo.utils.database import check_pages, open_database
-from zoo.utils.files import TEMPORARY_PREFIX
+from zoo.utils.files import atomic_path
 from zoo.utils.strict_json import OBJECT, check_fields, parse_json, text
 from zoo.utils.text import quoted, shown
 
@@ -57,7 +57,7 @@ class Added(NamedTuple):
 
     Args:
         last: the place after its last vector.
-        vectors: `join_digests` of its vectors.
+        vectors: SHA-256 of its vectors; for int8 also that of their scales, after a space.
         entries: `digest_entries` of its ids and metadata.
     """
 
@@ -71,33 +71,23 @@ class Catalogue:
 
     Args:
         path: the file; None for a temporary one.
-        create: make the file with its tables.
     """
 
-    def __init__(self, path: Path | None, *, create: bool = False):
+    def __init__(self, path: Path | None):
         self.path, self.lock = path, threading.RLock()
-        self._connection, self._process = self._connect(create), os.getpid()
+        self._connection, self._process = self._connect(), os.getpid()
 
-    def _connect(self, create: bool) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         if self.path is None:
             connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
             for statement in STATEMENTS:
                 connection.execute(statement)
             return connection
+        writable = os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
         with self._errors():
-            writable = create or (os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK))
-            connection = open_database(self.path, STATEMENTS, WHAT, write=writable, create=create)
-            try:
-                if writable:
-                    connection.execute("PRAGMA journal_mode=WAL")
-                    connection.execute("PRAGMA synchronous=FULL")
-                connection.set_progress_handler(None, 0)  # no limit: searches may go on for months
-                connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-                if not create:
-                    connection.execute("SELECT * FROM info LIMIT 1").fetchone()
-            except BaseException:
-                connection.close()
-                raise
+            connection = open_database(self.path, STATEMENTS, WHAT, write=writable, synchronous="FULL")
+        connection.set_progress_handler(None, 0)  # no limit: searches may go on for months
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         return connection
 
     @contextlib.contextmanager
@@ -114,15 +104,12 @@ class Catalogue:
         if self._process == os.getpid():
             self._connection.close()
 
-    def query(self, statement: str, values: Sequence | Mapping = (), *, many: bool = False) -> sqlite3.Cursor:
+    def query(self, statement: str, values: Sequence = (), *, many: bool = False) -> list[tuple]:
+        """Return the rows of a statement; with `many`, run it for each of the values."""
         with self.lock, self._errors():
             if self._process != os.getpid():
-                self._connection, self._process = self._connect(create=False), os.getpid()
-            return (self._connection.executemany if many else self._connection.execute)(statement, values)
-
-    def fetch(self, statement: str, values: Sequence = ()) -> list[tuple]:
-        with self.lock, self._errors():
-            return self.query(statement, values).fetchall()
+                self._connection, self._process = self._connect(), os.getpid()
+            return (self._connection.executemany if many else self._connection.execute)(statement, values).fetchall()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -146,14 +133,14 @@ class Catalogue:
     def info(self) -> dict[str, Any]:
         """Return {"format", "version", "dim", "dtype", "model", "facts", "next"}; ValueError for other values."""
         try:
-            found = {name: parse_json(value, name) for name, value in self.fetch("SELECT name, value FROM info")}
+            found = {name: parse_json(value, name) for name, value in self.query("SELECT name, value FROM info")}
             check_fields(found, INFO, NAME, others=True)
         except ValueError as error:
             raise ValueError(f"{shown(self.path)} is not {WHAT}: {shown(error)}") from error
         return found
 
     def left_out(self) -> dict[str, str]:
-        return dict(self.fetch("SELECT id, reason FROM left_out ORDER BY id"))
+        return dict(self.query("SELECT id, reason FROM left_out ORDER BY id"))
 
     def set_left_out(self, reasons: Mapping[str, str | None]) -> None:
         """Change the reasons of some ids; None drops one."""
@@ -165,11 +152,11 @@ class Catalogue:
 
     def segments(self) -> list[Row]:
         """Return the rows of the segments in the order of their vectors; ValueError unless they join."""
-        found = [Row(*row) for row in self.fetch("SELECT * FROM segments ORDER BY first")]
+        found = [Row(*row) for row in self.query("SELECT * FROM segments ORDER BY first")]
         place = 0
         for row in found:
-            whole = all(_is_count(value, least) for value, least in zip(row[:4], (1, 0, 1, 1), strict=True))
-            if not whole or row.first != place or not isinstance(row.digest, str | None):
+            whole = [Field.integer(least, MOST).allows(value) for value, least in zip(row, (1, 0, 1, 1), strict=False)]
+            if not all(whole) or row.first != place or not isinstance(row.digest, str | None):
                 wrong = f"the segment {quoted(tuple(row))} does not begin at place {place}"
                 raise ValueError(f"{shown(self.path)} is damaged: {wrong}")
             place += row.size
@@ -180,7 +167,7 @@ class Catalogue:
         self.query("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", list(added), many=True)
 
     def history(self) -> list[Added]:
-        return [Added(*row) for row in self.fetch("SELECT * FROM history ORDER BY last")]
+        return [Added(*row) for row in self.query("SELECT * FROM history ORDER BY last")]
 
     def append(self, first: int, ids: Sequence[str], texts: Sequence[str | None], vectors: str) -> None:
         """Add entries from a place on, and their history."""
@@ -196,7 +183,7 @@ class Catalogue:
         for start in range(0, len(wanted), QUERY_SIZE):
             part = wanted[start : start + QUERY_SIZE]
             marks = ",".join("?" * len(part))
-            rows = self.fetch(f"SELECT place, id, metadata FROM entries WHERE place IN ({marks})", part)
+            rows = self.query(f"SELECT place, id, metadata FROM entries WHERE place IN ({marks})", part)
             found |= {place: (identity, text) for place, identity, text in rows}
         if missing := len(set(wanted)) - len(found):
             raise ValueError(f"{shown(self.path)} is damaged: it lacks the entries of {missing} vectors")
@@ -205,17 +192,17 @@ class Catalogue:
     def stream_entries(self, first: int = 0) -> Iterator[tuple[int, str, str | None]]:
         """Yield (place, id, metadata as JSON or None) of all entries from a place on, removed ones too."""
         statement = "SELECT place, id, metadata FROM entries WHERE place >= ? ORDER BY place LIMIT ?"
-        while rows := self.fetch(statement, [first, STREAMED]):
+        while rows := self.query(statement, [first, STREAMED]):
             yield from rows
             first = rows[-1][0] + 1
 
     def removed(self) -> np.ndarray:
         """Return the removed places, int64, ascending."""
-        return np.array([place for (place,) in self.fetch("SELECT place FROM removed ORDER BY place")], np.int64)
+        return np.array([place for (place,) in self.query("SELECT place FROM removed ORDER BY place")], np.int64)
 
     def version(self) -> int:
         """Return a number that changes when another connection has written."""
-        return self.fetch("PRAGMA data_version")[0][0]
+        return self.query("PRAGMA data_version")[0][0]
 
     def check(self) -> None:
         """Raise ValueError for damaged pages, or entries that are not those that were added."""
@@ -232,16 +219,11 @@ class Catalogue:
     # Files.
 
     def publish(self, target: Path) -> "Catalogue":
-        """Move the file to its final name and return the catalogue there."""
-        source = self.path
-        if source is None:
-            source = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
-            source.unlink(missing_ok=True)
-            with contextlib.closing(sqlite3.connect(source)) as copy, self._errors():
-                self._connection.backup(copy)
-                copy.execute("PRAGMA journal_mode=WAL")  # here, as two processes cannot switch it at once
+        """Write a temporary catalogue to its final name and return the one there."""
+        with atomic_path(target) as draft, contextlib.closing(sqlite3.connect(draft)) as copy, self._errors():
+            self._connection.backup(copy)
+            copy.execute("PRAGMA journal_mode=WAL")  # here, as two processes cannot switch it at once
         self.close()
-        os.replace(source, target)
         return Catalogue(target)
 
 
@@ -251,7 +233,3 @@ def digest_entries(entries: Iterable[tuple[str, str | None]]) -> str:
     for identity, metadata in entries:
         total.update(f"{identity}\0{metadata or ''}\0".encode())
     return total.hexdigest()
-
-
-def _is_count(value, least: int) -> bool:
-    return type(value) is int and least <= value <= MOST

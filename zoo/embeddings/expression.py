@@ -54,7 +54,7 @@ def parse_query(query: str, *, images: bool = True) -> list[Term]:
         ValueError: an empty term, an unpaired quote, a weight out of bounds, more than MAX_TERMS terms.
         FileNotFoundError: a term that names an image file that does not exist.
     """
-    pieces, signs, last = [], [], 0
+    pieces, signs, last = [], ["+"], 0
     for match in SYNTAX.finditer(query):
         if match["operator"]:
             pieces.append(query[last : match.start()])
@@ -62,9 +62,7 @@ def parse_query(query: str, *, images: bool = True) -> list[Term]:
             last = match.end()
     pieces.append(query[last:])
     if len(pieces) > 1 and not pieces[0].strip():  # a leading sign
-        pieces.pop(0)
-    else:
-        signs.insert(0, "+")
+        pieces, signs = pieces[1:], signs[1:]
     if len(pieces) > MAX_TERMS:
         raise ValueError(f"the query has {len(pieces)} terms; at most {MAX_TERMS} are allowed")
     return [_term(piece.strip(), sign, query, images) for piece, sign in zip(pieces, signs, strict=True)]

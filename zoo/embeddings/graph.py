@@ -7,7 +7,6 @@ candidates only; the caller scores them with the original vectors.
 File layout: HEADER zero bytes, the directions, float32 (D, d), and usearch's own data, whose rows begin after 8 bytes.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,6 @@ from zoo.utils.arrays import unit_rows
 from zoo.utils.files import atomic_write
 
 CONNECTIVITY, EXPANSION = 32, 128  # usearch's 16 has a lower recall at a million vectors, or takes longer
-PORTION = 100_000  # vectors between two writes of a graph, from which a killed run resumes
-SAMPLE = 8192  # vectors that the directions are computed from
 # Share of the sample's squared length along the directions: of a new graph, and to keep adding to an old one.
 EXPLAINED, STILL_EXPLAINED = 0.99, 0.98
 LINE = 64  # int8 numbers in a cache line
@@ -99,22 +96,6 @@ def leading_directions(sample: np.ndarray) -> np.ndarray:
 def explained(rows: np.ndarray, directions: np.ndarray) -> float:
     """Return the mean share of the squared length of rows float32 (n, D) along directions (D, d)."""
     return float(np.square(unit_rows(rows) @ directions).sum() / len(rows))
-
-
-def portions(counts: Sequence[int], first: int) -> list[int]:
-    """Return the ends of the groups of segments after which a graph is written.
-
-    Args:
-        counts: vectors of each segment.
-        first: the first segment to add.
-    """
-    ends, since = [], 0
-    for end, count in enumerate(counts[first:], first + 1):
-        since += count
-        if since >= PORTION or end == len(counts):
-            ends.append(end)
-            since = 0
-    return ends
 
 
 def usearch():

@@ -17,8 +17,8 @@ from clip import Field
 from zoo.embeddings.accelerator import KINDS, Accelerators
 from zoo.embeddings.entries import Entries
 from zoo.embeddings.groups import near_groups
-from zoo.embeddings.segment import DTYPES, checked_ids
-from zoo.embeddings.store import Store, metadata_texts
+from zoo.embeddings.segment import DTYPES
+from zoo.embeddings.store import Store, checked_entries
 from zoo.embeddings.where import Where, allowed_places
 from zoo.utils.strict_json import list_of
 from zoo.utils.text import quoted, shown
@@ -73,13 +73,12 @@ class Index(Entries):
         vectors = np.asarray(vectors, np.float32)
         if vectors.ndim != 2 or not vectors.shape[1]:
             raise ValueError(f"vectors have shape {vectors.shape}; they must be (N, D)")
-        ids = checked_ids(vectors, ids, metadata, vectors.shape[1])
-        texts = metadata_texts(metadata, len(vectors))
+        ids, texts = checked_entries(vectors, ids, metadata, vectors.shape[1])
         store = Store.new(path, vectors.shape[1], dtype, model)
         with store.writing():
             if cls.exists(path):
                 raise ValueError(f"{shown(path)} already holds an index; another process has just made it")
-            store.append(vectors, ids, metadata, texts, facts or {}, {})
+            store.append(vectors, ids, texts, facts or {}, {})
         return cls(store)
 
     @classmethod
@@ -290,15 +289,14 @@ class Index(Entries):
         """
         vectors = np.asarray(vectors, np.float32)
         with self._store.writing() as before:
-            ids = checked_ids(vectors, ids, metadata, self.dim, first=before.total)
-            texts = metadata_texts(metadata, len(vectors))
+            ids, texts = checked_entries(vectors, ids, metadata, self.dim, before.total)
             there = self.places([*ids, *remove])
             if missing := [identity for identity in remove if identity not in there]:
                 raise KeyError(f"{quoted(missing[0])} is not in the index")
             if known := there.keys() - set(remove):
                 raise ValueError(f"{quoted(min(known))} is already in the index, or given twice")
             removed = sorted({there[identity] for identity in remove})
-            self._store.append(vectors, ids, metadata, texts, facts or {}, left_out or {}, removed)
+            self._store.append(vectors, ids, texts, facts or {}, left_out or {}, removed)
         self._store.merge()
 
     def remove(self, ids: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clip import Field
 from zoo.embeddings.catalogue import FORMAT, MOST, VERSION, Catalogue
-from zoo.embeddings.segment import DTYPES, Row, join_digests
+from zoo.embeddings.segment import DTYPES, Row
 from zoo.utils.files import read_file, sha256
 from zoo.utils.strict_json import LIST, OBJECT, check_fields, field_error, list_of, object_of, read_json, text
 from zoo.utils.text import shown
@@ -60,17 +60,11 @@ def read_manifest(path: Path) -> tuple[Catalogue, dict]:
             metadata = _list(path, "metadata", entry) if entry["metadata"] else [{}] * count
             texts = [json.dumps(one, ensure_ascii=False) if one else None for one in metadata]
             names = [f"{what}-{entry['name']}.bin" for what in ("vectors", "scales")]
-            vectors = join_digests(*(digests[name] for name in names if name in digests))
-            catalogue.append(first, ids, texts, vectors)
+            catalogue.append(first, ids, texts, " ".join(digests[name] for name in names if name in digests))
             catalogue.set_segments([Row(number, first, count, 1, None)])
             first += count
         catalogue.query("INSERT INTO removed VALUES (?)", [(place,) for place in set(manifest["removed"])], many=True)
     return catalogue, manifest
-
-
-def changed(path: Path, manifest: dict) -> bool:
-    """Whether another process has written the index since its manifest was read; False for a new index."""
-    return (path / NAME).is_file() and _read(path) != manifest
 
 
 def check_lists(path: Path, manifest: dict) -> None:

@@ -145,21 +145,14 @@ def read_plan(folder: Path) -> Plan:
 
 def _require_same(folder: Path, there: Plan, plan: Plan) -> None:
     """Raise ValueError with the first difference between two plans; where the same images lie does not matter."""
-    what = {
-        "runtime": "runtime",
-        "precision": "precision",
-        "model": "model",
-        "preprocessing": "preprocessing",
-        "part_size": "part size",
-        "names": "images",
-        "parts": "images",
-    }
-    for name, meaning in what.items():
+    meanings = {"part_size": "part size", "names": "images", "parts": "images"}
+    for name in ("runtime", "precision", "model", "preprocessing", "part_size", "names", "parts"):
         old, new = getattr(there, name), getattr(plan, name)
         if old != new:
             values = f": {shown(old)} there, {shown(new)} now" if name in ("runtime", "precision", "part_size") else ""
             raise ValueError(
-                f"{shown(folder)} holds embeddings of {quoted(there.source)} with another {meaning}{values}; "
+                f"{shown(folder)} holds embeddings of {quoted(there.source)} with another "
+                f"{meanings.get(name, name)}{values}; "
                 "give another folder, or replace these with --overwrite"
             )
 
@@ -189,7 +182,7 @@ def write_manifest(folder: Path, plan: Plan) -> dict[str, int]:
     left_out: dict[str, str] = {}
     images = 0
     for number in range(plan.parts):
-        entry = _read_entry(_commit_path(folder, number))
+        entry = read_json(_commit_path(folder, number), ENTRY_FIELDS)
         images += len(entry["ids"])
         left_out |= entry["left_out"]
         if entry["file"] is not None:
@@ -219,7 +212,7 @@ def read_parts(folder: str | Path) -> Embeddings:
         if missing:
             raise ValueError(f"{folder}: {missing} of {plan.parts} parts are missing; run the same zoo embed again")
         paths = (_commit_path(folder, number) for number in range(plan.parts))
-        parts = (_read_part(folder, _read_entry(path), path.name) for path in paths)
+        parts = (_read_part(folder, read_json(path, ENTRY_FIELDS), path.name) for path in paths)
         return Embeddings(plan.source, plan.model, plan.runtime, plan.precision, parts, plan.data_root)
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no embeddings; zoo embed writes them")
@@ -242,10 +235,6 @@ def _read_part(folder: Path, entry: dict[str, Any], where: str) -> Part:
     if vectors.ndim != 2 or len(vectors) != len(ids) or not np.isfinite(vectors).all():
         raise ValueError(f"{shown(path)} holds {vectors.shape} for {len(ids)} images; allowed is a finite (N, D)")
     return Part(ids, vectors, digests, metadata, entry["left_out"])
-
-
-def _read_entry(path: Path) -> dict[str, Any]:
-    return read_json(path, ENTRY_FIELDS)
 
 
 def _commit_path(folder: Path, number: int) -> Path:

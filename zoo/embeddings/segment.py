@@ -7,7 +7,6 @@ A segment holds consecutive vectors (`vectors-N.bin`, and `scales-N.bin` for int
 import functools
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo.utils.files import atomic_write
-from zoo.utils.strict_json import is_utf8
-from zoo.utils.text import quoted, shown
+from zoo.utils.text import shown
 
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 BLOCK_BYTES = 1 << 20  # of vectors converted to float32 at a time, to stay in the processor's cache
@@ -42,8 +40,8 @@ class Row(NamedTuple):
     number: int
     first: int
     size: int
-    terms: int
-    digest: str | None
+    terms: int = 0
+    digest: str | None = None
 
 
 class Segment:
@@ -64,6 +62,11 @@ class Segment:
         if make_terms is None:
             raw = map_file(path / file_name("terms", row), "|u1", (12 * row.terms,))
             self.terms = raw[: 8 * row.terms].view("<u8"), raw[8 * row.terms :].view("<u4")
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The stored numbers, by the name of their file."""
+        return {"vectors": self.matrix} | ({} if self.scales is None else {"scales": self.scales})
 
     @functools.cached_property
     def terms(self) -> Terms:
@@ -119,11 +122,7 @@ class Segment:
 
     def digest(self, first: int, end: int) -> str:
         """Return the SHA-256 of the vectors, and scales, from place `first` to `end` of the index."""
-        digests = []
-        for array in (self.matrix, self.scales):
-            if array is not None:
-                digests.append(digest(array[first - self.first : end - self.first]))
-        return join_digests(*digests)
+        return " ".join(digest(array[first - self.first : end - self.first]) for array in self.arrays.values())
 
 
 def widen(rows: np.ndarray) -> np.ndarray:
@@ -168,15 +167,13 @@ def write_segment(
     path: Path, number: int, first: int, vectors: np.ndarray, terms: Terms, dtype: str
 ) -> tuple[Row, str]:
     """Write a segment's files and return (its row, the digest of its vectors)."""
-    stored, scales = quantize(vectors) if dtype == "int8" else (vectors.astype(DTYPES[dtype]), None)
-    stored = np.ascontiguousarray(stored)
-    row = Row(number, first, len(vectors), len(terms[0]), None)
-    row = write_terms(path, row, terms)
-    arrays = [array for array in (stored, scales) if array is not None]
+    vectors = np.ascontiguousarray(vectors)
+    arrays = quantize(vectors) if dtype == "int8" else (vectors.astype(DTYPES[dtype]),)
+    row = write_terms(path, Row(number, first, len(vectors)), terms)
     for what, array in zip(("vectors", "scales"), arrays, strict=False):
         with atomic_write(path / file_name(what, row)) as file:
             file.write(array.data)
-    return row, join_digests(*map(digest, arrays))
+    return row, " ".join(map(digest, arrays))
 
 
 def write_terms(path: Path, row: Row, terms: Terms) -> Row:
@@ -191,17 +188,15 @@ def write_terms(path: Path, row: Row, terms: Terms) -> Row:
 
 def merge_segments(path: Path, number: int, segments: Sequence[Segment]) -> Row:
     """Write one segment of adjacent ones and return its row. Nothing but one block and the terms is held in memory."""
-    first = segments[0].first
-    for what, name in (("matrix", "vectors"), ("scales", "scales")):
-        if getattr(segments[0], what) is not None:
-            with atomic_write(path / f"{name}-{number:06d}.bin") as file:
-                for segment in segments:
-                    for block in byte_blocks(getattr(segment, what)):
-                        file.write(block)
+    row = Row(number, segments[0].first, sum(segment.count for segment in segments))
+    for what in segments[0].arrays:
+        with atomic_write(path / file_name(what, row)) as file:
+            for segment in segments:
+                for block in byte_blocks(segment.arrays[what]):
+                    file.write(block)
     terms = np.concatenate([segment.terms[0] for segment in segments])
-    offsets = np.concatenate([segment.terms[1] + np.uint32(segment.first - first) for segment in segments])
+    offsets = np.concatenate([segment.terms[1] + np.uint32(segment.first - row.first) for segment in segments])
     order = np.lexsort((offsets, terms))
-    row = Row(number, first, sum(segment.count for segment in segments), len(terms), None)
     return write_terms(path, row, (terms[order], offsets[order]))
 
 
@@ -218,32 +213,6 @@ def digest(array: np.ndarray) -> str:
     for block in byte_blocks(array):
         total.update(block)
     return total.hexdigest()
-
-
-def join_digests(vectors: str, scales: str | None = None) -> str:
-    """Return the digest of vectors, or of vectors and scales."""
-    return vectors if scales is None else f"{vectors} {scales}"
-
-
-def checked_ids(vectors, ids, metadata, dim: int, *, first: int = 0) -> list[str]:
-    """Return the ids of new vectors; by default numbers from `first` on.
-
-    Raises:
-        ValueError: vectors, ids and metadata that do not fit each other, or an id given twice.
-    """
-    ids = [str(first + i) for i in range(len(vectors))] if ids is None else list(ids)
-    if vectors.ndim != 2 or vectors.shape[1] != dim or not np.isfinite(vectors).all():
-        raise ValueError(f"vectors have shape {vectors.shape}; they must be finite and (N, {dim})")
-    if len(ids) != len(vectors) or (metadata is not None and len(metadata) != len(vectors)):
-        raise ValueError(
-            f"{len(vectors)} vectors, {len(ids)} ids, {len(metadata or ids)} metadata; the counts must be equal"
-        )
-    for identity in ids:
-        if not isinstance(identity, str) or not is_utf8(identity):
-            raise ValueError(f"{quoted(identity)} is not an id; it must be a string that can be encoded as UTF-8")
-    if twice := [identity for identity, count in Counter(ids).items() if count > 1]:
-        raise ValueError(f"{quoted(twice[0])} is already in the index, or given twice")
-    return ids
 
 
 def map_file(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -13,7 +13,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from zoo.embeddings.segment import (
 from zoo.embeddings.terms import collect_terms
 from zoo.embeddings.vectors import Vectors
 from zoo.utils.files import Locked, lock
+from zoo.utils.strict_json import is_utf8
 from zoo.utils.text import quoted, shown
 
 MOST_SMALL = 32  # segments; with more, MERGED neighbours become one
@@ -49,12 +51,10 @@ class Store:
     """
 
     def __init__(self, path: Path, catalogue: Catalogue, old: dict | None = None):
-        self.path, self._old = path, old  # the manifest, for an index of the earlier layout
+        self.path = path
         self._lock = threading.RLock()  # held by the writing thread
         self._merger: threading.Thread | None = None
-        self._vectors: Vectors | None = None
-        self._use(catalogue)
-        self._load()
+        self._use(catalogue, old)
 
     @classmethod
     def exists(cls, path: Path) -> bool:
@@ -75,9 +75,7 @@ class Store:
         """Return the store of an index, of this layout or the earlier one."""
         if not cls.exists(path):
             raise FileNotFoundError(f"No index at {quoted(str(path))}.")
-        if os.path.isfile(path / NAME):
-            return cls(path, Catalogue(path / NAME))
-        return cls(path, *manifest.read_manifest(path))
+        return cls(path, *_read(path))
 
     def close(self) -> None:
         self.finish_merge()
@@ -85,16 +83,18 @@ class Store:
 
     # Reading.
 
-    def _use(self, catalogue: Catalogue) -> None:
-        self.catalogue = catalogue
+    def _use(self, catalogue: Catalogue, old: dict | None = None) -> None:
+        """Take over a catalogue; of an index of the earlier layout, also its manifest."""
+        self.catalogue, self._old = catalogue, old
         self._finalizer = weakref.finalize(self, catalogue.close)
+        self._load()
 
-    def _load(self) -> None:
-        """Read what the catalogue says now."""
+    def _load(self, opened: Iterable[Segment] = ()) -> None:
+        """Read what the catalogue says now; `opened` are segments that it may still list."""
         self._version = self.catalogue.version()
         info = self.catalogue.info()
         self.dim, self.dtype, self.model, self.facts = (info[key] for key in ("dim", "dtype", "model", "facts"))
-        known = {segment.row: segment for segment in self._vectors.segments} if self._vectors else {}
+        known = {segment.row: segment for segment in opened}
         segments = tuple(known.get(row) or self._open_segment(row) for row in self.catalogue.segments())
         vectors = Vectors(self.path, self.dim, segments, self.catalogue.removed())
         if len(vectors.removed) and not 0 <= vectors.removed[0] <= vectors.removed[-1] < vectors.total:
@@ -110,13 +110,12 @@ class Store:
         if self.catalogue.version() != self._version:
             with self._lock:
                 self._reload()
-        assert self._vectors is not None
         return self._vectors
 
     def _reload(self, attempts: int = 5) -> None:
         for attempt in range(attempts):
             try:
-                return self._load()
+                return self._load(self._vectors.segments)
             except ValueError:  # a merge may have replaced the segments that were just read
                 if attempt == attempts - 1:
                     raise
@@ -183,24 +182,17 @@ class Store:
                     if time.monotonic() > end:
                         raise
                     time.sleep(0.02)
-            if self._old is not None and (self.path / NAME).is_file():  # another process has converted it
-                self._replace(Catalogue(self.path / NAME), None)
-            elif self._old is not None and manifest.changed(self.path, self._old):
-                self._replace(*manifest.read_manifest(self.path))
+            if self._old is not None and self.exists(self.path):  # another process may have written it since
+                close = self._finalizer
+                self._use(*_read(self.path))
+                close()
             yield self.current()
-
-    def _replace(self, catalogue: Catalogue, old: dict | None) -> None:
-        self._finalizer()
-        self._old = old
-        self._use(catalogue)
-        self._load()
 
     def append(
         self,
         vectors: np.ndarray,
         ids: Sequence[str],
-        metadata: Sequence[Mapping] | None,
-        texts: Sequence[str | None],
+        metadata: Sequence[str | None],
         changed: Mapping,
         left_out: Mapping[str, str | None],
         removed: Sequence[int] = (),
@@ -208,7 +200,7 @@ class Store:
         """Write a segment, if there are vectors, and then the catalogue; inside `writing`.
 
         Args:
-            texts: `metadata_texts` of the metadata.
+            ids, metadata: see `checked_entries`.
             changed: facts to change.
             left_out: {id: reason, or None to drop it}.
             removed: places to remove.
@@ -221,14 +213,14 @@ class Store:
         self._convert()
         before, number = self.current(), self.catalogue.info()["next"]
         if len(vectors):
-            terms = collect_terms(ids, _as_stored(metadata or ()))
+            terms = collect_terms(ids, map(parse_metadata, metadata))
             row, digests = write_segment(self.path, number, before.total, vectors, terms, self.dtype)
         with self.catalogue.transaction():
             self.catalogue.set_info({"facts": facts, "next": number + 1})
             self.catalogue.set_left_out(reasons)
             self.catalogue.query("INSERT INTO removed VALUES (?)", [(place,) for place in removed], many=True)
             if len(vectors):
-                self.catalogue.append(before.total, ids, texts, digests)
+                self.catalogue.append(before.total, ids, metadata, digests)
                 self.catalogue.set_segments([row])
         opened = (self._open_segment(row),) if len(vectors) else ()
         gone = np.union1d(before.removed, np.array(list(removed), np.int64))
@@ -242,11 +234,10 @@ class Store:
         rows = [write_terms(self.path, s.row, s.terms) for s in self.current().segments]
         with self.catalogue.transaction():
             self.catalogue.set_segments(rows, self.catalogue.segments())
+        old, published = self._old, self.catalogue.publish(self.path / NAME)
         self._finalizer.detach()
-        self._use(self.catalogue.publish(self.path / NAME))
-        manifest.remove_old_files(self.path, self._old)
-        self._old = None
-        self._load()
+        self._use(published)
+        manifest.remove_old_files(self.path, old)
 
     def merge(self) -> None:
         """Start merging small segments in a thread, if there are many."""
@@ -285,7 +276,7 @@ class Store:
                 if set(old) <= set(self.catalogue.segments()):
                     with self.catalogue.transaction():
                         self.catalogue.set_segments([row], old)
-                    self._load()
+                    self._load(self._vectors.segments)
                 self._sweep()
 
     def _sweep(self) -> None:
@@ -298,26 +289,51 @@ class Store:
                         file.unlink()
 
 
+def _read(path: Path) -> tuple[Catalogue, dict | None]:
+    """Return the catalogue of an index; of one of the earlier layout, a temporary one and the manifest."""
+    if os.path.isfile(path / NAME):
+        return Catalogue(path / NAME), None
+    return manifest.read_manifest(path)
+
+
 def _collect_terms(catalogue: Catalogue, row: Row) -> Terms:
     """Return the terms of a segment of the earlier layout."""
     rows = list(itertools.islice(catalogue.stream_entries(row.first), row.size))
     return collect_terms([name for _, name, _ in rows], (parse_metadata(text) for _, _, text in rows))
 
 
-def metadata_texts(metadata: Sequence[Mapping] | None, count: int) -> list[str | None]:
-    """Return metadata as JSON, None for an empty one; ValueError or TypeError for what cannot be written so."""
-    if metadata is None:
-        return [None] * count
+def checked_entries(
+    vectors: np.ndarray,
+    ids: Sequence[str] | None,
+    metadata: Sequence[Mapping] | None,
+    dim: int,
+    first: int = 0,
+) -> tuple[list[str], list[str | None]]:
+    """Return the ids of new vectors, and their metadata as JSON, None for an empty one.
+
+    Args:
+        vectors, ids, metadata: see `Index.build`.
+        first: the first of the ids by default.
+
+    Raises:
+        ValueError, TypeError: vectors, ids and metadata that do not fit each other, an id given twice, or metadata that
+            cannot be written as JSON.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dim or not np.isfinite(vectors).all():
+        raise ValueError(f"vectors have shape {vectors.shape}; they must be finite and (N, {dim})")
+    ids = [str(first + i) for i in range(len(vectors))] if ids is None else list(ids)
+    metadata = [{}] * len(vectors) if metadata is None else metadata
+    if not len(ids) == len(vectors) == len(metadata):
+        raise ValueError(f"{len(vectors)} vectors, {len(ids)} ids, {len(metadata)} metadata; the counts must be equal")
+    for identity in ids:
+        if not isinstance(identity, str) or not is_utf8(identity):
+            raise ValueError(f"{quoted(identity)} is not an id; it must be a string that can be encoded as UTF-8")
+    if twice := [identity for identity, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"{quoted(twice[0])} is already in the index, or given twice")
     texts = [json.dumps(dict(entry), ensure_ascii=False) if entry else None for entry in metadata]
     for text in texts:
         (text or "").encode()  # raises for a lone surrogate
-    return texts
-
-
-def _as_stored(metadata: Sequence[Mapping]) -> Iterator[Mapping]:
-    """Yield metadata with the keys that JSON gives them."""
-    for entry in metadata:
-        yield entry if all(isinstance(key, str) for key in entry) else json.loads(json.dumps(dict(entry)))
+    return ids, texts
 
 
 def parse_metadata(text: str | None) -> dict:

@@ -6,7 +6,6 @@ and encoded again. The file is in WAL mode and survives a killed writer. A cache
 replaced by an empty one; a file that is not a cache, or that holds anything beside one, is refused and left unchanged.
 """
 
-import atexit
 import contextlib
 import functools
 import hashlib
@@ -14,11 +13,10 @@ import os
 import secrets
 import sqlite3
 import threading
-import time
 import unicodedata
 import weakref
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +57,6 @@ ENVIRONMENT_ERRORS = {
     sqlite3.SQLITE_MISUSE,
 }
 ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter from a damaged name in a message
-_opened: "weakref.WeakSet[TextCache]" = weakref.WeakSet()  # whose counts are saved when the process ends
 KEYS = 4096  # memoised: computing one takes a fifth of a hit's time
 
 
@@ -124,10 +121,9 @@ class TextCache:
         self._memory: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._max_vectors = memory
         self._counts = dict.fromkeys(COUNTED, 0)
-        self._saved_counts = dict.fromkeys(COUNTED, 0)  # already added to the file's counts
+        self._unsaved = Counter[str]()  # not yet added to the counts in the file
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._process: int | None = None
 
     def embed(self, space: str, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
         """Return embeddings, float32 (N, D), from the cache; missing ones are encoded and added to it.
@@ -156,15 +152,15 @@ class TextCache:
             found = {key: self._memory[key] for key in keys if key in self._memory}
             for key in found:
                 self._memory.move_to_end(key)
-            self._counts["memory_hits"] += len(found)
+            self._count("memory_hits", len(found))
             rest = [key for key in dict.fromkeys(keys) if key not in found]
             if not rest:
                 return found
             from_disk = self._read(rest) if self.path is not None else {}
             for key, vector in from_disk.items():
                 self._remember(key, vector)
-            self._counts["disk_hits"] += len(from_disk)
-            self._counts["misses"] += len(rest) - len(from_disk)
+            self._count("disk_hits", len(from_disk))
+            self._count("misses", len(rest) - len(from_disk))
             return found | from_disk
 
     def put(self, vectors: dict[bytes, np.ndarray]) -> None:
@@ -191,7 +187,7 @@ class TextCache:
         with self._lock:
             counts = dict(self._counts)
             if self.path is not None:
-                self._run(self._save_counts)
+                self._run(lambda connection: _save_counts(connection, self._unsaved))
                 rows = self._query("SELECT name, value FROM counts LIMIT 100")
                 counts |= {name: value for name, value in rows if name in counts and isinstance(value, int)}
             return {**counts, "hit_rate": CacheStats(**counts, entries=0, bytes=0).hit_rate}
@@ -234,15 +230,9 @@ class TextCache:
     def close(self) -> None:
         """Close the file; the next call opens it again."""
         with self._lock:
-            if self._connection is not None and self._process == os.getpid():
-                with contextlib.suppress(*ERRORS):  # closing matters more than the counts
-                    self._save_counts(self._connection)
-                self._connection.close()
+            if self._connection is not None:
+                self._finalizer()
             self._connection = None
-
-    def __del__(self):
-        with contextlib.suppress(Exception):  # of a cache whose creation failed, or at the interpreter's end
-            self.close()
 
     # Memory.
 
@@ -252,6 +242,11 @@ class TextCache:
         self._memory.move_to_end(key)
         while len(self._memory) > self._max_vectors:
             self._memory.popitem(last=False)
+
+    def _count(self, name: str, count: int) -> None:
+        self._counts[name] += count
+        if self._writes:
+            self._unsaved[name] += count
 
     # The file.
 
@@ -263,7 +258,7 @@ class TextCache:
             for row, key, vector, check in self._query(
                 f"SELECT rowid, key, vector, checksum FROM vectors WHERE key IN ({marks})", part
             ):
-                if is_sound(key, vector, check):
+                if _is_sound(key, vector, check):
                     found[key] = np.frombuffer(vector, "<f4").astype(np.float32)
                 else:
                     damaged.append(row)
@@ -277,35 +272,26 @@ class TextCache:
             connection.execute("BEGIN IMMEDIATE")
             with connection:  # one transaction is several times as fast as five
                 place = (connection.execute(LAST_PLACE).fetchone()[0] or 0) + 1
-                rows = [(key, blob, checksum(key, blob), place + i) for i, (key, blob) in enumerate(blobs.items())]
+                rows = [(key, blob, _checksum(key, blob), place + i) for i, (key, blob) in enumerate(blobs.items())]
                 connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
-                self._save_counts(connection)
+                _save_counts(connection, self._unsaved)
 
         self._run(write)
         drop = f"DELETE FROM vectors WHERE rowid IN ({OLDEST_TENTH})"
         while self._used_bytes() > self.max_bytes and self._run(lambda c: c.execute(drop).rowcount):
             pass
 
-    def _save_counts(self, connection: sqlite3.Connection) -> None:
-        """Add the counts since the last call to those in the file."""
-        rows = [(name, self._counts[name] - self._saved_counts[name]) for name in COUNTED]
-        statement = "INSERT INTO counts VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = value + excluded.value"
-        if self._writes and any(more for _, more in rows):
-            connection.executemany(statement, rows)
-            self._saved_counts = dict(self._counts)
-
     def _drop(self, rows: list[int]) -> None:
-        if rows:
-            self._counts["damaged"] += len(rows)
+        self._count("damaged", len(rows))
         if rows and self._writes:
-            self._query("DELETE FROM vectors WHERE rowid = ?", [(row,) for row in rows], many=True)
+            self._run(lambda c: c.executemany("DELETE FROM vectors WHERE rowid = ?", [(row,) for row in rows]))
 
     def _used_bytes(self) -> int:
         return self._query(USED)[0][0]
 
-    def _query(self, statement: str, values: Sequence = (), *, many: bool = False) -> list:
+    def _query(self, statement: str, values: Sequence = ()) -> list:
         """Return the rows of one statement, run as its own transaction."""
-        return self._run(lambda c: (c.executemany if many else c.execute)(statement, values).fetchall())
+        return self._run(lambda c: c.execute(statement, values).fetchall())
 
     def _run(self, action: Callable):
         """Return action(connection). If the file is damaged, open it again, as another process may have replaced it;
@@ -353,15 +339,8 @@ class TextCache:
                 timeout=BUSY_SECONDS,
                 longest=LONGEST_VALUE,
             )
-            try:
-                if self._writes:
-                    _retry(lambda: connection.execute("PRAGMA journal_mode=WAL"))
-                    connection.execute("PRAGMA synchronous=NORMAL")
-            except BaseException:
-                connection.close()
-                raise
             self._connection, self._process = connection, os.getpid()
-            _opened.add(self)
+            self._finalizer = weakref.finalize(self, _close, connection, self._unsaved, os.getpid())
         return self._connection
 
     def _set_aside(self) -> None:
@@ -378,28 +357,25 @@ def _find_damaged(connection: sqlite3.Connection) -> tuple[int, list[int]]:
     entries, damaged = 0, []
     for row, *entry in connection.execute("SELECT rowid, key, vector, checksum FROM vectors"):
         entries += 1
-        if not is_sound(*entry):
+        if not _is_sound(*entry):
             damaged.append(row)
     return entries, damaged
 
 
-@atexit.register
-def _close_all() -> None:
-    for cache in list(_opened):
-        with contextlib.suppress(Exception):  # an end of a process without counts is still a clean one
-            cache.close()
+def _close(connection: sqlite3.Connection, unsaved: Counter[str], process: int) -> None:
+    """Save the counts and close a connection, also when the cache is dropped or the process ends."""
+    if process == os.getpid():  # a forked child may not use its parent's
+        with contextlib.suppress(*ERRORS):  # closing matters more than the counts
+            _save_counts(connection, unsaved)
+        connection.close()
 
 
-def _retry(action: Callable, times: int = 100) -> None:
-    """Repeat the one statement that fails at once while another process runs it too."""
-    for attempt in range(times):
-        try:
-            action()
-            return
-        except sqlite3.OperationalError:
-            if attempt == times - 1:
-                raise
-            time.sleep(0.02)
+def _save_counts(connection: sqlite3.Connection, unsaved: Counter[str]) -> None:
+    """Add counts to those in the file, and reset them."""
+    statement = "INSERT INTO counts VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET value = value + excluded.value"
+    if unsaved.total():
+        connection.executemany(statement, list(unsaved.items()))
+        unsaved.clear()
 
 
 @functools.lru_cache(maxsize=KEYS)
@@ -410,12 +386,12 @@ def make_key(space: str, text: str) -> bytes:
     return hashlib.sha256(head + normal).digest()
 
 
-def checksum(key: bytes, vector: bytes) -> int:
+def _checksum(key: bytes, vector: bytes) -> int:
     """Return the CRC-32 of an entry."""
     return zlib.crc32(vector, zlib.crc32(key))
 
 
-def is_sound(key, vector, check) -> bool:
+def _is_sound(key, vector, check) -> bool:
     """Whether an entry is undamaged and finite; damage may also change the type of a value."""
     are_bytes = isinstance(key, bytes) and isinstance(vector, bytes) and not len(vector) % 4
-    return are_bytes and checksum(key, vector) == check and bool(np.isfinite(np.frombuffer(vector, "<f4")).all())
+    return are_bytes and _checksum(key, vector) == check and bool(np.isfinite(np.frombuffer(vector, "<f4")).all())

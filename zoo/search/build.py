@@ -2,22 +2,25 @@
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from zoo.data import Dataset, Record
+from zoo.data import Dataset
 from zoo.data.records import image_digest
 from zoo.embeddings import Index
-from zoo.embeddings.parts import Embeddings, read_parts
+from zoo.embeddings.parts import Embeddings, Part, read_parts
 from zoo.inference.pipeline import ClipPipeline
-from zoo.search.embed import PORTION, Portion, embed_portions, open_images, recorded_root
+from zoo.search.embed import PORTION, embed_portions, open_images, recorded_root
 from zoo.search.lance_store import LanceStore
+from zoo.search.sheet import check_sheet_path, draw_groups
 from zoo.utils.strict_json import check_fields, is_utf8, object_of, text
 from zoo.utils.text import quoted, shown
 
 DUPLICATE = "the same bytes as "
+MOST_DRAWN = 100  # groups of near-duplicates on a sheet
 # Facts of an index that the commands use; users of `Index` may keep others.
 FACTS = {
     "weights": text().or_null(),
@@ -105,16 +108,9 @@ def _add_parts(index: Index, stored: Embeddings) -> None:
     """Add embeddings on disk that the index does not have, one part per commit."""
     prefix, facts = _source_prefix(index, stored.source, stored.data_root)
     for part in stored.parts:
-        there = index.places(prefix + name for name in part.ids)
-        rows = [row for row, name in enumerate(part.ids) if prefix + name not in there]
-        records = Dataset(part.ids, _not_read, "", metadata=part.metadata.__getitem__)
-        digests = [part.digests[row] for row in rows]
-        _commit(index, prefix, records, Portion(rows, part.vectors[rows], digests, part.left_out), facts)
-    _record(index, facts)
-
-
-def _not_read(_: int) -> Record:
-    raise NotImplementedError("the vectors of these images are on disk")
+        _commit(index, prefix, part, facts)
+    if facts:
+        index.set_facts(facts)
 
 
 def facts_of(index: "Index | LanceStore") -> dict:
@@ -139,12 +135,21 @@ def index_add(
         model: the pair that built the index; by default the one that the index records.
     """
     opened = Index.open(index)
-    root = _absolute_root(source, data_root)
+    sources = _open_sources(opened, source, _absolute_root(source, data_root))
     pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
-    for place in [source] if source else list(facts_of(opened).get("sources", {}).values()):
-        place_root = root or recorded_root(facts_of(opened), place)
-        add_images(opened, pipeline, place, open_images(place, place_root), data_root=place_root)
+    for place, root, records in sources:
+        add_images(opened, pipeline, place, records, data_root=root)
     return opened.info()
+
+
+def _open_sources(
+    index: Index, source: str | None, data_root: str | None = None
+) -> list[tuple[str, str | None, Dataset]]:
+    """Return (place, data root, records) of a source, or of all that the index records, before anything is changed."""
+    facts = facts_of(index)
+    places = [source] if source else list(facts.get("sources", {}).values())
+    roots = [data_root or recorded_root(facts, place) for place in places]
+    return [(place, root, open_images(place, root)) for place, root in zip(places, roots, strict=True)]
 
 
 def _absolute_root(source: str | None, data_root: str | None) -> str | None:
@@ -197,16 +202,12 @@ def index_refresh(index: str, source: str | None = None, *, model: str | None = 
     if source is not None and str(Path(source).resolve()) not in sources:
         names = shown(", ".join(sources)) or "not recorded"
         raise ValueError(f"{shown(source)} is not a source of {shown(index)}; its sources are {names}")
-    places = [source] if source else sources
-    roots = {place: recorded_root(facts_of(opened), place) for place in places}
-    # All can be read, before anything is changed.
-    opened_sources = [(place, open_images(place, roots[place])) for place in places]
+    opened_sources = _open_sources(opened, source)
     pipeline = open_pipeline(opened, model, batch_size=batch_size, cache=False)
     before = len(opened)
-    counts = {"added": 0, "dropped": 0, "renamed": 0}
-    for place, records in opened_sources:
-        for name, count in add_images(opened, pipeline, place, records, data_root=roots[place], drop=True).items():
-            counts[name] += count
+    counts = Counter[str]()
+    for place, root, records in opened_sources:
+        counts.update(add_images(opened, pipeline, place, records, data_root=root, drop=True))
     kept = before - counts["dropped"]
     return {"added": counts["added"], "dropped": counts["dropped"], "kept": kept, "renamed": counts["renamed"]}
 
@@ -248,9 +249,10 @@ def add_images(
         dropped = []
     new = new.subset([i for i, name in enumerate(new.names) if prefix + name not in renamed])
     before = len(index)
-    for portion in embed_portions(pipeline.encoder, new):
-        _commit(index, prefix, new, portion, facts)
-    _record(index, facts)
+    for part in embed_portions(pipeline.encoder, new):
+        _commit(index, prefix, part, facts)
+    if facts:
+        index.set_facts(facts)
     return {"added": len(index) - before, "dropped": len(dropped), "renamed": len(renamed)}
 
 
@@ -262,26 +264,22 @@ def _rename(index: Index, prefix: str, new: Dataset, gone: set[str], facts: dict
     renamed: dict[str, str] = {}
     free = set(gone)
     for first in range(0, len(new), PORTION):
-        found: dict[str, tuple[str, dict]] = {}
         digests = _read_digests(new, range(first, min(first + PORTION, len(new))))
         old_ids = index.ids_by("sha256", set(digests.values()))
+        found: dict[str, str] = {}
+        metadata = []
         for i, digest in digests.items():
             old = old_ids.get(digest)
             if old in free:
                 free.discard(old)
-                found[prefix + new.names[i]] = old, {**new.metadata(i), "sha256": digest}
+                found[prefix + new.names[i]] = old
+                metadata.append({**new.metadata(i), "sha256": digest})
         if found:
-            old = [one for one, _ in found.values()]
-            index.add(
-                np.stack([index.vector(one) for one in old]),
-                ids=list(found),
-                metadata=[entry for _, entry in found.values()],
-                left_out=dict.fromkeys(found),
-                remove=old,
-                facts=facts,
-            )
+            ids, moved = list(found), list(found.values())
+            vectors, left_out = np.stack([index.vector(old) for old in moved]), dict.fromkeys(ids)
+            index.add(vectors, ids=ids, metadata=metadata, left_out=left_out, remove=moved, facts=facts)
             facts.clear()
-            renamed |= {name: one for name, (one, _) in found.items()}
+            renamed |= found
     return renamed
 
 
@@ -301,27 +299,25 @@ def _of_source(index: Index, prefix: str, ids: Iterable[str]) -> list[str]:
     return [one for one in ids if (one.startswith(prefix) if prefix else not one.startswith(others))]
 
 
-def _commit(index: Index, prefix: str, records: Dataset, portion: Portion, facts: dict) -> None:
-    """Add a portion, the reasons for the images left out, and what `_source_prefix` returns, in one write."""
-    left_out: dict[str, str | None] = {prefix + name: why for name, why in portion.left_out.items()}
-    known = index.ids_by("sha256", portion.digests)
+def _commit(index: Index, prefix: str, part: Part, facts: dict) -> None:
+    """Add what the index does not have of a part, and what `_source_prefix` returns, in one write."""
+    left_out: dict[str, str | None] = {prefix + name: why for name, why in part.left_out.items()}
+    there = index.places(prefix + name for name in part.ids)
+    known = index.ids_by("sha256", part.digests)
     rows, ids, metadata = [], [], []
-    for row, (i, digest) in enumerate(zip(portion.indices, portion.digests, strict=True)):
-        identity = prefix + records.names[i]
+    for row, (name, digest) in enumerate(zip(part.ids, part.digests, strict=True)):
+        identity = prefix + name
+        if identity in there:
+            continue
         first = known.setdefault(digest, identity)
         left_out[identity] = None if first == identity else DUPLICATE + first
         if first == identity:
             rows.append(row)
             ids.append(identity)
-            metadata.append({**records.metadata(i), "sha256": digest})
-    index.add(portion.vectors[rows], ids=ids, metadata=metadata, left_out=left_out, facts=facts)
+            metadata.append({**part.metadata[row], "sha256": digest})
+    vectors = part.vectors[rows].reshape(-1, index.dim)  # a part without images has no dimension
+    index.add(vectors, ids=ids, metadata=metadata, left_out=left_out, facts=facts)
     facts.clear()
-
-
-def _record(index: Index, facts: dict) -> None:
-    """Write the facts that have not been written with a portion."""
-    if facts:
-        index.set_facts(facts)
 
 
 def _source_prefix(index: Index, place: str, data_root: str | None) -> tuple[str, dict]:
@@ -367,6 +363,28 @@ def index_calibrate(index: str, queries: str | None = None, *, model: str | None
     texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
     opened.calibrate(open_pipeline(opened, model, cache=False).embed_texts(texts))
     return {"queries": len(texts)} | {f"limit at {rate}": opened.score_limit(rate) for rate in (0.01, 0.05, 0.1)}
+
+
+def index_duplicates(index: str, *, threshold: float = 0.95, sheet: str | None = None) -> list[list[dict]]:
+    """Return groups of near-duplicates, the largest first, each a list of {"id", "score"}: `zoo index duplicates`.
+
+    Args:
+        threshold, score: see `Index.duplicates`.
+        sheet: a .png or .html file to write with the first MOST_DRAWN groups.
+    """
+    if sheet is not None:
+        check_sheet_path(Path(sheet))
+    opened = Index.open(index)
+    groups = opened.duplicates(threshold)
+    if sheet is not None:
+        draw_groups(Path(sheet), groups[:MOST_DRAWN], facts_of(opened))
+    return [[{"id": identity, "score": score} for identity, score in group] for group in groups]
+
+
+def groups_to_text(groups: list[list[dict]]) -> str:
+    """Format groups: a line for each image, an empty line between groups, and the counts."""
+    blocks = ["\n".join(f"{one['score']:.4f}  {one['id']}" for one in group) for group in groups]
+    return "\n\n".join([*blocks, f"{sum(map(len, groups))} images in {len(groups)} groups"])
 
 
 def index_accelerate(index: str, kind: str = "int8") -> dict:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,22 +24,6 @@ from zoo.utils.text import quoted
 PORTION = 1024  # images between two commits of an index, and in a part
 
 
-class Portion(NamedTuple):
-    """The embeddings of consecutive records.
-
-    Args:
-        indices: the n records embedded.
-        vectors: float32 (n, D), unit rows.
-        digests: SHA-256 of each image, in hexadecimal.
-        left_out: {name: reason} of the other records.
-    """
-
-    indices: list[int]
-    vectors: np.ndarray
-    digests: list[str]
-    left_out: dict[str, str]
-
-
 def open_images(source: str | Path, data_root: str | None = None) -> Dataset:
     """Return the images of a folder, table or tar shards, each name once, with their metadata.
 
@@ -54,25 +38,28 @@ def recorded_root(facts: Mapping[str, Any], source: str | Path) -> str | None:
     return facts.get("data_roots", {}).get(str(Path(source).resolve()))
 
 
-def embed_portions(encoder: Encoder, records: Dataset, *, progress: bool = True) -> Iterator[Portion]:
-    """Yield portions of at least PORTION records, in whole batches; the last one may be smaller."""
+def embed_portions(encoder: Encoder, records: Dataset) -> Iterator[Part]:
+    """Yield the embeddings of at least PORTION records at a time, in whole batches; the last may be fewer."""
     digests: dict[int, str] = {}
     batches: list[Embedded] = []
-    for batch in encoder.iterate_records(_with_digests(records, digests), progress=progress):
+    for batch in encoder.iterate_records(_with_digests(records, digests), progress=True):
         batches.append(batch)
         if sum(len(batch.indices) + len(batch.bad) for batch in batches) >= PORTION:
-            yield _portion(batches, records, digests)
+            yield _join(batches, records, digests)
             batches = []
     if batches:
-        yield _portion(batches, records, digests)
+        yield _join(batches, records, digests)
 
 
-def _portion(batches: list[Embedded], records: Dataset, digests: dict[int, str]) -> Portion:
+def _join(batches: list[Embedded], records: Dataset, digests: dict[int, str]) -> Part:
     indices = [int(i) for batch in batches for i in batch.indices]
-    bad = {i: reason for batch in batches for i, reason in batch.bad.items()}
-    left_out = {_as_text(records.names[i]): reason for i, reason in bad.items()}
-    vectors = np.concatenate([batch.vectors for batch in batches])
-    return Portion(indices, vectors, [digests.pop(i) for i in indices], left_out)
+    return Part(
+        ids=[records.names[i] for i in indices],
+        vectors=np.concatenate([batch.vectors for batch in batches]),
+        digests=[digests.pop(i) for i in indices],
+        metadata=[records.metadata(i) for i in indices],
+        left_out={_as_text(records.names[i]): reason for batch in batches for i, reason in batch.bad.items()},
+    )
 
 
 def _as_text(name: str) -> str:
@@ -132,15 +119,8 @@ class Partition:
             yield self.records.subset(range(first, min(first + self.part_size, len(self.records))))
             return
         path = self.shards[number][0]
-        if is_remote(path):
-            with staged(path) as local:
-                yield open_images(local)
-        else:
-            yield open_images(path)
-
-    def name(self, number: int) -> str:
-        """Return what the part is called in a message."""
-        return self.shards[number][0].rpartition("/")[2] if self.shards else f"part {number}"
+        with staged(path) if is_remote(path) else nullcontext(path) as local:
+            yield open_images(local)
 
 
 class Done(NamedTuple):
@@ -186,26 +166,19 @@ class Worker:
 
     def embed(self, number: int) -> Done:
         """Embed one part and commit it."""
-        part = self._embedded(number)
-        commit_part(self.folder, number, part, self.plan.model)
-        return Done(number, len(part.ids), len(part.left_out))
-
-    def _embedded(self, number: int) -> Part:
         try:
             with self.partition.open(number) as records:
-                portions = list(embed_portions(self.pipeline.encoder, records, progress=False))
-                indices = [i for portion in portions for i in portion.indices]
-                metadata = [records.metadata(i) for i in indices]
-                names = [records.names[i] for i in indices]
+                digests: dict[int, str] = {}
+                batches = list(self.pipeline.encoder.iterate_records(_with_digests(records, digests)))
+                part = _join(batches, records, digests)
         except ValueError as error:
             if not self.partition.shards:
                 raise
             # One damaged shard does not end the work on ten thousand others.
-            return Part([], np.empty((0, 0), np.float32), [], [], {self.partition.name(number): str(error)})
-        vectors = np.concatenate([portion.vectors for portion in portions])
-        digests = [digest for portion in portions for digest in portion.digests]
-        left_out = {name: reason for portion in portions for name, reason in portion.left_out.items()}
-        return Part(names, vectors, digests, metadata, left_out)
+            name = self.partition.shards[number][0].rpartition("/")[2]
+            part = Part([], np.empty((0, 0), np.float32), [], [], {name: str(error)})
+        commit_part(self.folder, number, part, self.plan.model)
+        return Done(number, len(part.ids), len(part.left_out))
 
 
 def embed_images(

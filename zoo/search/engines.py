@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from zoo.utils.env import available_cores
 from zoo.utils.progress import SECONDS
@@ -21,28 +21,6 @@ PATIENCE = 60.0  # seconds between two lines while no worker of a cluster can be
 MAX_DEATHS = 3  # of the workers that embed one part, before the part is given up
 OBJECT_STORE_BYTES = 100 << 20  # Ray's least, nearly; what goes through it is a few numbers a part
 CRASHED = "its worker died"
-
-
-class Pool(Protocol):
-    """Workers that each embed one part at a time."""
-
-    def idle(self) -> int:
-        """Return how many parts could be given out now."""
-
-    def give(self, number: int) -> None:
-        """Let an idle worker embed a part."""
-
-    def collect(self) -> Iterator[tuple[int, "Done | str"]]:
-        """Wait until something happens; yield each part that ended: (number, `Done`, or why its worker died).
-
-        A worker that died is replaced.
-
-        Raises:
-            Exception: what a worker raised, which would be raised again.
-        """
-
-    def close(self) -> None:
-        """End all workers."""
 
 
 def check_engine(engine: str, workers: int, address: str | None) -> None:
@@ -79,13 +57,14 @@ def run_parts(
     if not todo:
         return
     workers = min(workers, len(todo))
-    pool: Pool
-    if engine == "ray":
-        pool = Actors(job, workers, address)
-    else:
-        pool = Here(here()) if workers == 1 else Processes(job, workers)
-    queue, deaths, busy = deque(todo), Counter[int](), 0
     progress = Progress(total, total - len(todo))
+    if engine == "local" and workers == 1:
+        worker = here()
+        for number in todo:
+            progress.add(worker.embed(number))
+        return
+    pool = Actors(job, workers, address) if engine == "ray" else Processes(job, workers)
+    queue, deaths, busy = deque(todo), Counter[int](), 0
     try:
         while queue or busy:
             while queue and pool.idle():
@@ -136,30 +115,8 @@ class Progress:
         print(f"\n{text}" if self.terminal and self.done > self.before else text, file=sys.stderr, flush=True)
 
 
-class Here:
-    """This process as the only worker."""
-
-    def __init__(self, worker: "Worker"):
-        self.worker = worker
-        self.number: int | None = None
-
-    def idle(self) -> int:
-        return int(self.number is None)
-
-    def give(self, number: int) -> None:
-        self.number = number
-
-    def collect(self) -> Iterator[tuple[int, "Done | str"]]:
-        assert self.number is not None
-        number, self.number = self.number, None
-        yield number, self.worker.embed(number)
-
-    def close(self) -> None:
-        pass
-
-
 class Processes:
-    """Processes of this machine, each with its share of the cores."""
+    """Workers that each embed one part at a time: processes of this machine, each with its share of the cores."""
 
     def __init__(self, job: "Job", workers: int):
         self.job, self.threads = job, max(1, available_cores() // workers)
@@ -183,9 +140,11 @@ class Processes:
         return process, ours
 
     def idle(self) -> int:
+        """Return how many parts could be given out now."""
         return len(self.free)
 
     def give(self, number: int) -> None:
+        """Let an idle worker embed a part."""
         process, pipe = self.free.pop()
         try:
             pipe.send(number)
@@ -196,6 +155,13 @@ class Processes:
         self.busy[pipe] = process, number
 
     def collect(self) -> Iterator[tuple[int, "Done | str"]]:
+        """Wait until something happens; yield each part that ended: (number, `Done`, or why its worker died).
+
+        A worker that died is replaced.
+
+        Raises:
+            Exception: what a worker raised, which would be raised again.
+        """
         for pipe in wait(list(self.busy)):
             assert isinstance(pipe, Connection)
             process, number = self.busy.pop(pipe)
@@ -236,7 +202,7 @@ def _work(job: "Job", pipe: Connection) -> None:
 
 
 class Actors:
-    """Ray actors, one CPU each, and one GPU each where the cluster has any."""
+    """As `Processes`: Ray actors, one CPU each, and one GPU each where the cluster has any."""
 
     def __init__(self, job: "Job", workers: int, address: str | None):
         self.ray = _import_ray()

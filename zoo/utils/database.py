@@ -7,6 +7,7 @@ read, and pages may be linked in a circle. So `open_database` compares the schem
 
 import os
 import sqlite3
+import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -32,17 +33,20 @@ def open_database(
     create: bool = False,
     timeout: float = BUSY_SECONDS,
     longest: int = LONGEST_VALUE,
+    synchronous: str = "NORMAL",
 ) -> sqlite3.Connection:
     """Open a SQLite file whose schema is ours, in autocommit mode, for any thread.
 
     Args:
         statements: every CREATE statement that the file may hold, as SQLite stores it: without IF NOT EXISTS.
         what: what such a file is, for messages: "a text cache".
-        write: also to change it; statements that a file of ours lacks are then executed. Otherwise nothing on disk
-            changes, and the connection stops after MOST_STEPS.
+        write: also to change it, in WAL mode; statements that a file of ours lacks are then executed. Otherwise nothing
+            on disk changes, and the connection stops after MOST_STEPS.
         create: make a missing file, and the tables of an empty one; needs `write`.
         timeout: seconds to wait for another process' lock.
         longest: bytes of one value or row; longer ones raise sqlite3.DataError.
+        synchronous: SQLite's setting for writing. In WAL mode the system's crash may undo the last commits with "NORMAL",
+            and none with "FULL".
 
     Raises:
         ValueError: a link, no regular file, or a schema other than ours.
@@ -67,6 +71,9 @@ def open_database(
                     raise ValueError(f"{not_ours}: it lacks {shown(' '.join(statement.split()), 80)}")
                 kind, _, rest = statement.removeprefix("CREATE ").partition(" ")
                 connection.execute(f"CREATE {kind} IF NOT EXISTS {rest}")
+        if write:
+            _use_wal(connection)
+            connection.execute(f"PRAGMA synchronous={synchronous}")
     except BaseException:
         connection.close()
         raise
@@ -85,6 +92,18 @@ def _connect(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
     if mode == "ro" and not any(os.path.lexists(f"{os.fspath(path)}{end}") for end in _SIDECARS[1:]):
         uri += "&immutable=1"  # no process is writing: SQLite then needs no file beside it
     return sqlite3.connect(uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True)
+
+
+def _use_wal(connection: sqlite3.Connection, attempts: int = 100) -> None:
+    """Switch to WAL mode, which fails at once while another process does so too."""
+    for attempt in range(attempts):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.02)
 
 
 class _Steps:
