@@ -141,7 +141,7 @@ def time_vectors(count, vectors, dtype, accelerate, connectivity, expansion, que
             start = time.perf_counter()
             options = {"connectivity": connectivity} if kind == "hnsw" else {}
             made = index._accelerators.get(kind, index._store.current())
-            if made is None or made.facts.count < len(index):  # a graph may have been interrupted
+            if made is None or made.count < len(index):  # a graph may have been interrupted
                 index.accelerate(kind, **options)
                 figures.append(Figure(f"building {kind}", time.perf_counter() - start, "s"))
             for query in warm_up if kind == "hnsw" else ():  # else the timing includes mapping its pages

@@ -115,7 +115,7 @@ def test_a_graph_is_used_for_approximate_searches_only(index, vectors, rng, monk
     queries = unit_rows(rng.standard_normal((20, DIM)))
     assert index.recall(queries) > 0.95
     assert index.accelerators() == ["hnsw"]
-    assert index._accelerators.for_search(index._store.current(), approximate=False) is None
+    assert opened(index, "int8") is None
     ids, scores = index.search(vectors[:3], 10, approximate=True)
     assert [row[0] for row in ids] == ["0", "1", "2"]
     np.testing.assert_allclose(scores[1], [vectors[1] @ vectors[int(i)] for i in ids[1]], atol=1e-6)
@@ -172,7 +172,7 @@ def test_an_interrupted_graph_is_resumed(index, vectors, monkeypatch):
         patch.setattr(Graph, "add", killed)
         index.accelerate("hnsw")
     again = Index.open(index.path)
-    assert opened(again, "hnsw").facts.count == 1000 and again.verify() == COUNT
+    assert opened(again, "hnsw").count == 1000 and again.verify() == COUNT
     assert again.search(vectors[2500], 1, approximate=True)[0] == ["2500"]  # vectors outside the graph are scanned
     facts = again.accelerate("hnsw")
     assert facts["vectors"] == COUNT and facts["recall_at_10"] > 0.95

@@ -245,7 +245,7 @@ def test_an_environment_error_is_reported_and_replaces_nothing(error, cache, tmp
 
 def test_a_locked_file_times_out(cache, tmp_path, monkeypatch):
     cache.embed("w", ["a"], encode)
-    monkeypatch.setattr("zoo.embeddings.text_cache.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("zoo.utils.database.BUSY_SECONDS", 0.01)
     other = TextCache(tmp_path / "texts.sqlite")
     cache._query("BEGIN IMMEDIATE")
     with pytest.raises(OSError, match="texts.sqlite: database is locked"):

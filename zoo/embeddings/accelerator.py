@@ -13,7 +13,7 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,44 +48,43 @@ FACTS = {
 }
 
 
-@dataclass(frozen=True)
-class Facts:
-    """The description of an accelerator, stored as JSON beside it.
+@dataclass(eq=False)
+class Accelerator:
+    """An accelerator of the first vectors of an index. All but its path is stored as JSON beside it.
 
     Args:
+        path: its file.
         covers: SHA-256 of each segment's vectors, in order.
         count, dim: number and dimension of the vectors.
-        digest: SHA-256 of the accelerator.
         error: for a copy, the largest distance between a unit vector and its stored form.
         norms: for a copy, the smallest and the largest length of the vectors.
-        directions: for a graph, the number of its directions.
+        digest: SHA-256 of the file.
+        directions: for a graph, the number of its directions; 0 for a copy.
     """
 
+    path: Path
     covers: list[str]
     count: int
     dim: int
+    error: float
+    norms: tuple[float, float]
     digest: str
-    error: float = 0.0
-    norms: tuple[float, float] = (0.0, 0.0)
     directions: int = 0
-
-
-class Accelerator:
-    """An accelerator, one of KINDS, of the first `facts.count` vectors of an index."""
-
-    def __init__(self, folder: Path, kind: str, facts: Facts):
-        self.kind, self.facts, self.path = kind, facts, _file(folder, kind)
 
     @classmethod
     def open(cls, folder: Path, kind: str, covers: Sequence[str], dim: int) -> "Accelerator | None":
         """Return the accelerator of a kind, if it was built from the first segments of `covers`, else None."""
+        path = _file(folder, kind)
         try:
-            file = _file(folder, kind).with_suffix(".json")
-            facts = Facts(**read_json(file, FACTS, optional=("directions",)))
-            fits = facts.dim == dim and len(facts.covers) > 0 and facts.covers == list(covers[: len(facts.covers)])
-            return cls(folder, kind, facts) if fits and (kind == "int8" or facts.directions) else None
+            found = cls(path, **read_json(path.with_suffix(".json"), FACTS, optional=("directions",)))
         except (OSError, ValueError):
             return None
+        fits = found.dim == dim and len(found.covers) > 0 and found.covers == list(covers[: len(found.covers)])
+        return found if fits and found.kind == kind else None
+
+    @property
+    def kind(self) -> str:
+        return "hnsw" if self.directions else "int8"
 
     def search(
         self, vectors: Vectors, query: np.ndarray, k: int, allowed: np.ndarray | None, expansion: bool | int
@@ -98,7 +97,7 @@ class Accelerator:
             allowed: see `Vectors.nearest`. expansion: see `nearest`.
         """
         minimum, factor = CANDIDATES[self.kind]
-        covered, count = self.facts.count, max(minimum, factor * k)
+        covered, count = self.count, max(minimum, factor * k)
         added_since = np.arange(covered, vectors.total)
         while query.any() and count < covered // 2:
             places, bound = self.nearest(query, count, expansion)
@@ -127,18 +126,18 @@ class Accelerator:
         library = usearch()
         found = library.search(self._matrix, stored[0], count, library.MetricKind.Cos, exact=True)
         error = float(np.linalg.norm(unit_rows(stored) - unit))
-        cosine = 1 - float(found.distances[-1]) + self.facts.error + error + ROUNDING
-        return found.keys.astype(np.int64), length * cosine * self.facts.norms[cosine > 0]
+        cosine = 1 - float(found.distances[-1]) + self.error + error + ROUNDING
+        return found.keys.astype(np.int64), length * cosine * self.norms[cosine > 0]
 
     def verify(self) -> None:
         """Raise ValueError if the file's digest is not the recorded one."""
-        if sha256(self.path) != self.facts.digest:
-            wanted = shown(self.facts.digest)
+        if sha256(self.path) != self.digest:
+            wanted = shown(self.digest)
             raise ValueError(f"{shown(self.path)} is damaged: its digest is not {wanted}; build it again")
 
     @functools.cached_property
     def _matrix(self) -> np.ndarray:
-        return map_file(self.path, "|i1", (self.facts.count, self.facts.dim))
+        return map_file(self.path, "|i1", (self.count, self.dim))
 
     @functools.cached_property
     def graph(self) -> Graph:
@@ -147,7 +146,7 @@ class Accelerator:
     def open_graph(self, *, adding: bool = False) -> Graph:
         """Return the graph; ValueError for a damaged one, which usearch would not notice."""
         self.verify()
-        return Graph.open(self.path, (self.facts.dim, self.facts.directions), adding=adding)
+        return Graph.open(self.path, (self.dim, self.directions), adding=adding)
 
 
 class Accelerators:
@@ -165,15 +164,6 @@ class Accelerators:
         if kind not in opened:
             opened[kind] = Accelerator.open(self._store.path, kind, self._covers()[0], self._store.dim)
         return opened[kind]
-
-    def for_search(self, vectors: Vectors, approximate: bool) -> Accelerator | None:
-        """Return the graph for an approximate search, ValueError if there is none; else the copy, if there is one."""
-        if approximate:
-            if (graph := self.get("hnsw", vectors)) is None:
-                name = shown(self._store.path)
-                raise ValueError(f"{name} has no graph to search approximately; accelerate it with hnsw first")
-            return graph
-        return self.get("int8", vectors)
 
     def build(self, kind: str, **options) -> Accelerator:
         """Write an accelerator of all vectors and return it.
@@ -221,19 +211,21 @@ class Accelerators:
         """Return the graph of the first of these segments, if it is undamaged and can be extended; else a new one."""
         begun = Accelerator.open(self._store.path, "hnsw", covers, self._store.dim)
         with contextlib.suppress(OSError, ValueError):
-            if begun is not None and len(begun.facts.covers) < len(covers):
+            if begun is not None and len(begun.covers) < len(covers):
                 graph = begun.open_graph(adding=True)
                 if graph.extends(sample, **options):
                     return graph
         return Graph.new(sample, **options)
 
-    def _describe(self, kind: str, covers: list[str], count: int, **measured) -> Accelerator:
+    def _describe(
+        self, kind: str, covers: list[str], count: int, *, error=0.0, norms=(0.0, 0.0), directions: int = 0
+    ) -> Accelerator:
         """Write the description of an accelerator whose file has been written."""
         path = _file(self._store.path, kind)
-        facts = Facts(covers, count, self._store.dim, sha256(path), **measured)
+        made = Accelerator(path, covers, count, self._store.dim, error, norms, sha256(path), directions)
         with atomic_write(path.with_suffix(".json"), "w") as file:
-            json.dump(asdict(facts), file)
-        return Accelerator(self._store.path, kind, facts)
+            json.dump({name: getattr(made, name) for name in FACTS}, file)
+        return made
 
     def _covers(self) -> tuple[list[str], list[int]]:
         """Return the digests of what was added, in order, and the places where each begins, and the end."""

@@ -25,6 +25,7 @@ class Entries:
     @property
     def version(self) -> int:
         """A number that changes when another process has changed the index."""
+        self._store.current()
         return self._store.version
 
     @property

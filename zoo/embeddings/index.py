@@ -159,7 +159,9 @@ class Index(Entries):
         if not np.isfinite(queries).all():
             raise ValueError("query is not finite")
         vectors = self._store.current()
-        helper = self._accelerators.for_search(vectors, bool(approximate))
+        helper = self._accelerators.get("hnsw" if approximate else "int8", vectors)
+        if approximate and helper is None:
+            raise ValueError(f"{shown(self.path)} has no graph to search approximately; accelerate it with hnsw first")
         allowed = allowed_places(self._store, vectors, where)
         if helper is not None and (approximate or single) and not vectors.few(allowed):
             found = [helper.search(vectors, row, k, allowed, approximate) for row in queries]
@@ -244,10 +246,10 @@ class Index(Entries):
             if not len(vectors):
                 raise ValueError(f"{shown(self.path)} is empty; an accelerator needs at least one vector")
             made = self._accelerators.build(kind, **options)
-        facts = {"kind": kind, "vectors": made.facts.count, "bytes": made.path.stat().st_size}
+        facts = {"kind": kind, "vectors": made.count, "bytes": made.path.stat().st_size}
         if kind == "hnsw":
             recall = self.recall(self._store.current().sample(RECALL_QUERIES))
-            facts |= {"directions": made.facts.directions, "recall_at_10": recall}
+            facts |= {"directions": made.directions, "recall_at_10": recall}
         return facts
 
     def recall(self, queries: np.ndarray, k: int = 10, *, approximate: bool | int = True) -> float:

@@ -44,12 +44,7 @@ SHARD_ENTRY = Field(
     lambda value: isinstance(value, dict) and all(ENTRY_FIELDS[key].allows(value.get(key)) for key in SHARD_KEYS),
     "an object with file, sha256, ids and images",
 )
-MANIFEST_FIELDS = {
-    "model": text(),
-    "source": text(),
-    "shards": list_of(SHARD_ENTRY),
-    "left_out": object_of(text()),
-}
+MANIFEST_FIELDS = {"model": text(), "source": text(), "shards": list_of(SHARD_ENTRY), "left_out": object_of(text())}
 PLAN_FIELDS = {
     **dict.fromkeys(("source", "names", "model", "runtime", "precision"), text()),
     "preprocessing": OBJECT,

@@ -91,7 +91,7 @@ class Store:
 
     def _load(self, opened: Iterable[Segment] = ()) -> None:
         """Read what the catalogue says now; `opened` are segments that it may still list."""
-        self._version = self.catalogue.version()
+        self.version = self.catalogue.version()
         info = self.catalogue.info()
         self.dim, self.dtype, self.model, self.facts = (info[key] for key in ("dim", "dtype", "model", "facts"))
         known = {segment.row: segment for segment in opened}
@@ -107,7 +107,7 @@ class Store:
 
     def current(self) -> Vectors:
         """Return the vectors, with what other processes have written."""
-        if self.catalogue.version() != self._version:
+        if self.catalogue.version() != self.version:
             with self._lock:
                 self._reload()
         return self._vectors
@@ -121,16 +121,10 @@ class Store:
                     raise
                 time.sleep(0.01)
 
-    @property
-    def version(self) -> int:
-        """A number that changes when another process has changed the index."""
-        self.current()
-        return self._version
-
-    def entries(self, vectors: Vectors, first: int = 0) -> Iterator[tuple[int, str, str | None]]:
-        """Yield (place, id, metadata as JSON or None) of vectors that are not removed, from a place on."""
+    def entries(self, vectors: Vectors) -> Iterator[tuple[int, str, str | None]]:
+        """Yield (place, id, metadata as JSON or None) of the vectors that are not removed."""
         removed = set(vectors.removed.tolist())
-        for row in self.catalogue.stream_entries(first):
+        for row in self.catalogue.stream_entries():
             if row[0] >= vectors.total:
                 return
             if row[0] not in removed:

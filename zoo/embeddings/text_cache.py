@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.utils.database import BUSY_SECONDS, check_pages, open_database
+from zoo.utils.database import check_pages, open_database
 from zoo.utils.files import open_file
 from zoo.utils.text import quoted, shown
 
@@ -42,20 +42,8 @@ USED = """SELECT (page_count - freelist_count) * page_size
 FROM pragma_page_count, pragma_freelist_count, pragma_page_size"""
 COUNTED = ("memory_hits", "disk_hits", "misses", "damaged")
 QUERY_SIZE = 500  # keys in one SQL query
-# SQLite's errors that do not mean a damaged file. READONLY may mean either.
-ENVIRONMENT_ERRORS = {
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_NOLFS,
-    sqlite3.SQLITE_MISUSE,
-}
+# Classes of errors that do not mean a damaged file, but a lock held too long, a full disk or a wrong call.
+ENVIRONMENT_ERRORS = (sqlite3.OperationalError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter from a damaged name in a message
 KEYS = 4096  # memoised: computing one takes a fifth of a hit's time
 
@@ -310,11 +298,12 @@ class TextCache:
         raise AssertionError("unreachable")
 
     def _is_damage(self, error: Exception) -> bool:
-        """Whether an error means a damaged file, unlike a lock held too long or a full disk."""
-        if isinstance(error, UnicodeDecodeError):
-            return True
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
-        return os.access(self._file, os.W_OK) if code == sqlite3.SQLITE_READONLY else code not in ENVIRONMENT_ERRORS
+        """Whether an error means a damaged file."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+        if code == sqlite3.SQLITE_READONLY:
+            return os.access(self._file, os.W_OK)
+        in_schema = code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)  # such as a missing table
+        return in_schema or not isinstance(error, ENVIRONMENT_ERRORS)
 
     def _was_cache(self) -> bool:
         """Whether a damaged file may be replaced: it has a cache's name, or still holds part of a cache's schema."""
@@ -331,13 +320,7 @@ class TextCache:
             elif not os.path.exists(self._file):
                 raise FileNotFoundError(f"No text cache at {quoted(str(self.path))}.")
             connection = open_database(
-                self._file,
-                SCHEMA,
-                "a text cache",
-                write=self._writes,
-                create=self._create,
-                timeout=BUSY_SECONDS,
-                longest=LONGEST_VALUE,
+                self._file, SCHEMA, "a text cache", write=self._writes, create=self._create, longest=LONGEST_VALUE
             )
             self._connection, self._process = connection, os.getpid()
             self._finalizer = weakref.finalize(self, _close, connection, self._unsaved, os.getpid())

@@ -1,7 +1,7 @@
 """The vectors of an index at one moment: reading them, and the exact search that compares a query with all of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,8 @@ class Vectors:
 
     path: Path
     dim: int
-    segments: tuple[Segment, ...] = ()
-    removed: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    segments: tuple[Segment, ...]
+    removed: np.ndarray
 
     @property
     def total(self) -> int:

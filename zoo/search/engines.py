@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from zoo.utils.env import available_cores
+from zoo.utils.env import available_cores, require_packages
 from zoo.utils.progress import SECONDS
 from zoo.utils.text import shown
 
@@ -32,7 +32,7 @@ def check_engine(engine: str, workers: int, address: str | None) -> None:
     if address is not None and engine != "ray":
         raise ValueError(f"address={address!r} is for engine='ray', got engine={engine!r}")
     if engine == "ray":
-        _import_ray()
+        require_packages("engine='ray'", ["ray"], extras="scale")
 
 
 def run_parts(
@@ -205,7 +205,9 @@ class Actors:
     """As `Processes`: Ray actors, one CPU each, and one GPU each where the cluster has any."""
 
     def __init__(self, job: "Job", workers: int, address: str | None):
-        self.ray = _import_ray()
+        import ray
+
+        self.ray = ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self.own = not self.ray.is_initialized()
         if self.own and address is not None:
@@ -280,14 +282,6 @@ class Actors:
             self.ray.kill(actor)
         if self.own:
             self.ray.shutdown()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise ImportError("engine='ray' needs Ray. Install with: pip install 'convnext-clip-zoo[scale]'") from None
-    return ray
 
 
 def _thread_limits(threads: int) -> dict[str, str]:

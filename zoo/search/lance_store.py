@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zoo.embeddings import Index
+from zoo.utils.env import require_packages
 from zoo.utils.strict_json import OBJECT, parse_json
 from zoo.utils.text import quoted, shown
 
@@ -142,13 +143,9 @@ class LanceStore:
 
 
 def _import_lance():
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import lance
-            import pyarrow
-    except ImportError:
-        raise ImportError(
-            "A .lance data set needs Lance. Install with: pip install 'convnext-clip-zoo[lance]'"
-        ) from None
+    require_packages("A .lance data set", ["lance"], extras="lance")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import lance
+        import pyarrow
     return lance, pyarrow

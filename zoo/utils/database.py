@@ -14,7 +14,7 @@ from pathlib import Path
 from zoo.utils.files import check_written
 from zoo.utils.text import shown
 
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 30.0  # to wait for another process' lock
 LONGEST_VALUE = 16 << 20  # bytes of one value or row; the longest of ours, a list of ids or metadata, is far below
 # Instructions of SQLite's virtual machine, about a minute of work, for all statements of a connection that only reads.
 # Reading every row of a cache of 1 GB takes a thousandth of it.
@@ -31,7 +31,6 @@ def open_database(
     *,
     write: bool = False,
     create: bool = False,
-    timeout: float = BUSY_SECONDS,
     longest: int = LONGEST_VALUE,
     synchronous: str = "NORMAL",
 ) -> sqlite3.Connection:
@@ -43,7 +42,6 @@ def open_database(
         write: also to change it, in WAL mode; statements that a file of ours lacks are then executed. Otherwise nothing
             on disk changes, and the connection stops after MOST_STEPS.
         create: make a missing file, and the tables of an empty one; needs `write`.
-        timeout: seconds to wait for another process' lock.
         longest: bytes of one value or row; longer ones raise sqlite3.DataError.
         synchronous: SQLite's setting for writing. In WAL mode the system's crash may undo the last commits with "NORMAL",
             and none with "FULL".
@@ -54,7 +52,7 @@ def open_database(
     """
     for sidecar in _SIDECARS:
         check_written(f"{os.fspath(path)}{sidecar}")
-    connection = _connect(Path(path), "rwc" if create else "rw" if write else "ro", timeout)
+    connection = _connect(Path(path), "rwc" if create else "rw" if write else "ro")
     try:
         connection.text_factory = lambda text: text.decode(errors="replace")  # a damaged text is not UTF-8
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
@@ -84,14 +82,14 @@ def check_pages(connection: sqlite3.Connection) -> None:
     """Raise sqlite3.DatabaseError if pages are damaged or used twice: reading all rows might then take for ever."""
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise _damage(f"damaged pages: {shown(found)}")
+        raise sqlite3.DatabaseError(f"damaged pages: {shown(found)}")
 
 
-def _connect(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     if mode == "ro" and not any(os.path.lexists(f"{os.fspath(path)}{end}") for end in _SIDECARS[1:]):
         uri += "&immutable=1"  # no process is writing: SQLite then needs no file beside it
-    return sqlite3.connect(uri, timeout=timeout, isolation_level=None, check_same_thread=False, uri=True)
+    return sqlite3.connect(uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
 
 
 def _use_wal(connection: sqlite3.Connection, attempts: int = 100) -> None:
@@ -132,14 +130,8 @@ def _check_schema(connection: sqlite3.Connection, statements: Iterable[str], not
         elif isinstance(sql, str) and not any(_differs_once(sql, ours) for ours in known):
             raise ValueError(f"{not_ours}: it has the {shown(kind, 20)} {shown(name, 100)}, which is none of its own")
         else:
-            raise _damage("the schema is damaged")
+            raise sqlite3.DatabaseError("the schema is damaged")
     return present
-
-
-def _damage(message: str) -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError(message)
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT  # as SQLite's own errors have it
-    return error
 
 
 def _differs_once(one: str, other: str) -> bool:
