@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from zoo.embeddings.graph import EXPANSION, usearch  # noqa: E402
+from zoo.embeddings.accelerator import EXPANSION, usearch  # noqa: E402
 from zoo.search import Index, TextCache  # noqa: E402
 from zoo.utils.arrays import unit_rows  # noqa: E402
 from zoo.utils.env import available_cores  # noqa: E402

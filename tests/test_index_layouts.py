@@ -7,7 +7,7 @@ import pytest
 from old_index import write_old
 
 from zoo.embeddings import catalogue as catalogue_module
-from zoo.embeddings import manifest, store, where
+from zoo.embeddings import entries, manifest, store
 from zoo.embeddings.catalogue import NAME, Catalogue
 from zoo.search import Index
 from zoo.utils.arrays import unit_rows
@@ -125,7 +125,7 @@ def test_filters_compare_as_python_does(vectors, tmp_path):
 
 def test_a_function_as_filter_says_that_it_is_slow(vectors, tmp_path, monkeypatch):
     index = Index.build(vectors, tmp_path / "i")
-    monkeypatch.setattr(where, "SLOW_ENTRIES", 299)
+    monkeypatch.setattr(entries, "SLOW_ENTRIES", 299)
     with pytest.warns(UserWarning, match="all 300 vectors, which is slow"):
         index.search(vectors[0], where=bool)
 

@@ -6,9 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from zoo.embeddings import accelerator, graph
-from zoo.embeddings.accelerator import CANDIDATES, KINDS, Accelerator, Accelerators
-from zoo.embeddings.graph import Graph
+from zoo.embeddings import accelerator
+from zoo.embeddings.accelerator import CANDIDATES, KINDS, Accelerator, Accelerators, Graph
 from zoo.embeddings.segment import quantize
 from zoo.embeddings.vectors import Vectors
 from zoo.search import Index
@@ -185,22 +184,22 @@ def near_plane(rng, count, dim=256, rank=20, seed=0):
 
 
 def test_leading_directions_are_the_fewest_that_explain_the_share(rng, monkeypatch):
-    monkeypatch.setattr(graph, "LINE", 1)
+    monkeypatch.setattr(accelerator, "LINE", 1)
     axes = np.eye(6, dtype=np.float32)
     sample = 3 * axes[[4] * 60 + [1] * 39 + [0]]  # shares 0.6, 0.39 and 0.01
-    monkeypatch.setattr(graph, "EXPLAINED", 0.985)
-    found = graph.leading_directions(sample)
+    monkeypatch.setattr(accelerator, "EXPLAINED", 0.985)
+    found = accelerator.leading_directions(sample)
     np.testing.assert_allclose(np.abs(found), axes[[4, 1]].T, atol=1e-6)
-    assert graph.explained(sample, found) == pytest.approx(0.99)
-    assert graph.explained(axes, found) == pytest.approx(2 / 6)
-    monkeypatch.setattr(graph, "EXPLAINED", 0.995)
-    assert graph.leading_directions(sample).shape == (6, 3)
-    np.testing.assert_array_equal(graph.leading_directions(axes), axes)  # all are needed
+    assert accelerator.explained(sample, found) == pytest.approx(0.99)
+    assert accelerator.explained(axes, found) == pytest.approx(2 / 6)
+    monkeypatch.setattr(accelerator, "EXPLAINED", 0.995)
+    assert accelerator.leading_directions(sample).shape == (6, 3)
+    np.testing.assert_array_equal(accelerator.leading_directions(axes), axes)  # all are needed
     monkeypatch.undo()
     rows = near_plane(rng, 500)
-    found = graph.leading_directions(rows)
-    assert found.shape == (256, graph.LINE) and graph.explained(rows, found) > graph.EXPLAINED
-    np.testing.assert_allclose(found.T @ found, np.eye(graph.LINE), atol=1e-5)
+    found = accelerator.leading_directions(rows)
+    assert found.shape == (256, accelerator.LINE) and accelerator.explained(rows, found) > accelerator.EXPLAINED
+    np.testing.assert_allclose(found.T @ found, np.eye(accelerator.LINE), atol=1e-5)
 
 
 def test_a_graph_of_few_directions_still_scores_with_the_vectors(tmp_path, rng):

@@ -2,7 +2,13 @@
 
 `int8` is a copy with a byte per number, which usearch scans completely. The largest error of a copied row is known, so
 a search can tell when no other row can be among the best. The candidates are scored with the original vectors, and the
-result is exact. `hnsw` is a graph (see `Graph`); a search reads a few thousand of its rows and is approximate.
+result is exact.
+
+`hnsw` is a usearch graph (arXiv:1603.09320) of vectors projected onto their leading principal directions; a search is
+approximate. It reads a few thousand rows in random order and waits for memory at each one, so rows should take few
+cache lines. Embeddings of trained models lie near a subspace, which the principal directions of a sample span. The
+graph gives candidates only, which are scored with the original vectors. Its file: HEADER zero bytes, the directions,
+float32 (D, d), and usearch's own data, whose rows begin after 8 bytes.
 
 An accelerator records the digests of the segments it was built from, and is ignored for others. It can be rebuilt at
 any time. usearch is imported at first use: `pip install "convnext-clip-zoo[search]"`.
@@ -19,7 +25,6 @@ from pathlib import Path
 import numpy as np
 
 from clip import Field
-from zoo.embeddings.graph import EXPANSION, Graph, usearch
 from zoo.embeddings.segment import inner_products, map_file, quantize
 from zoo.embeddings.store import Store
 from zoo.embeddings.terms import contains
@@ -35,6 +40,11 @@ CANDIDATES = {"int8": (256, 16), "hnsw": (64, 4)}  # in the first request: at le
 MORE_CANDIDATES = 8  # factor of each further request
 PORTION = 100_000  # vectors between two writes of a graph, from which a killed run resumes
 SAMPLE = 8192  # vectors that a graph's directions are computed from
+CONNECTIVITY, EXPANSION = 32, 128  # usearch's 16 has a lower recall at a million vectors, or takes longer
+# Share of the sample's squared length along the directions: of a new graph, and to keep adding to an old one.
+EXPLAINED, STILL_EXPLAINED = 0.99, 0.98
+LINE = 64  # int8 numbers in a cache line
+HEADER = LINE - 8  # bytes, which align usearch's rows with cache lines
 
 COUNT = Field.integer(1, 1 << 40)
 FACTS = {
@@ -46,6 +56,62 @@ FACTS = {
     "digest": text(64),
     "directions": Field.integer(0, 1 << 40),
 }
+
+
+class Graph:
+    """A graph of unit vectors, stored as int8 rows along `directions`, float32 (D, d).
+
+    Args:
+        index: usearch's index.
+        mapped: the memory map that the index reads, to which usearch keeps no reference.
+    """
+
+    def __init__(self, directions: np.ndarray, index, mapped: np.ndarray | None = None):
+        self.directions, self._index, self._mapped = directions, index, mapped
+
+    @classmethod
+    def new(cls, sample: np.ndarray, connectivity: int = CONNECTIVITY, expansion: int = EXPANSION) -> "Graph":
+        """Return an empty graph for vectors like the sample, float32 (n, D)."""
+        directions = leading_directions(sample)
+        return cls(directions, _empty(directions, connectivity=connectivity, expansion_add=expansion))
+
+    @classmethod
+    def open(cls, path: Path, shape: tuple[int, int], *, adding: bool = False) -> "Graph":
+        """Return a saved graph, memory-mapped for searching or loaded for adding; `shape` is that of its directions.
+
+        usearch does not check what it reads, so the file's digest must have been compared.
+        """
+        whole = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        after = HEADER + 4 * shape[0] * shape[1]
+        directions, written = whole[HEADER:after].view("<f4").reshape(shape).copy(), whole[after:]
+        index = _empty(directions)
+        (index.load if adding else index.view)(written)
+        return cls(directions, index, None if adding else written)
+
+    def extends(self, sample: np.ndarray, connectivity: int = CONNECTIVITY, expansion: int = EXPANSION) -> bool:
+        """Whether vectors like the sample can be added, with these options, which then hold."""
+        self._index.expansion_add = expansion
+        return self._index.connectivity == connectivity and explained(sample, self.directions) >= STILL_EXPLAINED
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def add(self, unit: np.ndarray) -> None:
+        """Add unit rows, float32 (n, D)."""
+        first = len(self)
+        self._index.add(np.arange(first, first + len(unit)), quantize(unit @ self.directions)[0])
+
+    def search(self, unit: np.ndarray, count: int, expansion: int) -> np.ndarray:
+        """Return the places, int64 (count,), of vectors found near a unit vector, float32 (D,)."""
+        self._index.expansion_search = expansion
+        return self._index.search(quantize(unit @ self.directions)[0], count).keys.astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Write the graph's file atomically."""
+        with atomic_write(path) as file:
+            file.write(bytes(HEADER))
+            file.write(self.directions.astype("<f4").data)
+            file.write(self._index.save())
 
 
 @dataclass(eq=False)
@@ -235,3 +301,36 @@ class Accelerators:
 
 def _file(folder: Path, kind: str) -> Path:
     return folder / f"accelerator-{kind}.bin"
+
+
+def leading_directions(sample: np.ndarray) -> np.ndarray:
+    """Return principal directions of rows float32 (n, D), float32 (D, d), orthonormal.
+
+    d is the smallest multiple of LINE that explains the share EXPLAINED of the rows' squared length. Where that takes
+    all D, the result is the identity.
+    """
+    unit = unit_rows(sample)
+    lengths, directions = np.linalg.eigh(unit.T @ unit)  # in ascending order
+    needed = 1 + int(np.searchsorted(np.cumsum(lengths[::-1]), EXPLAINED * len(unit)))
+    count = -(-needed // LINE) * LINE
+    if count >= len(directions):
+        return np.eye(len(directions), dtype=np.float32)
+    return np.ascontiguousarray(directions[:, ::-1][:, :count])
+
+
+def explained(rows: np.ndarray, directions: np.ndarray) -> float:
+    """Return the mean share of the squared length of rows float32 (n, D) along directions (D, d)."""
+    return float(np.square(unit_rows(rows) @ directions).sum() / len(rows))
+
+
+def usearch():
+    """Return the module `usearch.index`; ImportError says how to install it."""
+    try:
+        import usearch.index
+    except ImportError as error:
+        raise ImportError('accelerators need usearch: pip install "convnext-clip-zoo[search]"') from error
+    return usearch.index
+
+
+def _empty(directions: np.ndarray, **options):
+    return usearch().Index(ndim=directions.shape[1], metric="cos", dtype="i8", **options)

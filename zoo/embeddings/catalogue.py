@@ -114,15 +114,10 @@ class Catalogue:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit everything in the block together, or nothing."""
-        with self.lock:
+        with self.lock, self._errors():
             self.query("BEGIN IMMEDIATE")
-            try:
+            with self._connection:
                 yield
-                self.query("COMMIT")
-            except BaseException:
-                with contextlib.suppress(OSError, ValueError):
-                    self.query("ROLLBACK")
-                raise
 
     # Facts.
 

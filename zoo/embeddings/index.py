@@ -15,11 +15,10 @@ import numpy as np
 
 from clip import Field
 from zoo.embeddings.accelerator import KINDS, Accelerators
-from zoo.embeddings.entries import Entries
+from zoo.embeddings.entries import Entries, Where, allowed_places
 from zoo.embeddings.groups import near_groups
 from zoo.embeddings.segment import DTYPES
 from zoo.embeddings.store import Store, checked_entries
-from zoo.embeddings.where import Where, allowed_places
 from zoo.utils.strict_json import list_of
 from zoo.utils.text import quoted, shown
 

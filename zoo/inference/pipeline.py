@@ -15,7 +15,7 @@ from clip import check_classes
 from zoo.data.preprocess import PreprocessSpec, decode_image, open_image, preprocess
 from zoo.data.records import refuse_url
 from zoo.embeddings import Index, TextCache, combine, parse_query
-from zoo.embeddings.where import Where
+from zoo.embeddings.entries import Where
 from zoo.inference.classifier import Classifier, create_classifier
 from zoo.inference.encoder import Encoder, fastest_batch, keras_encoder, prepare_batches
 from zoo.inference.forward import Forward, compile_forward, onnx_forward

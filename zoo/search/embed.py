@@ -124,9 +124,8 @@ class Partition:
 
 
 class Done(NamedTuple):
-    """A part that is finished: its number, and how many images were embedded and left out."""
+    """How many images of a part were embedded and left out."""
 
-    number: int
     images: int
     left_out: int
 
@@ -178,7 +177,7 @@ class Worker:
             name = self.partition.shards[number][0].rpartition("/")[2]
             part = Part([], np.empty((0, 0), np.float32), [], [], {name: str(error)})
         commit_part(self.folder, number, part, self.plan.model)
-        return Done(number, len(part.ids), len(part.left_out))
+        return Done(len(part.ids), len(part.left_out))
 
 
 def embed_images(
