@@ -4,7 +4,6 @@ Each takes the file of a cache; by default the user's, which is empty before its
 """
 
 import os
-from pathlib import Path
 
 from zoo.embeddings import TextCache, default_cache_path
 from zoo.utils.text import shown

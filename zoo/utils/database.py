@@ -43,8 +43,8 @@ def open_database(
             on disk changes, and the connection stops after MOST_STEPS.
         create: make a missing file, and the tables of an empty one; needs `write`.
         longest: bytes of one value or row; longer ones raise sqlite3.DataError.
-        synchronous: SQLite's setting for writing. In WAL mode the system's crash may undo the last commits with "NORMAL",
-            and none with "FULL".
+        synchronous: SQLite's setting for writing: with "NORMAL" a crash of the system may undo the last commits, with
+            "FULL" none.
 
     Raises:
         ValueError: a link, no regular file, or a schema other than ours.
