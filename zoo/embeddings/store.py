@@ -34,7 +34,7 @@ from zoo.embeddings.segment import (
 )
 from zoo.embeddings.terms import collect_terms
 from zoo.embeddings.vectors import Vectors
-from zoo.utils.files import Locked, lock
+from zoo.utils.files import lock
 from zoo.utils.strict_json import is_utf8
 from zoo.utils.text import quoted, shown
 
@@ -166,16 +166,7 @@ class Store:
         Raises:
             Locked: another process holds it for longer than LOCK_SECONDS.
         """
-        with self._lock, contextlib.ExitStack() as stack:
-            end = time.monotonic() + LOCK_SECONDS
-            while True:
-                try:
-                    stack.enter_context(lock(self.path / ".lock"))
-                    break
-                except Locked:
-                    if time.monotonic() > end:
-                        raise
-                    time.sleep(0.02)
+        with self._lock, lock(self.path / ".lock", LOCK_SECONDS):
             if self._old is not None and self.exists(self.path):  # another process may have written it since
                 close = self._finalizer
                 self._use(*_read(self.path))

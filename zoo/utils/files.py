@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -315,10 +316,13 @@ class Locked(ValueError):
 
 
 @contextlib.contextmanager
-def lock(path: str | Path) -> Iterator[None]:
+def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     """Hold a file's lock during the block. The system releases it when the process ends, also when it is killed.
 
     The file is never removed: two processes could otherwise hold locks of the same name.
+
+    Args:
+        wait: seconds to wait for another holder.
 
     Raises:
         Locked: another process, or another block of this one, holds it.
@@ -328,9 +332,12 @@ def lock(path: str | Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS | _NO_LINK, 0o666)
     try:
         check_regular(path, os.fstat(descriptor))
-        if not _try_lock(descriptor):
-            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-            raise Locked(f"{shown(path)} is held by process {shown(holder) or '(unknown)'}")
+        end = time.monotonic() + wait
+        while not _try_lock(descriptor):
+            if time.monotonic() >= end:
+                holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+                raise Locked(f"{shown(path)} is held by process {shown(holder) or '(unknown)'}")
+            time.sleep(0.02)
         if not _LOCK_CONTENT.fullmatch(os.read(descriptor, 32)):  # a hard link to another file, or another's file
             raise ValueError(f"{shown(path)} is not a lock: it holds more than a process number, and is left alone")
         os.lseek(descriptor, 0, os.SEEK_SET)
