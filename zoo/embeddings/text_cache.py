@@ -112,6 +112,7 @@ class TextCache:
         self._unsaved = Counter[str]()  # not yet added to the counts in the file
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._process = 0  # that opened it
 
     def embed(self, space: str, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
         """Return embeddings, float32 (N, D), from the cache; missing ones are encoded and added to it.
