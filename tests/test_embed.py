@@ -18,6 +18,7 @@ from pipeline_case import album, images, model, pipeline, saved  # noqa: F401
 from zoo.cli import main
 from zoo.embeddings.parts import commit_part, read_parts, read_plan
 from zoo.search import engines
+from zoo.search.build import build_index
 from zoo.search.embed import Job, Worker, embed_images
 
 pytestmark = [pytest.mark.backend, pytest.mark.once]
@@ -140,6 +141,8 @@ def test_a_part_of_tar_shards_is_a_shard_and_a_damaged_one_is_left_out(saved, tm
     assert result == {"images": 5, "shards": 2, "left out": 1}
     left_out = json.loads((tmp_path / "e" / "manifest.json").read_text())["left_out"]
     assert list(left_out) == ["digits-0001.tar"] and "not an uncompressed tar file" in left_out["digits-0001.tar"]
+    info = build_index(vectors=str(tmp_path / "e"), model=str(saved), output=str(tmp_path / "i"))
+    assert info["vectors"] == 5 and list(info["left_out"]) == ["digits-0001.tar"]
 
 
 @pytest.mark.slow

@@ -378,9 +378,12 @@ def test_facts_are_formatted_as_text():
         "left out      2, e.g. a.png: damaged",
     ]
     assert to_text(facts).splitlines() == expected
-    assert to_text({"accelerators": ["int8", "hnsw"], "left_out": {}}).splitlines() == [
+    more = {"accelerators": ["int8", "hnsw"], "left_out": {}, "hit_rate": 1 / 3, "unrelated": [0.25] * 100}
+    assert to_text(more).splitlines() == [
         "accelerators  int8, hnsw",
         "left out      0",
+        "hit rate      0.3333",
+        "unrelated     100, e.g. 0.25",
     ]
 
 

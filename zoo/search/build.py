@@ -21,6 +21,7 @@ from zoo.utils.text import quoted, shown
 
 DUPLICATE = "the same bytes as "
 MOST_DRAWN = 100  # groups of near-duplicates on a sheet
+MOST_NAMED = 8  # entries of a list in a text
 # Facts of an index that the commands use; users of `Index` may keep others.
 FACTS = {
     "weights": text().or_null(),
@@ -413,7 +414,7 @@ def index_verify(index: str) -> dict:
 
 
 def to_text(facts: dict) -> str:
-    """Format facts, one per line; of a dict, its size and first entry."""
+    """Format facts, one per line; of a dict or a long list, its size and first entry."""
     lines = {shown(name.replace("_", " "), 40): _format(value) for name, value in facts.items()}
     width = 2 + max(map(len, lines), default=0)
     return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())
@@ -423,4 +424,7 @@ def _format(value) -> str:
     if isinstance(value, dict):
         first = ": ".join(shown(part) for part in next(iter(value.items()), ()) if part)
         return f"{len(value)}, e.g. {first}" if value else "0"
-    return shown(", ".join(map(shown, value))) or "none" if isinstance(value, list) else shown(value)
+    if isinstance(value, list):
+        long = len(value) > MOST_NAMED
+        return f"{len(value)}, e.g. {shown(value[0])}" if long else shown(", ".join(map(shown, value))) or "none"
+    return shown(round(value, 4) if isinstance(value, float) else value)
