@@ -1,16 +1,24 @@
-"""Scaling of training from one process to two, one core each: steps/s of the same global batch, in alternating rounds.
+"""Scaling of training from one process to two, one core each: seconds of a step of `zoo train contrastive`.
 
-    python tests/bench_processes.py [--backend jax] [--rounds 3] [--batch-size 64] [--image-size 64]
+    python tests/bench_processes.py [--backend jax] [--rounds 3] [--batch-size 64] [--image-size 128]
 
-Trains ConvNeXt V2 Atto's pair on captioned photographs through `zoo train contrastive`, alone on one core and with
-`--local-processes 2` on two. The efficiency is the speed of two over twice the speed of one. The first epoch, in which
-the step is compiled, does not count.
+Trains ConvNeXt V2 Atto's CLIP model on captioned photographs and prints the efficiency of two processes:
+
+- weak scaling, the usual figure of data parallelism: each process has the batch that one process had alone, and the
+  efficiency is the images/s of two over twice the images/s of one;
+- strong scaling: two processes share the batch of one, and the efficiency is the time of one over twice that of two;
+- unconnected: as weak scaling, with two runs that do not know of each other. This is what the machine allows, whose
+  cores share memory and clock.
+
+The time of an update, and of what two processes exchange, follow from the same runs. A time is the median of a run's
+steps after the first, in which the step is compiled, and then over the rounds, which alternate.
 """
 
 import argparse
 import csv
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,34 +26,65 @@ import tempfile
 from pathlib import Path
 
 from zoo.bench.uses import write_photographs
+from zoo.weights import read_checkpoint
+
+RUNS = {  # name: (runs at the same time, processes of each, images of a batch as a multiple of --batch-size)
+    "one": (1, 1, 1),
+    "one, half the batch": (1, 1, 0.5),
+    "unconnected": (2, 1, 1),
+    "weak": (1, 2, 2),
+    "strong": (1, 2, 1),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--backend", default="jax", choices=("jax", "torch"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--context-length", type=int, default=77)
     options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[:2]
     with tempfile.TemporaryDirectory() as scratch:
-        table = write_table(Path(scratch), options.images)
-        seconds: dict[int, list[float]] = {1: [], 2: []}
-        for number in range(options.rounds):
-            for processes in seconds:
-                os.sched_setaffinity(0, cores[:processes])
-                seconds[processes].append(step(table, Path(scratch) / f"{processes}-{number}", processes, options))
-                os.sched_setaffinity(0, cores)
-                print(f"{processes} processes: {1000 * seconds[processes][-1]:.0f} ms a step", flush=True)
-        one, two = (statistics.median(values) for values in seconds.values())
-        print(f"1 → 2 processes: {1000 * one:.0f} → {1000 * two:.0f} ms a step, efficiency {one / two / 2:.2f}")
+        folder = Path(scratch)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+        write_photographs(2 * options.batch_size * options.steps, folder)
+        seconds: dict[str, list[float]] = {name: [] for name in RUNS}
+        for _ in range(options.rounds):
+            for name, (copies, processes, multiple) in RUNS.items():
+                step, weights = train(folder, copies, processes, int(multiple * options.batch_size), options)
+                seconds[name].append(step)
+                print(f"{name}: {step:.3f} s a step", flush=True)
+    report({name: statistics.median(values) for name, values in seconds.items()}, weights, options)
+
+
+def train(folder: Path, copies: int, processes: int, batch_size: int, options) -> tuple[float, int]:
+    """Train on `processes` cores, or in `copies` runs on a core each; return (seconds of a step, number of weights)."""
+    cores = sorted(os.sched_getaffinity(0))
+    table = write_table(folder, batch_size * options.steps)
+    command = [sys.executable, "-m", "zoo", "train", "contrastive", "--model", "convnext_v2_atto"]
+    command += ["--backend", options.backend, "--train-data", str(table), "--image-size", str(options.image_size)]
+    command += ["--batch-size", str(batch_size), "--context-length", str(options.context_length), "--epochs", "1"]
+    command += ["--log-every", "1", "--threads", "1"]
+    command += ["--local-processes", str(processes)] if processes > 1 else []
+    outputs = [folder / f"run-{number}" for number in range(copies)]
+    started = []
+    for number, output in enumerate(outputs):
+        os.sched_setaffinity(0, cores[number : number + processes])  # inherited by the run
+        started.append(subprocess.Popen([*command, "--output", str(output)], stdout=subprocess.DEVNULL))
+    os.sched_setaffinity(0, cores)
+    if any([run.wait() for run in started]):
+        sys.exit(f"failed: {' '.join(command)}")
+    rows = [json.loads(line) for output in outputs for line in (output / "history.jsonl").read_text().splitlines()]
+    weights = sum(array.size for array in read_checkpoint(outputs[0] / "model.safetensors").tensors.values())
+    for output in outputs:
+        shutil.rmtree(output)
+    return statistics.median(row["seconds"] for row in rows if row["step"] > 1), weights
 
 
 def write_table(folder: Path, count: int) -> Path:
-    """Write photographs and a table with a caption of each."""
-    write_photographs(count, folder)
+    """Write a table with a caption of each of the first photographs."""
     path = folder / "train.csv"
     with open(path, "w", newline="") as file:
         rows = csv.writer(file)
@@ -54,17 +93,20 @@ def write_table(folder: Path, count: int) -> Path:
     return path
 
 
-def step(table: Path, output: Path, processes: int, options: argparse.Namespace) -> float:
-    """Return the seconds of a step, the median over the epochs after the first."""
-    command = [sys.executable, "-m", "zoo", "train", "contrastive", "--model", "convnext_v2_atto"]
-    command += ["--backend", options.backend, "--train-data", str(table), "--output", str(output)]
-    command += ["--image-size", str(options.image_size)]
-    command += ["--batch-size", str(options.batch_size), "--epochs", str(options.epochs), "--log-every", "1"]
-    command += ["--context-length", "16", "--save-every", "1000", "--threads", "1"]
-    command += ["--local-processes", str(processes)] if processes > 1 else []
-    subprocess.run(command, check=True, capture_output=True)
-    rows = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
-    return statistics.median(row["seconds"] for row in rows if row["epoch"] > 1 and "seconds" in row)
+def report(seconds: dict[str, float], weights: int, options) -> None:
+    """Print what the medians say."""
+    one, half, unconnected, weak, strong = seconds.values()
+    size, pixels = options.batch_size, options.image_size
+    print(
+        f"\n{options.backend}, {weights:,} weights, images of {pixels} × {pixels}, {options.context_length} tokens\n"
+        f"{size} pairs on one process: {one:.3f} s a step, {size / one:.1f} images/s; the update, which does "
+        f"not depend on the batch: {max(0.0, 2 * half - one):.3f} s\n"
+        f"each process sends and receives {4 * weights / 1e6:.0f} MB of gradients a step, which takes "
+        f"{weak - unconnected:.3f} s, waiting included\n"
+        f"weak scaling, {size} pairs a process: {one:.3f} → {weak:.3f} s, efficiency {one / weak:.2f}\n"
+        f"two unconnected runs of {size} pairs: {one:.3f} → {unconnected:.3f} s, efficiency {one / unconnected:.2f}\n"
+        f"strong scaling, {size // 2} pairs a process: {one:.3f} → {strong:.3f} s, efficiency {one / strong / 2:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -158,13 +158,12 @@ class Repeat:
 def create_ours(case, table, threads):
     """Return {job: function of the number of steps}, with the model and optimizer of `zoo train`."""
     from zoo.training.loop import Steps
-    from zoo.training.processes import Watch
 
     model = create_model(case)
     arrange = (lambda batch: batch) if case == "pair" else (lambda batch: (batch["images"], batch["label"]))
 
     def fit(source, steps):
-        model.fit(Steps(source, range(steps), arrange, Watch(Path())), shuffle=False, verbose=0)
+        model.fit(Steps(source, range(steps), arrange), shuffle=False, verbose=0)
 
     def make(steps):
         with create_batches(case, table, threads, prefetch=0) as batches:

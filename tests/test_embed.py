@@ -156,9 +156,9 @@ def test_the_same_files_from_several_processes_though_one_is_killed(saved, tmp_p
     def give_and_kill(self, number):
         give(self, number)
         if number == 3:
-            process = next(process for process, given in self.busy.values() if given == number)
+            child = next(child for child, given in self.busy.values() if given == number)
             if not killed:
-                killed.append(os.kill(process.pid, signal.SIGKILL))
+                killed.append(os.kill(child.process.pid, signal.SIGKILL))
 
     monkeypatch.setattr(engines.Processes, "give", give_and_kill)
     embed_images(source, output=str(tmp_path / "e"), workers=2, **options)

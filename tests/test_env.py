@@ -205,3 +205,19 @@ def test_memory_settings_are_not_touched_without_glibc(monkeypatch):
     monkeypatch.setattr(env.sys, "platform", "linux")
     monkeypatch.setattr(env.ctypes, "CDLL", lambda _: object())
     assert env.keep_freed_memory() is False
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot restrict a process to cores")
+def test_processes_that_are_started_share_the_cores():
+    cores = os.sched_getaffinity(0)
+    tell = [sys.executable, "-c", "import os; print(*sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])"]
+    shares = []
+    for number in range(processes := min(2, len(cores))):
+        with env.share_of_cores(number, processes) as variables:
+            words = subprocess.run(tell, env=os.environ | variables, capture_output=True, text=True, check=True).stdout
+        *share, threads = map(int, words.split())
+        assert threads == len(cores) // processes and len(share) >= threads
+        shares += share
+    assert sorted(shares) == sorted(cores) == sorted(os.sched_getaffinity(0))
+    with env.share_of_cores(0, len(cores) + 1) as variables:
+        assert os.sched_getaffinity(0) == cores and variables["NPROC"] == "1"

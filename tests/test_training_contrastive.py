@@ -398,7 +398,7 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(contrastive.registry, "create_model", lambda *_, **__: contrastive.clip.create_clip(ROW))
     backend = ["--backend", keras.backend.backend()]
     assert cli.main(command(table, tmp_path / "whole", *backend)) == 0
-    fit, count = contrastive.Batches.batch, []
+    fit, count = Batches.batch, []
 
     def batch(self, epoch, step):
         count.append(1)
@@ -406,7 +406,7 @@ def test_the_command_resumes_bit_for_bit(table, tmp_path, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGTERM)
         return fit(self, epoch, step)
 
-    monkeypatch.setattr(contrastive.Batches, "batch", batch)
+    monkeypatch.setattr(Batches, "batch", batch)
     assert cli.main(command(table, tmp_path / "parts", *backend)) == 0
     position = newest_checkpoint(tmp_path / "parts" / "checkpoints").progress["position"]
     assert 0 < position < 6

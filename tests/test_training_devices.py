@@ -19,7 +19,7 @@ from training_case import BASE, ROW
 import zoo
 from clip import create_clip
 from convnext import Variant, create_fcmae
-from zoo.training import classify, contrastive, pretrain
+from zoo.training import classify, setup
 from zoo.training.config import parse_config
 from zoo.training.devices import parallel
 from zoo.training.two_pass import EMBEDDINGS
@@ -34,7 +34,7 @@ CLASSIFIER = {
 
 def train_on_one_and_on_four(mode, data, folder):
     """What the child process does: prints losses, weights' differences and the devices that held the weights."""
-    places, shares, durably = [], set(), contrastive.fit_resumable
+    places, shares, durably = [], set(), setup.fit_resumable
 
     def fit_resumable(model, *arguments, **options):
         outcome = durably(model, *arguments, **options)
@@ -43,10 +43,9 @@ def train_on_one_and_on_four(mode, data, folder):
         shares.update(kernel.addressable_shards[0].data.size / kernel.size for kernel in kernels)
         return outcome
 
-    for module in (contrastive, classify, pretrain):
-        module.fit_resumable = fit_resumable
-        # plain descent in place of Adam, which divides gradients by their size, and with them their rounding
-        module.create_optimizer = lambda *_, **__: keras.optimizers.SGD(0.1)
+    setup.fit_resumable = fit_resumable
+    # plain descent in place of Adam, which divides gradients by their size, and with them their rounding
+    setup.create_optimizer = lambda *_, **__: keras.optimizers.SGD(0.1)
     weights, losses = [], []
     for devices in (None, 4):
         output, options = f"{folder}/{devices}", {"devices": devices}

@@ -10,7 +10,7 @@ import zoo
 from clip import Pair, Text, ViT, create_clip
 from convnext import create_convnext_v2
 from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
-from zoo.training import contrastive
+from zoo.training import setup
 from zoo.training.distillation import Teacher
 
 pytestmark = pytest.mark.backend
@@ -43,8 +43,8 @@ def test_a_teacher_adds_to_the_loss_and_does_not_change(table, teacher, tmp_path
         seen["logits"] = keras.ops.convert_to_numpy(pair.logits(*seen["embeddings"].values()))
         return original(pair, batches, output, config, arrange=arrange, **options)
 
-    original = contrastive.fit_resumable
-    monkeypatch.setattr(contrastive, "fit_resumable", fit_resumable)
+    original = setup.fit_resumable
+    monkeypatch.setattr(setup, "fit_resumable", fit_resumable)
     before = teacher.get_weights()
     zoo.train(ROW, table, output=tmp_path, **BASE, teacher=teacher, distill_weight=0.5, accumulate=accumulate)
     assert all(np.array_equal(*pair) for pair in zip(before, teacher.get_weights(), strict=True))

@@ -21,7 +21,8 @@ from training_case import BASE, ROW
 
 import zoo
 from convnext import AdamW, Variant, create_fcmae, create_resnet
-from zoo.training import contrastive, processes
+from zoo.data import Batches
+from zoo.training import processes, setup
 
 pytestmark = pytest.mark.backend
 connects = pytest.mark.only("jax", "torch")
@@ -36,10 +37,10 @@ OPTIMIZERS = {
 def train(output, data, options):
     kind = options.pop("optimizer", "sgd")
     if kind in OPTIMIZERS:
-        contrastive.create_optimizer = lambda *_, **__: OPTIMIZERS[kind]()
+        setup.create_optimizer = lambda *_, **__: OPTIMIZERS[kind]()
     if options.pop("hang", -1) == options.get("process_id"):
-        read = contrastive.Batches.__getitem__
-        contrastive.Batches.__getitem__ = lambda self, i: time.sleep(1e6) if i == 1 else read(self, i)
+        read = Batches.__getitem__
+        Batches.__getitem__ = lambda self, i: time.sleep(1e6) if i == 1 else read(self, i)
     processes.Watch.__init__.__defaults__ = (options.pop("stuck", 600.0),)
     zoo.train(ROW, data, output=output, **{**BASE, **options})
 

@@ -14,8 +14,9 @@ import zoo
 from clip import ConvNeXt, Pair, Text, ViT, create_clip
 from convnext import Variant, create_convnext_v2
 from zoo import cli
+from zoo.data import Batches
 from zoo.data.records import digest
-from zoo.training import classify, config, contrastive, pretrain
+from zoo.training import classify, config, contrastive, pretrain, setup
 from zoo.training.loop import Outcome
 
 TEXT = Text(width=16, heads=2, layers=1)
@@ -91,7 +92,7 @@ def describe(model, batches, output, run, *, arrange=None, validate=None, should
 
 
 def is_batches(value):
-    return isinstance(value, zoo.training.classify.Batches)
+    return isinstance(value, Batches)
 
 
 def loss_name(model):
@@ -108,8 +109,8 @@ def record(monkeypatch):
         found.append(describe(*arguments, **options))
         return Outcome(True, 0, 0, 0)
 
+    monkeypatch.setattr(setup, "fit_resumable", fit_resumable)
     for module in (contrastive, classify, pretrain):
-        monkeypatch.setattr(module, "fit_resumable", fit_resumable)
         monkeypatch.setattr(module, "write_model", lambda *_: Path("model.safetensors"))
     monkeypatch.setattr(pretrain, "write_report", lambda *_: None)
     monkeypatch.setattr(classify, "with_softmax", lambda *_: None)

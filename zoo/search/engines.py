@@ -7,9 +7,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoo.utils.env import available_cores, require_packages
+from zoo.utils.env import require_packages, share_of_cores, thread_limits
 from zoo.utils.progress import SECONDS
 from zoo.utils.text import shown
 
@@ -119,25 +119,24 @@ class Processes:
     """Workers that each embed one part at a time: processes of this machine, each with its share of the cores."""
 
     def __init__(self, job: "Job", workers: int):
-        self.job, self.threads = job, max(1, available_cores() // workers)
+        self.job, self.workers = job, workers
         self.context = multiprocessing.get_context("spawn")
-        self.free: list[tuple[Any, Connection]] = []
-        self.busy: dict[Connection, tuple[Any, int]] = {}
-        for _ in range(workers):
-            self.free.append(self._start())
+        self.free = [self._start(share) for share in range(workers)]
+        self.busy: dict[Connection, tuple[_Child, int]] = {}
 
-    def _start(self) -> tuple[Any, Connection]:
+    def _start(self, share: int) -> "_Child":
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=_work, args=(self.job, theirs), daemon=True)
         before = dict(os.environ)
-        os.environ.update(_thread_limits(self.threads))  # read by the libraries when the process imports them
-        try:
-            process.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        with share_of_cores(share, self.workers) as variables:
+            os.environ.update(variables)  # read by the libraries when the process imports them
+            try:
+                process.start()
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
         theirs.close()
-        return process, ours
+        return _Child(process, ours, share)
 
     def idle(self) -> int:
         """Return how many parts could be given out now."""
@@ -145,14 +144,17 @@ class Processes:
 
     def give(self, number: int) -> None:
         """Let an idle worker embed a part."""
-        process, pipe = self.free.pop()
+        child = self.free.pop()
         try:
-            pipe.send(number)
+            child.pipe.send(number)
         except OSError:  # it died while it was idle
-            process.join()
-            process, pipe = self._start()
-            pipe.send(number)
-        self.busy[pipe] = process, number
+            child = self._replace(child)
+            child.pipe.send(number)
+        self.busy[child.pipe] = child, number
+
+    def _replace(self, dead: "_Child") -> "_Child":
+        dead.process.join()
+        return self._start(dead.share)
 
     def collect(self) -> Iterator[tuple[int, "Done | str"]]:
         """Wait until something happens; yield each part that ended: (number, `Done`, or why its worker died).
@@ -164,24 +166,31 @@ class Processes:
         """
         for pipe in wait(list(self.busy)):
             assert isinstance(pipe, Connection)
-            process, number = self.busy.pop(pipe)
+            child, number = self.busy.pop(pipe)
             try:
                 outcome = pipe.recv()
             except (EOFError, OSError):
-                process.join()
-                self.free.append(self._start())
-                yield number, f"{CRASHED} with exit code {process.exitcode}"
+                self.free.append(self._replace(child))
+                yield number, f"{CRASHED} with exit code {child.process.exitcode}"
                 continue
             if isinstance(outcome, Exception):
                 raise outcome
-            self.free.append((process, pipe))
+            self.free.append(child)
             yield number, outcome
 
     def close(self) -> None:
-        for process, pipe in [*self.free, *((process, pipe) for pipe, (process, _) in self.busy.items())]:
-            pipe.close()
-            process.terminate()
-            process.join()
+        for child in [*self.free, *(child for child, _ in self.busy.values())]:
+            child.pipe.close()
+            child.process.terminate()
+            child.process.join()
+
+
+class _Child(NamedTuple):
+    """A process with our end of its pipe, and the number of its share of the cores."""
+
+    process: Any
+    pipe: Connection
+    share: int
 
 
 def _work(job: "Job", pipe: Connection) -> None:
@@ -230,7 +239,7 @@ class Actors:
     def _start(self) -> None:
         from zoo.search.embed import Worker
 
-        variables = _thread_limits(1)
+        variables = thread_limits(1)
         if "KERAS_BACKEND" in os.environ:
             variables["KERAS_BACKEND"] = os.environ["KERAS_BACKEND"]
         gpus = 1 if self.ray.cluster_resources().get("GPU", 0) else 0
@@ -282,9 +291,3 @@ class Actors:
             self.ray.kill(actor)
         if self.own:
             self.ray.shutdown()
-
-
-def _thread_limits(threads: int) -> dict[str, str]:
-    """Return environment variables that give each of several processes its share of the cores."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
-    return dict.fromkeys(names, str(threads))

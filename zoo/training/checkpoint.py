@@ -117,16 +117,9 @@ def newest_progress(folder: str | Path) -> dict:
     return {}
 
 
-def newest_identity(folder: str | Path) -> dict:
-    """Return the identity of the run whose checkpoints a folder holds; {} if unknown."""
-    identity = newest_progress(folder).get("identity")
-    return identity if isinstance(identity, dict) else {}
-
-
 def first_epochs(progress: dict) -> int | None:
     """Return the epochs that a run had when it began, before it was resumed with more; None if unknown."""
-    identity = progress.get("identity")
-    epochs = progress.get("first_epochs", identity.get("epochs") if isinstance(identity, dict) else None)
+    epochs = progress.get("first_epochs", progress.get("identity", {}).get("epochs"))
     return epochs if isinstance(epochs, int) and epochs > 0 else None
 
 

@@ -24,19 +24,15 @@ from zoo.training import processes
 from zoo.training.architecture import describe_model, named_model
 from zoo.training.config import ClassifierConfig, read_config
 from zoo.training.layer_decay import update_factors
-from zoo.training.loop import Outcome, RunConfig, fit_resumable
-from zoo.training.optimizer import create_optimizer
+from zoo.training.loop import Outcome
 from zoo.training.result import finished, write_model
 from zoo.training.setup import (
     BAD_HELD_OUT,
-    BAD_SAMPLES,
-    check_rates,
-    compile_options,
-    compile_resumable,
-    describe_schedule,
-    optimizer_options,
-    own_part,
+    check_numbers,
+    compile_with,
+    fit,
     sample_options,
+    training_batches,
     training_scope,
     training_spec,
 )
@@ -52,22 +48,10 @@ from zoo.weights.schema import RESNET, field_error
 IMAGE_SIZE = 224
 CLASSES = "classes.json"
 NOT_IDENTITY = {
-    *("output", "train_data", "validation_data", "data_root", "report_to"),
-    *(
-        "threads",
-        "devices",
-        "model_axis",
-        "save_every",
-        "log_every",
-        "validate_every",
-        "max_skipped",
-        "max_bad_fraction",
-    ),
-    "checkpoint_activations",
-    *("coordinator", "processes", "process_id"),
+    *("output", "train_data", "validation_data", "data_root", "report_to", "threads", "checkpoint_activations"),
+    *("save_every", "log_every", "validate_every", "max_skipped", "max_bad_fraction"),
+    *("devices", "model_axis", "coordinator", "processes", "process_id"),
 }
-
-
 LOSSES = ("cross_entropy", "focal")
 # Of a model that a config describes; from Python any row can be trained. The largest published classifier,
 # ConvNeXt-XXLarge, has 846 million weights, and the deepest, ResNet-152, 50 blocks.
@@ -101,13 +85,12 @@ def train_classifier(config: ClassifierConfig, *, resume: bool = False) -> Outco
     Raises:
         ValueError: options that contradict each other, unusable data, or an output folder in use; before training.
     """
-    check_rates(config, "learning_rate", "weight_decay", "clip_norm", "focal_gamma")
+    check_numbers(config, "focal_gamma")
     with processes.joined(config):
         return _train(config, resume)
 
 
 def _train(config: ClassifierConfig, resume: bool) -> Outcome:
-    run = RunConfig.of(config)
     data: dict[str, Any] = {name: getattr(config, name) for name in ("image_key", "label_key", "data_root")}
     dataset = open_dataset(config.train_data, needs="labels", **data)
     assert dataset.labels is not None
@@ -125,28 +108,24 @@ def _train(config: ClassifierConfig, resume: bool) -> Outcome:
         raise ValueError(f"class_weights has {len(config.class_weights)} numbers for {count} classes")
     held_out = _open_held_out(config, dataset, data)
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
     with training_scope(config, resume):
         model, description = create_classifier(config, count)
         assert description.preprocess is not None
         spec = training_spec(description.preprocess, output)
-        with _batches(config, dataset, spec, count) as batches:
-            steps = config.epochs * batches.steps
-            rates = optimizer_options(config, steps)
-            _compile(model, config, steps, rates, count)
+        with training_batches(config, dataset, spec, augment=_augment(config), mix=_mix(config, count)) as batches:
+            rates = _compile(model, config, config.epochs * batches.steps, count)
             validate = None if held_out is None else _validation(model, config, held_out, spec)
             identity = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
-            outcome = fit_resumable(
+            outcome = fit(
+                config,
                 model,
                 batches,
-                output,
-                run,
+                rates,
                 arrange=functools.partial(_arrange, count, config.class_weights),
                 validate=validate,
                 should_stop=no_improvement(config.early_stopping) if validate else None,
                 identity=identity,
                 resume=resume,
-                schedule=describe_schedule(config, steps, rates),
             )
     path = write_model(with_softmax(model, description), output, spec)
     if processes.is_first():
@@ -256,16 +235,14 @@ def with_softmax(model, description: ModelConfig) -> keras.Model:
     return final
 
 
-def _compile(model, config, steps, rates, count) -> None:
-    optimizer = create_optimizer(config.learning_rate, steps, **rates)
+def _compile(model: keras.Model, config: ClassifierConfig, steps: int, count: int) -> dict[str, Any]:
     metrics = [keras.metrics.CategoricalAccuracy(name="accuracy")]
-    loss = create_loss(config)
     factors = None if config.layer_decay is None else update_factors(model, config.layer_decay)
-    options: dict[str, Any] = {"factors": factors, "loss": loss, "metrics": metrics}
-    compile_resumable(model, optimizer, **compile_options(config), **options)
-    blank = np.zeros((1, count), np.float32)
-    model.compute_metrics(None, ops.convert_to_tensor(blank), ops.convert_to_tensor(blank))  # creates their variables
+    rates = compile_with(config, model, steps, factors=factors, loss=create_loss(config), metrics=metrics)
+    blank = ops.convert_to_tensor(np.zeros((1, count), np.float32))
+    model.compute_metrics(None, blank, blank)  # creates their variables
     model.reset_metrics()
+    return rates
 
 
 def create_loss(config: ClassifierConfig) -> Callable:
@@ -299,26 +276,17 @@ def _import_loss(name: str) -> Callable:
 # The data.
 
 
-def _batches(config, dataset, spec, count) -> Batches:
-    mix = None
-    if config.mixup or config.cutmix:
-        mix = Mix(count, mixup=config.mixup, cutmix=config.cutmix)
-    augment = Augment(
+def _augment(config: ClassifierConfig) -> Augment:
+    return Augment(
         scale=tuple(config.crop_scale or (0.08, 1.0)),
         flip=config.flip,
         rand_augment=RandAugment() if config.rand_augment else None,
         erase=config.random_erasing,
     )
-    return Batches(
-        dataset,
-        spec,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        augment=augment,
-        mix=mix,
-        **sample_options(config, BAD_SAMPLES),
-        **own_part(),
-    )
+
+
+def _mix(config: ClassifierConfig, count: int) -> Mix | None:
+    return Mix(count, mixup=config.mixup, cutmix=config.cutmix) if config.mixup or config.cutmix else None
 
 
 def _arrange(count, class_weights, batch):

@@ -256,9 +256,6 @@ class ClassifierConfig(TrainConfig):
     validation_data: str | None = option(None, "data to validate on, read like train_data", metavar="PATH")
     output: str = option("classify-output", "folder for model.safetensors, checkpoints and history", metavar="DIR")
     label_key: str | None = option("label", "column of a table with classes")
-    data_root: str | None = option(
-        None, "base folder for relative paths in a table; default: the table's folder", metavar="DIR"
-    )
     image_size: int | None = option(None, "image side in pixels; default: that of the named model, or 224")
     layer_decay: float | None = option(
         None,

@@ -9,26 +9,24 @@ from typing import Any
 import numpy as np
 
 import clip
-from zoo.data import CONTRASTIVE, Batches, Dataset, open_dataset
+from zoo.data import CONTRASTIVE, Dataset, open_dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models import registry
 from zoo.training import processes
 from zoo.training.config import MAX_CONTEXT, ContrastiveConfig, accepts, from_open_clip
 from zoo.training.distillation import load_teacher, preprocessing
-from zoo.training.loop import Outcome, RunConfig, fit_resumable
-from zoo.training.optimizer import create_optimizer
+from zoo.training.loop import Outcome
 from zoo.training.result import finished, write_model
 from zoo.training.setup import (
     BAD_HELD_OUT,
-    BAD_SAMPLES,
     check_not_existing,
-    check_rates,
-    compile_options,
-    compile_resumable,
-    describe_schedule,
-    optimizer_options,
-    own_part,
+    check_numbers,
+    check_unchanged,
+    compile_with,
+    fit,
+    identity_of,
     sample_options,
+    training_batches,
     training_scope,
     training_spec,
 )
@@ -68,7 +66,7 @@ def train(model: "str | clip.Pair | clip.CLIP", train_data: str | Path | Dataset
 
 
 def _train(config: ContrastiveConfig) -> Outcome:
-    train_data, run = config.train_data, RunConfig.of(config)
+    train_data = config.train_data
     names = ("image_key", "caption_key", "label_key", "data_root")
     columns = {name: getattr(config, name) for name in names}
     dataset = open_dataset(train_data, needs="captions", **columns)
@@ -82,30 +80,15 @@ def _train(config: ContrastiveConfig) -> Outcome:
         pair.image_encoder.trainable, pair.text_encoder.trainable = not config.lock_image, not config.lock_text
         spec = training_spec(preprocessing(pair), output)
         arrange: dict[str, Any] = {} if config.teacher is None else {"arrange": load_teacher(config.teacher, spec)}
-        output.mkdir(parents=True, exist_ok=True)
-        options = sample_options(config, BAD_SAMPLES) | {"seed": config.seed, "batch_size": config.batch_size}
-        options |= own_part()
-        with Batches(dataset, spec, augment=CONTRASTIVE, tokenize=tokenize, **options) as batches:
-            steps = config.epochs * batches.steps
-            rates = optimizer_options(config, steps)
-            optimizer = create_optimizer(config.learning_rate, steps, **rates)
+        with training_batches(config, dataset, spec, augment=CONTRASTIVE, tokenize=tokenize) as batches:
             loss: dict[str, Any] = {"loss": config.loss, "distill_weight": config.distill_weight}
-            compile_resumable(pair, optimizer, **compile_options(config), **loss)
+            rates = compile_with(config, pair, config.epochs * batches.steps, **loss)
             _compare_with_all(pair)
             if config.accumulate > 1:
                 accumulate_gradients(pair, config.accumulate)
             validate = None if held_out is None else _validation(pair, config, held_out, spec, tokenize)
-            outcome = fit_resumable(
-                pair,
-                batches,
-                output,
-                run,
-                validate=validate,
-                identity=_identity(config, rates, pair),
-                resume=config.resume,
-                schedule=describe_schedule(config, steps, rates),
-                **arrange,
-            )
+            options: dict[str, Any] = {"identity": _identity(config, rates, pair), "resume": config.resume, **arrange}
+            outcome = fit(config, pair, batches, rates, validate=validate, **options)
         with pair.optimizer.averaged():
             path = write_model(pair, output, spec)
     data = config.validation_data or train_data
@@ -121,17 +104,15 @@ def run(**options: Any) -> Outcome:
 
 def _identity(config: ContrastiveConfig, rates: dict[str, Any], pair: clip.CLIP) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be resumed. Earlier checkpoints hold these keys too."""
-    identity = {"learning_rate": config.learning_rate, "epochs": config.epochs, **rates, "loss": config.loss}
-    identity |= {"ema": config.ema, "precision": config.precision, "accumulate": config.accumulate}
+    identity = identity_of(config, rates) | {"loss": config.loss, "accumulate": config.accumulate}
     identity |= {"locked": [config.lock_image, config.lock_text], "model": pair.architecture}
-    identity |= {"weights": config.weights and str(config.weights)}
     if config.teacher is not None:
         identity |= {"teacher": str(config.teacher), "distill_weight": config.distill_weight}
     return identity
 
 
 def _check(config: ContrastiveConfig) -> None:
-    check_rates(config, "learning_rate", "weight_decay", "clip_norm", "distill_weight")
+    check_numbers(config, "distill_weight")
     if config.loss not in LOSSES:
         raise ValueError(f"loss={config.loss!r}; it must be one of {', '.join(LOSSES)}")
     if config.accumulate < 1 or config.batch_size % config.accumulate:
@@ -153,9 +134,7 @@ def create_pair(config: ContrastiveConfig) -> clip.CLIP:
     model = config.model
     shape = {"image_size": config.image_size, "stem_stride": config.stem_stride}
     if isinstance(model, clip.CLIP):
-        given = [name for name, value in {**shape, "weights": config.weights}.items() if value is not None]
-        if given:
-            raise ValueError(f"{', '.join(given)} cannot be changed in an existing model; leave them out")
+        check_unchanged({**shape, "weights": config.weights})
         return model
     options: dict[str, Any] = {name: value for name, value in shape.items() if value is not None}
     options |= SIGLIP_START if config.loss == "siglip" else {}

@@ -10,9 +10,8 @@ import clip
 from zoo.data.preprocess import PreprocessSpec
 from zoo.models import load_pair
 from zoo.models.registry import Loaded, load
+from zoo.training.two_pass import EMBEDDINGS
 from zoo.weights import native
-
-EMBEDDINGS = ("image_embeddings", "text_embeddings")
 
 
 class Teacher:

@@ -114,7 +114,7 @@ class History:
 
     def add(self, **row) -> None:
         """Log a row; numbers that are not finite become null."""
-        row = {name: _plain(value) for name, value in row.items()}
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         line = json.dumps(row, ensure_ascii=False)
         self.text += f"{line}\n"
         if not self.writes:
@@ -166,10 +166,3 @@ def _panel(title: str, curves: dict[str, str], rows: Sequence[dict]) -> Panel:
     steps = steps[:: -(-len(steps) // MOST_POINTS)]
     values = {label: [at[step].get(name, math.nan) for step in steps] for label, name in curves.items()}
     return Panel(title, steps, values, xlabel="step", percent=title in PERCENT, joined=True)
-
-
-def _plain(value):
-    """Return a value that JSON can hold."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

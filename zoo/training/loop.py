@@ -5,6 +5,7 @@ seeds, moments, averages and metrics. So a resumed run continues as if it had ne
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -52,7 +53,6 @@ class RunConfig:
         log_every: steps per row of the history.
         validate_every: steps between validations; None for one per epoch.
         max_skipped: consecutive skipped updates after which the run returns to its last checkpoint.
-        keep: number of checkpoints kept.
         report_to: "tensorboard" also writes the history for it.
     """
 
@@ -61,16 +61,13 @@ class RunConfig:
     log_every: int = 10
     validate_every: int | None = None
     max_skipped: int = 10
-    keep: int = 2
     report_to: str | None = None
 
     def __post_init__(self):
         if self.report_to not in (None, *REPORTS):
             raise ValueError(f"report_to={self.report_to!r}; it must be one of {', '.join(REPORTS)}")
         for name, value in vars(self).items():
-            if name == "report_to":
-                continue
-            if name in ("save_every", "validate_every") and value is None:
+            if name == "report_to" or value is None and name in ("save_every", "validate_every"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}; it must be an integer of at least 1")
@@ -78,8 +75,7 @@ class RunConfig:
     @classmethod
     def of(cls, config: TrainConfig) -> "RunConfig":
         """Return the part of a mode's config that the loop needs."""
-        names = ("epochs", "save_every", "log_every", "validate_every", "max_skipped", "report_to")
-        return cls(**{name: getattr(config, name) for name in names})
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -128,26 +124,26 @@ class Steps(keras.utils.PyDataset):
         batches: `zoo.data.Batches`; batch i counts through all epochs.
         places: numbers of the batches.
         arrange: from a batch to what `fit` takes.
-        watch: `processes.Watch`, which is told what this process does.
+        note: told the place and what this process does with it, for `processes.Watch`.
     """
 
-    def __init__(self, batches, places, arrange, watch):
+    def __init__(self, batches, places, arrange, note=lambda place, doing: None):  # noqa: ARG005
         super().__init__()
-        self.batches, self.places, self.arrange, self.watch = batches, places, arrange, watch
+        self.batches, self.places, self.arrange, self.note = batches, places, arrange, note
         self.error = None
 
     def __len__(self):
         return len(self.places)
 
     def __getitem__(self, index):
-        self.watch.note(self.places[index], "reading")
+        self.note(self.places[index], "reading")
         try:
             return self.arrange(self.batches[self.places[index]])
         except Exception as error:
             self.error = error  # TensorFlow wraps what a data set raises
             raise
         finally:
-            self.watch.note(self.places[index], "computing")
+            self.note(self.places[index], "computing")
 
 
 def fit_resumable(
@@ -244,28 +240,31 @@ class _Run(keras.callbacks.Callback):
             raise ValueError(
                 f"{shown(self.folder)} holds checkpoints of a run. Resume it (resume), or give another output folder."
             )
+        if found is not None:
+            self._check_identity(found)
+            self._restore(found)
+        text = "" if found is None else found.history
+        self.history = History(self.output / HISTORY, text, self.config.report_to, writes=processes.is_first())
         if found is None:
-            self.history = self._new_history("")
             if resume:
                 print(f"Nothing to resume in {shown(self.output)}: starting from the beginning.", flush=True)
             self.save()
-        else:
-            self._check_identity(found)
-            self._restore(found)
-            self.history = self._new_history(found.history)
-            self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
-            print(f"Resuming from {shown(found.path)} at step {self.position} of {self.steps}.", flush=True)
-            before = found.progress["identity"].get("epochs", self.config.epochs)
-            if before != self.config.epochs:
-                rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
-                print(
-                    f"With {self.config.epochs} epochs instead of {before}, the learning rate falls to 0 at step "
-                    f"{self.steps}; it continues at {rate:.3g}.",
-                    flush=True,
-                )
+            return
+        self._stop_early()
+        print(f"Resuming from {shown(found.path)} at step {self.position} of {self.steps}.", flush=True)
+        before = found.progress["identity"].get("epochs", self.config.epochs)
+        if before != self.config.epochs:
+            print(
+                f"With {self.config.epochs} epochs instead of {before}, the learning rate falls to 0 at step "
+                f"{self.steps}; it continues at {self._learning_rate():.3g}.",
+                flush=True,
+            )
 
-    def _new_history(self, text: str) -> History:
-        return History(self.output / HISTORY, text, self.config.report_to, writes=processes.is_first())
+    def _learning_rate(self) -> float:
+        return float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+    def _stop_early(self) -> None:
+        self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
 
     def close(self) -> None:
         self.watch.close()
@@ -294,13 +293,12 @@ class _Run(keras.callbacks.Callback):
         processes.average(self.model.metrics_variables)
         if not processes.is_first():
             return
-        groups = self._variable_groups().items()
-        state = {f"{group}/{i:05d}": ops.convert_to_numpy(v) for group, vs in groups for i, v in enumerate(vs)}
+        state = {name: ops.convert_to_numpy(variable) for name, variable in self._variables().items()}
         state |= {f"{RANDOM}/{name}": array for name, array in random_state().items()}
         progress = {"identity": self.identity, "position": self.position, "left_out": self.left_out}
         progress["first_epochs"] = self.first_epochs
         try:
-            save_checkpoint(self.folder, state, progress, history=self.history.text, keep=self.config.keep)
+            save_checkpoint(self.folder, state, progress, history=self.history.text)
         except OSError as error:
             print(
                 f"\nNo checkpoint at step {self.position}: {shown(error)}. The previous one is kept.",
@@ -316,19 +314,16 @@ class _Run(keras.callbacks.Callback):
                 f"{shown(found.path)} is at step {position} and leaves out {len(left_out)} batches, up to "
                 f"{max(left_out, default=0)}; the run has {self.steps} steps"
             )
-        groups = self._variable_groups()
-        expected = {f"{group}/{i:05d}": v for group, vs in groups.items() for i, v in enumerate(vs)}
+        expected = self._variables()
         outside = {name for name in found.state if name.startswith(RANDOM)}
         if expected.keys() != found.state.keys() - outside:
             raise ValueError(
                 f"{shown(found.path)} holds {len(found.state)} variables; the model and optimizer have {len(expected)}"
             )
         for name, variable in expected.items():
-            if tuple(variable.shape) != found.state[name].shape:
-                raise ValueError(
-                    f"{shown(found.path)}: {name} is {found.state[name].shape}; {variable.path} is {variable.shape}"
-                )
             values = found.state[name]
+            if tuple(variable.shape) != values.shape:
+                raise ValueError(f"{shown(found.path)}: {name} is {values.shape}; {variable.path} is {variable.shape}")
             if name.startswith("model/") and values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise ValueError(f"{shown(found.path)}: {name}, {variable.path}, holds NaN or infinity")
         set_random_state({name.removeprefix(f"{RANDOM}/"): found.state[name] for name in outside})
@@ -342,9 +337,11 @@ class _Run(keras.callbacks.Callback):
         self.first_epochs = first_epochs(found.progress) or self.config.epochs
         self.said_skipped, self.logged = self.skipped, self.position
 
-    def _variable_groups(self) -> dict[str, list]:
+    def _variables(self) -> dict[str, Any]:
+        """Return {name in a checkpoint: variable}."""
         model = self.model
-        return {"model": model.variables, "optimizer": model.optimizer.variables, "metrics": model.metrics_variables}
+        groups = {"model": model.variables, "optimizer": model.optimizer.variables, "metrics": model.metrics_variables}
+        return {f"{group}/{i:05d}": variable for group, those in groups.items() for i, variable in enumerate(those)}
 
     # The steps of one epoch.
 
@@ -356,9 +353,10 @@ class _Run(keras.callbacks.Callback):
         if not places:
             self.position, self.metrics = ends, None
             return
-        data = Steps(self.batches, places, self.arrange, self.watch)
+        data = Steps(self.batches, places, self.arrange, self.watch.note)
         self.places, self.in_trouble = places, False
-        self.bar = keras.utils.Progbar(self.batches.steps, verbose=_verbosity(), unit_name="step")
+        verbosity = 1 if sys.stdout.isatty() else 2  # a progress bar on a terminal, one line per epoch elsewhere
+        self.bar = keras.utils.Progbar(self.batches.steps, verbose=verbosity, unit_name="step")
         self.started = time.perf_counter()
         print(f"Epoch {epoch + 1}/{self.config.epochs}", flush=True)
         try:
@@ -385,17 +383,20 @@ class _Run(keras.callbacks.Callback):
         ends = batch == len(self.places) - 1
         if ends:
             self.position = -(-self.position // self.batches.steps) * self.batches.steps
-        due = self._due
-        stops = self._agreed_to_stop(due(self.config.log_every, ends) or ends)
-        if due(self.config.log_every, ends) or ends or stops:
-            self._inspect(logs, log=due(self.config.log_every, ends) or ends)
+        due = lambda every: ends if every is None else self.position % every == 0  # noqa: E731
+        logs_now = ends or due(self.config.log_every)
+        stops = self._agreed_to_stop(logs_now)
+        if logs_now or stops:
+            self.in_trouble = self._in_a_row() >= self.config.max_skipped
+        if logs_now:
+            self._log(logs)
         if self.in_trouble:
             self.model.stop_training = True
             return
-        if self.validate is not None and due(self.config.validate_every, ends):
+        if self.validate is not None and due(self.config.validate_every):
             self._validate()
         self.stopping = stops and not self.finished
-        if due(self.config.save_every, ends) and not self._in_a_row() or self.stopping or self.finished:
+        if due(self.config.save_every) and not self._in_a_row() or self.stopping or self.finished:
             self.save()
         if ends:
             self.random = random_state()  # as a checkpoint at this step holds it
@@ -408,31 +409,23 @@ class _Run(keras.callbacks.Callback):
             return self.stop.is_set()
         return logged and processes.total(self.stop.is_set()) > 0
 
-    def _due(self, every: int | None, epoch_ends: bool) -> bool:
-        return epoch_ends if every is None else self.position % every == 0
-
     def _in_a_row(self) -> int:
         return int(ops.convert_to_numpy(self.model.optimizer.in_a_row))
 
-    def _inspect(self, logs, *, log: bool) -> None:
-        """Check for consecutive skipped updates; log a row if one is due."""
-        self.in_trouble = self._in_a_row() >= self.config.max_skipped
-        if not log:
-            return
-        rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
+    def _log(self, logs) -> None:
+        """Log a row."""
+        row: dict[str, Any] = {**processes.average_logs(logs), "learning_rate": self._learning_rate()}
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
-        row: dict[str, Any] = {**processes.average_logs(logs), "learning_rate": rate}
         self.bar.stateful_metrics = set(row)  # not averaged again
-        self.bar.update((self.position - 1) % self.batches.steps + 1, values=[(k, v) for k, v in row.items()])
-        row["skipped"] = self.skipped
-        self._say_skipped(row["skipped"])
-        self.history.add(epoch=self._epoch, step=self.position, **row, seconds=round(seconds, 3))
+        self.bar.update((self.position - 1) % self.batches.steps + 1, values=list(row.items()))
+        self._say_skipped()
+        self.history.add(epoch=self._epoch, step=self.position, **row, skipped=self.skipped, seconds=round(seconds, 3))
         self.model.reset_metrics()
 
-    def _say_skipped(self, skipped: int) -> None:
+    def _say_skipped(self) -> None:
         """Print how many updates were skipped since the last row, and why."""
-        new, first = skipped - self.said_skipped, self.logged + 1
-        self.said_skipped, self.logged = skipped, self.position
+        new, first = self.skipped - self.said_skipped, self.logged + 1
+        self.said_skipped, self.logged = self.skipped, self.position
         if new <= 0:
             return
         steps = f"Step {first}" if first == self.position else f"Steps {first} to {self.position}"
@@ -459,18 +452,15 @@ class _Run(keras.callbacks.Callback):
         self.watch.note(self.position, "computing")
         self.history.add(epoch=self._epoch, step=self.position, **metrics)
         print(f"\n{validation_text(self.position, metrics)}", flush=True)
-        self.ends_early = self.should_stop is not None and self.should_stop(self.history.rows)
+        self._stop_early()
         if self.ends_early and self.position < self.steps:
             print("Early stopping: the validations no longer improve.", flush=True)
 
     def _roll_back(self) -> None:
         """Return to the last checkpoint and leave out the batches of the skipped updates from now on."""
-        culprits: list[int] = []
-        count, place = self._in_a_row(), self.position - 1
-        while len(culprits) < count and place >= 0:
-            if place not in self.left_out:
-                culprits.append(place)
-            place -= 1
+        count = self._in_a_row()
+        done = (place for place in range(self.position) if place not in self.left_out)
+        culprits = list(done)[-count:]
         processes.barrier("the checkpoint is written")
         found = newest_checkpoint(self.folder)
         if found is None:
@@ -486,8 +476,8 @@ class _Run(keras.callbacks.Callback):
         self._restore(found)
         self.left_out = left_out
         self.history.restore(found.history)
-        self.history.add(epoch=self._epoch, step=self.position, event="went back", left_out=sorted(culprits))
-        print(f"\nReturned to step {self.position}; leaving out batches {sorted(culprits)}.", flush=True)
+        self.history.add(epoch=self._epoch, step=self.position, event="went back", left_out=culprits)
+        print(f"\nReturned to step {self.position}; leaving out batches {culprits}.", flush=True)
 
 
 @contextlib.contextmanager
@@ -511,8 +501,3 @@ def _stop_on_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _verbosity() -> int:
-    """Return Keras' verbosity: a progress bar on a terminal, one line per epoch elsewhere."""
-    return 1 if sys.stdout.isatty() else 2

@@ -18,20 +18,18 @@ from zoo.models import registry
 from zoo.training import processes
 from zoo.training.config import PretrainConfig, accepts
 from zoo.training.devices import without_distribution
-from zoo.training.loop import Outcome, RunConfig, fit_resumable
-from zoo.training.optimizer import create_optimizer
+from zoo.training.loop import Outcome
 from zoo.training.result import finished, write_model
 from zoo.training.setup import (
     BAD_HELD_OUT,
-    BAD_SAMPLES,
     check_not_existing,
-    check_rates,
-    compile_options,
-    compile_resumable,
-    describe_schedule,
-    optimizer_options,
-    own_part,
+    check_numbers,
+    check_unchanged,
+    compile_with,
+    fit,
+    identity_of,
     sample_options,
+    training_batches,
     training_scope,
     training_spec,
 )
@@ -68,38 +66,31 @@ def pretrain(
         ValueError: options that contradict each other, unusable data, or an output folder in use; before training.
     """
     config = PretrainConfig(model=model, train_data=train_data, **options)
-    check_rates(config, "learning_rate", "weight_decay", "clip_norm")
+    check_numbers(config)
     with processes.joined(config):
         return _pretrain(config)
 
 
 def _pretrain(config: PretrainConfig) -> Outcome:
-    model, train_data, run = config.model, config.train_data, RunConfig.of(config)
     columns: dict[str, Any] = {"image_key": config.image_key, "data_root": config.data_root}
-    dataset = open_dataset(train_data, needs="images", **columns)
+    dataset = open_dataset(config.train_data, needs="images", **columns)
     output = Path(config.output)
-    check_not_existing(config, model)
+    check_not_existing(config, config.model)
     with training_scope(config, config.resume):
         fcmae = create(config)
         spec = training_spec(preprocessing(fcmae), output)
-        output.mkdir(parents=True, exist_ok=True)
-        batch: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed}
-        options = own_part() | sample_options(config, BAD_SAMPLES)
         augment = Augment(scale=(config.crop_scale, 1.0), flip=config.flip)
-        with Batches(dataset, spec, augment=augment, **batch, **options) as batches:
-            steps = config.epochs * batches.steps
-            rates = optimizer_options(config, steps)
+        with training_batches(config, dataset, spec, augment=augment) as batches:
             excluded = [fcmae.decoder.get_layer("mask_token").token]
-            optimizer = create_optimizer(config.learning_rate, steps, excluded=excluded, **rates)
-            compile_resumable(fcmae, optimizer, **compile_options(config))
+            rates = compile_with(config, fcmae, config.epochs * batches.steps, excluded=excluded)
             validate = None
             if config.validation_data is not None:
                 images = open_dataset(config.validation_data, needs="images", **columns)
-                held_out = held_out_batches(images, spec, **batch, **sample_options(config, BAD_HELD_OUT))
+                samples = sample_options(config, BAD_HELD_OUT) | {"seed": config.seed}
+                held_out = held_out_batches(images, spec, batch_size=config.batch_size, **samples)
                 validate = functools.partial(evaluate, fcmae, held_out)
-            identity = _identity(config, rates, fcmae)
-            given: dict[str, Any] = {"resume": config.resume, "schedule": describe_schedule(config, steps, rates)}
-            outcome = fit_resumable(fcmae, batches, output, run, validate=validate, identity=identity, **given)
+            options: dict[str, Any] = {"identity": _identity(config, rates, fcmae), "resume": config.resume}
+            outcome = fit(config, fcmae, batches, rates, validate=validate, **options)
         with fcmae.optimizer.averaged(), without_distribution():
             path = write_model(fcmae.encoder, output, spec)
             # Every process computes the images, because the weights are on all of them.
@@ -109,9 +100,7 @@ def _pretrain(config: PretrainConfig) -> Outcome:
 
 def _identity(config: PretrainConfig, rates: dict[str, Any], fcmae: convnext.FCMAE) -> dict[str, Any]:
     """Return what must be the same for a checkpoint to be resumed. Earlier checkpoints hold these keys too."""
-    identity = {"learning_rate": config.learning_rate, "epochs": config.epochs, **rates}
-    identity |= {"ema": config.ema, "precision": config.precision, "model": describe(fcmae.encoder).arguments}
-    identity |= {"weights": config.weights and str(config.weights)}
+    identity = identity_of(config, rates) | {"model": describe(fcmae.encoder).arguments}
     return identity | {key: fcmae.get_config()[key] for key in (*DECODER, "normalize_target")}
 
 
@@ -120,9 +109,7 @@ def create(config: PretrainConfig) -> convnext.FCMAE:
     model, weights = config.model, config.weights
     shape = {"image_size": config.image_size, "stem_stride": config.stem_stride, "weights": weights}
     if isinstance(model, convnext.FCMAE):
-        given = [name for name, value in shape.items() if value is not None]
-        if given:
-            raise ValueError(f"{', '.join(given)} cannot be changed in an existing model; leave them out")
+        check_unchanged(shape)
         return model
     size = config.image_size or IMAGE_SIZE
     arguments: dict[str, Any] = {

@@ -1,12 +1,10 @@
 """The connected processes of a run. On JAX, XLA sees one global batch; on PyTorch, each process computes on its own
 part, and embeddings and gradients are exchanged.
-
-Both have `rank`, `count`, `barrier(name)`, `total(number)` and `close()`.
 """
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,10 +14,37 @@ import numpy as np
 HEARTBEAT = 30  # seconds after which JAX counts a silent process as dead
 JOIN = 300  # seconds that PyTorch's processes wait for each other at the start
 LOOPBACK = ("127.0.0.1", "localhost")
+TABLE_ROWS = 8192  # at least, of a table of which only some rows are exchanged
 TORCHRUN = {"processes": "WORLD_SIZE", "process_id": "RANK"}  # option → variable that torchrun sets
 
 
-class JaxGroup:
+class Alone:
+    """The only process of a run, and what the groups of several have in common."""
+
+    rank, count = 0, 1
+
+    def barrier(self, name: str) -> None:
+        """Wait until all processes are here."""
+
+    def total(self, number: int) -> int:
+        """Return the sum of a number over all processes, which all must ask for."""
+        return number
+
+    def close(self) -> None:
+        """Leave the group, together with the others."""
+
+    # On PyTorch a process computes on its own part of a batch; on JAX, arrays hold the whole batch.
+
+    def gather(self, rows: Any) -> Any:
+        """Return the rows of all processes."""
+        return rows
+
+    def means(self, numbers: Sequence[float]) -> Sequence[float]:
+        """Return the means of numbers over the processes."""
+        return numbers
+
+
+class JaxGroup(Alone):
     """Processes connected by `jax.distributed`, with gloo on CPUs.
 
     Args:
@@ -56,7 +81,7 @@ class JaxGroup:
         jax.distributed.shutdown()
 
 
-class TorchGroup:
+class TorchGroup(Alone):
     """Processes connected by `torch.distributed`: gloo on CPUs, NCCL on GPUs. Arguments and errors as in `JaxGroup`."""
 
     def __init__(self, coordinator: str, processes: int, process_id: int):
@@ -112,16 +137,35 @@ class TorchGroup:
         return torch.cat(parts)
 
     def average(self, tensors: Sequence) -> None:
-        """Replace tensors by their means over the processes."""
+        """Replace tensors by their means over the processes, in one message.
+
+        Of large tables, such as token embeddings, only the rows that are not zero on every process are sent.
+        """
         import torch
 
         with torch.no_grad():
-            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            rows = [self._rows_in_use(tensor) for tensor in tensors]
+            sent = [tensor if used is None else tensor[used] for tensor, used in zip(tensors, rows, strict=True)]
+            flat = torch.cat([values.reshape(-1) for values in sent])
             self.distributed.all_reduce(flat)
-            flat /= self.count
-            parts = flat.split([tensor.numel() for tensor in tensors])
-            for tensor, part in zip(tensors, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+            parts = flat.div_(self.count).split([values.numel() for values in sent])
+            for tensor, used, values, part in zip(tensors, rows, sent, parts, strict=True):
+                tensor[... if used is None else used] = part.view_as(values)
+
+    def _rows_in_use(self, tensor):
+        """Return the rows (N,) of a large table that some process changes; None for other tensors."""
+        if tensor.ndim != 2 or len(tensor) < TABLE_ROWS:
+            return None
+        used = tensor.any(dim=1).int()
+        self.distributed.all_reduce(used)
+        return used.nonzero()[:, 0]
+
+    def means(self, numbers: Sequence[float]) -> Sequence[float]:
+        import torch
+
+        values = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
+        self.average([values])
+        return values.tolist()
 
     def take_over(self, tensors: Sequence) -> None:
         """Replace tensors by the first process's."""
@@ -129,7 +173,7 @@ class TorchGroup:
             self.distributed.broadcast(tensor.detach(), 0)
 
 
-GROUPS: dict[str, type[JaxGroup] | type[TorchGroup]] = {"jax": JaxGroup, "torch": TorchGroup}
+GROUPS: dict[str, Callable[[str, int, int], Alone]] = {"jax": JaxGroup, "torch": TorchGroup}
 
 
 def from_torchrun() -> dict[str, Any]:

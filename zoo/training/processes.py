@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from convnext import changed_by_call
 from zoo.training.config import TrainConfig
-from zoo.training.process_groups import GROUPS, JaxGroup, TorchGroup, from_torchrun
-from zoo.utils.env import available_cores
+from zoo.training.process_groups import GROUPS, Alone, TorchGroup, from_torchrun
+from zoo.utils.env import share_of_cores
 from zoo.utils.files import atomic_write, make_folder
 from zoo.utils.strict_json import OBJECT, read_json
 
@@ -31,19 +32,18 @@ STUCK = 600.0  # seconds without a step after which a run ends; the first step o
 REPORT = 5.0  # seconds between two reports of a process
 VALIDATING = "validating"  # what takes as long as its data are many, and is not watched
 FAILED, STUCK_CODE = 1, 70
-FLAGS = ("--coordinator", "--processes", "--process-id")
 
-_group: JaxGroup | TorchGroup | None = None
+_group: Alone = Alone()
 
 
 def count() -> int:
     """Return the number of processes of this run."""
-    return 1 if _group is None else _group.count
+    return _group.count
 
 
 def rank() -> int:
     """Return the number of this process, 0 for the first."""
-    return 0 if _group is None else _group.rank
+    return _group.rank
 
 
 def is_first() -> bool:
@@ -66,16 +66,15 @@ def joined(config: TrainConfig) -> Iterator[None]:
     """
     if config.coordinator is None and config.processes is None and config.process_id is None:
         config = dataclasses.replace(config, **from_torchrun())
-    if not _check(config):
+    address = _checked_address(config)
+    if address is None:
         yield
         return
     global _group
-    coordinator, number, process_id = config.coordinator, config.processes, config.process_id
-    assert coordinator is not None and number is not None and process_id is not None
     try:
-        _group = GROUPS[keras.backend.backend()](coordinator, number, process_id)
+        _group = GROUPS[keras.backend.backend()](*address)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"process {process_id} cannot join the run at {coordinator}: {error}") from None
+        raise ValueError(f"process {address[2]} cannot join the run at {address[0]}: {error}") from None
     silent = contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(open(os.devnull, "w"))  # noqa: SIM115
     try:
         with silent:
@@ -84,21 +83,20 @@ def joined(config: TrainConfig) -> Iterator[None]:
     except Exception as error:
         print(f"zoo: process {rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(FAILED)
-    _group = None
+    _group = Alone()
 
 
-def _check(config: TrainConfig) -> bool:
-    """Return whether a run has several processes; raise ValueError for options that do not fit."""
-    given = [name for name in ("coordinator", "processes", "process_id") if getattr(config, name) is not None]
-    if not given:
-        return False
-    if len(given) < 3:
-        raise ValueError(f"{', '.join(given)}: coordinator, processes and process_id belong together")
+def _checked_address(config: TrainConfig) -> tuple[str, int, int] | None:
+    """Return coordinator, processes and process_id, None for a run of one; ValueError for options that do not fit."""
+    coordinator, processes, process_id = config.coordinator, config.processes, config.process_id
+    if coordinator is None or processes is None or process_id is None:
+        given = [name for name in ("coordinator", "processes", "process_id") if getattr(config, name) is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)}: coordinator, processes and process_id belong together")
+        return None
     backend = keras.backend.backend()
     if backend not in GROUPS:
-        raise ValueError(f"processes={config.processes} needs JAX or PyTorch, not {backend}; run with --backend jax")
-    coordinator, processes, process_id = config.coordinator, config.processes, config.process_id
-    assert coordinator is not None and processes is not None and process_id is not None
+        raise ValueError(f"processes={processes} needs JAX or PyTorch, not {backend}; run with --backend jax")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"coordinator={coordinator!r}; it must be HOST:PORT")
@@ -118,48 +116,38 @@ def _check(config: TrainConfig) -> bool:
             raise ValueError(f"{name} cannot be used with several processes: {why}")
     if config.batch_size // processes % chunks:
         raise ValueError(f"accumulate={chunks} must divide the {config.batch_size // processes} pairs of a process")
-    return processes > 1
+    return (coordinator, processes, process_id) if processes > 1 else None
 
 
 def barrier(name: str) -> None:
     """Wait until all processes are here."""
-    if _group is not None:
-        _group.barrier(name)
+    _group.barrier(name)
 
 
 def total(number: int) -> int:
     """Return the sum of a number over all processes, which all must ask for."""
-    return number if _group is None else _group.total(number)
-
-
-# On PyTorch a process computes on its own part of a batch; on JAX, arrays hold the whole batch.
+    return _group.total(number)
 
 
 def gathers() -> bool:
-    """Whether processes exchange embeddings and gradients: those of PyTorch."""
+    """Whether each process computes on its own part of a batch, and embeddings and gradients are exchanged."""
     return isinstance(_group, TorchGroup)
 
 
-def gather(rows):
-    """Return the rows of all processes, on PyTorch; see `TorchGroup.gather`."""
-    return _group.gather(rows) if isinstance(_group, TorchGroup) else rows
+def gather(rows: Any) -> Any:
+    """Return the rows of all processes, where they exchange them; see `TorchGroup.gather`."""
+    return _group.gather(rows)
 
 
 def average(values: Sequence) -> None:
-    """Replace tensors or variables by their means over the processes, on PyTorch; None is skipped."""
+    """Replace tensors or variables by their means over the processes, where they exchange them; None is skipped."""
     if isinstance(_group, TorchGroup):
         _group.average([getattr(value, "value", value) for value in values if value is not None])
 
 
 def average_logs(logs: Mapping[str, float]) -> dict[str, float]:
-    """Return the means of metrics over the processes, on PyTorch."""
-    if not isinstance(_group, TorchGroup):
-        return dict(logs)
-    import torch
-
-    values = torch.tensor([float(value) for value in logs.values()], dtype=torch.float64)
-    _group.average([values])
-    return dict(zip(logs, values.tolist(), strict=True))
+    """Return the means of metrics over the processes."""
+    return dict(zip(logs, _group.means(list(logs.values())), strict=True))
 
 
 def begin_together(model: keras.Model) -> None:
@@ -209,7 +197,7 @@ class Watch:
         self.folder, self.seconds = output / "processes", seconds
         self.position, self.doing, self.since = 0, "starting", time.monotonic()
         self._end = threading.Event()
-        if _group is not None:
+        if count() > 1:
             make_folder(self.folder)
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -261,16 +249,11 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    command = [sys.executable, "-m", "zoo", *arguments, "--coordinator", address, "--processes", str(processes)]
     children = []
     for number in range(processes):
-        own = dict(zip(FLAGS, (address, str(processes), str(number)), strict=True))
-        command = [sys.executable, "-m", "zoo", *arguments, *(part for pair in own.items() for part in pair)]
-        share = cores[number::processes] if len(cores) >= processes else []
-        limit = {"OMP_NUM_THREADS": str(max(1, available_cores() // processes))}
-        children.append(subprocess.Popen(command, env=os.environ | limit))
-        if share:
-            os.sched_setaffinity(children[-1].pid, share)
+        with share_of_cores(number, processes) as variables:
+            children.append(subprocess.Popen([*command, "--process-id", str(number)], env=os.environ | variables))
     return wait_for(children)
 
 

@@ -1,4 +1,4 @@
-"""What every mode does with its config before `fit_resumable`: checks, precision, devices, options, compilation."""
+"""What every mode does with its config: checks, precision, devices, batches, compilation, and the run itself."""
 
 import contextlib
 import dataclasses
@@ -10,12 +10,14 @@ from typing import Any
 import keras
 
 import convnext
+from zoo.data import Batches, Dataset
 from zoo.data.preprocess import PreprocessSpec
 from zoo.training import processes
-from zoo.training.checkpoint import CHECKPOINTS, first_epochs, newest_identity, newest_progress
+from zoo.training.checkpoint import CHECKPOINTS, first_epochs, newest_progress
 from zoo.training.config import TrainConfig
 from zoo.training.devices import parallel
-from zoo.training.optimizer import SkipNonFinite
+from zoo.training.loop import Outcome, RunConfig, fit_resumable
+from zoo.training.optimizer import SkipNonFinite, create_optimizer
 from zoo.weights.load import announced
 
 BAD_SAMPLES, BAD_HELD_OUT = "bad_samples.jsonl", "bad_validation_samples.jsonl"
@@ -23,12 +25,24 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixe
 FLOAT16_SCALE = 2.0**15
 
 
-def check_rates(config: TrainConfig, *names: str) -> None:
-    """Raise ValueError for an option that is negative, infinite or NaN; None is allowed."""
-    for name in names:
+def check_numbers(config: TrainConfig, *rates: str) -> None:
+    """Raise ValueError for the length of a run, or a rate, that is negative, infinite or NaN; None is allowed.
+
+    Args:
+        rates: names of the mode's own options to check besides those of all modes.
+    """
+    RunConfig.of(config)
+    for name in ("learning_rate", "weight_decay", "clip_norm", *rates):
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name}={value!r}; it must be a number of at least 0")
+
+
+def check_unchanged(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options that would build a model where there is one."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} cannot be changed in an existing model; leave them out")
 
 
 def check_not_existing(config: TrainConfig, *models: Any) -> None:
@@ -73,7 +87,8 @@ def training_spec(spec: PreprocessSpec, output: str | Path) -> PreprocessSpec:
         spec: the model's.
         output: the run's folder.
     """
-    if spec.background is not None or newest_identity(Path(output) / CHECKPOINTS).get("spec") == repr(spec):
+    begun = newest_progress(Path(output) / CHECKPOINTS).get("identity", {})
+    if spec.background is not None or begun.get("spec") == repr(spec):
         return spec
     return dataclasses.replace(spec, background="white")
 
@@ -84,9 +99,12 @@ def sample_options(config: TrainConfig, bad_samples: str) -> dict[str, Any]:
     return {"bad_samples": path, "max_bad_fraction": config.max_bad_fraction, "threads": config.threads}
 
 
-def own_part() -> dict[str, Any]:
-    """Return the options of `Batches` for this process's part of each batch."""
-    return {"rank": processes.rank(), "world_size": processes.count()}
+def training_batches(config: TrainConfig, dataset: Dataset, spec: PreprocessSpec, **options: Any) -> Batches:
+    """Return this process's part of the batches to train on."""
+    Path(config.output).mkdir(parents=True, exist_ok=True)  # for the log of bad samples
+    options |= {"batch_size": config.batch_size, "seed": config.seed}
+    options |= {"rank": processes.rank(), "world_size": processes.count()}
+    return Batches(dataset, spec, **sample_options(config, BAD_SAMPLES), **options)
 
 
 def optimizer_options(config: TrainConfig, steps: int) -> dict[str, Any]:
@@ -105,17 +123,50 @@ def optimizer_options(config: TrainConfig, steps: int) -> dict[str, Any]:
     }
 
 
-def compile_options(config: TrainConfig) -> dict[str, Any]:
-    """Return the options of `compile_resumable` that a config holds."""
-    return {name: getattr(config, name) for name in ("precision", "ema", "checkpoint_activations")}
-
-
 def describe_schedule(config: TrainConfig, steps: int, rates: Mapping[str, Any]) -> str:
     """Return how the learning rate changes in a run of so many steps; `rates` are those of `optimizer_options`."""
     warmup, peak = rates["warmup_steps"], config.learning_rate
     if not warmup:
         return f"{steps} steps; the learning rate falls from {peak:g} to 0."
     return f"{steps} steps; the learning rate rises from 0 to {peak:g} in the first {warmup}, then falls to 0."
+
+
+def compile_with(
+    config: TrainConfig, model: keras.Model, steps: int, *, excluded: list | None = None, **options: Any
+) -> dict[str, Any]:
+    """Compile a model with the optimizer of a config, for a run of so many steps.
+
+    Args:
+        excluded: further variables without weight decay.
+        options: of `compile_resumable`.
+
+    Returns:
+        The options of the optimizer, for `fit` and `identity_of`.
+    """
+    rates = optimizer_options(config, steps)
+    optimizer = create_optimizer(config.learning_rate, steps, excluded=excluded, **rates)
+    given = {name: getattr(config, name) for name in ("precision", "ema", "checkpoint_activations")}
+    compile_resumable(model, optimizer, **given, **options)
+    return rates
+
+
+def identity_of(config: TrainConfig, rates: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of every mode that must be the same for a checkpoint to be resumed.
+
+    Earlier checkpoints hold these keys too.
+    """
+    names = ("learning_rate", "epochs", "ema", "precision")
+    identity = {name: getattr(config, name) for name in names} | rates
+    return identity | {"weights": config.weights and str(config.weights)}
+
+
+def fit(
+    config: TrainConfig, model: keras.Model, batches: Batches, rates: Mapping[str, Any], *, resume: bool, **options: Any
+) -> Outcome:
+    """Train a model from `compile_with` as its config says; `options` are those of `fit_resumable`."""
+    schedule = describe_schedule(config, config.epochs * batches.steps, rates)
+    run = RunConfig.of(config)
+    return fit_resumable(model, batches, Path(config.output), run, resume=resume, schedule=schedule, **options)
 
 
 def compile_resumable(

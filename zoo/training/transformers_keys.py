@@ -12,20 +12,15 @@ from zoo.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from zoo.utils.text import quoted
 
 RENAMED = {  # their key → ours
-    **{"num_train_epochs": "epochs", "num_epochs": "epochs"},
+    **dict.fromkeys(("num_train_epochs", "num_epochs"), "epochs"),
     **dict.fromkeys(("per_device_train_batch_size", "train_batch_size"), "batch_size"),
-    **{
-        "output_dir": "output",
-        "save_steps": "save_every",
-        "eval_steps": "validate_every",
-        "logging_steps": "log_every",
-    },
-    **{"max_grad_norm": "clip_norm", "label_smoothing_factor": "label_smoothing", "dataloader_num_workers": "threads"},
+    **{"output_dir": "output", "dataloader_num_workers": "threads", "num_classes": "num_labels"},
+    **{"save_steps": "save_every", "eval_steps": "validate_every", "logging_steps": "log_every"},
+    **{"max_grad_norm": "clip_norm", "label_smoothing_factor": "label_smoothing", "classifier_dropout": "dropout_rate"},
     **dict.fromkeys(("train_dir", "train_file"), "train_data"),
     **dict.fromkeys(("validation_dir", "validation_file"), "validation_data"),
     **dict.fromkeys(("model_name_or_path", "pretrained_model_name_or_path"), "model"),
-    **{"image_column_name": "image_key", "label_column_name": "label_key", "num_classes": "num_labels"},
-    **{"early_stopping_patience": "early_stopping", "classifier_dropout": "dropout_rate"},
+    **{"image_column_name": "image_key", "label_column_name": "label_key", "early_stopping_patience": "early_stopping"},
     **dict.fromkeys(("size", "crop_size"), "image_size"),
 }
 
@@ -55,18 +50,10 @@ FIXED: dict[str, tuple[Callable[[Any], bool], str]] = {  # their key → (is it 
     "crop_pct": (_close(0.875), "validation crops 0.875 of the resized image"),
     "rescale_factor": (_close(1 / 255), "pixels are divided by 255"),
     "resample": (_is(3), "images are resized with the bicubic filter, 3"),
-    **{
-        key: (_is(True), "every image is resized, cropped, divided by 255 and normalised")
-        for key in (
-            "do_resize",
-            "do_rescale",
-            "do_normalize",
-            "do_center_crop",
-            "do_convert_rgb",
-            "do_train",
-            "do_eval",
-        )
-    },
+    **dict.fromkeys(
+        ("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb", "do_train", "do_eval"),
+        (_is(True), "every image is resized, cropped, divided by 255 and normalised"),
+    ),
     "lr_scheduler_type": (_is("cosine"), "the learning rate follows a cosine"),
     "optim": (lambda value: str(value).startswith("adamw"), "the optimizer is AdamW"),
     "warmup_ratio": (_close(0.1), "give warmup_steps; the default is a tenth of the run"),
@@ -78,10 +65,10 @@ FIXED: dict[str, tuple[Callable[[Any], bool], str]] = {  # their key → (is it 
     "resume_from_checkpoint": (_is(None, False), "give --resume on the command line"),
     "push_to_hub": (_is(False), "models are written to output"),
     "remove_unused_columns": (_is(True, False), ""),
-    **{
-        key: (_is("epoch", "steps", "no"), "give validate_every, save_every or log_every; the default is every epoch")
-        for key in ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy")
-    },
+    **dict.fromkeys(
+        ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy"),
+        (_is("epoch", "steps", "no"), "give validate_every, save_every or log_every; the default is every epoch"),
+    ),
 }
 IGNORED = {  # facts about a file of transformers that mean nothing for training
     *("architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "processor_class"),

@@ -27,6 +27,37 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def share_of_cores(number: int, processes: int) -> Iterator[dict[str, str]]:
+    """Let what is started in the block run on its share of the cores alone.
+
+    Nothing is restricted where there are fewer cores than processes, or where the system cannot restrict.
+
+    Args:
+        number: of the process that is started, from 0.
+        processes: that share the cores.
+
+    Yields:
+        Environment variables with the number of threads, for libraries that do not count the allowed cores.
+    """
+    variables = thread_limits(max(1, available_cores() // processes))
+    if not hasattr(os, "sched_setaffinity") or available_cores() < processes:
+        yield variables
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[number % processes :: processes])  # of this thread; the process inherits it
+    try:
+        yield variables
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def thread_limits(threads: int) -> dict[str, str]:
+    """Return environment variables that limit the threads of numerical libraries in a process that is started."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "TF_NUM_INTRAOP_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
 def installed_backends() -> list[str]:
     """Return Keras' names of the backends that are installed, in order of preference."""
     return [name for name, module in BACKENDS.items() if importlib.util.find_spec(module)]
