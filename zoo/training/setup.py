@@ -156,8 +156,8 @@ def identity_of(config: TrainConfig, rates: Mapping[str, Any]) -> dict[str, Any]
     Earlier checkpoints hold these keys too.
     """
     names = ("learning_rate", "epochs", "ema", "precision")
-    identity = {name: getattr(config, name) for name in names} | rates
-    return identity | {"weights": config.weights and str(config.weights)}
+    identity = {name: getattr(config, name) for name in names}
+    return {**identity, **rates, "weights": config.weights and str(config.weights)}
 
 
 def fit(
