@@ -97,11 +97,12 @@ def report(seconds: dict[str, float], weights: int, options) -> None:
     """Print what the medians say."""
     one, half, unconnected, weak, strong = seconds.values()
     size, pixels = options.batch_size, options.image_size
+    fewer = ", less the rows of the token table that no caption uses" if options.backend == "torch" else ""
     print(
         f"\n{options.backend}, {weights:,} weights, images of {pixels} × {pixels}, {options.context_length} tokens\n"
         f"{size} pairs on one process: {one:.3f} s a step, {size / one:.1f} images/s; the update, which does "
         f"not depend on the batch: {max(0.0, 2 * half - one):.3f} s\n"
-        f"each process sends and receives {4 * weights / 1e6:.0f} MB of gradients a step, which takes "
+        f"each process sends and receives {4 * weights / 1e6:.0f} MB of gradients a step{fewer}, which takes "
         f"{weak - unconnected:.3f} s, waiting included\n"
         f"weak scaling, {size} pairs a process: {one:.3f} → {weak:.3f} s, efficiency {one / weak:.2f}\n"
         f"two unconnected runs of {size} pairs: {one:.3f} → {unconnected:.3f} s, efficiency {one / unconnected:.2f}\n"
