@@ -186,7 +186,7 @@ def test_each_command_has_its_default_output_folder(command, data, plans, tmp_pa
 @pytest.mark.parametrize("command", [*COMMANDS, "train classify"])
 def test_general_flags_work(command, data, plans, capsys, monkeypatch):
     chosen = []
-    monkeypatch.setattr(cli, "choose_backend", lambda *given: chosen.append(given))
+    monkeypatch.setattr(cli, "choose_backend", lambda name, trains: chosen.append((name, trains)))
     if command in COMMANDS:
         words = [word for pair in COMMANDS[command][0].items() for word in pair]
     else:
