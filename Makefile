@@ -90,9 +90,9 @@ $(STAMPS)/test: $(STAMPS)/venv pyproject.toml constraints.txt requirements-oracl
 	@touch $(STAMPS)/jax $(STAMPS)/tensorflow $(STAMPS)/torch $(STAMPS)/lint $(STAMPS)/docs
 
 $(STAMPS)/scale: $(STAMPS)/test
-	@echo 'Installing Ray and Lance'
+	@echo 'Installing Ray, Lance and schemathesis'
 	@rm -f $@
-	@{ $(PIP) -e '.[scale,lance]' && touch $@; } | $(DOWNLOADS); test -f $@
+	@{ $(PIP) -e '.[scale,lance,fuzz]' && touch $@; } | $(DOWNLOADS); test -f $@
 
 $(STAMPS)/lint: $(STAMPS)/venv constraints.txt
 	@echo 'Installing ruff and mypy'

@@ -320,15 +320,16 @@ def timer(fields) -> Callable:
     """Return a step that times cases in turns. Their processes start together, since compiling takes longest."""
 
     def run(options, record):
-        from zoo.bench.cases import OURS, Case, _facts_of
+        from zoo import model_info
+        from zoo.bench.cases import OURS, Case
         from zoo.bench.harness import best_rate, run_group
         from zoo.bench.processes import Limits
         from zoo.utils.env import available_cores
 
-        facts = _facts_of(fields[0]["name"])
+        info = model_info(fields[0]["name"])
         shape = {"threads": 1 if options.dry_run else available_cores(), "is_short": options.dry_run}
-        shape["image_size"] = 32 if options.dry_run else facts.image_size
-        cases = [Case(**{**own, "name": facts.name}, **shape) for own in fields]
+        shape["image_size"] = 32 if options.dry_run else info.input[0]
+        cases = [Case(**{**own, "name": info.name}, **shape) for own in fields]
         if options.dry_run:  # compiling takes too long there; parity and kernels run JAX
             cases = [case for case in cases if case.mode == "eager"]
         rates = {row["rate"]: row["flops"] for row in results(options) if "rate" in row}

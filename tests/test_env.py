@@ -221,3 +221,10 @@ def test_processes_that_are_started_share_the_cores():
     assert sorted(shares) == sorted(cores) == sorted(os.sched_getaffinity(0))
     with env.share_of_cores(0, len(cores) + 1) as variables:
         assert os.sched_getaffinity(0) == cores and variables["NPROC"] == "1"
+
+
+def test_threads_sleep_when_idle_unless_the_environment_says_otherwise(monkeypatch):
+    for given, expected in (({}, {"GOMP_SPINCOUNT": "1000"}), *[({name: "7"}, {name: "7"}) for name in env.SPINNING]):
+        monkeypatch.setattr(env.os, "environ", dict(given))
+        env.share_cores()
+        assert env.os.environ == expected

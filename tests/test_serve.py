@@ -152,6 +152,7 @@ def test_search_by_text_expression_and_image(client, pipeline, photos, images):
     assert len(client.post("/v1/search", image=data_uri(png(images[5])), min_score=least).json["results"]) == 3
     odd = client.post("/v1/search", query="seven", where={"kind": "odd"}).json["results"]
     assert sorted(entry["id"] for entry in odd) == ["1.png", "3.png", "5.png"]
+    assert client.post("/v1/search", query="seven", where={"\ud800": "odd"}).error["param"] == "where"
     assert client.get("/v1/index").json == {"object": "index", "images": 7, "filters": {"kind": ["even", "odd"]}}
 
 
@@ -170,6 +171,7 @@ def test_thumbnails_are_encoded_again_and_numbers_are_all_that_reaches_files(cli
         "7",
         "-1",
         "99999999999999999999",
+        "9" * 5000,
         "secret.png",
         "..%2Fsecret.png",
         "../secret.png",
@@ -196,6 +198,19 @@ def test_an_index_that_changed_is_opened_again_and_one_of_another_model_is_refus
         zoo.serve.create_app(pipeline, index=other.path)
 
 
+def test_numbers_of_metadata_that_json_does_not_have_are_null(pipeline, tmp_path):
+    metadata = [{"size": float("nan"), "tags": [1]}, {"size": float("inf")}]
+    vectors = np.eye(2, pipeline.encoder.dim, dtype=np.float32)
+    index = Index.build(vectors, tmp_path / "index", metadata=metadata, model=pipeline.fingerprint)
+    with running(pipeline, index=index.path) as client:
+        found = client.post("/v1/search", query="a").json["results"]
+        assert {entry["id"]: entry["metadata"] for entry in found} == {
+            "0": {"size": None, "tags": [1]},
+            "1": {"size": None},
+        }
+        assert client.get("/v1/index").json["filters"] == {}
+
+
 def test_models_metrics_and_description(client):
     (model,) = client.get("/v1/models").json["data"]
     (vector,) = client.post("/v1/embeddings", input="a").json["data"]
@@ -208,7 +223,9 @@ def test_models_metrics_and_description(client):
     assert "BREW" not in text and 'zoo_batch_size_count{kind="texts"}' in text
     description = client.get("/openapi.json").json
     assert set(description["paths"]) >= {"/v1/embeddings", "/v1/classify", "/v1/search", "/v1/thumbnails/{number}"}
-    assert description["paths"]["/v1/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body = description["paths"]["/v1/search"]["post"]["requestBody"]["content"]["application/json"]
+    (example,) = body["schema"]["properties"]["image"]["anyOf"][0]["examples"]
+    assert client.post("/v1/search", image=example).json["results"]
 
 
 # Batching.
@@ -347,6 +364,30 @@ def test_texts_come_first_and_a_batch_waits_only_if_it_is_told_to():
     assert asyncio.run(sizes(0, "iitiit")) == ["tt", "iiii"]
     assert asyncio.run(sizes(30.0, "iiii")) == ["iiii"]  # full before the time is over
     assert asyncio.run(sizes(0.2, "ii")) == ["ii"]
+
+
+def test_a_batch_waits_for_what_is_being_prepared_but_not_for_long():
+    async def batches():
+        sizes = []
+
+        def model(rows):
+            sizes.append(len(rows))
+            time.sleep(0 if len(sizes) > 1 else 1.5)  # from now on a fifth of it is expected, on the moving average
+            return rows
+
+        batcher, value = Batcher([Kind("i", model, 4, 99)]), [np.zeros(1)]
+        await batcher.run("i", value)
+        with ThreadPoolExecutor(1) as threads:
+            for seconds in (0.01, 0.8):
+                slow = asyncio.ensure_future(
+                    batcher.run("i", value, lambda array, seconds=seconds: time.sleep(seconds) or array, threads)
+                )
+                await asyncio.sleep(0)
+                await asyncio.gather(slow, batcher.run("i", value))
+        batcher.close()
+        return sizes
+
+    assert asyncio.run(batches()) == [1, 2, 1, 1]
 
 
 def test_an_error_of_the_model_concerns_one_image_and_tells_nothing(pipeline, images, caplog):

@@ -181,20 +181,22 @@ def combine(names: Iterable[str], options: dict) -> list[Case]:
     Raises:
         ValueError: unknown model name, or a part that the model does not have.
     """
+    from zoo.models.info import model_info
+
     cases = []
     for name in names:
-        facts = _facts_of(name)
-        parts = options.get("part") or (facts.default_part,)
+        info = model_info(name)
+        parts = options.get("part") or ("pair" if info.family == "clip" else "classifier",)
         for part in parts:
-            facts.check_part(part)
+            _check_part(info, part)
         axes = {
-            "library": (OURS, *_peers(facts, options.get("peer"))),
+            "library": (OURS, *_peers(info.name, options.get("peer"))),
             "part": parts,
-            "image_size": options.get("image_size") or (facts.image_size,),
+            "image_size": options.get("image_size") or (info.input[0] or 0,),
             **{field: options.get(field) or default for field, default in DEFAULTS.items()},
         }
         fields = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-        cases += [case for case in map(_complete, [{"name": facts.name, **own} for own in fields]) if case]
+        cases += [case for case in map(_complete, [{"name": info.name, **own} for own in fields]) if case]
     return list(dict.fromkeys(cases))
 
 
@@ -238,42 +240,18 @@ def _complete(fields):
     return Case(**{**fields, "mode": fields["mode"] or DEFAULT_MODE[fields["backend"]]})
 
 
-def _peers(facts, peers):
+def _peers(name, peers):
     if peers is None:
-        return ("keras_applications",) if facts.name in KERAS_APPLICATIONS else ()
+        return ("keras_applications",) if name in KERAS_APPLICATIONS else ()
     return tuple(peer for peer in peers if peer != "none")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a benchmark needs to know about a model before it is built."""
-
-    name: str
-    is_pair: bool
-    image_size: int
-
-    @property
-    def default_part(self):
-        return "pair" if self.is_pair else "classifier"
-
-    def check_part(self, part):
-        if part not in PARTS:
-            raise ValueError(f"part must be one of {', '.join(map(repr, PARTS))}, got {part!r}.")
-        if self.is_pair == (part == "classifier"):
-            kind = "a CLIP model" if self.is_pair else "a classifier"
-            raise ValueError(f"{self.name} is {kind} and has no part {part!r}.")
-
-
-def _facts_of(name: str) -> Facts:
-    """Return the `Facts` of a model name.
-
-    Raises:
-        ValueError: unknown name; the message suggests the nearest.
-    """
-    from zoo.models.info import model_info
-
-    info = model_info(name)
-    return Facts(info.name, info.family == "clip", info.input[0] or 0)
+def _check_part(info, part):
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(map(repr, PARTS))}, got {part!r}.")
+    is_pair = info.family == "clip"
+    if is_pair == (part == "classifier"):
+        raise ValueError(f"{info.name} is {'a CLIP model' if is_pair else 'a classifier'} and has no part {part!r}.")
 
 
 def flops_of(case: Case) -> int | None:

@@ -228,17 +228,17 @@ def run_group(
     results: dict[Case, Result] = {}
 
     def start(case):
-        say(f"{label(case)}: starting")
+        print(f"{label(case)}: starting", flush=True)
         try:
             workers[case] = Worker(case, limits)
         except WorkerError as error:
             results[case] = Result(case, error=str(error))
-            say(f"{label(case)}: {error}")
+            print(f"{label(case)}: {error}", flush=True)
 
     try:
         with ThreadPoolExecutor(starting) as pool:
             list(pool.map(start, cases))
-        say(f"{len(workers)} taking turns, {rounds} rounds")
+        print(f"{len(workers)} taking turns, {rounds} rounds", flush=True)
         try:
             turns = timing.take_turns({case: worker.take_turn for case, worker in workers.items()}, rounds)
         except WorkerError as error:  # the turns so far are not comparable any more
@@ -312,13 +312,13 @@ def _measure_rates(cases: Sequence[Case], rounds: int) -> dict[str, float]:
     """Return {"backend, dtype": FLOP/s} of matrix products, from the best call of each; failures are skipped."""
     rates = {}
     for case in cases:
-        say(f"matrix product, {case.backend}, {case.dtype}")
+        print(f"matrix product, {case.backend}, {case.dtype}", flush=True)
         try:
             with contextlib.closing(Worker(case)) as worker:
                 calls = [seconds for _ in range(rounds) for seconds in worker.take_turn()]
                 rates[f"{case.backend}, {case.dtype}"] = worker.ready["call_flops"] / min(calls)
         except WorkerError as error:
-            say(f"skipped: {error}")
+            print(f"skipped: {error}", flush=True)
     return rates
 
 
@@ -348,7 +348,3 @@ def label(case: Case) -> str:
     what = case.part + (" training" if case.train else "")
     where = f"{case.runs_on} {case.mode}" if case.runtime != "onnx" else case.runs_on
     return f"{case.name} {what}, {case.library}, {where}, {case.dtype}, {case.batch_size} × {case.image_size} px"
-
-
-def say(text: str) -> None:
-    print(text, flush=True)

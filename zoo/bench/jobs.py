@@ -60,7 +60,7 @@ def create_job(case: Case) -> Job:
     if case.part in CAPTIONS:
         return _create_tokenizing(case)
     if case.part == "pictures":
-        return create_pictures(case)
+        return _create_pictures(case)
     inputs = _draw_inputs(case)
     if case.runtime == "onnx":
         return _onnx(case, inputs)
@@ -77,10 +77,10 @@ def _create_tokenizing(case: Case) -> Job:
         return Job(uses.tokenize_call(lambda texts: tokenize(texts, truncate=True), case), "cpu")
     from zoo.bench import peers
 
-    return Job(uses.tokenize_call(peers.create_tokenizer(case), case), "cpu")
+    return Job(uses.tokenize_call(peers.create_tokenizer(), case), "cpu")
 
 
-def create_pictures(case: Case) -> Job:
+def _create_pictures(case: Case) -> Job:
     """Return the job of zero-shot classification from files to probabilities: class texts, decoding, both towers."""
     paths = uses.write_photographs(case.batch_size)
     if case.library != OURS:
@@ -170,12 +170,12 @@ def _set_precision(case: Case) -> None:
     """Set Keras' dtype policy, and whether float32 products may use TensorFloat-32."""
     import keras
 
-    dtype = allow_tf32(case)
+    dtype = _allow_tf32(case)
     is_mixed = case.train and dtype != "float32"
     keras.config.set_dtype_policy(f"mixed_{dtype}" if is_mixed else dtype)
 
 
-def allow_tf32(case: Case) -> str:
+def _allow_tf32(case: Case) -> str:
     """Allow TensorFloat-32 products for dtype "tfloat32", forbid them otherwise; return the dtype of the arrays.
 
     Raises:
@@ -307,7 +307,7 @@ def _torch(case, inputs):
     from zoo.bench import peers
 
     torch.manual_seed(SEED)
-    dtype = getattr(torch, allow_tf32(case))
+    dtype = getattr(torch, _allow_tf32(case))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peer = peers.create_torch(case)
     peer.module.to(device, torch.float32 if case.train else dtype).train(case.train)
@@ -354,7 +354,7 @@ def _torch_step(peer, dtype, mode):
     return step
 
 
-def synchronised(result):
+def _synchronised(result):
     """Return a torch result when its CUDA work is done."""
     wait_for_cuda()
     return result
@@ -371,7 +371,7 @@ def _choose_layout(peer, x):
         x["images"] = images.contiguous(memory_format=layout)
         with torch.no_grad():
             peer.forward(x)
-            return min(timed(lambda: synchronised(peer.forward(x)))[0] for _ in range(2))
+            return min(timed(lambda: _synchronised(peer.forward(x)))[0] for _ in range(2))
 
     layouts = (torch.contiguous_format, torch.channels_last)
     best = min(layouts, key=seconds)
@@ -440,4 +440,4 @@ def _product(case, matrix):
 
     with torch.no_grad():
         a = a.detach()
-    return lambda: synchronised(torch.matmul(a, a))
+    return lambda: _synchronised(torch.matmul(a, a))

@@ -26,7 +26,7 @@ def command_of(names, options, **others) -> str:
 
 def describe_machine(threads: int) -> dict[str, str]:
     """Return {label: value}: processor, cores, memory, load, system, library versions."""
-    versions = {name: _version(name) for name in LIBRARIES}
+    versions = {name: version_of(name) for name in LIBRARIES}
     facts = {
         "processor": _processor(),
         "threads": f"{threads} of {os.cpu_count()} cores",
@@ -38,7 +38,8 @@ def describe_machine(threads: int) -> dict[str, str]:
     return {key: value for key, value in facts.items() if value}
 
 
-def _version(package):
+def version_of(package: str) -> str | None:
+    """Return the version of a package that may be installed under another name; None if it is not installed."""
     alternatives = {"tensorflow": ("tensorflow", "tensorflow-cpu"), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
     for name in alternatives.get(package, (package,)):
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.bench.machine import version_of
 from zoo.models.registry import create_model
 from zoo.utils.env import choose_backend
 from zoo.weights import load_weights
@@ -63,7 +64,8 @@ def parity(directory: str | Path, pattern: str = "*") -> list[Row]:
     """
     if not Path(directory).is_dir():
         raise ValueError(f"There is no folder {str(directory)!r}. Create it with: python tests/oracles.py {directory}")
-    found = [case for case in _find_cases(directory) if fnmatch.fnmatchcase(case.name, pattern)]
+    cases = (path.parent for path in Path(directory).glob("*/case.json"))
+    found = [case for case in cases if fnmatch.fnmatchcase(case.name, pattern)]
     found.sort(key=lambda case: (case.name.partition("-")[2], case.name))  # by architecture, for create_row's cache
     if not found:
         raise ValueError(f"No case matches {pattern!r} in {directory}. Cases come from: python tests/oracles.py")
@@ -95,20 +97,19 @@ def _rows_of(backend, directory, pattern):
     return [Row(**row) for row in json.loads(done.stdout)]
 
 
-def _find_cases(directory):
-    """Return the folders of complete cases, sorted by name."""
-    return sorted(path.parent for path in Path(directory).glob("*/case.json"))
-
-
 def compare(case_dir: str | Path) -> list[Row]:
     """Return the `Row`s of one case."""
+    import keras
+
+    backend = keras.backend.backend()
+    where = " ".join(filter(None, (backend, version_of(backend))))
     case_dir = Path(case_dir)
     case = json.loads((case_dir / "case.json").read_text(encoding="utf-8"))
     reference = dict(np.load(case_dir / "reference.npz", allow_pickle=False))
     model = load_case(case_dir, case)
     outputs = run_pair(model, reference) if hasattr(model, "image_encoder") else run_classifier(model, reference)
     return [
-        Row(case_dir.name, case["library"], _backend_version(), name, error(ours, reference[name]), case["tolerance"])
+        Row(case_dir.name, case["library"], where, name, error(ours, reference[name]), case["tolerance"])
         for name, ours in outputs.items()
     ]
 
@@ -264,21 +265,6 @@ def error(ours, theirs):
         return float("nan")
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
-
-
-def _backend_version():
-    """Return the backend and its version, like "jax 0.10.2"."""
-    import importlib.metadata
-
-    import keras
-
-    backend = keras.backend.backend()
-    for distribution in (backend, f"{backend}-cpu"):
-        try:
-            return f"{backend} {importlib.metadata.version(distribution)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return backend
 
 
 OUTPUTS = (

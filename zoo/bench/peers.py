@@ -9,7 +9,7 @@ from typing import Any
 
 import clip
 import convnext
-from zoo.bench.cases import KERAS_APPLICATIONS, PEERS, Case
+from zoo.bench.cases import KERAS_APPLICATIONS, Case
 from zoo.bench.uses import CLASS_NAMES, PEER_BATCH, PROMPT
 from zoo.models.names import find
 from zoo.weights.sources.transformers import clip_config
@@ -36,28 +36,19 @@ def create_torch(case: Case) -> TorchPeer:
     """Return the torch peer of a case.
 
     Raises:
-        ImportError: the library cannot be imported. ValueError: it has no such model.
+        ImportError: the library is not installed. ValueError: it has no such model.
     """
-    create = {"timm": _timm, "open_clip": _open_clip, "transformers": _transformers}[case.library]
-    return _explain_missing(create, case)
+    return {"timm": _timm, "open_clip": _open_clip, "transformers": _transformers}[case.library](case)
 
 
 def create_keras(case: Case):
     """Return the Keras peer of a case: a `keras.Model` with logits, or a tower with embeddings.
 
     Raises:
-        ImportError: the library cannot be imported. ValueError: it has no such model.
+        ImportError: the library is not installed. ValueError: it has no such model.
     """
     create = {"keras_applications": _keras_applications, "keras_hub": _keras_hub, "zeromodels": _zeromodels}
-    return _explain_missing(create[case.library], case)
-
-
-def _explain_missing(create, case):
-    try:
-        return create(case)
-    except ImportError as error:
-        package = PEERS[case.library].package
-        raise ImportError(f"{case.library} cannot be imported: {error}. Install it: pip install {package}") from error
+    return create[case.library](case)
 
 
 def _drop_unused(module, part, **unused):
@@ -116,21 +107,11 @@ def _open_clip(case):
     return TorchPeer(module, forward[case.part], lambda x: criterion(*module(x["images"], x["tokens"])[:3]))
 
 
-def create_tokenizer(case: Case) -> Callable:
-    """Return open_clip's tokenizer: captions → ids (B, 77).
+def create_tokenizer() -> Callable:
+    """Return open_clip's tokenizer: captions → ids (B, 77)."""
+    from open_clip import tokenize
 
-    Raises:
-        ImportError: open_clip cannot be imported. ValueError: the case is of another library.
-    """
-    if case.library != "open_clip":
-        raise _unsupported(case)
-
-    def create(_):
-        from open_clip import tokenize
-
-        return tokenize
-
-    return _explain_missing(create, case)
+    return tokenize
 
 
 def create_pictures(case: Case, paths: Sequence[str]) -> tuple[TorchPeer, Callable]:
@@ -141,10 +122,6 @@ def create_pictures(case: Case, paths: Sequence[str]) -> tuple[TorchPeer, Callab
     Returns:
         (the pair as a `TorchPeer` whose forward takes only images, the call to time).
     """
-    return _explain_missing(lambda case: _open_clip_pictures(case, paths), case)
-
-
-def _open_clip_pictures(case, paths):
     import torch
     from open_clip import image_transform, tokenize
     from PIL import Image
@@ -265,7 +242,7 @@ def _keras_hub(case):
 
     entry = find(case.name)
     row = clip.VARIANTS.get(entry.label) if entry.family == "clip" else None
-    if row is None or not _is_openai_vit(row) or case.part not in KERAS_HUB_PARTS:
+    if row is None or not _is_openai_vit(row) or case.part not in ("image", "text"):
         raise _unsupported(case)
     image, text, size = row.image, row.text, case.image_size
     vision_encoder = CLIPVisionEncoder(
@@ -293,9 +270,6 @@ def _keras_hub(case):
         return keras.Model(images, backbone.get_vision_embeddings(images))
     tokens = keras.Input((text.context_length,), dtype="int32")
     return keras.Model(tokens, backbone.get_text_embeddings(tokens))
-
-
-KERAS_HUB_PARTS = ("image", "text")
 
 
 def _zeromodels(case):

@@ -30,7 +30,7 @@ from PIL import Image
 
 from zoo.bench.machine import describe_machine, resident_bytes
 from zoo.utils.arrays import unit_rows
-from zoo.utils.env import available_cores, choose_backend, keep_freed_memory
+from zoo.utils.env import available_cores, choose_backend, keep_freed_memory, share_cores
 from zoo.utils.files import atomic_write
 
 INDEX_SIZE, TOP_K = 10_000, 10
@@ -41,7 +41,7 @@ IMAGES, SIDE = 64, 256  # distinct images; pixels per side
 TURN_SECONDS, MAX_IMAGES = 4.0, 2048  # of one turn: the time without HTTP, and the most images
 SMOKE_BATCH = 4
 START_SECONDS = 600.0
-LISTENING = re.compile(r"Open http://([\d.]+):(\d+)")
+LISTENING = re.compile(r"Open (http://[\d.:]+)")
 SMALL, LARGE, MIXED = (
     f"{CLIENTS} clients",
     f"{CLIENTS} clients, {PER_REQUEST} images a request",
@@ -112,7 +112,8 @@ def bench_serving(
         smoke: make a short run.
         output: folder for serve.md and serve.json.
     """
-    keep_freed_memory()  # as in `zoo serve`
+    keep_freed_memory()  # both as in `zoo serve`
+    share_cores()
     backend = choose_backend(backend)
     machine = describe_machine(available_cores())
     rounds = rounds or (1 if smoke else ROUNDS)
@@ -121,12 +122,11 @@ def bench_serving(
         index_path = Path(folder) / "index"
         direct = _Direct(path, index_path, runtime, precision, batch_size=SMOKE_BATCH if smoke else "auto")
         arguments = ["--model", str(path), "--index", str(index_path), "--runtime", runtime, "--precision", precision]
-        with _server([*arguments, "--batch-size", str(direct.batch_size)]) as (host, port, process):
-            ours = Connections(host, port, "/v1")
-            figures = _median_times(ours, direct, 20 if smoke else CALLS)
-            servers = {"ours": ours} | ({"peer": Connections.to(peer_url)} if peer_url is not None else {})
-            turns = _take_turns(direct, servers, process.pid, rounds, smoke)
-            memory = resident_bytes(peak=True, process=process.pid)
+        with _server([*arguments, "--batch-size", str(direct.batch_size)]) as (url, process):
+            figures = _median_times(f"{url}/v1", direct, 20 if smoke else CALLS)
+            servers = {"ours": f"{url}/v1"} | ({"peer": peer_url} if peer_url is not None else {})
+            turns = _take_turns(direct, servers, process, rounds, smoke)
+            memory = resident_bytes(peak=True, process=process)
     peer = _figures_of("peer", turns, direct) if peer_url is not None else {}
     figures |= _figures_of("ours", turns, direct) | _ratios(turns, rounds)
     if memory is not None:
@@ -186,14 +186,14 @@ class _Direct:
         """Search by a text in the cache."""
         self.pipeline.search(self.index, "a photo of a seven", TOP_K)
 
-    def embed_images(self, count: int) -> "Turn":
+    def embed_images(self, count: int) -> "_Turn":
         """Embed `count` images."""
         images = [self.images[i % IMAGES] for i in range(count)]
         cpu, start = time.process_time(), time.perf_counter()
         self.pipeline.embed_images(images)
-        return Turn(time.perf_counter() - start, count, [], clients=time.process_time() - cpu)
+        return _Turn(time.perf_counter() - start, count, [], clients=time.process_time() - cpu)
 
-    def embed_one(self, request: "Request") -> np.ndarray:
+    def embed_one(self, request: "_Request") -> np.ndarray:
         """Return what single calls give for a request of one input."""
         if request.images:
             return self.pipeline.embed_images([self.images[request.number % IMAGES]])[0]
@@ -204,7 +204,7 @@ def _sentence(number: int) -> str:
     return f"a photo of the number {number}, written by hand"
 
 
-class Request(NamedTuple):
+class _Request(NamedTuple):
     """The body of a request to /embeddings with its number and its number of images."""
 
     number: int
@@ -212,15 +212,15 @@ class Request(NamedTuple):
     body: bytes
 
 
-class Reply(NamedTuple):
+class _Reply(NamedTuple):
     """A request, the seconds until its answer, and the answer."""
 
-    request: Request
+    request: _Request
     seconds: float
     body: bytes
 
 
-class Turn(NamedTuple):
+class _Turn(NamedTuple):
     """One turn of a load.
 
     Args:
@@ -232,32 +232,22 @@ class Turn(NamedTuple):
 
     seconds: float
     images: int
-    replies: list[Reply]
+    replies: list[_Reply]
     server: float = 0.0
     clients: float = 0.0
 
 
-class Connections:
-    """Connections to a server, one a thread, kept open.
+class _Connection:
+    """A connection to a server, kept open.
 
     Args:
-        host, port: of the server.
-        prefix: beginning of the paths.
+        url: http://host:port/prefix; the prefix is the beginning of the paths.
     """
 
-    def __init__(self, host: str, port: int, prefix: str = ""):
-        self._place, self._prefix = (host, port), prefix.rstrip("/")
-        self._kept = http.client.HTTPConnection(host, port, timeout=300)
-
-    @classmethod
-    def to(cls, url: str) -> "Connections":
-        """Return connections to http://host:port/prefix."""
+    def __init__(self, url: str):
         address = urllib.parse.urlsplit(url)
-        return cls(address.hostname or "", address.port or 80, address.path)
-
-    def fresh(self) -> "Connections":
-        """Return connections to the same server, with a new connection."""
-        return Connections(*self._place, self._prefix)
+        self._prefix = address.path.rstrip("/")
+        self._kept = http.client.HTTPConnection(address.hostname or "", address.port or 80, timeout=300)
 
     def get(self, path: str) -> int:
         """Return the status of an answer."""
@@ -282,8 +272,8 @@ class Connections:
 
 
 @contextlib.contextmanager
-def _server(arguments: Sequence[str]) -> Iterator[tuple[str, int, subprocess.Popen]]:
-    """Run `zoo serve` on a free port until it is ready; yield its host, port and process."""
+def _server(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Run `zoo serve` on a free port; once it is ready, yield its URL and process id."""
     command = [sys.executable, "-m", "zoo", "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -291,20 +281,19 @@ def _server(arguments: Sequence[str]) -> Iterator[tuple[str, int, subprocess.Pop
             found = next((match for line in process.stdout if (match := LISTENING.search(line))), None)
             if found is None:
                 raise ValueError(f"zoo serve did not start: exit code {process.wait()}")
-            host, port = found[1], int(found[2])
             deadline = time.monotonic() + START_SECONDS
-            while Connections(host, port).get("/ready") != 200:
+            while _Connection(found[1]).get("/ready") != 200:
                 if time.monotonic() > deadline:
                     raise ValueError(f"zoo serve was not ready within {START_SECONDS:g} s")
                 time.sleep(0.1)
-            yield host, port, process
+            yield found[1], process.pid
         finally:
             process.terminate()
 
 
-def _median_times(ours: Connections, direct: _Direct, calls: int) -> dict[str, float]:
+def _median_times(url: str, direct: _Direct, calls: int) -> dict[str, float]:
     """Return the medians of single calls that take turns."""
-    numbers = itertools.count(10**6)
+    ours, numbers = _Connection(url), itertools.count(10**6)
 
     def search(text: str) -> None:
         ours.post("/search", json.dumps({"query": text, "k": TOP_K}).encode())
@@ -326,57 +315,57 @@ def _median_times(ours: Connections, direct: _Direct, calls: int) -> dict[str, f
 
 
 def _take_turns(
-    direct: _Direct, servers: dict[str, Connections], process: int, rounds: int, smoke: bool
-) -> dict[tuple[str, str], list[Turn]]:
-    """Return {(server, load): its turns}; `DIRECT` is a load of no server."""
+    direct: _Direct, servers: dict[str, str], process: int, rounds: int, smoke: bool
+) -> dict[tuple[str, str], list[_Turn]]:
+    """Return {(server, load): its turns} of {server: URL}; `DIRECT` is a load of no server."""
     unit = CLIENTS * PER_REQUEST
     count = unit // 4
     if not smoke:
         rate = unit / direct.embed_images(unit).seconds
         count = min(MAX_IMAGES, unit * max(1, round(rate * TURN_SECONDS / unit)))
     numbers = itertools.count()
-    loads: dict[str, Callable[[], list[list[Request]]]] = {
+    loads: dict[str, Callable[[], list[list[_Request]]]] = {
         SMALL: lambda: [[_of_images(direct, i, 1)] for i in range(count)],
         LARGE: lambda: [[_of_images(direct, i, PER_REQUEST)] for i in range(0, count, PER_REQUEST)],
         MIXED: lambda: [[_of_text(next(numbers)), _of_images(direct, i, 1)] for i in range(count)],
     }
-    turns: dict[tuple[str, str], list[Turn]] = {("", DIRECT): []}
+    turns: dict[tuple[str, str], list[_Turn]] = {("", DIRECT): []}
     turns |= {(server, load): [] for load in loads for server in servers}
-    for connections in servers.values():  # warms up
+    for url in servers.values():  # warms up
         for make in loads.values():
-            _run(connections, make()[: 2 * CLIENTS], process)
+            _run(url, make()[: 2 * CLIENTS], process)
     for _ in range(rounds):
         turns["", DIRECT].append(direct.embed_images(count))
         for load, make in loads.items():
             groups = make()
-            for server, connections in servers.items():
-                turns[server, load].append(_run(connections, groups, process))
+            for server, url in servers.items():
+                turns[server, load].append(_run(url, groups, process))
     return turns
 
 
-def _of_images(direct: _Direct, number: int, count: int) -> Request:
+def _of_images(direct: _Direct, number: int, count: int) -> _Request:
     uris = [direct.uris[i % IMAGES] for i in range(number, number + count)]
-    return Request(number, count, _body(input=uris, modality="image"))
+    return _Request(number, count, _body(input=uris, modality="image"))
 
 
-def _of_text(number: int) -> Request:
-    return Request(number, 0, _body(input=[_sentence(number)]))
+def _of_text(number: int) -> _Request:
+    return _Request(number, 0, _body(input=[_sentence(number)]))
 
 
 def _body(**fields: Any) -> bytes:
     return json.dumps({**fields, "encoding_format": "base64"}).encode()
 
 
-def _run(connections: Connections, groups: list[list[Request]], process: int) -> Turn:
+def _run(url: str, groups: list[list[_Request]], process: int) -> _Turn:
     """Let CLIENTS clients send groups of requests, each client one request after the other."""
 
-    def client(own: list[list[Request]]) -> list[Reply]:
-        with contextlib.closing(connections.fresh()) as connection:
+    def client(own: list[list[_Request]]) -> list[_Reply]:
+        with contextlib.closing(_Connection(url)) as connection:
             replies = []
             for request in itertools.chain.from_iterable(own):
                 start = time.perf_counter()
                 answer = connection.post("/embeddings", request.body)
-                replies.append(Reply(request, time.perf_counter() - start, answer))
+                replies.append(_Reply(request, time.perf_counter() - start, answer))
             return replies
 
     shares = [groups[i::CLIENTS] for i in range(CLIENTS)]
@@ -385,10 +374,10 @@ def _run(connections: Connections, groups: list[list[Request]], process: int) ->
         replies = list(itertools.chain.from_iterable(pool.map(client, shares)))
         seconds = time.perf_counter() - start
     images = sum(reply.request.images for reply in replies)
-    return Turn(seconds, images, replies, _cpu_seconds(process) - server, time.process_time() - clients)
+    return _Turn(seconds, images, replies, _cpu_seconds(process) - server, time.process_time() - clients)
 
 
-def _figures_of(server: str, turns: dict[tuple[str, str], list[Turn]], direct: _Direct) -> dict[str, float]:
+def _figures_of(server: str, turns: dict[tuple[str, str], list[_Turn]], direct: _Direct) -> dict[str, float]:
     """Return the figures of a server's turns; rates are medians over rounds, latencies are over all requests."""
     figures = {}
     if server == "ours":
@@ -409,7 +398,7 @@ def _figures_of(server: str, turns: dict[tuple[str, str], list[Turn]], direct: _
     return figures | {f"{MIXED}, largest difference from single calls": worst}
 
 
-def _ratios(turns: dict[tuple[str, str], list[Turn]], rounds: int) -> dict[str, float]:
+def _ratios(turns: dict[tuple[str, str], list[_Turn]], rounds: int) -> dict[str, float]:
     """Return our rates divided by those without HTTP and by the peer's: medians over rounds."""
     figures = {}
     for load, (what, *_) in LOADS.items():
@@ -425,20 +414,20 @@ def _ratios(turns: dict[tuple[str, str], list[Turn]], rounds: int) -> dict[str, 
     return figures
 
 
-def _rate(turn: Turn) -> float:
+def _rate(turn: _Turn) -> float:
     return turn.images / turn.seconds
 
 
-def _cpu_ms(turns: Sequence[Turn], side: str) -> float:
+def _cpu_ms(turns: Sequence[_Turn], side: str) -> float:
     return 1e3 * sum(getattr(turn, side) for turn in turns) / sum(turn.images for turn in turns)
 
 
-def _latencies(turns: Sequence[Turn], what: str) -> list[float]:
+def _latencies(turns: Sequence[_Turn], what: str) -> list[float]:
     replies = itertools.chain.from_iterable(turn.replies for turn in turns)
     return [reply.seconds for reply in replies if bool(reply.request.images) is (what != "a text")]
 
 
-def _vector(reply: Reply) -> np.ndarray:
+def _vector(reply: _Reply) -> np.ndarray:
     return np.frombuffer(base64.b64decode(json.loads(reply.body)["data"][0]["embedding"]), "<f4")
 
 

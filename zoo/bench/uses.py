@@ -108,11 +108,11 @@ def search_call(pair, case: Case) -> Callable:
         embed = functools.partial(TextCache().embed, "benchmark", encode=encoder.embed_texts)
     if case.part.endswith("texts"):
         return lambda: embed(texts)
-    index = build_index(pair.text_encoder.output_shape[-1])
+    index = _build_index(pair.text_encoder.output_shape[-1])
     return lambda: [index.search(vector, TOP_K) for vector in embed(texts)]
 
 
-def build_index(dim: int):
+def _build_index(dim: int):
     """Return a `zoo.embeddings.Index` of random unit vectors in a folder that is removed at exit."""
     from zoo.embeddings import Index
 

@@ -2,21 +2,18 @@
 
 import importlib
 import json
-import math
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from convnext import closest, renamed
 from zoo.experiments import EXPERIMENTS
 from zoo.experiments.context import Context, Outcome
 from zoo.models import LoadedPair, load_pair
 from zoo.utils import report
+from zoo.utils.arrays import to_json_types
 from zoo.utils.env import describe_runtime, require_packages
 from zoo.utils.files import atomic_write
 
@@ -169,17 +166,6 @@ def _describe_run(context: Context, seconds: dict[str, float]) -> dict:
         "seed": context.seed,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
-
-
-def to_json_types(value: Any) -> Any:
-    """Replace arrays by lists, and numbers that are not finite by None."""
-    if isinstance(value, dict):
-        return {str(key): to_json_types(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [to_json_types(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -19,10 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from zoo.inference.pipeline import ClipPipeline
-from zoo.serve.guard import Guard, Metrics, send_error
+from zoo.serve.guard import Guard, Metrics, refusal
 from zoo.serve.library import Library
 from zoo.serve.limits import ApiError, Limits
-from zoo.serve.model import IMAGES, TEXTS, ClassifierModel, ServedModel, decode_data_uri
+from zoo.serve.model import ClassifierModel, ServedModel, decode_data_uri
 from zoo.serve.openapi import describe
 from zoo.serve.schema import check, fields_of, parse_body
 from zoo.utils.text import quoted, shown
@@ -36,6 +36,7 @@ PAGES = {
 SMALL = 1 << 15  # bytes of a body that is parsed on the event loop; a larger one is parsed in a thread
 FEW = 4  # embeddings of an answer that is written on the event loop; a larger one is written in a thread
 DEFAULT_TOP = 5  # classes of a classifier
+MAX_DIGITS = 18  # of the number of a thumbnail
 log = logging.getLogger("zoo.serve")
 Answer = Callable[[dict], Awaitable[dict]]
 
@@ -116,16 +117,18 @@ class Service:
             "/v1/index": self.describe_index,
         }
         self.metrics = Metrics((*self._answers, *self._gets, *PAGES, "/v1/thumbnails"))
+        self.metrics.held.set_function(lambda: self._held)
+        self.metrics.in_progress.set_function(lambda: self._active)
         self.model = ServedModel(model, name, limits, max_wait, self.metrics.batch)
-        for kind in (TEXTS, IMAGES) if self.model.is_pair else (IMAGES,):
-            self.metrics.watch(kind, functools.partial(self.model.batcher.waiting, kind))
+        for kind, queue in self.model.batcher.queues.items():
+            self.metrics.waiting.labels(kind).set_function(functools.partial(len, queue))
 
     def routes(self) -> list[Route]:
         """Return the routes for Starlette."""
         routes = [Route(path, self._endpoint(path, answer), methods=["POST"]) for path, answer in self._answers.items()]
         routes += [Route(path, endpoint) for path, endpoint in self._gets.items()]
         routes += [Route(path, _page(*page)) for path, page in PAGES.items()]
-        return [*routes, Route("/v1/thumbnails/{number:int}", self.thumbnail)]
+        return [*routes, Route("/v1/thumbnails/{number}", self.thumbnail)]
 
     # Requests with a body.
 
@@ -136,7 +139,6 @@ class Service:
             if self._active >= self.limits.max_requests:
                 raise ApiError(429, f"{self._active} requests are in progress", retry_after=1)
             self._active += 1
-            self.metrics.in_progress.set(self._active)
             held = [0]
             try:
                 body = await self._read(request, held)
@@ -153,8 +155,6 @@ class Service:
             finally:
                 self._held -= held[0]
                 self._active -= 1
-                self.metrics.held.set(self._held)
-                self.metrics.in_progress.set(self._active)
 
         return respond
 
@@ -176,7 +176,6 @@ class Service:
                     chunks.append(chunk)
         except TimeoutError as error:
             raise ApiError(408, f"the body did not arrive within {self.limits.body_seconds:g} s") from error
-        self.metrics.held.set(self._held)
         return b"".join(chunks)
 
     def _parse(self, request: Request, path: str, body: bytes) -> dict[str, Any]:
@@ -212,8 +211,6 @@ class Service:
 
     async def embed(self, values: dict) -> dict:
         """`/v1/embeddings`, as OpenAI's, with `modality`."""
-        if not self.model.is_pair and values["modality"] == "text":
-            raise ApiError(400, f"{self.model.name} is a classifier, which embeds no texts", "modality")
         if not self.model.is_pair:
             raise ApiError(400, f"{self.model.name} is a classifier; its outputs are at /v1/classify", "model")
         dim = self.model.encoder.dim
@@ -335,14 +332,16 @@ class Service:
         """`/v1/thumbnails/{n}`: a small JPEG of the image with number n in the index."""
         number = request.path_params["number"]
         try:
+            if not number.isascii() or not number.isdigit() or len(number) > MAX_DIGITS:
+                raise ValueError("it is no number")
             async with asyncio.timeout(self.limits.deadline_seconds):
                 snapshot = await self.model.in_thread(self._library().current)
-                data = await self.model.draw(snapshot.thumbnail, number)
+                data = await self.model.draw(snapshot.thumbnail, int(number))
         except TimeoutError as error:
             raise ApiError(504, "there was no thumbnail in time", retry_after=1) from error
         except (KeyError, ValueError, OSError) as error:
-            log.info("no thumbnail of %d: %s", number, shown(error))
-            raise ApiError(404, f"there is no thumbnail of number {str(number)[:20]}") from error
+            log.info("no thumbnail of %s: %s", shown(number, 40), shown(error))
+            raise ApiError(404, f"there is no thumbnail of number {shown(number, 40)}") from error
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
 
     def _library(self) -> Library:
@@ -396,16 +395,14 @@ def _page(file: str, media_type: str) -> Callable[[Request], Awaitable[Response]
 
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _Refusal(error)
+    return refusal(error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, status = quoted(request.scope["path"], 80), error.status_code
     reasons = {404: f"there is no {path}", 405: f"{shown(request.method, 20)} is not allowed on {path}"}
-    response = _Refusal(ApiError(status, reasons.get(status, error.detail)))
-    response.allow = (error.headers or {}).get("Allow")
-    return response
+    return refusal(ApiError(status, reasons.get(status, error.detail)), (error.headers or {}).get("Allow"))
 
 
 async def _gone(_: Request, error: Exception) -> Response:  # noqa: ARG001
@@ -414,16 +411,4 @@ async def _gone(_: Request, error: Exception) -> Response:  # noqa: ARG001
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("%s failed", shown(request.scope["path"], 200), exc_info=error)
-    return _Refusal(ApiError(500, "the request failed; the server's log has the reason"))
-
-
-class _Refusal(Response):
-    """A response that is an `ApiError`."""
-
-    def __init__(self, error: ApiError):
-        super().__init__(status_code=error.status)
-        self._error = error
-        self.allow: str | None = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002
-        await send_error(self._error, send, self.allow)
+    return refusal(ApiError(500, "the request failed; the server's log has the reason"))

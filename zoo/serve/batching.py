@@ -1,7 +1,9 @@
 """`Batcher`: one thread that runs the model, over bounded queues of what waits for it.
 
 Whenever the thread is free, it takes all that waits of one kind and shape, up to the kind's largest batch and rounded
-down to a power of two, so that the batch shapes are few and nothing is padded. There is no delay unless one is asked
+down to a power of two, so that the batch shapes are few and nothing is padded. A batch that is not full waits for
+values that are being prepared at that moment, as long as the model would take for them: started at once, it would share
+the cores with their preparation, and leave them to a batch of their own. There is no other delay unless one is asked
 for. Kinds come in the order of priority; a kind that waits is still taken after `TURNS` batches of the ones before it.
 """
 
@@ -11,20 +13,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from concurrent.futures import Executor
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.serve.limits import ApiError
+
 TURNS = 8  # batches of preferred kinds, before a kind that waits is taken too
 MAX_RETRY_SECONDS = 60
-
-
-class Full(Exception):
-    """A queue has no room; `retry_after` is the estimated time until it has, in seconds."""
-
-    def __init__(self, retry_after: int):
-        super().__init__(f"the queue is full; try again in {retry_after} s")
-        self.retry_after = retry_after
 
 
 class Kind(NamedTuple):
@@ -51,23 +48,23 @@ class _Job:
         self.done: asyncio.Future[list] = self.loop.create_future()
         self.rows: list = [None] * count
         self.missing = count
+        self.dropped = False
 
-    def deliver(self, place: int, row: np.ndarray) -> None:
-        self.rows[place] = row
-        self.missing -= 1
-        if not self.missing:
-            self._finish(lambda: self.done.set_result(self.rows))
 
-    def fail(self, error: Exception) -> None:
-        self._finish(lambda: self.done.set_exception(error))
+def _finish(jobs: Sequence[_Job], error: Exception | None = None) -> None:
+    """Hand rows, or an error, to the requests of one event loop, which is woken once: each time is a system call."""
 
-    def _finish(self, action: Callable[[], None]) -> None:
-        def act() -> None:
-            if not self.done.done():
-                action()
+    def act() -> None:
+        for job in jobs:
+            if job.done.done():
+                continue
+            if error is None:
+                job.done.set_result(job.rows)
+            else:
+                job.done.set_exception(error)
 
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(act)
+    if jobs and not jobs[0].loop.is_closed():
+        jobs[0].loop.call_soon_threadsafe(act)
 
 
 class _Item(NamedTuple):
@@ -84,6 +81,9 @@ class Batcher:
         kinds: the preferred ones first.
         max_wait: seconds that the first of a batch may wait for others; 0 for none.
         observe: called after each batch with (kind's name, n, seconds).
+
+    Attributes:
+        queues: {kind's name: what waits}.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class Batcher:
         observe: Callable[[str, int, float], None] = lambda *_: None,
     ):
         self._kinds = {kind.name: kind for kind in kinds}
-        self._queues: dict[str, deque[_Item]] = {name: deque() for name in self._kinds}
+        self.queues: dict[str, deque[_Item]] = {name: deque() for name in self._kinds}
+        self._coming = dict.fromkeys(self._kinds, 0)  # values that are being prepared
         self._passed_over = dict.fromkeys(self._kinds, 0)
         self._seconds = dict.fromkeys(self._kinds, 0.0)  # an item takes, a moving average
         self._changed = threading.Condition()
@@ -109,28 +110,56 @@ class Batcher:
             self._calls.append(function)
             self._changed.notify()
 
-    async def run(self, name: str, values: Sequence[np.ndarray]) -> np.ndarray:
+    async def run(
+        self,
+        name: str,
+        values: Sequence,
+        prepare: Callable[[Any], np.ndarray] | None = None,
+        threads: Executor | None = None,
+    ) -> np.ndarray:
         """Return the model's rows of N values, float32 (N, D). Values of a caller that is cancelled are dropped.
 
+        Args:
+            prepare: from a value to the model's input, called on `threads`; None for values that are inputs.
+
         Raises:
-            Full: the queue has no room for all of them.
+            ApiError: the queue has no room for all of them. Errors of `prepare` and of the model.
         """
-        job, queue = _Job(len(values)), self._queues[name]
-        now = time.monotonic()
+        job, queue = _Job(len(values)), self.queues[name]
         with self._changed:
-            if not self._open or len(queue) + len(values) > self._kinds[name].max_waiting:
-                raise Full(min(MAX_RETRY_SECONDS, max(1, math.ceil(len(queue) * self._seconds[name]))))
-            queue.extend(_Item(job, place, value, now) for place, value in enumerate(values))
-            self._changed.notify()
+            if not self._open or len(queue) + self._coming[name] + len(values) > self._kinds[name].max_waiting:
+                seconds = min(MAX_RETRY_SECONDS, max(1, math.ceil(len(queue) * self._seconds[name])))
+                raise ApiError(429, f"the queue is full; try again in {seconds} s", retry_after=seconds)
+            if prepare is None:
+                now = time.monotonic()
+                queue.extend(_Item(job, place, value, now) for place, value in enumerate(values))
+                self._changed.notify()
+            else:
+                self._coming[name] += len(values)
         try:
+            if prepare is not None and threads is not None:
+                for place, value in enumerate(values):
+                    threads.submit(self._prepare, name, job, place, value, prepare)
             return np.stack(await job.done)
         finally:
             if job.missing:
                 self._drop(name, job)
 
-    def waiting(self, name: str) -> int:
-        """Return the number of values in a queue."""
-        return len(self._queues[name])
+    def _prepare(self, name: str, job: _Job, place: int, value: Any, prepare: Callable[[Any], np.ndarray]) -> None:
+        """Prepare a value and put it into its queue, without the event loop in between."""
+        prepared: np.ndarray | None = None
+        error: Exception | None = None
+        try:
+            prepared = None if job.dropped else prepare(value)
+        except Exception as raised:
+            error = raised
+        with self._changed:
+            self._coming[name] -= 1
+            if prepared is not None and not job.dropped:
+                self.queues[name].append(_Item(job, place, prepared, time.monotonic()))
+            self._changed.notify()
+        if error is not None:
+            _finish([job], error)
 
     def close(self) -> None:
         """Finish what waits, then stop the thread."""
@@ -141,7 +170,7 @@ class Batcher:
 
     def _drop(self, name: str, job: _Job) -> None:
         with self._changed:
-            queue = self._queues[name]
+            job.dropped, queue = True, self.queues[name]
             kept = [item for item in queue if item.job is not job]
             queue.clear()
             queue.extend(kept)
@@ -159,8 +188,8 @@ class Batcher:
         """Return the next batch as soon as there is one; None once the batcher is closed and empty."""
         while True:
             with self._changed:
-                while not self._calls and not any(self._queues.values()):
-                    if not self._open:
+                while not self._calls and not any(self.queues.values()):
+                    if not self._open and not any(self._coming.values()):
                         return None
                     self._changed.wait()
                 call = self._calls.popleft() if self._calls else None
@@ -174,21 +203,24 @@ class Batcher:
                 call()
 
     def _choose(self) -> str:
-        waiting = [name for name, queue in self._queues.items() if queue]
+        waiting = [name for name, queue in self.queues.items() if queue]
         return next((name for name in waiting if self._passed_over[name] >= TURNS), waiting[0])
 
     def _time_left(self, name: str) -> float:
         """Return the seconds for which a batch that is not full may wait for more."""
-        if not self._max_wait or not self._open or len(self._queues[name]) >= self._kinds[name].max_batch:
+        queue = self.queues[name]
+        room = self._kinds[name].max_batch - len(queue)
+        if room <= 0 or not self._open:
             return 0.0
-        return self._queues[name][0].since + self._max_wait - time.monotonic()
+        wait = max(self._max_wait, self._seconds[name] * min(room, self._coming[name]))
+        return queue[0].since + wait - time.monotonic()
 
     def _pop(self, name: str) -> list[_Item]:
         """Take the first item and those of the same shape: as many as the largest power of two allows."""
-        for other, waits in self._queues.items():
+        for other, waits in self.queues.items():
             self._passed_over[other] += bool(waits)
         self._passed_over[name] = 0
-        queue = self._queues[name]
+        queue = self.queues[name]
         same = [item for item in queue if item.value.shape == queue[0].value.shape]
         count = min(self._kinds[name].max_batch, len(same))
         taken = same[: 1 << (count.bit_length() - 1)]
@@ -203,10 +235,12 @@ class Batcher:
             rows = kind.run(np.stack([item.value for item in items]))
         except Exception as error:  # of one value, perhaps; the others are still answered
             if len(items) == 1:
-                items[0].job.fail(error)
+                _finish([items[0].job], error)
                 return
             for item in items:
                 self._run(kind, [item])
             return
         for item, row in zip(items, rows, strict=True):
-            item.job.deliver(item.place, row)
+            item.job.rows[item.place] = row
+            item.job.missing -= 1
+        _finish([job for job in dict.fromkeys(item.job for item in items) if not job.missing])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.responses import Response
 
 from zoo.serve.limits import ApiError
 
@@ -43,13 +44,9 @@ class Metrics:
         self._seconds = Histogram("zoo_request_seconds", "Time to the answer", ["route"], buckets=SECONDS, **here)
         self._batches = Histogram("zoo_batch_size", "Inputs of a batch", ["kind"], buckets=BATCHES, **here)
         self._model = Counter("zoo_model_seconds", "Time of the model", ["kind"], **here)
-        self._waiting = Gauge("zoo_waiting", "Inputs that wait for the model", ["kind"], **here)
+        self.waiting = Gauge("zoo_waiting", "Inputs that wait for the model", ["kind"], **here)
         self.held = Gauge("zoo_held_bytes", "Bytes of the bodies of requests in progress", **here)
         self.in_progress = Gauge("zoo_requests_in_progress", "Requests in progress", **here)
-
-    def watch(self, kind: str, length: Callable[[], int]) -> None:
-        """Report the length of a queue."""
-        self._waiting.labels(kind).set_function(length)
 
     def batch(self, kind: str, count: int, seconds: float) -> None:
         """Count a batch."""
@@ -98,10 +95,8 @@ class Guard:
 
         try:
             error = self._refuse(scope)
-            if error is None:
-                await self._app(scope, receive, send_with_headers)
-            else:
-                await send_error(error, send_with_headers)
+            answer: Callable = self._app if error is None else refusal(error)
+            await answer(scope, receive, send_with_headers)
         finally:
             self._metrics.request(scope["path"], scope["method"], status, time.perf_counter() - start)
 
@@ -127,17 +122,15 @@ class Guard:
         return True
 
 
-async def send_error(error: ApiError, send: Callable, allow: str | None = None) -> None:
-    """Send an error as JSON; `allow` are the methods that a path has."""
-    body = json.dumps(error.to_json()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+def refusal(error: ApiError, allow: str | None = None) -> Response:
+    """Return an error as a response in JSON; `allow` are the methods that a path has."""
+    headers = {}
     if error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
+        headers["retry-after"] = str(error.retry_after)
     if allow:
-        headers.append((b"allow", allow.encode()))
+        headers["allow"] = allow
     if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers["www-authenticate"] = "Bearer"
     if error.status in (408, 413):
-        headers.append((b"connection", b"close"))  # the rest of the body is not read
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        headers["connection"] = "close"  # the rest of the body is not read
+    return Response(json.dumps(error.to_json()), error.status, headers, media_type="application/json")

@@ -18,6 +18,7 @@ from zoo.embeddings import Index
 from zoo.embeddings.catalogue import NAME
 from zoo.search.build import facts_of
 from zoo.search.sheet import records_by_id
+from zoo.utils.arrays import to_json_types
 from zoo.utils.text import shown
 
 THUMBNAIL = 320  # pixels of the longer side
@@ -54,7 +55,7 @@ class Snapshot:
                 continue
             number, metadata = entries[identity]
             facts = {"rank": len(matches) + 1, "id": identity, "number": number, "score": float(score)}
-            matches.append(facts | {"metadata": metadata, "thumbnail": f"/v1/thumbnails/{number}"})
+            matches.append(facts | {"metadata": to_json_types(metadata), "thumbnail": f"/v1/thumbnails/{number}"})
         return matches
 
     def filters(self) -> dict[str, list]:
@@ -136,7 +137,7 @@ def _filters(index: Index) -> dict[str, list]:
     ids = itertools.islice(index.iterate_ids(), MAX_ROWS)
     while portion := list(itertools.islice(ids, PORTION)):
         for _, metadata in index.entries(portion).values():
-            for key, value in metadata.items():
+            for key, value in to_json_types(metadata).items():
                 if key not in NOT_FILTERS and isinstance(value, str | int | float | bool):
                     found = values.setdefault(key, set())
                     if len(found) <= MAX_VALUES:

@@ -4,15 +4,15 @@ import asyncio
 import base64
 import binascii
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from clip import class_matrix
+from clip import class_matrix, prompts_for
 from zoo.data.preprocess import PreprocessSpec, decode_image, preprocess
 from zoo.embeddings.expression import combine, parse_query
 from zoo.embeddings.text_cache import make_key
@@ -21,7 +21,7 @@ from zoo.inference.encoder import Encoder, fastest_batch
 from zoo.inference.forward import CALLS_MANY_ROWS, CALLS_ONE_ROW, Forward, compile_forward, onnx_forward
 from zoo.inference.pipeline import ClipPipeline
 from zoo.models import load
-from zoo.serve.batching import Batcher, Full, Kind
+from zoo.serve.batching import Batcher, Kind
 from zoo.serve.limits import ApiError, Limits
 from zoo.utils.text import quoted
 
@@ -142,29 +142,21 @@ class ServedModel:
 
     async def run_images(self, images: Sequence[bytes], field: str) -> np.ndarray:
         """Return the embeddings of image files, float32 (N, D), unit rows; of a classifier its outputs (N, K)."""
-        loop = asyncio.get_running_loop()
-        decoding = [loop.run_in_executor(self._decoders, self._prepare, image, field) for image in images]
-        try:
-            arrays = await asyncio.gather(*decoding)
-        finally:
-            for future in decoding:
-                future.cancel()
-        with _as_api_error():
-            return await self.batcher.run(IMAGES, arrays)
 
-    def _prepare(self, data: bytes, field: str) -> np.ndarray:
-        try:
-            image = decode_image(io.BytesIO(data), "the image", max_pixels=self._limits.max_pixels)
-            return preprocess(image, self.encoder.spec)
-        except (ValueError, OSError) as error:
-            raise ApiError(400, f"{field}: {error}", field) from error
+        def prepare(data: bytes) -> np.ndarray:
+            try:
+                image = decode_image(io.BytesIO(data), "the image", max_pixels=self._limits.max_pixels)
+                return preprocess(image, self.encoder.spec)
+            except (ValueError, OSError) as error:
+                raise ApiError(400, f"{field}: {error}", field) from error
+
+        return await self.batcher.run(IMAGES, images, prepare, self._decoders)
 
     async def embed_texts(self, texts: Sequence[str], field: str) -> np.ndarray:
         """Return the embeddings of texts, float32 (N, D), unit rows; those in the cache are not encoded again."""
         keys, found, rows = await self.in_thread(self._look_up, texts, field)
         if rows:
-            with _as_api_error():
-                vectors = await self.batcher.run(TEXTS, list(rows.values()))
+            vectors = await self.batcher.run(TEXTS, list(rows.values()))
             fresh = dict(zip(rows, vectors, strict=True))
             found |= fresh
             if self._cache is not None:
@@ -198,26 +190,18 @@ class ServedModel:
         self, image: bytes, labels: Sequence[str], templates: Sequence[str], activation: str, field: str
     ) -> np.ndarray:
         """Return the probabilities of K labels, float64 (K,)."""
-        prompts: dict[str, np.ndarray] = {}
-
-        def note(texts: list[str]) -> np.ndarray:  # called first to learn the prompts, then for their embeddings
-            if not prompts:
-                prompts.update(dict.fromkeys(texts, np.ones(self.encoder.dim, np.float32)))
-            return np.stack([prompts[text] for text in texts])
-
         try:
-            class_matrix(note, labels, templates)
+            prompts = list(dict.fromkeys(itertools.chain.from_iterable(prompts_for(labels, templates))))
         except ValueError as error:
             raise ApiError(400, str(error), "templates" if "template" in str(error) else "labels") from error
         if any(len(text) > self._limits.max_text for text in prompts):
             raise ApiError(400, f"a label in its template has more than {self._limits.max_text} characters", "labels")
-        texts, images = await asyncio.gather(self.embed_texts(list(prompts), "labels"), self.run_images([image], field))
-        prompts.update(zip(prompts, texts, strict=True))
-        matrix = await self.in_thread(class_matrix, note, labels, templates)
+        texts, images = await asyncio.gather(self.embed_texts(prompts, "labels"), self.run_images([image], field))
+        # It asks once, for the distinct prompts in this order.
+        matrix = await self.in_thread(class_matrix, lambda _: texts, labels, templates)
         encoder = self.encoder
         chosen = encoder.activation if activation == "auto" else activation
-        names = tuple(labels)
-        return Classifier(matrix, names, encoder.scale, encoder.bias, None, chosen).probabilities(images)[0]
+        return Classifier(matrix, tuple(labels), encoder.scale, encoder.bias, None, chosen).probabilities(images)[0]
 
 
 def _repeat(forward: Forward, row: np.ndarray, largest: int) -> None:
@@ -226,14 +210,6 @@ def _repeat(forward: Forward, row: np.ndarray, largest: int) -> None:
         for _ in range(CALLS_ONE_ROW if count == 1 else CALLS_MANY_ROWS):
             forward(np.repeat(row, count, axis=0))
         count *= 2
-
-
-@contextmanager
-def _as_api_error():
-    try:
-        yield
-    except Full as error:
-        raise ApiError(429, str(error), retry_after=error.retry_after) from error
 
 
 def decode_data_uri(text: str, field: str) -> bytes:

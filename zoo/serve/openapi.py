@@ -71,6 +71,7 @@ ANSWERS = {
     "/v1/index": _object(object=STRING, images=INTEGER, filters={"type": "object"}),
 }
 POSTS = ("/v1/embeddings", "/v1/classify", "/v1/rerank", "/v1/search")
+ONE_OF = {"/v1/search": ("query", "image")}  # fields of which a request has one
 OTHER_TYPES = {"/metrics": "text/plain", "/v1/thumbnails/{number}": "image/jpeg"}
 
 
@@ -83,22 +84,23 @@ def describe(requests: Mapping[str, Mapping[str, Field]], limits: Limits, *, has
     """
     paths: dict[str, Any] = {}
     for path, summary in SUMMARIES.items():
-        responses = {"summary": summary, "responses": _responses(path)}
+        operation = {"summary": summary, "responses": _responses(path)}
         if path in requests:
-            content = {"application/json": {"schema": to_json_schema(requests[path], limits)}}
-            paths[path] = {"post": {**responses, "requestBody": {"required": True, "content": content}}}
+            schema = to_json_schema(requests[path], limits)
+            if path in ONE_OF:
+                schema["oneOf"] = [{"required": [name], "properties": {name: STRING}} for name in ONE_OF[path]]
+            body = {"required": True, "content": {"application/json": {"schema": schema}}}
+            paths[path] = {"post": {**operation, "requestBody": body}}
         elif path not in POSTS and (has_index or not path.startswith(("/v1/index", "/v1/thumbnails"))):
-            paths[path] = {"get": responses}
+            paths[path] = {"get": operation}
     if "/v1/thumbnails/{number}" in paths:
         number = {"name": "number", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
         paths["/v1/thumbnails/{number}"]["get"]["parameters"] = [number]
-    security = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
-    info = {"title": "convnext-clip-zoo", "version": "1"}
     return {
         "openapi": "3.1.0",
-        "info": info,
+        "info": {"title": "convnext-clip-zoo", "version": "1"},
         "paths": paths,
-        "components": security,
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "security": [{"token": []}, {}],
     }
 

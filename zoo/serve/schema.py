@@ -1,7 +1,6 @@
 """The fields of each request, declared once: they check its body, and they are its OpenAPI description."""
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,10 @@ from zoo.utils.strict_json import OBJECT, is_utf8, parse_json
 from zoo.utils.text import quoted, shown
 
 MAX_JSON_PARTS = 20_000  # values of a body; a base64 image is one
-TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "filter": "object"}
+EXAMPLE = (  # an image of one pixel
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5"
+    "ErkJggg=="
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _check_value(name: str, value: Any, field: Field, limits: Limits) -> Any:
             raise _wrong(name, value, "a string or a list of at least one")
         bound = _bound(field, limits)
         if len(texts) > bound:
-            raise ApiError(400, f"{name} has {len(texts)} entries; at most {bound} are allowed", name)
+            raise _refused(name, f"has {len(texts)} entries; at most {bound} are allowed")
         return [_check_text(f"{name}[{place}]", text, field, limits) for place, text in enumerate(texts)]
     if field.kind == "boolean":
         if not isinstance(value, bool):
@@ -151,11 +153,9 @@ def _check_text(name: str, value: Any, field: Field, limits: Limits) -> str:
         raise _wrong(name, value, " or ".join(field.choices))
     may_be_image = field.kind in ("image", "input", "inputs") and value.startswith("data:")
     if not may_be_image and len(value) > limits.max_text:
-        raise ApiError(
-            400, f"{name} has {len(value)} characters; at most {limits.max_text} are allowed", name.partition("[")[0]
-        )
+        raise _refused(name, f"has {len(value)} characters; at most {limits.max_text} are allowed")
     if not is_utf8(value):
-        raise ApiError(400, f"{name} has half of a surrogate pair, which is no character", name.partition("[")[0])
+        raise _refused(name, "has half of a surrogate pair, which is no character")
     return value
 
 
@@ -164,52 +164,64 @@ def _check_number(name: str, value: Any, field: Field) -> float | int:
     allowed = "an integer" if whole else "a number"
     if field.minimum is not None:
         allowed += f" of at least {field.minimum:g}" + (f" and at most {field.maximum:g}" if field.maximum else "")
-    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not fits or not _at_least(value, field.minimum) or (field.maximum is not None and value > field.maximum):
+    fits = (
+        isinstance(value, int if whole else int | float)
+        and not isinstance(value, bool)
+        and (field.minimum is None or value >= field.minimum)  # NaN, of a query string, is not
+        and (field.maximum is None or value <= field.maximum)
+    )
+    if not fits:
         raise _wrong(name, value, allowed)
     return value
-
-
-def _at_least(value: float, minimum: float | None) -> bool:
-    return not (isinstance(value, float) and math.isnan(value)) and (minimum is None or value >= minimum)
 
 
 def _check_filter(name: str, value: Any, limits: Limits) -> dict[str, Any]:
     if not isinstance(value, dict) or len(value) > limits.max_inputs:
         raise _wrong(name, value, f"an object of at most {limits.max_inputs} keys")
     for key, entry in value.items():
+        if not is_utf8(key):
+            raise _refused(name, f"has the key {quoted(key, 80)}, half of a surrogate pair, which is no character")
         if not isinstance(entry, str | int | float | bool):
             raise _wrong(f"{name}.{shown(key, 80)}", entry, "a string, a number, true or false")
     return value
 
 
 def _wrong(name: str, value: Any, allowed: str) -> ApiError:
-    return ApiError(400, f"{name} is {quoted(value, 80)}; it must be {allowed}", name.partition("[")[0])
+    return _refused(name, f"is {quoted(value, 80)}; it must be {allowed}")
+
+
+def _refused(name: str, why: str) -> ApiError:
+    return ApiError(400, f"{name} {why}", name.partition("[")[0])
 
 
 def to_json_schema(fields: Mapping[str, Field], limits: Limits) -> dict[str, Any]:
-    """Return the JSON schema of a body."""
+    """Return the JSON schema of a body. As in Python's clients, null stands for a field that is left out."""
     properties = {}
     for name, field in fields.items():
-        text: dict[str, Any] = {"type": "string"}
-        if field.kind == "image":
-            text["pattern"] = "^data:image/[a-z0-9.+-]+;base64,"
-        elif field.choices:
-            text["enum"] = list(field.choices)
-        if field.kind in ("text", "image", "input"):
-            entry = text
-        elif field.kind in ("texts", "inputs"):
-            entry = {
-                "anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": _bound(field, limits)}]
-            }
-        else:
-            entry = {"type": TYPES[field.kind]}
-        if field.kind == "filter":
-            entry["additionalProperties"] = {"type": ["string", "number", "boolean"]}
-        entry |= {key: value for key in ("minimum", "maximum") if (value := getattr(field, key)) is not None}
-        entry["description"] = field.doc
+        entry = _value_schema(field, limits)
+        if not field.required:
+            entry = {"anyOf": [entry, {"type": "null"}]}
+        properties[name] = entry | {"description": field.doc}
         if field.default is not None:
-            entry["default"] = field.default
-        properties[name] = entry
+            properties[name]["default"] = field.default
     required = [name for name, field in fields.items() if field.required]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _value_schema(field: Field, limits: Limits) -> dict[str, Any]:
+    text: dict[str, Any] = {"type": "string"}
+    if field.kind == "image":
+        text |= {"pattern": "^data:image/[a-z0-9.+-]+;base64,", "examples": [EXAMPLE]}
+    elif field.choices:
+        text["enum"] = list(field.choices)
+    elif field.kind in ("text", "texts"):
+        text["maxLength"] = limits.max_text
+    if field.kind in ("text", "image", "input"):
+        return text
+    if field.kind in ("texts", "inputs"):
+        return {"anyOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": _bound(field, limits)}]}
+    if field.kind == "filter":
+        value = {"type": ["string", "number", "boolean"]}
+        return {"type": "object", "additionalProperties": value, "maxProperties": limits.max_inputs}
+    bounds = {key: value for key in ("minimum", "maximum") if (value := getattr(field, key)) is not None}
+    return {"type": field.kind, **bounds}

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -54,8 +54,8 @@ def serve(
         ValueError: another host without a token, a bad token file, an index of another model; further errors as of
             `zoo.load`.
     """
-    token = None if token_file is None else read_token(token_file)
-    if token is None and not is_loopback(host):
+    token = None if token_file is None else _read_token(token_file)
+    if token is None and not _is_loopback(host):
         raise ValueError(f"--host {host} can be reached by other machines, so it needs --token-file FILE")
     opened = open_model(model, runtime=runtime, precision=precision, batch_size=batch_size or "auto")
     limits = Limits()
@@ -89,7 +89,7 @@ def configure(app: Any, limits: Limits, host: str = "127.0.0.1", port: int = 0) 
         app,
         host=host,
         port=port,
-        http=type("Bounded", (BoundedProtocol,), {"limits": limits}),
+        http=type("Bounded", (_BoundedProtocol,), {"limits": limits}),
         ws="none",
         lifespan="on",
         access_log=False,
@@ -117,7 +117,34 @@ class Server(uvicorn.Server):
                 print(f"Open http://{shown}:{port} (Ctrl+C stops the service)", flush=True)
 
 
-class BoundedProtocol(H11Protocol):
+class _Joined:
+    """A transport that sends in one system call what is written in one step of the event loop: headers and body."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop):
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send data at the end of the step."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Close the connection after what was written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts:
+            self._transport.write(b"".join(parts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class _BoundedProtocol(H11Protocol):
     """A connection that is closed when its headers do not arrive, when its answer is not read, or when it idles while
     others need its place.
 
@@ -130,10 +157,10 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Arm the time-out; if there are too many connections, close the one that has been idle longest."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
         self.since = self.loop.time()
         if len(self.connections) > self.limits.max_connections:
-            idle = [other for other in self.connections if isinstance(other, BoundedProtocol) and other.is_idle()]
+            idle = [other for other in self.connections if isinstance(other, _BoundedProtocol) and other.is_idle()]
             min(idle, key=lambda other: other.since, default=self).transport.abort()
         self._expect_headers()
 
@@ -182,7 +209,7 @@ def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
     return None
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
     if host in LOOPBACK:
         return True
@@ -192,7 +219,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_token(path: str) -> str:
+def _read_token(path: str) -> str:
     """Return the token in a file: its only line.
 
     Raises:

@@ -1,5 +1,8 @@
 """NumPy functions that several rooms share."""
 
+import math
+from typing import Any
+
 import numpy as np
 
 
@@ -38,3 +41,14 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS = {"softmax": softmax, "sigmoid": sigmoid}  # of class scores
+
+
+def to_json_types(value: Any) -> Any:
+    """Replace arrays by lists, and numbers that are not finite by None."""
+    if isinstance(value, dict):
+        return {str(key): to_json_types(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [to_json_types(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
