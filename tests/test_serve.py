@@ -366,30 +366,6 @@ def test_texts_come_first_and_a_batch_waits_only_if_it_is_told_to():
     assert asyncio.run(sizes(0.2, "ii")) == ["ii"]
 
 
-def test_a_batch_waits_for_what_is_being_prepared_but_not_for_long():
-    async def batches():
-        sizes = []
-
-        def model(rows):
-            sizes.append(len(rows))
-            time.sleep(0 if len(sizes) > 1 else 1.5)  # from now on a fifth of it is expected, on the moving average
-            return rows
-
-        batcher, value = Batcher([Kind("i", model, 4, 99)]), [np.zeros(1)]
-        await batcher.run("i", value)
-        with ThreadPoolExecutor(1) as threads:
-            for seconds in (0.01, 0.8):
-                slow = asyncio.ensure_future(
-                    batcher.run("i", value, lambda array, seconds=seconds: time.sleep(seconds) or array, threads)
-                )
-                await asyncio.sleep(0)
-                await asyncio.gather(slow, batcher.run("i", value))
-        batcher.close()
-        return sizes
-
-    assert asyncio.run(batches()) == [1, 2, 1, 1]
-
-
 def test_an_error_of_the_model_concerns_one_image_and_tells_nothing(pipeline, images, caplog):
     def fail(batch):
         if batch.mean(axis=(1, 2, 3)).max() > 1.5:  # a white image
@@ -475,6 +451,7 @@ WRONG = [
     ("/v1/embeddings", {"input": "http://127.0.0.1/a.png", "modality": "image"}, "input"),
     ("/v1/embeddings", {"input": "file:///etc/passwd", "modality": "image"}, "input"),
     ("/v1/embeddings", {"input": "data:image/png;base64,!!!", "modality": "image"}, "input"),
+    ("/v1/embeddings", {"input": "data:image/png;base64,\u00e9", "modality": "image"}, "input"),
     ("/v1/embeddings", {"input": data_uri(b"not an image"), "modality": "image"}, "input"),
     ("/v1/embeddings", {"input": data_uri(png(np.zeros((65, 64, 3), np.uint8))), "modality": "image"}, "input"),
     ("/v1/classify", {"labels": ["a"]}, "image"),

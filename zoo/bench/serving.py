@@ -7,12 +7,12 @@ machine affects all of them.
 
 import base64
 import contextlib
-import http.client
 import io
 import itertools
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -41,6 +41,7 @@ IMAGES, SIDE = 64, 256  # distinct images; pixels per side
 TURN_SECONDS, MAX_IMAGES = 4.0, 2048  # of one turn: the time without HTTP, and the most images
 SMOKE_BATCH = 4
 START_SECONDS = 600.0
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.I)
 LISTENING = re.compile(r"Open (http://[\d.:]+)")
 SMALL, LARGE, MIXED = (
     f"{CLIENTS} clients",
@@ -238,7 +239,8 @@ class _Turn(NamedTuple):
 
 
 class _Connection:
-    """A connection to a server, kept open.
+    """A connection to a server, kept open. It shares the server's cores, so a request is one system call, and of the
+    answer's headers only the length is read.
 
     Args:
         url: http://host:port/prefix; the prefix is the beginning of the paths.
@@ -246,12 +248,12 @@ class _Connection:
 
     def __init__(self, url: str):
         address = urllib.parse.urlsplit(url)
-        self._prefix = address.path.rstrip("/")
-        self._kept = http.client.HTTPConnection(address.hostname or "", address.port or 80, timeout=300)
+        self._prefix, self._host = address.path.rstrip("/"), address.netloc
+        self._socket = socket.create_connection((address.hostname or "", address.port or 80), timeout=300)
 
     def get(self, path: str) -> int:
         """Return the status of an answer."""
-        return self._send("GET", path, None)[0]
+        return self._send("GET", path)[0]
 
     def post(self, path: str, body: bytes) -> bytes:
         """Return the body of an answer; ValueError for a refusal."""
@@ -262,13 +264,23 @@ class _Connection:
 
     def close(self) -> None:
         """Close the connection."""
-        self._kept.close()
+        self._socket.close()
 
-    def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        self._kept.request(method, self._prefix + path, body, headers)
-        response = self._kept.getresponse()
-        return response.status, response.read()
+    def _send(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        head = f"{method} {self._prefix}{path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+        self._socket.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        received, start, size = b"", 0, sys.maxsize
+        while len(received) < size:
+            part = self._socket.recv(1 << 20)
+            if not part:
+                raise ValueError(f"{path}: the connection ended after {received[:200]!r}")
+            received += part
+            if not start and (end := received.find(b"\r\n\r\n")) > 0:
+                length = LENGTH.search(received, 0, end)
+                if length is None:
+                    raise ValueError(f"{path}: the answer has no Content-Length: {received[:end]!r}")
+                start, size = end + 4, end + 4 + int(length[1])
+        return int(received.split(maxsplit=2)[1]), received[start:]
 
 
 @contextlib.contextmanager
@@ -282,10 +294,11 @@ def _server(arguments: Sequence[str]) -> Iterator[tuple[str, int]]:
             if found is None:
                 raise ValueError(f"zoo serve did not start: exit code {process.wait()}")
             deadline = time.monotonic() + START_SECONDS
-            while _Connection(found[1]).get("/ready") != 200:
-                if time.monotonic() > deadline:
-                    raise ValueError(f"zoo serve was not ready within {START_SECONDS:g} s")
-                time.sleep(0.1)
+            with contextlib.closing(_Connection(found[1])) as connection:
+                while connection.get("/ready") != 200:
+                    if time.monotonic() > deadline:
+                        raise ValueError(f"zoo serve was not ready within {START_SECONDS:g} s")
+                    time.sleep(0.1)
             yield found[1], process.pid
         finally:
             process.terminate()

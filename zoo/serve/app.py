@@ -22,7 +22,7 @@ from zoo.inference.pipeline import ClipPipeline
 from zoo.serve.guard import Guard, Metrics, refusal
 from zoo.serve.library import Library
 from zoo.serve.limits import ApiError, Limits
-from zoo.serve.model import ClassifierModel, ServedModel, decode_data_uri
+from zoo.serve.model import ClassifierModel, ServedModel
 from zoo.serve.openapi import describe
 from zoo.serve.schema import check, fields_of, parse_body
 from zoo.utils.text import quoted, shown
@@ -204,11 +204,6 @@ class Service:
             message = f"model is {quoted(values['model'], 80)}; this service has {self.model.name}"
             raise ApiError(404, message, "model")
 
-    async def _images(self, values: Sequence[str | bytes], field: str) -> np.ndarray:
-        """Return the embeddings of data URIs or bytes."""
-        data = [value if isinstance(value, bytes) else decode_data_uri(value, field) for value in values]
-        return await self.model.run_images(data, field)
-
     async def embed(self, values: dict) -> dict:
         """`/v1/embeddings`, as OpenAI's, with `modality`."""
         if not self.model.is_pair:
@@ -216,7 +211,7 @@ class Service:
         dim = self.model.encoder.dim
         if values["dimensions"] not in (None, dim):
             raise ApiError(400, f"dimensions is {values['dimensions']}; {self.model.name} has {dim}", "dimensions")
-        embed = self._images if values["modality"] == "image" else self.model.embed_texts
+        embed = self.model.run_images if values["modality"] == "image" else self.model.embed_texts
         vectors = await embed(values["input"], "input")
         base64_wanted = values["encoding_format"] == "base64"
         data = [
@@ -232,9 +227,7 @@ class Service:
 
     async def classify(self, values: dict) -> dict:
         """`/v1/classify`: the probabilities of an image's classes, highest first."""
-        labels = values["labels"]
-        image = values["image"]
-        data = image if isinstance(image, bytes) else decode_data_uri(image, "image")
+        labels, image = values["labels"], values["image"]
         if self.model.is_pair:
             if labels is None:
                 raise ApiError(400, "labels is missing; a CLIP model needs the names of the classes", "labels")
@@ -242,14 +235,14 @@ class Service:
             if count > self.limits.max_prompts:
                 allowed = self.limits.max_prompts
                 raise ApiError(400, f"labels times templates is {count}; at most {allowed} are allowed", "labels")
-            scores = await self.model.classify(data, labels, values["templates"], values["activation"], "image")
+            scores = await self.model.classify(image, labels, values["templates"], values["activation"], "image")
             top = values["top"] or len(labels)
         else:
             if labels is not None:
                 raise ApiError(
                     400, f"{self.model.name} is a classifier with classes of its own; leave out labels", "labels"
                 )
-            scores = (await self.model.run_images([data], "image"))[0]
+            scores = (await self.model.run_images([image], "image"))[0]
             top = values["top"] or DEFAULT_TOP
         order = np.argsort(-scores, kind="stable")[:top]
         classes = [
@@ -271,7 +264,7 @@ class Service:
     async def _mixed(self, values: Sequence[str], field: str) -> np.ndarray:
         """Return the embeddings of texts and data URIs, float32 (N, D)."""
         vectors = np.empty((len(values), self.model.encoder.dim), np.float32)
-        for embed, are_images in ((self.model.embed_texts, False), (self._images, True)):
+        for embed, are_images in ((self.model.embed_texts, False), (self.model.run_images, True)):
             places = [i for i, value in enumerate(values) if value.startswith("data:") is are_images]
             if places:
                 vectors[places] = await embed([values[i] for i in places], field)
@@ -286,7 +279,7 @@ class Service:
         if image is None:
             vector = await self.model.embed_query(query, "query")
         else:
-            vector = (await self._images([image], "image"))[0]
+            vector = (await self.model.run_images([image], "image"))[0]
         found = await self.model.in_thread(self._search, vector, values)
         return {"object": "search", "model": self.model.name, "results": found}
 

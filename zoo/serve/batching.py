@@ -1,9 +1,7 @@
 """`Batcher`: one thread that runs the model, over bounded queues of what waits for it.
 
 Whenever the thread is free, it takes all that waits of one kind and shape, up to the kind's largest batch and rounded
-down to a power of two, so that the batch shapes are few and nothing is padded. A batch that is not full waits for
-values that are being prepared at that moment, as long as the model would take for them: started at once, it would share
-the cores with their preparation, and leave them to a batch of their own. There is no other delay unless one is asked
+down to a power of two, so that the batch shapes are few and nothing is padded. There is no delay unless one is asked
 for. Kinds come in the order of priority; a kind that waits is still taken after `TURNS` batches of the ones before it.
 """
 
@@ -208,12 +206,9 @@ class Batcher:
 
     def _time_left(self, name: str) -> float:
         """Return the seconds for which a batch that is not full may wait for more."""
-        queue = self.queues[name]
-        room = self._kinds[name].max_batch - len(queue)
-        if room <= 0 or not self._open:
+        if not self._max_wait or not self._open or len(self.queues[name]) >= self._kinds[name].max_batch:
             return 0.0
-        wait = max(self._max_wait, self._seconds[name] * min(room, self._coming[name]))
-        return queue[0].since + wait - time.monotonic()
+        return self.queues[name][0].since + self._max_wait - time.monotonic()
 
     def _pop(self, name: str) -> list[_Item]:
         """Take the first item and those of the same shape: as many as the largest power of two allows."""

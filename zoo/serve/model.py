@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import io
 import itertools
 from collections.abc import Callable, Sequence
@@ -140,10 +139,12 @@ class ServedModel:
         """Run a function that decodes an image on a thread of the decoders."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
 
-    async def run_images(self, images: Sequence[bytes], field: str) -> np.ndarray:
-        """Return the embeddings of image files, float32 (N, D), unit rows; of a classifier its outputs (N, K)."""
+    async def run_images(self, images: Sequence[str | bytes], field: str) -> np.ndarray:
+        """Return the embeddings of images, as data URIs or the bytes of files, float32 (N, D), unit rows; of a
+        classifier its outputs (N, K)."""
 
-        def prepare(data: bytes) -> np.ndarray:
+        def prepare(value: str | bytes) -> np.ndarray:
+            data = value if isinstance(value, bytes) else _decode_data_uri(value, field)
             try:
                 image = decode_image(io.BytesIO(data), "the image", max_pixels=self._limits.max_pixels)
                 return preprocess(image, self.encoder.spec)
@@ -187,7 +188,7 @@ class ServedModel:
             raise ApiError(400, f"{field}: {error}", field) from error
 
     async def classify(
-        self, image: bytes, labels: Sequence[str], templates: Sequence[str], activation: str, field: str
+        self, image: str | bytes, labels: Sequence[str], templates: Sequence[str], activation: str, field: str
     ) -> np.ndarray:
         """Return the probabilities of K labels, float64 (K,)."""
         try:
@@ -212,7 +213,7 @@ def _repeat(forward: Forward, row: np.ndarray, largest: int) -> None:
         count *= 2
 
 
-def decode_data_uri(text: str, field: str) -> bytes:
+def _decode_data_uri(text: str, field: str) -> bytes:
     """Return the bytes of a `data:image/…;base64,…` URI.
 
     Raises:
@@ -224,5 +225,5 @@ def decode_data_uri(text: str, field: str) -> bytes:
         raise ApiError(400, message, field)
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ApiError(400, f"{field} is not valid base64: {error}", field) from error

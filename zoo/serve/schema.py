@@ -211,7 +211,7 @@ def to_json_schema(fields: Mapping[str, Field], limits: Limits) -> dict[str, Any
 def _value_schema(field: Field, limits: Limits) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string"}
     if field.kind == "image":
-        text |= {"pattern": "^data:image/[a-z0-9.+-]+;base64,", "examples": [EXAMPLE]}
+        text |= {"pattern": "^data:image/[a-z0-9.+-]+;base64,[A-Za-z0-9+/]*={0,2}$", "examples": [EXAMPLE]}
     elif field.choices:
         text["enum"] = list(field.choices)
     elif field.kind in ("text", "texts"):
