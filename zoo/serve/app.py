@@ -18,11 +18,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from zoo.inference.encoder import Encoder
 from zoo.inference.pipeline import ClipPipeline
 from zoo.serve.guard import Guard, Metrics, refusal
 from zoo.serve.library import Library
 from zoo.serve.limits import ApiError, Limits
-from zoo.serve.model import ClassifierModel, ServedModel
+from zoo.serve.model import ServedModel, encoder_of
 from zoo.serve.openapi import describe
 from zoo.serve.schema import check, fields_of, parse_body
 from zoo.utils.text import quoted, shown
@@ -42,7 +43,7 @@ Answer = Callable[[dict], Awaitable[dict]]
 
 
 def create_app(
-    model: ClipPipeline | ClassifierModel,
+    model: ClipPipeline | Encoder,
     *,
     index: str | Path | None = None,
     name: str | None = None,
@@ -65,7 +66,7 @@ def create_app(
     Raises:
         ValueError: an index of another model, or an index for a classifier; FileNotFoundError: no index there.
     """
-    service = Service(model, index, name or model.encoder.name, limits or Limits(), max_wait_ms / 1000)
+    service = Service(model, index, name or encoder_of(model).name, limits or Limits(), max_wait_ms / 1000)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -91,7 +92,7 @@ class Service:
 
     def __init__(
         self,
-        model: ClipPipeline | ClassifierModel,
+        model: ClipPipeline | Encoder,
         index: str | Path | None,
         name: str,
         limits: Limits,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clip import class_matrix, prompts_for
-from zoo.data.preprocess import PreprocessSpec, decode_image, preprocess
+from zoo.data.preprocess import decode_image, preprocess
 from zoo.embeddings.expression import combine, parse_query
 from zoo.embeddings.text_cache import make_key
 from zoo.inference.classifier import Classifier
@@ -29,33 +29,11 @@ TEXTS, IMAGES = "texts", "images"
 Observe = Callable[[str, int, float], None]
 
 
-class ClassifierModel:
-    """An image classifier, such as a ConvNeXt, for `create_app`.
-
-    Args:
-        forward: float32 (B, H, W, 3), preprocessed → (B, K), the model's outputs: probabilities, or logits.
-        spec: image preprocessing.
-        name: name of the model.
-        batch_size: images per batch; "auto" measures which is fastest.
-    """
-
-    def __init__(self, forward: Forward, spec: PreprocessSpec, name: str, batch_size: int | str = "auto"):
-        outputs = forward(np.zeros((1, *spec.size, 3), np.float32))
-        self.encoder = Encoder(forward, forward, spec, outputs.shape[-1], fixed=True, name=name)
-        self._batch_size = batch_size
-
-    @property
-    def batch_size(self) -> int:
-        """Images per batch, measured at first use."""
-        if not isinstance(self._batch_size, int):
-            self._batch_size = fastest_batch(self.encoder)
-        return self._batch_size
-
-
 def open_model(
     name_or_path: str, *, runtime: str = "keras", precision: str = "float32", batch_size: int | str = "auto"
-) -> ClipPipeline | ClassifierModel:
-    """Return the pair or classifier of what `zoo.load` takes.
+) -> ClipPipeline | Encoder:
+    """Return the pair of what `zoo.load` takes; or of a classifier, such as a ConvNeXt, an encoder whose images become its
+    outputs (B, K), probabilities or logits.
 
     Raises:
         ValueError: a classifier whose preprocessing is unknown, a precision that the runtime does not have; further
@@ -73,14 +51,22 @@ def open_model(
         forward = compile_forward(loaded.model)
     else:
         raise ValueError(f"precision={precision!r}; a classifier with runtime='keras' is served in float32")
-    return ClassifierModel(forward, spec, loaded.info.name, batch_size)
+    outputs = forward(np.zeros((1, *spec.size, 3), np.float32))
+    encoder = Encoder(forward, forward, spec, outputs.shape[-1], fixed=True, name=loaded.info.name)
+    size = batch_size if isinstance(batch_size, int) else fastest_batch(encoder)
+    return replace(encoder, batch_size=size)
+
+
+def encoder_of(model: ClipPipeline | Encoder) -> Encoder:
+    """Return the encoder of a model that `open_model` returns."""
+    return model.encoder if isinstance(model, ClipPipeline) else model
 
 
 class ServedModel:
     """A model with its queues and threads.
 
     Args:
-        model: a pair's pipeline, or a classifier.
+        model: a pair's pipeline, or a classifier of `open_model`.
         name: what requests call it.
         limits: bounds.
         max_wait: see `Batcher`.
@@ -88,20 +74,16 @@ class ServedModel:
 
     Attributes:
         ready: whether every batch shape has been run.
-        fingerprint: of a pair; see `ClipPipeline`.
     """
 
-    def __init__(
-        self, model: ClipPipeline | ClassifierModel, name: str, limits: Limits, max_wait: float, observe: Observe
-    ):
+    def __init__(self, model: ClipPipeline | Encoder, name: str, limits: Limits, max_wait: float, observe: Observe):
         self.name, self._limits, self.ready = name, limits, False
-        self.is_pair = isinstance(model, ClipPipeline)
-        self.fingerprint = model.fingerprint if isinstance(model, ClipPipeline) else None
+        self._fingerprint = model.fingerprint if isinstance(model, ClipPipeline) else ""
         self._cache = model.cache if isinstance(model, ClipPipeline) else None
-        self.encoder = replace(model.encoder, fixed=True)
-        batch = self.encoder.batch_size if isinstance(model, ClipPipeline) else model.batch_size
-        self.max_batch = 1 << (batch.bit_length() - 1)
-        images = self._embed_image_batch if self.is_pair else self.encoder.images
+        self.is_pair = isinstance(model, ClipPipeline)
+        encoder = self.encoder = replace(encoder_of(model), fixed=True)
+        self.max_batch = 1 << (encoder.batch_size.bit_length() - 1)
+        images = (lambda batch: encoder.embed_batches([batch])) if self.is_pair else encoder.images
         kinds = [Kind(IMAGES, images, self.max_batch, limits.max_waiting_images)]
         if self.is_pair:
             kinds.insert(0, Kind(TEXTS, self.encoder.embed_tokens, TEXT_BATCH, limits.max_waiting_texts))
@@ -127,9 +109,6 @@ class ServedModel:
             for length in self.encoder.lengths(tokens.shape[1]):
                 _repeat(self.encoder.texts, tokens[:, :length], TEXT_BATCH)
         self.ready = True
-
-    def _embed_image_batch(self, batch: np.ndarray) -> np.ndarray:
-        return self.encoder.embed_batches([batch])
 
     async def in_thread(self, function: Callable, *arguments: Any) -> Any:
         """Run a short function on a thread of the requests."""
@@ -166,7 +145,7 @@ class ServedModel:
 
     def _look_up(self, texts: Sequence[str], field: str) -> tuple[list, dict, dict]:
         """Return (the N keys, {key: vector} of the cache, {key: token row} of the distinct others)."""
-        keys = [make_key(self.fingerprint or "", text) for text in texts]
+        keys = [make_key(self._fingerprint, text) for text in texts]
         found = self._cache.get(keys) if self._cache is not None else {}
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
         if not missing:

@@ -162,8 +162,8 @@ def keep_freed_memory() -> bool:
 def share_cores() -> None:
     """Let PyTorch's threads sleep soon after they have nothing to do, unless the environment has a setting of its own.
 
-    By default the OpenMP library of PyTorch's wheels lets them spin for 300,000 turns, some 15 ms, on cores that threads
-    which decode images, or other processes, could use: beside other processes `embed_images` of a small model reached
+    By default the OpenMP library of PyTorch's wheels lets them spin for 300,000 turns, some 15 ms, on cores that other
+    processes, or threads that decode images, could use: beside other processes `embed_images` of a small model reached
     31 images/s on two cores, with this setting 190. It is read when PyTorch is imported.
     """
     if not any(name in os.environ for name in SPINNING):
