@@ -27,5 +27,5 @@ def test_the_routes_do_what_the_description_says(tmp_path, caplog):
         )
         metrics = client.get("/metrics").body.decode()
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
-    assert 'status="500"' not in metrics and 'route="/v1/search",method="POST",status="200"' in metrics
+    assert 'status="500"' not in metrics and 'method="POST",route="/v1/search",status="200"' in metrics
     assert "Traceback" not in caplog.text and not [record for record in caplog.records if record.exc_info]
