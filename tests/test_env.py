@@ -226,5 +226,5 @@ def test_processes_that_are_started_share_the_cores():
 def test_threads_sleep_when_idle_unless_the_environment_says_otherwise(monkeypatch):
     for given, expected in (({}, {"GOMP_SPINCOUNT": "1000"}), *[({name: "7"}, {name: "7"}) for name in env.SPINNING]):
         monkeypatch.setattr(env.os, "environ", dict(given))
-        env.share_cores()
+        env.let_threads_sleep()
         assert env.os.environ == expected

@@ -30,7 +30,7 @@ from PIL import Image
 
 from zoo.bench.machine import describe_machine, resident_bytes
 from zoo.utils.arrays import unit_rows
-from zoo.utils.env import available_cores, choose_backend, keep_freed_memory, share_cores
+from zoo.utils.env import available_cores, choose_backend, keep_freed_memory, let_threads_sleep
 from zoo.utils.files import atomic_write
 
 INDEX_SIZE, TOP_K = 10_000, 10
@@ -114,7 +114,7 @@ def bench_serving(
         output: folder for serve.md and serve.json.
     """
     keep_freed_memory()  # both as in `zoo serve`
-    share_cores()
+    let_threads_sleep()
     backend = choose_backend(backend)
     machine = describe_machine(available_cores())
     rounds = rounds or (1 if smoke else ROUNDS)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from convnext import called_here
 from zoo.cli import evaluation, models, search, training
 from zoo.cli.command import Command
-from zoo.utils.env import BACKENDS, choose_backend, keep_freed_memory, share_cores
+from zoo.utils.env import BACKENDS, choose_backend, keep_freed_memory, let_threads_sleep
 from zoo.utils.text import LONGEST_LINE, printed, shown
 
 __all__ = ["COMMANDS", "GROUPS", "Command", "main"]
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.backend in ("batches", "training"):
             keep_freed_memory()
         if command.backend == "batches":
-            share_cores()
+            let_threads_sleep()
         if command.backend is not None:
             choose_backend(options.pop("backend"), trains=command.backend == "training")
         with contextlib.redirect_stdout(progress), _plain_warnings():

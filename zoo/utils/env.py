@@ -159,7 +159,7 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all([mallopt(*setting) for setting in settings])
 
 
-def share_cores() -> None:
+def let_threads_sleep() -> None:
     """Let PyTorch's threads sleep soon after they have nothing to do, unless the environment has a setting of its own.
 
     By default the OpenMP library of PyTorch's wheels lets them spin for 300,000 turns, some 15 ms, on cores that other
