@@ -100,7 +100,7 @@ class _Draft:
 
     @property
     def is_depthwise(self):
-        return "filters" not in self.config if self.kind not in BRANCHES else self.config["filters"] is None
+        return self.kind == "DepthwiseConv2D" or (self.kind in BRANCHES and self.config["filters"] is None)
 
     def bias(self, prefix, size):
         """Bias of a product, created with zeros where it has none."""
@@ -114,16 +114,14 @@ class _Draft:
         """Replace the product by factor · product + shift, (C,) each."""
         prefix = _LINEAR_OUT[self.kind]
         kernel, bias = self[f"{prefix}kernel"], self.bias(prefix, factor.size)
-        depthwise = kernel.ndim == 4 and self.is_depthwise
-        per_output = factor.reshape(kernel.shape[2:]) if depthwise else factor
+        per_output = factor.reshape(kernel.shape[2:]) if self.is_depthwise else factor
         self.weights |= {f"{prefix}kernel": kernel * per_output, f"{prefix}bias": bias * factor + shift}
 
     def scale_input(self, factor, shift):
         """Let the product take x in place of factor · x + shift, (C,) each."""
         prefix = _LINEAR_IN[self.kind]
         kernel = self[f"{prefix}kernel"]
-        depthwise = kernel.ndim == 4 and self.is_depthwise
-        summed = (0, 1) if depthwise else tuple(range(kernel.ndim - 1))
+        summed = (0, 1) if self.is_depthwise else tuple(range(kernel.ndim - 1))
         constant = (kernel * shift[:, None]).sum(axis=summed).reshape(-1)
         bias = self.bias(prefix, constant.size)
         self.weights |= {f"{prefix}kernel": kernel * factor[:, None], f"{prefix}bias": bias + constant}
