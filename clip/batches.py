@@ -25,7 +25,7 @@ def check_keys(batch: Mapping[str, Any]) -> None:
         raise ValueError(f"a batch of a pair needs 'images' and 'tokens'; {missing[0]!r} is missing, got {list(batch)}")
 
 
-def check_batch(batch: Mapping[str, Any], vocabulary: int | None) -> None:
+def _check_batch(batch: Mapping[str, Any], vocabulary: int | None) -> None:
     """Check arrays for a pair: keys, the range of the token ids, the shape of the labels.
 
     Args:
@@ -47,16 +47,16 @@ def check_batch(batch: Mapping[str, Any], vocabulary: int | None) -> None:
 
 
 def checked(data: Any, vocabulary: int | None) -> Any:
-    """Return data for `fit` whose batches are checked by `check_batch`: arrays now, others when a batch is made.
+    """Return data for `fit` whose batches are checked by `_check_batch`: arrays now, others when a batch is made.
 
     Args:
         data: a dict of arrays, a generator, a `keras.utils.PyDataset`, a `tf.data.Dataset` or a torch `DataLoader`;
             anything else is returned as it is.
-        vocabulary: as in `check_batch`.
+        vocabulary: as in `_check_batch`.
     """
     check = functools.partial(_check_element, vocabulary)
     if isinstance(data, Mapping):
-        check_batch(data, vocabulary)
+        _check_batch(data, vocabulary)
     elif isinstance(data, types.GeneratorType):
         return (check(element) for element in data)
     elif isinstance(data, keras.utils.PyDataset):
@@ -73,7 +73,7 @@ def _check_element(vocabulary: int | None, element: Any) -> Any:
     """Check a batch, or the first part of (batch, targets, weights); return the element."""
     batch = element[0] if isinstance(element, tuple | list) and element else element
     if isinstance(batch, Mapping):
-        check_batch(batch, vocabulary)
+        _check_batch(batch, vocabulary)
     return element
 
 

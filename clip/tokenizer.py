@@ -149,10 +149,10 @@ def as_tokenize(tokenizer: Any = None, context_length: int | None = None) -> Cal
     if tokenizer is None:
         return tokenize
     is_hub = all(hasattr(tokenizer, name) for name in ("tokenize", "detokenize", "start_token_id", "end_token_id"))
-    return HubTokenize(tokenizer, context_length or CONTEXT_LENGTH) if is_hub else tokenizer
+    return _HubTokenize(tokenizer, context_length or CONTEXT_LENGTH) if is_hub else tokenizer
 
 
-class HubTokenize:
+class _HubTokenize:
     """Rows of ids by a tokenizer of KerasHub, which may have no start id: see `as_tokenize`. Longer texts are cut."""
 
     def __init__(self, tokenizer: Any, context_length: int):

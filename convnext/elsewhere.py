@@ -242,16 +242,14 @@ ELSEWHERE: dict[str, tuple[Elsewhere, ...]] = {
 }  # fmt: skip
 
 
-def find_elsewhere(name: str) -> list[tuple[str, Elsewhere]]:
-    """Return [(library, row), …] of a name, option or script of another library."""
-    wanted = _key(name[:200])  # a name may be anything that a user typed
-    return [(library, row) for library, rows in ELSEWHERE.items() for row in rows if _key(row.theirs) == wanted]
-
-
 def called_here(name: str) -> str:
     """Return " open_clip's `ClipLoss` is `clip.clip_loss` here." for a message, with the leading space, or ""."""
-    found = [(library, row) for library, row in find_elsewhere(name) if _key(row.ours) != _key(name)]
-    return "".join(f" {_owner(library)} `{row.theirs}` {_is(row)}." for library, row in found[:1])
+    wanted = _key(name[:200])  # a name may be anything that a user typed
+    for library, rows in ELSEWHERE.items():
+        for row in rows:
+            if _key(row.theirs) == wanted != _key(row.ours):
+                return f" {_owner(library)} `{row.theirs}` {_is(row)}."
+    return ""
 
 
 def renamed(command: str) -> dict[str, str]:

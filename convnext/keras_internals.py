@@ -34,10 +34,10 @@ KNOWN_SOURCES = {
 def is_known(function: Callable) -> bool:
     """Return whether the source of a function of Keras is one of KNOWN_SOURCES; False if it cannot be read."""
     function = inspect.unwrap(function)
-    return source_digest(function) in KNOWN_SOURCES.get(getattr(function, "__qualname__", ""), ())
+    return _source_digest(function) in KNOWN_SOURCES.get(getattr(function, "__qualname__", ""), ())
 
 
-def source_digest(function: Callable) -> str:
+def _source_digest(function: Callable) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a function's source; "" if there is none."""
     try:
         return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
@@ -127,11 +127,11 @@ def copied_graph(model: keras.Model) -> Graph:
         return outputs
 
     plain = keras.Model(model.input, model.output, name=model.name)  # without the class and optimizer of the model
-    copy = keras.models.clone_model(plain, clone_function=StandIn, call_function=record)
+    copy = keras.models.clone_model(plain, clone_function=_StandIn, call_function=record)
     return _connected(model, tuple(calls), copy.inputs, copy.outputs)
 
 
-class StandIn(keras.Operation):
+class _StandIn(keras.Operation):
     """Takes the place of an operation in a copied graph."""
 
     def __init__(self, operation):

@@ -52,12 +52,12 @@ def conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
     """In float32 on a CPU, where patches do not overlap: one matrix product, up to twice as fast as torch's operator.
     With even padding: torch's operator on a view. Keras' own copies its input, and torch.func.vmap cannot map it."""
     if is_product_of_patches(x, kernel, geometry):
-        filters, (rows, sides) = kernel.shape[-1], patches_as_rows(x, kernel.shape[:2], geometry.strides)
+        filters, (rows, sides) = kernel.shape[-1], _patches_as_rows(x, kernel.shape[:2], geometry.strides)
         bias = None if bias is None else ops.convert_to_tensor(bias)
         outputs = product(rows, ops.convert_to_tensor(kernel).reshape(-1, filters), bias)
         return outputs.reshape(-1, *sides, filters)
     if takes_a_view(kernel, geometry):
-        return convolve_view(x, kernel, bias, CONV2D_ORDER, geometry)
+        return _convolve_view(x, kernel, bias, CONV2D_ORDER, geometry)
     return reference.conv2d(x, kernel, bias, geometry)
 
 
@@ -65,7 +65,7 @@ def depthwise_conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
     """With stride 1 and same padding: torch's operator on a view. Keras' own copies its input twice, and
     torch.func.vmap cannot map it."""
     if kernel.shape[3] == 1 and keeps_size(kernel, geometry):
-        return convolve_view(x, kernel, bias, DEPTHWISE_ORDER, geometry)
+        return _convolve_view(x, kernel, bias, DEPTHWISE_ORDER, geometry)
     return reference.depthwise_conv2d(x, kernel, bias, geometry)
 
 
@@ -76,10 +76,10 @@ def attention(qkv: Any, causal: bool) -> Any:
     import torch
 
     is_short = computes_in_float32_on_cpu(qkv) and qkv.shape[1] <= SHORT
-    if is_short or (is_eager_cpu(qkv) and is_transformed(qkv)):
+    if is_short or (_is_eager_cpu(qkv) and _is_transformed(qkv)):
         return attend_by_products(qkv, causal)
     outputs = reference.attention(qkv, causal)
-    if qkv.requires_grad and torch.is_grad_enabled() and is_eager() and not is_transformed(qkv):
+    if qkv.requires_grad and torch.is_grad_enabled() and _is_eager() and not _is_transformed(qkv):
         return _gradients_by_products().apply(qkv, outputs, causal)
     return outputs
 
@@ -138,7 +138,7 @@ def is_product_of_patches(x: Any, kernel: Any, geometry: Geometry) -> bool:
     return is_whole and has_separate_patches(kernel, geometry) and computes_in_float32_on_cpu(x)
 
 
-def patches_as_rows(x: Any, kernel_size: Sequence[int], strides: Sequence[int]) -> tuple[Any, tuple[int, int]]:
+def _patches_as_rows(x: Any, kernel_size: Sequence[int], strides: Sequence[int]) -> tuple[Any, tuple[int, int]]:
     """(B, H, W, C) → (B·h·w, k·k·C) patches of a kernel whose stride is its size, or of 1 × 1; also return (h, w).
 
     Rows and columns past the last whole patch are dropped.
@@ -158,7 +158,7 @@ def takes_a_view(kernel: Any, geometry: Geometry) -> bool:
     return (pads_nothing and geometry.is_plain) or keeps_size(kernel, geometry)
 
 
-def convolve_view(x: Any, kernel: Any, bias: Any, order: Sequence[int], geometry: Geometry) -> Any:
+def _convolve_view(x: Any, kernel: Any, bias: Any, order: Sequence[int], geometry: Geometry) -> Any:
     """Return a plain convolution by torch's operator on a channels_first view, without copies.
 
     Args:
@@ -198,23 +198,23 @@ def _uses_onednn(x: Any, kernel: Any, bias: Any) -> bool:
     import torch
 
     is_float32 = x.dtype == kernel.dtype == torch.float32
-    is_large = is_float32 and is_eager_cpu(x) and x.shape[0] in onednn_rows()
-    return is_large and not is_transformed(x, kernel, bias)
+    is_large = is_float32 and _is_eager_cpu(x) and x.shape[0] in onednn_rows()
+    return is_large and not _is_transformed(x, kernel, bias)
 
 
-def is_eager_cpu(x: Any) -> bool:
+def _is_eager_cpu(x: Any) -> bool:
     """Whether operations on a torch tensor run eagerly on a CPU."""
-    return x.device.type == "cpu" and is_eager()
+    return x.device.type == "cpu" and _is_eager()
 
 
-def is_eager() -> bool:
+def _is_eager() -> bool:
     """Whether operations run as they are called, and are not traced into a graph."""
     import torch
 
     return not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
-def is_transformed(*tensors: Any) -> bool:
+def _is_transformed(*tensors: Any) -> bool:
     """Whether torch.func acts, or forward-mode differentiation on one of the tensors: oneDNN's product, which has no
     rules for them, would lose the derivative."""
     import torch

@@ -122,7 +122,7 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-class Parser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     """argparse that prints an error as one line, without the usage above it."""
 
     def error(self, message: str) -> NoReturn:
@@ -146,7 +146,7 @@ def _run_locally(processes: int, argv: Sequence[str]) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="zoo", **_help_texts("ConvNeXt, ResNet and CLIP models in Keras 3.", EXAMPLES))
+    parser = _Parser(prog="zoo", **_help_texts("ConvNeXt, ResNet and CLIP models in Keras 3.", EXAMPLES))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     groups = {
         group: commands.add_parser(group, help=summary, description=sentence(summary)).add_subparsers(

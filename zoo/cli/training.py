@@ -45,7 +45,7 @@ def overrides(config: type[TrainConfig], names: tuple[str, ...]) -> tuple[Argume
 
 
 def _flag(field: dataclasses.Field, default: Any) -> Argument:
-    flags = [as_flag(name) for name in (field.name, *field.metadata["aliases"])]
+    flags = [_as_flag(name) for name in (field.name, *field.metadata["aliases"])]
     values = field.metadata["values"]
     (kind, *_) = get_args(value_type(field)) or (value_type(field),)
     text = describe_option(field).replace("%", "%%")
@@ -65,7 +65,7 @@ def _flag(field: dataclasses.Field, default: Any) -> Argument:
     return argument(*flags, **{key: value for key, value in options.items() if value is not None})
 
 
-def as_flag(name: str) -> str:
+def _as_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
@@ -81,11 +81,11 @@ def one_of(values: dict[str, Any]) -> Callable[[str], Any]:
     return parse
 
 
-def open_clip_flags() -> tuple[Argument, ...]:
+def _open_clip_flags() -> tuple[Argument, ...]:
     """Flags for the options of open_clip that are not one of ours; absent unless given."""
     kinds: dict[type, dict[str, Any]] = {bool: {"action": "store_true"}, int: {"type": positive, "metavar": "N"}}
     return tuple(
-        argument(as_flag(name), default=argparse.SUPPRESS, help=text, **kinds.get(kind, {"metavar": name.upper()}))
+        argument(_as_flag(name), default=argparse.SUPPRESS, help=text, **kinds.get(kind, {"metavar": name.upper()}))
         for name, (kind, text) in OPEN_CLIP.items()
     )
 
@@ -95,7 +95,7 @@ COMMANDS = {
         "train a CLIP model on captioned images",
         "zoo.training.contrastive:run",
         "zoo.training.loop:to_text",
-        (*flags(ContrastiveConfig), *open_clip_flags(), LOCAL_PROCESSES),
+        (*flags(ContrastiveConfig), *_open_clip_flags(), LOCAL_PROCESSES),
         backend="training",
         examples=("zoo train contrastive --model convnext_v2_tiny --train-data captions.csv",),
     ),
