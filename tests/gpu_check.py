@@ -391,7 +391,7 @@ def seed_table(preset, options, record):
     from zoo.bench import bench
 
     del record
-    choice = {"names": ("resnet50",), "smoke": True, "peer": ("none",)} if preset == "smoke" else {"preset": preset}
+    choice = {"names": ("resnet18",), "smoke": True, "peer": ("none",)} if preset == "smoke" else {"preset": preset}
     bench(backend=("torch",), rounds=2, output=options.work / f"table {preset}", **choice)
 
 

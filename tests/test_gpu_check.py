@@ -37,10 +37,10 @@ def test_dry_run(tmp_path):
     assert all(row["forward_ms"] > 0 and row["reference_gradients_ms"] > 0 for row in kernels)
     report = (tmp_path / "report.md").read_text("utf-8")
     assert all(f"## {title}" in report for title in gpu_check.COLUMNS if title != "Matrix products")
-    assert "resnet50" in (tmp_path / "tables.md").read_text("utf-8")
+    assert "resnet18" in (tmp_path / "tables.md").read_text("utf-8")
     again = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), "--dry-run"], timeout=60)
     assert again.returncode == 0
-    assert time.monotonic() - start < 300  # 60 s on a quiet machine
+    assert time.monotonic() - start < 300  # a minute on two quiet cores
 
 
 def test_a_step_that_fails_or_hangs_ends_alone(tmp_path, monkeypatch):
