@@ -6,8 +6,8 @@ Data: the 1,797 digits that come with scikit-learn (E. Alpaydin and C. Kaynak, U
 
 import csv
 import json
-import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,10 +136,7 @@ def _prepare_folder(output: str | Path) -> Path:
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".zoo-demo-{os.getpid()}"
-        with open(probe, "x"):
-            pass
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"output={str(output)!r} is not a writable folder: {error}") from error
     return folder
