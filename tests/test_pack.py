@@ -58,6 +58,15 @@ def test_several_captions_stay_with_their_image_and_bad_images_are_named(tmp_pat
     assert sorted(map(sorted, texts.values())) == [["a nought", "a zero"], ["a one"]]
 
 
+@pytest.mark.parametrize("name, content", [("t.csv", "filepath\n0.png\n"), ("t.jsonl", '{"file_name": "0.png"}')])
+def test_a_table_without_captions_is_packed(tmp_path, name, content):
+    (tmp_path / "0.png").write_bytes(encode(digits(1)[0][0]))
+    (tmp_path / name).write_text(content)
+    assert pack(str(tmp_path / name), str(tmp_path / "shards"))["samples"] == 1
+    with pytest.raises(ValueError, match="has no column 'words'|has no 'words'"):
+        pack(str(tmp_path / name), str(tmp_path / "other"), caption_key="words")
+
+
 def test_arrays_are_packed_and_an_existing_folder_is_refused(tmp_path, capsys):
     out = str(tmp_path / "shards")
     assert main(["data", "pack", "digits", out, "--shard-size", "200"]) == 0

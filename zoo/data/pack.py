@@ -90,7 +90,7 @@ def _open(source: str, image_key: str, caption_key: str | None, label_key: str |
     try:
         return open_dataset(source, **columns)
     except ValueError as error:
-        if "has no column 'caption'" not in str(error):
+        if "'caption'" not in str(error):
             raise
         return open_dataset(source, caption_key=None, **columns)
 
