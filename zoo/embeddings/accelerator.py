@@ -7,7 +7,7 @@ result is exact.
 `hnsw` is a usearch graph (arXiv:1603.09320) of vectors projected onto their leading principal directions; a search is
 approximate. It reads a few thousand rows in random order and waits for memory at each one, so rows should take few
 cache lines. Embeddings of trained models lie near a subspace, which the principal directions of a sample span. The
-graph gives candidates only, which are scored with the original vectors. Its file: HEADER zero bytes, the directions,
+graph gives candidates only, which are scored with the original vectors. Its file: _HEADER zero bytes, the directions,
 float32 (D, d), and usearch's own data, whose rows begin after 8 bytes.
 
 An accelerator records the digests of the segments it was built from, and is ignored for others. It can be rebuilt at
@@ -35,19 +35,19 @@ from zoo.utils.strict_json import list_of, read_json, text
 from zoo.utils.text import quoted, shown
 
 KINDS = ("int8", "hnsw")
-ROUNDING = 1e-5  # bound for the rounding of usearch's cosines, ten times the largest measured
+_ROUNDING = 1e-5  # bound for the rounding of usearch's cosines, ten times the largest measured
 CANDIDATES = {"int8": (256, 16), "hnsw": (64, 4)}  # in the first request: at least so many, and so many times k
-MORE_CANDIDATES = 8  # factor of each further request
+_MORE_CANDIDATES = 8  # factor of each further request
 PORTION = 100_000  # vectors between two writes of a graph, from which a killed run resumes
-SAMPLE = 8192  # vectors that a graph's directions are computed from
+_SAMPLE = 8192  # vectors that a graph's directions are computed from
 CONNECTIVITY, EXPANSION = 32, 128  # usearch's 16 has a lower recall at a million vectors, or takes longer
 # Share of the sample's squared length along the directions: of a new graph, and to keep adding to an old one.
 EXPLAINED, STILL_EXPLAINED = 0.99, 0.98
 LINE = 64  # int8 numbers in a cache line
-HEADER = LINE - 8  # bytes, which align usearch's rows with cache lines
+_HEADER = LINE - 8  # bytes, which align usearch's rows with cache lines
 
 COUNT = Field.integer(1, 1 << 40)
-FACTS = {
+_FACTS = {
     "covers": list_of(text(200)),
     "count": COUNT,
     "dim": COUNT,
@@ -82,8 +82,8 @@ class Graph:
         usearch does not check what it reads, so the file's digest must have been compared.
         """
         whole = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
-        after = HEADER + 4 * shape[0] * shape[1]
-        directions, written = whole[HEADER:after].view("<f4").reshape(shape).copy(), whole[after:]
+        after = _HEADER + 4 * shape[0] * shape[1]
+        directions, written = whole[_HEADER:after].view("<f4").reshape(shape).copy(), whole[after:]
         index = _empty(directions)
         (index.load if adding else index.view)(written)
         return cls(directions, index, None if adding else written)
@@ -109,7 +109,7 @@ class Graph:
     def save(self, path: Path) -> None:
         """Write the graph's file atomically."""
         with atomic_write(path) as file:
-            file.write(bytes(HEADER))
+            file.write(bytes(_HEADER))
             file.write(self.directions.astype("<f4").data)
             file.write(self._index.save())
 
@@ -142,7 +142,7 @@ class Accelerator:
         """Return the accelerator of a kind, if it was built from the first segments of `covers`, else None."""
         path = _file(folder, kind)
         try:
-            found = cls(path, **read_json(path.with_suffix(".json"), FACTS, optional=("directions",)))
+            found = cls(path, **read_json(path.with_suffix(".json"), _FACTS, optional=("directions",)))
         except (OSError, ValueError):
             return None
         fits = found.dim == dim and len(found.covers) > 0 and found.covers == list(covers[: len(found.covers)])
@@ -173,7 +173,7 @@ class Accelerator:
             chosen = best(scores, k)
             if len(chosen) == k and (bound is None or bound < scores[chosen[-1]]):
                 return places[chosen], scores[chosen]
-            count *= MORE_CANDIDATES
+            count *= _MORE_CANDIDATES
         return vectors.nearest(query[None], k, allowed)[0]
 
     def nearest(self, query: np.ndarray, count: int, expansion: bool | int = True) -> tuple[np.ndarray, float | None]:
@@ -192,7 +192,7 @@ class Accelerator:
         library = usearch()
         found = library.search(self._matrix, stored[0], count, library.MetricKind.Cos, exact=True)
         error = float(np.linalg.norm(unit_rows(stored) - unit))
-        cosine = 1 - float(found.distances[-1]) + self.error + error + ROUNDING
+        cosine = 1 - float(found.distances[-1]) + self.error + error + _ROUNDING
         return found.keys.astype(np.int64), length * cosine * self.norms[cosine > 0]
 
     def verify(self) -> None:
@@ -262,7 +262,7 @@ class Accelerators:
     def _build_graph(self, vectors: Vectors, **options) -> Accelerator:
         """Build a graph, or extend one; it is written after each PORTION of vectors."""
         covers, lasts = self._covers()
-        graph = self._begun_graph(covers, vectors.sample(SAMPLE), **options)
+        graph = self._begun_graph(covers, vectors.sample(_SAMPLE), **options)
         written = len(graph)
         for end in range(lasts.index(written) + 1, len(lasts)):
             for rows in vectors.blocks(len(graph), lasts[end]):
@@ -290,7 +290,7 @@ class Accelerators:
         path = _file(self._store.path, kind)
         made = Accelerator(path, covers, count, self._store.dim, error, norms, sha256(path), directions)
         with atomic_write(path.with_suffix(".json"), "w") as file:
-            json.dump({name: getattr(made, name) for name in FACTS}, file)
+            json.dump({name: getattr(made, name) for name in _FACTS}, file)
         return made
 
     def _covers(self) -> tuple[list[str], list[int]]:

@@ -27,8 +27,8 @@ from zoo.utils.text import quoted, shown
 
 NAME = "catalogue.sqlite"
 FORMAT, VERSION = "convnext-clip-zoo index", 2
-WHAT = "the catalogue of an index"
-STATEMENTS = (
+_WHAT = "the catalogue of an index"
+_STATEMENTS = (
     "CREATE TABLE info (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE segments (number INTEGER PRIMARY KEY, first INTEGER NOT NULL, size INTEGER NOT NULL, "
     "terms INTEGER NOT NULL, digest TEXT)",
@@ -37,11 +37,11 @@ STATEMENTS = (
     "CREATE TABLE removed (place INTEGER PRIMARY KEY)",
     "CREATE TABLE left_out (id TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID",
 )
-QUERY_SIZE = 500  # values in one SQL query
-STREAMED = 10_000  # rows fetched at a time, so that no other statement waits long
-CACHE_KIB = 8192  # of pages, in memory
+_QUERY_SIZE = 500  # values in one SQL query
+_STREAMED = 10_000  # rows fetched at a time, so that no other statement waits long
+_CACHE_KIB = 8192  # of pages, in memory
 MOST = 1 << 40  # vectors
-INFO = {
+_INFO = {
     "format": Field.one_of(FORMAT),
     "version": Field.one_of(VERSION),
     "dim": Field.integer(1, MOST),
@@ -58,7 +58,7 @@ class Added(NamedTuple):
     Args:
         last: the place after its last vector.
         vectors: SHA-256 of its vectors; for int8 also that of their scales, after a space.
-        entries: `digest_entries` of its ids and metadata.
+        entries: `_digest_entries` of its ids and metadata.
     """
 
     last: int
@@ -80,14 +80,14 @@ class Catalogue:
     def _connect(self) -> sqlite3.Connection:
         if self.path is None:
             connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-            for statement in STATEMENTS:
+            for statement in _STATEMENTS:
                 connection.execute(statement)
             return connection
         writable = os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
         with self._errors():
-            connection = open_database(self.path, STATEMENTS, WHAT, write=writable, synchronous="FULL")
+            connection = open_database(self.path, _STATEMENTS, _WHAT, write=writable, synchronous="FULL")
         connection.set_progress_handler(None, 0)  # no limit: searches may go on for months
-        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         return connection
 
     @contextlib.contextmanager
@@ -97,7 +97,7 @@ class Catalogue:
         except sqlite3.OperationalError as error:
             raise OSError(f"{shown(self.path)}: {shown(error)}") from error
         except sqlite3.Error as error:
-            raise ValueError(f"{shown(self.path)} is not {WHAT}, or a damaged one: {shown(error)}") from error
+            raise ValueError(f"{shown(self.path)} is not {_WHAT}, or a damaged one: {shown(error)}") from error
 
     def close(self) -> None:
         """Close the file; SQLite then removes what it keeps beside it."""
@@ -129,9 +129,9 @@ class Catalogue:
         """Return {"format", "version", "dim", "dtype", "model", "facts", "next"}; ValueError for other values."""
         try:
             found = {name: parse_json(value, name) for name, value in self.query("SELECT name, value FROM info")}
-            check_fields(found, INFO, NAME, others=True)
+            check_fields(found, _INFO, NAME, others=True)
         except ValueError as error:
-            raise ValueError(f"{shown(self.path)} is not {WHAT}: {shown(error)}") from error
+            raise ValueError(f"{shown(self.path)} is not {_WHAT}: {shown(error)}") from error
         return found
 
     def left_out(self) -> dict[str, str]:
@@ -168,15 +168,15 @@ class Catalogue:
         """Add entries from a place on, and their history."""
         rows = list(zip(range(first, first + len(ids)), ids, texts, strict=True))
         self.query("INSERT INTO entries VALUES (?, ?, ?)", rows, many=True)
-        entries = digest_entries((identity, text) for _, identity, text in rows)
+        entries = _digest_entries((identity, text) for _, identity, text in rows)
         self.query("INSERT INTO history VALUES (?, ?, ?)", (first + len(ids), vectors, entries))
 
     def entries(self, places: np.ndarray) -> dict[int, tuple[str, str | None]]:
         """Return {place: (id, metadata as JSON or None)}."""
         found: dict[int, tuple[str, str | None]] = {}
         wanted = [int(place) for place in places]
-        for start in range(0, len(wanted), QUERY_SIZE):
-            part = wanted[start : start + QUERY_SIZE]
+        for start in range(0, len(wanted), _QUERY_SIZE):
+            part = wanted[start : start + _QUERY_SIZE]
             marks = ",".join("?" * len(part))
             rows = self.query(f"SELECT place, id, metadata FROM entries WHERE place IN ({marks})", part)
             found |= {place: (identity, text) for place, identity, text in rows}
@@ -187,7 +187,7 @@ class Catalogue:
     def stream_entries(self, first: int = 0) -> Iterator[tuple[int, str, str | None]]:
         """Yield (place, id, metadata as JSON or None) of all entries from a place on, removed ones too."""
         statement = "SELECT place, id, metadata FROM entries WHERE place >= ? ORDER BY place LIMIT ?"
-        while rows := self.query(statement, [first, STREAMED]):
+        while rows := self.query(statement, [first, _STREAMED]):
             yield from rows
             first = rows[-1][0] + 1
 
@@ -206,7 +206,7 @@ class Catalogue:
         first, rows = 0, self.stream_entries()
         for added in self.history():
             count = added.last - first
-            if digest_entries(row[1:] for row in itertools.islice(rows, max(0, count))) != added.entries:
+            if _digest_entries(row[1:] for row in itertools.islice(rows, max(0, count))) != added.entries:
                 changed = f"its entries {first} to {shown(added.last)} are not those added"
                 raise ValueError(f"{shown(self.path)} is damaged: {changed}")
             first = added.last
@@ -222,7 +222,7 @@ class Catalogue:
         return Catalogue(target)
 
 
-def digest_entries(entries: Iterable[tuple[str, str | None]]) -> str:
+def _digest_entries(entries: Iterable[tuple[str, str | None]]) -> str:
     """Return the SHA-256 of (id, metadata) pairs."""
     total = hashlib.sha256()
     for identity, metadata in entries:

@@ -21,11 +21,11 @@ from zoo.data.plugins import EXTENSIONS as PLUGIN_EXTENSIONS
 from zoo.utils.text import quoted, shown
 
 MAX_TERMS = 32
-MAX_WEIGHT = 1000.0
-SYNTAX = re.compile(r"""(?<!\S)(?P<quoted>"[^"]*"|[+-]?\d+(?:\.\d+)?:"[^"]*")(?!\S)|(?<!\S)(?P<operator>[+-])(?!\S)""")
-WEIGHT = re.compile(r"([+-]?\d+(?:\.\d+)?):(?!\d)\s*(.*)", re.DOTALL)
-QUOTED = re.compile(r'"([^"]*)"')
-MINIMUM_NORM = 1e-3  # of a sum of unit vectors; below, little but rounding is left
+_MAX_WEIGHT = 1000.0
+_SYNTAX = re.compile(r"""(?<!\S)(?P<quoted>"[^"]*"|[+-]?\d+(?:\.\d+)?:"[^"]*")(?!\S)|(?<!\S)(?P<operator>[+-])(?!\S)""")
+_WEIGHT = re.compile(r"([+-]?\d+(?:\.\d+)?):(?!\d)\s*(.*)", re.DOTALL)
+_QUOTED = re.compile(r'"([^"]*)"')
+_MINIMUM_NORM = 1e-3  # of a sum of unit vectors; below, little but rounding is left
 
 
 class Term(NamedTuple):
@@ -55,7 +55,7 @@ def parse_query(query: str, *, images: bool = True) -> list[Term]:
         FileNotFoundError: a term that names an image file that does not exist.
     """
     pieces, signs, last = [], ["+"], 0
-    for match in SYNTAX.finditer(query):
+    for match in _SYNTAX.finditer(query):
         if match["operator"]:
             pieces.append(query[last : match.start()])
             signs.append(match["operator"])
@@ -70,14 +70,14 @@ def parse_query(query: str, *, images: bool = True) -> list[Term]:
 
 def _term(text: str, sign: str, query: str, images: bool) -> Term:
     weight = -1.0 if sign == "-" else 1.0
-    if found := WEIGHT.fullmatch(text):
+    if found := _WEIGHT.fullmatch(text):
         weight, text = weight * float(found[1]), found[2]
-        if not 0 < abs(weight) <= MAX_WEIGHT:
-            allowed = f"numbers up to {MAX_WEIGHT:g}, except 0"
+        if not 0 < abs(weight) <= _MAX_WEIGHT:
+            allowed = f"numbers up to {_MAX_WEIGHT:g}, except 0"
             raise ValueError(f"weight {shown(found[1], 40)} in {quoted(query)}; allowed are {allowed}")
     if text.startswith('"') and text.count('"') % 2:
         raise ValueError(f"{quoted(text)} in {quoted(query)} begins with a quote that is not closed")
-    in_quotes = QUOTED.fullmatch(text)
+    in_quotes = _QUOTED.fullmatch(text)
     if in_quotes:
         text = in_quotes[1]
     if not text.strip():
@@ -102,6 +102,6 @@ def combine(weights: Sequence[float], vectors: np.ndarray) -> np.ndarray:
         return vectors[0]
     total = np.asarray(weights, np.float64) @ vectors
     length = math.sqrt(float(total @ total))
-    if length < MINIMUM_NORM * max(map(abs, weights)):
+    if length < _MINIMUM_NORM * max(map(abs, weights)):
         raise ValueError("the terms of the query cancel each other; nothing is left to search for")
     return (total / length).astype(np.float32)

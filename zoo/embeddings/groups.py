@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 BLOCK = 2048  # vectors
-ROUNDING = 1e-6  # of a cosine of float32 vectors
+_ROUNDING = 1e-6  # of a cosine of float32 vectors
 
 
 def near_groups(rows: Callable[[slice], np.ndarray], count: int, threshold: float) -> list[list[tuple[int, float]]]:
@@ -32,7 +32,7 @@ def near_groups(rows: Callable[[slice], np.ndarray], count: int, threshold: floa
             cosines = one @ other.T
             if first == second:
                 cosines = np.triu(cosines, 1)
-            a, b = np.nonzero(cosines >= threshold - ROUNDING)
+            a, b = np.nonzero(cosines >= threshold - _ROUNDING)
             np.maximum.at(best, first + a, cosines[a, b])
             np.maximum.at(best, second + b, cosines[a, b])
             while (parent[parent] != parent).any():

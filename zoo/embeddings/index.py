@@ -22,9 +22,9 @@ from zoo.embeddings.store import Store, checked_entries
 from zoo.utils.strict_json import list_of
 from zoo.utils.text import quoted, shown
 
-RECALL_QUERIES = 64  # stored vectors that the recall of a graph is measured on
-LEAST_QUERIES = 20  # for a score limit
-SCORES = list_of(Field.number())
+_RECALL_QUERIES = 64  # stored vectors that the recall of a graph is measured on
+_LEAST_QUERIES = 20  # for a score limit
+_SCORES = list_of(Field.number())
 
 
 class Index(Entries):
@@ -179,10 +179,11 @@ class Index(Entries):
         """Store how well queries that match nothing in the index score, for `score_limit`.
 
         Args:
-            queries: float (Q, D), at least LEAST_QUERIES.
+            queries: float (Q, D), at least 20.
         """
-        if len(queries) < LEAST_QUERIES:
-            raise ValueError(f"{len(queries)} queries; a calibration needs at least {LEAST_QUERIES} that match nothing")
+        if len(queries) < _LEAST_QUERIES:
+            least = f"at least {_LEAST_QUERIES} that match nothing"
+            raise ValueError(f"{len(queries)} queries; a calibration needs {least}")
         _, scores = self.search(queries, 1)
         self.set_facts({"unrelated": sorted(round(float(score), 6) for score in scores[:, 0])})
 
@@ -200,7 +201,7 @@ class Index(Entries):
         if not 0 < false_rate < 1:
             raise ValueError(f"false_rate={false_rate!r}; it must be above 0 and below 1")
         unrelated = self.facts.get("unrelated")
-        if not unrelated or not SCORES.allows(unrelated):
+        if not unrelated or not _SCORES.allows(unrelated):
             raise ValueError(f"{shown(self.path)} is not calibrated; zoo index calibrate does that")
         place = math.ceil((1 - false_rate) * (len(unrelated) + 1)) - 1  # of n + 1 exchangeable scores
         return math.nextafter(unrelated[min(place, len(unrelated) - 1)], math.inf)
@@ -247,7 +248,7 @@ class Index(Entries):
             made = self._accelerators.build(kind, **options)
         facts = {"kind": kind, "vectors": made.count, "bytes": made.path.stat().st_size}
         if kind == "hnsw":
-            recall = self.recall(self._store.current().sample(RECALL_QUERIES))
+            recall = self.recall(self._store.current().sample(_RECALL_QUERIES))
             facts |= {"directions": made.directions, "recall_at_10": recall}
         return facts
 

@@ -16,7 +16,7 @@ from zoo.utils.text import shown
 
 NAME = "manifest.json"
 LARGEST = 1 << 31  # bytes of a list; ten million ids of 200 characters
-FIELDS = {
+_FIELDS = {
     "format": Field.one_of(FORMAT),
     "version": Field.one_of(1),
     "dim": Field.integer(1, MOST),
@@ -26,10 +26,10 @@ FIELDS = {
     "segments": LIST,
     "removed": list_of(Field.integer(0, MOST)),
 }
-FACTS_FIELDS = {"left_out": object_of(text())}
-NUMBER = re.compile(r"[0-9]{6,18}")
-SEGMENT_FIELDS = {
-    "name": Field(lambda value: isinstance(value, str) and bool(NUMBER.fullmatch(value)), "6 to 18 digits"),
+_FACTS_FIELDS = {"left_out": object_of(text())}
+_NUMBER = re.compile(r"[0-9]{6,18}")
+_SEGMENT_FIELDS = {
+    "name": Field(lambda value: isinstance(value, str) and bool(_NUMBER.fullmatch(value)), "6 to 18 digits"),
     "count": Field.integer(1, MOST),
     "metadata": Field.flag(),
     "sha256": object_of(text(64)),
@@ -96,8 +96,8 @@ def _list(path: Path, what: str, entry: dict) -> list:
 
 def _read(path: Path) -> dict:
     try:
-        manifest = read_json(path / NAME, FIELDS, others=True, max_bytes=LARGEST)
-        check_fields(manifest["facts"], FACTS_FIELDS, NAME, "facts", optional=FACTS_FIELDS, others=True)
+        manifest = read_json(path / NAME, _FIELDS, others=True, max_bytes=LARGEST)
+        check_fields(manifest["facts"], _FACTS_FIELDS, NAME, "facts", optional=_FACTS_FIELDS, others=True)
         for number, entry in enumerate(manifest["segments"]):
             _check_segment(entry, f"segments[{number}]", manifest["dtype"])
         total = sum(entry["count"] for entry in manifest["segments"])
@@ -109,7 +109,7 @@ def _read(path: Path) -> dict:
 
 
 def _check_segment(entry: dict, where: str, dtype: str) -> None:
-    check_fields(entry, SEGMENT_FIELDS, NAME, where, others=True)
+    check_fields(entry, _SEGMENT_FIELDS, NAME, where, others=True)
     name = entry["name"]
     files = {f"vectors-{name}.bin", f"ids-{name}.json"}
     files |= {f"scales-{name}.bin"} if dtype == "int8" else set()

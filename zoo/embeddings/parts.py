@@ -25,27 +25,27 @@ from zoo.utils.strict_json import OBJECT, field_error, list_of, object_of, read_
 from zoo.utils.text import quoted, shown
 from zoo.weights import read_checkpoint, write_safetensors
 
-PLAN, MANIFEST = "plan.json", "manifest.json"
+_PLAN, _MANIFEST = "plan.json", "manifest.json"
 VECTORS = "embeddings"  # the name of the tensor
-COMMIT = re.compile(r"part-(\d{6,})\.json")
-SHARD = re.compile(r"(embeddings-\d{5,}|part-\d{6,}-[0-9a-f]{16})\.safetensors")
-MAX_LISTED = 250_000  # images whose ids the manifest repeats; of more, it names the files that hold them
+_COMMIT = re.compile(r"part-(\d{6,})\.json")
+_SHARD = re.compile(r"(embeddings-\d{5,}|part-\d{6,}-[0-9a-f]{16})\.safetensors")
+_MAX_LISTED = 250_000  # images whose ids the manifest repeats; of more, it names the files that hold them
 
 
-TEXTS = list_of(text())
-FILE = Field(lambda value: value is None or isinstance(value, str) and bool(SHARD.fullmatch(value)), "a file of a part")
-DIGEST = Field(lambda value: value is None or isinstance(value, str) and len(value) == 64, "64 hexadecimal digits")
-ENTRY_FIELDS = {
-    **{"file": FILE, "sha256": DIGEST, "ids": TEXTS, "images": TEXTS},
+_TEXTS = list_of(text())
+_FILE = Field(lambda value: value is None or isinstance(value, str) and bool(_SHARD.fullmatch(value)), "a part's file")
+_DIGEST = Field(lambda value: value is None or isinstance(value, str) and len(value) == 64, "64 hexadecimal digits")
+_ENTRY_FIELDS = {
+    **{"file": _FILE, "sha256": _DIGEST, "ids": _TEXTS, "images": _TEXTS},
     **{"metadata": list_of(object_of(text())), "left_out": object_of(text())},
 }
-SHARD_KEYS = ("file", "sha256", "ids", "images")  # of an entry, in the manifest
-SHARD_ENTRY = Field(
-    lambda value: isinstance(value, dict) and all(ENTRY_FIELDS[key].allows(value.get(key)) for key in SHARD_KEYS),
+_SHARD_KEYS = ("file", "sha256", "ids", "images")  # of an entry, in the manifest
+_SHARD_ENTRY = Field(
+    lambda value: isinstance(value, dict) and all(_ENTRY_FIELDS[key].allows(value.get(key)) for key in _SHARD_KEYS),
     "an object with file, sha256, ids and images",
 )
-MANIFEST_FIELDS = {"model": text(), "source": text(), "shards": list_of(SHARD_ENTRY), "left_out": object_of(text())}
-PLAN_FIELDS = {
+_MANIFEST_FIELDS = {"model": text(), "source": text(), "shards": list_of(_SHARD_ENTRY), "left_out": object_of(text())}
+_PLAN_FIELDS = {
     **dict.fromkeys(("source", "names", "model", "runtime", "precision"), text()),
     "preprocessing": OBJECT,
     "part_size": Field.integer(0, 1 << 40),
@@ -125,17 +125,17 @@ def start_folder(folder: Path, plan: Plan, *, overwrite: bool = False) -> None:
         for path in _files(folder):
             path.unlink()
     remove_leftovers(folder)
-    if (folder / PLAN).exists():
+    if (folder / _PLAN).exists():
         _require_same(folder, read_plan(folder), plan)
     elif _files(folder):
         raise ValueError(f"{folder} holds embeddings of an earlier version; replace them with --overwrite")
     else:
-        create_once(folder / PLAN, json.dumps(asdict(plan), indent=1, ensure_ascii=False))
+        create_once(folder / _PLAN, json.dumps(asdict(plan), indent=1, ensure_ascii=False))
 
 
 def read_plan(folder: Path) -> Plan:
     """Return the plan of a folder; ValueError if it is damaged."""
-    return Plan(**read_json(folder / PLAN, PLAN_FIELDS, optional={"data_root"}))
+    return Plan(**read_json(folder / _PLAN, _PLAN_FIELDS, optional={"data_root"}))
 
 
 def _require_same(folder: Path, there: Plan, plan: Plan) -> None:
@@ -168,7 +168,7 @@ def commit_part(folder: Path, number: int, part: Part, model: str) -> bool:
 
 def committed_parts(folder: Path) -> set[int]:
     """Return the numbers of the parts that are done."""
-    return {int(match[1]) for path in folder.iterdir() if (match := COMMIT.fullmatch(path.name))}
+    return {int(match[1]) for path in folder.iterdir() if (match := _COMMIT.fullmatch(path.name))}
 
 
 def write_manifest(folder: Path, plan: Plan) -> dict[str, int]:
@@ -177,19 +177,19 @@ def write_manifest(folder: Path, plan: Plan) -> dict[str, int]:
     left_out: dict[str, str] = {}
     images = 0
     for number in range(plan.parts):
-        entry = read_json(_commit_path(folder, number), ENTRY_FIELDS)
+        entry = read_json(_commit_path(folder, number), _ENTRY_FIELDS)
         images += len(entry["ids"])
         left_out |= entry["left_out"]
         if entry["file"] is not None:
-            shards.append({key: entry[key] for key in SHARD_KEYS})
-            if images > MAX_LISTED:
+            shards.append({key: entry[key] for key in _SHARD_KEYS})
+            if images > _MAX_LISTED:
                 shards[-1] = {"file": entry["file"], "sha256": entry["sha256"], "count": len(entry["ids"])}
     manifest = {"model": plan.model, "source": plan.source, "shards": shards, "left_out": left_out}
-    with atomic_write(folder / MANIFEST, "w") as file:
+    with atomic_write(folder / _MANIFEST, "w") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)
     named = {shard["file"] for shard in shards}
     for path in _files(folder):
-        if SHARD.fullmatch(path.name) and path.name not in named:
+        if _SHARD.fullmatch(path.name) and path.name not in named:
             path.unlink()  # of a worker whose commit came second
     return {"images": images, "shards": len(shards), "left out": len(left_out)}
 
@@ -201,18 +201,18 @@ def read_parts(folder: str | Path) -> Embeddings:
         FileNotFoundError: no embeddings. ValueError: embedding is not finished, or a file is damaged.
     """
     folder = Path(folder)
-    if (folder / PLAN).is_file():
+    if (folder / _PLAN).is_file():
         plan, done = read_plan(folder), committed_parts(folder)
         missing = plan.parts - len(done & set(range(plan.parts)))
         if missing:
             raise ValueError(f"{folder}: {missing} of {plan.parts} parts are missing; run the same zoo embed again")
         paths = (_commit_path(folder, number) for number in range(plan.parts))
-        parts = (_read_part(folder, read_json(path, ENTRY_FIELDS), path.name) for path in paths)
+        parts = (_read_part(folder, read_json(path, _ENTRY_FIELDS), path.name) for path in paths)
         return Embeddings(plan.source, plan.model, plan.runtime, plan.precision, parts, plan.data_root)
-    if not (folder / MANIFEST).is_file():
+    if not (folder / _MANIFEST).is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no embeddings; zoo embed writes them")
-    manifest = read_json(folder / MANIFEST, MANIFEST_FIELDS)
-    parts = (_read_part(folder, {"left_out": {}, **shard}, MANIFEST) for shard in manifest["shards"])
+    manifest = read_json(folder / _MANIFEST, _MANIFEST_FIELDS)
+    parts = (_read_part(folder, {"left_out": {}, **shard}, _MANIFEST) for shard in manifest["shards"])
     return Embeddings(manifest["source"], manifest["model"], "keras", "float32", parts)
 
 
@@ -238,5 +238,5 @@ def _commit_path(folder: Path, number: int) -> Path:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files of embeddings in a folder, of this and of earlier versions."""
-    names = (PLAN, MANIFEST)
-    return [p for p in folder.iterdir() if p.name in names or COMMIT.fullmatch(p.name) or SHARD.fullmatch(p.name)]
+    names = (_PLAN, _MANIFEST)
+    return [p for p in folder.iterdir() if p.name in names or _COMMIT.fullmatch(p.name) or _SHARD.fullmatch(p.name)]

@@ -18,11 +18,11 @@ from zoo.utils.text import shown
 
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 BLOCK_BYTES = 1 << 20  # of vectors converted to float32 at a time, to stay in the processor's cache
-LARGER = 16  # times, blocks for as many queries: BLAS's threads wait for each other at the end of each
-COPY_BYTES = 8 << 20  # read at a time where segments are merged or checked
+_LARGER = 16  # times, blocks for as many queries: BLAS's threads wait for each other at the end of each
+_COPY_BYTES = 8 << 20  # read at a time where segments are merged or checked
 INT8_MAX = 127
-SIGN_AND_LOWEST = np.array(0x8FFFE000, np.uint32).view(np.int32)  # bits of a float32
-NOT_FINITE = 65536  # what `widen` makes of an infinity; finite numbers of float16 are smaller
+_SIGN_AND_LOWEST = np.array(0x8FFFE000, np.uint32).view(np.int32)  # bits of a float32
+_NOT_FINITE = 65536  # what `widen` makes of an infinity; finite numbers of float16 are smaller
 
 Terms = tuple[np.ndarray, np.ndarray]  # digests uint64, ascending, and offsets uint32
 
@@ -108,7 +108,7 @@ class Segment:
         Positions count from 0, in all vectors of the index or in `places`. All of a float32 segment is one block,
         since nothing is copied. For many queries blocks are larger.
         """
-        size = max(1, BLOCK_BYTES * min(queries, LARGER) // (4 * self._dim))
+        size = max(1, BLOCK_BYTES * min(queries, _LARGER) // (4 * self._dim))
         if places is None:
             size = self.count if self.matrix.dtype == np.float32 else size
             for start in range(0, self.count, size):
@@ -131,11 +131,11 @@ def widen(rows: np.ndarray) -> np.ndarray:
         return rows.astype(np.float32, copy=False)
     bits = rows.view("<i2").astype(np.int32)  # the sign fills the upper half
     bits <<= 13  # to the low bits of float32's exponent and the high bits of its fraction
-    bits &= SIGN_AND_LOWEST
+    bits &= _SIGN_AND_LOWEST
     wide = bits.view(np.float32)
     wide *= np.float32(2.0**112)  # the bias of float32's exponent is 127, that of float16's is 15
-    if max(wide.max(initial=0), -wide.min(initial=0)) >= NOT_FINITE:
-        wide[np.abs(wide) >= NOT_FINITE] = np.nan
+    if max(wide.max(initial=0), -wide.min(initial=0)) >= _NOT_FINITE:
+        wide[np.abs(wide) >= _NOT_FINITE] = np.nan
     return wide
 
 
@@ -192,7 +192,7 @@ def merge_segments(path: Path, number: int, segments: Sequence[Segment]) -> Row:
     for what in segments[0].arrays:
         with atomic_write(path / file_name(what, row)) as file:
             for segment in segments:
-                for block in byte_blocks(segment.arrays[what]):
+                for block in _byte_blocks(segment.arrays[what]):
                     file.write(block)
     terms = np.concatenate([segment.terms[0] for segment in segments])
     offsets = np.concatenate([segment.terms[1] + np.uint32(segment.first - row.first) for segment in segments])
@@ -200,17 +200,17 @@ def merge_segments(path: Path, number: int, segments: Sequence[Segment]) -> Row:
     return write_terms(path, row, (terms[order], offsets[order]))
 
 
-def byte_blocks(array: np.ndarray) -> Iterator[memoryview]:
+def _byte_blocks(array: np.ndarray) -> Iterator[memoryview]:
     """Yield the bytes of a contiguous array."""
     flat = array.reshape(-1).view(np.uint8)
-    for start in range(0, len(flat), COPY_BYTES):
-        yield flat[start : start + COPY_BYTES].data
+    for start in range(0, len(flat), _COPY_BYTES):
+        yield flat[start : start + _COPY_BYTES].data
 
 
 def digest(array: np.ndarray) -> str:
     """Return the SHA-256 of a contiguous array's bytes."""
     total = hashlib.sha256()
-    for block in byte_blocks(array):
+    for block in _byte_blocks(array):
         total.update(block)
     return total.hexdigest()
 

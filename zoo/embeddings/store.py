@@ -40,8 +40,8 @@ from zoo.utils.text import quoted, shown
 
 MOST_SMALL = 32  # segments; with more, MERGED neighbours become one
 MERGED = 8
-LARGE_BYTES = 64 << 20  # of vectors; a larger segment is not merged
-LOCK_SECONDS = 2.0  # to wait for another writer, who may only be recording a merge
+_LARGE_BYTES = 64 << 20  # of vectors; a larger segment is not merged
+_LOCK_SECONDS = 2.0  # to wait for another writer, who may only be recording a merge
 
 
 class Store:
@@ -164,9 +164,9 @@ class Store:
         """Lock the index for writing, and yield the vectors with what others wrote before.
 
         Raises:
-            Locked: another process holds it for longer than LOCK_SECONDS.
+            Locked: another process holds it for longer than _LOCK_SECONDS.
         """
-        with self._lock, lock(self.path / ".lock", LOCK_SECONDS):
+        with self._lock, lock(self.path / ".lock", _LOCK_SECONDS):
             if self._old is not None and self.exists(self.path):  # another process may have written it since
                 close = self._finalizer
                 self._use(*_read(self.path))
@@ -240,7 +240,7 @@ class Store:
     def _group(self) -> list[Segment]:
         """Return neighbours to merge: MERGED small ones with the fewest vectors, once there are MOST_SMALL; or none."""
         segments = self.current().segments
-        small = [segment.matrix.nbytes < LARGE_BYTES for segment in segments]
+        small = [segment.matrix.nbytes < _LARGE_BYTES for segment in segments]
         if sum(small) <= MOST_SMALL:
             return []
         starts = [i for i in range(len(small) - MERGED + 1) if all(small[i : i + MERGED])]

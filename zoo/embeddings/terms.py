@@ -13,12 +13,12 @@ import numpy as np
 
 from zoo.utils.strict_json import is_utf8
 
-ID_KEY = "\0id"  # of terms of ids
+_ID_KEY = "\0id"  # of terms of ids
 
 
 def id_term(identity: str) -> int:
     """Return the term of an id."""
-    return _term(ID_KEY, identity)
+    return _term(_ID_KEY, identity)
 
 
 def _term(key: str, text: str) -> int:

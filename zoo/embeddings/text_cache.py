@@ -27,25 +27,25 @@ from zoo.utils.database import check_pages, open_database
 from zoo.utils.files import open_file
 from zoo.utils.text import quoted, shown
 
-VERSION = "1"  # of the keys
-SCHEMA = (  # as SQLite stores it
+_VERSION = "1"  # of the keys
+_SCHEMA = (  # as SQLite stores it
     """CREATE TABLE vectors
 (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER NOT NULL, place INTEGER NOT NULL)""",
     "CREATE INDEX places ON vectors(place)",  # without it, every write would scan the table
     "CREATE TABLE counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
 )
 LONGEST_VALUE = 1 << 20  # bytes: an embedding of 262,144 dimensions
-SUFFIX, SCHEMA_BYTES = ".sqlite", 1 << 16  # of a file's name; at its beginning, which hold the schema
-LAST_PLACE = "SELECT MAX(place) FROM vectors WHERE place < 1 << 62"  # a damaged one may be a text
-OLDEST_TENTH = "SELECT rowid FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
-USED = """SELECT (page_count - freelist_count) * page_size
+_SUFFIX, _SCHEMA_BYTES = ".sqlite", 1 << 16  # of a file's name; at its beginning, which hold the schema
+_LAST_PLACE = "SELECT MAX(place) FROM vectors WHERE place < 1 << 62"  # a damaged one may be a text
+_OLDEST_TENTH = "SELECT rowid FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
+_USED = """SELECT (page_count - freelist_count) * page_size
 FROM pragma_page_count, pragma_freelist_count, pragma_page_size"""
-COUNTED = ("memory_hits", "disk_hits", "misses", "damaged")
-QUERY_SIZE = 500  # keys in one SQL query
+_COUNTED = ("memory_hits", "disk_hits", "misses", "damaged")
+_QUERY_SIZE = 500  # keys in one SQL query
 # Classes of errors that do not mean a damaged file, but a lock held too long, a full disk or a wrong call.
-ENVIRONMENT_ERRORS = (sqlite3.OperationalError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
-ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter from a damaged name in a message
-KEYS = 4096  # memoised: computing one takes a fifth of a hit's time
+_ENVIRONMENT_ERRORS = (sqlite3.OperationalError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+_ERRORS = (sqlite3.Error, UnicodeDecodeError)  # the latter from a damaged name in a message
+_KEYS = 4096  # memoised: computing one takes a fifth of a hit's time
 
 
 def default_cache_path() -> Path:
@@ -108,7 +108,7 @@ class TextCache:
         self.max_bytes, self._create, self._writes = max_bytes, create and write, write
         self._memory: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._max_vectors = memory
-        self._counts = dict.fromkeys(COUNTED, 0)
+        self._counts = dict.fromkeys(_COUNTED, 0)
         self._unsaved = Counter[str]()  # not yet added to the counts in the file
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
@@ -190,9 +190,9 @@ class TextCache:
         with self._lock:
             self._run(check_pages)
             keys = [key for (key,) in self._query("SELECT key FROM vectors ORDER BY place")]
-            for first in range(0, len(keys), QUERY_SIZE):
-                part = self._read(keys[first : first + QUERY_SIZE])
-                other.put({key: part[key] for key in keys[first : first + QUERY_SIZE] if key in part})
+            for first in range(0, len(keys), _QUERY_SIZE):
+                part = self._read(keys[first : first + _QUERY_SIZE])
+                other.put({key: part[key] for key in keys[first : first + _QUERY_SIZE] if key in part})
                 copied += len(part)
         return copied
 
@@ -241,8 +241,8 @@ class TextCache:
 
     def _read(self, keys: list[bytes]) -> dict[bytes, np.ndarray]:
         found, damaged = {}, []
-        for first in range(0, len(keys), QUERY_SIZE):
-            part = keys[first : first + QUERY_SIZE]
+        for first in range(0, len(keys), _QUERY_SIZE):
+            part = keys[first : first + _QUERY_SIZE]
             marks = ",".join("?" * len(part))
             for row, key, vector, check in self._query(
                 f"SELECT rowid, key, vector, checksum FROM vectors WHERE key IN ({marks})", part
@@ -260,13 +260,13 @@ class TextCache:
         def write(connection):
             connection.execute("BEGIN IMMEDIATE")
             with connection:  # one transaction is several times as fast as five
-                place = (connection.execute(LAST_PLACE).fetchone()[0] or 0) + 1
+                place = (connection.execute(_LAST_PLACE).fetchone()[0] or 0) + 1
                 rows = [(key, blob, _checksum(key, blob), place + i) for i, (key, blob) in enumerate(blobs.items())]
                 connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
                 _save_counts(connection, self._unsaved)
 
         self._run(write)
-        drop = f"DELETE FROM vectors WHERE rowid IN ({OLDEST_TENTH})"
+        drop = f"DELETE FROM vectors WHERE rowid IN ({_OLDEST_TENTH})"
         while self._used_bytes() > self.max_bytes and self._run(lambda c: c.execute(drop).rowcount):
             pass
 
@@ -276,7 +276,7 @@ class TextCache:
             self._run(lambda c: c.executemany("DELETE FROM vectors WHERE rowid = ?", [(row,) for row in rows]))
 
     def _used_bytes(self) -> int:
-        return self._query(USED)[0][0]
+        return self._query(_USED)[0][0]
 
     def _query(self, statement: str, values: Sequence = ()) -> list:
         """Return the rows of one statement, run as its own transaction."""
@@ -288,7 +288,7 @@ class TextCache:
         for repair in (self.close, self._set_aside, None):
             try:
                 return action(self._open())
-            except ERRORS as error:
+            except _ERRORS as error:
                 if not self._is_damage(error):
                     raise OSError(f"{shown(self._file)}: {shown(error)}") from error
                 if repair is None or not (self._create and self._was_cache()):
@@ -304,15 +304,15 @@ class TextCache:
         if code == sqlite3.SQLITE_READONLY:
             return os.access(self._file, os.W_OK)
         in_schema = code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)  # such as a missing table
-        return in_schema or not isinstance(error, ENVIRONMENT_ERRORS)
+        return in_schema or not isinstance(error, _ENVIRONMENT_ERRORS)
 
     def _was_cache(self) -> bool:
         """Whether a damaged file may be replaced: it has a cache's name, or still holds part of a cache's schema."""
-        if self._file.suffix == SUFFIX:
+        if self._file.suffix == _SUFFIX:
             return True
         with open_file(self._file) as file:
-            head = file.read(SCHEMA_BYTES)
-        return any(statement.encode() in head for statement in SCHEMA)
+            head = file.read(_SCHEMA_BYTES)
+        return any(statement.encode() in head for statement in _SCHEMA)
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None or self._process != os.getpid():  # a forked child may not use its parent's
@@ -321,7 +321,7 @@ class TextCache:
             elif not os.path.exists(self._file):
                 raise FileNotFoundError(f"No text cache at {quoted(str(self.path))}.")
             connection = open_database(
-                self._file, SCHEMA, "a text cache", write=self._writes, create=self._create, longest=LONGEST_VALUE
+                self._file, _SCHEMA, "a text cache", write=self._writes, create=self._create, longest=LONGEST_VALUE
             )
             self._connection, self._process = connection, os.getpid()
             self._finalizer = weakref.finalize(self, _close, connection, self._unsaved, os.getpid())
@@ -349,7 +349,7 @@ def _find_damaged(connection: sqlite3.Connection) -> tuple[int, list[int]]:
 def _close(connection: sqlite3.Connection, unsaved: Counter[str], process: int) -> None:
     """Save the counts and close a connection, also when the cache is dropped or the process ends."""
     if process == os.getpid():  # a forked child may not use its parent's
-        with contextlib.suppress(*ERRORS):  # closing matters more than the counts
+        with contextlib.suppress(*_ERRORS):  # closing matters more than the counts
             _save_counts(connection, unsaved)
         connection.close()
 
@@ -362,11 +362,11 @@ def _save_counts(connection: sqlite3.Connection, unsaved: Counter[str]) -> None:
         unsaved.clear()
 
 
-@functools.lru_cache(maxsize=KEYS)
+@functools.lru_cache(maxsize=_KEYS)
 def make_key(space: str, text: str) -> bytes:
     """Return the key of a text: a digest of the space and the text, 32 bytes."""
     normal = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
-    head = f"{VERSION}|{len(space)}|{space}|".encode()
+    head = f"{_VERSION}|{len(space)}|{space}|".encode()
     return hashlib.sha256(head + normal).digest()
 
 

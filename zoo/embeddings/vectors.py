@@ -10,7 +10,7 @@ from zoo.embeddings.segment import BLOCK_BYTES, Segment
 from zoo.embeddings.terms import contains
 from zoo.utils.text import shown
 
-DIRECT = 8  # if a filter leaves at most one in so many vectors, only those are scored
+_DIRECT = 8  # if a filter leaves at most one in so many vectors, only those are scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Vectors:
 
     def few(self, allowed: np.ndarray | None) -> bool:
         """Whether the allowed places, None for all, are so few that only they should be scored."""
-        return allowed is not None and len(allowed) * DIRECT <= self.total
+        return allowed is not None and len(allowed) * _DIRECT <= self.total
 
     def nearest(
         self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None

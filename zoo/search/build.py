@@ -20,10 +20,10 @@ from zoo.utils.strict_json import check_fields, is_utf8, object_of, text
 from zoo.utils.text import quoted, shown
 
 DUPLICATE = "the same bytes as "
-MOST_DRAWN = 100  # groups of near-duplicates on a sheet
-MOST_NAMED = 8  # entries of a list in a text
+_MOST_DRAWN = 100  # groups of near-duplicates on a sheet
+_MOST_NAMED = 8  # entries of a list in a text
 # Facts of an index that the commands use; users of `Index` may keep others.
-FACTS = {
+_FACTS = {
     "weights": text().or_null(),
     "runtime": text(100),
     "precision": text(100),
@@ -31,7 +31,7 @@ FACTS = {
     "data_roots": object_of(text()),
     "left_out": object_of(text()),
 }
-SUBJECTS = (
+_SUBJECTS = (
     "an electron micrograph of a virus, an X-ray of a knee, a satellite image of a hurricane, a circuit diagram, "
     "a page of sheet music, a crossword puzzle, a tax form, a chess diagram, a periodic table, a weather chart, a "
     "knitting pattern, a seismogram, a treble clef, a Gothic altar, a steam turbine, a particle accelerator, a "
@@ -43,7 +43,7 @@ SUBJECTS = (
     "autopsy, a coal mine, a slaughterhouse, a spider eating a moth"
 )
 # Texts that match few collections, for `index_calibrate`.
-UNRELATED = tuple(text for subject in SUBJECTS.split(", ") for text in (subject, f"a photo of {subject}"))
+UNRELATED = tuple(text for subject in _SUBJECTS.split(", ") for text in (subject, f"a photo of {subject}"))
 
 
 def build_index(
@@ -117,7 +117,7 @@ def _add_parts(index: Index, stored: Embeddings) -> None:
 def facts_of(index: "Index | LanceStore") -> dict:
     """Return the facts of an index; ValueError if one that the commands use is not of the type that they write."""
     facts = index.facts
-    check_fields(facts, FACTS, index.path.name, "facts", optional=FACTS, others=True)
+    check_fields(facts, _FACTS, index.path.name, "facts", optional=_FACTS, others=True)
     return facts
 
 
@@ -371,14 +371,14 @@ def index_duplicates(index: str, *, threshold: float = 0.95, sheet: str | None =
 
     Args:
         threshold, score: see `Index.duplicates`.
-        sheet: a .png or .html file to write with the first MOST_DRAWN groups.
+        sheet: a .png or .html file to write with the first 100 groups.
     """
     if sheet is not None:
         check_sheet_path(Path(sheet))
     opened = Index.open(index)
     groups = opened.duplicates(threshold)
     if sheet is not None:
-        draw_groups(Path(sheet), groups[:MOST_DRAWN], facts_of(opened))
+        draw_groups(Path(sheet), groups[:_MOST_DRAWN], facts_of(opened))
     return [[{"id": identity, "score": score} for identity, score in group] for group in groups]
 
 
@@ -425,6 +425,6 @@ def _format(value) -> str:
         first = ": ".join(shown(part) for part in next(iter(value.items()), ()) if part)
         return f"{len(value)}, e.g. {first}" if value else "0"
     if isinstance(value, list):
-        long = len(value) > MOST_NAMED
+        long = len(value) > _MOST_NAMED
         return f"{len(value)}, e.g. {shown(value[0])}" if long else shown(", ".join(map(shown, value))) or "none"
     return shown(round(value, 4) if isinstance(value, float) else value)

@@ -16,17 +16,17 @@ from zoo.utils.text import shown
 if TYPE_CHECKING:
     from zoo.search.embed import Done, Job, Worker
 
-ENGINES = ("local", "ray")
-PATIENCE = 60.0  # seconds between two lines while no worker of a cluster can be placed
-MAX_DEATHS = 3  # of the workers that embed one part, before the part is given up
-OBJECT_STORE_BYTES = 100 << 20  # Ray's least, nearly; what goes through it is a few numbers a part
-CRASHED = "its worker died"
+_ENGINES = ("local", "ray")
+_PATIENCE = 60.0  # seconds between two lines while no worker of a cluster can be placed
+_MAX_DEATHS = 3  # of the workers that embed one part, before the part is given up
+_OBJECT_STORE_BYTES = 100 << 20  # Ray's least, nearly; what goes through it is a few numbers a part
+_CRASHED = "its worker died"
 
 
 def check_engine(engine: str, workers: int, address: str | None) -> None:
     """Raise ValueError for an unknown engine or options that do not fit it, ImportError where Ray is missing."""
-    if engine not in ENGINES:
-        raise ValueError(f"engine={engine!r}; allowed are {', '.join(ENGINES)}")
+    if engine not in _ENGINES:
+        raise ValueError(f"engine={engine!r}; allowed are {', '.join(_ENGINES)}")
     if workers < 1:
         raise ValueError(f"workers={workers!r}; at least 1 is needed")
     if address is not None and engine != "ray":
@@ -52,12 +52,12 @@ def run_parts(
         here: makes the worker of this process.
 
     Raises:
-        RuntimeError: a part whose workers died MAX_DEATHS times.
+        RuntimeError: a part whose workers died _MAX_DEATHS times.
     """
     if not todo:
         return
     workers = min(workers, len(todo))
-    progress = Progress(total, total - len(todo))
+    progress = _Progress(total, total - len(todo))
     if engine == "local" and workers == 1:
         worker = here()
         for number in todo:
@@ -76,18 +76,18 @@ def run_parts(
                     progress.add(outcome)
                     continue
                 deaths[number] += 1
-                progress.note(f"part {number}: {outcome}; attempt {deaths[number]} of {MAX_DEATHS}")
-                if deaths[number] == MAX_DEATHS:
+                progress.note(f"part {number}: {outcome}; attempt {deaths[number]} of {_MAX_DEATHS}")
+                if deaths[number] == _MAX_DEATHS:
                     raise RuntimeError(
-                        f"part {number} ended its worker {MAX_DEATHS} times ({outcome}). The other parts that are done "
-                        "stay; the same command goes on from them."
+                        f"part {number} ended its worker {_MAX_DEATHS} times ({outcome}). The other parts that are "
+                        "done stay; the same command goes on from them."
                     )
                 queue.appendleft(number)
     finally:
         pool.close()
 
 
-class Progress:
+class _Progress:
     """Says on stderr how many parts are done: on a terminal in one line, elsewhere in a line every SECONDS seconds."""
 
     def __init__(self, total: int, before: int):
@@ -171,7 +171,7 @@ class Processes:
                 outcome = pipe.recv()
             except (EOFError, OSError):
                 self.free.append(self._replace(child))
-                yield number, f"{CRASHED} with exit code {child.process.exitcode}"
+                yield number, f"{_CRASHED} with exit code {child.process.exitcode}"
                 continue
             if isinstance(outcome, Exception):
                 raise outcome
@@ -225,7 +225,7 @@ class Actors:
             self.ray.init(
                 num_cpus=workers,
                 include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=_OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 _node_ip_address="127.0.0.1",
             )
@@ -256,7 +256,7 @@ class Actors:
 
     def collect(self) -> Iterator[tuple[int, "Done | str"]]:
         errors = self.ray.exceptions
-        limit = None if self.busy else PATIENCE
+        limit = None if self.busy else _PATIENCE
         references = self.ray.wait([*self.busy, *self.starting], num_returns=1, timeout=limit)[0]
         if not references:
             print("waiting until the Ray cluster has a place for a worker", file=sys.stderr, flush=True)
@@ -269,7 +269,7 @@ class Actors:
             except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError) as error:
                 self._start()
                 if number is not None:
-                    yield number, CRASHED
+                    yield number, _CRASHED
                 else:
                     self._count_failed_start(error)
             else:
@@ -280,10 +280,10 @@ class Actors:
 
     def _count_failed_start(self, error: Exception) -> None:
         self.failed_starts += 1
-        if self.failed_starts == MAX_DEATHS:
+        if self.failed_starts == _MAX_DEATHS:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise RuntimeError(
-                f"{MAX_DEATHS} workers in a row could not be started; the last: {shown(reason)}"
+                f"{_MAX_DEATHS} workers in a row could not be started; the last: {shown(reason)}"
             ) from None
 
     def close(self) -> None:

@@ -18,12 +18,12 @@ from zoo.utils.env import require_packages
 from zoo.utils.strict_json import OBJECT, parse_json
 from zoo.utils.text import quoted, shown
 
-FORMAT = "convnext-clip-zoo vectors 1"
-INDEXED_FROM = 1_000_000  # vectors; below, comparing with all of them is fast enough
-BLOCK = 8192  # rows written at a time
-PARTITION_ROWS = 4096  # of IVF, about; Lance's advice
-SUBVECTOR = 8  # dimensions coded by one byte of PQ
-PROBES, REFINE = 32, 8  # of a search with an index: partitions read, and candidates scored exactly for each result
+_FORMAT = "convnext-clip-zoo vectors 1"
+_INDEXED_FROM = 1_000_000  # vectors; below, comparing with all of them is fast enough
+_BLOCK = 8192  # rows written at a time
+_PARTITION_ROWS = 4096  # of IVF, about; Lance's advice
+_SUBVECTOR = 8  # dimensions coded by one byte of PQ
+PROBES, _REFINE = 32, 8  # of a search with an index: partitions read, and candidates scored exactly for each result
 
 
 def is_lance(path: str | Path) -> bool:
@@ -56,17 +56,17 @@ def export_index(index: str, *, to: str, ann: bool = False) -> dict:
     if not len(opened):
         raise ValueError(f"{shown(index)} holds no vectors")
     facts = {"weights", "runtime", "precision", "sources", "data_roots"} & opened.facts.keys()
-    about = {"format": FORMAT, "facts": json.dumps({name: opened.facts[name] for name in sorted(facts)})}
+    about = {"format": _FORMAT, "facts": json.dumps({name: opened.facts[name] for name in sorted(facts)})}
     about |= {"model": opened.model} if opened.model else {}
     columns = [("id", arrow.string()), ("vector", arrow.list_(arrow.float16(), opened.dim))]
     schema = arrow.schema([*columns, ("metadata", arrow.string()), ("sha256", arrow.string())], metadata=about)
     reader = arrow.RecordBatchReader.from_batches(schema, _batches(opened, schema, arrow))
     fragments = lance.fragment.write_fragments(reader, to, schema=schema)
     data = lance.LanceDataset.commit(to, lance.LanceOperation.Overwrite(schema, fragments))
-    approximate = ann or len(opened) >= INDEXED_FROM
+    approximate = ann or len(opened) >= _INDEXED_FROM
     if approximate:
-        partitions = max(1, len(opened) // PARTITION_ROWS)
-        subvectors = max(1, opened.dim // SUBVECTOR)
+        partitions = max(1, len(opened) // _PARTITION_ROWS)
+        subvectors = max(1, opened.dim // _SUBVECTOR)
         data.create_index("vector", "IVF_PQ", metric="cosine", num_partitions=partitions, num_sub_vectors=subvectors)
     return {"vectors": len(opened), "dim": opened.dim, "approximate": approximate}
 
@@ -80,7 +80,7 @@ def _is_committed(lance, path: str) -> bool:
 
 
 def _batches(index: Index, schema, arrow) -> Iterator[Any]:
-    for ids, metadata, vectors in index.blocks(BLOCK):
+    for ids, metadata, vectors in index.blocks(_BLOCK):
         numbers = arrow.array(vectors.astype(np.float16).ravel())
         texts = [json.dumps(entry, ensure_ascii=False) for entry in metadata]
         columns = [
@@ -110,7 +110,7 @@ class LanceStore:
         except (ValueError, OSError) as error:
             raise FileNotFoundError(f"No Lance data set at {quoted(str(path))}: {shown(error)}") from None
         about = {key.decode(): value.decode() for key, value in (self.data.schema.metadata or {}).items()}
-        if about.get("format") != FORMAT:
+        if about.get("format") != _FORMAT:
             raise ValueError(f"{shown(path)} was not written by zoo index export")
         self.model = about.get("model")
         self.facts = parse_json(about.get("facts", "{}"), f"facts of {path}", OBJECT)
@@ -137,7 +137,7 @@ class LanceStore:
             probes: partitions of the index that are read.
         """
         nearest = {"column": "vector", "q": np.asarray(query, np.float32), "k": k, "metric": "cosine"}
-        nearest |= {"nprobes": probes, "refine_factor": REFINE} if approximate else {"use_index": False}
+        nearest |= {"nprobes": probes, "refine_factor": _REFINE} if approximate else {"use_index": False}
         table = self.data.to_table(columns=["id", "metadata", "_distance"], nearest=nearest).to_pylist()
         return [(row["id"], 1 - row["_distance"], parse_json(row["metadata"], "metadata", OBJECT)) for row in table]
 

@@ -17,17 +17,17 @@ from zoo.search.embed import open_images, recorded_root
 from zoo.utils.report import SheetRow, plot_sheet, section, write_page
 from zoo.utils.text import quoted, shown
 
-COLUMNS = 10
+_COLUMNS = 10
 THUMBNAIL = 240  # pixels of the longer side, on a page
-PAGES = (".html", ".htm")
+_PAGES = (".html", ".htm")
 
 Found = tuple[np.ndarray, str, str]  # an image uint8 (H, W, 3), its score, its id
 
 
 def check_sheet_path(path: Path) -> None:
     """Raise ValueError or FileNotFoundError if no sheet can be written at a path."""
-    if path.suffix.lower() not in (".png", *PAGES):
-        raise ValueError(f"{shown(path)} cannot be a sheet; its name must end in .png, {' or '.join(PAGES)}")
+    if path.suffix.lower() not in (".png", *_PAGES):
+        raise ValueError(f"{shown(path)} cannot be a sheet; its name must end in .png, {' or '.join(_PAGES)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"No folder {quoted(str(path.parent))} to write {shown(path.name)} into.")
 
@@ -62,8 +62,8 @@ def draw_groups(path: Path, groups: Sequence[Sequence[tuple[str, float]]], facts
 
 
 def _write(path: Path, title: str, lead: str, groups: Sequence[tuple[str, Sequence[Found]]]) -> None:
-    """Write groups of images under their headings; a PNG shows COLUMNS images of each, or all of a single one."""
-    if path.suffix.lower() in PAGES:
+    """Write groups of images under their headings; a PNG shows _COLUMNS images of each, or all of a single one."""
+    if path.suffix.lower() in _PAGES:
         blocks = []
         for heading, group in groups:
             tiles = f'<div class="tiles">{"".join(_tile(*one) for one in group)}</div>'
@@ -72,8 +72,8 @@ def _write(path: Path, title: str, lead: str, groups: Sequence[tuple[str, Sequen
         return
     rows = []
     for heading, group in groups:
-        for first in range(0, COLUMNS if len(groups) > 1 else len(group), COLUMNS):
-            line = group[first : first + COLUMNS]
+        for first in range(0, _COLUMNS if len(groups) > 1 else len(group), _COLUMNS):
+            line = group[first : first + _COLUMNS]
             images, scores = [image for image, _, _ in line], [score for _, score, _ in line]
             rows.append(SheetRow("" if first else heading, images, scores))
     plot_sheet(path, rows)
