@@ -75,6 +75,7 @@ def recomputed(function: Callable[..., tuple], variables: Sequence = ()) -> Call
         variables: what the function changes (`changed_by_call`). The second computation starts from the values that the
             first had, and leaves the values as they are.
     """
+    function = _outside_remat_scope(function)
     if keras.backend.backend() == "jax":
         return _recomputed_by_jax(function, variables)
     before: list | None = None
@@ -92,6 +93,20 @@ def recomputed(function: Callable[..., tuple], variables: Sequence = ()) -> Call
             _assign(variables, now)
 
     return keras.remat(compute)
+
+
+def _outside_remat_scope(function):
+    """Return `function` called as outside `keras.RematScope`.
+
+    In the scope Keras also recomputes the operations that layers create at each call; one with keyword arguments, such
+    as ZeroPadding2D's, then raises in a graph of TensorFlow.
+    """
+
+    def call(*args, **kwargs):
+        with keras.RematScope(mode=None):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def _recomputed_by_jax(function, variables):
@@ -180,8 +195,9 @@ class Functional(keras.Model):
     def call(self, inputs, training=None, mask=None, **context):
         swapped = swapped_values(self)
         scope = keras.StatelessScope(state_mapping=swapped) if swapped else contextlib.nullcontext()
+        call = _outside_remat_scope(self._call) if self.checkpoint_activations else self._call
         with scope:
-            return self._call(inputs, training, mask, context)
+            return call(inputs, training, mask, context)
 
     def _call(self, inputs, training, mask, context):
         flat = tree.flatten(inputs)
