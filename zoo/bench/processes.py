@@ -153,6 +153,7 @@ def environment(case: Case) -> dict[str, str]:
         **dict.fromkeys(counts, str(case.threads)),
         "KERAS_BACKEND": case.backend,
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "ORT_DISABLE_TELEMETRY": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # otherwise TensorFlow allocates all device memory at once
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",

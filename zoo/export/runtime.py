@@ -11,6 +11,9 @@ from zoo.utils.env import available_cores, require_packages
 from zoo.utils.files import check_regular
 from zoo.utils.text import quoted, shown
 
+# Its official builds send usage data to Microsoft over HTTPS unless this is set before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 FIRST_RUN_SECONDS = 120.0  # a file may hold a loop without end; a large model takes about 10 s for a batch on one core
 _PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
