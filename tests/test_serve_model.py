@@ -1,5 +1,6 @@
 """`zoo serve` with real models: a pair and a classifier, and the command."""
 
+import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,12 @@ def test_encoder_lengths_are_those_that_texts_are_cut_to(saved):
     encoder = load_encoder(str(saved))
     tokens = np.asarray(encoder.tokenizer(["a", "word " * 20, "word " * 60]), np.int32)
     assert set(encoder.token_lengths(tokens)) <= set(encoder.lengths(tokens.shape[1])) == {8, 16, 32, 77}
+
+
+def test_onnx_runtime_is_told_to_send_nothing():
+    import zoo.export.runtime  # noqa: F401
+
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 @pytest.fixture
