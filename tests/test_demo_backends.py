@@ -1,7 +1,6 @@
-"""The demo on every backend: three full trainings, and a short run through every step."""
+"""The demo on every backend: a full training, and a short run through every step."""
 
 import keras
-import numpy as np
 import pytest
 
 import zoo
@@ -19,14 +18,13 @@ def test_a_short_run(tmp_path):
 
 
 @pytest.mark.timeout(3600)
-def test_the_median_accuracy_of_three_seeds():
+def test_the_accuracy_of_a_whole_training():
+    """The lowest of nine measured runs is 97.8 % (docs/measurements/demo.md)."""
     train, held_out = load_split()
-    accuracies = []
-    for seed in range(3):
-        keras.utils.set_random_seed(seed)
-        model = training.create_pair()
-        _, seconds = training.train_pair(model, train, held_out, seed=seed, epochs=training.EPOCHS)
-        predictions = evaluation.predict(zoo.ClipPipeline(model, preprocess=training.PREPROCESS), held_out)
-        accuracies.append(evaluation.measure(predictions)["zero_shot_accuracy"])
-        print(f"{keras.backend.backend()} seed {seed}: {accuracies[-1]:.4f} after {seconds:.0f} s")
-    assert np.median(accuracies) >= 0.98
+    keras.utils.set_random_seed(0)
+    model = training.create_pair()
+    _, seconds = training.train_pair(model, train, held_out, seed=0, epochs=training.EPOCHS)
+    predictions = evaluation.predict(zoo.ClipPipeline(model, preprocess=training.PREPROCESS), held_out)
+    accuracy = evaluation.measure(predictions)["zero_shot_accuracy"]
+    print(f"{keras.backend.backend()}: {accuracy:.4f} after {seconds:.0f} s")
+    assert accuracy >= 0.97
