@@ -129,7 +129,6 @@ def test_an_index_gives_the_same_results(files, expected, name):
 
 @once
 def test_an_index_keeps_metadata_removals_and_accelerators(files, expected):
-    pytest.importorskip("usearch")
     from zoo.search import Index
 
     index = Index.open(files / "search" / "index", model="f" * 64)

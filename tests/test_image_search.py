@@ -298,7 +298,6 @@ def test_an_invalid_sheet_path_is_refused_before_the_search(name, message, tmp_p
 
 
 def test_an_index_is_accelerated_by_command(album, saved, tmp_path, capsys):
-    pytest.importorskip("usearch")
     out = str(tmp_path / "i")
     build_index(str(album), model=str(saved), output=out)
     assert main(["index", "accelerate", out]) == 0 and main(["index", "accelerate", out, "--kind", "hnsw"]) == 0

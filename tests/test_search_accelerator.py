@@ -1,6 +1,7 @@
 """Accelerators: copies give the results of a full scan, a graph reports its recall, and both can be rebuilt."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +14,6 @@ from zoo.embeddings.vectors import Vectors
 from zoo.search import Index
 from zoo.utils.arrays import unit_rows
 
-pytest.importorskip("usearch")
 COUNT, DIM = 3000, 32
 
 
@@ -286,3 +286,10 @@ def test_invalid_accelerators_are_refused(index, vectors, tmp_path, monkeypatch)
     with pytest.raises(ImportError, match=r"convnext-clip-zoo\[search\]"):
         index.accelerate("int8")
     assert index.accelerators() == []
+
+
+def test_onnx_runtime_can_be_imported_after_an_accelerator_was_used(index):
+    """Imported after usearch alone, it ends the process (usearch 2.26, onnxruntime 1.31)."""
+    index.accelerate("int8")
+    code = f"from zoo.search import Index; Index.open({str(index.path)!r}).search([1.0] * {DIM}, 5); import onnxruntime"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -325,6 +325,8 @@ def explained(rows: np.ndarray, directions: np.ndarray) -> float:
 
 def usearch():
     """Return the module `usearch.index`; ImportError says how to install it."""
+    with contextlib.suppress(ImportError):
+        import onnxruntime  # noqa: F401 - imported after usearch, it ends the process with a segmentation fault
     try:
         import usearch.index
     except ImportError as error:
