@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -117,33 +117,6 @@ class Server(uvicorn.Server):
                 print(f"Open http://{shown}:{port} (Ctrl+C stops the service)", flush=True)
 
 
-class _Joined:
-    """A transport that sends in one system call what is written in one step of the event loop: headers and body."""
-
-    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop):
-        self._transport, self._loop = transport, loop
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        """Send data at the end of the step."""
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-
-    def close(self) -> None:
-        """Close the connection after what was written."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        parts, self._parts = self._parts, []
-        if parts:
-            self._transport.write(b"".join(parts))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
 class _BoundedProtocol(H11Protocol):
     """A connection that is closed when its headers do not arrive, when its answer is not read, or when it idles while
     others need its place.
@@ -157,7 +130,7 @@ class _BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Arm the time-out; if there are too many connections, close the one that has been idle longest."""
-        super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
+        super().connection_made(transport)
         self.since = self.loop.time()
         if len(self.connections) > self.limits.max_connections:
             idle = [other for other in self.connections if isinstance(other, _BoundedProtocol) and other.is_idle()]
