@@ -1,6 +1,6 @@
-"""Faster implementation for TensorFlow: Dense as one product of two matrices.
+"""Faster implementations for TensorFlow: Dense as one product of two matrices, attention with the heads as first axis.
 
-TensorFlow's graph optimizer fuses it with the bias and with the GELU as written here. Measured by
+TensorFlow's graph optimizer fuses the product with the bias and with the GELU as written here. Measured by
 python tests/bench_kernels.py. Other operations have no faster implementation.
 """
 
@@ -10,8 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 from convnext.kernels import reference
-from convnext.kernels.reference import attention, conv2d, depthwise_conv2d, grn
-from convnext.kernels.shared import as_maps, as_rows, computes_in_float32_on_cpu, gelu_by_erf, is_gelu
+from convnext.kernels.reference import conv2d, depthwise_conv2d, grn
+from convnext.kernels.shared import (
+    as_maps,
+    as_rows,
+    attend_heads_first,
+    computes_in_float32_on_cpu,
+    gelu_by_erf,
+    is_gelu,
+)
 
 __all__ = ["affine", "attention", "conv2d", "depthwise_conv2d", "grn"]
 
@@ -24,3 +31,8 @@ def affine(x: Any, kernel: Any, bias: Any, activation: Callable[[Any], Any] | No
     else:
         outputs = reference.affine(rows, kernel, bias, activation)
     return as_maps(outputs, x)
+
+
+def attention(qkv: Any, causal: bool) -> Any:
+    """In float32 on a CPU: with the heads as first axis. Keras' operator cannot be exported to LiteRT."""
+    return attend_heads_first(qkv, causal) if computes_in_float32_on_cpu(qkv) else reference.attention(qkv, causal)
