@@ -24,6 +24,7 @@ import hostile
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import convnext
 from zoo import cli
@@ -147,8 +148,10 @@ def test_facts_of_another_type_are_refused_by_the_commands_that_use_them(index, 
     with Index.open(index) as opened:
         opened.set_facts(facts)
     hostile.command_line(["index", "info", str(index)])
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
     with refused(index, message):
-        index_add(str(index), str(tmp_path))
+        index_add(str(index), str(tmp_path / "photos"))
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from zoo.utils.progress import show_progress
 
 _LENGTHS = (8, 16, 32, 77)  # tokens; a text is cut to the first that holds it
 TEXT_BATCH_SIZE = 256
-_MIN_GAIN = 1.05  # in images/s, for `fastest_batch` to double the batch
-LONG_ENOUGH = 0.5  # seconds of a batch
+_MIN_GAIN = 1.05  # in images/s, for `fastest_batch` to take a larger batch
+_LONG_ENOUGH = 0.5  # seconds of a batch
 
 
 class Embedded(NamedTuple):
@@ -201,16 +201,18 @@ def is_causal(model) -> bool:
 
 
 def fastest_batch(encoder: Encoder, largest: int = 64) -> int:
-    """Return the fastest batch size by measurement: doubled until two doublings in a row gain less than 5 %, since one
-    may be slow because of other processes, or until a batch takes LONG_ENOUGH, where a larger one can gain little."""
+    """Return the smallest batch size that is within 5 % of the fastest in images/s.
+
+    Sizes are doubled until a batch takes _LONG_ENOUGH, where a larger one can gain little.
+    """
     image = encoder.spec.eval_transform()(np.zeros((8, 8, 3), np.uint8))
-    best, rate, size, seconds = 1, 0.0, 1, 0.0
-    while size <= min(largest, 4 * best) and seconds < LONG_ENOUGH:
+    rates: dict[int, float] = {}
+    size, seconds = 1, 0.0
+    while size <= largest and seconds < _LONG_ENOUGH:
         seconds = _seconds(encoder, np.repeat(image[None], size, axis=0))
-        if size / seconds >= _MIN_GAIN * rate:
-            best, rate = size, size / seconds
+        rates[size] = size / seconds
         size *= 2
-    return best
+    return next(size for size, rate in rates.items() if _MIN_GAIN * rate >= max(rates.values()))
 
 
 def _seconds(encoder: Encoder, batch: np.ndarray) -> float:

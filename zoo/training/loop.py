@@ -256,11 +256,11 @@ class _Run(keras.callbacks.Callback):
         if before != self.config.epochs:
             print(
                 f"With {self.config.epochs} epochs instead of {before}, the learning rate falls to 0 at step "
-                f"{self.steps}; it continues at {self._learning_rate():.3g}.",
+                f"{self.steps}; it continues at {self.learning_rate():.3g}.",
                 flush=True,
             )
 
-    def _learning_rate(self) -> float:
+    def learning_rate(self) -> float:
         return float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
     def _stop_early(self) -> None:
@@ -293,7 +293,7 @@ class _Run(keras.callbacks.Callback):
         processes.average(self.model.metrics_variables)
         if not processes.is_first():
             return
-        state = {name: ops.convert_to_numpy(variable) for name, variable in self._variables().items()}
+        state = {name: ops.convert_to_numpy(variable) for name, variable in self.variables().items()}
         state |= {f"{RANDOM}/{name}": array for name, array in random_state().items()}
         progress = {"identity": self.identity, "position": self.position, "left_out": self.left_out}
         progress["first_epochs"] = self.first_epochs
@@ -314,7 +314,7 @@ class _Run(keras.callbacks.Callback):
                 f"{shown(found.path)} is at step {position} and leaves out {len(left_out)} batches, up to "
                 f"{max(left_out, default=0)}; the run has {self.steps} steps"
             )
-        expected = self._variables()
+        expected = self.variables()
         outside = {name for name in found.state if name.startswith(RANDOM)}
         if expected.keys() != found.state.keys() - outside:
             raise ValueError(
@@ -337,7 +337,7 @@ class _Run(keras.callbacks.Callback):
         self.first_epochs = first_epochs(found.progress) or self.config.epochs
         self.said_skipped, self.logged = self.skipped, self.position
 
-    def _variables(self) -> dict[str, Any]:
+    def variables(self) -> dict[str, Any]:
         """Return {name in a checkpoint: variable}."""
         model = self.model
         groups = {"model": model.variables, "optimizer": model.optimizer.variables, "metrics": model.metrics_variables}
@@ -414,7 +414,7 @@ class _Run(keras.callbacks.Callback):
 
     def _log(self, logs) -> None:
         """Log a row."""
-        row: dict[str, Any] = {**processes.average_logs(logs), "learning_rate": self._learning_rate()}
+        row: dict[str, Any] = {**processes.average_logs(logs), "learning_rate": self.learning_rate()}
         seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
         self.bar.stateful_metrics = set(row)  # not averaged again
         self.bar.update((self.position - 1) % self.batches.steps + 1, values=list(row.items()))
