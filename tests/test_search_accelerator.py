@@ -291,5 +291,11 @@ def test_invalid_accelerators_are_refused(index, vectors, tmp_path, monkeypatch)
 def test_onnx_runtime_can_be_imported_after_an_accelerator_was_used(index):
     """Imported after usearch alone, it ends the process (usearch 2.26, onnxruntime 1.31)."""
     index.accelerate("int8")
-    code = f"from zoo.search import Index; Index.open({str(index.path)!r}).search([1.0] * {DIM}, 5); import onnxruntime"
+    code = f"""
+import os
+from zoo.search import Index
+Index.open({str(index.path)!r}).search([1.0] * {DIM}, 5)
+import onnxruntime
+assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

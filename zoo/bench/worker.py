@@ -10,7 +10,7 @@ import sys
 
 from zoo.bench.cases import CAPTIONS, OURS, PEERS, Case
 from zoo.bench.timing import take_turn, timed, warm_up
-from zoo.utils.env import choose_backend, keep_freed_memory
+from zoo.utils.env import choose_backend, import_onnxruntime, keep_freed_memory
 
 
 def main():
@@ -70,7 +70,7 @@ def _import_libraries(case: Case) -> None:
     if case.part in CAPTIONS:
         return
     if case.runtime == "onnx":
-        import onnxruntime  # noqa: F401
+        import_onnxruntime()
     elif case.library == OURS or PEERS[case.library].on_keras:
         choose_backend(case.backend, trains=case.train)
         import keras

@@ -30,6 +30,7 @@ from zoo.embeddings.store import Store
 from zoo.embeddings.terms import contains
 from zoo.embeddings.vectors import Vectors, best
 from zoo.utils.arrays import unit_rows
+from zoo.utils.env import import_onnxruntime
 from zoo.utils.files import atomic_write, sha256
 from zoo.utils.strict_json import list_of, read_json, text
 from zoo.utils.text import quoted, shown
@@ -326,7 +327,7 @@ def explained(rows: np.ndarray, directions: np.ndarray) -> float:
 def usearch():
     """Return the module `usearch.index`; ImportError says how to install it."""
     with contextlib.suppress(ImportError):
-        import onnxruntime  # noqa: F401 - imported after usearch, it ends the process with a segmentation fault
+        import_onnxruntime()  # after usearch, its import ends the process with a segmentation fault
     try:
         import usearch.index
     except ImportError as error:

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.utils.env import available_cores, require_packages
+from zoo.utils.env import available_cores, import_onnxruntime, require_packages
 from zoo.utils.files import check_regular
 from zoo.utils.text import quoted, shown
-
-# Its official builds send usage data to Microsoft over HTTPS unless this is set before they are imported.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64}
 FIRST_RUN_SECONDS = 120.0  # a file may hold a loop without end; a large model takes about 10 s for a batch on one core
@@ -85,8 +82,7 @@ class OnnxModel:
 
     def _run(self, feed):
         """Return the outputs of one batch; ValueError for an error, or a first run without end."""
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options, limit = onnxruntime.RunOptions(), None
         options.log_severity_level = 4
         if self._seconds is not None:
@@ -135,8 +131,7 @@ class OnnxModel:
 def start_session(model, *, threads=None, providers=None):
     """Return an `onnxruntime.InferenceSession` of a path or of bytes."""
     require_packages("ONNX", ("onnxruntime",), extras="onnx")
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()  # ONNX Runtime's default ignores CPU affinity
     options.inter_op_num_threads = 1
@@ -154,8 +149,7 @@ def start_session(model, *, threads=None, providers=None):
 
 def choose_providers(requested=None):
     """Return the requested providers, or by default CUDA if available, and the CPU."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     available = onnxruntime.get_available_providers()
     if requested == "tensorrt":
         requested = [name for name in _TENSORRT if name in available or name == _TENSORRT[0]]

@@ -159,12 +159,26 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all([mallopt(*setting) for setting in settings])
 
 
+def import_onnxruntime() -> Any:
+    """Return the module `onnxruntime`.
+
+    Its official builds send usage data to Microsoft over HTTPS unless ORT_DISABLE_TELEMETRY is set before they are
+    imported. It is set here, unless the environment has a value of its own.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def let_threads_sleep() -> None:
     """Let PyTorch's threads sleep soon after they have nothing to do, unless the environment has a setting of its own.
 
-    By default the OpenMP library of PyTorch's wheels lets them spin for 300,000 turns, some 15 ms, on cores that other
-    processes, or threads that decode images, could use: beside other processes `embed_images` of a small model reached
-    31 images/s on two cores, with this setting 190. It is read when PyTorch is imported.
+    By default the OpenMP library of PyTorch's wheels lets them spin for 300,000 turns, on cores that other processes,
+    or threads that decode images, could use; see docs/measurements/serving.md. It is read when PyTorch is imported.
     """
     if not any(name in os.environ for name in SPINNING):
         os.environ["GOMP_SPINCOUNT"] = "1000"
