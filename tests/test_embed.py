@@ -189,7 +189,7 @@ def test_a_part_that_kills_every_worker_ends_the_run_with_its_name(saved, tmp_pa
 
     monkeypatch.setattr(engines, "Processes", Dying)
     source = str(write_class_folders(tmp_path / "images", 6))
-    with pytest.raises(RuntimeError, match="part 1 ended its worker 3 times"):
+    with pytest.raises(RuntimeError, match="the worker died 3 times on part 1 "):
         embed_images(source, model=str(saved), output=str(tmp_path / "e"), part_size=2, workers=2)
 
 

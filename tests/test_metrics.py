@@ -168,7 +168,7 @@ def test_precision_is_the_share_of_positives_among_the_best():
         (lambda: metrics.class_ranks(SCORES, LABELS[:2]), r"scores \(4, 3\) and labels \(2,\)"),
         (lambda: metrics.top_k_accuracy(SCORES, LABELS, 0), "k=0"),
         (lambda: metrics.recall_at_k(np.array([1]), 0), "k=0"),
-        (lambda: metrics.precision_at_k(SCORES, SCORES > 0.3, 4), "k=4; it must be between 1 and the 3"),
+        (lambda: metrics.precision_at_k(SCORES, SCORES > 0.3, 4), "k=4; it must be between 1 and 3"),
         (lambda: metrics.best_ranks(SCORES, SCORES > 0.4), "query 3 has no positive"),
         (lambda: metrics.best_ranks(SCORES, np.ones((4, 2), bool)), "both must be"),
         (lambda: metrics.mean_per_class_recall(np.zeros((2, 2))), "all zero"),

@@ -71,8 +71,8 @@ def depthwise_conv2d(x: Any, kernel: Any, bias: Any, geometry: Geometry) -> Any:
 
 def attention(qkv: Any, causal: bool) -> Any:
     """In float32 on a CPU, up to SHORT tokens: two products. They have derivatives of every order; torch's operator has
-    the first reverse ones alone. So under torch.func and in forward mode products are taken for any length, and where
-    gradients are differentiated again, the gradients are those of products."""
+    only first ones, in reverse mode. So under torch.func and in forward mode products are taken for any length, and
+    where gradients are differentiated again, the gradients are those of products."""
     import torch
 
     is_short = computes_in_float32_on_cpu(qkv) and qkv.shape[1] <= SHORT

@@ -83,7 +83,7 @@ def _find(path: str | Path, extensions: tuple[str, ...]) -> tuple[list[str], lis
             raise ValueError(
                 f"{quoted(str(path))} holds no images, but {extension} files; name them, as {quoted(pattern)}"
             )
-    raise ValueError(f"{quoted(str(path))} holds no images; allowed are {extensions}")
+    raise ValueError(f"{quoted(str(path))} holds no images; allowed are {', '.join(extensions)}")
 
 
 def _folder_of(image: str) -> dict[str, str]:

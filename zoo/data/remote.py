@@ -82,7 +82,7 @@ def open_remote(url: str) -> Dataset:
     visible = (name for name in inside if not name.startswith(".") and "/." not in name)
     names = sorted(name for name in visible if name.lower().endswith(IMAGE_EXTENSIONS))
     if not names:
-        raise ValueError(f"{url!r} holds no images; allowed are {IMAGE_EXTENSIONS}")
+        raise ValueError(f"{url!r} holds no images; allowed are {', '.join(IMAGE_EXTENSIONS)}")
     return image_dataset(names, _fetcher(files, root))
 
 

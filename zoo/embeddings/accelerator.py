@@ -90,7 +90,7 @@ class Graph:
         return cls(directions, index, None if adding else written)
 
     def extends(self, sample: np.ndarray, connectivity: int = CONNECTIVITY, expansion: int = EXPANSION) -> bool:
-        """Whether vectors like the sample can be added, with these options, which then hold."""
+        """Whether vectors like the sample can be added; if so, with these options from now on."""
         self._index.expansion_add = expansion
         return self._index.connectivity == connectivity and explained(sample, self.directions) >= STILL_EXPLAINED
 
@@ -327,7 +327,7 @@ def explained(rows: np.ndarray, directions: np.ndarray) -> float:
 def usearch():
     """Return the module `usearch.index`; ImportError says how to install it."""
     with contextlib.suppress(ImportError):
-        import_onnxruntime()  # after usearch, its import ends the process with a segmentation fault
+        import_onnxruntime()  # importing it after usearch ends the process with a segmentation fault
     try:
         import usearch.index
     except ImportError as error:

@@ -18,7 +18,7 @@ from zoo.utils.text import shown
 
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "|i1"}
 BLOCK_BYTES = 1 << 20  # of vectors converted to float32 at a time, to stay in the processor's cache
-_LARGER = 16  # times, blocks for as many queries: BLAS's threads wait for each other at the end of each
+_LARGER = 16  # largest factor for blocks of many queries: BLAS's threads wait for each other at the end of each
 _COPY_BYTES = 8 << 20  # read at a time where segments are merged or checked
 INT8_MAX = 127
 _SIGN_AND_LOWEST = np.array(0x8FFFE000, np.uint32).view(np.int32)  # bits of a float32

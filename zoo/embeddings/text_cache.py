@@ -35,7 +35,7 @@ _SCHEMA = (  # as SQLite stores it
     "CREATE TABLE counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
 )
 LONGEST_VALUE = 1 << 20  # bytes: an embedding of 262,144 dimensions
-_SUFFIX, _SCHEMA_BYTES = ".sqlite", 1 << 16  # of a file's name; at its beginning, which hold the schema
+_SUFFIX, _SCHEMA_BYTES = ".sqlite", 1 << 16  # of a file's name; first bytes of it, which hold the schema
 _LAST_PLACE = "SELECT MAX(place) FROM vectors WHERE place < 1 << 62"  # a damaged one may be a text
 _OLDEST_TENTH = "SELECT rowid FROM vectors ORDER BY place LIMIT 1 + (SELECT COUNT(*) FROM vectors) / 10"
 _USED = """SELECT (page_count - freelist_count) * page_size
@@ -112,7 +112,7 @@ class TextCache:
         self._unsaved = Counter[str]()  # not yet added to the counts in the file
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._process = 0  # that opened it
+        self._process = 0  # id of the one that opened it
 
     def embed(self, space: str, texts: Sequence[str], encode: Callable[[list[str]], np.ndarray]) -> np.ndarray:
         """Return embeddings, float32 (N, D), from the cache; missing ones are encoded and added to it.

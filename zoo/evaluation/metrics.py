@@ -352,7 +352,7 @@ def precision_at_k(scores: np.ndarray, positives: np.ndarray, k: int) -> float:
     """
     found = _ranked(scores, positives)
     if not 1 <= k <= found.shape[1]:
-        raise ValueError(f"k={k}; it must be between 1 and the {found.shape[1]} candidates")
+        raise ValueError(f"k={k}; it must be between 1 and {found.shape[1]}, the number of candidates")
     return float(found[:, :k].mean())
 
 

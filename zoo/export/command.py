@@ -207,7 +207,7 @@ def _exportable_operations():
     """Return (module, name, replacement) of a backend's operators that Keras' exporter cannot write.
 
     On torch these are Keras' own LayerNormalization, whose sizes Keras reads from the traced tensor, and
-    `take_along_axis`; on TensorFlow the exact GELU, which is by erfc.
+    `take_along_axis`; on TensorFlow the exact GELU, which Keras computes by erfc.
     """
     backend = keras.backend.backend()
     if backend == "torch":

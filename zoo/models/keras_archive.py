@@ -36,7 +36,9 @@ def check_keras(path: Path) -> None:
             check_unpacked(path, sum(member.file_size for member in members))
             largest = max(FREE_SIZE, _longest_side(archive, path))
             if archive.getinfo(_CONFIG).file_size > LARGEST_CONFIG:
-                raise ValueError(f"{_CONFIG} has {archive.getinfo(_CONFIG).file_size} bytes; at most {LARGEST_CONFIG}")
+                raise ValueError(
+                    f"{_CONFIG} has {archive.getinfo(_CONFIG).file_size} bytes; at most {LARGEST_CONFIG} are allowed"
+                )
             config = parse_json(archive.read(_CONFIG), _CONFIG)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{shown(path.name)} is not a .keras file, or a damaged one: {shown(error)}") from error

@@ -42,7 +42,7 @@ def cache_import(path: str, cache: str | None = None) -> dict:
 
 
 def _existing(path: str | None, *, write: bool = True) -> TextCache:
-    """Return a cache whose file is never replaced and must exist; for the user's before its first use, an empty one."""
+    """Return a cache whose file is never replaced and must exist; if the user's own does not yet, an empty one."""
     if path is None and not os.path.lexists(default_cache_path()):
         return TextCache()
     return TextCache(path or default_cache_path(), create=False, write=write)

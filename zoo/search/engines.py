@@ -79,8 +79,8 @@ def run_parts(
                 progress.note(f"part {number}: {outcome}; attempt {deaths[number]} of {_MAX_DEATHS}")
                 if deaths[number] == _MAX_DEATHS:
                     raise RuntimeError(
-                        f"part {number} ended its worker {_MAX_DEATHS} times ({outcome}). The other parts that are "
-                        "done stay; the same command goes on from them."
+                        f"the worker died {_MAX_DEATHS} times on part {number} ({outcome}). "
+                        "Finished parts are kept; run the same command again to continue."
                     )
                 queue.appendleft(number)
     finally:

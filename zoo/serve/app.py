@@ -327,7 +327,7 @@ class Service:
         number = request.path_params["number"]
         try:
             if not number.isascii() or not number.isdigit() or len(number) > MAX_DIGITS:
-                raise ValueError("it is no number")
+                raise ValueError(f"it must be 1 to {MAX_DIGITS} digits")
             async with asyncio.timeout(self.limits.deadline_seconds):
                 snapshot = await self.model.in_thread(self._library().current)
                 data = await self.model.draw(snapshot.thumbnail, int(number))

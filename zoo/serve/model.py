@@ -32,7 +32,7 @@ Observe = Callable[[str, int, float], None]
 def open_model(
     name_or_path: str, *, runtime: str = "keras", precision: str = "float32", batch_size: int | str = "auto"
 ) -> ClipPipeline | Encoder:
-    """Return the pair of what `zoo.load` takes; or of a classifier, such as a ConvNeXt, an encoder whose images become
+    """Return the pair for what `zoo.load` takes; for a classifier, such as a ConvNeXt, an encoder whose images become
     its outputs (B, K), probabilities or logits.
 
     Raises:

@@ -155,7 +155,7 @@ def _check_text(name: str, value: Any, field: Field, limits: Limits) -> str:
     if not may_be_image and len(value) > limits.max_text:
         raise _refused(name, f"has {len(value)} characters; at most {limits.max_text} are allowed")
     if not is_utf8(value):
-        raise _refused(name, "has half of a surrogate pair, which is no character")
+        raise _refused(name, "has half of a surrogate pair; it must be valid Unicode")
     return value
 
 
@@ -180,7 +180,7 @@ def _check_filter(name: str, value: Any, limits: Limits) -> dict[str, Any]:
         raise _wrong(name, value, f"an object of at most {limits.max_inputs} keys")
     for key, entry in value.items():
         if not is_utf8(key):
-            raise _refused(name, f"has the key {quoted(key, 80)}, half of a surrogate pair, which is no character")
+            raise _refused(name, f"has the key {quoted(key, 80)}, half of a surrogate pair; it must be valid Unicode")
         if not isinstance(entry, str | int | float | bool):
             raise _wrong(f"{name}.{shown(key, 80)}", entry, "a string, a number, true or false")
     return value

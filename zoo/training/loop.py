@@ -323,7 +323,9 @@ class _Run(keras.callbacks.Callback):
         for name, variable in expected.items():
             values = found.state[name]
             if tuple(variable.shape) != values.shape:
-                raise ValueError(f"{shown(found.path)}: {name} is {values.shape}; {variable.path} is {variable.shape}")
+                raise ValueError(
+                    f"{shown(found.path)}: {name} has shape {values.shape}; {variable.path} needs {variable.shape}"
+                )
             if name.startswith("model/") and values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise ValueError(f"{shown(found.path)}: {name}, {variable.path}, holds NaN or infinity")
         set_random_state({name.removeprefix(f"{RANDOM}/"): found.state[name] for name in outside})

@@ -92,7 +92,9 @@ def _checked_address(config: TrainConfig) -> tuple[str, int, int] | None:
     if coordinator is None or processes is None or process_id is None:
         given = [name for name in ("coordinator", "processes", "process_id") if getattr(config, name) is not None]
         if given:
-            raise ValueError(f"{', '.join(given)}: coordinator, processes and process_id belong together")
+            raise ValueError(
+                f"{', '.join(given)}: coordinator, processes and process_id belong together; set all or none"
+            )
         return None
     backend = keras.backend.backend()
     if backend not in GROUPS:

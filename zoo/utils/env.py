@@ -29,7 +29,7 @@ def available_cores() -> int:
 
 @contextlib.contextmanager
 def share_of_cores(number: int, processes: int) -> Iterator[dict[str, str]]:
-    """Let what is started in the block run on its share of the cores alone.
+    """Let processes started in the block run only on their share of the cores.
 
     Nothing is restricted where there are fewer cores than processes, or where the system cannot restrict.
 

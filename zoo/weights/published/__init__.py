@@ -1,7 +1,7 @@
 """Table of published weights: `name.tag` → repository, files, digest, licence, preprocessing, activation, score.
 
-`classifiers` has timm's weights, `pairs` those of open_clip's table; here are the class of a row, and licences. Read
-without Keras.
+`classifiers` has timm's weights, `pairs` those of open_clip's table; this module the class of a row and the
+licences. Read without Keras.
 """
 
 import functools
